@@ -1,0 +1,1 @@
+"""Federated fine-tuning of large language models: one round, many methods."""

@@ -1,0 +1,28 @@
+"""Every algorithm by its recipe name; the type makes mypy check that each is one."""
+
+from inspect import signature
+from typing import Any
+
+from fedloom.algorithms.ditto import Ditto
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.freeze import Freeze
+from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.pfedme import PFedMe
+from fedloom.algorithms.scaffold import Scaffold
+from fedloom.core.protocols import Algorithm
+
+ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
+    "fedavg": FedAvg,
+    "scaffold": Scaffold,
+    "pfedme": PFedMe,
+    "local": LocalOnly,
+    "ditto": Ditto,
+    "freeze": Freeze,
+}
+
+WRAPPERS = frozenset(
+    name
+    for name, kind in ALGORITHMS.items()
+    if next(iter(signature(kind).parameters), "") == "inner"
+)
+"""Names of those that hold another algorithm, their first field."""

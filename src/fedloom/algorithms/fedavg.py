@@ -1,0 +1,90 @@
+"""FedAvg, with any server optimizer (FedOpt), and FedProx.
+
+Communication-Efficient Learning of Deep Networks from Decentralized Data. McMahan, Moore, Ramage,
+Hampson, Agüera y Arcas, AISTATS 2017 (arXiv:1602.05629), Algorithm 1.
+
+Adaptive Federated Optimization. Reddi, Charles, Zaheer, Garrett, Rush, Konečný, Kumar, McMahan,
+ICLR 2021 (arXiv:2003.00295), Algorithms 1 and 2: `server`.
+
+Federated Optimization in Heterogeneous Networks. Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, MLSys
+2020 (arXiv:1812.06127), Algorithm 2, eq. 2: `mu`.
+
+Deviations: `weighting: examples` weighs a client by its number of training examples, as McMahan et
+al. do; Algorithm 2 of Reddi et al. and the code of OpenFedLLM (arXiv:2402.06954) feed adaptive
+optimizers the plain mean, `weighting: uniform`. FedProx takes the recipe's local steps where Li et
+al. let each client stop at its own inexactness, draws clients as the recipe says where they draw by
+size, and its pull goes through whatever local optimizer is chosen.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedloom.core.params import sub
+from fedloom.core.payloads import mean_upload, to_all
+from fedloom.core.protocols import (
+    ClientId,
+    ClientUpdate,
+    Fit,
+    Metrics,
+    Params,
+    Payload,
+    Proximal,
+    Reply,
+    Round,
+    Sees,
+    Task,
+)
+from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
+
+
+@dataclass(frozen=True)
+class FedAvgState:
+    """The shared model and what its optimizer remembers."""
+
+    params: Params
+    moments: Moments
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """Clients train from the shared model; the server steps along the mean of their deltas."""
+
+    server_sees: ClassVar[Sees] = "mean"
+
+    server: ServerOptimizer = SGD()
+    """How the server steps along the mean delta."""
+    mu: float = 0.0
+    """Strength of FedProx's pull towards the download; 0 is FedAvg."""
+    weighting: Literal["examples", "uniform"] = "examples"
+    """Whether clients count by their training examples or alike."""
+
+    def __post_init__(self) -> None:
+        if not self.mu >= 0:
+            raise ValueError(f"fedavg.mu must be >= 0, got {self.mu}")
+        if self.weighting not in ("examples", "uniform"):
+            raise ValueError(
+                f"fedavg.weighting must be examples or uniform, got {self.weighting!r}"
+            )
+
+    def init(self, params: Params, seed: int) -> FedAvgState:
+        return FedAvgState(params, self.server.init(params))
+
+    def broadcast(self, state: FedAvgState, round: Round) -> Mapping[ClientId, Payload]:
+        return to_all(round, {"params": state.params})
+
+    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+        start = task.download["params"]
+        done = yield Fit(start, proximal=Proximal(self.mu, start) if self.mu else None)
+        weight = done.num_examples if self.weighting == "examples" else 1.0
+        return Reply(task.client, {"delta": sub(done.params, start)}, weight, done.metrics), {}
+
+    def deployed(self, download: Payload, memory: Payload) -> Params:
+        return download["params"]
+
+    def server_update(
+        self, state: FedAvgState, round: Round, replies: Iterable[Reply]
+    ) -> tuple[FedAvgState, Metrics]:
+        delta = mean_upload(replies)["delta"]
+        params, moments = self.server.step(state.params, delta, state.moments)
+        return FedAvgState(params, moments), {}

@@ -1,0 +1,129 @@
+"""Freeze some of the tuned tensors in any algorithm; FFA-LoRA with `names: [lora_A]`.
+
+Improving LoRA in Privacy-preserving Federated Learning. Sun, Li, Li, Ding, ICLR 2024
+(arXiv:2403.12313), section 4: A stays as it was drawn, B is trained and sent, so that the mean of
+the products is the product of the means.
+
+The inner algorithm lives in the space of the moving names: they alone are in its state, its memory
+and its uploads. On a client its work is extended by the frozen names, masked. A download holds
+them too, but with `tune.origin: initial` they are zeros, which the wire leaves out; with `zero`
+they are sent every time, and the model is the same.
+
+Deviations: the names are the recipe's, in any space; the paper's private noise is no part of it.
+Around `ditto` personal models are frozen too; inside it they are not.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic
+
+import torch
+
+from fedloom.core.params import zeros_like
+from fedloom.core.payloads import once_each
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    ClientUpdate,
+    Fit,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    Sees,
+    State,
+    Task,
+    Work,
+)
+
+
+@dataclass(frozen=True)
+class FreezeState(Generic[State]):
+    """The inner state, and what it leaves out."""
+
+    inner: State
+    frozen: Params
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze(Generic[State]):
+    """Trains and sends the tensors whose names hold none of `names`."""
+
+    inner: Algorithm[State]
+    """Trains the others."""
+    names: tuple[str, ...] = ("lora_A",)
+    """Parts of the names of frozen tensors."""
+
+    def __post_init__(self) -> None:
+        if not self.names or not all(self.names):
+            raise ValueError(f"freeze.names must be parts of names, none empty, got {self.names!r}")
+
+    @property
+    def server_sees(self) -> Sees:
+        return self.inner.server_sees
+
+    def init(self, params: Params, seed: int) -> FreezeState[State]:
+        for part in self.names:
+            if not any(part in name for name in params):
+                raise ValueError(
+                    f"freeze.names must be parts of tuned tensors' names,"
+                    f" such as {next(iter(params))}, got {part!r}"
+                )
+        moving, frozen = self._split(params)
+        if not moving:
+            raise ValueError(f"freeze.names must leave a tensor to train, got {list(self.names)!r}")
+        return FreezeState(self.inner.init(moving, seed), frozen)
+
+    def broadcast(self, state: FreezeState[State], round: Round) -> Mapping[ClientId, Payload]:
+        def complete(payload: Payload, _: float) -> Payload:
+            return {**payload, "params": {**payload["params"], **state.frozen}}
+
+        return once_each(self.inner.broadcast(state.inner, round), lambda _: 0.0, complete)
+
+    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+        moving, frozen = self._split(task.download["params"])
+        download = {**task.download, "params": moving}
+        half = self.inner.client_update(replace(task, download=download), memory)
+        try:
+            work = next(half)
+            while True:
+                done = yield _extend(work, frozen)
+                learnt, _ = self._split(done.params)
+                work = half.send(replace(done, params=learnt))
+        except StopIteration as stop:
+            answer: tuple[Reply, Payload] = stop.value
+            return answer
+
+    def deployed(self, download: Payload, memory: Payload) -> Params:
+        params = self.inner.deployed(download, memory)
+        missing = {n: t for n, t in download["params"].items() if n not in params}
+        # The same object where clients share it, so that it is measured once.
+        return {**params, **missing} if missing else params
+
+    def server_update(
+        self, state: FreezeState[State], round: Round, replies: Iterable[Reply]
+    ) -> tuple[FreezeState[State], Metrics]:
+        inner, metrics = self.inner.server_update(state.inner, round, replies)
+        return replace(state, inner=inner), metrics
+
+    def _split(self, params: Params) -> tuple[Params, Params]:
+        """Return the moving and the frozen tensors."""
+        frozen = {n: t for n, t in params.items() if any(part in n for part in self.names)}
+        return {n: t for n, t in params.items() if n not in frozen}, frozen
+
+
+def _extend(work: Work, frozen: Params) -> Work:
+    """Return work on all names that moves none of the frozen ones."""
+    if not isinstance(work, Fit):
+        return replace(work, params={**work.params, **frozen})
+    start, pull, offset = work.start, work.proximal, work.gradient_offset
+    mask = work.mask or {n: torch.ones((), dtype=t.dtype) for n, t in start.items()}
+    still = {n: torch.zeros((), dtype=t.dtype) for n, t in frozen.items()}
+    return replace(
+        work,
+        start={**start, **frozen},
+        proximal=pull and replace(pull, center={**pull.center, **frozen}),
+        gradient_offset=offset and {**offset, **zeros_like(frozen)},
+        mask={**mask, **still},
+    )

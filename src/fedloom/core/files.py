@@ -1,0 +1,72 @@
+"""Files that are either whole or absent, whatever is killed and whenever."""
+
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+PART = ".part"
+"""Ends the name of a file that is being written; a leftover means a killed process."""
+
+
+class DiskFull(OSError):
+    """No room for a file; what was there before is intact."""
+
+
+class DamagedFile(ValueError):
+    """A file that is not what was written."""
+
+
+def write_atomic(path: Path, *pieces: bytes) -> None:
+    """Replace `path` by the joined pieces, on the disk when this returns.
+
+    Raises:
+        DiskFull: where they do not fit.
+    """
+    part = path.with_name(path.name + PART)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        there = next(folder for folder in path.parents if folder.exists())
+        num_bytes, free = sum(map(len, pieces)), shutil.disk_usage(there).free
+        raise DiskFull(
+            f"writing {path} needs {num_bytes} bytes and {free} are free: make room there, or "
+            "write elsewhere"
+        ) from error
+    _sync_folder(path.parent)
+
+
+def write_hashed(path: Path, data: bytes) -> None:
+    """Write `data` as `write_atomic` does, with a line before it that holds its SHA-256."""
+    write_atomic(path, hashlib.sha256(data).hexdigest().encode() + b"\n", data)
+
+
+def read_hashed(path: Path) -> bytes:
+    """Return what `write_hashed` was given.
+
+    Raises:
+        DamagedFile: where the file holds anything else.
+    """
+    stored, _, data = path.read_bytes().partition(b"\n")
+    if stored != hashlib.sha256(data).hexdigest().encode():
+        raise DamagedFile(f"{path} does not match its SHA-256")
+    return data
+
+
+def _sync_folder(folder: Path) -> None:
+    # The name lives in the folder: without this, a power failure may bring the older file back.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,221 @@
+"""What a federated algorithm is, and the only things it may touch."""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+ClientId = str
+Params = Mapping[str, Tensor]
+"""Coordinates in one space, by name, on the CPU; zero is the model everybody holds."""
+Payload = Mapping[str, Params]
+"""What one message says: named groups. Wrappers rely on `params` (down) and `delta` (up)."""
+Metrics = Mapping[str, float]
+Profile = Mapping[str, str]
+"""What both sides may know of a client: tier, language."""
+Sees = Literal["each", "mean", "noisy mean"]
+"""What a server half reads of the uploads."""
+State = TypeVar("State")
+"""A frozen dataclass of Params, tensors, numbers, tuples and dicts."""
+Split = Literal["validation", "test"]
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the server knows when a round begins; never sent."""
+
+    number: int
+    """From 1."""
+    seed: int
+    """The server's own randomness; a client only ever gets derive(seed, client)."""
+    population: Mapping[ClientId, Profile]
+    """Reachable now, sorted by id."""
+    cohort: Sequence[ClientId]
+    """Whom the sampler drew."""
+    rate: float
+    """Expected share of the population in a cohort, (0, 1]."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """From the server to one client."""
+
+    kind: Literal["train", "validate", "test"]
+    round: int
+    client: ClientId
+    seed: int
+    profile: Profile
+    download: Payload
+
+
+@dataclass(frozen=True)
+class Reply:
+    """From one client to the server."""
+
+    client: ClientId
+    upload: Payload = field(default_factory=dict)
+    weight: float = 1.0
+    """In a weighted mean; the algorithm's choice."""
+    metrics: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A task that brought no reply."""
+
+    client: ClientId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What became of one task, and the length of its two messages."""
+
+    answer: Reply | Absence
+    download_bytes: int = 0
+    upload_bytes: int = 0
+
+
+class Refusal(Exception):
+    """Raised on a client that cannot do its task: it becomes an Absence, and the round goes on."""
+
+
+# --- local work is data: a trainer may run it for one client, or for a cohort in one batch --------
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """Adds strength / 2 * |params - center|^2 to the loss."""
+
+    strength: float
+    center: Params
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Improve `start` on the client's training data, as the recipe's `local` section says."""
+
+    start: Params
+    proximal: Proximal | None = None
+    gradient_offset: Params | None = None
+    """Added to every gradient."""
+    mask: Params | None = None
+    """Multiplies every gradient; 0 freezes; a scalar tensor covers its whole name."""
+    draw: Params | None = None
+    """Chance of drawing each coordinate; zeroth order in seed space only."""
+    steps: int | None = None
+    """Optimizer steps; None: as the recipe says."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure `params` on the client's held-out data."""
+
+    params: Params
+    split: Split = "validation"
+
+
+Work = Fit | Evaluate
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one piece of work."""
+
+    params: Params
+    """Of Fit: fresh tensors, the receiver's to change; of Evaluate: empty."""
+    num_examples: int
+    num_steps: int = 0
+    lr_sum: float | None = None
+    """-displacement / lr_sum is the mean gradient; None where it is not (AdamW, momentum)."""
+    record: Payload = field(default_factory=dict)
+    """Seed space: draws and magnitudes of each seed."""
+    metrics: Metrics = field(default_factory=dict)
+
+
+ClientUpdate = Generator[Work, Done, tuple[Reply, Payload]]
+"""Returns what is sent and what is kept.
+
+An upload's groups, names and shapes must not depend on data or memory: the server rehearses the half to know them.
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's piece of work, ready to run."""
+
+    client: ClientId
+    round: int
+    """From 1; learning-rate schedules by round are the trainer's."""
+    seed: int
+    """derive(task.seed, turn): a second yield draws other batches."""
+    work: Work
+
+
+class Trainer(Protocol):
+    """Runs work. Honours every field of it or refuses; several jobs may share a batch."""
+
+    @property
+    def width(self) -> int:
+        """Return how many clients it likes to run at once."""
+        ...
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
+        """Return the answers in the order of the jobs."""
+        ...
+
+
+# --- who decides, and where it runs -------------------------------------------------------------
+
+
+class Algorithm(Protocol[State]):
+    """A frozen slotted dataclass whose fields are its recipe section. Both halves hold the same object."""
+
+    @property
+    def server_sees(self) -> Sees:
+        """Return what server_update needs of the uploads; a ClassVar in leaves, computed in wrappers."""
+        ...
+
+    # On the server: pure functions of State.
+
+    def init(self, params: Params, seed: int) -> State:
+        """Return the state before round 1. Every dataclass of a state occurs in it."""
+        ...
+
+    def broadcast(self, state: State, round: Round) -> Mapping[ClientId, Payload]:
+        """Return what each client is sent; its keys are the cohort, one object where clients get the same."""
+        ...
+
+    # On a client: sees self and its arguments, never State, never a model.
+
+    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+        """Yield work, return (reply, memory)."""
+        ...
+
+    def deployed(self, download: Payload, memory: Payload) -> Params:
+        """Return what this client would use now."""
+        ...
+
+    # On the server again.
+
+    def server_update(
+        self, state: State, round: Round, replies: Iterable[Reply]
+    ) -> tuple[State, Metrics]:
+        """Return the next state. Never reads len(replies): round.rate is the expected share."""
+        ...
+
+
+class Engine(Protocol):
+    """Where clients run."""
+
+    def population(self) -> Mapping[ClientId, Profile]:
+        """Return the reachable clients, sorted by id."""
+        ...
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
+        """Yield one delivery a task, in task order."""
+        ...

@@ -1,0 +1,163 @@
+"""Algorithms without a model: clients whose losses are parabolas, and a round in ten lines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    ClientUpdate,
+    Done,
+    Evaluate,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    Task,
+    Work,
+)
+from fedloom.core.seeds import derive
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """The loss curvature / 2 * (w - center)^2; without curvature a constant gradient, `slope`."""
+
+    center: float = 0.0
+    curvature: float = 1.0
+    slope: float = 0.0
+    num_examples: int = 1
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return self.curvature * (w - self.center) + self.slope
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A trainer: plain gradient descent that honours every field of a Fit."""
+
+    clients: Mapping[ClientId, Parabola]
+    lr: float = 0.1
+    steps: int = 10
+    gradient: bool = True
+    """Whether the displacement is told to be a mean gradient."""
+
+    def run(self, client: ClientId, work: Work) -> Done:
+        loss = self.clients[client]
+        if isinstance(work, Evaluate):
+            return Done({}, loss.num_examples)
+        values = {name: t.clone() for name, t in work.start.items()}
+        steps = work.steps or self.steps
+        for _ in range(steps):
+            for name, value in values.items():
+                g = loss.gradient(value)
+                if work.proximal:
+                    g = g + work.proximal.strength * (value - work.proximal.center[name])
+                if work.gradient_offset:
+                    g = g + work.gradient_offset[name]
+                if work.mask:
+                    g = g * work.mask[name]
+                values[name] = value - self.lr * g
+        lr_sum = self.lr * steps if self.gradient else None
+        return Done(values, loss.num_examples, steps, lr_sum, metrics={"loss": float(steps)})
+
+
+@dataclass
+class World:
+    """Some clients, their memories, and the rounds they go through."""
+
+    algorithm: Algorithm[Any]
+    trainer: Descent
+    state: Any
+    memories: dict[ClientId, Payload] = field(default_factory=dict)
+    round: Round | None = None
+    downloads: Mapping[ClientId, Payload] = field(default_factory=dict)
+    replies: list[Reply] = field(default_factory=list)
+    asked: list[Work] = field(default_factory=list)
+
+    def play(self, rounds: int, cohort: Sequence[ClientId] | None = None) -> None:
+        population: dict[ClientId, dict[str, str]] = {c: {} for c in self.trainer.clients}
+        for _ in range(rounds):
+            number = self.round.number + 1 if self.round else 1
+            ids = tuple(population if cohort is None else cohort)
+            self.round = Round(number, number, population, ids, len(ids) / len(population))
+            self.downloads = self.algorithm.broadcast(self.state, self.round)
+            self.replies = [self.answer(client) for client in self.downloads]
+            self.state, _ = self.algorithm.server_update(self.state, self.round, iter(self.replies))
+
+    def answer(self, client: ClientId) -> Reply:
+        assert self.round
+        task = Task(
+            "train",
+            self.round.number,
+            client,
+            derive(self.round.seed, client),
+            self.round.population[client],
+            self.downloads[client],
+        )
+        half = self.algorithm.client_update(task, self.memories.get(client, {}))
+        reply, self.memories[client], asked = _drive(
+            half, lambda work: self.trainer.run(client, work)
+        )
+        self.asked += asked
+        return reply
+
+    def deployed(self, client: ClientId) -> Params:
+        return self.algorithm.deployed(self.downloads[client], self.memories[client])
+
+
+def _drive(half: ClientUpdate, answer: Callable[[Work], Done]) -> tuple[Reply, Payload, list[Work]]:
+    asked: list[Work] = []
+    try:
+        work = next(half)
+        while True:
+            asked.append(work)
+            work = half.send(answer(work))
+    except StopIteration as stop:
+        reply, memory = stop.value
+        return reply, memory, asked
+
+
+@pytest.fixture(scope="session")
+def drive() -> Callable[..., tuple[Reply, Payload, list[Any]]]:
+    """Return `drive(half, answer) -> (reply, memory, work asked for)`."""
+    return _drive
+
+
+@pytest.fixture(scope="session")
+def parabola() -> type[Parabola]:
+    """Return the loss of a client."""
+    return Parabola
+
+
+@pytest.fixture(scope="session")
+def world() -> Callable[..., World]:
+    """Return `world(algorithm, losses, start={"w": 0.0}, lr=.., steps=..)`, in float64."""
+
+    def make(
+        algorithm: Algorithm[Any],
+        losses: Sequence[Parabola],
+        start: Params | None = None,
+        **trainer: Any,
+    ) -> World:
+        clients = {f"c{i}": loss for i, loss in enumerate(losses)}
+        params = start or {"w": torch.zeros(1, dtype=torch.float64)}
+        return World(algorithm, Descent(clients, **trainer), algorithm.init(params, 0))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def task() -> Callable[..., Task]:
+    """Return `task(params=[1.0, 2.0], ...)`: a training task of round 1 for client c."""
+
+    def make(**groups: Sequence[float]) -> Task:
+        download = {name: {"w": torch.tensor(values)} for name, values in groups.items()}
+        return Task("train", 1, "c", 0, {}, download)
+
+    return make

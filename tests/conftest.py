@@ -1,0 +1,124 @@
+"""What every test shares: one thread, no network, caches of its own, and a tiny random model.
+
+The model fixtures are factories, so that a test asks for the size, type or seed it needs. Nothing is downloaded.
+"""
+
+import atexit
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before anything imports torch or huggingface_hub, which read these once.
+CACHE = Path(tempfile.mkdtemp(prefix="fedloom-tests-"))
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "agg",
+    "MPLCONFIGDIR": str(CACHE / "matplotlib"),
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HOME": str(CACHE / "hf"),
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+# The same examples every time, however busy the machine.
+settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+settings.load_profile("suite")
+
+LETTERS = "\n" + "".join(chr(code) for code in range(32, 127))
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}"
+    "{% if message.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Refuse every connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"tests run without network, got a connection to {address[0]}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", local_only)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Callable[..., Any]:
+    """Return a maker of random Llamas: `tiny_llama(seed=0, hidden=32, layers=2, vocab=64, dtype=torch.float32)`."""
+
+    def make(
+        *,
+        seed: int = 0,
+        hidden: int = 32,
+        layers: int = 2,
+        vocab: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ) -> Any:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=vocab,
+            max_position_embeddings=256,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config).to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """Return a tokenizer with one token a printable ASCII character (103 in all) and a chat template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<system>", "<user>", "<assistant>"]
+    vocab = {token: at for at, token in enumerate([*special, *LETTERS])}
+    characters = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+    characters.decoder = decoders.Fuse()
+    characters.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return a folder with a random Llama and its tokenizer, as `model.name` takes it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny_llama(vocab=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
