@@ -1,0 +1,77 @@
+"""What clients keep, on their own disk, by round: a resumed or repeated task finds what it found before."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedloom.core.files import PART, write_atomic
+from fedloom.core.protocols import ClientId, Payload, Refusal
+from fedloom.wire.format import WireError, decode_with_header, encode
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStore:
+    """One folder a client, one file a round, always lossless."""
+
+    folder: Path
+
+    def load(self, client: ClientId, before: int) -> Payload:
+        """Return the newest memory older than round `before`, empty if there is none.
+
+        Raises:
+            Refusal: where that memory is damaged; an older one would silently give other results.
+        """
+        older = [number for number in self._rounds(client) if number < before]
+        if not older:
+            return {}
+        path = self._path(client, max(older))
+        try:
+            header, memory = decode_with_header(path.read_bytes(), max_bytes=None)
+        except (WireError, OSError) as error:
+            raise Refusal(f"the memory of {client} cannot be read from {path}: {error}") from error
+        if header != {"client": client, "round": max(older)}:
+            raise Refusal(f"{path} is not the memory of {client}: it says {dict(header)}")
+        return memory
+
+    def save(self, client: ClientId, round: int, memory: Payload) -> None:
+        """Keep `memory` as of the end of `round`; nothing is written for a client without any."""
+        if memory or self._rounds(client):
+            data = encode(memory, {"client": client, "round": round})
+            write_atomic(self._path(client, round), data)
+
+    def prune(self, below: int) -> None:
+        """Drop what `load(client, before)` no longer returns for any `before >= below`."""
+        for folder in self._folders():
+            for leftover in folder.glob(f"*{PART}"):
+                leftover.unlink()
+            for number in [number for number in _rounds(folder) if number < below][:-1]:
+                (folder / str(number)).unlink()
+
+    def rewind(self, to: int) -> None:
+        """Drop what was kept after round `to`: a resumed run may take another course from there."""
+        for folder in self._folders():
+            for number in _rounds(folder):
+                if number > to:
+                    (folder / str(number)).unlink()
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+
+    def _path(self, client: ClientId, round: int) -> Path:
+        return self.folder / _file_name(client) / str(round)
+
+    def _rounds(self, client: ClientId) -> list[int]:
+        return _rounds(self.folder / _file_name(client))
+
+
+def _rounds(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name))
+
+
+def _file_name(client: ClientId) -> str:
+    """Return a name that is safe on every file system and differs from client to client."""
+    if re.fullmatch(r"[a-z0-9_][a-z0-9_-]{0,63}", client):
+        return client
+    digest = hashlib.blake2b(client.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{re.sub('[^a-z0-9_-]', '_', client.lower())[:40]}.{digest}"

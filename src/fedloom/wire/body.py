@@ -1,0 +1,226 @@
+"""Payload <-> body: the part of a message that many clients may share.
+
+Layout, little endian: compression u8, table length u32, content length u64, CRC-32 u32 of all else,
+content. The content, compressed or not, is the table and then the blocks it describes.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedloom.core.protocols import Payload
+from fedloom.wire.positions import POSITION_CODECS
+from fedloom.wire.quantize import VALUE_CODECS
+from fedloom.wire.settings import MAX_BYTES, Compression, ValueType
+from fedloom.wire.table import (
+    DTYPES,
+    MAX_JSON_BYTES,
+    Block,
+    Table,
+    WireError,
+    read_table,
+    write_table,
+)
+
+_HEAD, _CHECKSUM = struct.Struct("<BIQ"), struct.Struct("<I")
+_START = _HEAD.size + _CHECKSUM.size
+_COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORTH_BYTES = 48
+"""A sparse tensor's row is longer by less."""
+
+
+def encode_body(
+    payload: Payload, *, values: ValueType = "float32", compression: Compression = "none"
+) -> bytes:
+    """Return the bytes of `payload`, to be framed once for each receiver.
+
+    Raises:
+        WireError: where a tensor cannot be written as `values`.
+    """
+    table: dict[str, list[Block]] = {}
+    pieces: list[bytes | memoryview] = []
+    for group, params in payload.items():
+        table[group] = []
+        for name, tensor in params.items():
+            dense = _dense(group, name, tensor, values)
+            try:
+                block, positions, entries = _encode_tensor(dense, tensor)
+            except ValueError as error:
+                raise WireError(f"{group}/{name} cannot travel as {values}: it {error}") from None
+            table[group].append(block)
+            pieces += [positions, entries]
+    rows = write_table(table)
+    num_bytes = len(rows) + sum(len(piece) for piece in pieces)
+    content = [rows, *pieces]
+    if compression == "zstd":
+        content = [_compress(b"".join(content))]
+    head = _HEAD.pack(_COMPRESSIONS.index(compression), len(rows), num_bytes)
+    checksum = zlib.crc32(head)
+    for piece in content:
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join([head, _CHECKSUM.pack(checksum), *content])
+
+
+def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) -> Payload:
+    """Return the payload of a body, in memory of its own.
+
+    Args:
+        body: What `encode_body` returned.
+        max_bytes: Limit of the decoded tensors; None trusts the sender.
+
+    Raises:
+        WireError: where the body is damaged, malformed or too large; nothing was allocated then.
+    """
+    if len(body) < _START:
+        raise WireError(f"the body of the message is truncated to {len(body)} bytes")
+    view = memoryview(body)
+    code, table_bytes, num_bytes = _HEAD.unpack_from(view)
+    (stored,) = _CHECKSUM.unpack_from(view, _HEAD.size)
+    if zlib.crc32(view[_START:], zlib.crc32(view[: _HEAD.size])) != stored:
+        raise WireError("the body of the message does not match its checksum")
+    if max_bytes is not None:
+        if table_bytes > MAX_JSON_BYTES:
+            raise WireError(f"the table has {table_bytes} bytes, allowed are {MAX_JSON_BYTES}")
+        if num_bytes > table_bytes + max_bytes:
+            raise WireError(f"the content has {num_bytes} bytes, wire.max_bytes is {max_bytes}")
+    content = _content(view[_START:], code, num_bytes)
+    if table_bytes > len(content):
+        raise WireError(f"the table has {table_bytes} bytes, the content only {len(content)}")
+    table = read_table(bytes(content[:table_bytes]))
+    blocks = content[table_bytes:]
+    _check_lengths(table, len(blocks), max_bytes)
+    return _decode_blocks(table, blocks)
+
+
+def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
+    """Return the length of the uncompressed body if no tensor has zeros worth leaving out.
+
+    Reads shapes and types only; with such zeros the body is shorter.
+    """
+    table = {
+        group: [_dense(group, name, tensor, values) for name, tensor in params.items()]
+        for group, params in payload.items()
+    }
+    num_bytes = sum(block.value_bytes for blocks in table.values() for block in blocks)
+    return _START + len(write_table(table)) + num_bytes
+
+
+def roundtrip(
+    payload: Payload, *, values: ValueType = "float32", compression: Compression = "none"
+) -> Payload:
+    """Return what a receiver would hold."""
+    body = encode_body(payload, values=values, compression=compression)
+    return decode_body(body, max_bytes=None)
+
+
+def _dense(group: str, name: str, tensor: Tensor, values: ValueType) -> Block:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        allowed = ", ".join(DTYPES)
+        raise WireError(f"{group}/{name} is of type {dtype}, what can travel is {allowed}")
+    lossy = values != "float32" and dtype == "float32"
+    return Block(name, dtype, tuple(tensor.shape), values if lossy else "exact", tensor.numel())
+
+
+def _encode_tensor(block: Block, tensor: Tensor) -> tuple[Block, bytes, bytes | memoryview]:
+    codec, width = VALUE_CODECS[block.values], tensor.element_size()
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    bits = flat.view(_BITS[width])  # so that -0.0 is an entry, and every type can be indexed
+    count = int(torch.count_nonzero(bits))
+    # No code of positions takes less than a bit an entry that travels.
+    if codec.num_bytes(count, width) + count // 8 + _WORTH_BYTES < block.value_bytes:
+        where = np.flatnonzero(bits.numpy())
+        coded = {key: code.encode(where, block.size) for key, code in POSITION_CODECS.items()}
+        best = min(coded, key=lambda key: len(coded[key]))
+        num_bytes = len(coded[best])
+        sparse = replace(block, count=count, positions=best, position_bytes=num_bytes)
+        if num_bytes + sparse.value_bytes + _WORTH_BYTES < block.value_bytes:
+            kept = bits[torch.from_numpy(where)].view(flat.dtype)
+            return sparse, coded[best], codec.encode(kept)
+    return block, b"", codec.encode(flat)
+
+
+def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:
+    expected = decoded = 0
+    for group, blocks in table.items():
+        for block in blocks:
+            expected += block.position_bytes + block.value_bytes
+            decoded += block.decoded_bytes
+            if expected > num_bytes:
+                raise WireError(f"the message ends inside {group}/{block.name}")
+            if max_bytes is not None and decoded > max_bytes:
+                raise WireError(
+                    f"{group}/{block.name} of shape {list(block.shape)} takes the payload beyond "
+                    f"wire.max_bytes, {max_bytes} bytes"
+                )
+    if expected < num_bytes:
+        raise WireError(f"the message has {num_bytes - expected} bytes after its last tensor")
+
+
+def _decode_blocks(table: Table, blocks: memoryview) -> Payload:
+    payload: dict[str, Mapping[str, Tensor]] = {}
+    start = 0
+    for group, rows in table.items():
+        params: dict[str, Tensor] = {}
+        for block in rows:
+            end = start + block.position_bytes + block.value_bytes
+            try:
+                params[block.name] = _decode_tensor(block, blocks[start:end])
+            except ValueError as error:
+                raise WireError(f"{group}/{block.name} is malformed: {error}") from None
+            start = end
+        payload[group] = params
+    return payload
+
+
+def _decode_tensor(block: Block, data: memoryview) -> Tensor:
+    dtype = DTYPES[block.dtype]
+    values = data[block.position_bytes :]
+    entries = VALUE_CODECS[block.values].decode(values, block.count, dtype)
+    if block.positions is None:
+        return entries.reshape(block.shape)
+    codec = POSITION_CODECS[block.positions]
+    where = codec.decode(data[: block.position_bytes], block.size, block.count)
+    bits = torch.zeros(block.size, dtype=_BITS[dtype.itemsize])
+    bits[torch.from_numpy(where)] = entries.view(bits.dtype)
+    return bits.view(dtype).reshape(block.shape)
+
+
+def _compress(content: bytes) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise ValueError(
+            "wire.compression zstd needs the package zstandard: install it, or set none"
+        ) from None
+    return zstandard.ZstdCompressor().compress(content)
+
+
+def _content(stored: memoryview, code: int, num_bytes: int) -> memoryview:
+    if code >= len(_COMPRESSIONS):
+        raise WireError(f"the body is compressed in the unknown way {code}")
+    if _COMPRESSIONS[code] == "none":
+        if len(stored) != num_bytes:
+            raise WireError(f"the content has {len(stored)} bytes, not {num_bytes}")
+        return stored
+    return memoryview(_decompress(stored, num_bytes))
+
+
+def _decompress(stored: memoryview, num_bytes: int) -> bytes:
+    try:
+        import zstandard
+    except ImportError:
+        raise WireError("the message is compressed, and zstandard is not installed") from None
+    try:
+        # The frame names its own size and would be believed.
+        if zstandard.get_frame_parameters(stored).content_size != num_bytes:
+            raise WireError(f"the compressed content does not have {num_bytes} bytes")
+        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise WireError(f"the content cannot be decompressed: {error}") from None

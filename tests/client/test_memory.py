@@ -1,0 +1,152 @@
+"""What clients keep."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedloom.client.memory import MemoryStore
+from fedloom.core.protocols import Payload, Refusal
+
+
+def memory(value: float) -> Payload:
+    """Return a memory that can be told from others."""
+    return {"control": {"w": torch.full((3, 2), value), "n": torch.tensor(int(value))}}
+
+
+def value(payload: Payload) -> float:
+    """Return what `memory` was given."""
+    return float(payload["control"]["w"][0, 0])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MemoryStore:
+    """Return a store whose folder does not exist yet."""
+    return MemoryStore(tmp_path / "memory")
+
+
+def test_a_new_client_remembers_nothing(store: MemoryStore) -> None:
+    assert store.load("c", before=5) == {}
+    store.prune(below=3)
+    store.rewind(to=3)
+    assert not store.folder.exists()
+
+
+def test_memory_comes_back_bit_for_bit(store: MemoryStore) -> None:
+    odd = {"a": {"x": torch.tensor([float("nan"), -0.0, 1e-45]), "half": torch.ones(0).half()}}
+    store.save("c", 1, odd)
+    back = store.load("c", before=2)
+    assert back["a"]["half"].dtype == torch.float16
+    assert torch.equal(back["a"]["x"].view(torch.int32), odd["a"]["x"].view(torch.int32))
+
+
+def test_a_task_finds_the_newest_memory_older_than_its_round(store: MemoryStore) -> None:
+    for number in (2, 9, 10):
+        store.save("c", number, memory(number))
+    assert store.load("c", before=2) == {}
+    assert [value(store.load("c", before=n)) for n in (3, 9, 10, 11, 99)] == [2, 2, 9, 10, 10]
+
+
+def test_a_repeated_task_finds_what_it_found_before(store: MemoryStore) -> None:
+    store.save("c", 1, memory(1))
+    for _ in range(3):
+        assert value(store.load("c", before=2)) == 1
+        store.save("c", 2, memory(2))
+    assert value(store.load("c", before=3)) == 2
+
+
+def test_nothing_is_written_for_a_client_without_memory(store: MemoryStore) -> None:
+    store.save("c", 1, {})
+    assert not store.folder.exists()
+
+
+def test_memory_can_be_emptied(store: MemoryStore) -> None:
+    store.save("c", 1, memory(1))
+    store.save("c", 2, {})
+    assert store.load("c", before=3) == {}
+    assert value(store.load("c", before=2)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:50] + b"x" + b[51:], lambda b: b""]
+)
+def test_damaged_memory_is_refused_instead_of_an_older_one(
+    store: MemoryStore, damage: object
+) -> None:
+    store.save("c", 1, memory(1))
+    store.save("c", 2, memory(2))
+    path = store.folder / "c" / "2"
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(Refusal, match=r"the memory of c cannot be read from .*c/2: the "):
+        store.load("c", before=3)
+    assert value(store.load("c", before=2)) == 1
+
+
+def test_memory_of_another_client_or_round_is_refused(store: MemoryStore) -> None:
+    store.save("a", 1, memory(1))
+    store.save("b", 2, memory(2))
+    os.replace(store.folder / "b" / "2", store.folder / "a" / "2")
+    with pytest.raises(Refusal, match=r"a/2 is not the memory of a: it says .*'client': 'b'"):
+        store.load("a", before=3)
+    os.replace(store.folder / "a" / "1", store.folder / "a" / "2")
+    with pytest.raises(Refusal, match=r"it says .*'round': 1"):
+        store.load("a", before=3)
+
+
+@pytest.mark.parametrize("below", range(8))
+def test_pruning_keeps_all_that_a_later_task_may_ask_for(store: MemoryStore, below: int) -> None:
+    for number in (1, 2, 4, 6):
+        store.save("c", number, memory(number))
+        store.save("d", number, memory(10 * number))
+    asked = {n: store.load("c", before=n) for n in range(below, 9)}
+    store.prune(below)
+    for before, found in asked.items():
+        again = store.load("c", before)
+        assert again.keys() == found.keys()
+        assert not found or value(again) == value(found)
+    assert sum(int(path.name) < below for path in (store.folder / "d").iterdir()) <= 1
+
+
+def test_rewinding_drops_what_another_course_left(store: MemoryStore) -> None:
+    for number in (1, 3, 4):
+        store.save("c", number, memory(number))
+    store.rewind(to=3)
+    assert value(store.load("c", before=99)) == 3
+
+
+def test_a_killed_write_is_ignored_and_pruned(store: MemoryStore) -> None:
+    store.save("c", 1, memory(1))
+    leftover = store.folder / "c" / "2.part"
+    leftover.write_bytes(b"half")
+    assert value(store.load("c", before=9)) == 1
+    store.prune(below=2)
+    assert not leftover.exists()
+
+
+def test_any_client_name_is_a_safe_file_name_of_its_own(store: MemoryStore) -> None:
+    names = [
+        "client-000",
+        "A",
+        "a",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "a_b",
+        "/etc",
+        "Å",
+        "å",
+        "x" * 300,
+        "x" * 301,
+        "a\0b",
+        "\ud800",
+    ]
+    for number, name in enumerate(names):
+        store.save(name, 1, memory(number))
+    assert [value(store.load(name, before=2)) for name in names] == list(range(len(names)))
+    folders = os.listdir(store.folder)
+    assert len({folder.lower() for folder in folders}) == len(names)
+    assert all(len(folder) < 80 and folder.isascii() for folder in folders)
+    assert "client-000" in folders
+    assert os.listdir(store.folder.parent) == ["memory"]

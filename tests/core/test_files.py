@@ -1,0 +1,142 @@
+"""Files that are either whole or absent."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedloom.core.files import DamagedFile, DiskFull, read_hashed, write_atomic, write_hashed
+
+
+def fail(error: BaseException) -> Callable[..., None]:
+    """Return a function that only raises."""
+
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    return raises
+
+
+def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_atomic(path, b"one", b"", b"two")
+    assert path.read_bytes() == b"onetwo"
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_file_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"before")
+    monkeypatch.setattr(os, step, fail(PermissionError(errno.EACCES, "no")))
+    with pytest.raises(PermissionError):
+        write_atomic(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_sentence_with_place_and_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"before")
+    monkeypatch.setattr(os, "fsync", fail(OSError(code, "full")))
+    with pytest.raises(DiskFull, match=r"^writing .*file needs 1000 bytes and \d+ are free: make"):
+        write_atomic(path, b"x" * 400, b"y" * 600)
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_disk_too_full_for_a_folder_is_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "mkdir", fail(OSError(errno.ENOSPC, "full")))
+    with pytest.raises(DiskFull, match=r"a/b/file needs 3 bytes"):
+        write_atomic(tmp_path / "a" / "b" / "file", b"one")
+
+
+def test_a_device_without_room_is_a_full_disk(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match="needs 1000000 bytes"):
+        write_atomic(tmp_path / "file", bytes(1_000_000))
+    assert os.listdir(tmp_path) == []
+
+
+FILL = """
+import sys
+from pathlib import Path
+from fedloom.core.files import DiskFull, write_atomic
+path = Path(sys.argv[1]) / "file"
+write_atomic(path, b"before")
+try:
+    write_atomic(path, bytes(1 << 20))
+except DiskFull as error:
+    assert path.read_bytes() == b"before"
+    assert [file.name for file in path.parent.iterdir()] == ["file"]
+    print(error)
+"""
+
+
+def test_a_small_file_system_that_runs_full_keeps_the_file_before(tmp_path: Path) -> None:
+    mount = f"mount -t tmpfs -o size=256k none {tmp_path}"
+    sandbox = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    try:
+        subprocess.run([*sandbox, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system lets nobody mount a tmpfs")
+    script = f'{mount} && exec "{sys.executable}" -c "$0" {tmp_path}'
+    done = subprocess.run([*sandbox, script, FILL], capture_output=True, text=True, check=True)
+    assert "needs 1048576 bytes" in done.stdout
+
+
+class Killed(BaseException):
+    """Ends the process as far as the code can tell."""
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_killed_write_leaves_a_part_that_the_next_one_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"before")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fail(Killed()))
+        with pytest.raises(Killed):
+            write_atomic(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert (tmp_path / "file.part").exists()
+    write_atomic(path, b"after")
+    assert path.read_bytes() == b"after"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_hashed_file_comes_back(tmp_path: Path) -> None:
+    for data in (b"", b"x", b"\n\n", bytes(range(256))):
+        write_hashed(tmp_path / "file", data)
+        assert read_hashed(tmp_path / "file") == data
+
+
+@pytest.mark.parametrize("at", [0, 63, 64, 65, -1])
+def test_a_changed_byte_is_noticed(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "file"
+    write_hashed(path, b"some content")
+    damaged = bytearray(path.read_bytes())
+    damaged[at] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedFile, match=r"file does not match its SHA-256"):
+        read_hashed(path)
+
+
+def test_an_empty_file_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DamagedFile):
+        read_hashed(tmp_path / "file")

@@ -1,0 +1,130 @@
+"""Tasks and replies: what they cost, and what is no task."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedloom.core.protocols import Payload, Reply, Task
+from fedloom.wire.body import decode_body, encode_body
+from fedloom.wire.format import (
+    WireError,
+    decode,
+    decode_reply,
+    decode_task,
+    encode,
+    encode_reply,
+    encode_task,
+)
+from fedloom.wire.frame import frame, split
+from fedloom.wire.quantize import BLOCK
+from fedloom.wire.settings import ValueType, WireSettings
+
+
+def same(a: Payload, b: Payload) -> bool:
+    return {g: [*p] for g, p in a.items()} == {g: [*p] for g, p in b.items()} and all(
+        torch.equal(tensor, b[group][name])
+        for group, params in a.items()
+        for name, tensor in params.items()
+    )
+
+
+def lora(num_layers: int = 15, rank: int = 8, width: int = 64) -> dict[str, Tensor]:
+    """Return an adapter of 2 tensors a layer under the names peft gives them, 2 kB each."""
+    g = torch.Generator().manual_seed(0)
+    return {
+        f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_{factor}.weight": torch.randn(
+            (rank, width) if factor == "A" else (width, rank), generator=g
+        )
+        for i in range(num_layers)
+        for factor in "AB"
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [("float32", 32), ("bfloat16", 16), ("float16", 16), ("int8", 8), ("int4", 4)],
+)
+def test_an_adapter_costs_its_payload_and_at_most_two_percent_and_two_kilobytes(
+    values: ValueType, bits: int
+) -> None:
+    """fs_llm A2."""
+    num_entries = sum(tensor.numel() for tensor in lora().values())
+    scales = num_entries // BLOCK * 4 if values in ("int8", "int4") else 0
+    payload_bytes = num_entries * bits // 8 + scales
+    task = Task("train", 3, "client-003", 2**62, {"tier": "large"}, {"params": lora()})
+    message = encode_task(task, settings=WireSettings(download=values))
+    assert len(message) <= 1.02 * payload_bytes + 1000
+
+
+def test_one_body_is_framed_for_many_clients() -> None:
+    payload, wire = {"params": lora(2)}, WireSettings(download="int8")
+    body = encode_body(payload, values="int8")
+    for client in ("a", "b"):
+        task = Task("train", 1, client, 5, {}, payload)
+        message = encode_task(task, settings=wire, body=body)
+        assert message == encode_task(task, settings=wire)
+        assert bytes(split(message)[1]) == body
+        assert decode_task(message).client == client
+    assert same(decode_body(body), decode(frame(body)))
+
+
+@pytest.mark.parametrize("kind", ["train", "validate", "test"])
+def test_a_task_comes_back(kind: str) -> None:
+    task = Task(kind, 7, "hôpital ☂", 2**63 - 1, {"language": "fi"}, {"params": lora(1)})  # type: ignore[arg-type]
+    decoded = decode_task(encode_task(task, settings=WireSettings(compression="zstd")))
+    assert same(decoded.download, task.download)
+    assert decoded == Task(
+        task.kind, task.round, task.client, task.seed, task.profile, decoded.download
+    )
+
+
+def test_a_reply_comes_back_with_its_metrics() -> None:
+    reply = Reply("c", {"delta": lora(1)}, 0.1, {"loss": 1 / 3, "num_tokens": 12})
+    decoded = decode_reply(encode_reply(reply, settings=WireSettings()))
+    assert same(decoded.upload, reply.upload)
+    assert decoded == Reply("c", decoded.upload, 0.1, {"loss": 1 / 3, "num_tokens": 12})
+
+
+def test_a_metric_may_be_nan() -> None:
+    decoded = decode_reply(
+        encode_reply(Reply("c", metrics={"loss": math.nan}), settings=WireSettings())
+    )
+    assert math.isnan(decoded.metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "shutdown"},
+        {"round": "1"},
+        {"client": 4},
+        {"seed": 0.5},
+        {"profile": []},
+        {"profile": {"tier": 3}},
+        {"more": 1},
+    ],
+)
+def test_a_malformed_task_is_refused(changes: dict[str, object]) -> None:
+    header = {"kind": "train", "round": 1, "client": "c", "seed": 2, "profile": {}, **changes}
+    with pytest.raises(WireError, match="the header of the task is malformed: "):
+        decode_task(encode({}, header))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"client": None},
+        {"weight": "1"},
+        {"weight": math.nan},
+        {"weight": math.inf},
+        {"metrics": {"loss": "low"}},
+        {"metrics": 3},
+        {"more": 1},
+    ],
+)
+def test_a_malformed_reply_is_refused(changes: dict[str, object]) -> None:
+    header = {"client": "c", "weight": 1.0, "metrics": {}, **changes}
+    with pytest.raises(WireError, match="the header of the reply is malformed: "):
+        decode_reply(encode({}, header))
