@@ -1,0 +1,1 @@
+"""From rows of text to each client's tokens."""

@@ -1,0 +1,214 @@
+"""The built-in corpus: short tasks with checkable answers in six languages, written from tables of words and phrases."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from fedloom.core.seeds import derive
+from fedloom.data.polyglot_lexicon import LANGUAGES as LANGUAGES
+from fedloom.data.polyglot_lexicon import lexicon
+
+TASKS: tuple[str, ...] = (
+    "capital",
+    "opposite",
+    "translate",
+    "sequence",
+    "category",
+    "plural",
+    "reading",
+    "arithmetic",
+    "position",
+    "choice",
+)
+
+Fields = dict[str, str]
+
+# Beside English, a language is translated to and from its close relative.
+_RELATIVES: Mapping[str, tuple[str, ...]] = {
+    "en": ("de", "es", "pt", "sv", "da"),
+    "de": ("en",),
+    "es": ("en", "pt"),
+    "pt": ("en", "es"),
+    "sv": ("en", "da"),
+    "da": ("en", "sv"),
+}
+
+_NUM_PLACES = 22  # European capitals: none of them needs an article after "in".
+_LARGEST_TERM = 12
+
+
+def rows(
+    num_examples: int,
+    seed: int,
+    languages: Sequence[str] = LANGUAGES,
+    tasks: Sequence[str] = TASKS,
+) -> list[dict[str, str]]:
+    """Write `num_examples` examples; example i depends on `seed`, i and the two selections only."""
+    cells = _cells(languages, tasks)
+    examples = []
+    for i in range(num_examples):
+        if i % len(cells) == 0:
+            # Every block holds each language and task once, in an order of its own.
+            block = random.Random(derive(seed, "polyglot block", i // len(cells)))
+            order = block.sample(cells, len(cells))
+        language, task = order[i % len(cells)]
+        rng = random.Random(derive(seed, "polyglot", i))
+        phrase, fields = _draw(language, task, rng)
+        prompt = _render(rng.choice(phrase["ask"].splitlines()), fields)
+        story = fields["story"] + " " if "story" in fields else ""
+        examples.append(
+            {
+                "prompt": story + prompt + rng.choice(lexicon(language).tails),
+                "completion": fields["answer"],
+                "language": language,
+                "task": task,
+            }
+        )
+    return examples
+
+
+def declarative(num_sentences: int, seed: int, languages: Sequence[str] = LANGUAGES) -> list[str]:
+    """Write the facts behind the tasks as statements, never as questions or instructions."""
+    cells = _cells(languages, _STATED)
+    sentences = []
+    for i in range(num_sentences):
+        rng = random.Random(derive(seed, "polyglot statement", i))
+        phrase, fields = _draw(*rng.choice(cells), rng)
+        sentence = _render(rng.choice(phrase["say"].splitlines()), fields)
+        sentences.append(f"{fields['story']} {sentence}" if "story" in fields else sentence)
+    return sentences
+
+
+def _cells(languages: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
+    for language in languages:
+        if language not in LANGUAGES:
+            raise ValueError(f"languages must be among {', '.join(LANGUAGES)}, got {language!r}")
+    for task in tasks:
+        if task not in TASKS:
+            raise ValueError(f"tasks must be among {', '.join(TASKS)}, got {task!r}")
+    if not languages or not tasks:
+        raise ValueError(f"polyglot needs a language and a task, got {languages!r} and {tasks!r}")
+    return [(language, task) for language in languages for task in tasks]
+
+
+def _draw(language: str, task: str, rng: random.Random) -> tuple[dict[str, str], Fields]:
+    """Draw one fact of a task, with the phrases that ask for it and state it."""
+    variants = lexicon(language).phrases[task]
+    variant = rng.choice(list(variants))
+    return variants[variant], _DRAW[task](language, variant, rng)
+
+
+def _render(phrase: str, fields: Fields) -> str:
+    text = phrase.format_map(fields)
+    return text[:1].upper() + text[1:]
+
+
+def _capital(language: str, variant: str, rng: random.Random) -> Fields:
+    country, of_country, city = rng.choice(lexicon(language).capitals)
+    if variant == "city":
+        return {"country": country, "of_country": of_country, "answer": city}
+    return {"city": city, "answer": country, "of_answer": of_country}
+
+
+def _opposite(language: str, _variant: str, rng: random.Random) -> Fields:
+    word, answer = rng.sample(rng.choice(lexicon(language).opposites), 2)
+    return {"word": word, "answer": answer}
+
+
+def _translate(language: str, variant: str, rng: random.Random) -> Fields:
+    here, other = lexicon(language), rng.choice(_RELATIVES[language])
+    there = lexicon(other)
+    k = rng.randrange(len(here.nouns))
+    if variant == "into":
+        name = here.language_names[other]
+        return {
+            "word": here.nouns[k].singular,
+            "target": name,
+            "answer": there.nouns[k].singular,
+        }
+    return {
+        "word": there.nouns[k].singular,
+        "source": here.language_names[other],
+        "answer": here.nouns[k].singular,
+    }
+
+
+def _sequence(language: str, variant: str, rng: random.Random) -> Fields:
+    words = rng.choice(lexicon(language).sequences)
+    # Numbers do not begin again: leave out the pair that would join the last to the first.
+    k = rng.randrange(len(words) if len(words) <= 12 else len(words) - 1)
+    earlier, later = words[k], words[(k + 1) % len(words)]
+    if variant == "after":
+        return {"item": earlier, "answer": later}
+    return {"item": later, "answer": earlier}
+
+
+def _category(language: str, _variant: str, rng: random.Random) -> Fields:
+    noun = rng.choice(lexicon(language).nouns)
+    name, kind = lexicon(language).categories[noun.category]
+    return {"word": noun.singular, "one": noun.one, "kind": kind, "answer": name}
+
+
+def _plural(language: str, _variant: str, rng: random.Random) -> Fields:
+    noun = rng.choice(lexicon(language).nouns)
+    return {"word": noun.singular, "answer": noun.plural}
+
+
+def _reading(language: str, variant: str, rng: random.Random) -> Fields:
+    words = lexicon(language)
+    people = rng.sample(words.names, 2)
+    places = rng.sample([city for *_, city in words.capitals[:_NUM_PLACES]], 2)
+    things, colours = rng.sample(words.things, 2), rng.sample(words.colours, 2)
+    hobbies = rng.sample(words.hobbies, 2)
+    told = [
+        {"name": name, "place": place, "thing": thing, "colour": colour, "hobby": hobby}
+        for name, place, thing, colour, hobby in zip(
+            people, places, things, colours, hobbies, strict=True
+        )
+    ]
+    tell = words.phrases["reading"][variant]["tell"]
+    asked = rng.choice(told)
+    answer = asked[{"colour": "colour", "place": "place", "who": "name"}[variant]]
+    return asked | {"answer": answer, "story": " ".join(_render(tell, one) for one in told)}
+
+
+def _arithmetic(_language: str, variant: str, rng: random.Random) -> Fields:
+    a, b = rng.randint(1, _LARGEST_TERM), rng.randint(1, _LARGEST_TERM)
+    if variant == "plus":
+        return {"a": str(a), "b": str(b), "answer": str(a + b)}
+    return {"a": str(a + b), "b": str(b), "answer": str(a)}
+
+
+def _position(language: str, variant: str, rng: random.Random) -> Fields:
+    words = [noun.singular for noun in rng.sample(lexicon(language).nouns, 3)]
+    return {"list": ", ".join(words), "answer": words[0 if variant == "first" else -1]}
+
+
+def _choice(language: str, _variant: str, rng: random.Random) -> Fields:
+    words = lexicon(language)
+    kinds = rng.sample(list(words.categories), 3)
+    chosen = [rng.choice([n for n in words.nouns if n.category == kind]) for kind in kinds]
+    answer = rng.choice(chosen)
+    return {
+        "list": ", ".join(noun.singular for noun in chosen),
+        "kind": words.categories[answer.category][1],
+        "answer": answer.singular,
+    }
+
+
+_DRAW: Mapping[str, Callable[[str, str, random.Random], Fields]] = {
+    "capital": _capital,
+    "opposite": _opposite,
+    "translate": _translate,
+    "sequence": _sequence,
+    "category": _category,
+    "plural": _plural,
+    "reading": _reading,
+    "arithmetic": _arithmetic,
+    "position": _position,
+    "choice": _choice,
+}
+
+# Statements favour the tasks that rest on facts; stories and lists hold their own answer.
+_STATED: tuple[str, ...] = (*TASKS, *TASKS[:6], "translate", "translate", "arithmetic")
