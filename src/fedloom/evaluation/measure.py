@@ -1,0 +1,143 @@
+"""How good a model is on held-out examples."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedloom.core.protocols import Metrics, Split
+from fedloom.data.tokens import Example
+from fedloom.evaluation.forward import Decoder, Generation, Score, evaluating, score
+from fedloom.evaluation.settings import EvaluationSettings
+from fedloom.evaluation.text import extract, rouge
+
+_BY_TOKEN = ("loss", "token_accuracy")
+_COUNTS = ("num_tokens", "num_examples")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Measures a model in evaluation mode and leaves it as it was."""
+
+    settings: EvaluationSettings
+    tokenizer: Decoder
+
+    def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
+        """Return loss, perplexity, token accuracy and counts; on the test split also answers' scores.
+
+        Raises:
+            ValueError: where there is nothing to measure.
+        """
+        return self.measure_each(model, [examples], split=split)[0]
+
+    def measure_each(
+        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+    ) -> list[Metrics]:
+        """Measure several clients' examples on one model, in shared batches and equal rows once."""
+        kept = [group[: self.settings.max_examples] for group in groups]
+        if not kept or not all(kept):
+            raise ValueError(
+                f"the {split} split of a client to be measured holds no examples; give it more "
+                f"with data.fractions or data.num_examples, or leave the client out"
+            )
+        flat = [example for group in kept for example in group]
+        with evaluating(model):
+            scores = self._scores(model, flat)
+            answered = split == "test" and self.settings.generate
+            texts = self._answers(model, flat) if answered else []
+        metrics: list[Metrics] = []
+        at = 0
+        for group in kept:
+            measured = _tokens(scores[at : at + len(group)], split)
+            if answered:
+                measured |= self._grade(group, texts[at : at + len(group)])
+            metrics.append(measured)
+            at += len(group)
+        return metrics
+
+    def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
+        """Return what the model answers, greedily, in the order of the examples."""
+        with evaluating(model):
+            return self._answers(model, examples)
+
+    def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
+        rows = {_key(example.ids, example.labels): example for example in examples}
+        scored = score(model, list(rows.values()), self.settings.batch_size)
+        by_row = dict(zip(rows, scored, strict=True))
+        return [by_row[_key(example.ids, example.labels)] for example in examples]
+
+    def _answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
+        if not examples:
+            return []
+        if any(example.record is None for example in examples):
+            raise ValueError(
+                "packed rows have no prompt to answer: set evaluation.generate to false or "
+                "data.packing to false"
+            )
+        prompts = [example.ids[: example.prompt_length] for example in examples]
+        rows = {_key(prompt): prompt for prompt in prompts}
+        generation = Generation(
+            self.tokenizer, self.settings.max_new_tokens, self.settings.batch_size
+        )
+        written = generation.answers(model, list(rows.values()))
+        by_row = dict(zip(rows, written, strict=True))
+        return [by_row[_key(prompt)] for prompt in prompts]
+
+    def _grade(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
+        hits, unigrams, longest = 0, 0.0, 0.0
+        for example, text in zip(examples, texts, strict=True):
+            assert example.record is not None
+            what = self.settings.extract
+            hits += extract(text, what) == extract(example.record.answer, what)
+            one, subsequence = rouge(example.record.messages[-1].content, text)
+            unigrams += one
+            longest += subsequence
+        count = len(examples)
+        return {"exact_match": hits / count, "rouge1": unigrams / count, "rougeL": longest / count}
+
+
+def combine(metrics: Iterable[Metrics]) -> Metrics:
+    """Return the metrics of all clients' examples together.
+
+    Loss and token accuracy weigh by target tokens, the others by examples; counts add up. A metric only
+    some clients have is the mean of those.
+    """
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for each in metrics:
+        for name, value in each.items():
+            weight = 1.0
+            if name not in _COUNTS:
+                weight = each["num_tokens" if name in _BY_TOKEN else "num_examples"]
+            sums[name] = sums.get(name, 0.0) + weight * value
+            weights[name] = weights.get(name, 0.0) + weight
+    if not sums:
+        raise ValueError("there are no metrics to combine: no client was measured")
+    means = {n: total if n in _COUNTS else total / weights[n] for n, total in sums.items()}
+    return means | ({"perplexity": _exp(means["loss"])} if "loss" in means else {})
+
+
+def _tokens(scores: Sequence[Score], split: Split) -> dict[str, float]:
+    num_tokens = sum(score.num_tokens for score in scores)
+    if not num_tokens:
+        raise ValueError(
+            f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
+            f"data.max_length so that answers are not cut away"
+        )
+    loss = math.fsum(score.loss for score in scores) / num_tokens
+    return {
+        "loss": loss,
+        "perplexity": _exp(loss),
+        "token_accuracy": sum(score.correct for score in scores) / num_tokens,
+        "num_tokens": float(num_tokens),
+        "num_examples": float(len(scores)),
+    }
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else loss if math.isnan(loss) else math.inf
+
+
+def _key(*tensors: Tensor) -> bytes:
+    return b"/".join(tensor.numpy().tobytes() for tensor in tensors)
