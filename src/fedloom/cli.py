@@ -1,0 +1,284 @@
+"""The command line. Heavy imports wait inside the commands, so that help and errors are instant."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedloom.run.session import Session
+    from fedloom.run.settings import Recipe
+
+app = typer.Typer(
+    help="Fine-tune large language models across clients whose data never leaves them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(
+    help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
+)
+app.add_typer(recipes_app, name="recipes")
+
+RecipeName = Annotated[
+    str, typer.Argument(help="A shipped recipe's name, or a path that ends in .yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings to change, such as run.rounds=5 or algorithm.fedavg.mu=0.1."),
+]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/NAME if not given.")
+    ] = None,
+) -> None:
+    """Run a recipe: train, measure, compare with its baselines, report."""
+    from fedloom.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    folder = out or _free_folder(Path("runs") / loaded.name)
+    if (folder / "recipe.yaml").exists():
+        raise ValueError(
+            f"{folder} holds a run already; `fedloom resume {folder}` goes on with it, --out takes another folder"
+        )
+    _conduct(loaded, folder)
+
+
+@app.command()
+def resume(folder: RunFolder, overrides: Overrides = None) -> None:
+    """Go on with a run from its last good checkpoint."""
+    _conduct(_recipe_of(folder, overrides), folder)
+
+
+@app.command()
+def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Predict parameters, bytes, memory and time without training, and refuse what cannot fit."""
+    from fedloom.recipe import load_recipe
+    from fedloom.run.plan import make_plan
+
+    _console().print(make_plan(load_recipe(recipe, overrides or [])).table())
+
+
+@app.command()
+def data(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Also draw the split into this PNG file.")
+    ] = None,
+) -> None:
+    """Show the split, the tokens and the label mask before training."""
+    from fedloom.data.federation import federate
+    from fedloom.data.preview import preview, split_figure
+    from fedloom.models.build import load_tokenizer
+    from fedloom.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    tokenizer = load_tokenizer(loaded.model)
+    federation = federate(loaded.data, tokenizer)
+    console = _console()
+    for part in preview(federation, tokenizer):
+        console.print(part)
+    file = picture or Path(f"{loaded.name}-split.png")
+    split_figure(federation.manifest.to_json()).savefig(file, dpi=150)
+    console.print(f"picture of the split: {file}")
+
+
+@app.command()
+def evaluate(folder: RunFolder) -> None:
+    """Measure the deployed weights of a run on every client's test data."""
+    from fedloom.run.answer import measure_again
+
+    _console().print(measure_again(_opened(folder)))
+
+
+@app.command()
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs; the first one's report is written.")
+    ],
+) -> None:
+    """Write report.html anew, drawing the other runs given into it."""
+    from fedloom.run.report import write_report
+
+    for folder in folders:
+        _require_run(folder)
+    _console().print(f"report: {write_report(folders[0], others=folders[1:])}")
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path, typer.Option(help="HTML file with table and figure.")] = Path(
+        "compare.html"
+    ),
+    metric: Annotated[
+        str | None, typer.Option(help="Such as test/exact_match; chosen if not given.")
+    ] = None,
+) -> None:
+    """Put runs into one table and one figure: quality against bytes."""
+    from fedloom.run.compare import compare as compare_runs
+
+    for folder in folders:
+        _require_run(folder)
+    _console().print(compare_runs(folders, out=out, metric=metric))
+    _console().print(f"figure: {out}")
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; RUN/adapters if not given.")
+    ] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Write whole models instead of adapters.")
+    ] = False,
+) -> None:
+    """Write the deployed models as folders that peft and transformers load."""
+    from fedloom.run.answer import last_run
+    from fedloom.run.export import export_models
+
+    session = _opened(folder)
+    target = out or folder / ("merged" if merged else "adapters")
+    for name, written in export_models(session, last_run(session), target, merged=merged).items():
+        _console().print(f"{name}: {written}")
+
+
+@app.command()
+def chat(
+    folder: RunFolder,
+    client: Annotated[
+        str | None, typer.Option(help="Whose model; the shared one if not given.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this and stop, instead of asking.")
+    ] = None,
+) -> None:
+    """Talk to a run's deployed model."""
+    from fedloom.run.answer import Chat
+
+    talk = Chat.open(_opened(folder), client)
+    console = _console()
+    if prompt is not None:
+        console.print(talk.answer(prompt), markup=False, highlight=False)
+        return
+    console.print(f"{talk.name}; an empty line ends the chat")
+    while text := console.input("[bold]you:[/] ").strip():
+        console.print(f"[bold]model:[/] {talk.answer(text)}", highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices and which extras are installed."""
+    from fedloom.run.doctor import doctor as examine
+
+    _console().print(examine())
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from rich.table import Table
+
+    from fedloom.recipe import read_tree, shipped
+
+    table = Table("recipe", "what it runs")
+    for name in shipped():
+        table.add_row(name, str(read_tree(name).get("description", "")))
+    _console().print(table)
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
+    to: Annotated[
+        Path | None, typer.Argument(help="The file to write; ./NAME.yaml if not given.")
+    ] = None,
+) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    from fedloom.recipe import SHIPPED, read_tree
+
+    read_tree(name)
+    target = to or Path(f"{name}.yaml")
+    if target.exists():
+        raise ValueError(f"{target} exists already; give another file name")
+    target.write_text((SHIPPED / f"{name}.yaml").read_text())
+    _console().print(f"wrote {target}; run it with `fedloom run {target}`")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("FEDLOOM_DEBUG"):
+            raise
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("stopped; `fedloom resume` goes on from the last finished round")
+        sys.exit(130)
+
+
+def _complain(sentence: str) -> None:
+    print(f"fedloom: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+def _conduct(recipe: "Recipe", folder: Path) -> None:
+    from fedloom.launch import run_recipe
+    from fedloom.run.conduct import results_table
+
+    console = _console()
+    console.print(f"[bold]{recipe.name}[/] → {folder}")
+    console.print(results_table(run_recipe(recipe, folder, console=console)))
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _recipe_of(folder: Path, overrides: list[str] | None = None) -> "Recipe":
+    from fedloom.recipe import load_recipe
+
+    _require_run(folder)
+    return load_recipe(folder / "recipe.yaml", overrides or [])
+
+
+def _opened(folder: Path) -> "Session":
+    from fedloom.run.session import build
+
+    return build(_recipe_of(folder), folder)
+
+
+def _require_run(folder: Path) -> None:
+    if not (folder / "recipe.yaml").is_file():
+        raise ValueError(f"{folder} holds no run: it has no recipe.yaml; `fedloom run` makes one")
+
+
+def _free_folder(wanted: Path) -> Path:
+    """Return the folder, numbered if a run is there already."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+if __name__ == "__main__":
+    main()

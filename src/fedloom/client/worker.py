@@ -1,0 +1,89 @@
+"""What runs on a client, whichever engine delivers the task.
+
+Drives client halves in lockstep and feeds a trainer: each turn runs, in one call, the work that all unfinished clients
+ask for. One message on a network node and a cohort in this process go through the same function.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedloom.client.memory import MemoryStore
+from fedloom.core.protocols import (
+    Absence,
+    Algorithm,
+    ClientUpdate,
+    Done,
+    Evaluate,
+    Job,
+    Payload,
+    Refusal,
+    Reply,
+    Task,
+    Trainer,
+    Work,
+)
+from fedloom.core.seeds import derive
+
+
+def client_half(algorithm: Algorithm[Any], task: Task, memory: Payload) -> ClientUpdate:
+    """Return the generator that answers the task."""
+    if task.kind == "train":
+        return algorithm.client_update(task, memory)
+    return _measure(algorithm, task, memory)
+
+
+def _measure(algorithm: Algorithm[Any], task: Task, memory: Payload) -> ClientUpdate:
+    split: Any = "test" if task.kind == "test" else "validation"
+    done = yield Evaluate(algorithm.deployed(task.download, memory), split)
+    return Reply(task.client, {}, done.num_examples, done.metrics), memory
+
+
+def run_tasks(
+    algorithm: Algorithm[Any], trainer: Trainer, store: MemoryStore, tasks: Sequence[Task]
+) -> list[Reply | Absence]:
+    """Answer the tasks side by side, in their order; a refusal takes nobody else with it."""
+    answers: dict[int, Reply | Absence] = {}
+    halves: dict[int, ClientUpdate] = {}
+    for i, task in enumerate(tasks):
+        try:
+            memory = store.load(task.client, before=task.round)
+        except Refusal as refusal:
+            answers[i] = Absence(task.client, str(refusal))
+            continue
+        halves[i] = client_half(algorithm, task, memory)
+    told: dict[int, Done | Refusal | None] = dict.fromkeys(halves)
+    turn = 0
+    while told:
+        asked: dict[int, Work] = {}
+        for i, last in told.items():
+            try:
+                asked[i] = _advance(halves[i], last)
+            except StopIteration as stop:
+                answers[i], memory = stop.value
+                if tasks[i].kind == "train":
+                    store.save(tasks[i].client, tasks[i].round, memory)
+            except Refusal as refusal:
+                answers[i] = Absence(tasks[i].client, str(refusal))
+        jobs = [
+            Job(tasks[i].client, tasks[i].round, derive(tasks[i].seed, turn), work)
+            for i, work in asked.items()
+        ]
+        told = dict(zip(asked, _attempt(trainer, jobs), strict=True))
+        turn += 1
+    return [answers[i] for i in range(len(tasks))]
+
+
+def _advance(half: ClientUpdate, last: Done | Refusal | None) -> Work:
+    if isinstance(last, Refusal):
+        return half.throw(last)
+    return next(half) if last is None else half.send(last)
+
+
+def _attempt(trainer: Trainer, jobs: Sequence[Job]) -> list[Done | Refusal]:
+    """Run the jobs together; if one is refused, one by one, so that it takes nobody with it."""
+    try:
+        return list(trainer.run(jobs)) if jobs else []
+    except Refusal as refusal:
+        if len(jobs) == 1:
+            return [refusal]
+    return [answer for job in jobs for answer in _attempt(trainer, [job])]

@@ -1,0 +1,286 @@
+"""YAML <-> Recipe: every key is a field of a frozen dataclass, and errors name the path in the file."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from fedloom.algorithms import ALGORITHMS
+from fedloom.core.protocols import Algorithm
+from fedloom.data.partition import PARTITIONS, Partition
+from fedloom.run.settings import Recipe
+from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
+from fedloom.server.samplers import SAMPLERS, Sampler
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+_TABLES: dict[Any, Mapping[str, type]] = {
+    Partition: PARTITIONS,
+    ServerOptimizer: SERVER_OPTIMIZERS,
+    Sampler: SAMPLERS,
+}
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names the path in the file."""
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by path or shipped name and apply `a.b=c` overrides.
+
+    Raises:
+        RecipeError: for an unknown recipe or key, a value of the wrong type or one a section refuses.
+    """
+    return build_recipe(apply_overrides(read_tree(name), overrides))
+
+
+def read_tree(name: str | Path) -> dict[str, Any]:
+    """Return the YAML of a path or shipped name as nested mappings."""
+    file = Path(name)
+    if file.suffix not in {".yaml", ".yml"}:
+        file = SHIPPED / f"{name}.yaml"
+        if not file.exists():
+            raise RecipeError(
+                f"no shipped recipe is called {name!r}{_suggest(str(name), shipped())}; "
+                f"give one of {', '.join(shipped())}, or a path that ends in .yaml"
+            )
+    if not file.is_file():
+        raise RecipeError(f"the recipe file {file} does not exist")
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(
+            f"{file} must hold sections such as `algorithm:` and `data:`, got {type(tree).__name__}"
+        )
+    return {"name": file.stem, **tree}
+
+
+def shipped() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the tree with `a.b=c` applied; inside `algorithm`, the second part names the layer."""
+    tree = {**tree, "algorithm": _layers(tree.get("algorithm", "fedavg"))}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"the value of {path} is not YAML: {text!r}") from error
+        keys = path.split(".")
+        if keys == ["algorithm"]:
+            tree["algorithm"] = _layers(value)
+        elif keys[0] == "algorithm":
+            tree["algorithm"] = [
+                _override_layer(layer, keys[1:], value, path) for layer in tree["algorithm"]
+            ]
+            if not any(keys[1] in layer for layer in tree["algorithm"]):
+                known = [name for layer in tree["algorithm"] for name in layer]
+                raise RecipeError(
+                    f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
+                )
+        else:
+            tree = _put(tree, keys, value, path)
+    return tree
+
+
+def _layers(value: Any) -> list[dict[str, Any]]:
+    """Return `algorithm:` as a list of {name: fields}, outermost first."""
+    parts = value if isinstance(value, list) else [value]
+    layers = [{part: {}} if isinstance(part, str) else part for part in parts]
+    for layer in layers:
+        if not isinstance(layer, dict) or len(layer) != 1:
+            raise RecipeError(
+                f"algorithm: each layer must be a name or one {{name: settings}}, got {layer!r}"
+            )
+    return [{name: fields or {} for name, fields in layer.items()} for layer in layers]
+
+
+def _override_layer(
+    layer: dict[str, Any], keys: list[str], value: Any, path: str
+) -> dict[str, Any]:
+    name = next(iter(layer))
+    return {name: _put(layer[name], keys[1:], value, path)} if name == keys[0] else layer
+
+
+def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
+    """Return the tree with `value` at `keys`; a bare name such as `cohort: uniform` opens into a mapping."""
+    if not keys:
+        return value
+    if isinstance(tree, str):
+        tree = {tree: {}}
+    if tree is not None and not isinstance(tree, dict):
+        raise RecipeError(f"{path}: {keys[0]!r} is inside {tree!r}, which has no keys")
+    tree = tree or {}
+    return {**tree, keys[0]: _put(tree.get(keys[0]), keys[1:], value, path)}
+
+
+def build_recipe(tree: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a tree of mappings."""
+    layers = _layers(tree.get("algorithm", "fedavg"))
+    algorithm: Any = None
+    for layer in reversed(layers):
+        ((name, fields),) = layer.items()
+        algorithm = _algorithm(name, fields, algorithm)
+    rest = {key: value for key, value in tree.items() if key != "algorithm"}
+    return typing.cast(Recipe, _dataclass(Recipe, rest, "", algorithm=algorithm))
+
+
+def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
+    cls: Any = _named(ALGORITHMS, name, "algorithm")
+    wraps = "inner" in _hints(cls)
+    if wraps and inner is None:
+        raise RecipeError(
+            f"algorithm: {name} wraps another algorithm; write it below, as in [{name}, fedavg]"
+        )
+    if not wraps and inner is not None:
+        raise RecipeError(f"algorithm: {name} wraps nothing, so it must be the last in the list")
+    return _dataclass(cls, fields, f"algorithm.{name}", **({"inner": inner} if wraps else {}))
+
+
+def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
+    if not isinstance(fields, Mapping):
+        raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {fields!r}")
+    hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
+    for key in fields:
+        if key not in hints:
+            where = f"in `{path}`" if path else "at the top"
+            raise RecipeError(
+                f"unknown key {key!r} {where}{_suggest(str(key), hints)}; known: {', '.join(hints)}"
+            )
+    missing = _required(cls) - fields.keys() - given.keys()
+    if missing:
+        raise RecipeError(f"{path or 'the recipe'} needs {' and '.join(sorted(missing))}")
+    values = {k: _value(hints[k], v, f"{path}.{k}" if path else str(k)) for k, v in fields.items()}
+    try:
+        return cls(**values, **given)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    if hint in _TABLES:
+        if isinstance(value, str):
+            value = {value: {}}
+        if not isinstance(value, Mapping) or len(value) != 1:
+            raise RecipeError(
+                f"{path} must be one of {', '.join(_TABLES[hint])}, or one {{name: settings}}, got {value!r}"
+            )
+        ((name, fields),) = value.items()
+        return _dataclass(_named(_TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+    if dataclasses.is_dataclass(hint):
+        return _dataclass(hint, {} if value is None else value, path)
+    if _is_bool_for_number(hint, value):
+        raise RecipeError(f"{path} must be a number, got {value!r}")
+    try:
+        checked = _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {value!r}"
+        ) from error
+    return tuple(checked) if isinstance(checked, list) else checked
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+def _is_bool_for_number(hint: Any, value: Any) -> bool:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return isinstance(value, bool) and bool not in parts and any(p in (int, float) for p in parts)
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def _required(cls: Any) -> set[str]:
+    nothing = dataclasses.MISSING
+    return {
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.init and f.default is nothing and f.default_factory is nothing
+    }
+
+
+def _named(table: Mapping[str, Any], name: Any, path: str) -> Any:
+    if name not in table:
+        raise RecipeError(
+            f"{path}: unknown name {name!r}{_suggest(str(name), table)}; known: {', '.join(table)}"
+        )
+    return table[name]
+
+
+def _suggest(given: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+# --- back to YAML --------------------------------------------------------------------------------
+
+
+def to_tree(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain mappings, complete with every default: what `recipe.yaml` of a run holds."""
+    tree = {
+        f.name: _plain(getattr(recipe, f.name))
+        for f in dataclasses.fields(recipe)
+        if f.name != "algorithm"
+    }
+    return {"name": tree.pop("name"), "algorithm": _algorithm_tree(recipe.algorithm), **tree}
+
+
+def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
+    names = {cls: name for name, cls in ALGORITHMS.items()}
+    fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
+    inner = fields.pop("inner", None)
+    layer = {names[type(algorithm)]: {name: _plain(value) for name, value in fields.items()}}
+    return [layer, *(_algorithm_tree(inner) if inner is not None else [])]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        for table in _TABLES.values():
+            for name, cls in table.items():
+                if type(value) is cls:
+                    return {name: fields}
+        return fields
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return the complete recipe as YAML; reading it back gives an equal recipe."""
+    return str(yaml.safe_dump(to_tree(recipe), sort_keys=False, allow_unicode=True))
+
+
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    """Return settings by dotted path, for comparing recipes."""
+    if isinstance(tree, Mapping) and tree:
+        return {
+            k: v
+            for key, item in tree.items()
+            for k, v in flatten(item, f"{path}.{key}" if path else str(key)).items()
+        }
+    if isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
+        return {k: v for item in tree for k, v in flatten(item, path).items()}
+    return {path: tree}

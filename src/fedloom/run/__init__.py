@@ -1,0 +1,1 @@
+"""The run: rounds, checkpoints, reports."""

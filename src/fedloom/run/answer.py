@@ -1,0 +1,110 @@
+"""What a finished run's deployed weights say: measured again, or in a chat."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from fedloom.core.protocols import Params
+from fedloom.data.formats import Message, Record
+from fedloom.data.tokens import tokenise
+from fedloom.evaluation.measure import combine
+from fedloom.run.checkpoint import Checkpoints
+from fedloom.run.export import deliverables
+from fedloom.run.loop import Run, begin, measure
+from fedloom.run.session import Session
+
+
+def last_run(session: Session) -> Run[Any]:
+    """Return the run of the newest good checkpoint.
+
+    Raises:
+        ValueError: where the folder has none.
+    """
+    recipe = session.recipe
+    fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    return Checkpoints(session.folder / "checkpoints", settings=None).load(fresh).run
+
+
+def measure_again(session: Session) -> Table:
+    """Return the test metrics of the deployed weights, a row per client and one over all."""
+    run = last_run(session)
+    measured, absences = measure(
+        run,
+        session.recipe.algorithm,
+        session.engine,
+        kind="test",
+        population=session.engine.population(),
+        clients=[c for c in session.judges if session.federation.shards[c].test],
+    )
+    if not measured:
+        raise ValueError(f"no client could be measured: {absences[0].reason}")
+    total = combine(measured.values())
+    names = [n for n in total if not n.startswith("num_")]
+    table = Table(
+        title=f"{session.recipe.name} after round {run.number}, test data", title_justify="left"
+    )
+    table.add_column("client")
+    for name in ("num_examples", *names):
+        table.add_column(name.replace("_", " "), justify="right")
+    for client, metrics in {**measured, "all": total}.items():
+        cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
+        table.add_row(
+            client,
+            f"{metrics['num_examples']:.0f}",
+            *cells,
+            end_section=client == list(measured)[-1],
+        )
+    return table
+
+
+@dataclass
+class Chat:
+    """A conversation with a deployed model, rendered as its training data was."""
+
+    session: Session
+    name: str
+    messages: tuple[Message, ...] = ()
+    """What was said so far."""
+
+    @classmethod
+    def open(cls, session: Session, client: str | None) -> "Chat":
+        """Load the model of `client`, or the shared one.
+
+        Raises:
+            ValueError: where the client is unknown, or models differ and none was named.
+        """
+        name, params = _pick(deliverables(session, last_run(session)), client)
+        session.space.load(params)
+        return cls(session, name)
+
+    def answer(self, text: str) -> str:
+        """Return the model's answer to the next message.
+
+        Raises:
+            ValueError: where the conversation has outgrown data.max_length.
+        """
+        settings, tokenizer = self.session.recipe.data, self.session.base.tokenizer
+        asked = (*self.messages, Message("user", text))
+        # The answer is a stand-in: only the tokens before it are read.
+        record = Record((*asked, Message("assistant", "?")), {}, "?")
+        (examples,) = tokenise([record], settings, tokenizer).examples
+        if not examples:
+            raise ValueError(
+                f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"
+            )
+        (said,) = self.session.evaluator.answers(self.session.space.model, [examples[-1]])
+        self.messages = (*asked, Message("assistant", said))
+        return said
+
+
+def _pick(models: dict[str, tuple[Params, list[str]]], client: str | None) -> tuple[str, Params]:
+    if client is None and len(models) == 1:
+        name, (params, _) = next(iter(models.items()))
+        return name, params
+    known = ", ".join(c for _, clients in models.values() for c in clients)
+    for name, (params, clients) in models.items():
+        if client == name or client in clients:
+            return name, params
+    given = f"got {client!r}" if client else "got none"
+    raise ValueError(f"--client must be one of {known}, since their models differ; {given}")

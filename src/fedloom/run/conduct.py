@@ -1,0 +1,133 @@
+"""One command's worth of work: a run with its baselines, from nothing or from where a killed process left it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedloom.core.files import write_atomic
+from fedloom.run.execute import execute
+from fedloom.run.finish import finish, record_setup
+from fedloom.run.report import write_report
+from fedloom.run.session import build
+from fedloom.run.settings import Baseline, Recipe
+from fedloom.run.trackers import make_trackers
+from fedloom.run.units import human_bytes
+
+_FREE = (
+    "name",
+    "description",
+    "run.trackers",
+    "run.baselines",
+    "run.samples",
+    "run.keep_checkpoints",
+)
+"""Settings that may differ at resume because no number of the run depends on them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recipe, its YAML and its flat settings."""
+
+    recipe: Recipe
+    text: str
+    settings: Mapping[str, Any]
+
+    def binding(self) -> dict[str, Any]:
+        """Return the settings a checkpoint is bound to."""
+        bound = {k: v for k, v in self.settings.items() if k not in _FREE}
+        if self.recipe.local.schedule == "constant" and not self.recipe.local.warmup_rounds:
+            bound.pop("run.rounds")
+        return bound
+
+
+def conduct(
+    job: Job,
+    folder: Path,
+    *,
+    baseline: Callable[[Baseline, int], Job],
+    console: Console,
+) -> Mapping[str, Mapping[str, Any]]:
+    """Run the job and its baselines, and write the report.
+
+    Args:
+        job: What to run, or to go on with.
+        folder: The run's folder.
+        baseline: Makes the job of a baseline from its name and the number of training clients.
+        console: Where progress and notes go.
+
+    Returns:
+        The summaries by name; "" is the job's own.
+    """
+    summaries = {"": _one(job, folder, console)}
+    for name in job.recipe.run.baselines:
+        console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
+        made = baseline(name, summaries[""]["num_clients"])
+        summaries[name] = _one(made, folder / "baselines" / name, console)
+    write_report(folder)
+    return summaries
+
+
+def _one(job: Job, folder: Path, console: Console) -> Mapping[str, Any]:
+    began = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "recipe.yaml", job.text.encode())
+    session = build(job.recipe, folder)
+    record_setup(session)
+    bound = {**job.binding(), "trainer.width": session.trainer.width}
+    names = job.recipe.run.trackers
+    trackers = make_trackers(folder, names, name=job.recipe.name)
+    run = execute(session, bound, trackers=trackers, console=console)
+    summary = finish(session, run, began=began)
+    for tracker in trackers:
+        tracker.finish(summary)
+    return summary
+
+
+def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the result of a run beside its baselines: before, after, bytes, time."""
+    own = summaries[""]
+    table = Table(
+        title=f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients",
+        title_justify="left",
+    )
+    table.add_column("metric")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right", style="bold")
+    others = [name for name in summaries if name]
+    for name in others:
+        table.add_column(name, justify="right")
+    for metric in _shown(own["final"]):
+        row = [own["before"].get(metric), own["final"][metric]]
+        row += [summaries[name]["final"].get(metric) for name in others]
+        table.add_row(
+            metric.replace("/", " ").replace("_", " "), *(_number(metric, v) for v in row)
+        )
+    for label, key in (("bytes up", "upload_bytes"), ("bytes down", "download_bytes")):
+        table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
+    table.add_row("training time", "", *(f"{s['train_seconds']:.1f} s" for s in summaries.values()))
+    return table
+
+
+def _shown(final: Mapping[str, float]) -> Sequence[str]:
+    order = (
+        "validation/loss",
+        "test/loss",
+        "test/perplexity",
+        "test/token_accuracy",
+        "test/exact_match",
+        "test/rouge1",
+        "test/rougeL",
+    )
+    return [metric for metric in order if metric in final]
+
+
+def _number(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    share = metric.endswith(("exact_match", "accuracy", "rouge1", "rougeL"))
+    return f"{100 * value:.1f} %" if share else f"{value:.3f}"

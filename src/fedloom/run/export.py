@@ -1,0 +1,43 @@
+"""What a run delivers, as folders that plain peft and transformers load."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.protocols import ClientId, Params
+from fedloom.run.card import model_card
+from fedloom.run.loop import Run
+from fedloom.run.session import Session
+
+
+def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
+    """Return every distinct model by name, and who uses it.
+
+    `global` where all use one; otherwise `cluster-N` for a shared one and the client's id for a personal one.
+    """
+    groups: dict[int, tuple[Params, list[ClientId]]] = {}
+    for client, params in session.deployed(run).items():
+        groups.setdefault(id(params), (params, []))[1].append(client)
+    if len(groups) == 1:
+        return {"global": next(iter(groups.values()))}
+    named: dict[str, tuple[Params, list[ClientId]]] = {}
+    for params, clients in groups.values():
+        name = clients[0] if len(clients) == 1 else f"cluster-{len(named)}"
+        named[name] = (params, clients)
+    return named
+
+
+def export_models(
+    session: Session, run: Run[Any], folder: Path, *, merged: bool = False
+) -> Mapping[str, Path]:
+    """Write one folder a deliverable; `merged` writes the whole model instead of an adapter."""
+    written: dict[str, Path] = {}
+    for name, (params, clients) in deliverables(session, run).items():
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        save = session.space.save_merged if merged else session.space.save
+        save(target, params)
+        card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
+        (target / "README.md").write_text(card)
+        written[name] = target
+    return written

@@ -1,0 +1,122 @@
+"""After the last round: adapters, sample answers, summary and report. Safe to repeat."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.files import write_atomic
+from fedloom.core.protocols import Params
+from fedloom.data.tokens import Example
+from fedloom.run.checkpoint import state_sha256
+from fedloom.run.environment import collect, peak_memory_bytes
+from fedloom.run.export import export_models
+from fedloom.run.history import History
+from fedloom.run.loop import Run
+from fedloom.run.session import Session
+
+
+def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any]:
+    """Write what the run leaves behind and return its summary.
+
+    Args:
+        session: The recipe, built.
+        run: After its last round.
+        began: time.perf_counter() when this process began.
+    """
+    folder = session.folder
+    if session.recipe.run.samples:
+        write_json(folder / "samples.json", samples(session, run))
+    summary = summarise(session, run, seconds=time.perf_counter() - began)
+    write_json(folder / "summary.json", summary)
+    export_models(session, run, folder / "adapters")
+    return summary
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` atomically, readable by people."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False)
+    write_atomic(file, (text + "\n").encode())
+
+
+def record_setup(session: Session) -> None:
+    """Write what is known before training: the split and the machine."""
+    session.folder.mkdir(parents=True, exist_ok=True)
+    write_json(session.folder / "manifest.json", session.federation.manifest.to_json())
+    write_json(session.folder / "environment.json", collect())
+
+
+def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, Any]:
+    """Return summary.json: results, totals and the hash of the server's state."""
+    recipe, history = session.recipe, History.read(session.folder / "metrics.jsonl")
+    best = {
+        m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
+    }
+    return {
+        "name": recipe.name,
+        "algorithm": type(recipe.algorithm).__name__,
+        "rounds": run.number,
+        "before": {m: history.of(m)[0][1] for m in history.measured()},
+        "final": {m: history.of(m)[-1][1] for m in history.measured()},
+        "best": best,
+        "upload_bytes": int(history.total("comm/upload_bytes")),
+        "download_bytes": int(history.total("comm/download_bytes")),
+        "num_absent": int(history.total("comm/num_absent")),
+        "skipped_steps": int(history.total("train/skipped_steps")),
+        "train_seconds": round(history.total("time/train_seconds"), 3),
+        "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
+        "wall_seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "num_trainable": sum(t.numel() for t in session.space.start().values()),
+        "num_clients": len(session.learners),
+        "state_sha256": state_sha256(run),
+        "stopped_early": run.number < recipe.run.rounds,
+    }
+
+
+def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:
+    """Return test examples of as many clients as possible with the answers before and after training."""
+    chosen = _chosen(session)
+    deployed = session.deployed(run)
+    before = _answers(session, chosen, {c: session.space.start() for c, _ in chosen})
+    after = _answers(session, chosen, deployed)
+    rows = []
+    for (client, example), was, now in zip(chosen, before, after, strict=True):
+        record = example.record
+        if record is not None:
+            rows.append(
+                {
+                    "client": client,
+                    "labels": dict(record.labels),
+                    "prompt": record.messages[-2].content if len(record.messages) > 1 else "",
+                    "reference": record.messages[-1].content,
+                    "before": was,
+                    "after": now,
+                }
+            )
+    return rows
+
+
+def _chosen(session: Session) -> list[tuple[str, Example]]:
+    """Take the clients' first test examples in turn, until there are enough."""
+    shards, chosen = session.federation.shards, list[tuple[str, Example]]()
+    turns = max((len(shard.test) for shard in shards.values()), default=0)
+    for turn in range(turns):
+        for client in session.judges:
+            if turn < len(shards[client].test) and len(chosen) < session.recipe.run.samples:
+                chosen.append((client, shards[client].test[turn]))
+    return chosen
+
+
+def _answers(
+    session: Session, chosen: list[tuple[str, Example]], params: Mapping[str, Params]
+) -> list[str]:
+    """Generate once for every distinct model."""
+    out: dict[int, str] = {}
+    for model in {id(params[c]): params[c] for c, _ in chosen}.values():
+        mine = [i for i, (c, _) in enumerate(chosen) if params[c] is model]
+        session.space.load(model)
+        texts = session.evaluator.answers(session.space.model, [chosen[i][1] for i in mine])
+        out.update(zip(mine, texts, strict=True))
+    return [out[i] for i in range(len(chosen))]

@@ -1,0 +1,53 @@
+"""What metrics.jsonl says of the rounds so far: totals, best values and whether to stop, all without state of their own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedloom.run.trackers import JsonLines
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+
+@dataclass(frozen=True)
+class History:
+    """The lines of metrics.jsonl, one a round; round 0 is before training."""
+
+    lines: Sequence[Mapping[str, float]]
+
+    @classmethod
+    def read(cls, file: Path) -> "History":
+        """Read a file; values that were not finite are left out."""
+        rows = JsonLines(file).rows()
+        return cls([{n: v for n, v in row.items() if v is not None} for row in rows])
+
+    def total(self, metric: str) -> float:
+        """Return the sum of a metric over the rounds."""
+        return sum(line.get(metric, 0.0) for line in self.lines)
+
+    def of(self, metric: str) -> list[tuple[int, float]]:
+        """Return (round, value) where the metric was measured."""
+        return [(int(line["round"]), line[metric]) for line in self.lines if metric in line]
+
+    def measured(self) -> list[str]:
+        """Return the names of the evaluation metrics."""
+        names = dict.fromkeys(n for line in self.lines for n in line)
+        return [n for n in names if n.startswith(("validation/", "test/")) and "num_" not in n]
+
+    def best(self, metric: str) -> tuple[int, float]:
+        """Return the (round, value) that is best, the earliest of equals."""
+        sign = 1 if lower_is_better(metric) else -1
+        return min(self.of(metric), key=lambda at: sign * at[1])
+
+    def should_stop(self, monitor: str, patience: int) -> bool:
+        """Return whether the last `patience` evaluations brought nothing better."""
+        values = self.of(monitor)
+        if not patience or not values:
+            return False
+        best = self.best(monitor)[0]
+        return sum(1 for number, _ in values if number > best) >= patience
+
+
+def lower_is_better(metric: str) -> bool:
+    """Return whether a smaller value of the metric is an improvement."""
+    return metric.rpartition("/")[2] in LOWER_IS_BETTER

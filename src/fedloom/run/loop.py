@@ -1,0 +1,146 @@
+"""The round, once, for every algorithm and every engine."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal
+
+from fedloom.core.payloads import NoReplies
+from fedloom.core.protocols import (
+    Absence,
+    Algorithm,
+    ClientId,
+    Delivery,
+    Engine,
+    Metrics,
+    Payload,
+    Profile,
+    Reply,
+    Round,
+    State,
+    Task,
+)
+from fedloom.core.seeds import derive
+from fedloom.server.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Run(Generic[State]):
+    """Everything needed to go on after `number` rounds."""
+
+    number: int
+    seed: int
+    state: State
+
+
+@dataclass
+class Tally:
+    """What a round's deliveries cost and reported, added up while they stream by."""
+
+    download_bytes: int = 0
+    upload_bytes: int = 0
+    num_replies: int = 0
+    absences: list[Absence] = field(default_factory=list)
+    _sums: dict[str, float] = field(default_factory=dict)
+    _weights: dict[str, float] = field(default_factory=dict)
+
+    def replies(self, deliveries: Iterable[Delivery]) -> Iterator[Reply]:
+        """Yield the replies; note bytes, absences and what clients report."""
+        for delivery in deliveries:
+            self.download_bytes += delivery.download_bytes
+            self.upload_bytes += delivery.upload_bytes
+            answer = delivery.answer
+            if isinstance(answer, Absence):
+                self.absences.append(answer)
+                continue
+            self.num_replies += 1
+            self._note(answer.metrics)
+            yield answer
+
+    def _note(self, metrics: Metrics) -> None:
+        tokens = metrics.get("num_tokens", 1.0)
+        for name, value in metrics.items():
+            count = name.rpartition("/")[2] in {"num_tokens", "skipped_steps"}
+            weight = 1.0 if count else tokens
+            self._sums[name] = self._sums.get(name, 0.0) + weight * value
+            self._weights[name] = self._weights.get(name, 0.0) + (0.0 if count else weight)
+
+    def metrics(self) -> Metrics:
+        """Return `train/*` (means over target tokens; counts are sums) and `comm/*` (bytes of encoded messages)."""
+        means = {f"train/{n}": s / (self._weights[n] or 1.0) for n, s in self._sums.items()}
+        return means | {
+            "comm/download_bytes": float(self.download_bytes),
+            "comm/upload_bytes": float(self.upload_bytes),
+            "comm/num_replies": float(self.num_replies),
+            "comm/num_absent": float(len(self.absences)),
+        }
+
+
+def begin(algorithm: Algorithm[State], start: Any, seed: int) -> Run[State]:
+    """Return the run before its first round; `start` is the space's starting point."""
+    return Run(0, seed, algorithm.init(start, derive(seed, "init")))
+
+
+def advance(
+    run: Run[State],
+    algorithm: Algorithm[State],
+    engine: Engine,
+    *,
+    population: Mapping[ClientId, Profile],
+    sampler: Sampler,
+    min_replies: int = 1,
+) -> tuple[Run[State], Metrics, Sequence[Absence]]:
+    """Run one round.
+
+    With fewer than `min_replies` replies the round is spent and the state stays as it was: server halves are pure, so
+    the new state is simply not kept.
+    """
+    round = draw(run, population, sampler)
+    tally = Tally()
+    deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
+    state, server = run.state, dict[str, float]()
+    try:
+        updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
+        if tally.num_replies >= min_replies:
+            state, server = updated, {f"server/{name}": value for name, value in reported.items()}
+    except NoReplies:
+        pass
+    kept = tally.num_replies >= min_replies
+    metrics = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
+    return replace(run, number=round.number, state=state), metrics, tally.absences
+
+
+def measure(
+    run: Run[State],
+    algorithm: Algorithm[State],
+    engine: Engine,
+    *,
+    kind: Literal["validate", "test"],
+    population: Mapping[ClientId, Profile],
+    clients: Sequence[ClientId],
+) -> tuple[Mapping[ClientId, Metrics], Sequence[Absence]]:
+    """Measure what each of `clients` would use now."""
+    round = draw(run, population, None)
+    sent = algorithm.broadcast(run.state, round)
+    tally = Tally()
+    replies = tally.replies(engine.run(tasks(kind, round, {c: sent[c] for c in clients})))
+    return {reply.client: reply.metrics for reply in replies}, tally.absences
+
+
+def draw(run: Run[Any], population: Mapping[ClientId, Profile], sampler: Sampler | None) -> Round:
+    """Return the next round; without a sampler everybody is in it."""
+    number, ids = run.number + 1, tuple(population)
+    seed = derive(run.seed, "round", number)
+    if sampler is None:
+        return Round(number, seed, population, ids, 1.0)
+    cohort = tuple(sampler.draw(population, seed))
+    return Round(number, seed, population, cohort, sampler.rate(len(ids)))
+
+
+def tasks(
+    kind: Literal["train", "validate", "test"], round: Round, downloads: Mapping[ClientId, Payload]
+) -> list[Task]:
+    """Return a task for everybody who is sent something."""
+    return [
+        Task(kind, round.number, c, derive(round.seed, c), round.population[c], download)
+        for c, download in downloads.items()
+    ]

@@ -1,0 +1,60 @@
+"""Progress with an estimate of the time left, on the terminal; silent where there is none."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from fedloom.core.protocols import Metrics
+
+
+@dataclass(frozen=True)
+class RoundBar:
+    """One bar over the rounds."""
+
+    progress: Progress
+    task: TaskID
+
+    def advance(self, metrics: Metrics) -> None:
+        """Move on by one round and show its numbers."""
+        self.progress.update(self.task, advance=1, said=_said(metrics))
+
+    def say(self, what: str) -> None:
+        """Show what happens between rounds."""
+        self.progress.update(self.task, said=what)
+
+
+@contextmanager
+def round_bar(console: Console, name: str, *, done: int, total: int) -> Iterator[RoundBar]:
+    """Show a bar over rounds, `done` of `total` behind it."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, completed=done, total=total, said="")
+        yield RoundBar(progress, task)
+
+
+def _said(metrics: Metrics) -> str:
+    shown = [
+        ("train/loss", "train loss"),
+        ("validation/loss", "validation loss"),
+        ("test/exact_match", "exact match"),
+    ]
+    return " · ".join(f"{label} {metrics[name]:.3f}" for name, label in shown if name in metrics)

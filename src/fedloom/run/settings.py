@@ -1,0 +1,67 @@
+"""A whole recipe as frozen dataclasses; recipe.py fills them from YAML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fedloom.client.settings import LocalSettings
+from fedloom.core.protocols import Algorithm
+from fedloom.data.settings import DataSettings
+from fedloom.evaluation.settings import EvaluationSettings
+from fedloom.models.build import ModelSettings
+from fedloom.server.samplers import Full, Sampler
+from fedloom.spaces.build import TuneSettings
+from fedloom.wire.settings import WireSettings
+
+Baseline = Literal["local", "centralised"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Section `run`: how long, from which seed, and what is kept."""
+
+    rounds: int = 20
+    seed: int = 0
+    """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
+    min_replies: int = 1
+    """A round with fewer replies changes nothing."""
+    patience: int = 0
+    """Stop after this many evaluations without a better `monitor`; 0 never stops early."""
+    monitor: str = "validation/loss"
+    """The metric early stopping watches, as named in metrics.jsonl."""
+    keep_checkpoints: int = 2
+    trackers: Sequence[str] = ()
+    """Besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
+    baselines: Sequence[Baseline] = ()
+    """Runs with the same data, seed and evaluation, made after this one and drawn into its report."""
+    samples: int = 6
+    """Test examples whose answers before and after are shown in the report; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("rounds", self.rounds, 1),
+            ("min_replies", self.min_replies, 1),
+            ("patience", self.patience, 0),
+            ("keep_checkpoints", self.keep_checkpoints, 1),
+            ("samples", self.samples, 0),
+        ):
+            if value < least:
+                raise ValueError(f"run.{name} must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One run, complete."""
+
+    name: str
+    algorithm: Algorithm[Any]
+    description: str = ""
+    model: ModelSettings = ModelSettings()
+    tune: TuneSettings = TuneSettings()
+    data: DataSettings = field(default_factory=DataSettings)
+    local: LocalSettings = LocalSettings()
+    cohort: Sampler = Full()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    wire: WireSettings = WireSettings()
+    engine: Literal["inprocess", "loopback"] = "inprocess"
+    run: RunSettings = RunSettings()

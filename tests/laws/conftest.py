@@ -1,0 +1,167 @@
+"""Eight unequal clients, every algorithm of the table, and rounds on either engine."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fedloom.algorithms.ditto import Ditto
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.freeze import Freeze
+from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.pfedme import PFedMe
+from fedloom.algorithms.scaffold import Scaffold
+from fedloom.client.build import make_trainer
+from fedloom.client.memory import MemoryStore
+from fedloom.client.settings import LocalSettings
+from fedloom.core.protocols import Absence, Algorithm, Engine, Metrics, Split, Trainer
+from fedloom.data.federation import Federation, Shard
+from fedloom.data.manifest import Manifest
+from fedloom.data.tokens import Example
+from fedloom.engines.inprocess import InProcess
+from fedloom.engines.loopback import Loopback
+from fedloom.models.build import Base
+from fedloom.run.loop import Run, advance, begin
+from fedloom.server.optimizers import Adagrad, Adam, Momentum, Yogi
+from fedloom.server.samplers import Sampler, Uniform
+from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.live import Live
+from fedloom.wire.settings import WireSettings
+
+VOCAB = 64
+NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+
+CASES: dict[str, Algorithm[Any]] = {
+    "fedavg": FedAvg(),
+    "fedavg uniform": FedAvg(weighting="uniform"),
+    "fedprox": FedAvg(mu=0.1),
+    "fedavgm": FedAvg(Momentum(0.7, 0.9)),
+    "fedadagrad": FedAvg(Adagrad(0.1)),
+    "fedyogi": FedAvg(Yogi(0.1)),
+    "fedadam": FedAvg(Adam(0.1)),
+    "fedadam of OpenFedLLM": FedAvg(Adam(0.1, variant="openfedllm")),
+    "scaffold": Scaffold(),
+    "pfedme": PFedMe(1.0, local_rounds=3, lr=0.5),
+    "local": LocalOnly(),
+    "ditto(fedavg)": Ditto(FedAvg(), 0.1, 3),
+    "ditto(scaffold)": Ditto(Scaffold(), 0.1),
+    "freeze(fedavg)": Freeze(FedAvg()),
+    "freeze(scaffold)": Freeze(Scaffold()),
+    "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
+    "freeze(ditto(fedadam))": Freeze(Ditto(FedAvg(Adam(0.1)), 0.1)),
+}
+
+
+def rows(seed: int, count: int) -> list[Example]:
+    """Return rows that count up or down, by the parity of the seed."""
+    draw = torch.Generator().manual_seed(100 + seed)
+    out = []
+    for _ in range(count):
+        length, at = (
+            int(torch.randint(*span, (), generator=draw)) for span in ((6, 14), (0, VOCAB))
+        )
+        ids = (at + (1 if seed % 2 else -1) * torch.arange(length)) % VOCAB
+        out.append(Example(ids, torch.where(torch.arange(length) < 2, -100, ids), 2))
+    return out
+
+
+class SumEvaluator:
+    """Answers with the sum of the tuned tensors: enough to tell models apart."""
+
+    def measure_each(
+        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+    ) -> list[Metrics]:
+        total = sum(float(p.detach().double().sum()) for p in model.parameters() if p.requires_grad)
+        return [{"loss": total, "num_examples": float(len(g)), "num_tokens": 1.0} for g in groups]
+
+
+@dataclasses.dataclass
+class Bench:
+    """A trainer over eight clients and what it trains."""
+
+    trainer: Trainer
+    space: Live
+    federation: Federation
+
+    def engine(self, kind: type[Any], algorithm: Algorithm[Any], folder: Path, **extra: Any) -> Any:
+        """Return an engine of a kind, its clients' memory in `folder`."""
+        clients = {
+            c: {"tier": "phone" if i % 3 == 0 else "desk", "num_examples": str(len(s.train))}
+            for i, (c, s) in enumerate(self.federation.shards.items())
+        }
+        return kind(algorithm, self.trainer, MemoryStore(folder), clients, **extra)
+
+    def rounds(
+        self,
+        algorithm: Algorithm[Any],
+        engine: Engine,
+        count: int,
+        *,
+        run: Run[Any] | None = None,
+        sampler: Sampler = Uniform(5),
+        after: Callable[[Run[Any]], None] = lambda run: None,
+        min_replies: int = 1,
+    ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[Absence]]]]:
+        """Run up to round `count`; return the run and what each round said."""
+        run = run or begin(algorithm, self.space.start(), 5)
+        said = []
+        while run.number < count:
+            run, metrics, absences = advance(
+                run,
+                algorithm,
+                engine,
+                population=engine.population(),
+                sampler=sampler,
+                min_replies=min_replies,
+            )
+            said.append((metrics, absences))
+            after(run)
+        return run, said
+
+    def final(
+        self, algorithm: Algorithm[Any], folder: Path, count: int = 3, **extra: Any
+    ) -> Run[Any]:
+        """Return the run after `count` rounds in process."""
+        return self.rounds(algorithm, self.engine(InProcess, algorithm, folder), count, **extra)[0]
+
+
+@pytest.fixture
+def bench(tiny_llama: Callable[..., Any]) -> Callable[..., Bench]:
+    """Return a maker: `bench(dtype=torch.float32, tune={}, **local)`; one client at a time unless told otherwise."""
+
+    def make(
+        dtype: torch.dtype = torch.float32, tune: Mapping[str, Any] | None = None, **local: Any
+    ) -> Bench:
+        model = tiny_llama(dtype=dtype).requires_grad_(False)
+        settings = TuneSettings(**{"rank": 4, "targets": ["q_proj", "v_proj"], **(tune or {})})
+        space = make_space(Base(model, None, "random"), settings, seed=1)  # type: ignore[arg-type]
+        trains = [rows(i, 3 + 2 * i) for i in range(8)]
+        shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}
+        federation = Federation(shards, {c: {} for c in shards}, NOTHING)
+        learning = {"optimizer": "sgd", "lr": 0.5, "batched": "off", **local}
+        trainer = make_trainer(
+            space, federation, LocalSettings(**learning), evaluator=SumEvaluator(), num_rounds=10
+        )
+        return Bench(trainer, space, federation)
+
+    return make
+
+
+@pytest.fixture(params=list(CASES), ids=list(CASES))
+def algorithm(request: pytest.FixtureRequest) -> Algorithm[Any]:
+    """Return each algorithm of the table in turn, and what nests."""
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="session")
+def cases() -> dict[str, Algorithm[Any]]:
+    """Return all compositions by name."""
+    return CASES
+
+
+ENGINES = {"inprocess": InProcess, "loopback": Loopback}
+LOSSY = WireSettings(upload="int8", download="bfloat16")

@@ -1,0 +1,144 @@
+"""Whole runs on the random model: what a run directory holds, and that going on is going on."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedloom.launch import run_recipe
+from fedloom.run.settings import Recipe
+
+Make = Callable[..., Recipe]
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_run_directory_holds_what_it_promises(small_recipe: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    summaries = run_recipe(small_recipe(run={"baselines": ["local", "centralised"]}), folder)
+    for name in (
+        "recipe.yaml",
+        "metrics.jsonl",
+        "clients.jsonl",
+        "manifest.json",
+        "samples.json",
+        "environment.json",
+        "summary.json",
+        "report.html",
+        "adapters/global/adapter_model.safetensors",
+        "adapters/global/README.md",
+        "baselines/local/summary.json",
+        "baselines/centralised/summary.json",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+    assert set(summaries) == {"", "local", "centralised"}
+    rounds = lines(folder / "metrics.jsonl")
+    assert [line["round"] for line in rounds] == [0, 1, 2, 3]
+    assert ["test/loss" in line for line in rounds] == [True, False, True, True]
+    assert rounds[3]["comm/num_replies"] == 4
+    own = summaries[""]
+    assert own["upload_bytes"] == sum(line.get("comm/upload_bytes", 0) for line in rounds)
+    assert own["before"]["test/loss"] == rounds[0]["test/loss"]
+    assert own["final"]["test/loss"] == rounds[3]["test/loss"]
+    assert own["num_clients"] == 4
+    assert summaries["centralised"]["num_clients"] == 1
+    samples = json.loads((folder / "samples.json").read_text())
+    assert len(samples) == 2
+    assert {"client", "prompt", "reference", "before", "after"} <= samples[0].keys()
+
+
+def test_the_same_recipe_gives_the_same_run(small_recipe: Make, tmp_path: Path) -> None:
+    a = run_recipe(small_recipe(), tmp_path / "a")[""]
+    b = run_recipe(small_recipe(), tmp_path / "b")[""]
+    c = run_recipe(small_recipe(run={"seed": 1}), tmp_path / "c")[""]
+    assert a["state_sha256"] == b["state_sha256"] != c["state_sha256"]
+    assert a["final"] == b["final"]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "local", [{"ditto": {}}, "fedavg"]])
+def test_resuming_in_the_middle_ends_as_the_uninterrupted_run(
+    algorithm: Any, small_recipe: Make, tmp_path: Path
+) -> None:
+    """Cites fs_llm T4 and fedmllm C14: same weights, metrics and client sampling."""
+    recipe = small_recipe(algorithm=algorithm, cohort={"uniform": {"size": 2}}, run={"rounds": 5})
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    expected = run_recipe(recipe, whole)[""]
+    shutil.copytree(whole, cut)
+    # As if killed while round 5 was being written down: checkpoint 4 is the last good one.
+    (cut / "checkpoints" / "round-000005.ckpt").unlink()
+    for name in ("summary.json", "samples.json", "report.html"):
+        (cut / name).unlink()
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 6, "half a li')
+    resumed = run_recipe(recipe, cut)[""]
+    assert resumed["state_sha256"] == expected["state_sha256"]
+    assert resumed["final"] == expected["final"]
+    assert resumed["upload_bytes"] == expected["upload_bytes"]
+    assert [line["round"] for line in lines(cut / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
+    assert lines(cut / "clients.jsonl") == lines(whole / "clients.jsonl")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(small_recipe: Make, tmp_path: Path) -> None:
+    expected = run_recipe(small_recipe(), tmp_path / "run")[""]
+    newest = tmp_path / "run/checkpoints/round-000003.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-20])
+    said = io.StringIO()
+    again = run_recipe(small_recipe(), tmp_path / "run", console=Console(file=said, width=200))[""]
+    assert "damaged checkpoint" in said.getvalue()
+    assert "going on after round 2" in said.getvalue()
+    assert again["state_sha256"] == expected["state_sha256"]
+
+
+def test_resuming_a_changed_recipe_is_refused_with_the_change(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    run_recipe(small_recipe(), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"local\.lr was 0\.1 and is 0\.2"):
+        run_recipe(small_recipe(local={"lr": 0.2}), tmp_path / "run")
+
+
+def test_more_rounds_may_be_asked_for_at_resume_where_no_schedule_depends_on_them(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    run_recipe(small_recipe(), tmp_path / "run")
+    longer = run_recipe(small_recipe(run={"rounds": 5}), tmp_path / "run")[""]
+    whole = run_recipe(small_recipe(run={"rounds": 5}), tmp_path / "whole")[""]
+    assert longer["state_sha256"] == whole["state_sha256"]
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    # Steps too small to move a float32 weight.
+    recipe = small_recipe(
+        local={"lr": 1e-30},
+        evaluation={"every": 1},
+        run={"rounds": 9, "patience": 2, "monitor": "validation/loss"},
+    )
+    summary = run_recipe(recipe, tmp_path / "run")[""]
+    assert summary["stopped_early"]
+    assert summary["rounds"] < 9
+
+
+def test_engines_agree_and_the_wire_is_lossy_in_process_too(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    here = run_recipe(small_recipe(local={"batched": "off"}), tmp_path / "a")[""]
+    there = run_recipe(small_recipe(local={"batched": "off"}, engine="loopback"), tmp_path / "b")[
+        ""
+    ]
+    assert here["state_sha256"] == there["state_sha256"]
+    assert (here["upload_bytes"], here["download_bytes"]) == (
+        there["upload_bytes"],
+        there["download_bytes"],
+    )
+    small = run_recipe(small_recipe(wire={"upload": "int8"}), tmp_path / "c")[""]
+    assert small["state_sha256"] != here["state_sha256"]
+    assert small["upload_bytes"] < 0.6 * here["upload_bytes"]

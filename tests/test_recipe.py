@@ -1,0 +1,165 @@
+"""Recipes: what is written is what is run, and a mistake is one sentence that says where."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedloom.algorithms.ditto import Ditto
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.data.partition import Dirichlet
+from fedloom.launch import baseline_of
+from fedloom.recipe import (
+    RecipeError,
+    build_recipe,
+    flatten,
+    load_recipe,
+    shipped,
+    to_tree,
+    to_yaml,
+)
+from fedloom.server.optimizers import Adam
+from fedloom.server.samplers import Full, Uniform
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_is_valid_and_reads_back_as_itself(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    file = tmp_path / "again.yaml"
+    file.write_text(to_yaml(recipe))
+    assert load_recipe(file) == recipe
+    assert recipe.description, "a shipped recipe says what it runs"
+
+
+def test_shipped_recipes_are_found() -> None:
+    assert {"quickstart", "scaffold", "ditto", "gsm8k", "codealpaca", "xquad"} <= set(shipped())
+    assert len(shipped()) == len(
+        list((Path(__file__).parents[1] / "src/fedloom/recipes").glob("**/*.yaml"))
+    )
+
+
+def test_layers_nest_outermost_first() -> None:
+    recipe = build_recipe(
+        {"name": "x", "algorithm": [{"ditto": {"strength": 0.5}}, {"fedavg": {"server": "adam"}}]}
+    )
+    assert recipe.algorithm == Ditto(FedAvg(server=Adam()), strength=0.5)
+
+
+def test_overrides_reach_sections_tables_and_algorithm_layers() -> None:
+    recipe = load_recipe(
+        "ditto",
+        [
+            "run.rounds=3",
+            "algorithm.fedavg.mu=0.5",
+            "algorithm.fedavg.server.adam.lr=1e-2",
+            "cohort.uniform.size=2",
+            "data.partition={dirichlet: {by: task, alpha: 0.1}}",
+            "data.where.language=[english]",
+        ],
+    )
+    assert recipe.run.rounds == 3
+    assert recipe.algorithm == Ditto(FedAvg(server=Adam(lr=0.01), mu=0.5), strength=0.1)
+    assert recipe.cohort == Uniform(2)
+    assert recipe.data.partition == Dirichlet(by="task", alpha=0.1)
+    assert recipe.data.where == {"language": ["english"]} or recipe.data.where == {
+        "language": ("english",)
+    }
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"lokal": {}}, r"unknown key 'lokal' at the top \(did you mean 'local'\?\)"),
+        ({"local": {"learning_rat": 1}}, r"unknown key 'learning_rat' in `local`"),
+        (
+            {"local": {"batchsize": 1}},
+            r"unknown key 'batchsize' in `local` \(did you mean 'batch_size'\?\)",
+        ),
+        ({"local": {"lr": "fast"}}, r"local\.lr: .*got 'fast'"),
+        ({"run": {"rounds": True}}, r"run\.rounds must be a number, got True"),
+        ({"run": {"rounds": 0}}, r"run\.rounds must be at least 1, got 0"),
+        ({"run": {"baselines": ["lokal"]}}, r"run\.baselines: .*'local' or 'centralised'"),
+        ({"run": []}, r"run must hold settings by name, got \[\]"),
+        (
+            {"algorithm": "fedavgg"},
+            r"algorithm: unknown name 'fedavgg' \(did you mean 'fedavg'\?\)",
+        ),
+        ({"algorithm": ["ditto"]}, r"ditto wraps another algorithm"),
+        ({"algorithm": ["fedavg", "scaffold"]}, r"fedavg wraps nothing"),
+        ({"algorithm": [{"fedavg": {"mu": -1}}]}, r"fedavg\.mu must be >= 0, got -1"),
+        ({"algorithm": [{"a": 1, "b": 2}]}, r"algorithm: each layer must be a name or one"),
+        ({"cohort": {"uniform": {"size": 2}, "full": {}}}, r"cohort must be one of uniform"),
+        (
+            {"cohort": {"uniform": {"sise": 2}}},
+            r"unknown key 'sise' in `cohort\.uniform` \(did you mean 'size'\?\)",
+        ),
+        ({"cohort": "everyone"}, r"cohort: unknown name 'everyone'"),
+        ({"cohort": "uniform"}, r"cohort\.uniform needs size"),
+        (
+            {"data": {"partition": {"dirichlet": {"alfa": 1}}}},
+            r"unknown key 'alfa' in `data\.partition\.dirichlet`",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_path(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        build_recipe({"name": "x", **tree})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.rounds", r"must look like section\.key=value, got 'run\.rounds'"),
+        ("algorithm.fedprox.mu=1", r"the recipe's algorithm has no layer 'fedprox', only fedavg"),
+        ("name.x=1", r"name: input should be a valid string"),
+        ("run.rounds.x=1", r"run\.rounds\.x: 'x' is inside 20, which has no keys"),
+        ("run.rounds=[", r"the value of run\.rounds is not YAML"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("quickstart", [override])
+
+
+def test_a_missing_or_broken_recipe_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError,
+        match=r"no shipped recipe is called 'quikstart' \(did you mean 'quickstart'\?\)",
+    ):
+        load_recipe("quikstart")
+    with pytest.raises(RecipeError, match=r"mine\.yaml does not exist"):
+        load_recipe(tmp_path / "mine.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("run: [")
+    with pytest.raises(RecipeError, match=r"broken\.yaml is not YAML"):
+        load_recipe(broken)
+    broken.write_text("- run")
+    with pytest.raises(RecipeError, match=r"must hold sections .* got list"):
+        load_recipe(broken)
+
+
+def test_the_resolved_tree_is_complete_and_plain() -> None:
+    tree = to_tree(load_recipe("fedadam"))
+    assert yaml.safe_load(yaml.safe_dump(tree)) == tree
+    flat = flatten(tree)
+    assert flat["algorithm.fedavg.server.adam.lr"] == 0.005
+    assert flat["cohort.uniform.size"] == 5
+    assert flat["local.batch_size"] == 8
+
+
+def test_baselines_share_data_seed_and_evaluation() -> None:
+    recipe = load_recipe("fedadam")
+    local = baseline_of(recipe, "local", num_clients=10)
+    assert (local.data, local.evaluation, local.run.seed) == (
+        recipe.data,
+        recipe.evaluation,
+        recipe.run.seed,
+    )
+    assert not local.run.baselines
+    central = baseline_of(recipe, "centralised", num_clients=10)
+    assert central.data.pooled
+    assert central.cohort == Full()
+    assert recipe.local.steps is not None
+    assert central.local.steps == recipe.local.steps * 5, (
+        "as many steps as the cohort of 5 together"
+    )
