@@ -1,0 +1,59 @@
+# Everything runs in .venv, made on first need. Only the package registry is asked; no model, no data.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Tests are small: one thread each, and two at a time.
+WORKERS ?= 2
+test-fast test-slow coverage: export OMP_NUM_THREADS = 1
+
+.PHONY: help install quickstart test test-fast test-slow coverage lint format bench clean
+
+help:  ## Say what there is to make.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch goes first and alone: nothing that depends on it may choose another build of it.
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv, which takes a minute or two"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+install: .venv/.installed  ## Make .venv and install the package with its developer tools.
+
+quickstart: install  ## Federate the bundled model on the built-in corpus, and print the outcome.
+	@$(BIN)/fedloom run quickstart
+
+test: test-fast test-slow  ## Run every test: the fast suite, then the slow one.
+
+test-fast: install  ## Run the fast suite.
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 10 --durations-min 1
+
+test-slow: install  ## Run what takes longer, one at a time.
+	@$(BIN)/pytest -m slow --durations 10 --durations-min 1
+
+coverage: install  ## Run the fast suite and say which lines it does not reach.
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -q --cov --cov-report term
+
+lint: install  ## Check format, rules, types, layers, spelling and dependencies.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/codespell
+	@$(BIN)/deptry src
+
+format: install  ## Format, and mend what the rules can mend.
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: install  ## Measure a round beside plain loops, and print the table.
+	@$(BIN)/python benchmarks/round.py
+
+clean:  ## Remove what was made here, except runs/.
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
