@@ -102,7 +102,7 @@ class Bench:
         count: int,
         *,
         run: Run[Any] | None = None,
-        sampler: Sampler = Uniform(5),
+        sampler: Sampler | None = None,
         after: Callable[[Run[Any]], None] = lambda run: None,
         min_replies: int = 1,
     ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[Absence]]]]:
@@ -115,7 +115,7 @@ class Bench:
                 algorithm,
                 engine,
                 population=engine.population(),
-                sampler=sampler,
+                sampler=sampler or Uniform(5),
                 min_replies=min_replies,
             )
             said.append((metrics, absences))
@@ -138,7 +138,7 @@ def bench(tiny_llama: Callable[..., Any]) -> Callable[..., Bench]:
     ) -> Bench:
         model = tiny_llama(dtype=dtype).requires_grad_(False)
         settings = TuneSettings(**{"rank": 4, "targets": ["q_proj", "v_proj"], **(tune or {})})
-        space = make_space(Base(model, None, "random"), settings, seed=1)  # type: ignore[arg-type]
+        space = make_space(Base(model, None, "random"), settings, seed=1)
         trains = [rows(i, 3 + 2 * i) for i in range(8)]
         shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}
         federation = Federation(shards, {c: {} for c in shards}, NOTHING)

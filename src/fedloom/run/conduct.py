@@ -12,10 +12,11 @@ from rich.table import Table
 from fedloom.core.files import write_atomic
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
+from fedloom.run.loop import begin, draw
 from fedloom.run.report import write_report
 from fedloom.run.session import build
 from fedloom.run.settings import Baseline, Recipe
-from fedloom.run.trackers import make_trackers
+from fedloom.run.trackers import check_trackers, make_trackers
 from fedloom.run.units import human_bytes
 
 _FREE = (
@@ -74,10 +75,12 @@ def conduct(
 
 def _one(job: Job, folder: Path, console: Console) -> Mapping[str, Any]:
     began = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "recipe.yaml", job.text.encode())
+    check_trackers(job.recipe.run.trackers)
     session = build(job.recipe, folder)
+    # Nothing is written before the recipe is known to fit its data.
+    draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
     record_setup(session)
+    write_atomic(folder / "recipe.yaml", job.text.encode())
     bound = {**job.binding(), "trainer.width": session.trainer.width}
     names = job.recipe.run.trackers
     trackers = make_trackers(folder, names, name=job.recipe.name)

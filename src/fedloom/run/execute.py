@@ -13,6 +13,7 @@ from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, begin, measure
 from fedloom.run.progress import RoundBar, round_bar
 from fedloom.run.session import Session
+from fedloom.run.settings import RunSettings
 from fedloom.run.trackers import JsonLines, Tracker
 
 
@@ -49,12 +50,19 @@ def execute(
         if not recorder.history().lines:
             bar.say("measuring the model before training")
             recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
+            _check_monitor(recipe.run, recorder.history())
             checkpoints.save(run)
         while run.number < recipe.run.rounds and not recorder.stopped():
             run = _round(run, session, recorder, bar)
             checkpoints.save(run)
             session.store.prune(below=checkpoints.rounds()[0] + 1)
     return run
+
+
+def _check_monitor(settings: RunSettings, history: History) -> None:
+    if settings.patience and not history.of(settings.monitor):
+        known = ", ".join(history.measured())
+        raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
 
 def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar) -> Run[Any]:

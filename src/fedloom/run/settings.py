@@ -65,3 +65,9 @@ class Recipe:
     wire: WireSettings = WireSettings()
     engine: Literal["inprocess", "loopback"] = "inprocess"
     run: RunSettings = RunSettings()
+
+    def __post_init__(self) -> None:
+        if self.run.patience and not self.evaluation.every:
+            raise ValueError(
+                "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
+            )

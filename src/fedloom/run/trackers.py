@@ -79,6 +79,20 @@ def truncate_jsonl(path: Path, *, after: int) -> None:
     JsonLines(path).truncate_after(after)
 
 
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that is unknown or whose package is not installed, before anything is written."""
+    for tracker in names:
+        if tracker not in TRACKERS:
+            raise ValueError(
+                f"run.trackers may hold {', '.join(TRACKERS)}, got {tracker!r} "
+                f"(metrics.jsonl is always written)"
+            )
+        if find_spec(tracker) is None:
+            raise ValueError(
+                f"run.trackers names {tracker}, which is not installed: pip install fedloom[trackers]"
+            )
+
+
 def make_trackers(folder: Path, names: Sequence[str], *, name: str) -> list[Tracker]:
     """Return the tracker of metrics.jsonl and those named; a resumed run goes on in the same dashboard.
 
@@ -90,16 +104,7 @@ def make_trackers(folder: Path, names: Sequence[str], *, name: str) -> list[Trac
     Raises:
         ValueError: where a name is unknown or its package is not installed.
     """
-    for tracker in names:
-        if tracker not in TRACKERS:
-            raise ValueError(
-                f"run.trackers may hold {', '.join(TRACKERS)}, got {tracker!r} "
-                f"(metrics.jsonl is always written)"
-            )
-        if find_spec(tracker) is None:
-            raise ValueError(
-                f"run.trackers names {tracker}, which is not installed: pip install fedloom[trackers]"
-            )
+    check_trackers(names)
     recipe = folder / "recipe.yaml"
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
     run = _Opening(folder, name, settings)

@@ -1,0 +1,41 @@
+"""The recipes for real text learn it: GSM8K, CodeAlpaca and XQuAD on the bundled model (A2)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fedloom.launch import run_recipe
+from fedloom.recipe import load_recipe
+
+BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
+SMALLER = (
+    # A fifth of the recipe's work: the fall is asked for, not the best model.
+    "local.steps=4",
+    "local.batch_size=2",
+    "evaluation.every=0",
+    "evaluation.generate=false",
+    "evaluation.max_examples=12",
+    "run.samples=0",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.realtext
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("gsm8k", "gsm8k/train.jsonl"), ("codealpaca", "codealpaca/train.json"), ("xquad", "xquad")],
+)
+def test_held_out_loss_falls_by_fifteen_percent_in_twenty_rounds(
+    name: str, source: str, tmp_path: Path
+) -> None:
+    path = Path(os.environ.get("FEDLOOM_DATA", BESIDE)) / source
+    if not path.exists():
+        pytest.skip("no real text beside the repository; FEDLOOM_DATA names its folder")
+    recipe = load_recipe(name, [*SMALLER, f"data.source={path}"])
+    assert recipe.run.rounds == 20
+    summary = run_recipe(recipe, tmp_path)[""]
+    assert summary["rounds"] == 20
+    fall = 1 - summary["final"]["test/loss"] / summary["before"]["test/loss"]
+    assert fall >= 0.15
+    assert summary["num_clients"] == 8

@@ -1,0 +1,116 @@
+"""Every shipped recipe runs: one round of it, on a few examples, through the real entry point."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from fedloom.launch import run_recipe
+from fedloom.recipe import load_recipe, shipped
+from fedloom.run.settings import Recipe
+
+SMALL = (
+    "run.rounds=1",
+    "run.samples=1",
+    "run.baselines=[]",
+    "local.steps=1",
+    "local.batch_size=2",
+    "evaluation.max_examples=1",
+    "evaluation.max_new_tokens=2",
+)
+HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
+    "openai/gsm8k": lambda i, config: {
+        "question": f"Ann has {i} pens and buys 2. How many has she?",
+        "answer": f"{i} + 2 = <<{i}+2={i + 2}>>{i + 2}\n#### {i + 2}",
+    },
+    "sahil2801/CodeAlpaca-20k": lambda i, config: {
+        "instruction": f"Print {i}.",
+        "input": "",
+        "output": f"print({i})",
+    },
+    "google/xquad": lambda i, config: {
+        "id": f"{config}-{i}",
+        "context": f"The tower of {config} is {i} metres high.",
+        "question": "How high is it?",
+        "answers": {"text": [f"{i} metres"], "answer_start": [0]},
+    },
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str, str | None]]:
+    """Let load_dataset answer for the Hub, with rows of the columns its data sets have; return what was asked."""
+    asked = []
+
+    def load_dataset(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
+        asked.append((path, name, split, revision))
+        return datasets.Dataset.from_list([HUB[path](i, name) for i in range(48)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_a_shipped_recipe_runs_a_round(name: str, hub: list[Any], tmp_path: Path) -> None:
+    recipe = load_recipe(name, SMALL)
+    builtin = recipe.data.source.startswith("builtin:")
+    recipe = load_recipe(name, [*SMALL, f"data.num_examples={240 if builtin else 48 * 8}"])
+    summary = run_recipe(recipe, tmp_path)[""]
+    assert summary["rounds"] == 1
+    assert summary["num_absent"] == 0
+    assert summary["final"]["test/loss"] > 0
+    assert (tmp_path / "report.html").exists()
+    assert len(hub) == (0 if builtin else 8 if name == "xquad" else 1)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["LlamaForCausalLM", "GPT2LMHeadModel", "Qwen2ForCausalLM"]
+)
+@pytest.mark.parametrize("space", ["lora", "full"])
+def test_any_causal_language_model_takes_the_same_path(
+    architecture: str, space: str, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """A2: a random model of another family, saved to a folder, instead of the bundled one."""
+    import torch
+    import transformers
+
+    sizes: dict[str, dict[str, Any]] = {
+        "GPT2LMHeadModel": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    }
+    llama_like = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+    }
+    kind = getattr(transformers, architecture)
+    size = sizes.get(architecture, llama_like)
+    config = kind.config_class(
+        **size, vocab_size=len(tiny_tokenizer), pad_token_id=0, eos_token_id=2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kind(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    overrides = [
+        *SMALL,
+        f"model.name={tmp_path / 'model'}",
+        f"tune.space={space}",
+        "data.num_examples=160",
+        "data.max_length=160",
+        "run.rounds=3",
+        "local.lr=0.01",
+        "local.steps=3",
+    ]
+    recipe: Recipe = load_recipe("fedadam" if space == "lora" else "full", overrides)
+    summary = run_recipe(recipe, tmp_path / "run")[""]
+    assert summary["final"]["test/loss"] < summary["before"]["test/loss"]
+    written = tmp_path / "run/adapters/global"
+    assert json.loads(
+        (written / ("adapter_config.json" if space == "lora" else "config.json")).read_text()
+    )

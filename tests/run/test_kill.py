@@ -1,0 +1,99 @@
+"""A run that is killed, whenever, goes on to the bit."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedloom.core.seeds import derive
+from fedloom.launch import run_recipe
+from fedloom.run.settings import Recipe
+
+SECONDS = 120
+
+
+def start(recipe: Recipe, folder: Path, die_at: int | None = None) -> int:
+    """Run the recipe in a forked child, which has everything imported already; return its pid.
+
+    With `die_at`, the child kills itself right before the n-th file is put in place: in the middle of writing
+    checkpoints, memories and reports.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        if die_at is not None:
+            replace, calls = os.replace, iter(range(10**9))
+
+            def last_words(*paths: Any) -> None:
+                if next(calls) == die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                replace(*paths)
+
+            os.replace = last_words  # type: ignore[assignment]
+        run_recipe(recipe, folder)
+    except BaseException:  # noqa: BLE001 a fork must not return into pytest
+        os._exit(1)
+    os._exit(0)
+
+
+def ended(pid: int) -> int:
+    """Return the exit code of a child, negative where a signal ended it."""
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("a run hangs")
+
+
+def left_behind(folder: Path) -> tuple[Any, ...]:
+    """Return what two equal runs agree on: state, metrics, client memory and adapters."""
+    summary = json.loads((folder / "summary.json").read_text())
+    kept = {
+        str(file.relative_to(folder)): file.read_bytes()
+        for name in ("memory", "adapters")
+        for file in sorted((folder / name).rglob("*"))
+        if file.is_file() and file.name != "README.md"
+    }
+    return summary["state_sha256"], summary["final"], summary["upload_bytes"], kept
+
+
+@pytest.mark.slow
+def test_twenty_of_twenty_killed_runs_end_as_the_uninterrupted_one(
+    small_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """A4: twelve kills at random moments, eight in the middle of writing a file."""
+    recipe = small_recipe(
+        algorithm=[{"ditto": {"steps": 1}}, {"fedavg": {"server": "adam"}}],
+        cohort={"uniform": {"size": 3}},
+        run={"rounds": 4, "samples": 0},
+        evaluation={"every": 0, "generate": False},
+    )
+    began = time.monotonic()
+    assert ended(start(recipe, tmp_path / "whole")) == 0
+    seconds = time.monotonic() - began
+    expected = left_behind(tmp_path / "whole")
+    chance = random.Random(derive(0, "kills"))
+    survived = 0
+    for number in range(20):
+        folder = tmp_path / f"killed-{number}"
+        if number < 12:
+            pid = start(recipe, folder)
+            time.sleep(chance.uniform(0.05, 0.95) * seconds)
+            os.kill(pid, signal.SIGKILL)
+        else:
+            pid = start(recipe, folder, die_at=chance.randrange(2, 24))
+        ended(pid)
+        assert ended(start(recipe, folder)) == 0
+        survived += left_behind(folder) == expected
+    assert survived == 20

@@ -1,0 +1,148 @@
+"""The command line as a newcomer types it; every command of the README is run here."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fedloom import cli
+
+README = Path(__file__).parents[1] / "README.md"
+SMALL = (
+    "data.num_examples=240",
+    "run.rounds=1",
+    "run.samples=2",
+    "local.steps=1",
+    "evaluation.max_examples=2",
+    "evaluation.max_new_tokens=2",
+)
+Typed = Callable[..., str]
+
+
+@pytest.fixture
+def typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Typed:
+    """Return a function that types a command in an empty folder and returns what is printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def type_(command: str, code: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["fedloom", *shlex.split(command)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        assert (end.value.code or 0) == code, said.out + said.err
+        return said.out + said.err
+
+    return type_
+
+
+def commands() -> list[str]:
+    """Return the README's fedloom commands that need nothing but the package, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    lines = [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("fedloom ")]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
+    """Those that name a Hub model or the reader's own file are run on stand-ins, in another test."""
+    own = [c for c in commands() if "Qwen" in c or "mine.jsonl" in c]
+    assert len(own) == 2
+    ran = [c for c in commands() if c not in own]
+    assert len(ran) >= 12
+    for command in ran:
+        words = shlex.split(command)[1:]
+        if words[0] in ("run", "plan", "data"):
+            words[2:2] = SMALL
+        said = typed(shlex.join(words))
+        assert said.strip(), command
+    assert (tmp_path / "runs/prox/report.html").exists()
+    assert (tmp_path / "runs/prox/merged/global/config.json").exists()
+    assert (tmp_path / "compare.html").exists()
+
+
+def test_the_readmes_python_is_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```python\n(from pathlib.*?)```", README.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    small = ", ".join(repr(override) for override in SMALL)
+    exec(block.replace('"run.rounds=2", "data.num_examples=600"', small), {})
+    assert (tmp_path / "runs/from-python/summary.json").exists()
+
+
+def test_own_text_with_a_natural_split(typed: Typed, tmp_path: Path, tiny_folder: Path) -> None:
+    """The README's `data.source=mine.jsonl` with a split by hospital, and a model from a folder."""
+    rows = "".join(
+        f'{{"prompt": "Dose {i}?", "completion": "{i} mg", "hospital": "{"north" if i % 2 else "south"}"}}\n'
+        for i in range(40)
+    )
+    (tmp_path / "mine.jsonl").write_text(rows)
+    partition = "data.partition={natural: {by: hospital}}"
+    source = f"quickstart data.source=mine.jsonl {shlex.quote(partition)} data.num_clients=null {' '.join(SMALL)}"
+    said = typed(f"run {source} model.name={tiny_folder} run.baselines=[]")
+    assert "2 clients" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "run quikstart",
+            r"no shipped recipe is called 'quikstart' \(did you mean 'quickstart'\?\)",
+        ),
+        ("run quickstart lokal.lr=1", r"unknown key 'lokal' at the top \(did you mean 'local'\?\)"),
+        ("run quickstart local.lr=fast", r"local\.lr: .*got 'fast'"),
+        ("run quickstart data.source=none.jsonl", r"none\.jsonl"),
+        ("run quickstart cohort.uniform.size=11 run.baselines=[]", r"cohort|must be one of"),
+        (
+            "run quickstart model.name=nobody/nothing",
+            r"model\.name must be a causal language model",
+        ),
+        (
+            "run quickstart model.name=./nothing",
+            r"model\.name must be a folder with a config\.json",
+        ),
+        ("run quickstart tune.targets=[q_prj]", r"tune\.targets.*q_prj"),
+        ("run quickstart data.num_examples=12 data.num_clients=20", r"data\.num_clients|client"),
+        ("run quickstart data.partition.dirichlet.by=tusk", r"tusk"),
+        ("run quickstart run.trackers=[dashboard]", r"run\.trackers may hold .* got 'dashboard'"),
+        (
+            "run ditto run.rounds=1 algorithm.fedprox.mu=1",
+            r"has no layer 'fedprox', only ditto, fedavg",
+        ),
+        ("resume nowhere", r"nowhere holds no run"),
+        ("report nowhere", r"nowhere holds no run"),
+        ("recipes cp nothing", r"no shipped recipe is called 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    command: str, message: str, typed: Typed, tmp_path: Path
+) -> None:
+    said = typed(command, code=2)
+    assert re.search(message, said.replace("\n", " ")), said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("runs/*/recipe.yaml")), "a run that cannot begin leaves no run"
+
+
+def test_a_copied_recipe_is_the_shipped_one(typed: Typed, tmp_path: Path) -> None:
+    typed("recipes cp fedadam mine.yaml")
+    assert yaml.safe_load((tmp_path / "mine.yaml").read_text())["algorithm"]
+    assert "exists already" in typed("recipes cp fedadam mine.yaml", code=2)
+
+
+def test_help_lists_every_command() -> None:
+    said = CliRunner().invoke(cli.app, ["--help"]).output
+    commands = ["run", "resume", "plan", "data", "evaluate", "report", "compare", "export", "chat"]
+    for command in [*commands, "doctor", "recipes"]:
+        assert command in said
+
+
+def test_a_second_run_takes_a_folder_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert cli._free_folder(tmp_path / "b") == tmp_path / "b"
+    assert cli._free_folder(tmp_path / "a") == tmp_path / "a-2"
