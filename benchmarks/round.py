@@ -1,0 +1,293 @@
+"""A client's round and a cohort's, beside plain loops doing the same work.
+
+    python benchmarks/round.py [--turns 7] [--steps 4] [--hidden 256] [--layers 4] [--length 64] [--prompt 32]
+
+(a) one client's round against a bare PyTorch + PEFT loop with the same steps; (b) a round of 8 clients at batch 1
+against one TRL `SFTTrainer` per client and round, and against the clients one after another with PEFT. All start
+from the same adapter and end with the mean of the clients' adapters. Ours decodes the download and encodes and
+decodes every upload, as a run does; the others pass tensors on.
+"""
+
+import argparse
+import io
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import torch
+from torch import Tensor
+
+from fedloom.client.build import make_trainer
+from fedloom.client.settings import LocalSettings
+from fedloom.core.params import sub
+from fedloom.core.payloads import mean_upload
+from fedloom.core.protocols import Fit, Job, Metrics, Params, Reply, Trainer
+from fedloom.core.seeds import derive, generator
+from fedloom.data.federation import Federation, Shard
+from fedloom.data.manifest import Manifest
+from fedloom.data.tokens import IGNORED, Example
+from fedloom.models.build import Base
+from fedloom.models.quiet import quiet
+from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.wire.format import decode, encode
+from timing import Timing, about, paired
+
+RANK, ALPHA, LR, VOCABULARY = 8, 16, 1e-4, 4096
+TARGETS = ("q_proj", "v_proj")
+NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+CLIENTS = tuple(f"client-{i}" for i in range(8))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Sizes of everything."""
+
+    hidden: int
+    layers: int
+    length: int
+    steps: int
+    prompt: int
+    """Tokens of a row that are read and not learnt."""
+
+
+def model_of(scene: Scene) -> Any:
+    """Return a random Llama, the same one every time."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=scene.hidden,
+        intermediate_size=scene.hidden * 8 // 3 // 16 * 16,
+        num_hidden_layers=scene.layers,
+        num_attention_heads=scene.hidden // 64,
+        num_key_value_heads=scene.hidden // 64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def rows_of(scene: Scene, client: str) -> list[Example]:
+    """Return one example a step."""
+    shape = (scene.steps, scene.length)
+    ids = torch.randint(0, VOCABULARY, shape, generator=generator(0, client))
+    labels = ids.clone()
+    labels[:, : scene.prompt] = IGNORED
+    return [Example(*row, scene.prompt) for row in zip(ids, labels, strict=True)]
+
+
+class Unasked:
+    """Stands where an evaluator would: nothing here is evaluated."""
+
+    def measure_each(self, model: Any, groups: Any, *, split: Any) -> Sequence[Metrics]:
+        """Return nothing."""
+        return []
+
+
+def ours(scene: Scene, **local: Any) -> tuple[Trainer, Params]:
+    """Return a trainer and the start of its space."""
+    tune = TuneSettings(rank=RANK, alpha=ALPHA, targets=TARGETS)
+    space = make_space(Base(model_of(scene), None, "random"), tune, seed=0)
+    shards = {client: Shard(rows_of(scene, client), [], []) for client in CLIENTS}
+    federation = Federation(shards, {client: {} for client in CLIENTS}, NOTHING)
+    settings = LocalSettings(lr=LR, steps=scene.steps, batch_size=1, **local)
+    trainer = make_trainer(space, federation, settings, evaluator=Unasked(), num_rounds=1)
+    return trainer, space.start()
+
+
+def our_round(trainer: Trainer, start: Params, clients: Sequence[str]) -> Callable[[], Params]:
+    """Return a round of some clients: bytes in, training, bytes out, mean."""
+    sent = encode({"params": start})
+
+    def run() -> Params:
+        download = decode(sent)["params"]
+        jobs = [Job(client, 1, derive(0, client), Fit(download)) for client in clients]
+        replies = []
+        for job, done in zip(jobs, trainer.run(jobs), strict=True):
+            upload = decode(encode({"delta": sub(done.params, download)}))
+            replies.append(Reply(job.client, upload, done.num_examples, done.metrics))
+        return mean_upload(replies)["delta"]
+
+    return run
+
+
+class Peft:
+    """The model with a PEFT adapter, and how plain loops move adapters in and out."""
+
+    def __init__(self, scene: Scene) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.model = get_peft_model(model_of(scene), config)
+        self.model.train()
+        self.tuned = [p for p in self.model.parameters() if p.requires_grad]
+        self.start = self.state()
+        self.batches = {
+            client: [
+                (row.ids[None], torch.ones_like(row.ids[None]), row.labels[None])
+                for row in rows_of(scene, client)
+            ]
+            for client in CLIENTS
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of the adapter."""
+        from peft import get_peft_model_state_dict
+
+        return {n: t.detach().clone() for n, t in get_peft_model_state_dict(self.model).items()}
+
+    def load(self) -> None:
+        """Go back to the start."""
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, self.start)
+
+    def steps(self, client: str) -> None:
+        """Take a client's steps, as anybody would write them."""
+        optimizer = torch.optim.AdamW(self.tuned, lr=LR, weight_decay=0.0)
+        for ids, mask, labels in self.batches[client]:
+            self.model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.tuned, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def client_round(self) -> dict[str, Tensor]:
+        """Return the adapter after one client's steps."""
+        self.load()
+        self.steps(CLIENTS[0])
+        return self.state()
+
+    def round(self) -> Mapping[str, Tensor]:
+        """Return the mean adapter of the clients one after another."""
+        return self._mean(self.steps)
+
+    def _mean(self, train: Callable[[str], None]) -> Mapping[str, Tensor]:
+        ends = []
+        for client in CLIENTS:
+            self.load()
+            train(client)
+            ends.append(self.state())
+        return {n: torch.stack([end[n] for end in ends]).mean(0) for n in self.start}
+
+
+class Sft(Peft):
+    """One TRL SFTTrainer per client and round, on rows tokenised beforehand."""
+
+    def __init__(self, scene: Scene, folder: str) -> None:
+        from datasets import Dataset, disable_progress_bars
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+
+        disable_progress_bars()
+        super().__init__(scene)
+        words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+        self.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=words, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
+        )
+        self.folder, self.num_steps = folder, scene.steps
+        self.rows = {
+            client: Dataset.from_list(
+                [
+                    {
+                        "input_ids": row.ids.tolist(),
+                        "completion_mask": (row.labels != IGNORED).int().tolist(),
+                    }
+                    for row in rows_of(scene, client)
+                ]
+            )
+            for client in CLIENTS
+        }
+
+    def steps(self, client: str) -> None:
+        """Take a client's steps."""
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        config = SFTConfig(
+            output_dir=self.folder,
+            max_steps=self.num_steps,
+            per_device_train_batch_size=1,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            completion_only_loss=True,
+        )
+        trainer = SFTTrainer(
+            model=self.model,
+            args=config,
+            train_dataset=self.rows[client],
+            processing_class=self.tokenizer,
+        )
+        with redirect_stdout(io.StringIO()):  # it prints its metrics, whatever it is told
+            trainer.train()
+
+
+def table(title: str, times: Mapping[str, Timing], of: str) -> None:
+    """Print one row a candidate; ratios are against `of`."""
+    print(f"\n{title}")
+    print(f"{'':42s} {'CPU ms':>9s} {'IQR':>6s} {'x of ours':>10s}")
+    for name, timing in times.items():
+        ratio = times[of].ratio(timing)
+        print(f"{name:42s} {timing.median * 1e3:9.1f} {timing.spread:6.1%} {ratio:10.2f}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (
+        ("turns", 7),
+        ("steps", 4),
+        ("hidden", 256),
+        ("layers", 4),
+        ("length", 64),
+        ("prompt", 32),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    asked = parser.parse_args()
+    scene = Scene(asked.hidden, asked.layers, asked.length, asked.steps, asked.prompt)
+    torch.set_num_threads(1)
+    print(about(("torch", "transformers", "peft", "trl", "fedloom")))
+    num_weights = sum(p.numel() for p in model_of(scene).parameters())
+    print(
+        f"model     random Llama, {num_weights / 1e6:.1f} M weights; LoRA rank {RANK} on {', '.join(TARGETS)};"
+        f" AdamW, clipping; {scene.steps} steps of 1 x {scene.length} tokens,"
+        f" the last {scene.length - scene.prompt} learnt"
+    )
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        plain = Peft(scene)
+        one = {
+            "fedloom": our_round(*ours(scene), CLIENTS[:1]),
+            "fedloom, kernels reference, not batched": our_round(
+                *ours(scene, kernels="reference", batched="off"), CLIENTS[:1]
+            ),
+            "bare PyTorch + PEFT loop": plain.client_round,
+        }
+        table("(a) a round of one client", paired(one, turns=3 * asked.turns), "fedloom")
+        cohort = {
+            "fedloom": our_round(*ours(scene), CLIENTS),
+            "fedloom, not batched": our_round(*ours(scene, batched="off"), CLIENTS),
+            "PEFT, one client after another": plain.round,
+            "TRL SFTTrainer per client and round": Sft(scene, folder).round,
+        }
+        table("(b) a round of 8 clients", paired(cohort, turns=asked.turns), "fedloom")
+
+
+if __name__ == "__main__":
+    main()

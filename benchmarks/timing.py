@@ -1,0 +1,83 @@
+"""Paired timing: candidates take turns, so that what disturbs the machine disturbs them all.
+
+CPU time of the process, on one thread: it hardly changes on a busy machine, where wall time does by factors.
+"""
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One candidate's CPU seconds, in the order they were measured."""
+
+    seconds: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """Return the median, seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Return the distance of the quartiles, as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+    def ratio(self, other: "Timing") -> float:
+        """Return how many times longer the other takes: the median of the ratios turn by turn."""
+        turns = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(theirs / mine for mine, theirs in turns)
+
+
+def paired(
+    candidates: Mapping[str, Callable[[], object]], *, turns: int, warm_up: int = 1
+) -> dict[str, Timing]:
+    """Run every candidate once a turn, in alternating order, and return their times."""
+    for candidate in candidates.values():
+        for _ in range(warm_up):
+            candidate()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for turn in range(turns):
+        for name in names if turn % 2 == 0 else reversed(names):
+            begin = time.process_time()
+            candidates[name]()
+            seconds[name].append(time.process_time() - begin)
+    return {name: Timing(times) for name, times in seconds.items()}
+
+
+def about(packages: Sequence[str]) -> str:
+    """Return the machine, the date, the command and the versions a table was made with."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} absent")
+    return "\n".join(
+        (
+            f"machine   {_processor()}, {platform.system()} {platform.machine()}, one thread",
+            f"date      {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            f"command   python {' '.join(sys.argv)}",
+            f"versions  python {platform.python_version()}, {', '.join(found)}",
+        )
+    )
+
+
+def _processor() -> str:
+    try:
+        listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return platform.processor() or "unknown processor"
+    names = [line.split(":", 1)[1].strip() for line in listed.splitlines() if "Model name" in line]
+    return names[0] if names else "unknown processor"

@@ -1,0 +1,127 @@
+"""Many clients' LoRA training on one frozen base in one batch; whatever it cannot batch goes one by one."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedloom.client.edits import rows
+from fedloom.client.fast.functions import lora_linear
+from fedloom.client.fast.kernels import replaced_forward
+from fedloom.client.fast.products import Product
+from fedloom.client.fit import fit
+from fedloom.client.objectives import collate
+from fedloom.client.setup import Step
+from fedloom.client.trainer import Sequential, training
+from fedloom.core.protocols import Done, Fit, Job
+from fedloom.models.parts import LoRALayer
+
+
+class LoRALanes:
+    """Stacked A and B of every LoRA layer."""
+
+    def __init__(self, cohort: "Cohort", values: Tensor) -> None:
+        self.values = values
+        self._cohort = cohort
+        self._sequential = cohort.sequential
+
+    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        setup, fast = self._sequential.setup, self._sequential.fast
+        size = setup.local.batch_size
+        leaves = {
+            n: v.requires_grad_() for n, v in setup.space.layout.split(self.values.detach()).items()
+        }
+        total = torch.zeros_like(self.values[:, 0])
+        gradient: Tensor | None = None
+        with self._cohort.adapted(leaves):
+            for at in range(0, max(len(step) for step in steps), size):
+                batch = collate(
+                    [step[at : at + size] for step in steps], counts, self.values, pack=fast.packs
+                )
+                losses = fast.loss(batch)
+                # Lanes do not mix in the sum, so its gradient is each lane's own.
+                parts = torch.autograd.grad(losses.sum(), list(leaves.values()))
+                flat = torch.cat([part.flatten(1) for part in parts], dim=1)
+                gradient = flat if gradient is None else gradient.add_(flat)
+                total += losses.detach()
+        assert gradient is not None
+        return gradient, total
+
+    def keep(self, lanes: Tensor) -> None:
+        self.values = self.values[lanes]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Batches LoRA training; the numbers differ from the sequential trainer's by rounding only."""
+
+    sequential: Sequential
+    layers: Sequence[LoRALayer]
+    group_tokens: int
+    """Tokens of one batch over clients: beyond what caches hold, larger groups are slower again."""
+    width: int
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
+        fits = [i for i, job in enumerate(jobs) if isinstance(job.work, Fit)]
+        others = [i for i in range(len(jobs)) if i not in set(fits)]
+        done = dict(zip(others, self.sequential.run([jobs[i] for i in others]), strict=True))
+        for group in self._groups(jobs, fits):
+            done |= zip(group, self._batch([jobs[i] for i in group]), strict=True)
+        return [done[i] for i in range(len(jobs))]
+
+    def _groups(self, jobs: Sequence[Job], fits: Sequence[int]) -> Iterator[list[int]]:
+        """Yield groups of similar jobs, in an order that is not the jobs', of about group_tokens each."""
+        setup = self.sequential.setup
+        local = setup.local
+        order = []
+        for i in fits:
+            examples, work = setup.examples(jobs[i].client), jobs[i].work
+            steps = local.num_steps(len(examples), work.steps if isinstance(work, Fit) else None)
+            length = sum(len(example.ids) for example in examples) // len(examples)
+            order.append((jobs[i].round, steps, length, jobs[i].client, i))
+        group: list[int] = []
+        longest = 0
+        for round, _, length, _, i in sorted(order):
+            longest = max(longest, length)
+            full = (len(group) + 1) * local.batch_size * longest > self.group_tokens
+            if group and (full or jobs[group[0]].round != round):
+                yield group
+                group, longest = [], length
+            group.append(i)
+        if group:
+            yield group
+
+    def _batch(self, jobs: Sequence[Job]) -> list[Done]:
+        setup = self.sequential.setup
+        starts = [job.work.start for job in jobs if isinstance(job.work, Fit)]
+        values = rows(starts, setup.space.absolute_vector).clone()
+        with training(setup.space.model, jobs[0].seed), self.sequential.fast.installed():
+            return fit(jobs, LoRALanes(self, values), setup)
+
+    @contextmanager
+    def adapted(self, leaves: dict[str, Tensor]) -> Iterator[None]:
+        """Let every LoRA layer use each lane's own A and B on that lane's rows."""
+        products = self.sequential.fast.products
+        with ExitStack() as stack:
+            for layer in self.layers:
+                a, b = (leaves[f"{layer.name}.lora_{x}.weight"] for x in "AB")
+                forward = _forward_of(layer, products[id(layer.base.module)], a, b)
+                stack.enter_context(replaced_forward(layer.module, forward))
+            yield
+
+
+def _forward_of(
+    layer: LoRALayer, product: Product, a: Tensor, b: Tensor
+) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        if x.dtype == a.dtype and not torch.is_autocast_enabled(x.device.type):
+            out = lora_linear(x, product, a, b, layer.scaling)
+            return out if layer.base.bias is None else out + layer.base.bias
+        frozen: Tensor = layer.base.module(x)
+        lanes = x.reshape(len(a), -1, x.shape[-1]).to(a.dtype)
+        update = lanes @ a.transpose(1, 2) @ b.transpose(1, 2) * layer.scaling
+        return (frozen + update.reshape(frozen.shape)).to(frozen.dtype)
+
+    return forward

@@ -1,0 +1,1 @@
+"""The same numbers in less time: packed products, fused losses, many adapters at once."""

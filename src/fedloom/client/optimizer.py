@@ -1,0 +1,77 @@
+"""SGD and AdamW over lanes: clients side by side in one matrix, each as if it were alone."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedloom.client.settings import LocalSettings
+
+
+class Optimizer:
+    """SGD or AdamW in the operations and order of torch.optim; element by element, so that lanes never meet."""
+
+    def __init__(
+        self, local: LocalSettings, lr: float, values: Tensor, mask: Tensor | None
+    ) -> None:
+        self._local, self._lr = local, lr
+        moments = 2 if local.optimizer == "adamw" else int(local.momentum > 0)
+        self._moments = [torch.zeros_like(values) for _ in range(moments)]
+        # A masked entry stands still, so it must not decay either.
+        decays = local.weight_decay > 0 and mask is not None
+        self._decaying = [(mask != 0).to(values)] if decays and mask is not None else []
+        self._counts = [0] * len(values)
+
+    def step_(self, values: Tensor, gradients: Tensor, losses: Tensor) -> list[bool]:
+        """Move the lanes whose loss and gradient are finite, and return which those are; uses the gradients up."""
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        sound = (torch.isfinite(norms) & torch.isfinite(losses)).tolist()
+        if self._local.max_grad_norm is not None:
+            # As torch.nn.utils.clip_grad_norm_ has it, lane by lane.
+            shrink = self._local.max_grad_norm / (norms + 1e-6)
+            gradients.mul_(shrink.clamp(max=1.0).unsqueeze(1))
+        self._counts = [n + good for n, good in zip(self._counts, sound, strict=True)]
+        state = [values, gradients, *self._moments, *self._decaying]
+        for count in sorted({n for n, good in zip(self._counts, sound, strict=True) if good}):
+            lanes = [i for i, n in enumerate(self._counts) if n == count and sound[i]]
+            if len(lanes) == len(sound):
+                self._move_(count, state)
+                continue
+            # Bias corrections differ by the steps behind a lane, so equals move together.
+            index = torch.tensor(lanes, device=values.device)
+            part = [t[index] for t in state]
+            self._move_(count, part)
+            for whole, moved in zip(state, part, strict=True):
+                whole[index] = moved
+        return sound
+
+    def _move_(self, count: int, state: Sequence[Tensor]) -> None:
+        values, gradients = state[:2]
+        moments = state[2 : 2 + len(self._moments)]
+        rate = self._local.weight_decay
+        where = state[2 + len(self._moments)] if self._decaying else None
+        if self._local.optimizer == "adamw":
+            if rate:
+                values.mul_(1 - self._lr * rate if where is None else 1 - self._lr * rate * where)
+            self._adam_(count, values, gradients, moments)
+            return
+        if rate:
+            gradients.add_(values if where is None else values * where, alpha=rate)
+        if moments:
+            gradients = moments[0].mul_(self._local.momentum).add_(gradients)
+        values.add_(gradients, alpha=-self._lr)
+
+    def _adam_(
+        self, count: int, values: Tensor, gradients: Tensor, moments: Sequence[Tensor]
+    ) -> None:
+        first, second = self._local.betas
+        mean, square = moments
+        mean.lerp_(gradients, 1 - first)
+        square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
+        root = (square.sqrt() / (1 - second**count) ** 0.5).add_(1e-8)
+        values.addcdiv_(mean, root, value=-self._lr / (1 - first**count))
+
+    def keep(self, lanes: Tensor) -> None:
+        self._moments = [t[lanes] for t in self._moments]
+        self._decaying = [t[lanes] for t in self._decaying]
+        self._counts = [self._counts[lane] for lane in lanes.tolist()]

@@ -1,0 +1,120 @@
+"""How clients learn: the recipe's `local` section. Trainers hold it; algorithms do not."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["constant", "cosine", "linear"]
+Precision = Literal["float32", "bfloat16"]
+Kernels = Literal["auto", "onednn", "torch", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """Gradient descent on one client."""
+
+    optimizer: Optimizer = "adamw"
+    """As in torch.optim; moments start anew in every round."""
+    lr: float = 5e-4
+    """Of the first round after the warm-up."""
+    momentum: float = 0.0
+    """Of sgd, [0, 1)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of adamw, each in [0, 1)."""
+    weight_decay: float = 0.0
+    """Of the tuned tensors' values: a penalty in sgd, decoupled in adamw; masked entries do not decay."""
+    steps: int | None = None
+    """Optimizer steps a round; None: `epochs` passes, so clients differ."""
+    epochs: int = 1
+    """Passes over the client's examples a round, where `steps` is None."""
+    batch_size: int = 4
+    """Examples that go through the model at once."""
+    accumulation: int = 1
+    """Batches of one optimizer step; the loss is the mean over the target tokens of all of them."""
+    max_grad_norm: float | None = 1.0
+    """Joint norm a client's gradient is clipped to; None: never."""
+    schedule: Schedule = "constant"
+    """Of the learning rate, by round: towards `min_lr`, reached after the last one."""
+    warmup_rounds: int = 0
+    """Rounds in which the learning rate grows linearly to `lr`."""
+    min_lr: float = 0.0
+    """Where cosine and linear schedules end."""
+    precision: Precision = "float32"
+    """bfloat16: matrix products under autocast; tuned tensors, optimizer and loss stay float32."""
+    batched: Literal["auto", "off"] = "auto"
+    """auto: train many clients' LoRA adapters in one batch where that is possible; off: one by one."""
+    group_tokens: int | None = None
+    """Tokens of one batch over clients; None: 512 on a CPU, 16384 on a GPU."""
+    kernels: Kernels = "auto"
+    """onednn: packed products of the frozen weights (CPU, float32); torch: its own products; both compute
+    the loss at target tokens only. auto: onednn where measured to be faster. reference: the model's own forward."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _check_choices(self)
+        _check_numbers(self)
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"local.momentum belongs to local.optimizer sgd, got {self.optimizer}")
+        if self.min_lr and self.schedule == "constant":
+            raise ValueError("local.min_lr needs local.schedule cosine or linear, got constant")
+        if self.steps is not None and self.epochs != 1:
+            raise ValueError("local.epochs has no effect beside local.steps: set one of them")
+        if self.kernels == "onednn" and self.precision != "float32":
+            raise ValueError("local.kernels onednn needs local.precision float32, got bfloat16")
+
+    def lr_at(self, round: int, num_rounds: int) -> float:
+        """Return the learning rate of a round, counted from 1."""
+        done, warmup = round - 1, self.warmup_rounds
+        if done < warmup:
+            return self.lr * (done + 1) / (warmup + 1)
+        if self.schedule == "constant":
+            return self.lr
+        share = min((done - warmup) / max(num_rounds - warmup, 1), 1.0)
+        left = (1 + math.cos(math.pi * share)) / 2 if self.schedule == "cosine" else 1 - share
+        return self.min_lr + (self.lr - self.min_lr) * left
+
+    def num_steps(self, num_examples: int, override: int | None) -> int:
+        """Return the optimizer steps a client takes."""
+        if override is not None:
+            return override
+        if self.steps is not None:
+            return self.steps
+        return self.epochs * -(-num_examples // (self.batch_size * self.accumulation))
+
+
+def _check_choices(local: LocalSettings) -> None:
+    for name, value, known in (
+        ("optimizer", local.optimizer, get_args(Optimizer)),
+        ("schedule", local.schedule, get_args(Schedule)),
+        ("precision", local.precision, get_args(Precision)),
+        ("batched", local.batched, ("auto", "off")),
+        ("kernels", local.kernels, get_args(Kernels)),
+    ):
+        if value not in known:
+            raise ValueError(f"local.{name} must be one of {', '.join(known)}, got {value}")
+
+
+def _check_numbers(local: LocalSettings) -> None:
+    for name, number, least in (
+        ("steps", local.steps, 1),
+        ("epochs", local.epochs, 1),
+        ("batch_size", local.batch_size, 1),
+        ("accumulation", local.accumulation, 1),
+        ("group_tokens", local.group_tokens, 1),
+        ("warmup_rounds", local.warmup_rounds, 0),
+        ("weight_decay", local.weight_decay, 0),
+        ("min_lr", local.min_lr, 0),
+    ):
+        if number is not None and not number >= least:
+            raise ValueError(f"local.{name} must be at least {least}, got {number}")
+    if not 0 < local.lr < math.inf:
+        raise ValueError(f"local.lr must be positive, got {local.lr}")
+    if local.min_lr > local.lr:
+        raise ValueError(f"local.min_lr must be at most local.lr ({local.lr}), got {local.min_lr}")
+    if local.max_grad_norm is not None and not local.max_grad_norm > 0:
+        raise ValueError(f"local.max_grad_norm must be positive or null, got {local.max_grad_norm}")
+    if not 0 <= local.momentum < 1:
+        raise ValueError(f"local.momentum must be in [0, 1), got {local.momentum}")
+    if not all(0 <= beta < 1 for beta in local.betas):
+        raise ValueError(f"local.betas must be two numbers in [0, 1), got {local.betas}")

@@ -1,0 +1,47 @@
+"""What first-order trainers share, and the order in which a client's examples come."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedloom.client.settings import LocalSettings
+from fedloom.core.protocols import ClientId, Refusal, Split
+from fedloom.core.seeds import generator
+from fedloom.data.federation import Federation
+from fedloom.data.tokens import Example
+from fedloom.spaces.live import Live
+
+Step = Sequence[Example]
+"""One lane's examples of one optimizer step."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What first-order trainers share."""
+
+    space: Live
+    federation: Federation
+    local: LocalSettings
+    num_rounds: int
+    """Where learning-rate schedules end."""
+
+    def examples(self, client: ClientId, split: Split | None = None) -> Sequence[Example]:
+        """Return a client's examples, training ones by default; a client without any cannot take part."""
+        shard = self.federation.shards.get(client)
+        if shard is None:
+            raise Refusal(f"{client} is not among the clients of this data set")
+        rows = {None: shard.train, "validation": shard.validation, "test": shard.test}[split]
+        if not rows:
+            raise Refusal(f"{client} has no {split or 'training'} examples")
+        return rows
+
+
+def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[Step]:
+    """Yield shuffled batches without end; the last one of an epoch may be short."""
+    epoch = 0
+    while True:
+        order = torch.randperm(len(examples), generator=generator(seed, "epoch", epoch)).tolist()
+        for at in range(0, len(order), size):
+            yield [examples[i] for i in order[at : at + size]]
+        epoch += 1

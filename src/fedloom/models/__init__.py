@@ -1,0 +1,1 @@
+"""Base models; the only importer of transformers and peft."""

@@ -1,0 +1,154 @@
+"""LoRA through PEFT: attach it, name its tensors, write and read its folders."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.core.seeds import derive, generator
+from fedloom.models.build import clean
+from fedloom.models.quiet import quiet
+from fedloom.models.seeded import seeded
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA:
+    """The shape of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    rslora: bool
+    dora: bool
+    targets: str | Sequence[str]
+    modules_to_save: Sequence[str]
+
+
+class Adapter:
+    """A PEFT adapter on the model's own layers."""
+
+    def __init__(self, peft: "PeftModel") -> None:
+        self._peft = peft
+
+    def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
+        """Write absolute values as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` reads."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        full = {clean(n): n for n, p in self._peft.named_parameters() if p.requires_grad}
+        state = {full[name]: value.detach().cpu().clone() for name, value in values.items()}
+        config = copy.copy(self._peft.peft_config["default"])
+        config.inference_mode = True
+        with quiet():
+            named = get_peft_model_state_dict(
+                self._peft, state_dict=state, save_embedding_layers=False
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(str(folder))
+
+    def save_merged(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Write a plain model that holds the adapter as the live tensors have it; those stay as they were."""
+        with quiet():
+            merged: Any = copy.deepcopy(self._peft).merge_and_unload()
+            head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+            if head is not None and head.weight is not embedding.weight:
+                # A head that was tuned on its own would be tied to the embedding again when loaded.
+                merged.config.tie_word_embeddings = False
+            merged.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+
+def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: str) -> Adapter:
+    """Attach a fresh adapter, in place; the same seed gives the same one on any machine.
+
+    Raises:
+        ValueError: where a target or a module to save does not exist.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    linear = linear_layers(model)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        target_modules=_targets(lora, linear),
+        modules_to_save=_saved(model, lora),
+        fan_in_fan_out=any(_is_transposed(layer) for layer in linear.values()),
+        task_type="CAUSAL_LM",
+    )
+    with quiet(), seeded(derive(seed, "peft")):
+        peft = get_peft_model(model, config)
+    peft.peft_config["default"].base_model_name_or_path = base_name
+    for name, parameter in trainable(model).items():
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        parameter.data = parameter.data.to(wide)
+        if name.endswith("lora_A.weight"):
+            # Kaiming-uniform as PEFT has it, but drawn on the CPU, so that devices agree.
+            bound = parameter.shape[1] ** -0.5
+            fresh = torch.empty(parameter.shape, dtype=torch.float32)
+            fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
+            parameter.data.copy_(fresh)
+    model.eval()  # the adapter's own layers come in training mode
+    return Adapter(peft)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what requires a gradient by its clean name, in the order of the model's layers; tied tensors once."""
+    return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def linear_layers(model: "PreTrainedModel") -> dict[str, nn.Module]:
+    """Return the layers a LoRA can sit on, by full name; the output head is none of them."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or _is_transposed(module)) and module is not head
+    }
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return whether this is GPT-2's linear layer, whose weight is (in, out)."""
+    return type(module).__name__ == "Conv1D"
+
+
+def _targets(lora: LoRA, linear: Mapping[str, nn.Module]) -> str | list[str]:
+    if lora.targets == "all-linear":
+        return "all-linear"
+    wanted = [lora.targets] if isinstance(lora.targets, str) else list(lora.targets)
+    for target in wanted:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise ValueError(
+                f"tune.targets must be all-linear or name linear layers of the model ({', '.join(known)}),"
+                f" got {target}"
+            )
+    return wanted
+
+
+def _saved(model: nn.Module, lora: LoRA) -> list[str] | None:
+    names = [name for name, _ in model.named_modules() if name]
+    for module in lora.modules_to_save:
+        if not any(name == module or name.endswith(f".{module}") for name in names):
+            known = sorted({name.rsplit(".", 1)[-1] for name in names if not name[-1].isdigit()})
+            raise ValueError(
+                f"tune.modules_to_save must name modules of the model ({', '.join(known)}), got {module}"
+            )
+    low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
+    if lora.modules_to_save and low:
+        raise ValueError(
+            "tune.modules_to_save tunes whole modules, which needs model.dtype float32,"
+            f" got {str(low.pop()).removeprefix('torch.')}"
+        )
+    return list(lora.modules_to_save) or None

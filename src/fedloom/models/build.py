@@ -1,0 +1,213 @@
+"""The base model: any Hugging Face causal language model, frozen, once per device."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from fedloom.models.quiet import quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which base model, and how it is held: the recipe's `model` section."""
+
+    name: str = "builtin:tiny"
+    """A Hub id, a folder, or builtin:tiny."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; None: the default branch."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights; adapters are float32 whatever this says."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Implementation of attention; auto leaves the choice to transformers."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: about a third slower, much less memory."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    trust_remote_code: bool = False
+    """Run the modelling code that a Hub repository brings along."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError(
+                "model.name must be a Hub id, a folder or builtin:tiny, got an empty one"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"model.attention must be one of {', '.join(ATTENTION)}, got {self.attention}"
+            )
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (
+            index and not (kind == "cuda" and index.isdigit())
+        ):
+            raise ValueError(f"model.device must be auto, cpu, cuda or cuda:N, got {self.device}")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A frozen model and its tokenizer."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    """As the recipe gives it; adapters refer to it."""
+
+
+def load_base(settings: ModelSettings) -> Base:
+    """Load model and tokenizer; nothing requires a gradient, and no embedding is resized.
+
+    Raises:
+        ValueError: where there is no such model, or it and its tokenizer do not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(settings)
+    chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    device = _device(settings.device)
+    place = locate(settings.name)
+    with _found(settings):
+        model = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=DTYPES[settings.dtype],
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            **chosen,
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"model.name {settings.name}: its tokenizer knows {len(tokenizer)} tokens, but its embedding has"
+            f" {rows} rows; save the model with a tokenizer that fits"
+        )
+    model.requires_grad_(False)
+    if settings.gradient_checkpointing:
+        enable_checkpointing(model)
+    return Base(model.to(device).eval(), tokenizer, settings.name)
+
+
+def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer alone; one without padding pads with a token of its own.
+
+    Raises:
+        ValueError: where there is no such model.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(settings.name)
+    with _found(settings):
+        tokenizer = AutoTokenizer.from_pretrained(
+            place,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    _pad(tokenizer, settings.name)
+    return tokenizer
+
+
+@contextmanager
+def _found(settings: ModelSettings) -> Iterator[None]:
+    """Turn the many ways in which transformers says that a model is not there into one sentence."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0][:300]
+        raise ValueError(
+            f'model.name must be a causal language model on the Hub or in a folder, got "{settings.name}"'
+            f" (revision {settings.revision or 'default'}): {reason}"
+        ) from error
+
+
+def enable_checkpointing(model: "PreTrainedModel") -> None:
+    """Let the model forget activations and compute them again in its backward pass, in training mode.
+
+    Raises:
+        ValueError: where its architecture cannot.
+    """
+    # transformers 5 renames the method within its major version.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    try:
+        with quiet():
+            enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ValueError(
+            f"model.gradient_checkpointing must be false for this model: {error}"
+        ) from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of the frozen weights: names, types, shapes and bytes.
+
+    Adapters do not count, so a model has the same one before and after they are attached.
+    """
+    digest = hashlib.sha256()
+    frozen = {clean(n): p for n, p in model.named_parameters() if not p.requires_grad}
+    for name in sorted(frozen):
+        weight = frozen[name].detach().cpu().contiguous()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def clean(name: str) -> str:
+    """Return a parameter's name without what PEFT's wrapping adds."""
+    name = name.removeprefix("base_model.model.")
+    for extra in (".base_layer", ".original_module", ".modules_to_save.default", ".default"):
+        name = name.replace(extra, "")
+    return name
+
+
+def locate(name: str) -> str:
+    """Return what transformers loads from: a folder for built-in and local models, else the Hub id.
+
+    Raises:
+        ValueError: where a folder that is named holds no model.
+    """
+    if name.startswith("builtin:"):
+        folder = Path(__file__).parent / name.removeprefix("builtin:")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.name: the only built-in model is builtin:tiny, got {name}")
+        return str(folder)
+    looks_local = name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
+    if not looks_local:
+        return name
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.name must be a folder with a config.json or a Hub id, got {name}")
+    return str(folder)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"model.device must be a device of this machine, got {name} with {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def _pad(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Give a tokenizer without padding one of its own tokens; masks and labels keep it out of the loss."""
+    if tokenizer.pad_token_id is not None:
+        return
+    stand_in = tokenizer.eos_token or tokenizer.unk_token
+    if stand_in is None:
+        raise ValueError(
+            f"model.name {name}: its tokenizer has no pad, eos or unk token; add one to its tokenizer_config.json"
+        )
+    tokenizer.pad_token = stand_in

@@ -1,0 +1,138 @@
+"""Spaces whose coordinates are the model's own tensors: an adapter's, or all of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.core.protocols import Params
+
+Origin = Literal["initial", "zero"]
+
+
+class Space(Protocol):
+    """Params <-> model."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the model that `load` changes."""
+        ...
+
+    def start(self) -> Params:
+        """Return the coordinates of the model everybody holds."""
+        ...
+
+    def load(self, params: Params) -> None:
+        """Let the model stand at `params`, in place."""
+        ...
+
+    def absolute(self, params: Params) -> Params:
+        """Return the values of the tensors themselves at `params`."""
+        ...
+
+    def relative(self, values: Mapping[str, Tensor]) -> Params:
+        """Return fresh coordinates of tensor values."""
+        ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each name lies in a flat vector."""
+
+    shapes: Mapping[str, torch.Size]
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes.values()]
+
+    def flatten(self, params: Params) -> Tensor:
+        """Return params as a fresh (numel,) vector; a scalar covers its whole name.
+
+        Raises:
+            ValueError: where names or shapes are not the space's.
+        """
+        if params.keys() != self.shapes.keys():
+            raise ValueError(
+                f"params differ from the space in {sorted(params.keys() ^ self.shapes.keys())[:4]}"
+            )
+        for name, shape in self.shapes.items():
+            if params[name].shape not in (shape, torch.Size()):
+                raise ValueError(
+                    f"params of {name} must have shape {tuple(shape)}, got {tuple(params[name].shape)}"
+                )
+        return torch.cat(
+            [params[name].expand(shape).reshape(-1) for name, shape in self.shapes.items()]
+        )
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """Return views of the last dimension, by name: (..., numel) -> (..., *shape)."""
+        parts = zip(self.shapes.items(), torch.split(flat, self._sizes, dim=-1), strict=True)
+        return {name: part.view(*part.shape[:-1], *shape) for (name, shape), part in parts}
+
+
+class Live:
+    """Coordinates in the model's own tensors, which it re-seats in one flat vector so that loading is one copy."""
+
+    def __init__(
+        self, model: nn.Module, tensors: Mapping[str, nn.Parameter], *, origin: Origin
+    ) -> None:
+        self.model = model
+        self.parameters: Sequence[nn.Parameter] = list(tensors.values())
+        self.layout = Layout({name: p.shape for name, p in tensors.items()})
+        self.values = torch.cat([p.detach().reshape(-1) for p in self.parameters])  # (numel,)
+        for parameter, view in zip(
+            self.parameters, self.layout.split(self.values).values(), strict=True
+        ):
+            parameter.data = view
+        initial = self.values.clone()
+        self._origin = initial if origin == "initial" else None
+        self._start = initial if origin == "zero" else None
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self.values.device
+
+    def start(self) -> Params:
+        start = self._start if self._start is not None else torch.zeros_like(self.values)
+        return self.layout.split(start.to("cpu", copy=True))
+
+    def load(self, params: Params) -> None:
+        with torch.no_grad():
+            self.values.copy_(self.absolute_vector(params))
+
+    def absolute(self, params: Params) -> Params:
+        return self.layout.split(self.absolute_vector(params).cpu())
+
+    def relative(self, values: Mapping[str, Tensor]) -> Params:
+        return self.coordinates(self.vector(values))
+
+    def vector(self, params: Params) -> Tensor:
+        """Return params as they are, (numel,), where the model is."""
+        return self.layout.flatten(params).to(self.values)
+
+    def absolute_vector(self, params: Params) -> Tensor:
+        """Return the tensors' values at params, (numel,), where the model is."""
+        vector = self.vector(params)
+        return vector if self._origin is None else vector.add_(self._origin)
+
+    def coordinates(self, values: Tensor) -> Params:
+        """Return the coordinates of a (numel,) vector of tensor values, fresh and on the CPU."""
+        moved = values.clone() if self._origin is None else values - self._origin
+        return self.layout.split(moved.cpu())
+
+    def gradient_vector(self) -> Tensor:
+        """Return a (numel,) vector of zeros that `backward` fills: every tensor's grad is a view of it."""
+        gradient = torch.zeros_like(self.values)
+        for parameter, view in zip(
+            self.parameters, self.layout.split(gradient).values(), strict=True
+        ):
+            parameter.grad = view
+        return gradient
+
+    def drop_gradients(self) -> None:
+        """Let go of the vector that gradient_vector made."""
+        for parameter in self.parameters:
+            parameter.grad = None

@@ -1,0 +1,169 @@
+import pytest
+import torch
+
+from fedloom.client import fit as fit_module
+from fedloom.client.cohort import Cohort, LoRALanes
+from fedloom.client.trainer import Sequential
+from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
+from fedloom.core.seeds import derive
+
+EVERYBODY = tuple(f"c{i}" for i in range(8))
+LOCALS = {
+    "sgd": {"optimizer": "sgd", "lr": 0.5, "epochs": 2},
+    "momentum": {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1},
+    "adamw": {"lr": 0.01, "batch_size": 3, "weight_decay": 0.1, "max_grad_norm": 0.3},
+    "accumulated": {"lr": 0.01, "batch_size": 1, "accumulation": 3, "epochs": 2},
+    "reference": {"lr": 0.01, "kernels": "reference"},
+}
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the lanes of every group that is trained."""
+    seen: list[int] = []
+    real = fit_module.fit
+
+    def spy(jobs, lanes, setup):
+        seen.append(len(jobs))
+        assert len(lanes.values) == len(jobs)
+        return real(jobs, lanes, setup)
+
+    monkeypatch.setattr("fedloom.client.cohort.fit", spy)
+    return seen
+
+
+def edited(space, client: str) -> Fit:
+    """Return a Fit whose edits differ by client."""
+    number = int(client[1:])
+    start = space.start() if number < 4 else {n: t + 0.01 for n, t in space.start().items()}
+    return Fit(
+        start,
+        proximal=Proximal(0.1 * number, space.start()) if number % 2 else None,
+        gradient_offset={n: t + 1e-3 for n, t in start.items()} if number % 3 == 0 else None,
+        mask={n: torch.tensor(0.5) for n in start} if number == 5 else None,
+        steps=7 if number == 2 else None,
+    )
+
+
+@pytest.mark.parametrize("local", LOCALS.values(), ids=LOCALS)
+def test_a_cohort_in_one_batch_is_the_clients_one_by_one(bench, distance, local, groups):
+    """Float64; unequal rows, steps, starts, edits. Lanes leave when they are done."""
+    alone, together = bench(batched="off", **local), bench(**local)
+    assert isinstance(alone.trainer, Sequential)
+    assert isinstance(together.trainer, Cohort)
+    ends = []
+    for one in (alone, together):
+        jobs = [Job(c, 1, derive(3, c), edited(one.space, c)) for c in EVERYBODY]
+        ends.append(one.trainer.run(jobs))
+    assert groups == [8]
+    for one, other in zip(*ends, strict=True):
+        assert distance(one.params, other.params) < 1e-12
+        assert max(float(t.abs().max()) for t in one.params.values()) > 1e-3
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
+        assert (one.num_steps, one.lr_sum) == (other.num_steps, other.lr_sum)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["down_proj"]])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_any_linear_layers_can_be_batched(bench, distance, targets, rslora):
+    tune = {"targets": targets, "rslora": rslora}
+    alone = bench(batched="off", tune=tune, lr=0.01, kernels="reference").fit(EVERYBODY)
+    together = bench(tune=tune, lr=0.01).fit(EVERYBODY)
+    for one, other in zip(alone, together, strict=True):
+        assert distance(one.params, other.params) < 1e-12
+
+
+def test_groups_hold_about_the_tokens_asked_for_and_never_change_the_numbers(
+    bench, distance, groups
+):
+    whole = bench(lr=0.01, batch_size=2).fit(EVERYBODY)
+    small = bench(lr=0.01, batch_size=2, group_tokens=60).fit(EVERYBODY)
+    tiny = bench(lr=0.01, batch_size=2, group_tokens=1).fit(EVERYBODY)
+    assert groups[0] == 8
+    assert set(groups[1:-8]) <= {1, 2, 3, 4}
+    assert groups[-8:] == [1] * 8
+    for one, *others in zip(whole, small, tiny, strict=True):
+        assert all(distance(one.params, other.params) < 1e-12 for other in others)
+
+
+def test_the_order_of_the_jobs_does_not_change_a_bit(bench, tiny_llama, distance):
+    one = bench(model=tiny_llama(), lr=0.01, batch_size=2, group_tokens=60)
+    ahead = one.fit(EVERYBODY)
+    back = one.fit(EVERYBODY[::-1])[::-1]
+    for a, b in zip(ahead, back, strict=True):
+        assert distance(a.params, b.params) == 0
+
+
+def test_width_follows_the_tokens_of_a_typical_batch(bench):
+    assert bench(group_tokens=1024, batch_size=4).trainer.width > 8
+    assert bench(group_tokens=1, batch_size=4).trainer.width == 4
+    assert bench(batched="off").trainer.width == 1
+
+
+def test_a_lane_with_a_broken_start_disturbs_no_other(bench, federation_of, rows, distance):
+    """The broken one reaches its limits in the forward pass; its loss is not finite in some steps or all."""
+    data = federation_of([rows(1, 4), rows(2, 4), rows(3, 4)])
+    healthy = bench(data=data, lr=0.01, steps=2)
+    mixed = bench(data=data, lr=0.01, steps=2)
+    start = mixed.space.start()
+    broken = {n: torch.full_like(t, torch.nan) for n, t in start.items()}
+    jobs = [Job(c, 1, derive(3, c), Fit(start)) for c in ("c0", "c1", "c2")]
+    lanes = LoRALanes(
+        mixed.trainer,
+        torch.stack([mixed.space.absolute_vector(s) for s in (start, broken, start)]),
+    )
+    assert all(isinstance(job.work, Fit) for job in jobs)
+    train = [data.shards[c].train for c in ("c0", "c1", "c2")]
+    gradients, losses = lanes.gradients(train, [sum(r.num_targets for r in t) for t in train])
+    assert torch.isfinite(losses).tolist() == [True, False, True]
+    assert torch.isfinite(gradients).all(1).tolist() == [True, False, True]
+    (other,) = healthy.fit(["c0"])
+    assert other.num_steps == 2
+
+
+def test_other_work_in_between_is_answered_in_place(bench, evaluator):
+    one = bench(lr=0.01)
+    start = one.space.start()
+    works: list[Fit | Evaluate] = [Fit(start), Evaluate(start), Fit(start), Evaluate(start, "test")]
+    jobs = [Job(f"c{i}", 1, derive(3, i), work) for i, work in enumerate(works)]
+    done = one.trainer.run(jobs)
+    assert [bool(d.params) for d in done] == [True, False, True, False]
+    assert evaluator.asked == [(1, "validation"), (1, "test")]
+
+
+def test_jobs_of_different_rounds_learn_at_their_own_rates(bench):
+    one = bench(optimizer="sgd", lr=1.0, schedule="linear", num_rounds=4, steps=1)
+    start = one.space.start()
+    done = one.trainer.run([Job("c1", r, 5, Fit(start)) for r in (3, 1)])
+    assert [d.lr_sum for d in done] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [
+        {"dropout": 0.1},
+        {"dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"space": "full"},
+    ],
+    ids=["dropout", "dora", "modules to save", "full"],
+)
+def test_what_cannot_be_batched_runs_one_by_one(bench, distance, tune):
+    if tune.get("space"):
+        tune = {**tune, "rank": 8}
+    # Dropout's draws follow the layout of the batch, which the reference has its own way of.
+    kernels = "auto" if "dropout" in tune else "reference"
+    one, other = bench(tune=tune, lr=0.01), bench(tune=tune, lr=0.01, kernels=kernels)
+    assert isinstance(one.trainer, Sequential)
+    for a, b in zip(one.fit(["c1", "c2"]), other.fit(["c1", "c2"]), strict=True):
+        assert distance(a.params, b.params) < 1e-12
+
+
+def test_the_model_is_as_it_was_afterwards(bench, tiny_llama):
+    one = bench(model=tiny_llama(), lr=0.01, kernels="auto")
+    layers = [m for m in one.space.model.modules() if "forward" in vars(m)]
+    before = one.space.values.clone()
+    one.fit(EVERYBODY)
+    assert [m for m in one.space.model.modules() if "forward" in vars(m)] == layers == []
+    assert torch.equal(one.space.values, before)
+    assert not one.space.model.training

@@ -1,0 +1,185 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from fedloom.client.fast import products
+from fedloom.client.fast.functions import frozen_linear, fused_cross_entropy, lora_linear
+from fedloom.client.fast.kernels import TargetLoss, choose_kernels, make_fast
+from fedloom.client.fast.products import PackedProduct, TorchProduct, packed_is_faster
+from fedloom.client.objectives import ReferenceLoss
+from fedloom.client.settings import LocalSettings
+
+HAS_PACKED = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_reorder_linear_weight"
+)
+needs_packed = pytest.mark.skipif(not HAS_PACKED, reason="this torch has no packed oneDNN products")
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_a_frozen_product_has_the_derivative_of_a_linear_layer():
+    x, weight = normal(2, 3, 5).requires_grad_(), normal(4, 5, seed=1)
+    assert torch.autograd.gradcheck(lambda x: frozen_linear(x, TorchProduct(weight)), (x,))
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_lora_lanes_have_the_derivatives_of_their_definition(lanes):
+    x = normal(6, 2, 5).requires_grad_()
+    a, b = (
+        normal(lanes, 2, 5, seed=1).requires_grad_(),
+        normal(lanes, 4, 2, seed=2).requires_grad_(),
+    )
+    weight = normal(4, 5, seed=3)
+
+    def product(x, a, b):
+        return lora_linear(x, TorchProduct(weight), a, b, 0.7)
+
+    assert torch.autograd.gradcheck(product, (x, a, b))
+    lane_rows = x.reshape(lanes, -1, 5)
+    expected = x @ weight.t() + 0.7 * (lane_rows @ a.mT @ b.mT).reshape(6, 2, 4)
+    torch.testing.assert_close(product(x, a, b), expected)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 130])
+def test_the_fused_loss_is_cross_entropy(biased, count):
+    x = normal(count, 5).requires_grad_()
+    weight, bias = normal(11, 5, seed=1), normal(11, seed=2) if biased else None
+    targets = torch.randint(0, 11, (count,), generator=torch.Generator().manual_seed(3))
+    weights = normal(count, seed=4)
+    ours = fused_cross_entropy(x, TorchProduct(weight), bias, targets)
+    (gradient,) = torch.autograd.grad((ours * weights).sum(), x)
+    theirs = functional.cross_entropy(functional.linear(x, weight, bias), targets, reduction="none")
+    (expected,) = torch.autograd.grad((theirs * weights).sum(), x)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_the_fused_loss_survives_logits_that_overflow_exp():
+    x = torch.tensor([[300.0, -300.0]], requires_grad=True)
+    for target in (0, 1):
+        loss = fused_cross_entropy(x, TorchProduct(torch.eye(2)), None, torch.tensor([target]))
+        assert float(loss.detach()) == 600.0 * target
+
+
+@needs_packed
+def test_packed_products_are_products():
+    weight, x = normal(48, 40, dtype=torch.float32), normal(7, 9, 40, seed=1, dtype=torch.float32)
+    plain, packed = TorchProduct(weight), PackedProduct(weight)
+    torch.testing.assert_close(packed.forward(x), plain.forward(x))
+    g = normal(7, 9, 48, seed=2, dtype=torch.float32)
+    torch.testing.assert_close(packed.backward(g), plain.backward(g))
+
+
+@needs_packed
+@pytest.mark.parametrize("batched", ["auto", "off"])
+def test_packed_training_is_the_reference_up_to_rounding(bench, tiny_llama, distance, batched):
+    local = {"optimizer": "sgd", "lr": 0.5}
+    fast = bench(model=tiny_llama(), kernels="onednn", batched=batched, **local)
+    slow = bench(model=tiny_llama(), kernels="reference", batched="off", **local)
+    for one, other in zip(fast.fit(["c1", "c5"]), slow.fit(["c1", "c5"]), strict=True):
+        assert distance(one.params, other.params) < 1e-5
+        assert max(float(t.abs().max()) for t in one.params.values()) > 1e-3
+
+
+@needs_packed
+def test_packed_products_are_in_place_only_while_work_runs(tiny_llama):
+    model = tiny_llama().requires_grad_(False)
+    fast = make_fast(model, LocalSettings(kernels="onednn"))
+    ids = torch.arange(6)[None]
+    plain = model(input_ids=ids).logits
+    with fast.installed():
+        assert "forward" in vars(model.lm_head)
+        torch.testing.assert_close(model(input_ids=ids).logits, plain)
+    assert "forward" not in vars(model.lm_head)
+    assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+def test_onednn_cannot_be_had_for_other_types(tiny_llama):
+    local = LocalSettings(kernels="onednn")
+    with pytest.raises(ValueError, match=r"local.kernels onednn needs .* got float64 on cpu"):
+        choose_kernels(local, tiny_llama(dtype=torch.float64))
+
+
+def test_auto_takes_packed_products_where_they_are_faster(tiny_llama, monkeypatch):
+    kernels = "fedloom.client.fast.kernels.packed_is_faster"
+    for faster, chosen in ((True, "onednn"), (False, "torch")):
+        monkeypatch.setattr(kernels, lambda faster=faster: faster)
+        assert choose_kernels(LocalSettings(), tiny_llama().requires_grad_(False)) == chosen
+        assert choose_kernels(LocalSettings(), tiny_llama().requires_grad_(True)) == "torch"
+        assert choose_kernels(LocalSettings(), tiny_llama(dtype=torch.bfloat16)) == "torch"
+        assert choose_kernels(LocalSettings(precision="bfloat16"), tiny_llama()) == "torch"
+
+
+def test_auto_does_not_pack_a_model_of_gigabytes(tiny_llama, monkeypatch):
+    monkeypatch.setattr("fedloom.client.fast.kernels.packed_is_faster", lambda: True)
+    monkeypatch.setattr("fedloom.client.fast.kernels.PACKED_BYTES", 10_000)
+    assert choose_kernels(LocalSettings(), tiny_llama().requires_grad_(False)) == "torch"
+
+
+@needs_packed
+@pytest.mark.parametrize(("slow", "expected"), [(2.0, True), (1.1, False)])
+def test_the_choice_is_by_median_time_where_the_processor_does_not_tell(
+    monkeypatch, slow, expected
+):
+    packed_is_faster.cache_clear()
+    monkeypatch.setattr(products, "_cpu_info", lambda: "GenuineIntel")
+    times = iter([slow, 1.0] * 5)
+    monkeypatch.setattr(products, "_seconds", lambda product, x: next(times))
+    threads = torch.get_num_threads()
+    try:
+        assert packed_is_faster() is expected
+        assert torch.get_num_threads() == threads
+    finally:
+        packed_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize("trouble", ["absent", "wrong"])
+def test_packed_products_that_do_not_work_are_not_used(monkeypatch, trouble):
+    class Broken(TorchProduct):
+        def __init__(self, weight):
+            if trouble == "absent":
+                raise AttributeError("_reorder_linear_weight")
+            super().__init__(weight + 1)
+
+    packed_is_faster.cache_clear()
+    monkeypatch.setattr(products, "PackedProduct", Broken)
+    try:
+        assert not packed_is_faster()
+    finally:
+        packed_is_faster.cache_clear()
+
+
+def test_the_loss_looks_at_targets_only_where_the_model_allows_it(tiny_llama):
+    model = tiny_llama().requires_grad_(False)
+    assert isinstance(make_fast(model, LocalSettings()).loss, TargetLoss)
+    assert isinstance(make_fast(model, LocalSettings(kernels="reference")).loss, ReferenceLoss)
+
+
+def test_a_model_that_caps_its_logits_falls_back_to_its_own_forward(bench, distance):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    def capped():
+        config = Gemma2Config(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            vocab_size=64,
+            final_logit_softcapping=0.5,
+            pad_token_id=0,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Gemma2ForCausalLM(config).double().eval().requires_grad_(False)
+
+    assert isinstance(make_fast(capped(), LocalSettings()).loss, ReferenceLoss)
+    local = {"optimizer": "sgd", "lr": 0.5}
+    alone = bench(model=capped(), batched="off", kernels="reference", **local).fit(["c1", "c2"])
+    together = bench(model=capped(), **local).fit(["c1", "c2"])
+    for one, other in zip(alone, together, strict=True):
+        assert distance(one.params, other.params) < 1e-6  # its attention computes in float32

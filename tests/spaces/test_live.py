@@ -1,0 +1,129 @@
+from typing import Any
+
+import pytest
+import torch
+
+from fedloom.models.build import Base
+from fedloom.models.quiet import quiet
+from fedloom.spaces.build import FullSpace, TuneSettings, make_space
+
+IDS = torch.arange(20).view(2, 10)
+
+
+def space_of(model: Any, tokenizer: Any = None, **tune: Any) -> Any:
+    base = Base(model.requires_grad_(False), tokenizer, "random")
+    return make_space(base, TuneSettings(**tune), seed=1)
+
+
+@pytest.fixture(params=["lora", "full"])
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+def test_coordinates_count_from_the_start_everybody_shares(tiny_llama, kind):
+    space = space_of(tiny_llama(), space=kind, origin="initial")
+    assert not any(t.any() for t in space.start().values())
+    initial = {n: t.clone() for n, t in space.absolute(space.start()).items()}
+    space.load({n: t + 0.5 for n, t in space.start().items()})
+    live = space.layout.split(space.values)
+    assert all(torch.equal(live[n], initial[n] + 0.5) for n in initial)
+    torch.testing.assert_close(
+        space.relative(live), {n: torch.full_like(t, 0.5) for n, t in initial.items()}
+    )
+
+
+def test_coordinates_from_zero_are_the_tensors_themselves(tiny_llama, kind):
+    space = space_of(tiny_llama(), space=kind, origin="zero")
+    start = space.start()
+    live = space.layout.split(space.values)
+    assert all(torch.equal(start[n], live[n]) for n in start)
+    space.load({n: torch.zeros_like(t) for n, t in start.items()})
+    assert not space.values.any()
+    assert all(torch.equal(space.start()[n], start[n]) for n in start)
+    assert all(torch.equal(space.relative(start)[n], start[n]) for n in start)
+
+
+def test_loading_moves_the_model(tiny_llama, kind):
+    model = tiny_llama()
+    plain = model(input_ids=IDS).logits
+    space = space_of(model, space=kind)
+    assert torch.equal(model(input_ids=IDS).logits, plain)
+    space.load({n: t + 0.1 for n, t in space.start().items()})
+    assert not torch.allclose(model(input_ids=IDS).logits, plain)
+    space.load(space.start())
+    assert torch.equal(model(input_ids=IDS).logits, plain)
+
+
+def test_what_a_space_gives_away_is_the_receivers(tiny_llama, kind):
+    for origin in ("initial", "zero"):
+        space = space_of(tiny_llama(), space=kind, origin=origin)
+        before = space.values.clone()
+        live = space.layout.split(space.values)
+        for given in (space.start(), space.relative(live), space.absolute(space.start())):
+            for t in given.values():
+                t.fill_(9.0)
+        assert torch.equal(space.values, before)
+        space.load(space.start())
+        assert torch.equal(space.values, before)
+
+
+def test_params_of_another_space_are_refused(tiny_llama):
+    space = space_of(tiny_llama())
+    start = dict(space.start())
+    name = next(iter(start))
+    with pytest.raises(ValueError, match=r"params differ from the space in \['stranger'\]"):
+        space.load({**start, "stranger": torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf"params of {name} must have shape .*, got \(3,\)"):
+        space.load({**start, name: torch.zeros(3)})
+
+
+def test_full_tuning_counts_a_tied_tensor_once(tiny_llama, tiny_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=64,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    space = space_of(model, tiny_tokenizer, space="full")
+    assert isinstance(space, FullSpace)
+    assert "lm_head.weight" not in space.start()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    params = {n: t + 0.1 for n, t in space.start().items()}
+    space.save(tmp_path, params)
+    expected = model(input_ids=IDS).logits
+    with quiet():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(theirs(input_ids=IDS).logits, expected)
+
+
+def test_full_tuning_needs_full_precision(tiny_llama):
+    with pytest.raises(
+        ValueError, match=r"tune.space full .* float32, got bfloat16; local.precision"
+    ):
+        space_of(tiny_llama(dtype=torch.bfloat16), space="full")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"space": "ia3"}, r"tune.space must be lora or full, got ia3"),
+        ({"rank": 0}, r"tune.rank must be at least 1, got 0"),
+        ({"alpha": 0.0}, r"tune.alpha must be positive, got 0.0"),
+        ({"dropout": 1.0}, r"tune.dropout must be in \[0, 1\), got 1.0"),
+        ({"origin": "mean"}, r"tune.origin must be initial or zero, got mean"),
+        ({"targets": []}, r"tune.targets must be all-linear or name linear layers, got none"),
+        ({"modules_to_save": "lm_head"}, r"tune.modules_to_save must be a list, got lm_head"),
+        ({"space": "full", "dora": True}, r"tune.dropout, rslora, dora and modules_to_save belong"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(given, message: str):
+    with pytest.raises(ValueError, match=message):
+        TuneSettings(**given)
