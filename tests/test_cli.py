@@ -146,3 +146,26 @@ def test_a_second_run_takes_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     assert cli._free_folder(tmp_path / "b") == tmp_path / "b"
     assert cli._free_folder(tmp_path / "a") == tmp_path / "a-2"
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedloom.core import files
+
+    sync, calls = files.os.fsync, iter(range(1000))
+
+    def full(descriptor: int) -> None:
+        # The files before the second checkpoint fit.
+        if next(calls) >= 8:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        said = typed(
+            f"run quickstart --out full {' '.join(SMALL)} run.rounds=3 run.baselines=[]", code=2
+        )
+    assert re.search(r"writing .* needs \d+ bytes and \d+ are free", said.replace("\n", " "))
+    assert "Traceback" not in said
+    assert "3 rounds" in typed("resume full")

@@ -89,11 +89,12 @@ class Chat:
         # The answer is a stand-in: only the tokens before it are read.
         record = Record((*asked, Message("assistant", "?")), {}, "?")
         (examples,) = tokenise([record], settings, tokenizer).examples
-        if not examples:
+        whole = [e for e in examples if e.record and len(e.record.messages) == len(asked) + 1]
+        if not whole:
             raise ValueError(
                 f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"
             )
-        (said,) = self.session.evaluator.answers(self.session.space.model, [examples[-1]])
+        (said,) = self.session.evaluator.answers(self.session.space.model, whole[-1:])
         self.messages = (*asked, Message("assistant", said))
         return said
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
@@ -81,7 +82,13 @@ def _one(job: Job, folder: Path, console: Console) -> Mapping[str, Any]:
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
-    bound = {**job.binding(), "trainer.width": session.trainer.width}
+    # Width and kernels decide the order of sums; `auto` is a measurement that another day may turn out otherwise.
+    kernels = choose_kernels(job.recipe.local, session.space.model)
+    bound = {
+        **job.binding(),
+        "trainer.width": session.trainer.width,
+        "local.kernels": kernels,
+    }
     names = job.recipe.run.trackers
     trackers = make_trackers(folder, names, name=job.recipe.name)
     run = execute(session, bound, trackers=trackers, console=console)

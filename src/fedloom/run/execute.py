@@ -82,7 +82,7 @@ def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar
     due = last or (every > 0 and run.number % every == 0)
     measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
     recorder.record(run, {**metrics, **seconds, **measured})
-    bar.advance({**metrics, **measured})
+    bar.advance(run.number, {**metrics, **measured})
     return run
 
 

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
-import torch
 from rich.table import Table
 
 from fedloom.client.rehearsal import rehearse
-from fedloom.core.params import params_map
-from fedloom.core.protocols import ClientId, Fit, Job, Params
-from fedloom.core.seeds import derive, generator
+from fedloom.core.protocols import ClientId, Fit, Job
+from fedloom.core.seeds import derive
 from fedloom.models.size import model_bytes
 from fedloom.run.environment import peak_memory_bytes
 from fedloom.run.loop import begin, draw, tasks
@@ -33,7 +31,7 @@ class Plan:
     num_total: int
     cohort: int
     download_bytes: int
-    """Of one client in one round, round 1."""
+    """Of one client in one round; round 1 is smaller."""
     upload_bytes: int
     """Of one client in one round."""
     train_seconds: float
@@ -97,26 +95,21 @@ def _cohort(session: Session) -> list[ClientId]:
 
 
 def _bytes(session: Session) -> tuple[int, int]:
-    """Return the lengths of one client's messages; training is played by noise, so that no entry is zero."""
+    """Return the lengths of one client's messages once training moves: after a round that noise has played."""
     recipe = session.recipe
-    run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    noisy = replace(run, state=recipe.algorithm.init(_noisy(session), derive(0, "plan")))
-    round = draw(noisy, session.learners, None)
-    sent = recipe.algorithm.broadcast(noisy.state, round)
-    client = next(iter(sent))
-    (task,) = tasks("train", round, {client: sent[client]})
-    reply = rehearse(recipe.algorithm, task, noise=1e-2)
-    return len(encode_task(task, settings=recipe.wire)), len(
-        encode_reply(reply, settings=recipe.wire)
-    )
-
-
-def _noisy(session: Session) -> Params:
-    source = generator(0, "plan", "params")
-    return params_map(
-        lambda p: p + 1e-2 * torch.randn(p.shape, generator=source, dtype=p.dtype),
-        session.space.start(),
-    )
+    algorithm, wire = recipe.algorithm, recipe.wire
+    run = begin(algorithm, session.space.start(), recipe.run.seed)
+    upload = 0
+    for _ in range(2):
+        round = draw(run, session.learners, None)
+        client, payload = next(iter(algorithm.broadcast(run.state, round).items()))
+        (task,) = tasks("train", round, {client: payload})
+        reply = rehearse(algorithm, task, noise=1e-2)
+        upload = len(encode_reply(reply, settings=wire))
+        download = len(encode_task(task, settings=wire))
+        state, _ = algorithm.server_update(run.state, round, [reply])
+        run = replace(run, number=run.number + 1, state=state)
+    return download, upload
 
 
 def _probe(session: Session, clients: list[ClientId]) -> float:

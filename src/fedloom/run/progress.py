@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left, on the terminal; silent where there is none."""
+"""Progress with an estimate of the time left on a terminal, a line a round elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +24,14 @@ class RoundBar:
 
     progress: Progress
     task: TaskID
+    total: int
 
-    def advance(self, metrics: Metrics) -> None:
-        """Move on by one round and show its numbers."""
-        self.progress.update(self.task, advance=1, said=_said(metrics))
+    def advance(self, number: int, metrics: Metrics) -> None:
+        """Move on to round `number` and show its numbers; a line of its own where there is no terminal."""
+        said = _said(metrics)
+        self.progress.update(self.task, completed=number, said=said)
+        if self.progress.disable:
+            self.progress.console.print(f"round {number} of {self.total}: {said}", highlight=False)
 
     def say(self, what: str) -> None:
         """Show what happens between rounds."""
@@ -48,7 +52,7 @@ def round_bar(console: Console, name: str, *, done: int, total: int) -> Iterator
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, completed=done, total=total, said="")
-        yield RoundBar(progress, task)
+        yield RoundBar(progress, task, total)
 
 
 def _said(metrics: Metrics) -> str:

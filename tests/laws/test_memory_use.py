@@ -1,0 +1,81 @@
+"""Memory does not grow with the population: unselected clients are on disk, and a cohort shares one base."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fedloom.algorithms.ditto import Ditto
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.engines.inprocess import InProcess
+from fedloom.server.samplers import Full
+
+
+def peak(folder: Path, num_clients: int) -> int:
+    """Return the peak memory of a whole run in a process of its own, in bytes."""
+    overrides = [
+        f"data.num_clients={num_clients}",
+        "data.num_examples=2400",
+        "data.partition=iid",
+        "cohort.uniform.size=4",
+        "local.steps=4",
+        "local.batch_size=4",
+        "run.rounds=6",
+        "run.baselines=[]",
+        "run.samples=0",
+        "evaluation.every=0",
+        "evaluation.generate=false",
+        "evaluation.validation=false",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "fedloom.cli",
+        "run",
+        "ditto",
+        *overrides,
+        "--out",
+        str(folder),
+    ]
+    done = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert not done.returncode, done.stderr
+    return int(json.loads((folder / "summary.json").read_text())["peak_memory_bytes"])
+
+
+@pytest.mark.slow
+def test_two_hundred_clients_take_the_memory_of_four(tmp_path: Path) -> None:
+    """A6: the same cohort and the same amount of text, Ditto, whose clients keep a model each."""
+    few, many = peak(tmp_path / "few", 4), peak(tmp_path / "many", 200)
+    assert many < 1.05 * few, f"{many / 1e6:.0f} MB against {few / 1e6:.0f} MB"
+
+
+def test_fifty_rounds_do_not_leak(bench, tmp_path: Path) -> None:
+    """fs_llm T2, issue 775 of the reference: resident memory stays where it was after the first rounds."""
+    it = bench(steps=1)
+    engine = it.engine(InProcess, Ditto(FedAvg(), steps=1), tmp_path)
+    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 10, sampler=Full())
+    process = psutil.Process()
+    tensors, before = count_tensors(), process.memory_info().rss
+    for number in range(11, 51):
+        run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, number, run=run, sampler=Full())
+        engine.store.prune(below=number)
+    assert count_tensors() <= tensors + 5
+    assert process.memory_info().rss - before < 4_000_000
+
+
+def count_tensors() -> int:
+    import gc
+
+    gc.collect()
+    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
