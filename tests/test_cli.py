@@ -1,5 +1,6 @@
 """The command line as a newcomer types it; every command of the README is run here."""
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -151,9 +152,7 @@ def test_a_second_run_takes_a_folder_of_its_own(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
     typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedloom.core import files
-
-    sync, calls = files.os.fsync, iter(range(1000))
+    sync, calls = os.fsync, iter(range(1000))
 
     def full(descriptor: int) -> None:
         # The files before the second checkpoint fit.
@@ -162,7 +161,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
         sync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         said = typed(
             f"run quickstart --out full {' '.join(SMALL)} run.rounds=3 run.baselines=[]", code=2
         )
