@@ -7,6 +7,8 @@ import yaml
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.flasc import Flasc
+from fedloom.core.density import Density
 from fedloom.data.partition import Dirichlet
 from fedloom.launch import baseline_of
 from fedloom.recipe import (
@@ -66,6 +68,18 @@ def test_overrides_reach_sections_tables_and_algorithm_layers() -> None:
     }
 
 
+def test_a_density_may_be_written_as_one_number() -> None:
+    bare, nested = (
+        build_recipe({"name": "x", "algorithm": [{"flasc": {"download": down}}, "fedavg"]})
+        for down in (0.125, {"start": 0.125})
+    )
+    assert bare.algorithm == nested.algorithm == Flasc(FedAvg(), download=Density(0.125))
+    assert to_tree(bare)["algorithm"][0]["flasc"]["download"]["start"] == 0.125
+    recipe = load_recipe("flasc", ["algorithm.flasc.upload=0.0625"])
+    assert isinstance(recipe.algorithm, Flasc)
+    assert recipe.algorithm.upload == Density(0.0625)
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -87,6 +101,14 @@ def test_overrides_reach_sections_tables_and_algorithm_layers() -> None:
         ({"algorithm": ["ditto"]}, r"ditto wraps another algorithm"),
         ({"algorithm": ["fedavg", "scaffold"]}, r"fedavg wraps nothing"),
         ({"algorithm": [{"fedavg": {"mu": -1}}]}, r"fedavg\.mu must be >= 0, got -1"),
+        (
+            {"algorithm": [{"flasc": {"upload": "dense"}}, "fedavg"]},
+            r"algorithm\.flasc\.upload\.start: .*got 'dense'",
+        ),
+        (
+            {"algorithm": [{"flasc": {"upload": 2.0}}, "fedavg"]},
+            r"algorithm\.flasc\.upload: a density's start must be in \(0, 1\], got 2\.0",
+        ),
         ({"algorithm": [{"a": 1, "b": 2}]}, r"algorithm: each layer must be a name or one"),
         ({"cohort": {"uniform": {"size": 2}, "full": {}}}, r"cohort must be one of uniform"),
         (
