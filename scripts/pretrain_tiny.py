@@ -74,7 +74,8 @@ def read_corpus(paths: list[Path], num_sentences: int, seed: int) -> Corpus:
     train, heldout = {}, {}
     for file in files:
         documents = [d for d in file.read_text(encoding="utf-8").split("\n\n") if d.strip()]
-        random.Random(derive(seed, "split", file.stem)).shuffle(documents)
+        # The same split for every seed, so that a later stage never trains on what is held out.
+        random.Random(derive(0, "split", file.stem)).shuffle(documents)
         num_heldout = max(1, len(documents) // 100)
         heldout[file.stem], train[file.stem] = documents[:num_heldout], documents[num_heldout:]
     train["polyglot"] = polyglot.declarative(num_sentences, derive(seed, "train"))
@@ -336,6 +337,7 @@ def model_card(
         parameters=f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M",
         vocab_size=model.config.vocab_size,
         stages="\n".join(table),
+        notes="\n".join(stage["note"] for stage in stages if stage["note"]),
         bits="\n".join(f"| {name} | {value:.3f} |" for name, value in bits.items()),
         batch_size=stages[-1]["batch_size"],
         length=stages[-1]["length"],
@@ -362,6 +364,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="faster steps after half a minute")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--note", default="", help="what the card says of this stage")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.processes)
@@ -388,6 +391,7 @@ def main() -> None:
             "length": arguments.length,
             "rate": arguments.lr,
             "seed": arguments.seed,
+            "note": arguments.note,
             "machine": f"{platform.machine()} CPU, {arguments.processes} processes of one thread,"
             f" torch {torch.__version__}",
         }

@@ -168,3 +168,14 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
     assert re.search(r"writing .* needs \d+ bytes and \d+ are free", said.replace("\n", " "))
     assert "Traceback" not in said
     assert "3 rounds" in typed("resume full")
+
+
+def test_the_readmes_speed_is_the_benchmarks() -> None:
+    results = (README.parent / "benchmarks/results/round.txt").read_text().split("\n\n\n")[0]
+    table = README.read_text().split("<!-- round:begin -->")[1].split("<!-- round:end -->")[0]
+    measured = [float(number) for number in re.findall(r" (\d+\.\d)  +\d+\.\d%", results)]
+    told = [float(number) for number in re.findall(r"(\d+) ms", table)]
+    assert len(told) == 5
+    assert all(any(abs(number - said) <= 0.5 for number in measured) for said in told)
+    ratios = re.findall(r"([\d.]+)×\)", table)
+    assert all(f"%       {ratio}" in results for ratio in ratios)

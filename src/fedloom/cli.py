@@ -221,6 +221,8 @@ def recipes_cp(
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait by spinning make a run several times slower on a machine that others use too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except (ValueError, OSError) as error:

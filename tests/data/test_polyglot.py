@@ -67,7 +67,7 @@ def test_train_and_test_sets_share_few_prompts():
 
 
 def test_a_prompt_has_one_answer():
-    answers = {}
+    answers: dict[tuple[str, str], str] = {}
     for row in ROWS:
         key = row["language"], row["prompt"]
         assert answers.setdefault(key, row["completion"]) == row["completion"], key

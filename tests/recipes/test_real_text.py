@@ -12,6 +12,7 @@ BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
 SMALLER = (
     # A fifth of the recipe's work: the fall is asked for, not the best model.
     "local.steps=4",
+    "data.max_length=256",
     "local.batch_size=2",
     "evaluation.every=0",
     "evaluation.generate=false",

@@ -20,6 +20,9 @@ _LOG = 20
 """How many times more bytes the most talkative run must take for a logarithmic axis."""
 
 
+_TERMINAL = (0, 1, 2, 4, 6, 7, 8)
+
+
 def compare(
     folders: Sequence[Path], *, out: Path | None = None, metric: str | None = None
 ) -> Table:
@@ -51,12 +54,12 @@ def compare(
         }
         write_atomic(out, render("compare.html.j2", page).encode())
     table = Table(title=f"{title(chosen)} of {len(runs)} runs", title_justify="left")
-    for at, name in enumerate(head):
-        table.add_column(
-            name, justify="right" if at > 1 else "left", style="bold" if at == 4 else ""
-        )
+    # What fits a terminal of 80 columns; the page has the rest.
+    for at in _TERMINAL:
+        style = "bold" if head[at] == "after" else ""
+        table.add_column(head[at], justify="right" if at > 1 else "left", style=style)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[at] for at in _TERMINAL))
     return table
 
 

@@ -10,6 +10,7 @@ import torch
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import LoRA, attach_lora, trainable
 from fedloom.models.build import Base
+from fedloom.models.quiet import quiet
 from fedloom.spaces.live import Live
 
 
@@ -119,8 +120,9 @@ class FullSpace(Live):
         state = {
             name: t.detach().cpu().clone() for name, t in self._base.model.state_dict().items()
         }
-        self._base.model.save_pretrained(folder, state_dict=state)
-        self._base.tokenizer.save_pretrained(folder)
+        with quiet():
+            self._base.model.save_pretrained(folder, state_dict=state)
+            self._base.tokenizer.save_pretrained(folder)
 
 
 def make_space(base: Base, tune: TuneSettings, *, seed: int) -> LoRASpace | FullSpace:
