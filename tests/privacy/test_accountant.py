@@ -1,5 +1,6 @@
 """Epsilon is dp-accounting's, to the digit, and calibration undoes it."""
 
+import importlib.util
 import math
 
 import dp_accounting
@@ -7,7 +8,6 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-import fedloom.privacy.accountant
 from fedloom.privacy.accountant import Ledger, calibrate, check_installed
 
 TABLE = [
@@ -95,6 +95,6 @@ def test_a_calibrated_multiplier_spends_the_budget_and_no_more(
 
 def test_without_dp_accounting_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     check_installed()
-    monkeypatch.setattr(fedloom.privacy.accountant.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'fedloom\[dp\]'"):
         check_installed()

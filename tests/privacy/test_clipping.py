@@ -91,7 +91,7 @@ def test_noise_has_its_standard_deviation_over_a_million_draws_and_none_outside_
 ):
     """F6: within 1 % of sigma C, in units of the sum."""
     kept = torch.arange(1_000_000) % 4 > 0
-    uploads = [{"delta": {"w": torch.zeros(1_000_000), "v": torch.zeros(1_000_000)}}]
+    uploads: list[Payload] = [{"delta": {n: torch.zeros(1_000_000) for n in "vw"}}]
     drawn = mean(uploads, 20.0, std=0.35, w=kept)["delta"]
     assert float(drawn["v"].std()) * 20 == pytest.approx(0.35, rel=0.01)
     assert float(drawn["w"][kept].std()) * 20 == pytest.approx(0.35, rel=0.01)
