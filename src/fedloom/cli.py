@@ -25,6 +25,8 @@ recipes_app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes")
 
+NO_ANSWER = "(the model ended its answer at once)"
+
 RecipeName = Annotated[
     str, typer.Argument(help="A shipped recipe's name, or a path that ends in .yaml.")
 ]
@@ -169,14 +171,16 @@ def chat(
     """Talk to a run's deployed model."""
     from fedloom.run.answer import Chat
 
+    from rich.markup import escape
+
     talk = Chat.open(_opened(folder), client)
     console = _console()
     if prompt is not None:
-        console.print(talk.answer(prompt), markup=False, highlight=False)
+        console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
         return
     console.print(f"{talk.name}; an empty line ends the chat")
     while text := console.input("[bold]you:[/] ").strip():
-        console.print(f"[bold]model:[/] {talk.answer(text)}", highlight=False)
+        console.print(f"[bold]model:[/] {escape(talk.answer(text) or NO_ANSWER)}", highlight=False)
 
 
 @app.command()
