@@ -7,6 +7,9 @@ import yaml
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.flasc import Flasc
+from fedloom.algorithms.private import Private
+from fedloom.core.density import Density
 from fedloom.data.partition import Dirichlet
 from fedloom.launch import baseline_of
 from fedloom.recipe import (
@@ -18,6 +21,7 @@ from fedloom.recipe import (
     to_tree,
     to_yaml,
 )
+from fedloom.run.settings import Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
 
@@ -66,6 +70,18 @@ def test_overrides_reach_sections_tables_and_algorithm_layers() -> None:
     }
 
 
+def test_a_density_may_be_written_as_one_number() -> None:
+    bare, nested = (
+        build_recipe({"name": "x", "algorithm": [{"flasc": {"download": down}}, "fedavg"]})
+        for down in (0.125, {"start": 0.125})
+    )
+    assert bare.algorithm == nested.algorithm == Flasc(FedAvg(), download=Density(0.125))
+    assert to_tree(bare)["algorithm"][0]["flasc"]["download"]["start"] == 0.125
+    recipe = load_recipe("flasc", ["algorithm.flasc.upload=0.0625"])
+    assert isinstance(recipe.algorithm, Flasc)
+    assert recipe.algorithm.upload == Density(0.0625)
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -87,6 +103,14 @@ def test_overrides_reach_sections_tables_and_algorithm_layers() -> None:
         ({"algorithm": ["ditto"]}, r"ditto wraps another algorithm"),
         ({"algorithm": ["fedavg", "scaffold"]}, r"fedavg wraps nothing"),
         ({"algorithm": [{"fedavg": {"mu": -1}}]}, r"fedavg\.mu must be >= 0, got -1"),
+        (
+            {"algorithm": [{"flasc": {"upload": "dense"}}, "fedavg"]},
+            r"algorithm\.flasc\.upload\.start: .*got 'dense'",
+        ),
+        (
+            {"algorithm": [{"flasc": {"upload": 2.0}}, "fedavg"]},
+            r"algorithm\.flasc\.upload: a density's start must be in \(0, 1\], got 2\.0",
+        ),
         ({"algorithm": [{"a": 1, "b": 2}]}, r"algorithm: each layer must be a name or one"),
         ({"cohort": {"uniform": {"size": 2}, "full": {}}}, r"cohort must be one of uniform"),
         (
@@ -163,3 +187,73 @@ def test_baselines_share_data_seed_and_evaluation() -> None:
     assert central.local.steps == recipe.local.steps * 5, (
         "as many steps as the cohort of 5 together"
     )
+
+
+# --- privacy -------------------------------------------------------------------------------------
+
+PRIVATE = {
+    "name": "x",
+    "algorithm": [{"private": {"clip": 0.5, "epsilon": 4.0}}, "flasc", "fedavg"],
+    "cohort": {"poisson": {"q": 0.1}},
+    "run": {"rounds": 7},
+}
+
+
+def private(**sections: object) -> Recipe:
+    return build_recipe({**PRIVATE, **sections})
+
+
+def test_a_budget_is_for_the_rounds_of_the_run_unless_it_says_for_how_many() -> None:
+    expected = Private(Flasc(FedAvg()), 0.5, epsilon=4.0, rounds=7)
+    assert private().algorithm == expected
+    assert build_recipe(to_tree(private())) == private()
+    long = {"private": {"clip": 0.5, "epsilon": 4.0, "rounds": 90}}
+    inside = private(algorithm=["ditto", long, "fedavg"])
+    assert inside.algorithm == Ditto(Private(FedAvg(), 0.5, epsilon=4.0, rounds=90))
+    noise = {"private": {"clip": 0.5, "noise_multiplier": 1.0}}
+    assert private(algorithm=[noise, "fedavg"]).algorithm == Private(
+        FedAvg(), 0.5, noise_multiplier=1.0
+    )
+    with pytest.raises(ValueError, match=r"private\.rounds must be at least run\.rounds \(91\)"):
+        private(algorithm=[long, "fedavg"], run={"rounds": 91})
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"cohort": "full"}, r"cohort must be poisson for private, .* got full; write for example"),
+        (
+            {"cohort": {"uniform": {"size": 3}}},
+            r"cohort must be poisson for private, .* got uniform",
+        ),
+        ({"run": {"min_replies": 2}}, r"run\.min_replies must be 0 for private, .* got 2"),
+        ({"run": {"patience": 2}}, r"run\.patience must be 0 for private, .* got 2"),
+        (
+            {"algorithm": [{"private": {"clip": 1.0}}, "fedavg"]},
+            "private needs either epsilon or noise_multiplier, got epsilon None",
+        ),
+        (
+            {"algorithm": [{"private": {"epsilon": 1.0}}, "fedavg"]},
+            r"algorithm\.private needs clip",
+        ),
+        (
+            {"algorithm": [{"private": {"clip": float("inf"), "epsilon": 1.0}}, "fedavg"]},
+            r"private\.clip must be a positive number",
+        ),
+        (
+            {"algorithm": ["ditto", {"private": {"clip": 1, "epsilon": 1}}, "private", "fedavg"]},
+            r"algorithm\.private needs clip",
+        ),
+    ],
+)
+def test_what_would_void_an_epsilon_is_refused(sections: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        private(**sections)
+
+
+def test_the_baselines_of_a_private_recipe_are_not_private() -> None:
+    for made in (
+        baseline_of(private(), "local", num_clients=50),
+        baseline_of(private(), "centralised", num_clients=50),
+    ):
+        assert made.algorithm.server_sees == "mean"

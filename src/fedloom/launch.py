@@ -48,7 +48,7 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, num_clients: int) -> Recipe:
     `local` shares nothing; `centralised` trains one model on everybody's data, taking as many steps a round as the
     expected cohort takes together.
     """
-    quiet = dataclasses.replace(recipe.run, baselines=(), trackers=(), samples=0, min_replies=1)
+    quiet = dataclasses.replace(recipe.run, baselines=(), trackers=(), samples=0, min_replies=0)
     shared = dataclasses.replace(recipe, name=f"{recipe.name}-{kind}", run=quiet)
     if kind == "local":
         return dataclasses.replace(shared, algorithm=ALGORITHMS["local"]())

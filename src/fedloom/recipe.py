@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fedloom.algorithms import ALGORITHMS
+from fedloom.algorithms import ALGORITHMS, planned
+from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.run.settings import Recipe
@@ -26,6 +27,9 @@ _TABLES: dict[Any, Mapping[str, type]] = {
     ServerOptimizer: SERVER_OPTIMIZERS,
     Sampler: SAMPLERS,
 }
+
+_BARE: dict[Any, str] = {Density: "start"}
+"""Sections that may be one number: the field it stands for."""
 
 
 class RecipeError(ValueError):
@@ -136,7 +140,8 @@ def build_recipe(tree: Mapping[str, Any]) -> Recipe:
         ((name, fields),) = layer.items()
         algorithm = _algorithm(name, fields, algorithm)
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
-    return typing.cast(Recipe, _dataclass(Recipe, rest, "", algorithm=algorithm))
+    recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
+    return dataclasses.replace(recipe, algorithm=planned(algorithm, recipe.run.rounds))
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
@@ -168,7 +173,9 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
     try:
         return cls(**values, **given)
     except (ValueError, TypeError) as error:
-        raise RecipeError(str(error)) from error
+        # What may occur in several places cannot know its own.
+        where = f"{path}: " if cls in _BARE else ""
+        raise RecipeError(f"{where}{error}") from error
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
@@ -181,6 +188,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             )
         ((name, fields),) = value.items()
         return _dataclass(_named(_TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+    if hint in _BARE and isinstance(value, int | float | str):
+        value = {_BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, {} if value is None else value, path)
     if _is_bool_for_number(hint, value):

@@ -230,6 +230,22 @@ def test_pooling_moves_the_training_examples_and_nothing_else(base: DataSettings
         assert said(pooled.shards[name].test) == said(shard.test)
 
 
+def test_tiers_are_dealt_out_by_their_shares_and_nothing_else_changes(
+    base: DataSettings, byte_level: Any
+):
+    plain = federate(base, byte_level)
+    tiers = {"phone": 0.5, "desk": 0.3, "server": 0.2}
+    tiered = federate(replace(base, tiers=tiers), byte_level)
+    dealt = {client: profile["tier"] for client, profile in tiered.profiles.items()}
+    clients, count = len(dealt), Counter(dealt.values())
+    assert all(abs(count[tier] - share * clients) < 1 for tier, share in tiers.items())
+    assert tiered.manifest == plain.manifest
+    assert federate(replace(base, tiers=tiers), byte_level).profiles == tiered.profiles
+    others = [{n: v for n, v in p.items() if n != "tier"} for p in tiered.profiles.values()]
+    assert others == list(plain.profiles.values())
+    assert set(dealt.values()) == set(tiers)
+
+
 def test_pooling_without_held_out_examples_leaves_the_others_nothing(
     base: DataSettings, byte_level: Any
 ):

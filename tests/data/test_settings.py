@@ -43,6 +43,11 @@ from fedloom.data.settings import DataSettings, Format, PromptName
             {"fractions": (0.8, 0.1, 0.2)},
             "data.fractions must sum to 1, got [0.8, 0.1, 0.2] with sum 1.1",
         ),
+        (
+            {"tiers": {"phone": 0.5, "desk": 0.4}},
+            "data.tiers must be shares above 0 that sum to 1, got {'phone': 0.5, 'desk': 0.4}",
+        ),
+        ({"tiers": {"phone": 1.0, "desk": 0.0}}, "data.tiers must be shares above 0 that sum to 1"),
         ({"where": {"language": "en"}}, "data.where.language must be a list of values, got 'en'"),
         ({"where": {"language": []}}, "data.where.language must be a list of values, got []"),
     ],

@@ -16,9 +16,13 @@ BREACHES = {
         "algorithms/scaffold.py",
         "from fedloom.algorithms.fedavg import FedAvg",
     ),
-    "algorithms know core and server only": ("algorithms/fedavg.py", "import fedloom.client.fit"),
+    "algorithms know core, privacy and server only": (
+        "algorithms/fedavg.py",
+        "import fedloom.client.fit",
+    ),
     "core needs torch and the standard library only": ("core/params.py", "import numpy"),
     "transformers and peft stay in models": ("client/fit.py", "import peft"),
+    "dp-accounting stays in privacy": ("server/samplers.py", "import dp_accounting"),
     "datasets stays in data.sources": ("data/federation.py", "import datasets"),
     "pictures and pages stay in the report and the preview": (
         "client/fit.py",

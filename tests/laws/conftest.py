@@ -11,13 +11,17 @@ from torch import nn
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.pfedme import PFedMe
+from fedloom.algorithms.private import Private
+from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.build import make_trainer
 from fedloom.client.memory import MemoryStore
 from fedloom.client.settings import LocalSettings
+from fedloom.core.density import Density
 from fedloom.core.protocols import Absence, Algorithm, Engine, Metrics, Split, Trainer
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
@@ -34,6 +38,10 @@ from fedloom.wire.settings import WireSettings
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+
+BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
+
+SEEDED: dict[str, Any] = {"clip": 0.05, "noise_multiplier": 1.0, "noise_seed": 3}
 
 CASES: dict[str, Algorithm[Any]] = {
     "fedavg": FedAvg(),
@@ -53,6 +61,17 @@ CASES: dict[str, Algorithm[Any]] = {
     "freeze(scaffold)": Freeze(Scaffold()),
     "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
     "freeze(ditto(fedadam))": Freeze(Ditto(FedAvg(Adam(0.1)), 0.1)),
+    "flasc(fedadam)": Flasc(FedAvg(Adam(0.1), weighting="uniform"), BY_TIER, BY_TIER),
+    "flasc(scaffold)": Flasc(Scaffold(), Density(0.5), Density(0.25), error_feedback=True),
+    "prune(fedavg)": Prune(FedAvg(), Density(0.5, warm=1)),
+    "prune(scaffold)": Prune(Scaffold(), BY_TIER, regrow=True),
+    "private(fedavg)": Private(FedAvg(), **SEEDED),
+    "private(scaffold)": Private(Scaffold(), quantile=0.5, **SEEDED),
+    "private(flasc(fedadam))": Private(
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), noise_on="support", **SEEDED
+    ),
+    "private(prune(fedavg))": Private(Prune(FedAvg(), Density(0.5, warm=1)), **SEEDED),
+    "ditto(private(freeze(fedavg)))": Ditto(Private(Freeze(FedAvg()), **SEEDED), 0.1),
 }
 
 
@@ -104,7 +123,7 @@ class Bench:
         run: Run[Any] | None = None,
         sampler: Sampler | None = None,
         after: Callable[[Run[Any]], None] = lambda run: None,
-        min_replies: int = 1,
+        min_replies: int = 0,
     ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[Absence]]]]:
         """Run up to round `count`; return the run and what each round said."""
         run = run or begin(algorithm, self.space.start(), 5)
@@ -139,7 +158,7 @@ def bench(tiny_llama: Callable[..., Any]) -> Callable[..., Bench]:
         model = tiny_llama(dtype=dtype).requires_grad_(False)
         settings = TuneSettings(**{"rank": 4, "targets": ["q_proj", "v_proj"], **(tune or {})})
         space = make_space(Base(model, None, "random"), settings, seed=1)
-        trains = [rows(i, 3 + 2 * i) for i in range(8)]
+        trains = [rows(i, 3 + i) for i in range(8)]
         shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}
         federation = Federation(shards, {c: {} for c in shards}, NOTHING)
         learning = {"optimizer": "sgd", "lr": 0.5, "batched": "off", **local}

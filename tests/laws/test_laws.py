@@ -150,8 +150,8 @@ def test_unselected_clients_keep_their_memory(
     it.rounds(algorithm, engine, 1, sampler=Full())
     before = {c: state_sha256(engine.store.load(c, 9)) for c in engine.population()}
     run, _ = it.rounds(algorithm, engine, 1, sampler=Uniform(2))
-    run, _ = it.rounds(algorithm, engine, 2, run=run, sampler=Uniform(2))
-    cohort = draw(dataclasses.replace(run, number=1), engine.population(), Uniform(2)).cohort
+    cohort = algorithm.broadcast(run.state, draw(run, engine.population(), Uniform(2)))
+    it.rounds(algorithm, engine, 2, run=run, sampler=Uniform(2))
     for client in engine.population():
         if client not in cohort:
             assert state_sha256(engine.store.load(client, 9)) == before[client]

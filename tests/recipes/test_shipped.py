@@ -57,7 +57,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str, str
 def test_a_shipped_recipe_runs_a_round(name: str, hub: list[Any], tmp_path: Path) -> None:
     recipe = load_recipe(name, SMALL)
     builtin = recipe.data.source.startswith("builtin:")
-    recipe = load_recipe(name, [*SMALL, f"data.num_examples={240 if builtin else 48 * 8}"])
+    written = max(240, 12 * (recipe.data.num_clients or 0))
+    recipe = load_recipe(name, [*SMALL, f"data.num_examples={written if builtin else 48 * 8}"])
     summary = run_recipe(recipe, tmp_path)[""]
     assert summary["rounds"] == 1
     assert summary["num_absent"] == 0

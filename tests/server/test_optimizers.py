@@ -7,7 +7,7 @@ import torch
 
 from fedloom.core.payloads import mean_upload
 from fedloom.core.protocols import Params, Reply
-from fedloom.server.optimizers import SERVER_OPTIMIZERS, SGD, Adagrad, Adam, Momentum, Yogi
+from fedloom.server.optimizers import SERVER_OPTIMIZERS, SGD, Adagrad, Adam, AdamW, Momentum, Yogi
 
 # Two clients of 1 and 3 examples; their deltas in rounds 1 and 2 (fedmllm C6).
 DELTAS = [(0.4, 0.1), (-0.2, 0.4)]
@@ -76,6 +76,23 @@ def test_yogi_shrinks_its_second_moment_by_no_more_than_the_squared_delta() -> N
         assert float(moments.v["g"]) == pytest.approx(expected, abs=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_adamw_is_torchs_to_the_bit(dtype: torch.dtype, weight_decay: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    deltas = [torch.randn(50, generator=draw, dtype=dtype) for _ in range(6)]
+    optimizer = AdamW(3e-3, weight_decay=weight_decay)
+    params: Params = {"g": torch.linspace(-1, 1, 50, dtype=dtype)}
+    value = torch.nn.Parameter(params["g"].clone())
+    theirs = torch.optim.AdamW([value], lr=3e-3, weight_decay=weight_decay, foreach=False)
+    moments = optimizer.init(params)
+    for delta in deltas:
+        params, moments = optimizer.step(params, {"g": delta}, moments)
+        value.grad = -delta
+        theirs.step()
+        assert torch.equal(params["g"], value.detach())
+
+
 @pytest.mark.parametrize("kind", SERVER_OPTIMIZERS.values())
 def test_a_step_leaves_its_arguments_alone(kind: Any) -> None:
     optimizer = kind()
@@ -111,6 +128,11 @@ def test_half_precision_params_are_stepped_in_float32(kind: Any) -> None:
         (lambda: Adagrad(beta1=2), r"server\.adagrad\.beta1 must be in \[0, 1\), got 2"),
         (lambda: Yogi(beta2=-0.1), r"server\.yogi\.beta2 must be in \[0, 1\), got -0\.1"),
         (lambda: Adam(beta1=1), r"server\.adam\.beta1 must be in \[0, 1\), got 1"),
+        (
+            lambda: AdamW(weight_decay=-1),
+            r"server\.adamw\.weight_decay must be in \[0, 1\), got -1",
+        ),
+        (lambda: AdamW(epsilon=0), r"server\.adamw\.epsilon must be a positive number, got 0"),
         (lambda: Adam(lr=math.inf), r"server\.adam\.lr must be a positive number, got inf"),
     ],
 )

@@ -2,11 +2,15 @@
 
 import json
 import random
+import resource
 import struct
+import time
 import tracemalloc
 import zlib
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 import zstandard
@@ -24,6 +28,7 @@ from fedloom.wire.format import (
     encode_task,
 )
 from fedloom.wire.frame import frame, split
+from fedloom.wire.positions import POSITION_CODECS
 from fedloom.wire.settings import WireSettings
 from fedloom.wire.table import DTYPES, MAX_JSON_BYTES
 
@@ -111,6 +116,95 @@ def test_damage_under_a_right_checksum_is_refused_or_decoded_within_the_limit() 
     assert refused > 2000
 
 
+def strange(message: bytes, chance: random.Random) -> bytes:
+    """Return random, truncated, bit-flipped or extended bytes: nothing that was ever sent."""
+    match chance.randrange(4):
+        case 0:
+            prefix = message[: chance.choice((0, 4, 6, 18, 22, 60))]
+            return prefix + chance.randbytes(chance.randrange(80))
+        case 1:
+            return message[: chance.randrange(len(message))]
+        case 2:
+            damaged = bytearray(message)
+            for at in chance.sample(range(8 * len(message)), chance.choice((1, 1, 1, 2, 3, 17))):
+                damaged[at // 8] ^= 1 << at % 8
+            return bytes(damaged)
+        case _:
+            return message + chance.randbytes(chance.randrange(1, 9))
+
+
+def hostile_stream(chance: random.Random) -> bytes:
+    """Return a message with right checksums and lengths around positions that mean anything."""
+    size = chance.choice((1, 7, 8, 64, 1000, 65_536, 262_144))
+    count = chance.choice((0, 1, size // 2, size // 2 + 1, size - 1, size, chance.randrange(size)))
+    code = chance.choice(("golomb", "golomb", "golomb", "bitmap"))
+    if chance.random() < 0.5:
+        count = min(count, 200)
+        where = np.array(sorted(chance.sample(range(size), count)), np.int64)
+        block = bytearray(POSITION_CODECS[code].plan(where, size).write())
+        for _ in range(chance.randrange(3) if block else 0):
+            block[chance.randrange(len(block))] ^= 1 << chance.randrange(8)
+    else:
+        block = bytearray(chance.randbytes(chance.choice((0, 1, 2, 3, 9, 40, 200))))
+        block[:1] = bytes([chance.randrange(60)])
+        if chance.random() < 0.3:
+            block[1:] = (chance.choice((0, 255)) for _ in block[1:])
+    dtype, width = chance.choice((("float32", 4), ("int8", 1), ("bool", 0)))
+    kind = [dtype, "true" if dtype == "bool" else "exact", [size]]
+    row = [0, 0, "x", 0, code, count, len(block)]
+    return seal([[kind], [["delta", [row]]]], bytes(block) + bytes(count * width))
+
+
+def check_stranger(message: bytes) -> bool:
+    """Return whether a message is refused; what is decoded instead must be within the limit."""
+    try:
+        payload = decode(message, max_bytes=LIMIT)
+    except WireError:
+        return True
+    tensors = [tensor for params in payload.values() for tensor in params.values()]
+    assert sum(tensor.numel() * tensor.element_size() for tensor in tensors) <= LIMIT
+    return False
+
+
+def check_strangers(number: int, seed: int) -> int:
+    """Return how many of the hostile half are refused; all of the damaged half must be."""
+    chance = random.Random(seed)
+    messages = [sample("none"), sample("zstd")]
+    refused = 0
+    for at in range(number // 2):
+        assert check_stranger(strange(messages[at % 2], chance))
+        refused += check_stranger(hostile_stream(chance))
+    return refused
+
+
+def test_strangers_messages_are_noticed_and_take_little_memory() -> None:
+    tracemalloc.start()
+    refused = check_strangers(2000, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 400 < refused < 900
+    assert peak < 8 * LIMIT
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_strangers_neither_crash_nor_hang_nor_pass_unnoticed() -> None:
+    """Half of the messages are damaged on the way, half hostile and sealed: flasc F8.
+
+    What takes a quarter of a gigabyte more than the process has ends in a MemoryError.
+    """
+    check_strangers(2000, seed=1)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + (1 << 28)
+    began = time.process_time()
+    resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
+    try:
+        refused = check_strangers(100_000, seed=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert 20_000 < refused < 45_000
+    assert time.process_time() - began < 60
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["float32", "exact"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=2),
@@ -129,7 +223,7 @@ ROWS = st.lists(
     st.tuples(st.integers(-1, 2), st.integers(-1, 2), st.text(max_size=3), st.integers(-1, 2))
     | st.tuples(
         *(st.just(0), st.just(0), st.text(max_size=3), st.just(0)),
-        *(st.sampled_from(["bitmap", "index", "x"]), NUMBERS, NUMBERS),
+        *(st.sampled_from(["bitmap", "golomb", "x"]), NUMBERS, NUMBERS),
     ),
     max_size=3,
 )
@@ -175,7 +269,8 @@ EXACT = ["float32", "exact", [2]]
         (kinds("float32", "exact", [2]), b"1234567", "the message ends inside delta/x"),
         (kinds("float32", "exact", [2]), b"123456789", "1 bytes after its last tensor"),
         (kinds("float32", "exact", [1 << 50]), b"", "the message ends inside delta/x"),
-        (kinds("bool", "exact", [2]), b"\x01\x02", "delta/x is malformed: a bool stored as 2"),
+        (kinds("bool", "exact", [2]), b"\x01\x01", "unknown kind of tensor .*bool"),
+        (kinds("float32", "true", [2]), b"", "unknown kind of tensor .*true"),
         (kinds("float32", "int8", [1]), b"\x00\x00\x80\xbf\x01", "delta/x is malformed: a scale"),
         ([[EXACT], [["delta", [[0, 0, "x", 1]]]]], b"", r"malformed row .* in group delta"),
         ([[EXACT], [["delta", [[1, 0, "x", 0]]]]], b"", "malformed row"),
@@ -202,6 +297,11 @@ EXACT = ["float32", "exact", [2]]
             b"\x20" + bytes(4),
             "delta/x is malformed: 1 bits set below or beyond 2 entries",
         ),
+        (
+            [[EXACT], [["delta", [[0, 0, "x", 0, "golomb", 1, 2]]]]],
+            b"\x00\x20" + bytes(4),
+            "delta/x is malformed: a Golomb code of position 2 of 2 entries",
+        ),
     ],
 )
 def test_the_error_names_what_is_malformed(table: Any, blocks: bytes, message: str) -> None:
@@ -210,7 +310,7 @@ def test_the_error_names_what_is_malformed(table: Any, blocks: bytes, message: s
 
 
 def test_a_huge_tensor_of_zeros_is_refused_before_it_is_allocated() -> None:
-    table = [[["float32", "exact", [1 << 34]]], [["delta", [[0, 0, "x", 0, "index", 0, 0]]]]]
+    table = [[["float32", "exact", [1 << 34]]], [["delta", [[0, 0, "x", 0, "golomb", 0, 0]]]]]
     tracemalloc.start()
     with pytest.raises(WireError, match=r"delta/x of shape .* beyond wire\.max_bytes, 4294967296"):
         decode(seal(table))

@@ -113,6 +113,8 @@ def test_a_scale_that_is_no_scale_is_refused(scale: float) -> None:
         VALUE_CODECS["int8"].decode(memoryview(block), 1, torch.float32)
 
 
-def test_a_bool_is_zero_or_one() -> None:
-    with pytest.raises(ValueError, match="a bool stored as 2"):
-        VALUE_CODECS["exact"].decode(memoryview(b"\x00\x02"), 2, torch.bool)
+def test_what_travels_of_a_bool_takes_no_bytes() -> None:
+    codec = VALUE_CODECS["true"]
+    assert codec.num_bytes(9, 1) == 0
+    assert codec.encode(torch.ones(9, dtype=torch.bool)) == b""
+    assert codec.decode(memoryview(b""), 9, torch.bool).all()

@@ -1,13 +1,17 @@
 """Every algorithm by its recipe name; the type makes mypy check that each is one."""
 
+import dataclasses
 from inspect import signature
 from typing import Any
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.pfedme import PFedMe
+from fedloom.algorithms.private import Private
+from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.core.protocols import Algorithm
 
@@ -18,6 +22,9 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "local": LocalOnly,
     "ditto": Ditto,
     "freeze": Freeze,
+    "flasc": Flasc,
+    "prune": Prune,
+    "private": Private,
 }
 
 WRAPPERS = frozenset(
@@ -26,3 +33,19 @@ WRAPPERS = frozenset(
     if next(iter(signature(kind).parameters), "") == "inner"
 )
 """Names of those that hold another algorithm, their first field."""
+
+
+def planned(algorithm: Any, rounds: int) -> Any:
+    """Return the algorithm with any budget it has spread over `rounds`, unless it says over how many."""
+    fields = {f.name for f in dataclasses.fields(algorithm)}
+    if "inner" in fields:
+        algorithm = dataclasses.replace(algorithm, inner=planned(algorithm.inner, rounds))
+    if not isinstance(algorithm, Private) or algorithm.epsilon is None:
+        return algorithm
+    if algorithm.rounds is None:
+        return dataclasses.replace(algorithm, rounds=rounds)
+    if algorithm.rounds < rounds:
+        raise ValueError(
+            f"private.rounds must be at least run.rounds ({rounds}), got {algorithm.rounds}"
+        )
+    return algorithm

@@ -4,63 +4,21 @@ Because work is data, the server can answer it with stand-ins. The result is the
 the forecast of `plan`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from fedloom.client.worker import client_half
-from fedloom.core.params import params_map, zeros_like
-from fedloom.core.protocols import (
-    Algorithm,
-    Done,
-    Fit,
-    Job,
-    Payload,
-    Refusal,
-    Reply,
-    Task,
-)
+from fedloom.core.protocols import Algorithm, Payload, Refusal, Reply, Task
+from fedloom.core.standin import play
 
 Schema = Mapping[tuple[str, str], tuple[torch.dtype, torch.Size]]
 
 
-@dataclass(frozen=True)
-class StandIn:
-    """A trainer that moves every coordinate by `noise` and calls it training."""
-
-    noise: float = 0.0
-    width: int = 1
-
-    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        """Answer without a model."""
-        return [self._run(job) for job in jobs]
-
-    def _run(self, job: Job) -> Done:
-        if not isinstance(job.work, Fit):
-            return Done({}, 1, metrics={"loss": 0.0})
-        start, source = job.work.start, torch.Generator().manual_seed(job.seed)
-
-        def moved(p: torch.Tensor) -> torch.Tensor:
-            if not self.noise or not p.is_floating_point():
-                return p.clone()
-            return p + self.noise * torch.randn(p.shape, generator=source, dtype=p.dtype)
-
-        record = {"draws": zeros_like(start), "magnitudes": zeros_like(start)}
-        return Done(params_map(moved, start), 1, 1, 1.0, record)
-
-
 def rehearse(algorithm: Algorithm[Any], task: Task, *, noise: float = 0.0) -> Reply:
     """Return the reply of a client without memory whose training moves by `noise` (a standard deviation)."""
-    half, trainer = client_half(algorithm, task, {}), StandIn(noise)
-    try:
-        work = next(half)
-        while True:
-            work = half.send(trainer.run([Job(task.client, task.round, task.seed, work)])[0])
-    except StopIteration as stop:
-        reply: Reply = stop.value[0]
-        return reply
+    return play(client_half(algorithm, task, {}), task, noise=noise)
 
 
 def schema(payload: Payload) -> Schema:

@@ -5,6 +5,7 @@ ask for. One message on a network node and a cohort in this process go through t
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedloom.client.memory import MemoryStore
@@ -15,6 +16,7 @@ from fedloom.core.protocols import (
     Done,
     Evaluate,
     Job,
+    Params,
     Payload,
     Refusal,
     Reply,
@@ -27,14 +29,35 @@ from fedloom.core.seeds import derive
 
 def client_half(algorithm: Algorithm[Any], task: Task, memory: Payload) -> ClientUpdate:
     """Return the generator that answers the task."""
+    return _half(Deployed(algorithm), task, memory)
+
+
+@dataclass
+class Deployed:
+    """What clients would use; those without memory that share a download share one object, measured once."""
+
+    algorithm: Algorithm[Any]
+    _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
+
+    def of(self, download: Payload, memory: Payload) -> Params:
+        """Return what a client with this memory would use."""
+        if memory:
+            return self.algorithm.deployed(download, memory)
+        if id(download) not in self._shared:
+            # The payload is kept beside it: an id is unique only while its object lives.
+            self._shared[id(download)] = download, self.algorithm.deployed(download, memory)
+        return self._shared[id(download)][1]
+
+
+def _half(deployed: Deployed, task: Task, memory: Payload) -> ClientUpdate:
     if task.kind == "train":
-        return algorithm.client_update(task, memory)
-    return _measure(algorithm, task, memory)
+        return deployed.algorithm.client_update(task, memory)
+    return _measure(deployed.of(task.download, memory), task, memory)
 
 
-def _measure(algorithm: Algorithm[Any], task: Task, memory: Payload) -> ClientUpdate:
+def _measure(params: Params, task: Task, memory: Payload) -> ClientUpdate:
     split: Any = "test" if task.kind == "test" else "validation"
-    done = yield Evaluate(algorithm.deployed(task.download, memory), split)
+    done = yield Evaluate(params, split)
     return Reply(task.client, {}, done.num_examples, done.metrics), memory
 
 
@@ -44,13 +67,14 @@ def run_tasks(
     """Answer the tasks side by side, in their order; a refusal takes nobody else with it."""
     answers: dict[int, Reply | Absence] = {}
     halves: dict[int, ClientUpdate] = {}
+    deployed = Deployed(algorithm)
     for i, task in enumerate(tasks):
         try:
             memory = store.load(task.client, before=task.round)
         except Refusal as refusal:
             answers[i] = Absence(task.client, str(refusal))
             continue
-        halves[i] = client_half(algorithm, task, memory)
+        halves[i] = _half(deployed, task, memory)
     told: dict[int, Done | Refusal | None] = dict.fromkeys(halves)
     turn = 0
     while told:

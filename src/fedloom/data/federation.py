@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from fedloom.core.protocols import ClientId, Profile
-from fedloom.core.seeds import derive
+from fedloom.core.seeds import derive, generator
 from fedloom.data.formats import Record, to_records
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.packing import pack
@@ -33,7 +35,7 @@ class Federation:
 
     shards: Mapping[ClientId, Shard]
     profiles: Mapping[ClientId, Profile]
-    """The labels that all examples of a client share, such as its language."""
+    """The labels that all examples of a client share, such as its language, and its tier if there are any."""
     manifest: Manifest
 
 
@@ -80,7 +82,11 @@ def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels) for c in cuts},
     )
-    profiles = {client: _shared([labels[i] for i in parts.all]) for client, parts in cuts.items()}
+    tiers = _tiers([client for client, parts in cuts.items() if parts.all], settings)
+    profiles = {
+        client: {**_shared([labels[i] for i in parts.all]), **tiers.get(client, {})}
+        for client, parts in cuts.items()
+    }
     return Federation(shards, profiles, manifest)
 
 
@@ -140,6 +146,19 @@ def _shared(labels: Sequence[Labels]) -> Profile:
     """Return the labels that do not vary; a client of a pooled run may be left with no example at all."""
     first = labels[0] if labels else {}
     return {name: first[name] for name in first if all(one[name] == first[name] for one in labels)}
+
+
+def _tiers(clients: Sequence[ClientId], settings: DataSettings) -> Mapping[ClientId, Profile]:
+    """Deal the tiers out, each to its share of the clients, rounded where the shares before it end."""
+    source = generator(settings.seed, "tiers")
+    drawn = [clients[i] for i in torch.randperm(len(clients), generator=source).tolist()]
+    tiers: dict[ClientId, Profile] = {}
+    share = 0.0
+    for tier, part in settings.tiers.items():
+        share += part
+        for client in drawn[len(tiers) : round(share * len(drawn))]:
+            tiers[client] = {"tier": tier}
+    return tiers
 
 
 def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:

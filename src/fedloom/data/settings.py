@@ -63,6 +63,9 @@ class DataSettings:
     """None is 10, or as many as there are where the partition is natural."""
     partition: Partition = field(default_factory=Iid)
     """Which client holds which example."""
+    tiers: Mapping[str, float] = field(default_factory=dict)
+    """Share of the clients of each tier, such as `{phone: 0.5, desk: 0.5}`, drawn with `seed`: the `tier` of
+    their profile, which settings by tier go by."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -75,6 +78,13 @@ class DataSettings:
         _check_names(self)
         _check_numbers(self)
         _check_fractions(self.fractions)
+        if self.tiers and (
+            min(self.tiers.values()) <= 0
+            or not math.isclose(math.fsum(self.tiers.values()), 1.0, abs_tol=1e-6)
+        ):
+            raise ValueError(
+                f"data.tiers must be shares above 0 that sum to 1, got {dict(self.tiers)}"
+            )
         for column, values in self.where.items():
             if isinstance(values, str) or not values:
                 raise ValueError(f"data.where.{column} must be a list of values, got {values!r}")

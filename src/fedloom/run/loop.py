@@ -87,24 +87,24 @@ def advance(
     *,
     population: Mapping[ClientId, Profile],
     sampler: Sampler,
-    min_replies: int = 1,
+    min_replies: int = 0,
 ) -> tuple[Run[State], Metrics, Sequence[Absence]]:
     """Run one round.
 
-    With fewer than `min_replies` replies the round is spent and the state stays as it was: server halves are pure, so
-    the new state is simply not kept.
+    With fewer than `min_replies` replies, or none where the algorithm needs one, the round is spent and the state
+    stays as it was: server halves are pure, so the new state is simply not kept.
     """
     round = draw(run, population, sampler)
     tally = Tally()
     deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
-    state, server = run.state, dict[str, float]()
+    state, server, kept = run.state, dict[str, float](), False
     try:
         updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
-        if tally.num_replies >= min_replies:
+        kept = tally.num_replies >= min_replies
+        if kept:
             state, server = updated, {f"server/{name}": value for name, value in reported.items()}
     except NoReplies:
         pass
-    kept = tally.num_replies >= min_replies
     metrics = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
     return replace(run, number=round.number, state=state), metrics, tally.absences
 

@@ -12,6 +12,7 @@ from fedloom.data.preview import split_figure
 from fedloom.evaluation.text import extract
 from fedloom.run import report_figures as figures
 from fedloom.run.report_figures import Line
+from fedloom.run.report_server import server_sections
 from fedloom.run.results import Results, by_name, read_results
 from fedloom.run.units import human_bytes
 from fedloom.run.wording import change, duration, quality, shown, title
@@ -82,6 +83,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "results": _results(runs),
         "curves": _curves(runs),
         "traffic": _traffic(runs, metric),
+        **server_sections(own),
         "clients": _clients(own, metric),
         "split": _split(own),
         "samples": _samples(own),

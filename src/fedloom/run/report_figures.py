@@ -19,10 +19,10 @@ from fedloom.run.wording import better, is_share, title
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the page names a brighter one for dark.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f80")
-_INK, _MUTED, _RULE = "#1b1d22", "#5f6570", "#dfe2e7"
+INK, MUTED, _RULE = "#1b1d22", "#5f6570", "#dfe2e7"
 _VARIABLES = {
-    _INK: "--ink",
-    _MUTED: "--muted",
+    INK: "--ink",
+    MUTED: "--muted",
     _RULE: "--rule",
     "#ffffff": "--paper",
     "#dddddd": "--rule",
@@ -32,9 +32,9 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # the page's own font, and text that can be searched
     "svg.hashsalt": "fedloom",  # the same bytes for the same run
     "font.size": 8,
-    "text.color": _INK,
+    "text.color": INK,
     "axes.edgecolor": _RULE,
-    "axes.labelcolor": _MUTED,
+    "axes.labelcolor": MUTED,
     "axes.labelsize": 8,
     "axes.titlesize": 9,
     "axes.grid": True,
@@ -45,8 +45,8 @@ _STYLE: dict[str, Any] = {
     "axes.spines.left": False,
     "grid.color": _RULE,
     "grid.linewidth": 0.7,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "lines.linewidth": 1.8,
@@ -56,9 +56,9 @@ _STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
-_STEPS = [1, 2, 2.5, 5, 10]
+STEPS = [1, 2, 2.5, 5, 10]
 _PANEL = (4.7, 2.75)
-_WIDE = 9.6
+WIDE = 9.6
 _MANY = 40
 """Clients up to which each has a line of its own with its name."""
 
@@ -94,9 +94,9 @@ def svg(draw: Callable[[], Figure], label: str) -> str:
 
 def curve(metric: str, lines: Sequence[Line]) -> Figure:
     """Draw a metric over the rounds."""
-    figure, axes = _panel()
+    figure, axes = panel()
     _draw(axes, lines)
-    _name(figure, title(metric))
+    heading(figure, title(metric))
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     _quality_axis(axes, metric)
@@ -105,33 +105,33 @@ def curve(metric: str, lines: Sequence[Line]) -> Figure:
 
 def quality_by_bytes(metric: str, lines: Sequence[Line], *, log: bool = False) -> Figure:
     """Draw a metric over the bytes it took."""
-    figure, axes = _panel()
+    figure, axes = panel()
     if log:
         axes.set_xscale("log")
     _draw(axes, lines)
-    _name(figure, f"{title(metric)} by bytes")
+    heading(figure, f"{title(metric)} by bytes")
     axes.set_xlabel("bytes sent and received, all clients")
     axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
     if not log:
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     _quality_axis(axes, metric)
     return figure
 
 
 def round_bytes(upload: Sequence[tuple[int, float]], download: Mapping[int, float]) -> Figure:
     """Draw the bytes of each round, uploads below downloads."""
-    figure, axes = _panel()
+    figure, axes = panel()
     rounds = [number for number, _ in upload]
     up = [value for _, value in upload]
     down = [download.get(number, 0.0) for number in rounds]
     axes.bar(rounds, up, color=SERIES[0], width=0.8)
     axes.bar(rounds, down, bottom=up, color=SERIES[5], width=0.8)
-    _name(figure, "Bytes per round, all clients")
+    heading(figure, "Bytes per round, all clients")
     axes.set_xlabel("round")
     axes.set_xlim(min(rounds) - 0.7, max(rounds) + 0.7)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     return figure
 
 
@@ -149,7 +149,7 @@ def clients(
         order.reverse()
     named = len(order) <= _MANY
     height = 0.75 + 0.23 * len(order) if named else 3.2
-    figure = Figure(figsize=(_WIDE, height))
+    figure = Figure(figsize=(WIDE, height))
     left = 0.035 + 0.0085 * max(len(client) for client in order) if named else 0.06
     axes = figure.add_axes((left, 0.5 / height, 0.985 - left, 1 - 0.6 / height))
 
@@ -164,7 +164,7 @@ def clients(
         )
     size = 34 if named else 12
     for values, paint, marker, filled in (
-        (before, _MUTED, "o", False),
+        (before, MUTED, "o", False),
         (alone, SERIES[color], "D", True),
         (after, SERIES[0], "o", True),
     ):
@@ -188,7 +188,7 @@ def clients(
 def _dress_clients(axes: Axes, metric: str, order: Sequence[ClientId], *, named: bool) -> None:
     quality = axes.xaxis if named else axes.yaxis
     if is_share(metric):
-        quality.set_major_formatter(FuncFormatter(_per_cent))
+        quality.set_major_formatter(FuncFormatter(per_cent))
     axes.grid(visible=True, axis="both" if named else "y")
     if named:
         axes.set_yticks(range(len(order)), order)
@@ -202,19 +202,21 @@ def _dress_clients(axes: Axes, metric: str, order: Sequence[ClientId], *, named:
 
 def widened(figure: Figure) -> Figure:
     """Give a figure made elsewhere the width of the page, and its text the page's sizes."""
-    figure.set_size_inches(_WIDE, 3.4)
+    figure.set_size_inches(WIDE, 3.4)
     for text in figure.findobj(Text):
         text.set_fontsize(8)
     return figure
 
 
-def _panel() -> tuple[Figure, Axes]:
+def panel() -> tuple[Figure, Axes]:
+    """Return a figure and its axes, below room for a heading."""
     figure = Figure(figsize=_PANEL)
     # The same place in every panel, so that panels side by side line up.
     return figure, figure.add_axes((0.125, 0.165, 0.855, 0.71))
 
 
-def _name(figure: Figure, text: str) -> None:
+def heading(figure: Figure, text: str) -> None:
+    """Write what a figure shows above it."""
     figure.text(0.004, 0.945, text, fontsize=9, fontweight="bold")
 
 
@@ -235,14 +237,15 @@ def _draw(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _quality_axis(axes: Axes, metric: str) -> None:
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     if is_share(metric):
         top = axes.get_ylim()[1]
         axes.set_ylim(0, axes.yaxis.get_major_locator().tick_values(0, top)[-1])
-        axes.yaxis.set_major_formatter(FuncFormatter(_per_cent))
+        axes.yaxis.set_major_formatter(FuncFormatter(per_cent))
 
 
-def _per_cent(value: float, _: int | None = None) -> str:
+def per_cent(value: float, _: int | None = None) -> str:
+    """Return a tick label of a share."""
     return f"{100 * value:.4g} %"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fedloom.client.build import make_trainer
 from fedloom.client.memory import MemoryStore
+from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
 from fedloom.core.seeds import derive
 from fedloom.data.federation import Federation, federate
@@ -56,10 +57,9 @@ class Session:
                 read[id(payload)] = roundtrip(
                     payload, values=wire.download, compression=wire.compression
                 )
+        deployed = Deployed(recipe.algorithm)
         return {
-            c: recipe.algorithm.deployed(
-                read[id(sent[c])], self.store.load(c, before=run.number + 1)
-            )
+            c: deployed.of(read[id(sent[c])], self.store.load(c, before=run.number + 1))
             for c in self.judges
         }
 

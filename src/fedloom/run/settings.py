@@ -9,7 +9,7 @@ from fedloom.core.protocols import Algorithm
 from fedloom.data.settings import DataSettings
 from fedloom.evaluation.settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
-from fedloom.server.samplers import Full, Sampler
+from fedloom.server.samplers import Full, Poisson, Sampler
 from fedloom.spaces.build import TuneSettings
 from fedloom.wire.settings import WireSettings
 
@@ -23,8 +23,8 @@ class RunSettings:
     rounds: int = 20
     seed: int = 0
     """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
-    min_replies: int = 1
-    """A round with fewer replies changes nothing."""
+    min_replies: int = 0
+    """A round with fewer replies changes nothing; most algorithms need one in any case."""
     patience: int = 0
     """Stop after this many evaluations without a better `monitor`; 0 never stops early."""
     monitor: str = "validation/loss"
@@ -40,7 +40,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name, value, least in (
             ("rounds", self.rounds, 1),
-            ("min_replies", self.min_replies, 1),
+            ("min_replies", self.min_replies, 0),
             ("patience", self.patience, 0),
             ("keep_checkpoints", self.keep_checkpoints, 1),
             ("samples", self.samples, 0),
@@ -70,4 +70,24 @@ class Recipe:
         if self.run.patience and not self.evaluation.every:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
+            )
+        if self.algorithm.server_sees == "noisy mean":
+            self._check_private()
+
+    def _check_private(self) -> None:
+        if not isinstance(self.cohort, Poisson):
+            raise ValueError(
+                "cohort must be poisson for private, whose epsilon holds for clients that are drawn"
+                f" each on their own, got {type(self.cohort).__name__.lower()}; write for example"
+                " `cohort: {poisson: {q: 0.1}}`"
+            )
+        if self.run.min_replies:
+            raise ValueError(
+                "run.min_replies must be 0 for private, as leaving out small rounds tells how many"
+                f" clients took part, got {self.run.min_replies}"
+            )
+        if self.run.patience:
+            raise ValueError(
+                "run.patience must be 0 for private, as clients' held-out data would decide when to"
+                f" stop, which no epsilon counts, got {self.run.patience}"
             )

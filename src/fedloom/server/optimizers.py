@@ -12,6 +12,9 @@ instead: momentum is an average, m <- beta m + (1 - beta) delta, that begins at 
 Yogi and Adam track m^2 where the paper tracks delta^2. Their first step is ten times the paper's.
 Its Adagrad is the paper's with beta1 = 0, as in the paper's experiments, and has no variant.
 
+AdamW is torch.optim's (Loshchilov, Hutter, ICLR 2019, arXiv:1711.05101), with bias correction and
+decay: what the code of FLASC (Kuo et al. 2024, arXiv:2406.05233) calls FedAdam.
+
 Deltas point the way to go, so a step adds. Params and moments are kept in at least float32.
 """
 
@@ -187,12 +190,54 @@ class Adam:
         return params, Moments(moments.num_steps + 1, m, v)
 
 
+@dataclass(frozen=True, slots=True)
+class AdamW:
+    """AdamW of torch.optim, in its operations and their order, on minus the mean delta."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    """Decay of the first moment, [0, 1)."""
+    beta2: float = 0.999
+    """Decay of the second moment, [0, 1)."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Share of lr by which coordinates return to the space's origin each step; 0 is Adam."""
+
+    def __post_init__(self) -> None:
+        _check_positive("adamw", "lr", self.lr)
+        _check_positive("adamw", "epsilon", self.epsilon)
+        _check_decay("adamw", "beta1", self.beta1)
+        _check_decay("adamw", "beta2", self.beta2)
+        _check_decay("adamw", "weight_decay", self.weight_decay)
+
+    def init(self, params: Params) -> Moments:
+        return Moments(0, _full_like(params, 0.0), _full_like(params, 0.0))
+
+    def step(self, params: Params, delta: Params, moments: Moments) -> tuple[Params, Moments]:
+        count = moments.num_steps + 1
+        m = params_map(lambda m, d: m.lerp(-d.to(m), 1 - self.beta1), moments.m, delta)
+
+        def second(v: Tensor, d: Tensor) -> Tensor:
+            return (v * self.beta2).addcmul_(d.to(v), d.to(v), value=1 - self.beta2)
+
+        v = params_map(second, moments.v, delta)
+        size, root = self.lr / (1 - self.beta1**count), (1 - self.beta2**count) ** 0.5
+
+        def move(p: Tensor, m: Tensor, v: Tensor) -> Tensor:
+            decayed = p.to(m) * (1 - self.lr * self.weight_decay)
+            return decayed.addcdiv_(m, (v.sqrt() / root).add_(self.epsilon), value=-size)
+
+        return params_map(move, params, m, v), Moments(count, m, v)
+
+
 SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
     "sgd": SGD,
     "momentum": Momentum,
     "adagrad": Adagrad,
     "yogi": Yogi,
     "adam": Adam,
+    "adamw": AdamW,
 }
 
 

@@ -4,17 +4,18 @@ Layout, little endian: compression u8, table length u32, content length u64, CRC
 content. The content, compressed or not, is the table and then the blocks it describes.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Payload
-from fedloom.wire.positions import POSITION_CODECS
+from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
 from fedloom.wire.quantize import VALUE_CODECS
 from fedloom.wire.settings import MAX_BYTES, Compression, ValueType
 from fedloom.wire.table import (
@@ -48,12 +49,12 @@ def encode_body(
     for group, params in payload.items():
         table[group] = []
         for name, tensor in params.items():
-            dense = _dense(group, name, tensor, values)
+            layout = _lay_out(_dense(group, name, tensor, values), tensor)
             try:
-                block, positions, entries = _encode_tensor(dense, tensor)
+                positions, entries = _encode_tensor(layout, tensor)
             except ValueError as error:
                 raise WireError(f"{group}/{name} cannot travel as {values}: it {error}") from None
-            table[group].append(block)
+            table[group].append(layout.block)
             pieces += [positions, entries]
     rows = write_table(table)
     num_bytes = len(rows) + sum(len(piece) for piece in pieces)
@@ -99,15 +100,16 @@ def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) 
 
 
 def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
-    """Return the length of the uncompressed body if no tensor has zeros worth leaving out.
+    """Return the length of the uncompressed body without writing it.
 
-    Reads shapes and types only; with such zeros the body is shorter.
+    Of a tensor on the meta device only shape and type are known: it counts as if it had no zeros.
     """
-    table = {
-        group: [_dense(group, name, tensor, values) for name, tensor in params.items()]
-        for group, params in payload.items()
-    }
-    num_bytes = sum(block.value_bytes for blocks in table.values() for block in blocks)
+    table: dict[str, list[Block]] = {}
+    for group, params in payload.items():
+        dense = ((_dense(group, name, t, values), t) for name, t in params.items())
+        table[group] = [block if t.is_meta else _lay_out(block, t).block for block, t in dense]
+    blocks = [block for group in table.values() for block in group]
+    num_bytes = sum(block.position_bytes + block.value_bytes for block in blocks)
     return _START + len(write_table(table)) + num_bytes
 
 
@@ -125,25 +127,51 @@ def _dense(group: str, name: str, tensor: Tensor, values: ValueType) -> Block:
         allowed = ", ".join(DTYPES)
         raise WireError(f"{group}/{name} is of type {dtype}, what can travel is {allowed}")
     lossy = values != "float32" and dtype == "float32"
-    return Block(name, dtype, tuple(tensor.shape), values if lossy else "exact", tensor.numel())
+    coded = "true" if dtype == "bool" else values if lossy else "exact"
+    return Block(name, dtype, tuple(tensor.shape), coded, tensor.numel())
 
 
-def _encode_tensor(block: Block, tensor: Tensor) -> tuple[Block, bytes, bytes | memoryview]:
-    codec, width = VALUE_CODECS[block.values], tensor.element_size()
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    block: Block
+    plan: Plan | None = None
+    """Of the positions `where`; None: all entries travel."""
+    where: Positions | None = None
+
+
+def _lay_out(dense: Block, tensor: Tensor) -> _Layout:
+    """Find the shortest way to write a tensor."""
+    codec, width = VALUE_CODECS[dense.values], tensor.element_size()
+    present = _bits(tensor).numpy() != 0
+    count, size = int(np.count_nonzero(present)), dense.size
+    # The False of a mask are not written at all; other zeros are left out where that is shorter.
+    limit = math.inf if dense.values == "true" else dense.value_bytes - _WORTH_BYTES
+    num_bytes = codec.num_bytes(count, width)
+    if count == size or num_bytes + min(count, size - count) // 8 >= limit:  # at least a bit each
+        return _Layout(dense)
+    where = np.flatnonzero(present)
+    plans = {key: code.plan(where, size) for key, code in POSITION_CODECS.items()}
+    best = min(plans, key=lambda key: plans[key].num_bytes)
+    if num_bytes + plans[best].num_bytes >= limit:
+        return _Layout(dense)
+    position_bytes = plans[best].num_bytes
+    block = replace(dense, count=count, positions=best, position_bytes=position_bytes)
+    return _Layout(block, plans[best], where)
+
+
+def _encode_tensor(layout: _Layout, tensor: Tensor) -> tuple[bytes, bytes | memoryview]:
+    codec, bits = VALUE_CODECS[layout.block.values], _bits(tensor)
+    if layout.plan is None or layout.where is None:
+        return b"", codec.encode(bits.view(tensor.dtype))
+    kept = torch.empty(layout.block.count, dtype=bits.dtype)
+    kept.numpy()[:] = bits.numpy().take(layout.where)
+    return layout.plan.write(), codec.encode(kept.view(tensor.dtype))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return (numel,) integers: -0.0 is an entry then, and every type can be indexed."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    bits = flat.view(_BITS[width])  # so that -0.0 is an entry, and every type can be indexed
-    count = int(torch.count_nonzero(bits))
-    # No code of positions takes less than a bit an entry that travels.
-    if codec.num_bytes(count, width) + count // 8 + _WORTH_BYTES < block.value_bytes:
-        where = np.flatnonzero(bits.numpy())
-        coded = {key: code.encode(where, block.size) for key, code in POSITION_CODECS.items()}
-        best = min(coded, key=lambda key: len(coded[key]))
-        num_bytes = len(coded[best])
-        sparse = replace(block, count=count, positions=best, position_bytes=num_bytes)
-        if num_bytes + sparse.value_bytes + _WORTH_BYTES < block.value_bytes:
-            kept = bits[torch.from_numpy(where)].view(flat.dtype)
-            return sparse, coded[best], codec.encode(kept)
-    return block, b"", codec.encode(flat)
+    return flat.view(_BITS[tensor.element_size()])
 
 
 def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:
@@ -181,14 +209,17 @@ def _decode_blocks(table: Table, blocks: memoryview) -> Payload:
 
 def _decode_tensor(block: Block, data: memoryview) -> Tensor:
     dtype = DTYPES[block.dtype]
+    if block.positions is None:
+        return VALUE_CODECS[block.values].decode(data, block.count, dtype).reshape(block.shape)
+    codec = POSITION_CODECS[block.positions]
+    index = codec.decode(data[: block.position_bytes], block.size, block.count)
+    if block.values == "true":
+        return torch.from_numpy(mask_of(index, block.size)).reshape(block.shape)
     values = data[block.position_bytes :]
     entries = VALUE_CODECS[block.values].decode(values, block.count, dtype)
-    if block.positions is None:
-        return entries.reshape(block.shape)
-    codec = POSITION_CODECS[block.positions]
-    where = codec.decode(data[: block.position_bytes], block.size, block.count)
     bits = torch.zeros(block.size, dtype=_BITS[dtype.itemsize])
-    bits[torch.from_numpy(where)] = entries.view(bits.dtype)
+    where = index if index.dtype == np.int64 else np.flatnonzero(index)
+    bits.numpy()[where] = entries.view(bits.dtype).numpy()
     return bits.view(dtype).reshape(block.shape)
 
 

@@ -33,9 +33,9 @@ def encode(
 def encoded_size(
     payload: Payload, header: Mapping[str, Any] | None = None, *, values: ValueType = "float32"
 ) -> int:
-    """Return `len(encode(...))` from shapes and types alone.
+    """Return `len(encode(...))` without writing it, exact without compression.
 
-    Exact without compression and without zeros worth leaving out, else too large.
+    A tensor on the meta device counts as if it had no zeros.
     """
     return len(frame(b"", header)) + body_size(payload, values=values)
 

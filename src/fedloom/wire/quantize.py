@@ -39,7 +39,7 @@ class ValueCodec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """Bit for bit, any type."""
+    """Bit for bit, any type but bool."""
 
     def num_bytes(self, count: int, width: int) -> int:
         """Keep the width."""
@@ -51,11 +51,24 @@ class Exact:
 
     def decode(self, block: memoryview, count: int, dtype: torch.dtype) -> Tensor:
         """Copy the bytes."""
-        raw = _copy(block)
-        # Torch's kernels are undefined on a bool that is neither 0 nor 1.
-        if dtype == torch.bool and bool((raw > 1).any()):
-            raise ValueError(f"a bool stored as {int(raw.max())}")
-        return raw.view(dtype)
+        return _copy(block).view(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Ones:
+    """What travels of a bool is True: its position says all."""
+
+    def num_bytes(self, count: int, width: int) -> int:
+        """Take nothing."""
+        return 0
+
+    def encode(self, values: Tensor) -> bytes:
+        """Write nothing."""
+        return b""
+
+    def decode(self, block: memoryview, count: int, dtype: torch.dtype) -> Tensor:
+        """Return True."""
+        return torch.ones(count, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +84,10 @@ class Cast:
     def encode(self, values: Tensor) -> bytes | memoryview:
         """Round, and refuse what would become infinite."""
         largest = _largest(values)
-        cast = values.to(self.dtype)
-        if not bool(torch.isfinite(cast).all()):
+        if not bool(torch.isfinite(torch.tensor(largest).to(self.dtype))):
             limit = torch.finfo(self.dtype).max
             raise ValueError(f"holds {largest:.6g}, beyond the largest {limit:.6g}")
-        return cast.view(torch.uint8).numpy().data
+        return values.to(self.dtype).view(torch.uint8).numpy().data
 
     def decode(self, block: memoryview, count: int, dtype: torch.dtype) -> Tensor:
         """Widen."""
@@ -125,6 +137,7 @@ class Blocks:
 
 VALUE_CODECS: dict[str, ValueCodec] = {
     "exact": Exact(),
+    "true": Ones(),
     "bfloat16": Cast(torch.bfloat16),
     "float16": Cast(torch.float16),
     "int8": Blocks(8),

@@ -146,7 +146,8 @@ def _read_kind(kind: Any) -> tuple[str, str, tuple[int, ...]]:
         case [str(dtype), str(values), list(shape)] if (
             dtype in DTYPES
             and values in VALUE_CODECS
-            and (values == "exact" or dtype == "float32")
+            and (values in ("exact", "true") or dtype == "float32")
+            and (values == "true") == (dtype == "bool")
             and len(shape) <= _MAX_AXES
             and all(type(length) is int and 0 <= length <= _MAX_ENTRIES for length in shape)
             # Zero hides no others: torch refuses strides beyond 63 bits even of empty tensors.

@@ -1,0 +1,99 @@
+"""FLASC: training is dense, both links are sparse.
+
+Federated LoRA with Sparse Communication. Kuo, Raje, Rajesh, Smith 2024 (arXiv:2406.05233),
+Algorithm 1: a client is sent the largest entries of the server's vector, trains all of them, and
+sends the largest entries of what changed; the server steps its dense vector. The paper's method is
+`[flasc, fedavg: {server: adamw, weighting: uniform}]` with `tune.origin: zero`.
+
+Deviations: entries are ranked by their distance from the space's origin, so with `origin: initial`
+by |w - w_init|: what is not sent reads as the start everybody draws from the seed, where the paper
+ranks |w| and sets to zero, which keeps nothing of LoRA's B until it outgrows A. The mask that is
+evaluated and exported is that of the vector itself; the paper's code evaluates with the one of the
+round before. Of equal entries the first are sent. Error feedback (Seide, Fu, Droppo, Li, Yu,
+Interspeech 2014), off as in the paper, is lost with a reply that is lost. Only `params` and `delta`
+are thinned; what else an inner algorithm sends stays dense. Write `freeze` around `flasc`, so that
+frozen tensors do not compete.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Generic, get_args
+
+from fedloom.core.density import Density
+from fedloom.core.masks import kept_shares
+from fedloom.core.params import add, sub
+from fedloom.core.payloads import once_each
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    ClientUpdate,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    Sees,
+    State,
+    Task,
+)
+from fedloom.core.sparsity import Scope, keep_largest
+
+
+@dataclass(frozen=True, slots=True)
+class Flasc(Generic[State]):
+    """Thins what any algorithm sends, and leaves its two halves dense."""
+
+    inner: Algorithm[State]
+    """Trains; its server half keeps the dense vector."""
+    download: Density = Density()
+    """Share of the entries of `params` that clients are sent."""
+    upload: Density = Density()
+    """Share of the entries of `delta` that a client sends."""
+    error_feedback: bool = False
+    """Add what a client did not send to its next delta; for clients that come back often."""
+    scope: Scope = "global"
+    """Whether all tensors compete for places, or each has its own."""
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
+
+    @property
+    def server_sees(self) -> Sees:
+        return self.inner.server_sees
+
+    def init(self, params: Params, seed: int) -> State:
+        return self.inner.init(params, seed)
+
+    def broadcast(self, state: State, round: Round) -> Mapping[ClientId, Payload]:
+        def thin(payload: Payload, density: float) -> Payload:
+            sparse = keep_largest(payload["params"], density, scope=self.scope)
+            return payload if density == 1 else {**payload, "params": sparse}
+
+        def density(client: ClientId) -> float:
+            return self.download.at(round.number, round.population[client])
+
+        return once_each(self.inner.broadcast(state, round), density, thin)
+
+    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, memory)
+        if "delta" not in reply.upload:
+            return reply, kept
+        delta = reply.upload["delta"]
+        if self.error_feedback and "unsent" in memory:
+            delta = add(delta, memory["unsent"])
+        sent = keep_largest(delta, self.upload.at(task.round, task.profile), scope=self.scope)
+        if self.error_feedback:
+            kept = {**kept, "unsent": sub(delta, sent)}
+        return replace(reply, upload={**reply.upload, "delta": sent}), kept
+
+    def deployed(self, download: Payload, memory: Payload) -> Params:
+        return self.inner.deployed(download, memory)
+
+    def server_update(
+        self, state: State, round: Round, replies: Iterable[Reply]
+    ) -> tuple[State, Metrics]:
+        state, metrics = self.inner.server_update(state, round, replies)
+        # What the cohort would be sent next; a mask is chosen anew from the dense vector each time.
+        sent = self.broadcast(state, replace(round, number=round.number + 1))
+        return state, {**metrics, **kept_shares(payload["params"] for payload in sent.values())}

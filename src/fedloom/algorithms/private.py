@@ -1,0 +1,150 @@
+"""User-level differential privacy around any algorithm whose server reads only the mean upload.
+
+Learning Differentially Private Recurrent Language Models. McMahan, Ramage, Talwar, Zhang, ICLR 2018
+(arXiv:1710.06963), Algorithm 1: each client takes part with chance q, all it sends is clipped to one
+norm C, and noise of standard deviation z C is added, once, to the sum, which is divided by q N.
+
+Differentially Private Learning with Adaptive Clipping. Andrew, Thakkar, McMahan, Ramaswamy, NeurIPS
+2021 (arXiv:1905.03871), Algorithm 1: `quantile`.
+
+Covered are the models of all rounds; not what the server itself sees and writes down (uploads,
+bytes, absences, evaluations), nor what a wrapper around `private` sends.
+
+Deviations: privacy loss is counted by its distribution, not by moments. The cohort is drawn here,
+from the secret key and with the recipe's chance: one that follows from a published seed amplifies
+nothing. The server clips again. The noise on the count of norms below C is max(q N / 20, z), not
+q N / 20, so that it always fits into z. With `noise_on: support` uploads and noise are zero where
+the download is, itself made of noisy means (until something has moved, everywhere); FLASC
+(arXiv:2406.05233) adds noise to all entries, and its code also divides the sum by C.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic, Literal
+
+import torch
+
+from fedloom.core.payloads import once_each
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    ClientUpdate,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    Sees,
+    State,
+    Task,
+)
+from fedloom.core.standin import play
+from fedloom.privacy.clipping import clipped, moved, within
+from fedloom.privacy.mechanism import SIGNAL, Mechanism
+from fedloom.privacy.terms import Terms
+
+
+@dataclass(frozen=True)
+class PrivateState(Generic[State]):
+    """The inner state, and where its noisy means stand."""
+
+    inner: State
+    mechanism: Mechanism
+
+
+@dataclass(frozen=True, slots=True)
+class Private(Generic[State]):
+    """Clips on the client and again on the server; hands its inner one noisy mean."""
+
+    server_sees: ClassVar[Sees] = "noisy mean"
+
+    inner: Algorithm[State]
+    """Trains; its server half never learns who took part."""
+    clip: float
+    """C: largest joint norm of an upload, and where it begins if `quantile` moves it."""
+    epsilon: float | None = None
+    """Budget of all rounds, from which the noise follows; or say `noise_multiplier`."""
+    delta: float = 1e-5
+    """Chance that epsilon does not hold; below 1 / number of clients."""
+    noise_multiplier: float | None = None
+    """z: standard deviation of the noise on the sum, in units of C."""
+    rounds: int | None = None
+    """Rounds that `epsilon` is for; in a recipe `run.rounds` if left out."""
+    quantile: float | None = None
+    """Let C follow this quantile of the clients' norms."""
+    noise_on: Literal["everywhere", "support"] = "everywhere"
+    """Where uploads and noise may be: everywhere, or where the download is not zero."""
+    noise_seed: int | None = None
+    """For tests: makes cohorts and noise repeatable, and so protects nobody."""
+
+    def __post_init__(self) -> None:
+        if self.inner.server_sees != "mean":
+            raise ValueError(
+                f"private needs an algorithm whose server reads the mean of uploads, got"
+                f" {type(self.inner).__name__}, which reads {self.inner.server_sees}"
+            )
+        if self.noise_on not in ("everywhere", "support"):
+            raise ValueError(
+                f"private.noise_on must be everywhere or support, got {self.noise_on!r}"
+            )
+        _ = self.terms  # refuses what it could not keep
+
+    @property
+    def terms(self) -> Terms:
+        budget = (self.epsilon, self.delta, self.noise_multiplier, self.rounds)
+        return Terms(self.clip, *budget, self.quantile)
+
+    def init(self, params: Params, seed: int) -> PrivateState[State]:
+        still = [name for name, t in params.items() if not bool(t.any())]
+        if self.noise_on == "support" and 0 < len(still) < len(params):
+            raise ValueError(
+                f"private.noise_on: support would never move {still[0]}, which begins at zero:"
+                " set tune.origin to initial"
+            )
+        return PrivateState(self.inner.init(params, seed), self.terms.begin(self.noise_seed))
+
+    def broadcast(self, state: PrivateState[State], round: Round) -> Mapping[ClientId, Payload]:
+        drawn = replace(round, cohort=state.mechanism.cohort(round))
+        sent = self.inner.broadcast(state.inner, drawn)
+        if set(sent) != set(drawn.cohort):
+            raise ValueError("private draws cohorts, got an algorithm below it that does so too")
+        if self.quantile is None:
+            return sent
+        told = {SIGNAL: {"clip": torch.tensor(state.mechanism.clip, dtype=torch.float64)}}
+        return once_each(sent, lambda _: 0.0, lambda payload, _: {**payload, **told})
+
+    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, memory)
+        clip = self.clip if self.quantile is None else float(task.download[SIGNAL]["clip"])
+        upload, size = clipped(within(reply.upload, self._kept([task.download])), clip)
+        if self.quantile is not None:
+            upload = {**upload, SIGNAL: {"below": torch.tensor(size <= clip)}}
+        return Reply(task.client, upload), kept  # weight and metrics would tell of the data
+
+    def deployed(self, download: Payload, memory: Payload) -> Params:
+        return self.inner.deployed(download, memory)
+
+    def server_update(
+        self, state: PrivateState[State], round: Round, replies: Iterable[Reply]
+    ) -> tuple[PrivateState[State], Metrics]:
+        # The inner server half must not tell who took part: to it, everybody did.
+        everybody = replace(round, cohort=tuple(round.population))
+
+        def nobodys() -> Payload:
+            client, payload = next(iter(self.inner.broadcast(state.inner, everybody).items()))
+            task = Task("train", round.number, client, 0, round.population[client], payload)
+            return play(self.inner.client_update(task, {}), task).upload
+
+        uploads = (reply.upload for reply in replies)
+        sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
+        mean, mechanism, told = self.terms.fund(state.mechanism, round).release(
+            uploads, round, kept=self._kept(sent.values()), quantile=self.quantile, nobodys=nobodys
+        )
+        replies = [Reply("mean of the cohort", mean)]
+        inner, metrics = self.inner.server_update(state.inner, everybody, replies)
+        if self.terms.noisy:
+            told = {**told, "epsilon": mechanism.ledger.epsilon(self.delta)}
+        return PrivateState(inner, mechanism), {**metrics, **told}
+
+    def _kept(self, downloads: Iterable[Payload]) -> Params:
+        return {} if self.noise_on == "everywhere" else moved(p["params"] for p in downloads)

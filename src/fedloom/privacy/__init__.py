@@ -1,0 +1,1 @@
+"""What a noisy sum tells of one client, and the noise itself."""

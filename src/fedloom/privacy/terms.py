@@ -1,0 +1,82 @@
+"""What a run promises: its clip, and a budget or the noise itself."""
+
+import math
+from dataclasses import dataclass, replace
+
+from fedloom.core.protocols import Round
+from fedloom.privacy.accountant import calibrate, check_installed
+from fedloom.privacy.mechanism import Mechanism
+from fedloom.privacy.noise import secret_key
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The settings of `private` that its noise follows from."""
+
+    clip: float
+    epsilon: float | None
+    delta: float
+    noise_multiplier: float | None
+    rounds: int | None
+    quantile: float | None
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            given = f"epsilon {self.epsilon} and noise_multiplier {self.noise_multiplier}"
+            raise ValueError(f"private needs either epsilon or noise_multiplier, got {given}")
+        if not self.clip > 0 or (self.noisy and self.clip == math.inf):
+            raise ValueError(
+                f"private.clip must be a positive number, as noise is a multiple of it, got {self.clip}"
+            )
+        for name, value, top in (
+            ("epsilon", self.epsilon, math.inf),
+            ("delta", self.delta, 1),
+            ("quantile", self.quantile, 1),
+        ):
+            if value is not None and not 0 < value < top:
+                raise ValueError(f"private.{name} must be above 0 and below {top}, got {value}")
+        if self.noise_multiplier is not None and not 0 <= self.noise_multiplier < math.inf:
+            raise ValueError(f"private.noise_multiplier must be >= 0, got {self.noise_multiplier}")
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(f"private.rounds must be at least 1, got {self.rounds}")
+
+    @property
+    def noisy(self) -> bool:
+        """Return whether there is anything to count."""
+        return self.noise_multiplier != 0
+
+    def begin(self, noise_seed: int | None) -> Mechanism:
+        """Return the mechanism before the first round.
+
+        Raises:
+            ValueError: where its epsilon could not be counted, or is for no number of rounds.
+        """
+        if self.noisy:
+            check_installed()
+        if self.epsilon is not None and self.rounds is None:
+            raise ValueError("private.rounds must say how many rounds private.epsilon is for")
+        return Mechanism(secret_key(noise_seed), self.clip, self.noise_multiplier)
+
+    def fund(self, mechanism: Mechanism, round: Round) -> Mechanism:
+        """Return the mechanism ready for a round, its noise calibrated if it has none yet.
+
+        Raises:
+            ValueError: where one more noisy mean is more than the budget allows.
+        """
+        if self.noisy and not self.delta * len(round.population) < 1:
+            raise ValueError(
+                f"private.delta must be below 1 / number of clients ({len(round.population)}),"
+                f" got {self.delta}"
+            )
+        if self.epsilon is None:
+            return mechanism
+        z = mechanism.noise_multiplier
+        if z is None:
+            rounds = self.rounds or 1
+            z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
+        if mechanism.ledger.spend(round.rate, z).epsilon(self.delta) > self.epsilon:
+            raise ValueError(
+                f"private.epsilon {self.epsilon} is spent after {mechanism.ledger.num_releases} rounds:"
+                " raise it, or plan for more with private.rounds"
+            )
+        return replace(mechanism, noise_multiplier=z)
