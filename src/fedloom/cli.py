@@ -169,9 +169,9 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a run's deployed model."""
-    from fedloom.run.answer import Chat
-
     from rich.markup import escape
+
+    from fedloom.run.answer import Chat
 
     talk = Chat.open(_opened(folder), client)
     console = _console()
