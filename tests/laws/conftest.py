@@ -27,14 +27,12 @@ from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.engines.inprocess import InProcess
-from fedloom.engines.loopback import Loopback
 from fedloom.models.build import Base
 from fedloom.run.loop import Run, advance, begin
 from fedloom.server.optimizers import Adagrad, Adam, Momentum, Yogi
 from fedloom.server.samplers import Sampler, Uniform
 from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.spaces.live import Live
-from fedloom.wire.settings import WireSettings
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
@@ -180,7 +178,3 @@ def algorithm(request: pytest.FixtureRequest) -> Algorithm[Any]:
 def cases() -> dict[str, Algorithm[Any]]:
     """Return all compositions by name."""
     return CASES
-
-
-ENGINES = {"inprocess": InProcess, "loopback": Loopback}
-LOSSY = WireSettings(upload="int8", download="bfloat16")

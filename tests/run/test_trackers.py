@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.run.trackers import TRACKERS, JsonLines, make_trackers, truncate_jsonl
+from fedloom.run.trackers import TRACKERS, JsonLines, make_trackers
 
 Calls = list[tuple[Any, ...]]
 
@@ -49,7 +49,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_cut_away(tmp_path: Path) -> 
     with path.open("a") as file:
         file.write('{"round": 2, "cli')
     assert [row["client"] for row in JsonLines(path).rows()] == ["a", "b"]
-    truncate_jsonl(path, after=2)
+    JsonLines(path).truncate_after(2)
     assert path.read_text() == whole
     assert json.loads(whole.splitlines()[0])["metrics"] == {"loss": None}
 
@@ -62,7 +62,7 @@ def test_damage_in_the_middle_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_has_no_rows(tmp_path: Path) -> None:
-    truncate_jsonl(tmp_path / "none.jsonl", after=3)
+    JsonLines(tmp_path / "none.jsonl").truncate_after(3)
     assert JsonLines(tmp_path / "none.jsonl").rows() == []
     assert not list(tmp_path.iterdir())
 

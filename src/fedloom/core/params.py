@@ -55,8 +55,3 @@ def norm(payload: Payload) -> float:
     """Return the joint Euclidean norm of all groups, summed in float64."""
     squares = [t.double().square().sum() for group in payload.values() for t in group.values()]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-
-
-def is_finite(params: Params) -> bool:
-    """Return whether no entry is NaN or infinite."""
-    return all(bool(torch.isfinite(t).all()) for t in params.values() if t.is_floating_point())

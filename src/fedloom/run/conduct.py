@@ -19,6 +19,7 @@ from fedloom.run.session import build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
 from fedloom.run.units import human_bytes
+from fedloom.run.wording import duration, shown, title
 
 _FREE = (
     "name",
@@ -114,12 +115,11 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     for metric in _shown(own["final"]):
         row = [own["before"].get(metric), own["final"][metric]]
         row += [summaries[name]["final"].get(metric) for name in others]
-        table.add_row(
-            metric.replace("/", " ").replace("_", " "), *(_number(metric, v) for v in row)
-        )
-    for label, key in (("bytes up", "upload_bytes"), ("bytes down", "download_bytes")):
+        table.add_row(title(metric), *(shown(metric, value) for value in row))
+    for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
-    table.add_row("training time", "", *(f"{s['train_seconds']:.1f} s" for s in summaries.values()))
+    times = (duration(s["train_seconds"]) for s in summaries.values())
+    table.add_row("Training time", "", *times)
     return table
 
 
@@ -134,10 +134,3 @@ def _shown(final: Mapping[str, float]) -> Sequence[str]:
         "test/rougeL",
     )
     return [metric for metric in order if metric in final]
-
-
-def _number(metric: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    share = metric.endswith(("exact_match", "accuracy", "rouge1", "rougeL"))
-    return f"{100 * value:.1f} %" if share else f"{value:.3f}"

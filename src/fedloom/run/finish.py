@@ -10,7 +10,7 @@ from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.data.tokens import Example
 from fedloom.run.checkpoint import state_sha256
-from fedloom.run.environment import collect, peak_memory_bytes
+from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
 from fedloom.run.export import export_models
 from fedloom.run.history import History
 from fedloom.run.loop import Run
@@ -68,6 +68,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
         "wall_seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
+        "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
         "num_trainable": sum(t.numel() for t in session.space.start().values()),
         "num_clients": len(session.learners),
         "state_sha256": state_sha256(run),

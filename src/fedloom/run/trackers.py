@@ -74,11 +74,6 @@ class JsonLines:
         """Do nothing: every line is on disk."""
 
 
-def truncate_jsonl(path: Path, *, after: int) -> None:
-    """Keep the rows of rounds up to `after` of a file of JSON lines."""
-    JsonLines(path).truncate_after(after)
-
-
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse a tracker that is unknown or whose package is not installed, before anything is written."""
     for tracker in names:
