@@ -18,11 +18,11 @@ from fedloom.run.settings import Recipe
 SECONDS = 120
 
 
-def start(recipe: Recipe, folder: Path, die_at: int | None = None) -> int:
+def start(recipe: Recipe, folder: Path, die_at: int | None = None, *, late: bool = False) -> int:
     """Run the recipe in a forked child, which has everything imported already; return its pid.
 
-    With `die_at`, the child kills itself right before the n-th file is put in place: in the middle of writing
-    checkpoints, memories and reports.
+    With `die_at`, the child kills itself right before the n-th file is put in place (right after it, if `late`): in
+    the middle of writing checkpoints, memories and reports.
     """
     pid = os.fork()
     if pid:
@@ -32,9 +32,12 @@ def start(recipe: Recipe, folder: Path, die_at: int | None = None) -> int:
             replace, calls = os.replace, iter(range(10**9))
 
             def last_words(*paths: Any) -> None:
-                if next(calls) == die_at:
+                due = next(calls) == die_at
+                if due and not late:
                     os.kill(os.getpid(), signal.SIGKILL)
                 replace(*paths)
+                if due:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
             os.replace = last_words  # type: ignore[assignment]
         run_recipe(recipe, folder)
@@ -72,7 +75,7 @@ def left_behind(folder: Path) -> tuple[Any, ...]:
 def test_twenty_of_twenty_killed_runs_end_as_the_uninterrupted_one(
     small_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """A4: twelve kills at random moments, eight in the middle of writing a file."""
+    """A4: twelve kills at random moments, eight right before or after a file is put in place."""
     recipe = small_recipe(
         algorithm=[{"ditto": {"steps": 1}}, {"fedavg": {"server": "adam"}}],
         cohort={"uniform": {"size": 3}},
@@ -92,7 +95,7 @@ def test_twenty_of_twenty_killed_runs_end_as_the_uninterrupted_one(
             time.sleep(chance.uniform(0.05, 0.95) * seconds)
             os.kill(pid, signal.SIGKILL)
         else:
-            pid = start(recipe, folder, die_at=chance.randrange(2, 24))
+            pid = start(recipe, folder, die_at=chance.randrange(2, 24), late=number % 2 == 1)
         ended(pid)
         assert ended(start(recipe, folder)) == 0
         survived += left_behind(folder) == expected

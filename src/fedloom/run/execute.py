@@ -40,8 +40,9 @@ def execute(
     checkpoints = Checkpoints(folder / "checkpoints", keep=keep, settings=settings)
     fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     run = _last_good(checkpoints, fresh, console)
-    # What a killed process did after its last checkpoint is done again.
+    # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
+    _prune(session, checkpoints)
     for name in ("metrics.jsonl", "clients.jsonl"):
         JsonLines(folder / name).truncate_after(run.number if checkpoints.rounds() else -1)
     recorder = _Recorder(session, trackers, console)
@@ -55,8 +56,13 @@ def execute(
         while run.number < recipe.run.rounds and not recorder.stopped():
             run = _round(run, session, recorder, bar)
             checkpoints.save(run)
-            session.store.prune(below=checkpoints.rounds()[0] + 1)
+            _prune(session, checkpoints)
     return run
+
+
+def _prune(session: Session, checkpoints: Checkpoints) -> None:
+    if rounds := checkpoints.rounds():
+        session.store.prune(below=rounds[0] + 1)
 
 
 def _check_monitor(settings: RunSettings, history: History) -> None:
