@@ -14,6 +14,7 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from timing import about
 HERE = Path(__file__).parent
 TARGET = 1.1
 """The fixed quality: this times the loss that dense LoRA of rank 16 ends with, the mean over its seeds."""
+RIVALS = ("dense_r1_int8", "dense_r1")
+"""Dense adapters of rank 1: what all others had learnt when as many bytes were sent."""
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 INT8 = {"wire": {"download": "int8", "upload": "int8"}}
@@ -68,16 +71,20 @@ CONFIGS: dict[str, Tree] = {
     "dense_r16": {"algorithm": dense()},
     "dense_r1": {"algorithm": dense(), "tune": {"rank": 1}},
     "flasc_4": {"algorithm": flasc(1 / 4, 1 / 4, 3.0)},
-    "flasc_16": {"algorithm": flasc(1 / 16, 1 / 16, 5.0)},
     "flasc_small": {"algorithm": flasc(1 / 4, 1 / 4, 3.0), **INT8},
-    "flasc_16_magnitude": {"algorithm": flasc(1 / 16, 1 / 16, 5.0), **ZERO},
+    "flasc_r4_small": {"algorithm": flasc(1 / 4, 1 / 4, 3.0), "tune": {"rank": 4}, **INT8},
+    "dense_r4_int8": {"algorithm": dense(), "tune": {"rank": 4}, **INT8},
+    "dense_r1_int8": {"algorithm": dense(), "tune": {"rank": 1}, **INT8},
+    "flasc_16": {"algorithm": flasc(1 / 16, 1 / 16, 20.0)},
+    "flasc_16_magnitude": {"algorithm": flasc(1 / 16, 1 / 16, 10.0), **ZERO},
+    "flasc_64": {"algorithm": flasc(1 / 64, 1 / 64, 20.0)},
+    "flasc_64_magnitude": {"algorithm": flasc(1 / 64, 1 / 64, 20.0), **ZERO},
     "sparse_adapter": {"algorithm": prune(**ADAPTER)},
     "adapter_lth": {"algorithm": prune(**LTH)},
     "federated_select": {"algorithm": prune(regrow=True, **ADAPTER)},
     # On demand.
     "dense_r4": {"algorithm": dense(), "tune": {"rank": 4}},
     "dense_r16_int8": {"algorithm": dense(), **INT8},
-    "dense_r1_int8": {"algorithm": dense(), "tune": {"rank": 1}, **INT8},
     "dense_r16_adam": {"algorithm": [server("adam", 1e-2)]},
     "ffa_r16": {"algorithm": [{"freeze": {"names": ["lora_A"]}}, *dense()]},
     "flasc_4_adam": {"algorithm": [*flasc(1 / 4, 1 / 4, 1.0)[:1], server("adam", 2e-2)]},
@@ -85,13 +92,12 @@ CONFIGS: dict[str, Tree] = {
     "flasc_4_16_int8": {"algorithm": flasc(1 / 4, 1 / 16, 5.0), **INT8},
     "flasc_8_16_int8": {"algorithm": flasc(1 / 8, 1 / 16, 5.0), **INT8},
     "flasc_8_16_feedback": {"algorithm": flasc(1 / 8, 1 / 16, 2.0, error_feedback=True), **INT8},
-    "flasc_64": {"algorithm": flasc(1 / 64, 1 / 64, 5.0)},
-    "flasc_64_magnitude": {"algorithm": flasc(1 / 64, 1 / 64, 5.0), **ZERO},
+    "flasc_small_magnitude": {"algorithm": flasc(1 / 4, 1 / 4, 3.0), **INT8, **ZERO},
     "sparse_adapter_magnitude": {"algorithm": prune(**ADAPTER), **ZERO},
     "adapter_lth_magnitude": {"algorithm": prune(**LTH), **ZERO},
     "federated_select_magnitude": {"algorithm": prune(regrow=True, **ADAPTER), **ZERO},
 }
-DEFAULT = list(CONFIGS)[:9]
+DEFAULT = list(CONFIGS)[: list(CONFIGS).index("dense_r16_int8")]
 
 
 def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
@@ -170,6 +176,14 @@ def reached(curve: Sequence[Sequence[float]], target: float) -> tuple[float, flo
     return next(((at, spent) for at, spent, loss in curve if loss <= target), None)
 
 
+def at_bytes(curve: Sequence[Sequence[float]], spent: float) -> float | None:
+    """Return the test loss when `spent` bytes had been sent, between two evaluations by proportion."""
+    for (_, before, worse), (_, after, better) in pairwise(curve):
+        if before <= spent <= after:
+            return worse + (better - worse) * (spent - before) / (after - before)
+    return None
+
+
 def table(folder: Path, configs: Sequence[str], seeds: int) -> str:
     """Return the table of all finished runs in Markdown."""
     found = {
@@ -181,13 +195,20 @@ def table(folder: Path, configs: Sequence[str], seeds: int) -> str:
         for name in configs
     }
     base = found.get("dense_r16", {})
-    target = TARGET * statistics.fmean(r["loss"] for r in base.values()) if base else 0.0
+    targets = [1.0, TARGET * statistics.fmean(r["loss"] for r in base.values())] if base else [1.0]
+    rivals = [name for name in RIVALS if found.get(name)]
+    budgets = [statistics.fmean(map(_spent, found[name].values())) for name in rivals]
     columns = (
         *("configuration", "seeds", "exact match", "minus dense", "test loss"),
-        *("MB up", "MB down", "fewer bytes", f"MB to loss {target:.3f}", "rounds to it"),
+        *("MB up", "MB down", "fewer bytes"),
+        *(
+            f"loss at {budget / 1e6:.2f} MB (all of {n})"
+            for n, budget in zip(rivals, budgets, strict=True)
+        ),
+        *(f"rounds and MB to loss {target:.3f}" for target in targets),
     )
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    whole = [r["upload_bytes"] + r["download_bytes"] for r in base.values()]
+    whole = [_spent(r) for r in base.values()]
     for name, runs in found.items():
         if not runs:
             continue
@@ -197,18 +218,32 @@ def table(folder: Path, configs: Sequence[str], seeds: int) -> str:
             statistics.fmean(r[f"{way}_bytes"] for r in results) / 1e6
             for way in ("upload", "download")
         )
-        there = [at for r in results if (at := reached(r["curve"], target))]
-        every = len(there) == len(results)
+        then = [[at_bytes(r["curve"], budget * 0.9999) for r in results] for budget in budgets]
         cells = (
             *(name, str(len(results)), interval([r["exact_match"] for r in results])),
             interval(paired) if paired else "",
             *(interval([r["loss"] for r in results]), f"{up:.2f}", f"{down:.2f}"),
             f"{statistics.fmean(whole) / 1e6 / (up + down):.1f}x" if whole else "",
-            f"{statistics.fmean(b for _, b in there) / 1e6:.2f}" if every else "not reached by all",
-            f"{statistics.fmean(n for n, _ in there):.0f}" if every else "",
+            *(
+                interval([x for x in losses if x is not None]) if all(losses) else ""
+                for losses in then
+            ),
+            *(_to(target, results) for target in targets),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _spent(result: Mapping[str, float]) -> float:
+    return result["upload_bytes"] + result["download_bytes"]
+
+
+def _to(target: float, results: Sequence[Mapping[str, Any]]) -> str:
+    there = [at for r in results if (at := reached(r["curve"], target))]
+    if len(there) < len(results):
+        return f"reached by {len(there)} of {len(results)}"
+    rounds, spent = (statistics.fmean(column) for column in zip(*there, strict=True))
+    return f"{rounds:.0f}, {spent / 1e6:.2f} MB"
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ SMALL = (
     "evaluation.max_examples=1",
     "evaluation.max_new_tokens=2",
 )
+NEWSGROUPS = load_recipe("newsgroups").data.classes
 HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
     "openai/gsm8k": lambda i, config: {
         "question": f"Ann has {i} pens and buys 2. How many has she?",
@@ -37,7 +38,15 @@ HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
         "question": "How high is it?",
         "answers": {"text": [f"{i} metres"], "answer_start": [0]},
     },
+    "SetFit/20_newsgroups": lambda i, config: {
+        "text": f"Letter {i}.",
+        "label": i % 20,
+        "label_text": list(NEWSGROUPS)[i % 20],
+    },
 }
+
+ROWS = {"SetFit/20_newsgroups": 4000}
+"""Where the recipe's clients are many."""
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str, str
 
     def load_dataset(path: str, name: str | None, *, split: str, revision: str | None) -> Any:
         asked.append((path, name, split, revision))
-        return datasets.Dataset.from_list([HUB[path](i, name) for i in range(48)])
+        return datasets.Dataset.from_list([HUB[path](i, name) for i in range(ROWS.get(path, 48))])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return asked
@@ -58,7 +67,8 @@ def test_a_shipped_recipe_runs_a_round(name: str, hub: list[Any], tmp_path: Path
     recipe = load_recipe(name, SMALL)
     builtin = recipe.data.source.startswith("builtin:")
     written = max(240, 12 * (recipe.data.num_clients or 0))
-    recipe = load_recipe(name, [*SMALL, f"data.num_examples={written if builtin else 48 * 8}"])
+    rows = written if builtin else 8 * ROWS.get(recipe.data.source, 48)
+    recipe = load_recipe(name, [*SMALL, f"data.num_examples={rows}"])
     summary = run_recipe(recipe, tmp_path)[""]
     assert summary["rounds"] == 1
     assert summary["num_absent"] == 0

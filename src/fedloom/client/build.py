@@ -28,7 +28,9 @@ def make_trainer(
 ) -> Trainer:
     """Return the fastest trainer that can do the work; it batches over clients where the model allows."""
     setup = Setup(space, federation, local, num_rounds)
-    sequential = Sequential(setup, make_fast(space.model, local), evaluator)
+    sequential = Sequential(
+        setup, make_fast(space.model, local, tuple(federation.classes.values())), evaluator
+    )
     layers = lora_layers(space.model)
     if local.batched == "off" or not layers or has_dropout(space.model):
         return sequential

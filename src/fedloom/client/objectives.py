@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from fedloom.data.classes import decide
 from fedloom.data.tokens import IGNORED, Example
 
 Loss = Callable[["Batch"], Tensor]
@@ -115,10 +116,12 @@ class ReferenceLoss:
     """The model's own forward, logits everywhere: what the faster ones are measured against."""
 
     model: nn.Module
+    classes: Sequence[int] = ()
+    """Tokens a classifier decides between; empty: the whole vocabulary."""
 
     def __call__(self, batch: Batch) -> Tensor:
         logits = self.model(**batch.inputs(), use_cache=False).logits
         wide = torch.promote_types(logits.dtype, torch.float32)
-        flat, labels = logits.flatten(0, 1).to(wide), batch.labels.flatten()
+        flat, labels = decide(logits.flatten(0, 1).to(wide), batch.labels.flatten(), self.classes)
         losses = nn.functional.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
         return batch.per_lane(losses, torch.arange(len(labels), device=labels.device))

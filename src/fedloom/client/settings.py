@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+Objective = Literal["sft", "classification"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
@@ -14,6 +15,8 @@ Kernels = Literal["auto", "onednn", "torch", "reference"]
 class LocalSettings:
     """Gradient descent on one client."""
 
+    objective: Objective = "sft"
+    """sft: every token of the answers; classification: which of `data.classes` the answer is."""
     optimizer: Optimizer = "adamw"
     """As in torch.optim; moments start anew in every round."""
     lr: float = 5e-4
@@ -85,6 +88,7 @@ class LocalSettings:
 
 def _check_choices(local: LocalSettings) -> None:
     for name, value, known in (
+        ("objective", local.objective, get_args(Objective)),
         ("optimizer", local.optimizer, get_args(Optimizer)),
         ("schedule", local.schedule, get_args(Schedule)),
         ("precision", local.precision, get_args(Precision)),

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.core.seeds import derive, generator
+from fedloom.data.classes import class_tokens, only_classes
 from fedloom.data.formats import Record, to_records
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.packing import pack
@@ -37,6 +38,8 @@ class Federation:
     profiles: Mapping[ClientId, Profile]
     """The labels that all examples of a client share, such as its language, and its tier if there are any."""
     manifest: Manifest
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Word -> its first token, in the order of `data.classes`; empty where answers are text."""
 
 
 POOL: ClientId = "pool"
@@ -54,6 +57,9 @@ def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
     rows = load_rows(settings)
     records = to_records(rows, settings)
     tokenised = tokenise(records, settings, tokenizer)
+    classes = class_tokens(settings, tokenizer)
+    if classes:
+        tokenised = only_classes(tokenised, classes)
     kept = [i for i, examples in enumerate(tokenised.examples) if examples]
     if not kept:
         raise ValueError(_nothing_left(settings, len(rows), len(records)))
@@ -87,7 +93,7 @@ def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
         client: {**_shared([labels[i] for i in parts.all]), **tiers.get(client, {})}
         for client, parts in cuts.items()
     }
-    return Federation(shards, profiles, manifest)
+    return Federation(shards, profiles, manifest, classes)
 
 
 def _dealt(labels: Sequence[Labels], settings: DataSettings) -> dict[ClientId, Cut]:

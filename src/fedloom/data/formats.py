@@ -79,6 +79,8 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> list[Record]:
         messages, answer = convert(row)
         messages = _opened(_closed(messages), settings.system)
         if any(message.role == "assistant" for message in messages):
+            if settings.classes:
+                messages, answer = _classified(messages, row, settings)
             labels = {column: _label(row.values.get(column)) for column in wanted}
             records.append(Record(messages, labels, answer or messages[-1].content))
     return records
@@ -205,6 +207,17 @@ def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if not asked:
         return ()
     return tuple(m for i, m in enumerate(kept) if i >= asked[0] or m.role == "system")
+
+
+def _classified(messages: tuple[Message, ...], row: Row, settings: DataSettings) -> Talk:
+    said = messages[-1].content
+    if said not in settings.classes:
+        raise ValueError(
+            f"{row.place}: the answer {said[:40]!r} is not among data.classes"
+            f" ({', '.join(settings.classes)}); add it, or leave its rows out with data.where"
+        )
+    word = settings.classes[said]
+    return (*messages[:-1], replace(messages[-1], content=word)), word
 
 
 def _opened(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:

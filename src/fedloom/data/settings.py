@@ -57,6 +57,9 @@ class DataSettings:
     truncate: Truncate = "answer"
     """What gives way where an example is longer: the end of the answer, or the beginning of the prompt.
     An example that keeps no token of its answer is dropped, and counted."""
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """Of `local.objective: classification`: each answer that occurs -> the word the model decides for, such as
+    `{alt.atheism: A, comp.graphics: B}`. Words must begin with different tokens."""
     packing: bool = False
     """Join training examples into rows of up to `max_length` tokens."""
     num_clients: int | None = None
@@ -84,6 +87,10 @@ class DataSettings:
         ):
             raise ValueError(
                 f"data.tiers must be shares above 0 that sum to 1, got {dict(self.tiers)}"
+            )
+        if self.classes and (len(self.classes) < 2 or not all(self.classes.values())):
+            raise ValueError(
+                f"data.classes must give at least two answers a word each, got {dict(self.classes)}"
             )
         for column, values in self.where.items():
             if isinstance(values, str) or not values:

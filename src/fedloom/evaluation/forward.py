@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedloom.data.classes import decide
 from fedloom.data.tokens import Example
 
 
@@ -46,6 +47,8 @@ class Score:
     correct: int
     """Target tokens that are also the most likely ones."""
     num_tokens: int
+    choice: int
+    """The most likely one for the last target: a place among the classes, or a token."""
 
 
 @contextmanager
@@ -62,17 +65,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def score(model: nn.Module, examples: Sequence[Example], batch_size: int) -> list[Score]:
-    """Return the scores in the order of the examples."""
+def score(
+    model: nn.Module, examples: Sequence[Example], batch_size: int, classes: Sequence[int] = ()
+) -> list[Score]:
+    """Return the scores in the order of the examples; `classes` are the tokens a classifier decides between."""
     scores: dict[int, Score] = {}
     order = sorted(range(len(examples)), key=lambda at: -len(examples[at].ids))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        scores.update(zip(chosen, _score([examples[at] for at in chosen], model), strict=True))
+        batch = [examples[at] for at in chosen]
+        scores.update(zip(chosen, _score(batch, model, classes), strict=True))
     return [scores[at] for at in range(len(examples))]
 
 
-def _score(batch: Sequence[Example], model: nn.Module) -> Iterator[Score]:
+def _score(batch: Sequence[Example], model: nn.Module, classes: Sequence[int]) -> Iterator[Score]:
     device = next(model.parameters()).device
     ids = nn.utils.rnn.pad_sequence([example.ids for example in batch], batch_first=True)
     labels = nn.utils.rnn.pad_sequence(
@@ -90,13 +96,18 @@ def _score(batch: Sequence[Example], model: nn.Module) -> Iterator[Score]:
     logits = model(**inputs).logits[:, :-1]
     rows, columns = (labels != -100).nonzero(as_tuple=True)
     chosen, targets = logits[rows, columns].float(), labels[rows, columns]
+    chosen, targets = decide(chosen, targets, classes)
     losses = functional.cross_entropy(chosen, targets, reduction="none").double()
-    hits = (chosen.argmax(-1) == targets).long()
+    best = chosen.argmax(-1)
+    hits = (best == targets).long()
+    last = torch.zeros(len(batch), dtype=torch.long, device=device)
+    last.scatter_reduce_(0, rows, torch.arange(len(rows), device=device), "amax")
+    choices = best[last].tolist() if len(rows) else [0] * len(batch)
     zeros = torch.zeros(len(batch), device=device)
     loss = zeros.double().index_add(0, rows, losses).tolist()
     correct = zeros.long().index_add(0, rows, hits).tolist()
     for row, num_tokens in enumerate((labels != -100).sum(1).tolist()):
-        yield Score(loss[row], correct[row], num_tokens)
+        yield Score(loss[row], correct[row], num_tokens, choices[row])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """How good a model is on held-out examples."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -22,9 +22,13 @@ class Evaluator:
 
     settings: EvaluationSettings
     tokenizer: Decoder
+    classes: Mapping[str, int] = field(default_factory=dict)
+    """Word -> token, where answers are classes: they are chosen among these, never generated."""
 
     def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
         """Return loss, perplexity, token accuracy and counts; on the test split also answers' scores.
+
+        Of classes, accuracy takes the place of token accuracy and of the answers' scores.
 
         Raises:
             ValueError: where there is nothing to measure.
@@ -44,12 +48,14 @@ class Evaluator:
         flat = [example for group in kept for example in group]
         with evaluating(model):
             scores = self._scores(model, flat)
-            answered = split == "test" and self.settings.generate
+            answered = split == "test" and self.settings.generate and not self.classes
             texts = self._answers(model, flat) if answered else []
         metrics: list[Metrics] = []
         at = 0
         for group in kept:
             measured = _tokens(scores[at : at + len(group)], split)
+            if self.classes:
+                measured["accuracy"] = measured.pop("token_accuracy")
             if answered:
                 measured |= self._grade(group, texts[at : at + len(group)])
             metrics.append(measured)
@@ -57,13 +63,18 @@ class Evaluator:
         return metrics
 
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
-        """Return what the model answers, greedily, in the order of the examples."""
+        """Return what the model answers, greedily or as a class, in the order of the examples."""
         with evaluating(model):
+            if self.classes:
+                words = list(self.classes)
+                return [words[score.choice] for score in self._scores(model, examples)]
             return self._answers(model, examples)
 
     def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         rows = {_key(example.ids, example.labels): example for example in examples}
-        scored = score(model, list(rows.values()), self.settings.batch_size)
+        scored = score(
+            model, list(rows.values()), self.settings.batch_size, tuple(self.classes.values())
+        )
         by_row = dict(zip(rows, scored, strict=True))
         return [by_row[_key(example.ids, example.labels)] for example in examples]
 

@@ -15,7 +15,7 @@ class EvaluationSettings:
     validation: bool = True
     """Whether the validation split is measured too (loss only, never generated)."""
     generate: bool = True
-    """Whether answers to the test split are generated and scored (exact match, ROUGE)."""
+    """Whether answers to the test split are generated and scored (exact match, ROUGE); of classes, never."""
     max_new_tokens: int = 64
     """Longest generated answer."""
     batch_size: int = 32

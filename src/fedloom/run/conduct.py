@@ -19,7 +19,7 @@ from fedloom.run.session import build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
 from fedloom.run.units import human_bytes
-from fedloom.run.wording import duration, shown, title
+from fedloom.run.wording import MEASURES, duration, shown, title
 
 _FREE = (
     "name",
@@ -124,13 +124,4 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _shown(final: Mapping[str, float]) -> Sequence[str]:
-    order = (
-        "validation/loss",
-        "test/loss",
-        "test/perplexity",
-        "test/token_accuracy",
-        "test/exact_match",
-        "test/rouge1",
-        "test/rougeL",
-    )
-    return [metric for metric in order if metric in final]
+    return [metric for metric in MEASURES if metric in final]

@@ -60,5 +60,6 @@ def _said(metrics: Metrics) -> str:
         ("train/loss", "train loss"),
         ("validation/loss", "validation loss"),
         ("test/exact_match", "exact match"),
+        ("test/accuracy", "accuracy"),
     ]
     return " · ".join(f"{label} {metrics[name]:.3f}" for name, label in shown if name in metrics)

@@ -15,24 +15,16 @@ from fedloom.run.report_figures import Line
 from fedloom.run.report_server import server_sections
 from fedloom.run.results import Results, by_name, read_results
 from fedloom.run.units import human_bytes
-from fedloom.run.wording import change, duration, quality, shown, title
+from fedloom.run.wording import MEASURES, change, duration, quality, shown, title
 
 _CURVES = (
     "test/exact_match",
+    "test/accuracy",
     "test/loss",
     "validation/loss",
     "train/loss",
     "test/rougeL",
     "test/token_accuracy",
-)
-_SHOWN = (
-    "test/exact_match",
-    "test/loss",
-    "test/perplexity",
-    "test/token_accuracy",
-    "test/rouge1",
-    "test/rougeL",
-    "validation/loss",
 )
 _SPLITS = ("train", "validation", "test")
 _LONG = 700
@@ -131,7 +123,7 @@ def _tile(label: str, value: str, note: str, *, before: str = "") -> dict[str, s
 
 def _results(runs: Sequence[tuple[str, Results]]) -> list[dict[str, Any]]:
     own, rows = runs[0][1], []
-    for metric in _SHOWN:
+    for metric in MEASURES:
         if metric in own.metrics():
             before, after = own.ends(metric)
             rows.append(

@@ -69,7 +69,7 @@ def build(recipe: Recipe, folder: Path) -> Session:
     base = load_base(recipe.model)
     federation = federate(recipe.data, base.tokenizer)
     space = make_space(base, recipe.tune, seed=derive(recipe.run.seed, "space"))
-    evaluator = Evaluator(recipe.evaluation, base.tokenizer)
+    evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
     )

@@ -71,6 +71,11 @@ class Recipe:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
             )
+        if (self.local.objective == "classification") != bool(self.data.classes):
+            raise ValueError(
+                "local.objective classification and data.classes go together: got"
+                f" {self.local.objective} and {len(self.data.classes)} classes"
+            )
         if self.algorithm.server_sees == "noisy mean":
             self._check_private()
 

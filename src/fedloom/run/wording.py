@@ -15,11 +15,23 @@ _NAMES = {
 _SHARES = ("exact_match", "token_accuracy", "accuracy")
 _QUALITY = (
     "test/exact_match",
+    "test/accuracy",
     "test/loss",
-    "validation/exact_match",
+    "validation/accuracy",
     "validation/loss",
     "train/loss",
 )
+MEASURES = (
+    "test/exact_match",
+    "test/accuracy",
+    "test/loss",
+    "test/perplexity",
+    "test/token_accuracy",
+    "test/rouge1",
+    "test/rougeL",
+    "validation/loss",
+)
+"""What tables show of a model, in their order."""
 MINUS = "\u2212"
 
 

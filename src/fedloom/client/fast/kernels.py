@@ -1,6 +1,6 @@
 """Which of the fast parts a model and a machine allow, put in place while work runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +12,7 @@ from fedloom.client.fast.functions import frozen_linear, fused_cross_entropy
 from fedloom.client.fast.products import PackedProduct, Product, TorchProduct, packed_is_faster
 from fedloom.client.objectives import Batch, Loss, ReferenceLoss
 from fedloom.client.settings import LocalSettings
+from fedloom.data.classes import decide
 from fedloom.data.tokens import IGNORED
 from fedloom.models.parts import FrozenLinear, Readout, frozen_linears, keeps_rows_apart, readout
 
@@ -70,17 +71,17 @@ class FastPath:
             yield
 
 
-def make_fast(model: nn.Module, local: LocalSettings) -> FastPath:
-    """Look at the model once and return the fastest parts it allows."""
+def make_fast(model: nn.Module, local: LocalSettings, classes: Sequence[int] = ()) -> FastPath:
+    """Look at the model once and return the fastest parts it allows; `classes` are a classifier's tokens."""
     kernels = choose_kernels(local, model)
     layers = tuple(frozen_linears(model))
     make = PackedProduct if kernels == "onednn" else TorchProduct
     products: dict[int, Product] = {id(layer.module): make(layer.weight) for layer in layers}
     parts = None if kernels == "reference" else readout(model)
-    loss: Loss = ReferenceLoss(model)
+    loss: Loss = ReferenceLoss(model, classes)
     if parts is not None:
         product = None if parts.frozen is None else products[id(parts.frozen.module)]
-        loss = TargetLoss(parts, product)
+        loss = TargetLoss(parts, product, classes)
     if local.precision == "bfloat16":
         loss = _Autocast(loss, next(model.parameters()).device.type)
     packs = kernels != "reference" and keeps_rows_apart(model)
@@ -93,6 +94,8 @@ class TargetLoss:
 
     parts: Readout
     product: Product | None
+    classes: Sequence[int] = ()
+    """Tokens a classifier decides between; empty: the whole vocabulary."""
 
     def __call__(self, batch: Batch) -> Tensor:
         labels = batch.labels.flatten()
@@ -101,11 +104,13 @@ class TargetLoss:
         chosen, targets = hidden.index_select(0, at), labels[at]
         frozen = self.parts.frozen
         exact = chosen.dtype in (torch.float32, torch.float64)
-        if frozen is not None and self.product is not None and exact and not _autocasting(chosen):
-            losses = fused_cross_entropy(chosen, self.product, frozen.bias, targets)
+        product = None if self.classes else self.product
+        if frozen is not None and product is not None and exact and not _autocasting(chosen):
+            losses = fused_cross_entropy(chosen, product, frozen.bias, targets)
         else:
             logits = self.parts.head(chosen)
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            wide, targets = decide(wide, targets, self.classes)
             losses = nn.functional.cross_entropy(wide, targets, reduction="none")
         return batch.per_lane(losses, at)
 
