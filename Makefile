@@ -20,7 +20,7 @@ help:  ## Say what there is to make.
 	@echo "installing into .venv, which takes a minute or two"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,flower]'
 	@touch $@
 
 install: .venv/.installed  ## Make .venv and install the package with its developer tools.

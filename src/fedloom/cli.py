@@ -1,11 +1,14 @@
 """The command line. Heavy imports wait inside the commands, so that help and errors are instant."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fedloom import cli_sites
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +27,9 @@ recipes_app = typer.Typer(
     help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
 )
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(cli_sites.keys_app, name="keys")
+for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
+    app.command()(command)
 
 NO_ANSWER = "(the model ended its answer at once)"
 
@@ -227,6 +233,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait by spinning make a run several times slower on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # So that whatever a command started is ended, and its folders are cleared away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except (ValueError, OSError) as error:

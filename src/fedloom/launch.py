@@ -2,12 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fedloom.algorithms import ALGORITHMS
+from fedloom.deploy.connect import connect
+from fedloom.deploy.listening import Listening
+from fedloom.engines.settings import FlowerSettings, InProcessSettings, RaySettings
 from fedloom.recipe import flatten, to_tree, to_yaml
 from fedloom.run.conduct import Job, conduct
 from fedloom.run.settings import Baseline, Recipe
@@ -15,7 +19,11 @@ from fedloom.server.samplers import SAMPLERS
 
 
 def run_recipe(
-    recipe: Recipe, folder: Path, *, console: Console | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    console: Console | None = None,
+    listening: Listening | None = None,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run a recipe with its baselines, or go on with a run that is in the folder already.
 
@@ -23,6 +31,7 @@ def run_recipe(
         recipe: What to run.
         folder: The run's folder, made if needed.
         console: Where progress and notes go; nowhere if not given.
+        listening: Where sites from elsewhere come in; where they did before if not given.
 
     Returns:
         The summaries by name, as in summary.json; "" is the run's own, the others its baselines'.
@@ -34,8 +43,12 @@ def run_recipe(
     def baseline(kind: Baseline, num_clients: int) -> Job:
         return _job(baseline_of(recipe, kind, num_clients=num_clients))
 
-    quiet = Console(quiet=True)
-    return conduct(_job(recipe), folder, baseline=baseline, console=console or quiet)
+    console = console or Console(quiet=True)
+    if recipe.elsewhere and recipe.run.baselines:
+        console.print("no baselines: the data is at the sites")
+        recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, baselines=()))
+    to_sites = partial(connect, listening=listening or Listening.read(folder))
+    return conduct(_job(recipe), folder, baseline=baseline, connect=to_sites, console=console)
 
 
 def _job(recipe: Recipe) -> Job:
@@ -50,6 +63,9 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, num_clients: int) -> Recipe:
     """
     quiet = dataclasses.replace(recipe.run, baselines=(), trackers=(), samples=0, min_replies=0)
     shared = dataclasses.replace(recipe, name=f"{recipe.name}-{kind}", run=quiet)
+    if isinstance(recipe.engine, FlowerSettings | RaySettings):
+        # Its clients are on this machine as they are in the run; only the messages are spared.
+        shared = dataclasses.replace(shared, engine=InProcessSettings())
     if kind == "local":
         return dataclasses.replace(shared, algorithm=ALGORITHMS["local"]())
     cohort = max(1, round(recipe.cohort.rate(num_clients) * num_clients))

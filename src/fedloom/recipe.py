@@ -16,6 +16,7 @@ from fedloom.algorithms import ALGORITHMS, planned
 from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
 from fedloom.data.partition import PARTITIONS, Partition
+from fedloom.engines.settings import ENGINES, EngineSettings
 from fedloom.run.settings import Recipe
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
@@ -26,6 +27,7 @@ _TABLES: dict[Any, Mapping[str, type]] = {
     Partition: PARTITIONS,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Sampler: SAMPLERS,
+    EngineSettings: ENGINES,
 }
 
 _BARE: dict[Any, str] = {Density: "start"}

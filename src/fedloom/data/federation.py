@@ -16,7 +16,7 @@ from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Labels, Natural, stratum
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import Row, load_rows
 from fedloom.data.splits import Cut, cut
 from fedloom.data.tokens import Example, Tokenised, Tokenizer, tokenise
 
@@ -49,12 +49,19 @@ Kept = Sequence[tuple[Example, ...]]
 """The examples of each record that has any."""
 
 
-def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+def federate(
+    settings: DataSettings, tokenizer: Tokenizer, rows: Sequence[Row] | None = None
+) -> Federation:
     """Read, tokenise and split: the same settings give the same federation on every machine.
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
+
+    Args:
+        settings: The recipe's section.
+        tokenizer: The model's.
+        rows: Where they are read already.
     """
-    rows = load_rows(settings)
+    rows = load_rows(settings) if rows is None else rows
     records = to_records(rows, settings)
     tokenised = tokenise(records, settings, tokenizer)
     classes = class_tokens(settings, tokenizer)

@@ -35,7 +35,7 @@ def measure_again(session: Session) -> Table:
         session.engine,
         kind="test",
         population=session.engine.population(),
-        clients=[c for c in session.judges if session.federation.shards[c].test],
+        clients=[c for c in session.judges if session.counts[c].test],
     )
     if not measured:
         raise ValueError(f"no client could be measured: {absences[0].reason}")

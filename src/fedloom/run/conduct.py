@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
 from fedloom.run.loop import begin, draw
 from fedloom.run.report import write_report
-from fedloom.run.session import build
+from fedloom.run.session import Session, build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
 from fedloom.run.units import human_bytes
@@ -28,6 +29,8 @@ _FREE = (
     "run.baselines",
     "run.samples",
     "run.keep_checkpoints",
+    "engine.flower.deadline",
+    "engine.flower.patience",
 )
 """Settings that may differ at resume because no number of the run depends on them."""
 
@@ -48,11 +51,16 @@ class Job:
         return bound
 
 
+Connect = Callable[[Session, Console], AbstractContextManager[Session]]
+"""Gives a session the engine that its recipe asks for, and ends what it started for that."""
+
+
 def conduct(
     job: Job,
     folder: Path,
     *,
     baseline: Callable[[Baseline, int], Job],
+    connect: Connect,
     console: Console,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run the job and its baselines, and write the report.
@@ -61,24 +69,30 @@ def conduct(
         job: What to run, or to go on with.
         folder: The run's folder.
         baseline: Makes the job of a baseline from its name and the number of training clients.
+        connect: Connects to clients that are not in this process.
         console: Where progress and notes go.
 
     Returns:
         The summaries by name; "" is the job's own.
     """
-    summaries = {"": _one(job, folder, console)}
+    summaries = {"": _one(job, folder, connect, console)}
     for name in job.recipe.run.baselines:
         console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
         made = baseline(name, summaries[""]["num_clients"])
-        summaries[name] = _one(made, folder / "baselines" / name, console)
+        summaries[name] = _one(made, folder / "baselines" / name, connect, console)
     write_report(folder)
     return summaries
 
 
-def _one(job: Job, folder: Path, console: Console) -> Mapping[str, Any]:
+def _one(job: Job, folder: Path, connect: Connect, console: Console) -> Mapping[str, Any]:
     began = time.perf_counter()
     check_trackers(job.recipe.run.trackers)
-    session = build(job.recipe, folder)
+    with connect(build(job.recipe, folder), console) as session:
+        return _connected(job, session, console, began=began)
+
+
+def _connected(job: Job, session: Session, console: Console, *, began: float) -> Mapping[str, Any]:
+    folder = session.folder
     # Nothing is written before the recipe is known to fit its data.
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
     record_setup(session)

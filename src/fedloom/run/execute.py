@@ -120,12 +120,12 @@ class _Recorder:
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
         """Measure every judging client; return the means over all of them, by split."""
         out: dict[str, float] = {}
-        began, shards = time.perf_counter(), self.session.federation.shards
+        began, counts = time.perf_counter(), self.session.counts
         for kind in kinds:
             split = "test" if kind == "test" else "validation"
             if split == "validation" and not self.session.recipe.evaluation.validation:
                 continue
-            held_out = {c: s.test if split == "test" else s.validation for c, s in shards.items()}
+            held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
             clients = [c for c in self.session.judges if held_out[c]]
             if not clients:
                 continue

@@ -1,6 +1,7 @@
 """Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
 from fedloom.core.seeds import derive
 from fedloom.data.federation import Federation, federate
+from fedloom.data.manifest import ClientCounts, Manifest
+from fedloom.data.settings import DataSettings
+from fedloom.data.tokens import Tokenizer
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
+from fedloom.engines.settings import LoopbackSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.build import Base, load_base
 from fedloom.run.loop import Run, draw
@@ -35,16 +40,20 @@ class Session:
     store: MemoryStore
 
     @property
+    def counts(self) -> Mapping[ClientId, ClientCounts]:
+        """Return what each client holds: all that is known of it where the data is elsewhere."""
+        return self.federation.manifest.clients
+
+    @property
     def learners(self) -> Mapping[ClientId, Profile]:
         """Return the clients that have something to learn from."""
-        shards = self.federation.shards
-        return {c: p for c, p in self.engine.population().items() if shards[c].train}
+        return {c: p for c, p in self.engine.population().items() if self.counts[c].rows}
 
     @property
     def judges(self) -> list[ClientId]:
         """Return the clients that have something to measure on."""
-        shards = self.federation.shards
-        return [c for c in self.engine.population() if shards[c].test or shards[c].validation]
+        population, counts = self.engine.population(), self.counts
+        return [c for c in population if counts[c].test or counts[c].validation]
 
     def deployed(self, run: Run[object]) -> dict[ClientId, Params]:
         """Return what every judging client would use now, as read from the wire; shared where they share it."""
@@ -64,20 +73,57 @@ class Session:
         }
 
 
-def build(recipe: Recipe, folder: Path) -> Session:
-    """Load the model, tokenise the data and connect the parts."""
+Federate = Callable[[DataSettings, Tokenizer], Federation]
+
+
+def build(recipe: Recipe, folder: Path, *, own: Federate | None = None) -> Session:
+    """Load the model, tokenise the data and connect the parts.
+
+    Clients that are behind a network are not connected to: the engine is one of this process.
+
+    Args:
+        recipe: What to build.
+        folder: The run's, or the site's.
+        own: Gives the data where that is not as the recipe says.
+    """
     base = load_base(recipe.model)
-    federation = federate(recipe.data, base.tokenizer)
+    if own is None and recipe.elsewhere:
+        federation = _remembered(recipe, folder)
+    else:
+        federation = (own or federate)(recipe.data, base.tokenizer)
     space = make_space(base, recipe.tune, seed=derive(recipe.run.seed, "space"))
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
     )
     store = MemoryStore(folder / "memory")
-    make = {"inprocess": InProcess, "loopback": Loopback}[recipe.engine]
+    make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
-        c: {**profile, "num_examples": str(len(federation.shards[c].train))}
+        c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
     engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire)
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
+
+
+def _remembered(recipe: Recipe, folder: Path) -> Federation:
+    """Return what an earlier command wrote down of sites whose data is not here; nobody before the first."""
+    file = folder / "manifest.json"
+    if file.exists():
+        manifest = Manifest.from_json(json.loads(file.read_text(encoding="utf-8")))
+    else:
+        manifest = Manifest(
+            sha256="",
+            source="sites",
+            partition="natural",
+            by=None,
+            seed=recipe.data.seed,
+            max_length=recipe.data.max_length,
+            num_rows=0,
+            num_empty=0,
+            num_dropped=0,
+            num_truncated=0,
+            num_unassigned=0,
+            clients={},
+        )
+    return Federation({}, {client: {} for client in manifest.clients}, manifest)

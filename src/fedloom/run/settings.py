@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fedloom.client.settings import LocalSettings
 from fedloom.core.protocols import Algorithm
 from fedloom.data.settings import DataSettings
+from fedloom.engines.settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
 from fedloom.server.samplers import Full, Poisson, Sampler
@@ -63,8 +64,13 @@ class Recipe:
     cohort: Sampler = Full()
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
-    engine: Literal["inprocess", "loopback"] = "inprocess"
+    engine: EngineSettings = InProcessSettings()
     run: RunSettings = RunSettings()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return whether the data is at sites that join, and not here."""
+        return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
 
     def __post_init__(self) -> None:
         if self.run.patience and not self.evaluation.every:

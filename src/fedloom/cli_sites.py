@@ -1,0 +1,146 @@
+"""The commands of federations over several machines: keys, serve, join, status."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
+KeysFolder = Annotated[Path, typer.Option("--keys", help="The server's folder of keys.")]
+Words = Annotated[str | None, typer.Option(help="Comma-separated; all if not given.")]
+
+
+@keys_app.command("init")
+def keys_init(
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or address that sites connect to; repeat for several."),
+    ] = None,
+    keys: KeysFolder = Path("keys"),
+) -> None:
+    """Make an authority and the server's certificate."""
+    from fedloom.engines.flower.keys import Keys
+
+    Keys(keys).init(host or [])
+    _console().print(f"wrote {keys}; `fedloom keys add SITE` makes a key for a site")
+
+
+@keys_app.command("add")
+def keys_add(
+    site: Annotated[str, typer.Argument(help="The site's name.")],
+    keys: KeysFolder = Path("keys"),
+) -> None:
+    """Make a site's key; the server reads it when it starts."""
+    from fedloom.engines.flower.keys import Keys
+
+    folder = Keys(keys).add(site)
+    _console().print(f"wrote {folder}; hand it to {site} and keep it secret", soft_wrap=True)
+
+
+def serve(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name, or a path that ends in .yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings to change, such as run.rounds=5.")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="HOST:PORT where sites come in.")] = "127.0.0.1:9443",
+    public: Annotated[
+        bool, typer.Option("--public", help="Allow a host that other machines reach.")
+    ] = False,
+    keys: KeysFolder = Path("keys"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/NAME if not given.")
+    ] = None,
+) -> None:
+    """Run a recipe on sites that join; a run that is in --out already goes on."""
+    from fedloom.deploy.listening import Listening, address
+    from fedloom.engines.flower.keys import Keys
+    from fedloom.launch import run_recipe
+    from fedloom.recipe import load_recipe
+    from fedloom.run.conduct import results_table
+
+    host, port = address(listen, local_only=not public)
+    keyring = Keys(keys)
+    keyring.check()
+    if host not in ("0.0.0.0", "::") and not keyring.covers(host):
+        raise ValueError(
+            f"the certificate in {keys} does not name {host}: `fedloom keys init --host {host}`"
+        )
+    loaded = load_recipe(recipe, [*(overrides or []), "engine.flower.nodes=0"])
+    folder = out or Path("runs") / loaded.name
+    console = _console()
+    listening = Listening(host, port, keys)
+    console.print(results_table(run_recipe(loaded, folder, console=console, listening=listening)))
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+def join(
+    server: Annotated[str, typer.Argument(help="HOST:PORT of `fedloom serve`.")],
+    data: Annotated[Path, typer.Option(help="This site's text, a file that a recipe can read.")],
+    name: Annotated[str, typer.Option(help="This site's name.")],
+    keys: Annotated[
+        Path, typer.Option(help="The folder that `fedloom keys add` made for this site.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Option(help="Memory and logs; sites/NAME if not given.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Take part in this recipe only.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what --recipe would send, and send nothing.")
+    ] = False,
+    max_message_mb: Annotated[float, typer.Option(help="Largest message, in MiB.")] = 4096.0,
+    algorithms: Words = None,
+    spaces: Words = None,
+    columns: Words = None,
+    min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 0,
+    clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
+) -> None:
+    """Let this site's data take part in a run, within limits that the server cannot change."""
+    from fedloom.deploy.limits import Limits
+    from fedloom.deploy.listening import address
+    from fedloom.deploy.site import SiteSettings, agreed_recipe
+
+    host, port = address(server)
+    if not data.exists():
+        raise ValueError(f"--data {data} does not exist")
+    limits = Limits(
+        max_message_mb, _listed(algorithms), _listed(spaces), _listed(columns), min_examples, clip
+    )
+    home = (folder or Path("sites") / name).resolve()
+    settings = SiteSettings(
+        name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()
+    )
+    if dry_run:
+        if recipe is None:
+            raise ValueError("--dry-run needs --recipe: the server's, as a file")
+        from fedloom.deploy.preview import preview
+
+        for part in preview(settings, agreed_recipe(recipe)):
+            _console().print(part)
+        return
+    from fedloom.deploy.join import Visit
+
+    Visit(settings, f"{host}:{port}", keys.resolve(), _console()).run()
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/xquad.")],
+) -> None:
+    """Show the sites of a running federation: last answers, bytes, absences."""
+    from fedloom.deploy.preview import status as shown
+
+    _console().print(shown(folder))
+
+
+def _listed(words: str | None) -> list[str]:
+    return [word.strip() for word in (words or "").split(",") if word.strip()]
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()

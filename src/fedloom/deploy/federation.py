@@ -1,0 +1,182 @@
+"""The server's side: SuperLink, the handshake, and on one machine the sites too, for as long as a run takes."""
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from fedloom.client.fast.kernels import choose_kernels
+from fedloom.data.federation import Federation
+from fedloom.deploy.greeting import greeting, shared_recipe
+from fedloom.deploy.listening import Listening, write_status
+from fedloom.deploy.site import SiteSettings
+from fedloom.engines.flower.keys import Keys
+from fedloom.engines.flower.link import Link
+from fedloom.engines.flower.processes import Keeper, Program, free_port, start
+from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
+from fedloom.engines.mail import Mail
+from fedloom.engines.remote import Remote
+from fedloom.engines.settings import FlowerSettings
+from fedloom.models.build import fingerprint
+from fedloom.run.session import Session
+from fedloom.run.settings import Recipe
+
+
+@contextmanager
+def here(session: Session, console: Console) -> Iterator[Session]:
+    """Run server and sites on this machine, encrypted and with a key each, and leave nothing running."""
+    settings, population = session.recipe.engine, list(session.engine.population())
+    assert isinstance(settings, FlowerSettings)
+    number = min(settings.nodes, len(population))
+    names = [f"node-{i}" for i in range(number)]
+    folder = session.folder.resolve() / "flower"
+    with ExitStack() as stack:
+        # Sockets need short paths, keys a folder that nobody else reads.
+        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedloom-")))
+        keys = Keys(private / "keys")
+        keys.init(())
+        site_keys = [keys.add(name) for name in names]
+        workers = [
+            SiteSettings(name, session.folder.resolve(), clients=population[i::number])
+            for i, name in enumerate(names)
+        ]
+        sockets = [
+            stack.enter_context(resident(settings, private / settings.name, folder, console))
+            for settings in workers
+        ]
+        link = Link(SuperLink(folder / "server", keys, free_port()))
+        stack.callback(shutil.rmtree, folder / "server" / "home", ignore_errors=True)
+        stack.callback(link.close)
+        link.open()
+        for name, site_key, socket in zip(names, site_keys, sockets, strict=True):
+            stack.callback(shutil.rmtree, folder / name / "home", ignore_errors=True)
+            server = f"127.0.0.1:{link.superlink.port}"
+            stack.enter_context(supernode(folder / name, server, site_key, socket))
+        # What `auto` comes to is measured: once, and not by each worker.
+        kernels = choose_kernels(session.recipe.local, session.space.model)
+        local = dataclasses.replace(session.recipe.local, kernels=kernels)
+        recipe = dataclasses.replace(session.recipe, local=local)
+        remote = _remote(session, recipe, link, console)
+        with console.status(f"connecting {number} nodes"):
+            remote.meet(names, seconds=settings.patience)
+        yield dataclasses.replace(session, engine=remote)
+
+
+@contextmanager
+def sites(session: Session, console: Console, listening: Listening) -> Iterator[Session]:
+    """Let registered sites in at `listening`, and wait for all of them before round 1."""
+    settings, keys = session.recipe.engine, Keys(listening.keys.resolve())
+    assert isinstance(settings, FlowerSettings)
+    keys.check()
+    names = list(keys.sites())
+    if not names:
+        raise ValueError(
+            f"{listening.keys} has no site: `fedloom keys add SITE` makes a key for one"
+        )
+    folder = session.folder.resolve() / "flower" / "server"
+    with ExitStack() as stack:
+        link = Link(SuperLink(folder, keys, free_port()))
+        stack.callback(shutil.rmtree, folder / "home", ignore_errors=True)
+        stack.callback(link.close)
+        link.open()
+        proxy = Keeper(lambda: _proxy(folder, keys, listening, link.superlink.port))
+        stack.callback(proxy.stop)
+        proxy.start()
+        wait_for(proxy.program, listening.port, host=listening.host)
+        listening.write(session.folder)
+        console.print(
+            f"listening on {listening.host}:{listening.port}, waiting for {', '.join(names)}"
+        )
+        remote = _remote(session, session.recipe, link, console)
+        remote.meet(names, seconds=settings.patience)
+        manifest = dataclasses.replace(session.federation.manifest, clients=remote.counts)
+        federation = Federation({}, {}, manifest, session.federation.classes)
+        yield dataclasses.replace(session, engine=remote, federation=federation)
+        remote.part()
+
+
+@contextmanager
+def resident(settings: SiteSettings, private: Path, logs: Path, console: Console) -> Iterator[Path]:
+    """Keep a site's worker running; yield its socket."""
+    private.mkdir(mode=0o700)
+    told, socket = private / "site.json", private / "worker"
+    settings.write(told)
+    command = [sys.executable, "-m", "fedloom.deploy.worker", str(told), str(socket)]
+    keeper = Keeper(
+        lambda: start("worker", command, folder=logs / settings.name, environment={}),
+        on_restart=lambda ended: _say_ended(console, settings.name, ended),
+    )
+    keeper.start()
+    try:
+        yield socket
+    finally:
+        keeper.stop()
+
+
+@contextmanager
+def supernode(folder: Path, server: str, site_key: Path, worker: Path) -> Iterator[Keeper]:
+    """Keep a SuperNode running that hands messages to the worker behind a socket."""
+
+    def launch() -> Program:
+        return start_supernode(
+            folder,
+            server=server,
+            ca=site_key / "ca.crt",
+            key=site_key / "node.key",
+            worker=worker,
+        )
+
+    keeper = Keeper(launch, stuck=is_stuck)
+    keeper.start()
+    try:
+        yield keeper
+    finally:
+        keeper.stop()
+
+
+def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> Remote:
+    settings = recipe.engine
+    assert isinstance(settings, FlowerSettings)
+
+    def warn(said: str) -> None:
+        console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def note(remote: Remote, round: int) -> None:
+        write_status(session.folder, round, remote.sites, remote.connected)
+
+    session.folder.mkdir(parents=True, exist_ok=True)
+    return Remote(
+        recipe.algorithm,
+        recipe.wire,
+        Mail(link, on_trouble=warn),
+        greeting(shared_recipe(recipe), fingerprint(session.base.model)),
+        settings.deadline,
+        on_change=note,
+    )
+
+
+def _proxy(folder: Path, keys: Keys, listening: Listening, port: int) -> Program:
+    told = {
+        "listen_host": listening.host,
+        "listen_port": listening.port,
+        "port": port,
+        "ca": str(keys.ca),
+        "certificate": str(keys.certificate),
+        "certificate_key": str(keys.certificate_key),
+        "max_bytes": 64 << 20,
+    }
+    file = folder / "proxy.json"
+    file.write_text(json.dumps(told))
+    command = [sys.executable, "-m", "fedloom.engines.flower.proxy", str(file)]
+    return start("proxy", command, folder=folder, environment={})
+
+
+def _say_ended(console: Console, name: str, ended: Program) -> None:
+    said = f"the worker of {name} ended and is started again: {ended.last_words(1)}"
+    console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)

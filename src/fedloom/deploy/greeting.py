@@ -1,0 +1,47 @@
+"""What server and site must agree on before round 1."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from fedloom.core.seeds import generator
+from fedloom.recipe import to_yaml
+from fedloom.run.settings import Recipe
+from fedloom.wire.frame import VERSION
+
+
+def shared_recipe(recipe: Recipe) -> str:
+    """Return the recipe as sites get it: without what is the server's own affair, or a site's."""
+    run = dataclasses.replace(recipe.run, trackers=(), baselines=(), samples=0)
+    data = recipe.data
+    if recipe.elsewhere:
+        data = dataclasses.replace(data, source="site", config=None, split="train", revision=None)
+    return to_yaml(dataclasses.replace(recipe, run=run, data=data))
+
+
+def greeting(recipe_text: str, base: str) -> Mapping[str, Any]:
+    """Return versions, recipe and base model; `base` is the fingerprint of its weights."""
+    return {
+        "fedloom": version("fedloom"),
+        "wire": VERSION,
+        "noise": noise_fingerprint(),
+        "recipe": recipe_text,
+        "recipe_sha256": recipe_sha256(recipe_text),
+        "base": base,
+    }
+
+
+def recipe_sha256(text: str) -> str:
+    """Return the hash that both sides compare."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def noise_fingerprint() -> str:
+    """Return a hash of some random draws: two versions of torch that draw differently must not be mixed."""
+    drawn = torch.randn(64, generator=generator(0, "handshake"))
+    mixed = torch.randperm(64, generator=generator(1, "handshake"))
+    return hashlib.sha256(drawn.numpy().tobytes() + mixed.numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,96 @@
+"""What a site allows, whatever the server asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fedloom.core.protocols import Reply
+from fedloom.data.sources import Row
+from fedloom.privacy.clipping import clipped
+from fedloom.recipe import to_tree
+from fedloom.run.settings import Recipe
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The options of `fedloom join`; a site starts with them, and no message changes them."""
+
+    max_message_mb: float = 4096.0
+    """Largest message that is taken or sent, in MiB."""
+    algorithms: Sequence[str] = ()
+    """Names a recipe's algorithm may be made of; empty: all that are installed."""
+    spaces: Sequence[str] = ()
+    """What may be tuned, lora or full; empty: either."""
+    columns: Sequence[str] = ()
+    """Columns of the file that are read; empty: all."""
+    min_examples: int = 0
+    """Training examples without which the site takes no part."""
+    clip: float | None = None
+    """Largest joint norm of an upload; a larger one is scaled down to it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what allows nothing."""
+        if not self.max_message_mb > 0:
+            raise ValueError(f"--max-message-mb must be positive, got {self.max_message_mb}")
+        if self.min_examples < 0:
+            raise ValueError(f"--min-examples must be at least 0, got {self.min_examples}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"--clip must be positive, got {self.clip}")
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse a recipe that asks for more than this site allows.
+
+        Raises:
+            ValueError: naming the option that would allow it.
+        """
+        for layer in to_tree(recipe)["algorithm"]:
+            (name,) = layer
+            if self.algorithms and name not in self.algorithms:
+                raise ValueError(
+                    f"this site allows --algorithms {','.join(self.algorithms)}, the recipe asks for {name}"
+                )
+        if self.spaces and recipe.tune.space not in self.spaces:
+            raise ValueError(
+                f"this site allows --spaces {','.join(self.spaces)}, the recipe tunes {recipe.tune.space}"
+            )
+        if recipe.model.trust_remote_code:
+            raise ValueError("this site runs no code of a model: set model.trust_remote_code false")
+
+    def check_size(self, pieces: Sequence[bytes], what: str) -> None:
+        """Refuse a message that is too large.
+
+        Raises:
+            ValueError: with its size.
+        """
+        size = sum(len(piece) for piece in pieces)
+        if size > self.max_message_mb * MIB:
+            raise ValueError(
+                f"{what} has {size / MIB:.1f} MiB, this site allows --max-message-mb {self.max_message_mb:g}"
+            )
+
+    def check_examples(self, number: int) -> None:
+        """Refuse to take part with few examples, each of which would show the more.
+
+        Raises:
+            ValueError: with the number that is asked for.
+        """
+        if number < self.min_examples:
+            raise ValueError(
+                f"this site takes no part with fewer than --min-examples {self.min_examples}"
+            )
+
+    def readable(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with the columns that may be read."""
+        if not self.columns:
+            return list(rows)
+        kept = set(self.columns)
+        return [
+            replace(row, values={k: v for k, v in row.values.items() if k in kept}) for row in rows
+        ]
+
+    def bounded(self, reply: Reply) -> Reply:
+        """Return the reply with its upload at most `clip` long."""
+        if self.clip is None:
+            return reply
+        return replace(reply, upload=clipped(reply.upload, self.clip)[0])

@@ -1,0 +1,78 @@
+"""Where sites come in, and what a server tells of them while it runs."""
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.files import write_atomic
+from fedloom.engines.mail import Site
+from fedloom.engines.remote import SiteRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """An address, and the folder of keys."""
+
+    host: str
+    port: int
+    keys: Path
+
+    def write(self, folder: Path) -> None:
+        """Remember it, so that a resumed run listens at the same place."""
+        told = {"host": self.host, "port": self.port, "keys": str(self.keys.resolve())}
+        write_atomic(folder / "listen.json", json.dumps(told).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Listening | None":
+        """Return what `write` wrote, if anything."""
+        file = folder / "listen.json"
+        if not file.exists():
+            return None
+        told = json.loads(file.read_text())
+        return cls(told["host"], told["port"], Path(told["keys"]))
+
+
+def address(text: str, *, local_only: bool = False) -> tuple[str, int]:
+    """Read HOST:PORT.
+
+    Raises:
+        ValueError: where it is none; `local_only` also refuses a host that others can reach.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"an address must look like HOST:PORT, got {text!r}")
+    if local_only and not is_loopback(host):
+        raise ValueError(
+            f"{host} can be reached from other machines: say so with --public, or listen on 127.0.0.1"
+        )
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def write_status(
+    folder: Path, round: int, records: Mapping[Site, SiteRecord], connected: Mapping[Site, str]
+) -> None:
+    """Write what `fedloom status` shows."""
+    sites: dict[str, Any] = {
+        site: {**asdict(record), "connected": site in connected} for site, record in records.items()
+    }
+    told = {
+        "pid": os.getpid(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "round": round,
+        "sites": sites,
+    }
+    write_atomic(folder / "status.json", json.dumps(told, indent=2).encode())

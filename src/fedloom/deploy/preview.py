@@ -1,0 +1,138 @@
+"""What would leave a site, shown before anything does; and what a running server knows of its sites."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import RenderableType
+from rich.table import Table
+
+from fedloom.client.rehearsal import rehearse
+from fedloom.core.protocols import Payload, Reply, Task
+from fedloom.deploy.site import SiteSettings, open_session
+from fedloom.recipe import build_recipe, to_tree
+from fedloom.run.history import History
+from fedloom.run.loop import begin, draw, tasks
+from fedloom.run.session import Session
+from fedloom.run.units import human_bytes
+from fedloom.wire.format import encode_reply, encode_task
+
+_SEEN = {
+    "each": "the server reads every upload by itself",
+    "mean": "the server needs only the mean of the uploads, and receives each of them",
+    "noisy mean": "the server adds noise to the mean; it receives each upload, clipped at the site",
+}
+
+
+def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType]:
+    """Yield tables of everything a site sends and receives under a recipe, by a rehearsal on its own data.
+
+    Raises:
+        ValueError: where the site would refuse the recipe.
+    """
+    session = open_session(settings, build_recipe(yaml.safe_load(recipe_text)))
+    task, reply = _rehearsed(session)
+    wire = session.recipe.wire
+    yield _introduction(session)
+    received = len(encode_task(task, settings=wire))
+    yield _payload("received in a round", task.download, received, wire.download)
+    sent = len(encode_reply(settings.limits.bounded(reply), settings=wire))
+    yield _payload("sent in a round", reply.upload, sent, wire.upload)
+    yield _privacy(session, settings, reply)
+
+
+def _rehearsed(session: Session) -> tuple[Task, Reply]:
+    algorithm = session.recipe.algorithm
+    run = begin(algorithm, session.space.start(), session.recipe.run.seed)
+    round = draw(run, session.engine.population(), None)
+    (task,) = tasks("train", round, algorithm.broadcast(run.state, round))
+    # Noise, as a tensor that does not move would not travel.
+    return task, rehearse(algorithm, task, noise=1e-2)
+
+
+def _introduction(session: Session) -> Table:
+    table = Table("sent once, when the site joins", "value", title_justify="left")
+    for client, counts in session.counts.items():
+        table.add_row("client", client)
+        for label, value in session.engine.population()[client].items():
+            table.add_row(label.replace("_", " "), value)
+        table.add_row("validation examples", str(counts.validation))
+        table.add_row("test examples", str(counts.test))
+        table.add_row("training tokens", str(counts.tokens))
+    table.add_row("versions", "of fedloom and its wire; hashes of recipe and base model")
+    return table
+
+
+def _payload(title: str, payload: Payload, size: int, values: str) -> Table:
+    table = Table("group", "tensor", "shape", "type", title=title, title_justify="left")
+    for group, params in payload.items():
+        for name, tensor in params.items():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            shape = " x ".join(map(str, tensor.shape)) or "one number"
+            travels = values if kind == "float32" else kind
+            table.add_row(group, name, shape, travels)
+        table.add_section()
+    table.add_row("", "the whole message", human_bytes(size), "")
+    return table
+
+
+def _privacy(session: Session, settings: SiteSettings, reply: Reply) -> Table:
+    recipe, limits = session.recipe, settings.limits
+    table = Table("privacy", "value", title_justify="left")
+    table.add_row("the server", _SEEN[recipe.algorithm.server_sees])
+    for layer in to_tree(recipe)["algorithm"]:
+        for name, fields in layer.items():
+            said = ", ".join(f"{k} {v}" for k, v in fields.items() if not isinstance(v, dict))
+            table.add_row(name, said)
+    table.add_row("also sent", ", ".join(["weight", *sorted(reply.metrics)]))
+    if recipe.evaluation.every:
+        table.add_row(
+            "evaluation", f"means over held-out examples, every {recipe.evaluation.every}"
+        )
+    table.add_row("this site's clip", "none" if limits.clip is None else f"{limits.clip:g}")
+    table.add_row("this site's columns", ", ".join(limits.columns) or "all")
+    table.add_row("largest message", f"{limits.max_message_mb:g} MiB")
+    return table
+
+
+def status(folder: Path) -> Table:
+    """Return what the server of a run knows: its sites, and where the run stands.
+
+    Raises:
+        ValueError: where the folder holds no run of a federation.
+    """
+    file = folder / "status.json"
+    if not file.exists():
+        raise ValueError(
+            f"{folder} has no status.json: give the folder of a run with engine=flower"
+        )
+    told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    table = Table(title=_standing(folder, told), title_justify="left")
+    for column in ("site", "connected", "last answer", "down", "up", "absent", "last reason"):
+        table.add_column(column)
+    for site, record in sorted(told["sites"].items()):
+        ago = time.time() - record["last_seen"]
+        table.add_row(
+            site,
+            "yes" if record["connected"] else "no",
+            f"{ago:.0f} s ago" if record["last_seen"] else "never",
+            human_bytes(record["download_bytes"]),
+            human_bytes(record["upload_bytes"]),
+            str(record["num_absent"]),
+            record["last_absence"],
+        )
+    return table
+
+
+def _standing(folder: Path, told: Mapping[str, Any]) -> str:
+    lines = History.read(folder / "metrics.jsonl")
+    finished = int(lines.lines[-1]["round"]) if lines.lines else 0
+    words = [f"{folder.name}: round {finished} finished, at {told['at']}"]
+    if (folder / "summary.json").exists():
+        words.append("run ended")
+    if epsilon := lines.of("server/epsilon"):
+        words.append(f"epsilon {epsilon[-1][1]:.3g}")
+    return ", ".join(words)

@@ -1,0 +1,22 @@
+"""The process of a resident worker: `python -m fedloom.deploy.worker SETTINGS SOCKET`."""
+
+import sys
+from pathlib import Path
+
+from fedloom.deploy.site import Site, SiteSettings
+from fedloom.engines.flower.resident import serve
+
+
+def main() -> None:
+    """Answer letters until the process that started this one ends."""
+    serve(Path(sys.argv[2]), Site(SiteSettings.read(Path(sys.argv[1])), _say).answer)
+
+
+def _say(words: str) -> None:
+    # Marked, as libraries write here too.
+    sys.stdout.write(f"site\t{words}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

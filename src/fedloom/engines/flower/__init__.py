@@ -1,0 +1,1 @@
+"""Clients at sites that Flower connects. Only `app` and `node` import it."""

@@ -1,0 +1,160 @@
+"""Letters to sites and back: who is connected, what is due, what became of it when a link or a site goes down."""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Site = str
+Ticket = str
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What travels between server and site: a header of plain values, and bytes."""
+
+    header: Mapping[str, Any]
+    pieces: Sequence[bytes] = ()
+
+
+class PostDown(ConnectionError):
+    """The link to all sites is gone; `reopen` makes a new one."""
+
+
+class Post(Protocol):
+    """Carries letters; every method may raise PostDown."""
+
+    def sites(self) -> Mapping[Site, str]:
+        """Return who is connected now, each with a word that changes when it connects anew."""
+        ...
+
+    def send(self, letters: Mapping[Site, Letter], *, seconds: float) -> Mapping[Site, Ticket]:
+        """Send a letter to each; an answer that takes longer is of no use."""
+        ...
+
+    def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Letter | str]:
+        """Return the answers that are here; of a letter that is lost, the reason."""
+        ...
+
+    def reopen(self) -> None:
+        """Make a new link, which knows none of the tickets before."""
+        ...
+
+
+class Gone(str):
+    """Why a letter is lost where its site may come back, and then gets it again."""
+
+    __slots__ = ()
+
+
+@dataclass
+class _Sent:
+    ticket: Ticket
+    connection: str
+
+
+@dataclass
+class _Exchange:
+    letters: Mapping[Site, Letter]
+    seconds: float
+    end: float
+    missing_until: float
+    """Until then, who is not connected is waited for."""
+    sent: dict[Site, _Sent] = field(default_factory=dict)
+    out: dict[Site, Letter | str] = field(default_factory=dict)
+
+    def open(self) -> list[Site]:
+        return [site for site in self.letters if site not in self.out]
+
+
+@dataclass
+class Mail:
+    """Exchanges one letter with each of many sites, by a deadline."""
+
+    post: Post
+    grace: float = 90.0
+    """Seconds that sites have to come back after they, or the link, went down."""
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    on_trouble: Callable[[str], None] = lambda _: None
+    _late: dict[Site, _Sent] = field(default_factory=dict)
+
+    def exchange(
+        self, letters: Mapping[Site, Letter], *, seconds: float
+    ) -> dict[Site, Letter | str]:
+        """Return every site's answer, or the reason why there is none.
+
+        A letter to a site that connects anew, or whose link is made anew, is sent again: tasks can be repeated.
+        """
+        now = self.clock()
+        it, pause = _Exchange(letters, seconds, now + seconds, now), 0.02
+        while it.open():
+            try:
+                self._send(it, self._connected(it))
+                if self._collect(it):
+                    pause = 0.02
+            except PostDown as error:
+                self.on_trouble(f"{error}; making a new link")
+                self.post.reopen()
+                it.sent.clear()
+                self._late.clear()
+                it.missing_until = self.clock() + self.grace
+                continue
+            now = self.clock()
+            self._give_up(it, now)
+            if it.open():
+                self.sleep(min(pause, max(it.end - now, 0.01)))
+                pause = min(pause * 1.5, 0.5)
+        return it.out
+
+    def _connected(self, it: _Exchange) -> Mapping[Site, str]:
+        connected = self.post.sites()
+        for waiting in (it.sent, self._late):
+            for site, one in list(waiting.items()):
+                if site in connected and connected[site] != one.connection:
+                    # It was started again and knows nothing of this letter.
+                    del waiting[site]
+        return connected
+
+    def _send(self, it: _Exchange, connected: Mapping[Site, str]) -> None:
+        self._forget_answered()
+        ready = {}
+        for site in it.open():
+            if site in it.sent or site not in connected:
+                continue
+            if site in self._late:
+                it.out[site] = (
+                    "still at work for an earlier round; engine.flower.deadline is too short for it"
+                )
+            else:
+                ready[site] = it.letters[site]
+        if ready:
+            seconds = max(it.end - self.clock(), 1.0)
+            for site, ticket in self.post.send(ready, seconds=seconds).items():
+                it.sent[site] = _Sent(ticket, connected[site])
+
+    def _collect(self, it: _Exchange) -> bool:
+        of = {one.ticket: site for site, one in it.sent.items() if site not in it.out}
+        arrived = self.post.collect(list(of)) if of else {}
+        for ticket, answer in arrived.items():
+            site = of[ticket]
+            if isinstance(answer, Gone):
+                del it.sent[site]
+                it.missing_until = max(it.missing_until, self.clock() + self.grace)
+                self.on_trouble(f"{site}: {answer}; waiting {self.grace:g} seconds for it")
+            else:
+                it.out[site] = answer
+        return bool(arrived)
+
+    def _forget_answered(self) -> None:
+        of = {one.ticket: site for site, one in self._late.items()}
+        for ticket in self.post.collect(list(of)) if of else {}:
+            del self._late[of[ticket]]
+
+    def _give_up(self, it: _Exchange, now: float) -> None:
+        for site in it.open():
+            if site not in it.sent and now >= min(it.missing_until, it.end):
+                it.out[site] = "not connected; check `fedloom join` at the site and its network"
+            elif now >= it.end:
+                it.out[site] = f"no answer within {it.seconds:g} seconds (engine.flower.deadline)"
+                self._late[site] = it.sent[site]

@@ -1,0 +1,221 @@
+"""Clients at sites: the handshake before round 1, and every round's tasks as letters of the wire's own bytes."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Task
+from fedloom.data.manifest import ClientCounts
+from fedloom.engines.courier import Courier
+from fedloom.engines.mail import Letter, Mail, PostDown, Site
+from fedloom.wire.settings import WireSettings
+
+
+@dataclass
+class SiteRecord:
+    """What the server knows of one site."""
+
+    clients: tuple[ClientId, ...] = ()
+    last_seen: float = 0.0
+    """Seconds since the epoch; 0 if never."""
+    download_bytes: int = 0
+    upload_bytes: int = 0
+    num_absent: int = 0
+    last_absence: str = ""
+
+
+@dataclass
+class Remote:
+    """Any engine whose clients are elsewhere."""
+
+    algorithm: Algorithm[Any]
+    wire: WireSettings
+    mail: Mail
+    greeting: Mapping[str, Any]
+    """Versions, recipe and base model: in every letter, so that a worker that was started again needs no other."""
+    deadline: float
+    on_change: Callable[["Remote", int], None] = lambda *_: None
+    connected: Mapping[Site, str] = field(default_factory=dict)
+    """Who was there at the last look."""
+    sites: dict[Site, SiteRecord] = field(default_factory=dict)
+    profiles: dict[ClientId, Profile] = field(default_factory=dict)
+    counts: dict[ClientId, ClientCounts] = field(default_factory=dict)
+    """What each client holds, in numbers."""
+    _host: dict[ClientId, Site] = field(default_factory=dict)
+
+    def meet(self, wanted: Sequence[Site], *, seconds: float) -> None:
+        """Shake hands with all of `wanted` before round 1.
+
+        Raises:
+            ValueError: where one of them does not come, or does not fit; the message names it.
+        """
+        end = self.mail.clock() + seconds
+        while missing := [site for site in wanted if site not in self.sites]:
+            here = [site for site in missing if site in self._look()]
+            left = end - self.mail.clock()
+            if left <= 0:
+                raise ValueError(
+                    f"{', '.join(missing)} did not join within {seconds:g} seconds: start `fedloom join` there,"
+                    " or raise engine.flower.patience"
+                )
+            refused = self._greet(here, seconds=left) if here else {}
+            if refused:
+                raise ValueError("; ".join(f"{site}: {why}" for site, why in refused.items()))
+            if not here:
+                self.mail.sleep(min(0.3, left))
+        self.on_change(self, 0)
+
+    def part(self) -> None:
+        """Tell everybody that the run has ended; who does not hear it goes on waiting."""
+        bye = Letter({**self.greeting, "kind": "bye"})
+        self.mail.exchange(dict.fromkeys(self._look(), bye), seconds=20.0)
+
+    def population(self) -> Mapping[ClientId, Profile]:
+        """Return all clients that ever joined; the tasks of one that is gone become absences with its name."""
+        return {client: self.profiles[client] for client in sorted(self.profiles)}
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
+        """Send each site its tasks in one letter and yield the answers in task order."""
+        courier = Courier(self.algorithm, self.wire)
+        self._welcome()
+        bodies = courier.bodies(tasks)
+        heads, sizes = list[bytes](), list[int]()
+        at: dict[Site, list[int]] = {}
+        for i, task in enumerate(tasks):
+            body = bodies[id(task.download)]
+            message = courier.message(task, body)
+            sizes.append(len(message))
+            heads.append(message[: len(message) - len(body)])
+            at.setdefault(self._host[task.client], []).append(i)
+        letters = {
+            site: self._letter([(heads[i], bodies[id(tasks[i].download)]) for i in mine])
+            for site, mine in at.items()
+        }
+        answers = self.mail.exchange(letters, seconds=self.deadline)
+        arrived: dict[int, bytes | str] = {}
+        for site, mine in at.items():
+            arrived |= dict(zip(mine, _answers(answers[site], len(mine)), strict=True))
+            self._note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
+        self.on_change(self, tasks[0].round if tasks else 0)
+        for i, task in enumerate(tasks):
+            answer = arrived.pop(i)
+            if isinstance(answer, str):
+                yield Delivery(Absence(task.client, self._named(task.client, answer)), sizes[i])
+            else:
+                yield courier.receive(task, answer, download_bytes=sizes[i])
+
+    def _look(self) -> Mapping[Site, str]:
+        try:
+            self.connected = self.mail.post.sites()
+        except PostDown:
+            # The exchange that follows makes a new link, and finds out who is back.
+            self.connected = {}
+        return self.connected
+
+    def _letter(self, parts: Sequence[tuple[bytes, bytes]]) -> Letter:
+        """Return one letter of several tasks; a body they share is in it once."""
+        pieces: list[bytes] = []
+        where: dict[int, int] = {}
+        tasks = []
+        for head, body in parts:
+            if id(body) not in where:
+                where[id(body)] = len(pieces)
+                pieces.append(body)
+            tasks.append([len(pieces), where[id(body)]])
+            pieces.append(head)
+        return Letter({**self.greeting, "kind": "work", "tasks": tasks}, pieces)
+
+    def _welcome(self) -> None:
+        """Shake hands with who joined since; one that does not fit is told so and left out."""
+        new = [site for site in self._look() if site not in self.sites]
+        for site, why in (self._greet(new, seconds=self.deadline) if new else {}).items():
+            self.mail.on_trouble(f"{site} cannot join: {why}")
+
+    def _greet(self, sites: Sequence[Site], *, seconds: float) -> dict[Site, str]:
+        """Return who was refused, and why."""
+        hello = Letter({**self.greeting, "kind": "hello"})
+        refused: dict[Site, str] = {}
+        for site, answer in self.mail.exchange(
+            dict.fromkeys(sites, hello), seconds=seconds
+        ).items():
+            try:
+                self._admit(site, answer)
+            except ValueError as error:
+                refused[site] = str(error)
+        return refused
+
+    def _admit(self, site: Site, answer: Letter | str) -> None:
+        if isinstance(answer, str):
+            raise ValueError(answer)
+        said = answer.header
+        if "refusal" in said:
+            raise ValueError(_plain(said["refusal"]))
+        for name in ("fedloom", "wire", "recipe_sha256", "base"):
+            if said.get(name) != self.greeting[name]:
+                raise ValueError(
+                    f"{name} is {_plain(said.get(name))} there and {self.greeting[name]} here: {_REMEDIES[name]}"
+                )
+        try:
+            clients = {str(client): _introduced(told) for client, told in said["clients"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("its introduction is malformed: install the same fedloom") from error
+        for client in clients:
+            if self._host.get(client, site) != site:
+                raise ValueError(
+                    f"client {client} is at {self._host[client]} already: give the site another --name"
+                )
+        self.sites[site] = SiteRecord(tuple(clients), time.time())
+        for client, (profile, counts) in clients.items():
+            self._host[client] = site
+            self.profiles[client], self.counts[client] = profile, counts
+
+    def _named(self, client: ClientId, reason: str) -> str:
+        site = self._host[client]
+        return reason if site == client else f"{site}: {reason}"
+
+    def _note(self, site: Site, answers: Sequence[bytes | str], download_bytes: int) -> None:
+        record = self.sites[site]
+        lost = [answer for answer in answers if isinstance(answer, str)]
+        record.num_absent += len(lost)
+        record.download_bytes += download_bytes
+        record.upload_bytes += sum(len(answer) for answer in answers if isinstance(answer, bytes))
+        if lost:
+            record.last_absence = lost[-1]
+        if len(lost) < len(answers):
+            record.last_seen = time.time()
+
+
+_REMEDIES = {
+    "fedloom": "install the same version of fedloom on both",
+    "wire": "install the same version of fedloom on both",
+    "recipe_sha256": "start both with the same recipe",
+    "base": "both need the same files of model.name; clear the model from the site's cache",
+}
+
+
+def _answers(answer: Letter | str, number: int) -> list[bytes | str]:
+    """Return one answer a task."""
+    if isinstance(answer, str):
+        return [answer] * number
+    if "refusal" in answer.header:
+        return [_plain(answer.header["refusal"])] * number
+    reasons, pieces = answer.header.get("answers"), iter(answer.pieces)
+    wanted = [None] if not isinstance(reasons, list) else reasons
+    if len(wanted) != number or wanted.count(None) != len(answer.pieces):
+        return [f"sent {len(answer.pieces)} replies to {number} tasks"] * number
+    return [next(pieces) if reason is None else _plain(reason) for reason in wanted]
+
+
+def _introduced(told: Mapping[str, Any]) -> tuple[Profile, ClientCounts]:
+    counts = ClientCounts(**told["counts"])
+    for number in (counts.train, counts.validation, counts.test, counts.rows, counts.tokens):
+        if type(number) is not int or number < 0:
+            raise TypeError(f"a count is {number!r}")
+    return {str(k): str(v) for k, v in told["profile"].items()}, counts
+
+
+def _plain(words: object) -> str:
+    """Return what a site says as one short line that a terminal takes as text."""
+    text = "".join(c if c.isprintable() else " " for c in str(words))
+    return text[:400].replace("[", "(").replace("]", ")")

@@ -1,0 +1,58 @@
+"""A recipe of three sites and two rounds, and what every test of real processes needs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedloom.recipe import build_recipe
+from fedloom.run.settings import Recipe
+
+SITES = ("alba", "brno", "cork")
+
+
+@pytest.fixture
+def tree(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Return a recipe over a folder with one file a site; every sum has one order on every engine."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for at, site in enumerate(SITES):
+        rows = [
+            {"prompt": f"say {i}", "completion": f"{i * (at + 2)}", "language": site[:2], "id": "7"}
+            for i in range(12)
+        ]
+        (folder / f"{site}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return {
+        "name": "three",
+        "algorithm": "fedavg",
+        "model": {"name": str(tiny_folder)},
+        "tune": {"rank": 2, "targets": ["q_proj"]},
+        "data": {"source": str(folder), "partition": {"natural": {"by": "file"}}, "max_length": 64},
+        "local": {
+            "optimizer": "sgd",
+            "lr": 0.1,
+            "steps": 1,
+            "batch_size": 2,
+            "batched": "off",
+            "kernels": "torch",
+        },
+        "evaluation": {"every": 0, "generate": False, "validation": False},
+        "run": {"rounds": 2, "samples": 0},
+    }
+
+
+@pytest.fixture
+def recipe(tree: dict[str, Any]) -> Callable[..., Recipe]:
+    """Return a maker of that recipe; keywords are merged over its sections."""
+
+    def make(**sections: Any) -> Recipe:
+        merged = dict(tree)
+        for name, value in sections.items():
+            old = tree.get(name)
+            both = isinstance(value, dict) and isinstance(old, dict)
+            merged[name] = {**(old or {}), **value} if both else value
+        return build_recipe(merged)
+
+    return make

@@ -1,0 +1,217 @@
+"""A site answers letters with its own data and within its own limits."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from fedloom.core.params import norm
+from fedloom.deploy import site as site_module
+from fedloom.deploy.greeting import greeting, noise_fingerprint, recipe_sha256, shared_recipe
+from fedloom.deploy.limits import Limits
+from fedloom.deploy.preview import preview
+from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
+from fedloom.models.build import fingerprint
+from fedloom.run.loop import begin, draw, tasks
+from fedloom.run.session import Session, build
+from fedloom.run.settings import Recipe
+from fedloom.wire.format import decode_reply, encode_task
+
+REMOTE = {"flower": {"nodes": 0}}
+Make = Callable[..., Recipe]
+
+
+def settings(recipe: Recipe, folder: Path, **limits: Any) -> SiteSettings:
+    data = Path(recipe.data.source) / "alba.jsonl"
+    return SiteSettings("alba", folder / "site", data, limits=Limits(**limits))
+
+
+def letter(recipe: Recipe, kind: str, folder: Path) -> tuple[dict[str, Any], list[bytes], Session]:
+    """Return what the server would send alba in round 1, and the server's session."""
+    server = build(recipe, folder / "server")
+    head = dict(greeting(shared_recipe(recipe), fingerprint(server.base.model)))
+    run = begin(recipe.algorithm, server.space.start(), 0)
+    round = draw(run, {"alba": {"num_examples": "9"}}, None)
+    (task,) = tasks("train", round, recipe.algorithm.broadcast(run.state, round))
+    message = encode_task(task, settings=recipe.wire)
+    return {**head, "kind": kind, "tasks": [[0, 1]]}, [message, b""], server
+
+
+def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    said, pieces = Site(settings(asked, tmp_path)).answer(head, [])
+    assert pieces == []
+    assert said["base"] == head["base"]
+    assert list(said["clients"]) == ["alba"]
+    told = said["clients"]["alba"]
+    assert told["profile"]["language"] == "al"
+    assert int(told["profile"]["num_examples"]) == told["counts"]["rows"] > 0
+    assert told["counts"]["labels"] == {}
+    assert "say" not in str(said)
+
+
+def test_a_site_trains_and_keeps_its_clip(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    head, pieces, _ = letter(asked, "work", tmp_path)
+    said, free = Site(settings(asked, tmp_path)).answer(head, pieces)
+    assert said == {"answers": [None]}
+    _, bounded = Site(settings(asked, tmp_path, clip=1e-3)).answer(head, pieces)
+    assert norm(decode_reply(free[0]).upload) > 1e-3
+    assert norm(decode_reply(bounded[0]).upload) == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"algorithms": ["flasc"]}, "allows --algorithms flasc, the recipe asks for fedavg"),
+        ({"spaces": ["full"]}, "allows --spaces full, the recipe tunes lora"),
+        ({"min_examples": 100}, "no part with fewer than --min-examples 100"),
+        ({"max_message_mb": 1e-5}, "the message has 0.0 MiB, this site allows --max-message-mb"),
+        ({"columns": ["prompt"]}, "no known format has the columns prompt"),
+    ],
+)
+def test_what_a_site_does_not_allow_is_refused_in_a_sentence(
+    recipe: Make, tmp_path: Path, limits: dict[str, Any], words: str
+):
+    asked = recipe(engine=REMOTE)
+    head, pieces, _ = letter(asked, "work", tmp_path)
+    said: list[str] = []
+    site = Site(settings(asked, tmp_path, **limits), said.append)
+    answer, out = site.answer(head, pieces)
+    assert out == []
+    assert words in answer["refusal"]
+    assert words in said[-1]
+
+
+def test_columns_that_may_be_read_are_enough(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    site = Site(settings(asked, tmp_path, columns=["prompt", "completion"]))
+    said, _ = site.answer(head, [])
+    assert "language" not in said["clients"]["alba"]["profile"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"fedloom": "0.0.1"}, "fedloom is .* there and 0.0.1 at the server"),
+        ({"wire": 99}, "wire is 1 there and 99 at the server"),
+        ({"noise": "zz"}, "same version of torch on both"),
+        ({"base": "0" * 64}, "both need the same files of model.name"),
+    ],
+)
+def test_a_server_that_does_not_fit_is_refused(
+    recipe: Make, tmp_path: Path, changed: dict[str, Any], words: str
+):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    said, _ = Site(settings(asked, tmp_path)).answer({**head, **changed}, [])
+    assert re.search(words, said["refusal"])
+
+
+def test_a_site_with_a_recipe_of_its_own_takes_no_other(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    file = tmp_path / "agreed.yaml"
+    file.write_text(shared_recipe(asked))
+    assert recipe_sha256(agreed_recipe(file)) == recipe_sha256(shared_recipe(asked))
+    own = replace(settings(asked, tmp_path), recipe=file)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    assert "clients" in Site(own).answer(head, [])[0]
+    other, _, _ = letter(recipe(engine=REMOTE, local={"lr": 9.0}), "hello", tmp_path / "b")
+    assert "another recipe than" in Site(own).answer(other, [])[0]["refusal"]
+
+
+def test_a_task_for_somebody_else_is_refused(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    head, pieces, _ = letter(asked, "work", tmp_path)
+    own = replace(settings(asked, tmp_path), name="brno")
+    assert "alba is no client of brno" in Site(own).answer(head, pieces)[0]["refusal"]
+
+
+def test_no_code_of_a_model_runs_at_a_site(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE, model={"trust_remote_code": True})
+    with pytest.raises(ValueError, match="this site runs no code of a model"):
+        Limits().check_recipe(asked)
+
+
+def test_what_a_site_is_told_names_no_file_of_the_server(recipe: Make):
+    text = shared_recipe(recipe(engine=REMOTE))
+    assert yaml.safe_load(text)["data"]["source"] == "site"
+
+
+def test_the_model_is_loaded_once_for_all_rounds(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[Recipe] = []
+    real = site_module.open_session
+
+    def counting(own: SiteSettings, asked: Recipe) -> Session:
+        opened.append(asked)
+        return real(own, asked)
+
+    monkeypatch.setattr(site_module, "open_session", counting)
+    asked = recipe(engine=REMOTE)
+    head, pieces, _ = letter(asked, "work", tmp_path)
+    site = Site(settings(asked, tmp_path))
+    said = [site.answer({**head, "kind": kind}, pieces)[0] for kind in ("hello", "work", "work")]
+    assert not any("refusal" in answer for answer in said)
+    assert len(opened) == 1
+
+
+def test_a_repeated_task_finds_the_memory_it_found_before(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE, algorithm="scaffold")
+    head, pieces, _ = letter(asked, "work", tmp_path)
+    own = settings(asked, tmp_path)
+    _, first = Site(own).answer(head, pieces)
+    # Another process: what is not on the disk is gone.
+    _, again = Site(own).answer(head, pieces)
+    assert first == again
+    assert list((own.folder / "memory" / "alba").iterdir())
+
+
+def test_settings_of_a_site_survive_their_file(tmp_path: Path):
+    site = SiteSettings(
+        "a",
+        tmp_path,
+        tmp_path / "x.csv",
+        ["a"],
+        Limits(8.0, ["fedavg"], ["lora"], ["prompt"], 1, 2.0),
+    )
+    site.write(tmp_path / "site.json")
+    assert SiteSettings.read(tmp_path / "site.json") == site
+
+
+def test_the_noise_of_this_torch_is_always_the_same():
+    torch.rand(3)
+    assert noise_fingerprint() == noise_fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_message_mb": 0}, "--max-message-mb must be positive, got 0"),
+        ({"min_examples": -1}, "--min-examples must be at least 0, got -1"),
+        ({"clip": 0.0}, "--clip must be positive, got 0"),
+    ],
+)
+def test_limits_that_allow_nothing_are_refused(limits: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        Limits(**limits)
+
+
+def test_a_dry_run_shows_every_tensor_and_its_size(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    for part in preview(settings(asked, tmp_path, clip=3.0), shared_recipe(asked)):
+        console.print(part)
+    shown = console.export_text()
+    for words in ("delta", "q_proj.lora_B.weight", "32 x 2", "the whole message", "weight", "3"):
+        assert words in shown

@@ -1,0 +1,48 @@
+"""The two halves that Flower runs: letters in its messages, in pieces of bounded size, and no code from elsewhere."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+from flwr.app import Array, ArrayRecord
+from flwr.supernode.runtime import run_clientapp
+
+from fedloom.engines.flower import app, node
+
+
+def test_a_letter_survives_a_message_in_pieces_of_bounded_size(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app, "CHUNK", 10)
+    pieces = [b"", b"x" * 10, b"y" * 25, bytes(3)]
+    content = app._packed({"kind": "work", "tasks": [[0, 1]]}, pieces)
+    chunks = content["chunks"]
+    assert isinstance(chunks, ArrayRecord)
+    assert max(len(chunk.data) for chunk in chunks.values()) == 10
+    assert app._opened(content) == ({"kind": "work", "tasks": [[0, 1]]}, pieces)
+
+
+def test_a_chunk_that_is_cut_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app, "CHUNK", 10)
+    content = app._packed({}, [b"y" * 25])
+    chunks: Any = content["chunks"]
+    name = sorted(chunks)[0]
+    chunks[name] = Array("uint8", (1,), "fedloom.chunk/1", b"y")
+    with pytest.raises(ValueError, match="piece 0 of a letter has 16 bytes, not 25"):
+        app._opened(content)
+
+
+def test_what_is_put_in_place_at_a_site_is_there_in_this_version_of_flower():
+    assert set(node.PRIVATE) <= vars(run_clientapp).keys()
+
+
+def test_code_that_a_server_sends_is_neither_installed_nor_loaded():
+    node._nothing(b"an app", skip_prompt=True)
+    load = node._loader(default_app_ref="", app_path=None, multi_app=True)
+    assert load("evil/app", "1.0", "hash") is app.client_app
+
+
+def test_a_flower_without_those_names_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(node, "PRIVATE", ("no_such_name",))
+    with pytest.raises(ImportError, match="this version of flwr has no no_such_name"):
+        node.main()

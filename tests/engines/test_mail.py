@@ -1,0 +1,159 @@
+"""Letters to sites: deadlines, lost and late sites, and links that are made anew, on a post and a clock of its own."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+from fedloom.engines.mail import Gone, Letter, Mail, PostDown
+
+HELLO = Letter({"say": "hello"})
+
+
+@dataclass
+class Office:
+    """A post whose answers come after as many seconds as `takes` says; None: never."""
+
+    takes: dict[str, float | None]
+    now: float = 0.0
+    connection: dict[str, str] = field(default_factory=dict)
+    sent: list[str] = field(default_factory=list)
+    reopened: int = 0
+    down_at: float | None = None
+    gone: set[str] = field(default_factory=set)
+    lost: dict[str, str] = field(default_factory=dict)
+    due: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+
+    def sites(self) -> Mapping[str, str]:
+        self._check()
+        return {s: self.connection.get(s, "1") for s in self.takes if s not in self.gone}
+
+    def send(self, letters: Mapping[str, Letter], *, seconds: float) -> Mapping[str, str]:
+        self._check()
+        tickets = {}
+        for site in letters:
+            tickets[site] = f"{site}-{len(self.sent)}"
+            self.sent.append(site)
+            takes = self.takes[site]
+            self.due[tickets[site]] = site, None if takes is None else self.now + takes
+        return tickets
+
+    def collect(self, tickets: Collection[str]) -> Mapping[str, Letter | str]:
+        self._check()
+        out: dict[str, Letter | str] = {}
+        for ticket in tickets:
+            site, when = self.due[ticket]
+            if site in self.lost:
+                out[ticket] = self.lost.pop(site)
+            elif when is not None and when <= self.now:
+                out[ticket] = Letter({"from": site})
+        return out
+
+    def reopen(self) -> None:
+        self.reopened += 1
+        self.down_at = None
+
+    def _check(self) -> None:
+        if self.down_at is not None and self.now >= self.down_at:
+            raise PostDown("the link is gone")
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for event in [event for event in self.events if event[0] <= self.now]:
+            self.events.remove(event)
+            event[1]()
+
+
+def mail(office: Office, grace: float = 90.0) -> Mail:
+    return Mail(office, grace, clock=lambda: office.now, sleep=office.sleep)
+
+
+def test_every_site_answers_once():
+    office = Office({"a": 1.0, "b": 3.0})
+    answers = mail(office).exchange({"a": HELLO, "b": HELLO}, seconds=10)
+    assert {site: answer.header for site, answer in answers.items() if isinstance(answer, Letter)}
+    assert sorted(office.sent) == ["a", "b"]
+    assert 3.0 <= office.now < 4.0
+
+
+def test_who_is_not_connected_is_absent_at_once():
+    office = Office({"a": 1.0}, gone={"a"})
+    answers = mail(office).exchange({"a": HELLO, "b": HELLO}, seconds=100)
+    assert "not connected" in str(answers["a"])
+    assert "not connected" in str(answers["b"])
+    assert office.now == 0
+
+
+def test_a_slow_site_is_absent_at_the_deadline_and_not_asked_again_before_it_is_done():
+    office = Office({"a": 1.0, "slow": 25.0})
+    post = mail(office)
+    first = post.exchange({"a": HELLO, "slow": HELLO}, seconds=10)
+    assert "no answer within 10 seconds" in str(first["slow"])
+    assert isinstance(first["a"], Letter)
+    second = post.exchange({"a": HELLO, "slow": HELLO}, seconds=10)
+    assert "still at work for an earlier round" in str(second["slow"])
+    office.now = 30.0
+    office.takes["slow"] = 2.0
+    third = post.exchange({"a": HELLO, "slow": HELLO}, seconds=10)
+    assert isinstance(third["slow"], Letter)
+    assert office.sent.count("slow") == 2
+
+
+def test_a_lost_letter_is_an_absence_with_its_reason():
+    office = Office({"a": None}, lost={"a": "its worker died"})
+    assert mail(office).exchange({"a": HELLO}, seconds=10) == {"a": "its worker died"}
+
+
+def test_a_site_that_connects_anew_gets_its_letter_again():
+    office = Office({"a": None})
+
+    def restart() -> None:
+        office.connection["a"] = "2"
+        office.takes["a"] = 1.0
+
+    office.events.append((5.0, restart))
+    answers = mail(office).exchange({"a": HELLO}, seconds=60)
+    assert isinstance(answers["a"], Letter)
+    assert office.sent == ["a", "a"]
+    assert office.now < 8
+
+
+def test_a_link_that_dies_is_made_anew_and_what_was_due_is_sent_again():
+    office = Office({"a": 1.0, "b": 6.0}, down_at=3.0)
+    said: list[str] = []
+    post = mail(office)
+    post.on_trouble = said.append
+    answers = post.exchange({"a": HELLO, "b": HELLO}, seconds=60)
+    assert all(isinstance(answer, Letter) for answer in answers.values())
+    assert office.reopened == 1
+    assert office.sent == ["a", "b", "b"]
+    assert "the link is gone" in said[0]
+
+
+def test_after_a_new_link_sites_have_time_to_come_back_and_no_more():
+    office = Office({"a": 1.0, "b": 1.0}, down_at=0.0, gone={"a", "b"})
+    office.events.append((20.0, lambda: office.gone.discard("a")))
+    answers = mail(office, grace=30.0).exchange({"a": HELLO, "b": HELLO}, seconds=100)
+    assert isinstance(answers["a"], Letter)
+    assert "not connected" in str(answers["b"])
+    assert 30 <= office.now < 32
+
+
+def test_a_site_that_is_gone_in_the_middle_has_time_to_come_back():
+    office = Office({"a": 1.0}, lost={"a": Gone("its node is gone")})
+    said: list[str] = []
+    post = mail(office)
+    post.on_trouble = said.append
+    office.events.append((0.01, lambda: office.gone.add("a")))
+    office.events.append((40.0, lambda: office.gone.discard("a")))
+    answers = post.exchange({"a": HELLO}, seconds=600)
+    assert isinstance(answers["a"], Letter)
+    assert office.sent == ["a", "a"]
+    assert said == ["a: its node is gone; waiting 90 seconds for it"]
+
+
+def test_a_site_that_does_not_come_back_is_absent_for_good():
+    office = Office({"a": 1.0}, lost={"a": Gone("its node is gone")})
+    office.events.append((0.01, lambda: office.gone.add("a")))
+    answers = mail(office).exchange({"a": HELLO}, seconds=600)
+    assert "not connected" in str(answers["a"])
+    assert 90 <= office.now < 92

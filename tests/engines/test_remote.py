@@ -1,0 +1,184 @@
+"""The handshake and the rounds of an engine whose clients are elsewhere, with sites that are functions."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.core.protocols import Absence, Payload, Reply, Task
+from fedloom.engines.mail import Letter, Mail
+from fedloom.engines.remote import Remote
+from fedloom.wire.format import decode_task, encode_reply
+from fedloom.wire.settings import WireSettings
+
+GREETING = {"fedloom": "1", "wire": 1, "recipe": "name: x", "recipe_sha256": "r", "base": "b"}
+COUNTS = {
+    "train": 4,
+    "validation": 1,
+    "test": 1,
+    "rows": 4,
+    "tokens": 9,
+    "target_tokens": 5,
+    "labels": {},
+}
+DOWN: Payload = {"params": {"w": torch.zeros(3)}}
+Talk = Callable[[Letter], Letter | str]
+
+
+@dataclass
+class Office:
+    """Hands each letter to its site's function at once."""
+
+    talks: dict[str, Talk]
+    _answers: dict[str, Letter | str] = field(default_factory=dict)
+    _number: int = 0
+
+    def sites(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.talks, "1")
+
+    def send(self, letters: Mapping[str, Letter], *, seconds: float) -> Mapping[str, str]:
+        tickets = {}
+        for site, letter in letters.items():
+            self._number += 1
+            tickets[site] = str(self._number)
+            self._answers[tickets[site]] = self.talks[site](letter)
+        return tickets
+
+    def collect(self, tickets: Collection[str]) -> Mapping[str, Letter | str]:
+        return {ticket: self._answers.pop(ticket) for ticket in tickets}
+
+    def reopen(self) -> None:
+        raise AssertionError("nothing is down here")
+
+
+def site(*clients: str, said: Mapping[str, Any] = {}) -> Talk:
+    """Return a site that answers each task with a delta of ones, its introduction changed by `said`."""
+
+    def talk(letter: Letter) -> Letter | str:
+        if letter.header["kind"] == "hello":
+            told = {c: {"profile": {"num_examples": "4"}, "counts": COUNTS} for c in clients}
+            return Letter({**GREETING, "clients": told, **said})
+        pieces = letter.pieces
+        tasks = [decode_task(pieces[head] + pieces[body]) for head, body in letter.header["tasks"]]
+        replies = [Reply(task.client, {"delta": {"w": torch.ones(3)}}) for task in tasks]
+        messages = [encode_reply(reply, settings=WireSettings()) for reply in replies]
+        return Letter({"answers": [None] * len(messages)}, messages)
+
+    return talk
+
+
+def remote(**talks: Talk) -> Remote:
+    office = Office(dict(talks))
+    mail = Mail(office, clock=lambda: 0.0, sleep=lambda _: None)
+    return Remote(FedAvg(), WireSettings(), mail, GREETING, deadline=10.0)
+
+
+def tasks(*clients: str) -> list[Task]:
+    return [Task("train", 1, client, i, {}, DOWN) for i, client in enumerate(clients)]
+
+
+def test_sites_are_met_and_their_clients_are_the_population():
+    engine = remote(north=site("b", "c"), south=site("a"))
+    engine.meet(["north", "south"], seconds=10)
+    assert list(engine.population()) == ["a", "b", "c"]
+    assert engine.counts["b"].train == 4
+    assert engine.sites["north"].clients == ("b", "c")
+
+
+def test_replies_come_in_task_order_whoever_hosts_them():
+    engine = remote(north=site("b", "c"), south=site("a"))
+    engine.meet(["north", "south"], seconds=10)
+    deliveries = list(engine.run(tasks("c", "a", "b")))
+    assert [d.answer.client for d in deliveries] == ["c", "a", "b"]
+    assert all(isinstance(d.answer, Reply) for d in deliveries)
+    assert all(d.upload_bytes > 0 and d.download_bytes > 0 for d in deliveries)
+    assert engine.sites["south"].upload_bytes == deliveries[1].upload_bytes
+
+
+def test_a_body_that_tasks_share_travels_once():
+    letters: list[Letter] = []
+
+    def spy(letter: Letter) -> Letter | str:
+        letters.append(letter)
+        return site("a", "b")(letter)
+
+    engine = remote(north=spy)
+    engine.meet(["north"], seconds=10)
+    list(engine.run(tasks("a", "b")))
+    assert len(letters[-1].pieces) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"fedloom": "0"}, "fedloom is 0 there and 1 here: install the same version"),
+        ({"wire": 2}, "wire is 2 there and 1 here"),
+        ({"recipe_sha256": "q"}, "recipe_sha256 is q there and r here: start both with the same"),
+        ({"base": "z"}, "base is z there and b here: both need the same files of model.name"),
+        ({"refusal": "this site allows --spaces lora"}, "this site allows --spaces lora"),
+        ({"clients": {"b": {"profile": {}, "counts": {}}}}, "its introduction is malformed"),
+        (
+            {"clients": {"b": {"profile": {}, "counts": {**COUNTS, "rows": "x"}}}},
+            "its introduction",
+        ),
+        ({"clients": ["b"]}, "its introduction is malformed"),
+    ],
+)
+def test_a_site_that_does_not_fit_is_refused_by_name(said: Mapping[str, Any], words: str):
+    engine = remote(north=site("a"), south=site("b", said=said))
+    with pytest.raises(ValueError, match=f"south: {words}"):
+        engine.meet(["north", "south"], seconds=10)
+
+
+def test_two_sites_cannot_host_one_client():
+    engine = remote(north=site("a"), south=site("a"))
+    with pytest.raises(ValueError, match="south: client a is at north already"):
+        engine.meet(["north", "south"], seconds=10)
+
+
+def test_a_site_that_does_not_come_is_named():
+    engine = remote(north=site("a"))
+    ticks = iter(range(100))
+    engine.mail.clock = lambda: float(next(ticks))
+    with pytest.raises(ValueError, match="south did not join within 5 seconds"):
+        engine.meet(["north", "south"], seconds=5)
+
+
+def test_who_joins_later_takes_part_from_the_next_round():
+    engine = remote(north=site("a"))
+    engine.meet(["north"], seconds=10)
+    office = engine.mail.post
+    assert isinstance(office, Office)
+    office.talks["south"] = site("b")
+    list(engine.run(tasks("a")))
+    assert list(engine.population()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("its worker died", "north: its worker died"),
+        (Letter({"refusal": "too large"}), "north: too large"),
+        (Letter({"refusal": "[/bold]\x1b[31m\n"}), "north: (/bold) (31m "),
+        (Letter({"answers": ["no data", None]}, [b"?"]), "north: no data"),
+        (Letter({"answers": [None]}, []), "north: sent 0 replies to 2 tasks"),
+        (Letter({}, [b"?"]), "north: sent 1 replies to 2 tasks"),
+    ],
+)
+def test_whatever_a_site_sends_back_its_clients_are_at_worst_absent(
+    answer: Letter | str, words: str
+):
+    def broken(letter: Letter) -> Letter | str:
+        return site("a", "b")(letter) if letter.header["kind"] == "hello" else answer
+
+    engine = remote(north=broken, south=site("c"))
+    engine.meet(["north", "south"], seconds=10)
+    first, second, third = [d.answer for d in engine.run(tasks("a", "b", "c"))]
+    assert isinstance(first, Absence)
+    assert first.reason == words
+    assert isinstance(second, Absence)
+    assert isinstance(third, Reply)
+    assert engine.sites["north"].num_absent >= 1
