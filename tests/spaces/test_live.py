@@ -114,7 +114,7 @@ def test_full_tuning_needs_full_precision(tiny_llama):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"space": "ia3"}, r"tune.space must be lora or full, got ia3"),
+        ({"space": "ia3"}, r"tune.space must be lora, full or seeds, got ia3"),
         ({"rank": 0}, r"tune.rank must be at least 1, got 0"),
         ({"alpha": 0.0}, r"tune.alpha must be positive, got 0.0"),
         ({"dropout": 1.0}, r"tune.dropout must be in \[0, 1\), got 1.0"),
