@@ -46,15 +46,11 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe: train, measure, compare with its baselines, report."""
+    from fedloom.launch import new_folder
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    folder = out or _free_folder(Path("runs") / loaded.name)
-    if (folder / "recipe.yaml").exists():
-        raise ValueError(
-            f"{folder} holds a run already; `fedloom resume {folder}` goes on with it, --out takes another folder"
-        )
-    _conduct(loaded, folder)
+    _conduct(loaded, new_folder(loaded.name, out))
 
 
 @app.command()
@@ -164,6 +160,9 @@ def chat(
     client: Annotated[
         str | None, typer.Option(help="Whose model; the shared one if not given.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Which model, or auto: the first message chooses.")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Answer this and stop, instead of asking.")
     ] = None,
@@ -173,7 +172,9 @@ def chat(
 
     from fedloom.run.answer import Chat
 
-    talk = Chat.open(_opened(folder), client)
+    if client and cluster:
+        raise ValueError(f"take --client or --cluster, got both ({client} and {cluster})")
+    talk = Chat.open(_opened(folder), cluster or client)
     console = _console()
     if prompt is not None:
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
@@ -181,6 +182,23 @@ def chat(
     console.print(f"{talk.name}; an empty line ends the chat")
     while text := console.input("[bold]you:[/] ").strip():
         console.print(f"[bold]model:[/] {escape(talk.answer(text) or NO_ANSWER)}", highlight=False)
+
+
+@app.command()
+def route(
+    folder: RunFolder,
+    probe: Annotated[Path, typer.Argument(help="Examples like data.source, or prompts in a .txt.")],
+    num_examples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 16,
+) -> None:
+    """Find the model of a run that suits a new client, from a few examples without a label."""
+    from fedloom.run.answer import last_run
+    from fedloom.run.export import deliverables
+    from fedloom.run.route import Router, read_probe, route_table
+
+    session = _opened(folder)
+    found = read_probe(session, probe, num_examples)
+    router = Router(session, deliverables(session, last_run(session)))
+    _console().print(route_table(router, found))
 
 
 @app.command()
@@ -269,15 +287,6 @@ def _opened(folder: Path) -> "Session":
 def _require_run(folder: Path) -> None:
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} holds no run: it has no recipe.yaml; `fedloom run` makes one")
-
-
-def _free_folder(wanted: Path) -> Path:
-    """Return the folder, numbered if a run is there already."""
-    folder, number = wanted, 1
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
 
 
 def _console() -> "Console":

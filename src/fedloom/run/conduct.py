@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
 from fedloom.run.loop import begin, draw
@@ -28,6 +29,7 @@ _FREE = (
     "run.baselines",
     "run.samples",
     "run.keep_checkpoints",
+    "evaluation.by",
 )
 """Settings that may differ at resume because no number of the run depends on them."""
 
@@ -52,7 +54,7 @@ def conduct(
     job: Job,
     folder: Path,
     *,
-    baseline: Callable[[Baseline, int], Job],
+    baseline: Callable[[Baseline, Mapping[str, Any]], Job],
     console: Console,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run the job and its baselines, and write the report.
@@ -60,7 +62,7 @@ def conduct(
     Args:
         job: What to run, or to go on with.
         folder: The run's folder.
-        baseline: Makes the job of a baseline from its name and the number of training clients.
+        baseline: Makes the job of a baseline from its name and the summary of the run.
         console: Where progress and notes go.
 
     Returns:
@@ -69,7 +71,7 @@ def conduct(
     summaries = {"": _one(job, folder, console)}
     for name in job.recipe.run.baselines:
         console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
-        made = baseline(name, summaries[""]["num_clients"])
+        made = baseline(name, summaries[""])
         summaries[name] = _one(made, folder / "baselines" / name, console)
     write_report(folder)
     return summaries
@@ -80,6 +82,7 @@ def _one(job: Job, folder: Path, console: Console) -> Mapping[str, Any]:
     check_trackers(job.recipe.run.trackers)
     session = build(job.recipe, folder)
     # Nothing is written before the recipe is known to fit its data.
+    check_label(session)
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
@@ -116,6 +119,10 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         row = [own["before"].get(metric), own["final"][metric]]
         row += [summaries[name]["final"].get(metric) for name in others]
         table.add_row(title(metric), *(shown(metric, value) for value in row))
+    for metric in own["worst"]:
+        found = (s["worst"].get(metric) for s in summaries.values())
+        cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
+        table.add_row(f"Worst {title(metric).lower()}", "", *cells)
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
     times = (duration(s["train_seconds"]) for s in summaries.values())

@@ -1,6 +1,6 @@
 """Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fedloom.models.build import Base, load_base
 from fedloom.run.loop import Run, draw
 from fedloom.run.settings import Recipe
 from fedloom.spaces.build import FullSpace, LoRASpace, make_space
+from fedloom.spaces.seeds import SeedSpace
 from fedloom.wire.body import roundtrip
 
 
@@ -27,7 +28,7 @@ class Session:
     recipe: Recipe
     folder: Path
     base: Base
-    space: LoRASpace | FullSpace
+    space: LoRASpace | FullSpace | SeedSpace
     federation: Federation
     evaluator: Evaluator
     trainer: Trainer
@@ -46,8 +47,10 @@ class Session:
         shards = self.federation.shards
         return [c for c in self.engine.population() if shards[c].test or shards[c].validation]
 
-    def deployed(self, run: Run[object]) -> dict[ClientId, Params]:
-        """Return what every judging client would use now, as read from the wire; shared where they share it."""
+    def deployed(
+        self, run: Run[object], *, also: Collection[ClientId] = ()
+    ) -> dict[ClientId, Params]:
+        """Return what judging clients, and those of `also`, would use now, as read from the wire; shared where shared."""
         recipe, population = self.recipe, self.engine.population()
         round = draw(run, population, None)
         sent = recipe.algorithm.broadcast(run.state, round)
@@ -60,7 +63,7 @@ class Session:
         deployed = Deployed(recipe.algorithm)
         return {
             c: deployed.of(read[id(sent[c])], self.store.load(c, before=run.number + 1))
-            for c in self.judges
+            for c in sorted({*self.judges, *also})
         }
 
 
@@ -68,7 +71,8 @@ def build(recipe: Recipe, folder: Path) -> Session:
     """Load the model, tokenise the data and connect the parts."""
     base = load_base(recipe.model)
     federation = federate(recipe.data, base.tokenizer)
-    space = make_space(base, recipe.tune, seed=derive(recipe.run.seed, "space"))
+    seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
+    space = make_space(base, recipe.tune, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
