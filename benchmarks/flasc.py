@@ -264,8 +264,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     configs = arguments.configs.split(",")
-    parts_of = Path(arguments.data or "polyglot").with_suffix("").parts
-    set_name = "_".join(parts_of[-2:])
+    source = Path(arguments.data or "polyglot").with_suffix("")
+    set_name = "_".join(source.parts[-2:])
     folder = arguments.runs / f"{set_name}-{arguments.rounds}"
     part, parts = map(int, arguments.part.split("/"))
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.

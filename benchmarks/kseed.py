@@ -1,11 +1,12 @@
-"""FedKSeed by law and sampling, beside LoRA at equal bytes and at equal compute, several seeds each.
+"""FedKSeed by law and sampling, beside LoRA at equal compute and LoRA of few bytes, several seeds each.
 
     python benchmarks/kseed.py [--configs gaussian,pro,...] [--seeds 5] [--rounds 6] [--steps 40] [--part 0/2] [--table]
 
 Every run is a recipe through `run_recipe`, on the bundled model: the same data and cohorts at a seed. A step of a walk is
-two forwards and one of gradient descent about three, so that LoRA at equal compute takes two thirds of the steps. A
-finished run is not repeated; `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds
-with 95 % confidence intervals of the mean (Student's t).
+two forwards and one of gradient descent about three, so LoRA at equal compute takes two thirds of the steps. Thin LoRA has
+rank 1 and sparse int8 links, which is still a few times FedKSeed's bytes. A finished run is not repeated; `--part i/n`
+takes every n-th run; `--table` only writes the table: means over the seeds with 95 % confidence intervals of the mean
+(Student's t).
 """
 
 import argparse
@@ -64,7 +65,7 @@ def configs(steps: int) -> dict[str, Tree]:
         "lowrank": walk(steps, "lowrank"),
         "pro": walk(steps, num_seeds=1024, sampling="pro"),
         "lora_equal_compute": lora(round(steps * 2 / 3), 16),
-        "lora_equal_bytes": lora(round(steps * 2 / 3), 1, **thin),
+        "lora_thin": lora(round(steps * 2 / 3), 1, **thin),
     }
 
 

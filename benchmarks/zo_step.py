@@ -40,10 +40,11 @@ from fedloom.data.tokens import Example
 from fedloom.models.build import Base
 from fedloom.models.quiet import quiet
 from fedloom.spaces.build import TuneSettings, make_space
+from scenery import VOCABULARY, Unasked, random_llama
 from timing import about, paired
 
 LAWS = ("rademacher", "popcount", "gaussian", "lowrank")
-VOCABULARY, EPS, LR = 4096, 5e-4, 1e-6
+EPS, LR = 5e-4, 1e-6
 NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
 OURS = "two forwards, our products and loss"
 """What ratios are against: the fastest forwards there are here."""
@@ -65,43 +66,16 @@ class Scene:
         return self.rows * self.length
 
 
-def model_of(scene: Scene) -> Any:
-    """Return a random Llama, the same one every time."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=scene.hidden,
-        intermediate_size=scene.hidden * 8 // 3 // 16 * 16,
-        num_hidden_layers=scene.layers,
-        num_attention_heads=scene.hidden // 64,
-        num_key_value_heads=scene.hidden // 64,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
 def ids_of(scene: Scene) -> Tensor:
     """Return the tokens of one step, (rows, length)."""
     shape = (scene.rows, scene.length)
     return torch.randint(0, VOCABULARY, shape, generator=generator(0, "rows"))
 
 
-class Unasked:
-    """Stands where an evaluator would: nothing here is evaluated."""
-
-    def measure_each(self, model: Any, groups: Any, *, split: Any) -> list[Any]:
-        """Return nothing."""
-        return []
-
-
 def walk(scene: Scene, law: Any) -> Callable[[], object]:
     """Return a client's work: some steps along directions of a law."""
     tune = TuneSettings(space="seeds", law=law)
-    space = make_space(Base(model_of(scene), None, "random"), tune, seed=0)
+    space = make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), tune, seed=0)
     rows = [Example(row, row.clone(), 1) for row in ids_of(scene)]
     federation = Federation({"one": Shard(rows, [], [])}, {"one": {}}, NOTHING)
     local = LocalSettings(optimizer="sgd", lr=LR, steps=scene.steps, batch_size=scene.rows, eps=EPS)
@@ -112,7 +86,7 @@ def walk(scene: Scene, law: Any) -> Callable[[], object]:
 
 def plain_forwards(scene: Scene) -> Callable[[], object]:
     """Return as many pairs of forwards of the model."""
-    model, ids = model_of(scene), ids_of(scene)
+    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
 
     def run() -> None:
         with torch.inference_mode():
@@ -124,7 +98,7 @@ def plain_forwards(scene: Scene) -> Callable[[], object]:
 
 def our_forwards(scene: Scene) -> Callable[[], object]:
     """Return the same with the products and the loss of a walk."""
-    model, ids = model_of(scene), ids_of(scene)
+    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
     fast = make_fast(model, LocalSettings(), moving=True)
     rows = [Example(row, row.clone(), 1) for row in ids]
     count = sum(row.num_targets for row in rows)
@@ -140,7 +114,7 @@ def our_forwards(scene: Scene) -> Callable[[], object]:
 
 def mezo(scene: Scene) -> Callable[[], object]:
     """Return steps as MeZO's code takes them."""
-    model, ids = model_of(scene), ids_of(scene)
+    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
 
     def shift(seed: int, by: float) -> None:
         torch.manual_seed(seed)
@@ -218,7 +192,7 @@ def main() -> None:
     scene = Scene(asked.hidden, asked.layers, asked.rows, asked.length, asked.steps)
     torch.set_num_threads(1)
     print(about(("torch", "transformers", "numba", "fedloom")))
-    weights = {n: p.nbytes for n, p in model_of(scene).named_parameters()}
+    weights = {n: p.nbytes for n, p in random_llama(scene.hidden, scene.layers).named_parameters()}
     print(
         f"model     random Llama, {sum(weights.values()) / 4e6:.1f} M weights in float32;"
         f" {scene.steps} steps of {scene.tokens} tokens, all learnt\n"

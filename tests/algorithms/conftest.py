@@ -24,7 +24,7 @@ from fedloom.core.protocols import (
     Work,
 )
 from fedloom.core.seeds import derive
-from fedloom.core.walks import NAME, uniform_walk
+from fedloom.core.walks import COEFFICIENTS, uniform_walk
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Descent:
 
     def run(self, client: ClientId, work: Work, seed: int = 0) -> Done:
         loss = self.clients[client]
-        if isinstance(work, Fit) and NAME in work.start:
+        if isinstance(work, Fit) and COEFFICIENTS in work.start:
             return self._walk(loss, work, seed)
         if isinstance(work, Evaluate):
             return Done({}, loss.num_examples)
@@ -73,20 +73,20 @@ class Descent:
 
     def _walk(self, loss: Parabola, work: Fit, seed: int) -> Done:
         """Follow the exact derivative along one coordinate a step, as a trainer in seed space does."""
-        start = work.start[NAME].double()
+        start = work.start[COEFFICIENTS].double()
         steps = work.steps or self.steps
-        walk = work.walk[NAME] if work.walk else uniform_walk(seed, steps, len(start))
+        walk = work.walk[COEFFICIENTS] if work.walk else uniform_walk(seed, steps, len(start))
         values, scalars = start.clone(), []
         for k in walk.tolist():
             g = loss.gradient((start if work.at_start else values)[k])
             if work.proximal:
-                g = g + work.proximal.strength * (values[k] - work.proximal.center[NAME][k])
+                g = g + work.proximal.strength * (values[k] - work.proximal.center[COEFFICIENTS][k])
             if work.mask:
-                g = g * work.mask[NAME].expand_as(start)[k]
+                g = g * work.mask[COEFFICIENTS].expand_as(start)[k]
             scalars.append(g.float().double())
             values[k] -= self.lr * scalars[-1]
-        moved = {**work.start, NAME: values}
-        record = {"scalars": {NAME: torch.stack(scalars)}}
+        moved = {**work.start, COEFFICIENTS: values}
+        record = {"scalars": {COEFFICIENTS: torch.stack(scalars)}}
         lr_sum = self.lr * len(walk) if self.gradient else None
         told = {"loss": float(len(walk))}
         return Done(moved, loss.num_examples, len(walk), lr_sum, record, told)

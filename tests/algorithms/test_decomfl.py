@@ -11,7 +11,7 @@ from fedloom.algorithms.private import Private
 from fedloom.core.protocols import Reply, Round
 from fedloom.core.seeds import derive
 from fedloom.core.standin import play
-from fedloom.core.walks import NAME, landed, uniform_walk
+from fedloom.core.walks import COEFFICIENTS, landed, uniform_walk
 from fedloom.run.loop import tasks
 from fedloom.server.optimizers import SGD, Momentum
 from fedloom.wire.format import encode_reply, encode_task
@@ -20,7 +20,7 @@ from fedloom.wire.settings import WireSettings
 
 def seeds(num_seeds: int = 16) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    return {NAME: torch.randn(num_seeds, generator=g, dtype=torch.float64)}
+    return {COEFFICIENTS: torch.randn(num_seeds, generator=g, dtype=torch.float64)}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_everybody_walks_the_same_way_and_every_round_another(
 ) -> None:
     place = world(DeComFL(steps=6, votes=votes), losses, seeds())
     place.play(2)
-    walks = [work.walk[NAME] for work in place.asked]
+    walks = [work.walk[COEFFICIENTS] for work in place.asked]
     assert all(torch.equal(walk, walks[0]) for walk in walks[:3])
     assert all(torch.equal(walk, walks[3]) for walk in walks[3:])
     assert not torch.equal(walks[0], walks[3])
@@ -44,14 +44,16 @@ def test_the_server_takes_the_walk_by_the_mean_scalars(world: Any, losses: Any) 
     place = world(DeComFL(steps=6), losses, seeds(), lr=0.1)
     place.play(1)
     walk = uniform_walk(derive(1, "walk"), 6, 16)
-    start = seeds()[NAME].float().double()
+    start = seeds()[COEFFICIENTS].float().double()
     expected = torch.zeros(16).double()
     for loss in losses:
         values = start.clone()
         for k in walk.tolist():
             values[k] -= 0.1 * loss.gradient(values[k])
         expected += (values - start) / 3
-    assert torch.allclose(place.state.params[NAME] - seeds()[NAME], expected, atol=1e-7)
+    assert torch.allclose(
+        place.state.params[COEFFICIENTS] - seeds()[COEFFICIENTS], expected, atol=1e-7
+    )
 
 
 def test_with_equal_clients_it_is_one_of_them(world: Any, parabola: Any) -> None:
@@ -59,7 +61,9 @@ def test_with_equal_clients_it_is_one_of_them(world: Any, parabola: Any) -> None
     alone = world(DeComFL(steps=6), [parabola(1.0)], seeds())
     for one in (place, alone):
         one.play(3)
-    assert torch.allclose(place.state.params[NAME], alone.state.params[NAME], atol=1e-7)
+    assert torch.allclose(
+        place.state.params[COEFFICIENTS], alone.state.params[COEFFICIENTS], atol=1e-7
+    )
 
 
 def test_baffle_measures_all_directions_at_the_start(world: Any, losses: Any) -> None:
@@ -67,9 +71,9 @@ def test_baffle_measures_all_directions_at_the_start(world: Any, losses: Any) ->
     place.play(1)
     assert all(work.at_start for work in place.asked)
     walk = uniform_walk(derive(1, "walk"), 40, 16)
-    start = seeds()[NAME].float().double()
+    start = seeds()[COEFFICIENTS].float().double()
     slope = sum(loss.gradient(start) for loss in losses) / 3
-    moved = place.state.params[NAME] - seeds()[NAME]
+    moved = place.state.params[COEFFICIENTS] - seeds()[COEFFICIENTS]
     assert torch.allclose(moved, -0.01 * landed(walk, slope[walk], 16), atol=1e-7)
 
 
@@ -79,9 +83,11 @@ def test_feedsign_moves_by_the_majority(world: Any, parabola: Any) -> None:
     place = world(DeComFL(SGD(0.5), steps=9, votes=True), losses, seeds())
     place.play(1)
     assert all(work.at_start for work in place.asked)
-    assert all(not r.metrics and r.upload["votes"][NAME].shape == (2,) for r in place.replies)
+    assert all(
+        not r.metrics and r.upload["votes"][COEFFICIENTS].shape == (2,) for r in place.replies
+    )
     walk = uniform_walk(derive(1, "walk"), 9, 16)
-    moved = place.state.params[NAME] - seeds()[NAME]
+    moved = place.state.params[COEFFICIENTS] - seeds()[COEFFICIENTS]
     assert torch.allclose(moved, 0.5 * landed(walk, torch.ones(9), 16))
 
 
@@ -92,7 +98,7 @@ def test_a_tie_moves_nothing_and_weights_break_it(world: Any, parabola: Any) -> 
         algorithm = DeComFL(SGD(0.5), weighting=weighting, steps=9, votes=True)
         place = world(algorithm, losses, seeds())
         place.play(1)
-        ends[weighting] = place.state.params[NAME] - seeds()[NAME]
+        ends[weighting] = place.state.params[COEFFICIENTS] - seeds()[COEFFICIENTS]
     assert not ends["uniform"].any()
     assert float(ends["examples"].sum()) == pytest.approx(4.5)
 
@@ -110,17 +116,19 @@ def test_both_learn(world: Any, losses: Any) -> None:
     for algorithm in (DeComFL(steps=32), DeComFL(steps=32, at_start=True)):
         place = world(algorithm, losses, seeds(), lr=0.1)
         place.play(40)
-        assert float((place.state.params[NAME] + 1 / 6).abs().max()) < 0.05
+        assert float((place.state.params[COEFFICIENTS] + 1 / 6).abs().max()) < 0.05
     place = world(DeComFL(SGD(0.05), steps=8, votes=True), losses, seeds())
     place.play(200)
-    assert float((place.state.params[NAME] - 0.5).abs().max()) < 0.2, "the median, by majority"
+    assert float((place.state.params[COEFFICIENTS] - 0.5).abs().max()) < 0.2, (
+        "the median, by majority"
+    )
 
 
 def test_the_mean_of_scalars_may_be_private(world: Any, losses: Any) -> None:
     inner = DeComFL(Momentum(0.5, 0.9), steps=6)
     place = world(Private(inner, 1.0, noise_multiplier=0.5, noise_seed=1), losses, seeds())
     place.play(3)
-    assert bool(torch.isfinite(place.state.inner.params[NAME]).all())
+    assert bool(torch.isfinite(place.state.inner.params[COEFFICIENTS]).all())
     with pytest.raises(ValueError, match="DeComFL, which reads each"):
         Private(DeComFL(votes=True), 1.0, noise_multiplier=0.5)
 
@@ -151,7 +159,7 @@ def test_uploads_take_tens_of_bytes(algorithm: Any, up: int) -> None:
 def test_votes_come_back_from_their_bytes() -> None:
     """A vote is for the direction where the scalar is negative; a skipped step's is against it."""
     algorithm = DeComFL(votes=True, steps=11)
-    state = algorithm.init({NAME: torch.zeros(1 << 20).double()}, 0)
+    state = algorithm.init({COEFFICIENTS: torch.zeros(1 << 20).double()}, 0)
     round = Round(1, 7, {"c": {}}, ("c",), 1.0)
     scalars = torch.tensor([-1.0, 2, -3, 0, 5, -6, 7, -8, -9, 10, -11]).double()
     (task,) = tasks("train", round, algorithm.broadcast(state, round))
@@ -162,14 +170,14 @@ def test_votes_come_back_from_their_bytes() -> None:
         from fedloom.core.protocols import Done
 
         try:
-            half.send(Done(work.start, 3, 11, 1.0, {"scalars": {NAME: scalars}}))
+            half.send(Done(work.start, 3, 11, 1.0, {"scalars": {COEFFICIENTS: scalars}}))
         except StopIteration as stop:
             reply: Reply = stop.value[0]
             return reply
         raise AssertionError("one piece of work")
 
     after, _ = algorithm.server_update(state, round, [done()])
-    moved = after.params[NAME][work.walk[NAME]]
+    moved = after.params[COEFFICIENTS][work.walk[COEFFICIENTS]]
     assert torch.equal(moved, torch.where(scalars < 0, 1.0, -1.0).double())
 
 

@@ -16,7 +16,7 @@ from fedloom.core.payloads import to_all
 from fedloom.core.protocols import Done, Fit, Reply, Round, Task
 from fedloom.core.seeds import derive
 from fedloom.core.standin import play
-from fedloom.core.walks import NAME, landed, uniform_walk
+from fedloom.core.walks import COEFFICIENTS, landed, uniform_walk
 from fedloom.run.checkpoint import Checkpoints, state_sha256
 from fedloom.run.loop import Run, begin, tasks
 from fedloom.server.importance import Power, Pro
@@ -41,7 +41,7 @@ class FedAvgInFloat32(FedAvg):
 
 def seeds(num_seeds: int = 64) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    return {NAME: torch.randn(num_seeds, generator=g, dtype=torch.float64)}
+    return {COEFFICIENTS: torch.randn(num_seeds, generator=g, dtype=torch.float64)}
 
 
 @pytest.fixture
@@ -58,9 +58,9 @@ def test_sending_vectors_it_is_fedavg_to_the_bit(
     theirs = world(FedAvgInFloat32(server, weighting=weighting), losses, seeds(), steps=30)
     for place in (ours, theirs):
         place.play(4)
-    assert torch.equal(ours.state.params[NAME], theirs.state.params[NAME])
+    assert torch.equal(ours.state.params[COEFFICIENTS], theirs.state.params[COEFFICIENTS])
     assert state_sha256(ours.state.moments) == state_sha256(theirs.state.moments)
-    assert not torch.equal(ours.state.params[NAME], seeds()[NAME])
+    assert not torch.equal(ours.state.params[COEFFICIENTS], seeds()[COEFFICIENTS])
 
 
 @pytest.mark.parametrize("server", [FedAvg().server, Momentum(0.7, 0.9)])
@@ -69,9 +69,9 @@ def test_scalars_say_what_vectors_say(server: Any, world: Any, losses: Any) -> N
     for uploads in ("scalars", "delta"):
         place = world(FedKSeed(server, steps=200, uploads=uploads), losses, seeds(), lr=0.01)
         place.play(4)
-        ends.append(place.state.params[NAME])
+        ends.append(place.state.params[COEFFICIENTS])
     assert float((ends[0] - ends[1]).abs().max()) < 1e-7 * float(ends[1].abs().max())
-    assert not torch.equal(ends[0], seeds()[NAME])
+    assert not torch.equal(ends[0], seeds()[COEFFICIENTS])
 
 
 def test_a_round_is_the_weighted_mean_of_the_clients_models(world: Any, losses: Any) -> None:
@@ -81,19 +81,21 @@ def test_a_round_is_the_weighted_mean_of_the_clients_models(world: Any, losses: 
     ends = []
     for client, loss in place.trainer.clients.items():
         walk = uniform_walk(derive(derive(1, client), 0), 20, 64)
-        fit = Fit({NAME: seeds()[NAME].float().double()}, walk={NAME: walk})
-        moved = place.trainer.run(client, fit).params[NAME] - fit.start[NAME]
+        fit = Fit({COEFFICIENTS: seeds()[COEFFICIENTS].float().double()}, walk={COEFFICIENTS: walk})
+        moved = place.trainer.run(client, fit).params[COEFFICIENTS] - fit.start[COEFFICIENTS]
         ends.append(loss.num_examples / 8 * moved)
-    assert torch.allclose(place.state.params[NAME], seeds()[NAME] + sum(ends), rtol=1e-12, atol=0)
+    assert torch.allclose(
+        place.state.params[COEFFICIENTS], seeds()[COEFFICIENTS] + sum(ends), rtol=1e-12, atol=0
+    )
 
 
 def test_what_clients_use_is_what_they_were_sent(world: Any, losses: Any) -> None:
     place = world(FedKSeed(steps=20), losses, seeds())
     place.play(2)
-    sent = place.downloads["c0"]["params"][NAME]
+    sent = place.downloads["c0"]["params"][COEFFICIENTS]
     assert sent.dtype is torch.float32
-    assert torch.equal(place.deployed("c0")[NAME], sent.double())
-    assert all(torch.equal(work.start[NAME], sent.double()) for work in place.asked[-3:])
+    assert torch.equal(place.deployed("c0")[COEFFICIENTS], sent.double())
+    assert all(torch.equal(work.start[COEFFICIENTS], sent.double()) for work in place.asked[-3:])
 
 
 def test_a_learning_rate_may_have_a_schedule(world: Any, losses: Any) -> None:
@@ -110,11 +112,11 @@ def test_a_learning_rate_may_have_a_schedule(world: Any, losses: Any) -> None:
 def test_pro_sends_every_client_its_own_walk(world: Any, losses: Any) -> None:
     place = world(FedKSeed(steps=50, sampling=PRO), losses, seeds(1024))
     place.play(2)
-    walks = {c: payload["walk"][NAME] for c, payload in place.downloads.items()}
+    walks = {c: payload["walk"][COEFFICIENTS] for c, payload in place.downloads.items()}
     assert all(walk.dtype is torch.uint16 and len(walk) == 50 for walk in walks.values())
     assert not torch.equal(walks["c0"].long(), walks["c1"].long())
     for client, work in zip(walks, place.asked[-3:], strict=True):
-        assert torch.equal(work.walk[NAME], walks[client].long())
+        assert torch.equal(work.walk[COEFFICIENTS], walks[client].long())
 
 
 def test_pro_keeps_sums_and_counts_of_what_was_met(world: Any, losses: Any) -> None:
@@ -124,8 +126,8 @@ def test_pro_keeps_sums_and_counts_of_what_was_met(world: Any, losses: Any) -> N
     for _ in range(3):
         place.play(1)
         for reply in place.replies:
-            walk = place.downloads[reply.client]["walk"][NAME].long()
-            met = reply.upload["scalars"][NAME].double().abs().clamp(max=1.5)
+            walk = place.downloads[reply.client]["walk"][COEFFICIENTS].long()
+            met = reply.upload["scalars"][COEFFICIENTS].double().abs().clamp(max=1.5)
             sizes += landed(walk, met, 16)
             draws += torch.bincount(walk, minlength=16)
     assert torch.allclose(place.state.sizes, sizes, rtol=1e-14)
@@ -135,22 +137,25 @@ def test_pro_keeps_sums_and_counts_of_what_was_met(world: Any, losses: Any) -> N
 
 def test_a_skipped_step_is_no_draw(task: Any, drive: Any) -> None:
     algorithm = FedKSeed(steps=4, sampling=PRO)
-    state = algorithm.init({NAME: torch.zeros(8).double()}, 0)
+    state = algorithm.init({COEFFICIENTS: torch.zeros(8).double()}, 0)
     round = Round(1, 7, {"c": {}}, ("c",), 1.0)
     download = algorithm.broadcast(state, round)["c"]
-    walk = download["walk"][NAME].long()
+    walk = download["walk"][COEFFICIENTS].long()
     scalars = torch.tensor([2.0, 0.0, -1.0, 3.0]).double()
 
     def train(work: Any) -> Done:
-        moved = {NAME: work.start[NAME] - 0.5 * landed(work.walk[NAME], scalars, 8)}
-        return Done(moved, 3, 4, 1.5, {"scalars": {NAME: scalars}})
+        moved = {
+            COEFFICIENTS: work.start[COEFFICIENTS]
+            - 0.5 * landed(work.walk[COEFFICIENTS], scalars, 8)
+        }
+        return Done(moved, 3, 4, 1.5, {"scalars": {COEFFICIENTS: scalars}})
 
     message = Task("train", 1, "c", derive(7, "c"), {}, download)
     reply, _, _ = drive(algorithm.client_update(message, {}), train)
     after, _ = algorithm.server_update(state, round, [reply])
     counted = torch.bincount(walk[scalars != 0], minlength=8)
     assert torch.equal(after.draws, counted.double())
-    assert torch.allclose(after.params[NAME], -0.5 * landed(walk, scalars, 8))
+    assert torch.allclose(after.params[COEFFICIENTS], -0.5 * landed(walk, scalars, 8))
 
 
 def test_round_one_of_pro_is_uniform_and_later_ones_are_not(world: Any, losses: Any) -> None:
@@ -170,7 +175,9 @@ def test_walks_are_drawn_by_the_chances(sampling: Any) -> None:
     algorithm = FedKSeed(steps=1_000_000, sampling=sampling)
     sizes = torch.rand(256, generator=torch.Generator().manual_seed(0)).double()
     state = replace(algorithm.init(seeds(256), 0), sizes=sizes, draws=torch.ones(256).double())
-    sent = algorithm.broadcast(state, Round(1, 3, {"c": {}}, ("c",), 1.0))["c"]["walk"][NAME]
+    sent = algorithm.broadcast(state, Round(1, 3, {"c": {}}, ("c",), 1.0))["c"]["walk"][
+        COEFFICIENTS
+    ]
     expected = sampling.chances(state.sizes, state.draws) * algorithm.steps
     assert chisquare(torch.bincount(sent.long()).numpy(), expected.numpy()).pvalue > 1e-3
 
@@ -182,13 +189,13 @@ def test_corrected_steps_are_those_of_uniform_draws_in_the_mean() -> None:
     means = {}
     for corrected in (False, True):
         algorithm = FedKSeed(steps=40_000, sampling=Power(mix=0.2, corrected=corrected))
-        fresh = algorithm.init({NAME: torch.zeros(num_seeds).double()}, 0)
+        fresh = algorithm.init({COEFFICIENTS: torch.zeros(num_seeds).double()}, 0)
         state = replace(fresh, sizes=slope * 5, draws=fives)
         round = Round(1, 7, {"c": {}}, ("c",), 1.0)
-        walk = algorithm.broadcast(state, round)["c"]["walk"][NAME].long()
-        scalars = {NAME: slope[walk].float(), "lr": torch.tensor(0.1).double()}
+        walk = algorithm.broadcast(state, round)["c"]["walk"][COEFFICIENTS].long()
+        scalars = {COEFFICIENTS: slope[walk].float(), "lr": torch.tensor(0.1).double()}
         after, _ = algorithm.server_update(state, round, [Reply("c", {"scalars": scalars})])
-        means[corrected] = after.params[NAME] / (-0.1 * slope * algorithm.steps / num_seeds)
+        means[corrected] = after.params[COEFFICIENTS] / (-0.1 * slope * algorithm.steps / num_seeds)
     assert means[True].tolist() == pytest.approx([1.0] * 8, rel=0.06)
     assert float(means[False].max() / means[False].min()) > 3
 
@@ -210,8 +217,8 @@ def test_without_noise_privacy_is_the_plain_mean(world: Any, losses: Any) -> Non
         place.play(1)
     answered = {reply.client: reply for reply in plain.replies}
     drawn = [answered[reply.client] for reply in wrapped.replies]
-    total = sum(reply.upload["delta"][NAME] for reply in drawn)
-    moved = wrapped.state.inner.params[NAME] - seeds()[NAME]
+    total = sum(reply.upload["delta"][COEFFICIENTS] for reply in drawn)
+    moved = wrapped.state.inner.params[COEFFICIENTS] - seeds()[COEFFICIENTS]
     assert torch.allclose(moved, total / 3, atol=1e-12)
 
 
@@ -219,7 +226,7 @@ def test_a_thinned_vector_holds_the_largest_moves(world: Any, losses: Any) -> No
     algorithm = Flasc(FedKSeed(steps=30, uploads="delta"), Density(1.0), Density(0.25))
     place = world(algorithm, losses, seeds())
     place.play(2)
-    assert all(int((r.upload["delta"][NAME] != 0).sum()) == 16 for r in place.replies)
+    assert all(int((r.upload["delta"][COEFFICIENTS] != 0).sum()) == 16 for r in place.replies)
 
 
 # --- bytes and resumption -------------------------------------------------------------------------
@@ -297,4 +304,4 @@ def test_it_says_what_space_it_needs() -> None:
     decaying = {**seeds(), "base": torch.zeros((), dtype=torch.float64)}
     with pytest.raises(ValueError, match=r"uploads must be delta for local\.weight_decay"):
         FedKSeed().init(decaying, 0)
-    assert FedKSeed(uploads="delta").init(decaying, 0).params.keys() == {NAME, "base"}
+    assert FedKSeed(uploads="delta").init(decaying, 0).params.keys() == {COEFFICIENTS, "base"}

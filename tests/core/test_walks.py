@@ -5,7 +5,7 @@ import torch
 from scipy.stats import chisquare
 
 from fedloom.core.seeds import derive
-from fedloom.core.walks import NAME, landed, narrowed, pace, uniform_walk, widened
+from fedloom.core.walks import COEFFICIENTS, landed, narrowed, pace, uniform_walk, widened
 
 
 def test_a_walk_is_a_function_of_its_seed() -> None:
@@ -44,9 +44,9 @@ def test_scalars_land_on_their_directions() -> None:
 def test_the_pace_is_the_learning_rate_of_the_move() -> None:
     walk = uniform_walk(1, 50, 16)
     scalars = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    moved = {NAME: -3e-7 * landed(walk, scalars, 16)}
+    moved = {COEFFICIENTS: -3e-7 * landed(walk, scalars, 16)}
     assert pace(moved, walk, scalars) == pytest.approx(3e-7, rel=1e-14)
-    assert pace({NAME: torch.zeros(16)}, walk, torch.zeros(50)) == 0.0
+    assert pace({COEFFICIENTS: torch.zeros(16)}, walk, torch.zeros(50)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_a_walk_travels_in_the_fewest_bytes(num_seeds: int, dtype: torch.dtype) 
 
 
 def test_what_travelled_as_float32_is_trained_in_float64() -> None:
-    assert widened({NAME: torch.tensor([0.1])})[NAME].dtype is torch.float64
+    assert widened({COEFFICIENTS: torch.tensor([0.1])})[COEFFICIENTS].dtype is torch.float64

@@ -15,7 +15,7 @@ from fedloom.client.setup import batches
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import ClientId, ClientUpdate, Payload, Round, Task
 from fedloom.core.seeds import derive
-from fedloom.core.walks import NAME, uniform_walk, widened
+from fedloom.core.walks import COEFFICIENTS, uniform_walk, widened
 from fedloom.engines.inprocess import InProcess
 from fedloom.run.checkpoint import state_sha256
 from fedloom.run.loop import begin, draw, measure
@@ -45,8 +45,8 @@ def test_sending_vectors_fedkseed_is_fedavg_in_seed_space_to_the_bit(
     it, few = bench(tune=SEEDS, **LOCAL), Uniform(2)
     ours = it.final(FedKSeed(steps=STEPS, uploads="delta"), tmp_path / "a", sampler=few).state
     theirs = it.final(FedAvgInFloat32(), tmp_path / "b", sampler=few).state
-    assert torch.equal(ours.params[NAME], theirs.params[NAME])
-    assert float(ours.params[NAME].abs().max()) > 1e-4
+    assert torch.equal(ours.params[COEFFICIENTS], theirs.params[COEFFICIENTS])
+    assert float(ours.params[COEFFICIENTS].abs().max()) > 1e-4
 
 
 def test_scalars_say_what_vectors_say(bench: Callable[..., Any], tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_scalars_say_what_vectors_say(bench: Callable[..., Any], tmp_path: Path)
     for uploads in ("scalars", "delta"):
         algorithm = FedKSeed(steps=STEPS, uploads=uploads)
         end = it.final(algorithm, tmp_path / uploads, sampler=Uniform(2))
-        ends.append(end.state.params[NAME])
+        ends.append(end.state.params[COEFFICIENTS])
     # One float32 rounding of what is sent in round 2 and 3 may fall the other way.
     assert float((ends[0] - ends[1]).abs().max()) < 1e-5 * float(ends[1].abs().max())
 

@@ -38,14 +38,13 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seeds import derive
+from fedloom.core.walks import COEFFICIENTS
 from fedloom.server.clustering import adjusted_rand
 from fedloom.server.clustering_members import Grouping
 from fedloom.server.clustering_modes import Auto, Mode
 from fedloom.server.clustering_rows import row_of
 from fedloom.server.clustering_sharing import ClusteredState, Sharing, downloads
 
-_SEEDS = "coefficients"
-"""The one name of seed space."""
 _WALK = 64
 """Steps of a probe there."""
 
@@ -94,15 +93,15 @@ class Clustered(Generic[State]):
             return reply, kept
         start, delta = task.download["start"], reply.upload.get("delta", {})
         if (
-            _SEEDS in start
+            COEFFICIENTS in start
             or self.mode.probe
             or not delta
             or not _same(task.download["params"], start)
         ):
-            if _SEEDS in start:
+            if COEFFICIENTS in start:
                 # Only clients who walk along the same coordinates can be compared.
-                path = torch.arange(self.mode.probe or _WALK) % len(start[_SEEDS])
-                done = yield Fit(start, walk={_SEEDS: path}, at_start=True)
+                path = torch.arange(self.mode.probe or _WALK) % len(start[COEFFICIENTS])
+                done = yield Fit(start, walk={COEFFICIENTS: path}, at_start=True)
             else:
                 done = yield Fit(start, steps=self.mode.probe)
             moved = sub(done.params, start)

@@ -42,7 +42,8 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seeds import derive
-from fedloom.core.walks import NAME, landed, pace, uniform_walk, widened
+from fedloom.core.walks import COEFFICIENTS as NAME
+from fedloom.core.walks import landed, pace, uniform_walk, widened
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
 

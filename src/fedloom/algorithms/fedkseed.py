@@ -35,7 +35,8 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seeds import derive, generator
-from fedloom.core.walks import NAME, landed, narrowed, pace, uniform_walk, widened
+from fedloom.core.walks import COEFFICIENTS as NAME
+from fedloom.core.walks import landed, narrowed, pace, uniform_walk, widened
 from fedloom.server.importance import Alike, SeedSampling
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 

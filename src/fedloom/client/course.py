@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedloom.client.settings import LocalSettings
 from fedloom.core.protocols import Fit, Params, Payload
-from fedloom.core.walks import uniform_walk
-from fedloom.spaces.seeds import BASE, COEFFICIENTS, SeedSpace
+from fedloom.core.walks import COEFFICIENTS, uniform_walk
+from fedloom.spaces.seeds import BASE, SeedSpace
 
 
 def drawn_walk(fit: Fit, space: SeedSpace, *, steps: int, per_step: int, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedloom.client.fit import fit
 from fedloom.client.objectives import Batch, collate
 from fedloom.client.setup import Step
-from fedloom.client.trainer import Sequential, measured
+from fedloom.client.trainer import Sequential, one_by_one
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.seeds import generator
 
@@ -86,12 +86,8 @@ class Mezo:
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        setup, fast = self.sequential.setup, self.sequential.fast
-        done = measured(jobs, setup, fast, self.sequential.evaluator)
-        for i, job in enumerate(jobs):
-            if isinstance(job.work, Fit):
-                done[i] = self._train(job, job.work)
-        return [done[i] for i in range(len(jobs))]
+        plain = self.sequential
+        return one_by_one(jobs, plain.setup, plain.fast, plain.evaluator, self._train)
 
     def _train(self, job: Job, work: Fit) -> Done:
         setup = self.sequential.setup

@@ -15,10 +15,11 @@ from fedloom.client.course import drawn_walk
 from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
 from fedloom.client.setup import Setup
-from fedloom.client.trainer import Evaluator, OneLane, measured, training
+from fedloom.client.trainer import Evaluator, OneLane, one_by_one, training
 from fedloom.core.protocols import Done, Fit, Job, Params
+from fedloom.core.walks import COEFFICIENTS
 from fedloom.spaces.live import Layout
-from fedloom.spaces.seeds import COEFFICIENTS, SeedSpace
+from fedloom.spaces.seeds import SeedSpace
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,7 @@ class Projected:
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        done = measured(jobs, self.setup, self.fast, self.evaluator)
-        for i, job in enumerate(jobs):
-            if isinstance(job.work, Fit):
-                done[i] = self._train(job, job.work)
-        return [done[i] for i in range(len(jobs))]
+        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._train)
 
     def _train(self, job: Job, work: Fit) -> Done:
         if work.proximal or work.gradient_offset or work.mask or work.at_start:

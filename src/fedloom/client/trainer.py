@@ -1,6 +1,6 @@
 """One client at a time, on any space whose coordinates are the model's own tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,11 +65,7 @@ class Sequential:
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        done = measured(jobs, self.setup, self.fast, self.evaluator)
-        for i, job in enumerate(jobs):
-            if isinstance(job.work, Fit):
-                done[i] = self._train(job, job.work)
-        return [done[i] for i in range(len(jobs))]
+        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._train)
 
     def _train(self, job: Job, work: Fit) -> Done:
         setup = self.setup
@@ -83,7 +79,22 @@ class Sequential:
                 setup.space.drop_gradients()
 
 
-def measured(
+def one_by_one(
+    jobs: Sequence[Job],
+    setup: Setup[Space],
+    fast: FastPath,
+    evaluator: Evaluator,
+    train: Callable[[Job, Fit], Done],
+) -> list[Done]:
+    """Answer jobs in their order: what is to be measured first, then each Fit by `train`."""
+    done = _measured(jobs, setup, fast, evaluator)
+    for i, job in enumerate(jobs):
+        if isinstance(job.work, Fit):
+            done[i] = train(job, job.work)
+    return [done[i] for i in range(len(jobs))]
+
+
+def _measured(
     jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: Evaluator
 ) -> dict[int, Done]:
     """Answer the Evaluate jobs; the same params are loaded and measured once a split, for all who ask."""

@@ -19,7 +19,7 @@ from fedloom.client.fast.kernels import FastPath
 from fedloom.client.leaves import Ground, Leaf, leaves_of
 from fedloom.client.objectives import Batch, collate
 from fedloom.client.setup import Setup, Step, batches
-from fedloom.client.trainer import Evaluator, measured
+from fedloom.client.trainer import Evaluator, one_by_one
 from fedloom.core.protocols import Done, Fit, Job, Refusal
 from fedloom.spaces.seeds import SeedSpace
 
@@ -42,11 +42,7 @@ class SeedWalk:
         return leaves_of(self.setup.space)
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        done = measured(jobs, self.setup, self.fast, self.evaluator)
-        for i, job in enumerate(jobs):
-            if isinstance(job.work, Fit):
-                done[i] = self._walk(job, job.work)
-        return [done[i] for i in range(len(jobs))]
+        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._walk)
 
     def _walk(self, job: Job, fit: Fit) -> Done:
         local, space = self.setup.local, self.setup.space

@@ -1,6 +1,6 @@
 """Walks along the directions of a seed space: who may draw them, and where they lead.
 
-The coordinates of a seed space are one vector, `NAME`: (K,) coefficients of K directions that everybody can make.
+The coordinates of a seed space are one vector, `COEFFICIENTS`: (K,) coefficients of K directions that everybody can make.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedloom.core.protocols import Params
 
-NAME = "coefficients"
+COEFFICIENTS = "coefficients"
 """Of the vector, in the params of a seed space as in walks and scalars."""
 
 
@@ -33,9 +33,9 @@ def landed(walk: Tensor, scalars: Tensor, num_seeds: int) -> Tensor:
 
 def pace(moved: Params, walk: Tensor, scalars: Tensor) -> float:
     """Return the learning rate that turned a walk's scalars into the move; 0 where nothing moved."""
-    sums = landed(walk, scalars, moved[NAME].numel())
+    sums = landed(walk, scalars, moved[COEFFICIENTS].numel())
     length = float(sums @ sums)
-    return -float(moved[NAME].double() @ sums) / length if length else 0.0
+    return -float(moved[COEFFICIENTS].double() @ sums) / length if length else 0.0
 
 
 def widened(params: Params) -> dict[str, Tensor]:

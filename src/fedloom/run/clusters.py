@@ -1,13 +1,12 @@
 """What a run tells of the clusters its server found, and whom each of them serves."""
 
-import dataclasses
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from fedloom.core.protocols import ClientId, Profile
+from fedloom.run.parts import parts_of
 from fedloom.server.clustering import adjusted_rand
 from fedloom.server.clustering_members import WHOLE, Grouping
 
@@ -17,12 +16,7 @@ _MOST = 300
 
 def grouping_of(state: Any) -> Grouping | None:
     """Return the grouping that a server's state holds, however deep; None where clients are not grouped."""
-    if isinstance(state, Grouping):
-        return state
-    if not dataclasses.is_dataclass(state):
-        return None
-    parts = (attrgetter(field.name)(state) for field in dataclasses.fields(state))
-    return next(filter(None, map(grouping_of, parts)), None)
+    return next((part for part in parts_of(state) if isinstance(part, Grouping)), None)
 
 
 def cluster_name(number: int) -> str:

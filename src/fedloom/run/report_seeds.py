@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedloom.core.walks import NAME
+from fedloom.core.walks import COEFFICIENTS
 from fedloom.run import report_figures as figures
 from fedloom.run.results import Results
 from fedloom.run.wording import duration
@@ -99,12 +99,12 @@ def _shares(walked: Points, effective: Points) -> Figure:
 
 def _histogram(models: Sequence[Mapping[str, Any]]) -> Figure:
     figure, axes = figures.panel()
-    everything = [value for model in models for value in model[NAME]]
+    everything = [value for model in models for value in model[COEFFICIENTS]]
     reach = max(map(abs, everything)) or 1.0
     edges = [reach * (2 * at / _BINS - 1) for at in range(_BINS + 1)]
     for at, model in enumerate(models):
         color = figures.SERIES[at % len(figures.SERIES)]
-        axes.hist(model[NAME], edges, histtype="step", color=color, linewidth=1.4)
+        axes.hist(model[COEFFICIENTS], edges, histtype="step", color=color, linewidth=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=figures.STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=figures.STEPS, integer=True))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -11,10 +10,11 @@ from torch import Tensor
 
 from fedloom.core.protocols import Metrics, Round
 from fedloom.core.seeds import derive
-from fedloom.core.walks import NAME
+from fedloom.core.walks import COEFFICIENTS
 from fedloom.run.environment import phase_memory
 from fedloom.run.export import deliverables
 from fedloom.run.loop import Run
+from fedloom.run.parts import parts_of
 from fedloom.run.session import Session
 from fedloom.server.importance import SEED_SAMPLINGS
 
@@ -35,7 +35,7 @@ def seed_metrics(session: Session, run: Run[Any]) -> Metrics:
     alone = Round(run.number + 1, seed, population, (client,), 1.0)
     download = algorithm.broadcast(run.state, alone)[client]
     memory = session.store.load(client, before=run.number + 1)
-    coefficients = algorithm.deployed(download, memory)[NAME].double()
+    coefficients = algorithm.deployed(download, memory)[COEFFICIENTS].double()
     return {
         "server/coefficient_norm": float(coefficients.norm()),
         "server/coefficient_max": float(coefficients.abs().max()),
@@ -54,9 +54,9 @@ def seed_record(session: Session, run: Run[Any]) -> dict[str, Any]:
         session.space.load(params)
     seconds = time.perf_counter() - began
     return {
-        "num_seeds": params[NAME].numel(),
+        "num_seeds": params[COEFFICIENTS].numel(),
         "models": [
-            {"name": name, "num_clients": len(clients), NAME: _short(params[NAME])}
+            {"name": name, "num_clients": len(clients), COEFFICIENTS: _short(params[COEFFICIENTS])}
             for name, (params, clients) in list(models.items())[:_MODELS]
         ],
         "probabilities": None if chances is None else _short(chances),
@@ -66,21 +66,13 @@ def seed_record(session: Session, run: Run[Any]) -> dict[str, Any]:
 
 def _chances(algorithm: Any, state: Any) -> Tensor | None:
     """Return how likely each seed is drawn next, where that follows from what the state knows of each."""
-    sampling = [part for part in _parts(algorithm) if type(part) in SEED_SAMPLINGS.values()]
-    known = [part for part in _parts(state) if {"sizes", "draws"} <= _names(part)]
+    sampling = [part for part in parts_of(algorithm) if type(part) in SEED_SAMPLINGS.values()]
+    known = [part for part in parts_of(state) if {"sizes", "draws"} <= _names(part)]
     if not sampling or not known:
         return None
     sizes, draws = attrgetter("sizes", "draws")(known[0])
     chances: Tensor | None = sampling[0].chances(sizes, draws)
     return chances
-
-
-def _parts(value: Any) -> Iterator[Any]:
-    """Yield a dataclass and those in its fields, however deep."""
-    if dataclasses.is_dataclass(value):
-        yield value
-        for name in _names(value):
-            yield from _parts(attrgetter(name)(value))
 
 
 def _names(value: Any) -> set[str]:

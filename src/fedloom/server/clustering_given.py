@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -20,15 +21,16 @@ from fedloom.server.clustering_members import Grouping
 from fedloom.server.clustering_sharing import ClusteredState, Sharing, narrowed
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """One cluster for each value of an entry of clients' profiles."""
+class _Known(Protocol):
+    """A mode whose clusters are known beforehand: nobody is asked for anything."""
 
-    by: str
-    """The entry: `language`, `group`, ..."""
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return whose cluster is which from now on."""
+        ...
 
     def begin(self, params: Params) -> None:
         """Take any space."""
+        return
 
     def turnout(self, state: ClusteredState[State], round: Round) -> Round:
         """Return the round: the cohort is the sampler's."""
@@ -47,16 +49,28 @@ class Given:
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: every cluster its members' uploads."""
+        return _taught(inner, state, round, arrived, self.assigned(state.grouping, round))
+
+
+@dataclass(frozen=True, slots=True)
+class Given(_Known):
+    """One cluster for each value of an entry of clients' profiles."""
+
+    by: str
+    """The entry: `language`, `group`, ..."""
+
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return the number of each client's value."""
         known = {c: p[self.by] for c, p in round.population.items() if self.by in p}
         if not known:
             raise ValueError(
                 f"clustered.mode.given.by must be in clients' profiles, got {self.by!r}"
             )
-        return _taught(inner, state, round, arrived, _numbered(state.grouping, known))
+        return _numbered(grouping, known)
 
 
 @dataclass(frozen=True, slots=True)
-class Random:
+class Random(_Known):
     """Clusters of nearly equal size, drawn once."""
 
     num_clusters: int
@@ -71,32 +85,14 @@ class Random:
                 f"clustered.mode.random.num_clusters must be at least 1, got {self.num_clusters}"
             )
 
-    def begin(self, params: Params) -> None:
-        """Take any space."""
-
-    def turnout(self, state: ClusteredState[State], round: Round) -> Round:
-        """Return the round: the cohort is the sampler's."""
-        return round
-
-    def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
-        """Return nobody: there is nothing to find out."""
-        return []
-
-    def update(
-        self,
-        inner: Algorithm[State],
-        state: ClusteredState[State],
-        round: Round,
-        arrived: Sequence[Reply],
-        share: Sharing,
-    ) -> tuple[ClusteredState[State], Metrics]:
-        """Return the state after a round: every cluster its members' uploads."""
-        old = state.grouping.assignment
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return everybody's number: what it was, or the next in turn."""
+        old = grouping.assignment
         new = [client for client in round.population if client not in old]
         # Dealt in turn, so that no cluster is empty; whoever comes later goes on where the others stopped.
         new.sort(key=lambda client: derive(self.seed, "random cluster", client))
         turns = {c: (len(old) + at) % self.num_clusters for at, c in enumerate(new)}
-        return _taught(inner, state, round, arrived, {**old, **turns})
+        return {**old, **turns}
 
 
 def _numbered(grouping: Grouping, values: Mapping[ClientId, str]) -> dict[ClientId, int]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
+from fedloom.core.walks import COEFFICIENTS
 from fedloom.models.build import Base, clean
 from fedloom.models.folder import write_model
 from fedloom.models.int8 import Int8Linear
@@ -23,8 +24,8 @@ from fedloom.spaces.directions.stream import NOISE_VERSION
 from fedloom.spaces.live import Layout, Seated
 from fedloom.spaces.stored import Stored
 
-COEFFICIENTS, BASE = "coefficients", "base"
-"""Names of params: c (K,) float64, and b () float64, how much of the base model has gone since the start."""
+BASE = "base"
+"""Beside c, of COEFFICIENTS, (K,) float64: b () float64, how much of the base model has gone since the start."""
 
 
 class SeedSpace:
