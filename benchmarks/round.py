@@ -26,7 +26,7 @@ from fedloom.client.build import make_trainer
 from fedloom.client.settings import LocalSettings
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload
-from fedloom.core.protocols import Fit, Job, Metrics, Params, Reply, Trainer
+from fedloom.core.protocols import Fit, Job, Params, Reply, Trainer
 from fedloom.core.seeds import derive, generator
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
@@ -35,9 +35,10 @@ from fedloom.models.build import Base
 from fedloom.models.quiet import quiet
 from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.wire.format import decode, encode
+from scenery import VOCABULARY, Unasked, random_llama
 from timing import Timing, about, paired
 
-RANK, ALPHA, LR, VOCABULARY = 8, 16, 1e-4, 4096
+RANK, ALPHA, LR = 8, 16, 1e-4
 TARGETS = ("q_proj", "v_proj")
 NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
 CLIENTS = tuple(f"client-{i}" for i in range(8))
@@ -55,25 +56,6 @@ class Scene:
     """Tokens of a row that are read and not learnt."""
 
 
-def model_of(scene: Scene) -> Any:
-    """Return a random Llama, the same one every time."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        hidden_size=scene.hidden,
-        intermediate_size=scene.hidden * 8 // 3 // 16 * 16,
-        num_hidden_layers=scene.layers,
-        num_attention_heads=scene.hidden // 64,
-        num_key_value_heads=scene.hidden // 64,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
 def rows_of(scene: Scene, client: str) -> list[Example]:
     """Return one example a step."""
     shape = (scene.steps, scene.length)
@@ -83,18 +65,10 @@ def rows_of(scene: Scene, client: str) -> list[Example]:
     return [Example(*row, scene.prompt) for row in zip(ids, labels, strict=True)]
 
 
-class Unasked:
-    """Stands where an evaluator would: nothing here is evaluated."""
-
-    def measure_each(self, model: Any, groups: Any, *, split: Any) -> Sequence[Metrics]:
-        """Return nothing."""
-        return []
-
-
 def ours(scene: Scene, **local: Any) -> tuple[Trainer, Params]:
     """Return a trainer and the start of its space."""
     tune = TuneSettings(rank=RANK, alpha=ALPHA, targets=TARGETS)
-    space = make_space(Base(model_of(scene), None, "random"), tune, seed=0)
+    space = make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), tune, seed=0)
     shards = {client: Shard(rows_of(scene, client), [], []) for client in CLIENTS}
     federation = Federation(shards, {client: {} for client in CLIENTS}, NOTHING)
     settings = LocalSettings(lr=LR, steps=scene.steps, batch_size=1, **local)
@@ -129,7 +103,7 @@ class Peft:
         )
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.model = get_peft_model(model_of(scene), config)
+            self.model = get_peft_model(random_llama(scene.hidden, scene.layers), config)
         self.model.train()
         self.tuned = [p for p in self.model.parameters() if p.requires_grad]
         self.start = self.state()
@@ -264,7 +238,7 @@ def main() -> None:
     scene = Scene(asked.hidden, asked.layers, asked.length, asked.steps, asked.prompt)
     torch.set_num_threads(1)
     print(about(("torch", "transformers", "peft", "trl", "fedloom")))
-    num_weights = sum(p.numel() for p in model_of(scene).parameters())
+    num_weights = sum(p.numel() for p in random_llama(scene.hidden, scene.layers).parameters())
     print(
         f"model     random Llama, {num_weights / 1e6:.1f} M weights; LoRA rank {RANK} on {', '.join(TARGETS)};"
         f" AdamW, clipping; {scene.steps} steps of 1 x {scene.length} tokens,"

@@ -40,7 +40,11 @@ class Timing:
 
 
 def paired(
-    candidates: Mapping[str, Callable[[], object]], *, turns: int, warm_up: int = 1
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    turns: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Timing]:
     """Run every candidate once a turn, in alternating order, and return their times."""
     for candidate in candidates.values():
@@ -50,13 +54,13 @@ def paired(
     names = list(candidates)
     for turn in range(turns):
         for name in names if turn % 2 == 0 else reversed(names):
-            begin = time.process_time()
+            begin = clock()
             candidates[name]()
-            seconds[name].append(time.process_time() - begin)
+            seconds[name].append(clock() - begin)
     return {name: Timing(times) for name, times in seconds.items()}
 
 
-def about(packages: Sequence[str]) -> str:
+def about(packages: Sequence[str], *, threads: int = 1) -> str:
     """Return the machine, the date, the command and the versions a table was made with."""
     found = []
     for package in packages:
@@ -64,9 +68,10 @@ def about(packages: Sequence[str]) -> str:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             found.append(f"{package} absent")
+    running = "one thread" if threads == 1 else f"{threads} threads"
     return "\n".join(
         (
-            f"machine   {_processor()}, {platform.system()} {platform.machine()}, one thread",
+            f"machine   {_processor()}, {platform.system()} {platform.machine()}, {running}",
             f"date      {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             f"command   python {' '.join(sys.argv)}",
             f"versions  python {platform.python_version()}, {', '.join(found)}",

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fedloom import cli
+from fedloom.launch import new_folder
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL = (
@@ -89,6 +90,28 @@ def test_own_text_with_a_natural_split(typed: Typed, tmp_path: Path, tiny_folder
     assert "2 clients" in said
 
 
+def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
+    typed: Typed, tmp_path: Path, tiny_folder: Path
+) -> None:
+    settings = (
+        "algorithm=[{clustered: {mode: {given: {by: group}}}}, fedavg]",
+        "data.partition={clusters: {by: language}}",
+        "data.where={language: [de, en]}",
+        "data.num_clients=4",
+        "data.max_length=192",
+        "run.baselines=[]",
+        "evaluation.by=language",
+        f"model.name={tiny_folder}",
+    )
+    said = typed(f"run quickstart {shlex.join([*SMALL, *settings])}")
+    assert "Worst loss" in said
+    (tmp_path / "new.txt").write_text("Was ist das?\nWer ist da?\n")
+    said = typed("route runs/quickstart new.txt")
+    assert re.search(r"cluster-[01] suits these 2 examples best", said)
+    assert "client-000, client-001" in said
+    assert typed("chat runs/quickstart --cluster auto --prompt Hallo").strip()
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -121,6 +144,11 @@ def test_own_text_with_a_natural_split(typed: Typed, tmp_path: Path, tiny_folder
         ),
         ("resume nowhere", r"nowhere holds no run"),
         ("report nowhere", r"nowhere holds no run"),
+        ("route nowhere probe.txt", r"nowhere holds no run"),
+        (
+            "chat nowhere --client a --cluster b",
+            r"take --client or --cluster, got both \(a and b\)",
+        ),
         ("recipes cp nothing", r"no shipped recipe is called 'nothing'"),
     ],
 )
@@ -142,14 +170,17 @@ def test_a_copied_recipe_is_the_shipped_one(typed: Typed, tmp_path: Path) -> Non
 def test_help_lists_every_command() -> None:
     said = CliRunner().invoke(cli.app, ["--help"]).output
     commands = ["run", "resume", "plan", "data", "evaluate", "report", "compare", "export", "chat"]
-    for command in [*commands, "doctor", "recipes"]:
+    for command in [*commands, "route", "doctor", "recipes"]:
         assert command in said
 
 
-def test_a_second_run_takes_a_folder_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    assert cli._free_folder(tmp_path / "b") == tmp_path / "b"
-    assert cli._free_folder(tmp_path / "a") == tmp_path / "a-2"
+def test_a_second_run_takes_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/a").mkdir(parents=True)
+    assert new_folder("b", None) == Path("runs/b")
+    assert new_folder("a", None) == Path("runs/a-2")
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
@@ -171,6 +202,19 @@ def test_a_full_disk_is_one_sentence_and_the_run_can_go_on(
     assert re.search(r"writing .* needs \d+ bytes and \d+ are free", said.replace("\n", " "))
     assert "Traceback" not in said
     assert "3 rounds" in typed("resume full")
+
+
+def test_the_readmes_bytes_are_the_benchmarks() -> None:
+    results = (README.parent / "benchmarks/results/flasc.md").read_text()
+    told = re.search(r"<!-- flasc:begin -->(.*)<!-- flasc:end -->", README.read_text(), re.DOTALL)
+    assert told
+    rows = [line.split(" | ") for line in told[1].splitlines() if "±" in line]
+    assert len(rows) == 6
+    for _, fewer, match, loss in rows:
+        (line,) = [
+            line for line in results.splitlines() if f"| {match} |" in line and fewer in line
+        ]
+        assert f"| {loss.removesuffix(' |')} |" in line
 
 
 def test_the_readmes_speed_is_the_benchmarks() -> None:

@@ -11,11 +11,10 @@ from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
 from fedloom.core.density import Density
 from fedloom.data.partition import Dirichlet
-from fedloom.launch import baseline_of
+from fedloom.launch import baseline_of, flatten
 from fedloom.recipe import (
     RecipeError,
     build_recipe,
-    flatten,
     load_recipe,
     shipped,
     to_tree,
@@ -94,7 +93,11 @@ def test_a_density_may_be_written_as_one_number() -> None:
         ({"local": {"lr": "fast"}}, r"local\.lr: .*got 'fast'"),
         ({"run": {"rounds": True}}, r"run\.rounds must be a number, got True"),
         ({"run": {"rounds": 0}}, r"run\.rounds must be at least 1, got 0"),
-        ({"run": {"baselines": ["lokal"]}}, r"run\.baselines: .*'local' or 'centralised'"),
+        ({"run": {"baselines": ["lokal"]}}, r"run\.baselines: .*'local', 'centralised'"),
+        (
+            {"algorithm": "fedkseed", "tune": {"space": "seeds"}, "local": {"steps": 5}},
+            r"local\.steps has no effect beside fedkseed, got 5: set algorithm\.fedkseed\.steps",
+        ),
         ({"run": []}, r"run must hold settings by name, got \[\]"),
         (
             {"algorithm": "fedavgg"},
@@ -173,14 +176,14 @@ def test_the_resolved_tree_is_complete_and_plain() -> None:
 
 def test_baselines_share_data_seed_and_evaluation() -> None:
     recipe = load_recipe("fedadam")
-    local = baseline_of(recipe, "local", num_clients=10)
+    local = baseline_of(recipe, "local", summary={"num_clients": 10})
     assert (local.data, local.evaluation, local.run.seed) == (
         recipe.data,
         recipe.evaluation,
         recipe.run.seed,
     )
     assert not local.run.baselines
-    central = baseline_of(recipe, "centralised", num_clients=10)
+    central = baseline_of(recipe, "centralised", summary={"num_clients": 10})
     assert central.data.pooled
     assert central.cohort == Full()
     assert recipe.local.steps is not None
@@ -253,7 +256,7 @@ def test_what_would_void_an_epsilon_is_refused(sections: dict[str, object], mess
 
 def test_the_baselines_of_a_private_recipe_are_not_private() -> None:
     for made in (
-        baseline_of(private(), "local", num_clients=50),
-        baseline_of(private(), "centralised", num_clients=50),
+        baseline_of(private(), "local", summary={"num_clients": 50}),
+        baseline_of(private(), "centralised", summary={"num_clients": 50}),
     ):
         assert made.algorithm.server_sees == "mean"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom import cli_sites
+from fedloom import cli_recipes, cli_sites
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,10 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-recipes_app = typer.Typer(
-    help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
-)
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(cli_recipes.recipes_app, name="recipes")
 app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
     app.command()(command)
@@ -52,15 +49,11 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe: train, measure, compare with its baselines, report."""
+    from fedloom.launch import new_folder
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    folder = out or _free_folder(Path("runs") / loaded.name)
-    if (folder / "recipe.yaml").exists():
-        raise ValueError(
-            f"{folder} holds a run already; `fedloom resume {folder}` goes on with it, --out takes another folder"
-        )
-    _conduct(loaded, folder)
+    _conduct(loaded, new_folder(loaded.name, out))
 
 
 @app.command()
@@ -170,6 +163,9 @@ def chat(
     client: Annotated[
         str | None, typer.Option(help="Whose model; the shared one if not given.")
     ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Which model, or auto: the first message chooses.")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Answer this and stop, instead of asking.")
     ] = None,
@@ -179,7 +175,9 @@ def chat(
 
     from fedloom.run.answer import Chat
 
-    talk = Chat.open(_opened(folder), client)
+    if client and cluster:
+        raise ValueError(f"take --client or --cluster, got both ({client} and {cluster})")
+    talk = Chat.open(_opened(folder), cluster or client)
     console = _console()
     if prompt is not None:
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
@@ -190,42 +188,28 @@ def chat(
 
 
 @app.command()
+def route(
+    folder: RunFolder,
+    probe: Annotated[Path, typer.Argument(help="Examples like data.source, or prompts in a .txt.")],
+    num_examples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 16,
+) -> None:
+    """Find the model of a run that suits a new client, from a few examples without a label."""
+    from fedloom.run.answer import last_run
+    from fedloom.run.export import deliverables
+    from fedloom.run.route import Router, read_probe, route_table
+
+    session = _opened(folder)
+    found = read_probe(session, probe, num_examples)
+    router = Router(session, deliverables(session, last_run(session)))
+    _console().print(route_table(router, found))
+
+
+@app.command()
 def doctor() -> None:
     """Show versions, devices and which extras are installed."""
     from fedloom.run.doctor import doctor as examine
 
     _console().print(examine())
-
-
-@recipes_app.command("ls")
-def recipes_ls() -> None:
-    """List the shipped recipes."""
-    from rich.table import Table
-
-    from fedloom.recipe import read_tree, shipped
-
-    table = Table("recipe", "what it runs")
-    for name in shipped():
-        table.add_row(name, str(read_tree(name).get("description", "")))
-    _console().print(table)
-
-
-@recipes_app.command("cp")
-def recipes_cp(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
-    to: Annotated[
-        Path | None, typer.Argument(help="The file to write; ./NAME.yaml if not given.")
-    ] = None,
-) -> None:
-    """Copy a shipped recipe to a file of your own."""
-    from fedloom.recipe import SHIPPED, read_tree
-
-    read_tree(name)
-    target = to or Path(f"{name}.yaml")
-    if target.exists():
-        raise ValueError(f"{target} exists already; give another file name")
-    target.write_text((SHIPPED / f"{name}.yaml").read_text())
-    _console().print(f"wrote {target}; run it with `fedloom run {target}`")
 
 
 def main() -> None:
@@ -277,15 +261,6 @@ def _opened(folder: Path) -> "Session":
 def _require_run(folder: Path) -> None:
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} holds no run: it has no recipe.yaml; `fedloom run` makes one")
-
-
-def _free_folder(wanted: Path) -> Path:
-    """Return the folder, numbered if a run is there already."""
-    folder, number = wanted, 1
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
 
 
 def _console() -> "Console":

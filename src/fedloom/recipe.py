@@ -12,12 +12,14 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fedloom.algorithms import ALGORITHMS, planned
+from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.settings import ENGINES, EngineSettings
 from fedloom.run.settings import Recipe
+from fedloom.server.clustering_modes import MODES, Mode
+from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
 
@@ -28,6 +30,8 @@ _TABLES: dict[Any, Mapping[str, type]] = {
     ServerOptimizer: SERVER_OPTIMIZERS,
     Sampler: SAMPLERS,
     EngineSettings: ENGINES,
+    Mode: MODES,
+    SeedSampling: SEED_SAMPLINGS,
 }
 
 _BARE: dict[Any, str] = {Density: "start"}
@@ -143,7 +147,11 @@ def build_recipe(tree: Mapping[str, Any]) -> Recipe:
         algorithm = _algorithm(name, fields, algorithm)
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
     recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
-    return dataclasses.replace(recipe, algorithm=planned(algorithm, recipe.run.rounds))
+    try:
+        check_steps(algorithm, recipe.local.order, recipe.local.steps)
+        return dataclasses.replace(recipe, algorithm=planned(algorithm, recipe.run.rounds))
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
@@ -282,16 +290,3 @@ def _plain(value: Any) -> Any:
 def to_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML; reading it back gives an equal recipe."""
     return str(yaml.safe_dump(to_tree(recipe), sort_keys=False, allow_unicode=True))
-
-
-def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Return settings by dotted path, for comparing recipes."""
-    if isinstance(tree, Mapping) and tree:
-        return {
-            k: v
-            for key, item in tree.items()
-            for k, v in flatten(item, f"{path}.{key}" if path else str(key)).items()
-        }
-    if isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
-        return {k: v for item in tree for k, v in flatten(item, path).items()}
-    return {path: tree}

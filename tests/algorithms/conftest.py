@@ -1,5 +1,6 @@
 """Algorithms without a model: clients whose losses are parabolas, and a round in ten lines."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from fedloom.core.protocols import (
     ClientUpdate,
     Done,
     Evaluate,
+    Fit,
     Params,
     Payload,
     Reply,
@@ -22,6 +24,7 @@ from fedloom.core.protocols import (
     Work,
 )
 from fedloom.core.seeds import derive
+from fedloom.core.walks import COEFFICIENTS, uniform_walk
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Descent:
     gradient: bool = True
     """Whether the displacement is told to be a mean gradient."""
 
-    def run(self, client: ClientId, work: Work) -> Done:
+    def run(self, client: ClientId, work: Work, seed: int = 0) -> Done:
         loss = self.clients[client]
+        if isinstance(work, Fit) and COEFFICIENTS in work.start:
+            return self._walk(loss, work, seed)
         if isinstance(work, Evaluate):
             return Done({}, loss.num_examples)
         values = {name: t.clone() for name, t in work.start.items()}
@@ -65,6 +70,26 @@ class Descent:
                 values[name] = value - self.lr * g
         lr_sum = self.lr * steps if self.gradient else None
         return Done(values, loss.num_examples, steps, lr_sum, metrics={"loss": float(steps)})
+
+    def _walk(self, loss: Parabola, work: Fit, seed: int) -> Done:
+        """Follow the exact derivative along one coordinate a step, as a trainer in seed space does."""
+        start = work.start[COEFFICIENTS].double()
+        steps = work.steps or self.steps
+        walk = work.walk[COEFFICIENTS] if work.walk else uniform_walk(seed, steps, len(start))
+        values, scalars = start.clone(), []
+        for k in walk.tolist():
+            g = loss.gradient((start if work.at_start else values)[k])
+            if work.proximal:
+                g = g + work.proximal.strength * (values[k] - work.proximal.center[COEFFICIENTS][k])
+            if work.mask:
+                g = g * work.mask[COEFFICIENTS].expand_as(start)[k]
+            scalars.append(g.float().double())
+            values[k] -= self.lr * scalars[-1]
+        moved = {**work.start, COEFFICIENTS: values}
+        record = {"scalars": {COEFFICIENTS: torch.stack(scalars)}}
+        lr_sum = self.lr * len(walk) if self.gradient else None
+        told = {"loss": float(len(walk))}
+        return Done(moved, loss.num_examples, len(walk), lr_sum, record, told)
 
 
 @dataclass
@@ -101,8 +126,9 @@ class World:
             self.downloads[client],
         )
         half = self.algorithm.client_update(task, self.memories.get(client, {}))
+        turns = itertools.count()
         reply, self.memories[client], asked = _drive(
-            half, lambda work: self.trainer.run(client, work)
+            half, lambda work: self.trainer.run(client, work, derive(task.seed, next(turns)))
         )
         self.asked += asked
         return reply

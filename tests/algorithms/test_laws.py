@@ -15,7 +15,9 @@ import torch
 
 import fedloom.algorithms
 from fedloom.algorithms import ALGORITHMS, WRAPPERS
+from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.private import Private
 from fedloom.core.params import params_map
 from fedloom.core.protocols import Algorithm, Done, Payload, Task
@@ -30,6 +32,12 @@ MODULES = sorted(module.name for module in pkgutil.iter_modules(fedloom.algorith
 PAPERS = Path(__file__).parents[2] / "PAPERS.md"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 START = {"lora_A": torch.zeros(2, 3), "lora_B": torch.zeros(3, 2)}
+SEEDS = {"coefficients": torch.zeros(16, dtype=torch.float64)}
+
+
+def start_of(algorithm: Algorithm[Any]) -> dict[str, torch.Tensor]:
+    """Return where a world of that algorithm begins: some have no meaning but in seed space."""
+    return SEEDS if type(algorithm) in (FedKSeed, DeComFL) else START
 
 
 def same(a: Any, b: Any) -> bool:
@@ -66,7 +74,7 @@ def algorithm(request: pytest.FixtureRequest) -> Algorithm[Any]:
 def place(algorithm: Algorithm[Any], world: Any, parabola: Any) -> Any:
     """Return three clients of that algorithm."""
     losses = [parabola(center=a, num_examples=n) for a, n in ((1.0, 2), (-2.0, 5), (0.5, 1))]
-    return world(algorithm, losses, START)
+    return world(algorithm, losses, start_of(algorithm))
 
 
 def test_an_algorithm_is_frozen_slotted_and_travels(algorithm: Any) -> None:
@@ -108,7 +116,13 @@ def test_an_uploads_table_depends_on_neither_data_nor_memory(
         task = Task("train", 2, "c0", 3, {}, place.downloads["c0"])
         reply, _, _ = drive(
             algorithm.client_update(task, memory),
-            lambda work: Done(params_map(lambda t: t + push, work.start), 9, 1, 1.0),
+            lambda work: Done(
+                params_map(lambda t: t + push, work.start),
+                9,
+                1,
+                1.0,
+                {"scalars": params_map(lambda t: t * push, work.walk or {})},
+            ),
         )
         return [
             (group, name, t.dtype, t.shape)
@@ -122,7 +136,7 @@ def test_an_uploads_table_depends_on_neither_data_nor_memory(
 
 
 def test_every_dataclass_of_a_state_occurs_in_the_first(algorithm: Any, place: Any) -> None:
-    known = dataclasses_in(algorithm.init(START, 0))
+    known = dataclasses_in(algorithm.init(start_of(algorithm), 0))
     place.play(3)
     assert dataclasses_in(place.state) <= known
 
@@ -143,7 +157,7 @@ def test_a_client_can_use_what_it_gets_before_and_after_training(place: Any) -> 
     for memory in memories:
         deployed = place.algorithm.deployed(place.downloads["c0"], memory)
         assert {name: t.shape for name, t in deployed.items()} == {
-            name: t.shape for name, t in START.items()
+            name: t.shape for name, t in start_of(place.algorithm).items()
         }
 
 

@@ -16,7 +16,6 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.models.build import Base
 from fedloom.spaces.build import TuneSettings, make_space
-from fedloom.spaces.live import Live
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
@@ -73,7 +72,7 @@ def evaluator() -> FakeEvaluator:
 class Bench:
     """A trainer and its space."""
 
-    def __init__(self, trainer: Trainer, space: Live) -> None:
+    def __init__(self, trainer: Trainer, space: Any) -> None:
         self.trainer, self.space = trainer, space
 
     def fit(self, clients: Sequence[str], start: Params | None = None, **edits: Any) -> list[Any]:
@@ -99,11 +98,13 @@ def bench(
     ) -> Bench:
         model = tiny_llama(dtype=torch.float64) if model is None else model
         base = Base(model.requires_grad_(False), None, "random")
-        space = make_space(base, TuneSettings(**{"rank": 4, **(tune or {})}), seed=1)
+        settings = LocalSettings(**local)
+        tuned = TuneSettings(**{"rank": 4, **(tune or {})})
+        space: Any = make_space(base, tuned, seed=1, decays=settings.decays_seeds)
         trainer = make_trainer(
             space,
             federation if data is None else data,
-            LocalSettings(**local),
+            settings,
             evaluator=evaluator,
             num_rounds=num_rounds,
         )

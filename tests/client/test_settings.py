@@ -67,6 +67,12 @@ def test_epochs_count_whole_passes_and_steps_override_them():
             {"kernels": "onednn", "precision": "bfloat16"},
             r"local.kernels onednn needs .* got bfloat16",
         ),
+        ({"order": "second"}, r"local.order must be one of first, zeroth, got second"),
+        ({"difference": "both"}, r"local.difference must be one of central, forward, got both"),
+        ({"directions": 0}, r"local.directions must be at least 1, got 0"),
+        ({"eps": 0.0}, r"local.eps must be positive or null, got 0.0"),
+        ({"max_slope": -1.0}, r"local.max_slope must be positive or null, got -1.0"),
+        ({"order": "first", "eps": 1e-3}, r"local.eps belongs to local.order zeroth, got first"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(given, message: str):

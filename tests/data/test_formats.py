@@ -7,8 +7,8 @@ import pytest
 
 from fedloom.data.formats import FORMATS, Record, to_records
 from fedloom.data.partition import Dirichlet
+from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import Row
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "prompt-completion": {"prompt": "Capital of France?", "completion": "Paris"},

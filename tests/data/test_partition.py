@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedloom.data.dealing import apportion, shuffled
+from fedloom.data.mixtures import Clusters, MultiDomain
+from fedloom.data.names import client_names, safe_names
 from fedloom.data.partition import (
     PARTITIONS,
     Dirichlet,
@@ -18,10 +21,6 @@ from fedloom.data.partition import (
     Partition,
     Quantity,
     Shards,
-    apportion,
-    client_names,
-    safe_names,
-    shuffled,
     stratum,
 )
 from fedloom.data.splits import cut
@@ -34,6 +33,9 @@ KINDS: list[Partition] = [
     Quantity(min_examples=1),
     Quantity(sigma=1.5, min_examples=1),
     Natural("task"),
+    Clusters("task"),
+    Clusters("task", share=0.6),
+    MultiDomain("task"),
 ]
 
 
@@ -45,6 +47,9 @@ GOLDEN = [
     "a42ecfb42393",
     "d3468c828fb9",
     "88575404a949",
+    "b49bd39bcdaa",
+    "c7f636aebdad",
+    "fc17f0be3c8a",
 ]
 
 
@@ -54,7 +59,8 @@ def some(count: int, kinds: int = 4) -> Labels:
 
 def test_the_table_names_every_kind():
     assert set(PARTITIONS.values()) == {type(kind) for kind in KINDS}
-    assert [stratum(kind) for kind in KINDS] == [None, "task", "task", None, None, "task"]
+    assert [stratum(kind) for kind in KINDS[:6]] == [None, "task", "task", None, None, "task"]
+    assert {stratum(kind) for kind in KINDS[6:]} == {"task"}
 
 
 # --- every kind ----------------------------------------------------------------------------------
@@ -65,7 +71,8 @@ def test_the_table_names_every_kind():
 @given(data=st.data())
 def test_every_example_has_one_client_and_no_client_is_empty(kind: Partition, data: st.DataObject):
     """fs_llm B2 and fedmllm C9: sizes sum, disjoint, complete; N is no multiple of anything."""
-    tasks = data.draw(st.lists(st.sampled_from("abcdef"), min_size=40, max_size=120))
+    # A few of each, so that every group of clients has enough.
+    tasks = [*"abcdef" * 4, *data.draw(st.lists(st.sampled_from("abcdef"), max_size=90))]
     labels = [{"task": task} for task in tasks]
     count = None if isinstance(kind, Natural) else data.draw(st.integers(1, 7))
     made = kind.assign(labels, count, data.draw(st.integers(0, 99)))
@@ -101,7 +108,9 @@ def test_more_clients_than_examples_is_an_error(kind: Any):
         kind.assign(some(8), 11, 0)
 
 
-@pytest.mark.parametrize("kind", [Dirichlet("topic"), Shards("topic"), Natural("topic")], ids=str)
+@pytest.mark.parametrize(
+    "kind", [Dirichlet("topic"), Shards("topic"), Natural("topic"), Clusters("topic")], ids=str
+)
 def test_an_unknown_label_names_the_known_ones(kind: Any):
     message = "data.partition.by must be a label of the data (language, task), got 'topic'; data.labels names the columns kept"
     with pytest.raises(ValueError, match=re.escape(message)):

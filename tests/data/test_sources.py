@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import Row, load_rows
+from fedloom.data.sources import load_rows
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 

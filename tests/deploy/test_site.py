@@ -14,11 +14,10 @@ from rich.console import Console
 
 from fedloom.core.params import norm
 from fedloom.deploy import site as site_module
-from fedloom.deploy.greeting import greeting, noise_fingerprint, recipe_sha256, shared_recipe
+from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
-from fedloom.models.build import fingerprint
 from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
@@ -36,7 +35,7 @@ def settings(recipe: Recipe, folder: Path, **limits: Any) -> SiteSettings:
 def letter(recipe: Recipe, kind: str, folder: Path) -> tuple[dict[str, Any], list[bytes], Session]:
     """Return what the server would send alba in round 1, and the server's session."""
     server = build(recipe, folder / "server")
-    head = dict(greeting(shared_recipe(recipe), fingerprint(server.base.model)))
+    head = dict(greeting(shared_recipe(recipe), server))
     run = begin(recipe.algorithm, server.space.start(), 0)
     round = draw(run, {"alba": {"num_examples": "9"}}, None)
     (task,) = tasks("train", round, recipe.algorithm.broadcast(run.state, round))
@@ -49,7 +48,7 @@ def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path
     head, _, _ = letter(asked, "hello", tmp_path)
     said, pieces = Site(settings(asked, tmp_path)).answer(head, [])
     assert pieces == []
-    assert said["base"] == head["base"]
+    assert said["identity"] == head["identity"]
     assert list(said["clients"]) == ["alba"]
     told = said["clients"]["alba"]
     assert told["profile"]["language"] == "al"
@@ -102,10 +101,15 @@ def test_columns_that_may_be_read_are_enough(recipe: Make, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"fedloom": "0.0.1"}, "fedloom is .* there and 0.0.1 at the server"),
-        ({"wire": 99}, "wire is 1 there and 99 at the server"),
-        ({"noise": "zz"}, "same version of torch on both"),
-        ({"base": "0" * 64}, "both need the same files of model.name"),
+        (
+            {"fedloom": "0.0.1"},
+            r"version of fedloom \(install the same on both\): 0.0.1 at the server",
+        ),
+        ({"wire": "99"}, "same version of the messages .*: 99 at the server, 1 at the site"),
+        ({"draws": "zz"}, "install the same version of torch on both"),
+        ({"base": "0" * 64}, r"weights of the base model \(model.name, .*: 0+ at the server"),
+        ({"start": "0" * 64}, r"weights that training starts from \(model.name, tune, run.seed"),
+        ({"tensors": "0" * 64}, "names and order of the model's tensors"),
     ],
 )
 def test_a_server_that_does_not_fit_is_refused(
@@ -113,7 +117,9 @@ def test_a_server_that_does_not_fit_is_refused(
 ):
     asked = recipe(engine=REMOTE)
     head, _, _ = letter(asked, "hello", tmp_path)
-    said, _ = Site(settings(asked, tmp_path)).answer({**head, **changed}, [])
+    said, _ = Site(settings(asked, tmp_path)).answer(
+        {**head, "identity": {**head["identity"], **changed}}, []
+    )
     assert re.search(words, said["refusal"])
 
 
@@ -121,7 +127,7 @@ def test_a_site_with_a_recipe_of_its_own_takes_no_other(recipe: Make, tmp_path: 
     asked = recipe(engine=REMOTE)
     file = tmp_path / "agreed.yaml"
     file.write_text(shared_recipe(asked))
-    assert recipe_sha256(agreed_recipe(file)) == recipe_sha256(shared_recipe(asked))
+    assert agreed_recipe(file) == shared_recipe(asked)
     own = replace(settings(asked, tmp_path), recipe=file)
     head, _, _ = letter(asked, "hello", tmp_path)
     assert "clients" in Site(own).answer(head, [])[0]
@@ -189,9 +195,9 @@ def test_settings_of_a_site_survive_their_file(tmp_path: Path):
     assert SiteSettings.read(tmp_path / "site.json") == site
 
 
-def test_the_noise_of_this_torch_is_always_the_same():
+def test_the_draws_of_this_torch_is_always_the_same():
     torch.rand(3)
-    assert noise_fingerprint() == noise_fingerprint()
+    assert draws_sha256() == draws_sha256()
 
 
 @pytest.mark.parametrize(

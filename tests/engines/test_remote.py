@@ -14,7 +14,8 @@ from fedloom.engines.remote import Remote
 from fedloom.wire.format import decode_task, encode_reply
 from fedloom.wire.settings import WireSettings
 
-GREETING = {"fedloom": "1", "wire": 1, "recipe": "name: x", "recipe_sha256": "r", "base": "b"}
+IDENTITY = {"fedloom": "1", "wire": "1", "recipe": "r", "base": "b"}
+GREETING = {"recipe": "name: x", "identity": IDENTITY}
 COUNTS = {
     "train": 4,
     "validation": 1,
@@ -114,10 +115,17 @@ def test_a_body_that_tasks_share_travels_once():
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"fedloom": "0"}, "fedloom is 0 there and 1 here: install the same version"),
-        ({"wire": 2}, "wire is 2 there and 1 here"),
-        ({"recipe_sha256": "q"}, "recipe_sha256 is q there and r here: start both with the same"),
-        ({"base": "z"}, "base is z there and b here: both need the same files of model.name"),
+        (
+            {"identity": {**IDENTITY, "fedloom": "0"}},
+            r"both sides must have the same version of fedloom \(install the same on both\):"
+            " 1 at the server, 0 at the site",
+        ),
+        (
+            {"identity": {**IDENTITY, "base": "\x1b[31m"}},
+            r"both sides .* weights of the base model .*: b at the server,  \(31m at the site",
+        ),
+        ({"identity": {}}, "both sides must have the same version of fedloom .*, none at the site"),
+        ({"identity": "none"}, "its introduction is malformed"),
         ({"refusal": "this site allows --spaces lora"}, "this site allows --spaces lora"),
         ({"clients": {"b": {"profile": {}, "counts": {}}}}, "its introduction is malformed"),
         (

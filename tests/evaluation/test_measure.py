@@ -8,6 +8,7 @@ from torch import nn
 
 from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import Example
+from fedloom.evaluation.chrf import chrf
 from fedloom.evaluation.measure import Evaluator, combine
 from fedloom.evaluation.settings import EvaluationSettings
 
@@ -208,6 +209,20 @@ def test_a_scripted_model_gets_the_score_it_deserves(tiny_tokenizer: Any) -> Non
     # F1 of 3/3, 1 of 1 and 3 words (12.0 is two words), none, and one of three.
     assert measured["rouge1"] == pytest.approx((1 + 2 / 5 + 0 + 1 / 3) / 4)
     assert measured["rougeL"] == measured["rouge1"]
+    assert measured["chrf"] == pytest.approx(sum(chrf("It is #### 12", text) for text in texts) / 4)
+    assert "rouge_l_paper" not in measured
+
+
+def test_the_papers_rouge_is_measured_where_it_is_asked_for(tiny_tokenizer: Any) -> None:
+    """Fedkseed A19, beside the usual one."""
+    asked = [example(tiny_tokenizer, "?" * length, "yes it is") for length in (2, 1)]
+    measured = evaluator(tiny_tokenizer, paper_rouge=True).measure(
+        Parrot(["yes it is", "Yes it is"], tiny_tokenizer), asked, split="test"
+    )
+    assert measured["rougeL"] == 1
+    assert measured["rouge_l_paper"] == pytest.approx((1 + 2 / 3) / 2)
+    total = combine([measured, {**measured, "num_examples": 6.0, "rouge_l_paper": 0.0}])
+    assert total["rouge_l_paper"] == pytest.approx(measured["rouge_l_paper"] / 4)
 
 
 def test_equal_examples_are_evaluated_once_and_counted_as_often_as_they_come(

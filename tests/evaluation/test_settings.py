@@ -16,6 +16,10 @@ from fedloom.evaluation.settings import EvaluationSettings
             r"evaluation\.max_examples must be at least 1, or null for all, got 0",
         ),
         (
+            {"paper_rouge": True, "generate": False},
+            r"evaluation\.paper_rouge scores generated answers, but evaluation\.generate is false",
+        ),
+        (
             {"extract": "json"},
             r"evaluation\.extract must be one of text, number, first_line, last_line, got 'json'",
         ),

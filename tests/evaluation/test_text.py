@@ -1,10 +1,14 @@
+import json
+import random
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from fedloom.evaluation.settings import Extract
-from fedloom.evaluation.text import extract, normalise, rouge, words
+from fedloom.evaluation.text import extract, normalise, paper_rouge, rouge, words
 
 SENTENCES = {
     "English": "The weather is nice today, isn't it?",
@@ -56,6 +60,66 @@ def test_rouge_agrees_with_googles_on_ascii(reference: str, text: str) -> None:
 def test_rouge_agrees_with_googles_on_repeated_words(a: list[str], b: list[str]) -> None:
     theirs = RougeScorer(["rougeL"], use_stemmer=False).score(" ".join(a), " ".join(b))
     assert rouge(" ".join(a), " ".join(b))[1] == pytest.approx(theirs["rougeL"].fmeasure, abs=1e-12)
+
+
+WORDS = (
+    "the",
+    "The",
+    "cat",
+    "sat",
+    "on",
+    "mat.",
+    "a",
+    "b",
+    "yes",
+    ".",
+    " . ",
+    "..",
+    "  ",
+    "end. So",
+)
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Return 1,000 pairs of texts, of few words, so that they share many; `random()` alone is the same everywhere."""
+    rng = random.Random(19)
+
+    def text() -> str:
+        return " ".join(
+            WORDS[int(len(WORDS) * rng.random())] for _ in range(1 + int(20 * rng.random()))
+        )
+
+    return [(text(), text()) for _ in range(1000)]
+
+
+def test_paper_rouge_is_that_of_rouge_1_0_1() -> None:
+    """Fedkseed A19: `Rouge().get_scores([text], [reference])[0]["rouge-l"]["f"]`, 0 where it raises."""
+    file = Path(__file__).with_name("rouge_1_0_1.json")
+    theirs = json.loads(file.read_text())
+    assert len(theirs) == 1000
+    ours = [paper_rouge(reference, text) for reference, text in pairs()]
+    assert ours == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "score", "usual"),
+    [
+        ("the cat sat on the mat", "the cat is on the mat", 0.8, 0.8333),
+        ("yes", "Yes", 0, 1),
+        ("the the the the", "the cat", 0.6667, 0.3333),
+    ],
+)
+def test_paper_rouge_is_not_the_usual_one(
+    reference: str, text: str, score: float, usual: float
+) -> None:
+    """Fedkseed A19: sets of words, case-sensitive."""
+    assert paper_rouge(reference, text) == pytest.approx(score, abs=1e-4)
+    assert rouge(reference, text)[1] == pytest.approx(usual, abs=1e-4)
+
+
+@pytest.mark.parametrize(("reference", "text"), [("a", ""), ("", "a"), ("a", "."), ("...", "a")])
+def test_paper_rouge_of_nothing_is_zero(reference: str, text: str) -> None:
+    assert paper_rouge(reference, text) == 0
 
 
 def test_words_keep_marks_and_diacritics_together() -> None:

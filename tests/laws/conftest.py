@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
@@ -29,10 +32,14 @@ from fedloom.data.tokens import Example
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import Base
 from fedloom.run.loop import Run, advance, begin
-from fedloom.server.optimizers import Adagrad, Adam, Momentum, Yogi
+from fedloom.server.clustering_modes import Auto, Paper
+from fedloom.server.clustering_sharing import Sharing
+from fedloom.server.importance import Pro
+from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
 from fedloom.server.samplers import Sampler, Uniform
 from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.spaces.live import Live
+from fedloom.spaces.seeds import SeedSpace
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
@@ -70,7 +77,36 @@ CASES: dict[str, Algorithm[Any]] = {
     ),
     "private(prune(fedavg))": Private(Prune(FedAvg(), Density(0.5, warm=1)), **SEEDED),
     "ditto(private(freeze(fedavg)))": Ditto(Private(Freeze(FedAvg()), **SEEDED), 0.1),
+    "fedkseed": FedKSeed(Momentum(0.7, 0.9), steps=3),
+    "fedkseed pro": FedKSeed(steps=3, sampling=Pro(corrected=True)),
+    "ditto(fedkseed)": Ditto(FedKSeed(Adam(0.01), steps=3, uploads="delta"), 0.1, 2),
+    "private(flasc(fedkseed))": Private(
+        Flasc(FedKSeed(steps=3, uploads="delta"), BY_TIER, BY_TIER), **SEEDED
+    ),
+    "decomfl": DeComFL(steps=3),
+    "feedsign": DeComFL(SGD(0.02), steps=5, votes=True),
+    "clustered(fedavg)": Clustered(FedAvg(), Auto(enough=0.25)),
+    "clustered(fedadam)": Clustered(FedAvg(Adam(0.1)), Auto(3, enough=0.25, every=1)),
+    "clustered(flasc(scaffold))": Clustered(
+        Flasc(Scaffold(), Density(0.5), Density(0.25)),
+        Auto(2, compare="all", sketch=64),
+        Sharing(["lora_A"], mix=0.1, temperature=2.0),
+    ),
+    "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
+    "flasc(clustered(ditto(fedavg)))": Flasc(
+        Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
+    ),
+    "clustered(fedkseed)": Clustered(FedKSeed(steps=3), Auto(2, probe=16, every=2)),
 }
+SEEDS: dict[str, Any] = {"space": "seeds", "num_seeds": 64}
+
+
+def in_seed_space(algorithm: Any) -> bool:
+    """Return whether what trains inside the wrappers knows no other space."""
+    inner = algorithm
+    while hasattr(inner, "inner"):
+        inner = inner.inner
+    return isinstance(inner, FedKSeed | DeComFL)
 
 
 def rows(seed: int, count: int) -> list[Example]:
@@ -87,12 +123,12 @@ def rows(seed: int, count: int) -> list[Example]:
 
 
 class SumEvaluator:
-    """Answers with the sum of the tuned tensors: enough to tell models apart."""
+    """Answers with the sum of all weights: enough to tell models apart."""
 
     def measure_each(
         self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
     ) -> list[Metrics]:
-        total = sum(float(p.detach().double().sum()) for p in model.parameters() if p.requires_grad)
+        total = sum(float(p.detach().double().sum()) for p in model.parameters())
         return [{"loss": total, "num_examples": float(len(g)), "num_tokens": 1.0} for g in groups]
 
 
@@ -101,7 +137,7 @@ class Bench:
     """A trainer over eight clients and what it trains."""
 
     trainer: Trainer
-    space: Live
+    space: Live | SeedSpace
     federation: Federation
 
     def engine(self, kind: type[Any], algorithm: Algorithm[Any], folder: Path, **extra: Any) -> Any:
@@ -147,19 +183,27 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tiny_llama: Callable[..., Any]) -> Callable[..., Bench]:
-    """Return a maker: `bench(dtype=torch.float32, tune={}, **local)`; one client at a time unless told otherwise."""
+def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Bench]:
+    """Return a maker: `bench(dtype=torch.float32, tune={}, **local)`; one client at a time unless told otherwise.
+
+    The space is LoRA, or of seeds where the test is of an algorithm that knows no other.
+    """
+    named = "algorithm" in request.fixturenames
+    seeds = named and in_seed_space(request.getfixturevalue("algorithm"))
 
     def make(
         dtype: torch.dtype = torch.float32, tune: Mapping[str, Any] | None = None, **local: Any
     ) -> Bench:
         model = tiny_llama(dtype=dtype).requires_grad_(False)
-        settings = TuneSettings(**{"rank": 4, "targets": ["q_proj", "v_proj"], **(tune or {})})
+        tune = {"rank": 4, "targets": ["q_proj", "v_proj"], **(tune or {})}
+        settings = TuneSettings(**(SEEDS if seeds else tune))
         space = make_space(Base(model, None, "random"), settings, seed=1)
         trains = [rows(i, 3 + i) for i in range(8)]
         shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}
         federation = Federation(shards, {c: {} for c in shards}, NOTHING)
         learning = {"optimizer": "sgd", "lr": 0.5, "batched": "off", **local}
+        if seeds:
+            learning = {"optimizer": "sgd", "lr": 1e-2}
         trainer = make_trainer(
             space, federation, LocalSettings(**learning), evaluator=SumEvaluator(), num_rounds=10
         )

@@ -1,7 +1,7 @@
 """Every shipped recipe runs: one round of it, on a few examples, through the real entry point."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ SMALL = (
     "evaluation.max_new_tokens=2",
 )
 NEWSGROUPS = load_recipe("newsgroups").data.classes
+AYA = [
+    *("English", "Dutch", "Turkish", "Portuguese", "Spanish"),
+    *("Filipino", "Bengali", "Standard Malay", "Lithuanian", "Tamil"),
+    *("Zulu", "Irish", "Nepali", "Malayalam", "Telugu"),
+]
+"""FedMLLM's languages: much text, less, little."""
 HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
     "openai/gsm8k": lambda i, config: {
         "question": f"Ann has {i} pens and buys 2. How many has she?",
@@ -31,6 +37,20 @@ HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
         "instruction": f"Print {i}.",
         "input": "",
         "output": f"print({i})",
+    },
+    "databricks/databricks-dolly-15k": lambda i, config: {
+        "instruction": f"Say {i}.",
+        "context": f"It is {i}." if i % 2 else "",
+        "response": f"{i}",
+        "category": ["open_qa", "brainstorming", "summarization"][i % 3],
+    },
+    "CohereLabs/aya_dataset": lambda i, config: {
+        "inputs": f"Say {i}.",
+        "targets": f"{i}",
+        "language": AYA[i % len(AYA)],
+        "language_code": "xxx",
+        "annotation_type": "original-annotations",
+        "user_id": f"{i}",
     },
     "google/xquad": lambda i, config: {
         "id": f"{config}-{i}",
@@ -47,6 +67,38 @@ HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
 
 ROWS = {"SetFit/20_newsgroups": 4000}
 """Where the recipe's clients are many."""
+FITTING: dict[str, Sequence[str]] = {
+    # Fewer clients for so few rows.
+    "dolly": ("data.num_clients=3", "cohort.uniform.size=2", "data.partition.dirichlet.alpha=5"),
+    "natural_instructions": ("cohort.uniform.size=2",),
+    "aya": ("data.num_clients=5",),
+    "aya_10": ("data.num_clients=10", "cohort.uniform.size=2"),
+    "aya_15": ("data.num_clients=15", "cohort.uniform.size=2"),
+    # Their steps are the algorithm's.
+    **dict.fromkeys(
+        ("fedkseed", "fedkseed_edge", "fedkseed_fast", "fedkseed_pro"),
+        ("algorithm.fedkseed.steps=4", "local.steps=null"),
+    ),
+    "ferret": ("algorithm.fedkseed.steps=4",),
+    **dict.fromkeys(("baffle", "decomfl"), ("algorithm.decomfl.steps=5", "local.steps=null")),
+    "feedsign": ("local.steps=null",),
+}
+
+
+@pytest.fixture
+def task_files(tmp_path: Path) -> Path:
+    """Write a checkout of Natural Instructions: three tasks to learn, one to judge on."""
+    folder = tmp_path / "natural-instructions"
+    for split, tasks in (("train", ("task1", "task2", "task3")), ("test", ("task4",))):
+        (folder / "splits/default").mkdir(parents=True, exist_ok=True)
+        (folder / f"splits/default/{split}_tasks.txt").write_text("\n".join(tasks))
+        for task in tasks:
+            instances = [{"input": f"{i}", "output": [f"{i + 1}"]} for i in range(24)]
+            (folder / "tasks").mkdir(exist_ok=True)
+            (folder / f"tasks/{task}.json").write_text(
+                json.dumps({"Definition": ["Add one."], "Instances": instances})
+            )
+    return folder
 
 
 @pytest.fixture
@@ -63,18 +115,30 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str, str
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_a_shipped_recipe_runs_a_round(name: str, hub: list[Any], tmp_path: Path) -> None:
-    recipe = load_recipe(name, SMALL)
+def test_a_shipped_recipe_runs_a_round(
+    name: str, hub: list[Any], task_files: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(name, [*SMALL, *FITTING.get(name, ())])
     builtin = recipe.data.source.startswith("builtin:")
     written = max(240, 12 * (recipe.data.num_clients or 0))
     rows = written if builtin else 8 * ROWS.get(recipe.data.source, 48)
-    recipe = load_recipe(name, [*SMALL, f"data.num_examples={rows}"])
-    summary = run_recipe(recipe, tmp_path)[""]
+    overrides = [*SMALL, f"data.num_examples={rows}", *FITTING.get(name, ())]
+    local = recipe.data.source.startswith("./")
+    if local:
+        overrides.append(f"data.source={task_files}")
+    summary = run_recipe(load_recipe(name, overrides), tmp_path)[""]
     assert summary["rounds"] == 1
     assert summary["num_absent"] == 0
     assert summary["final"]["test/loss"] > 0
     assert (tmp_path / "report.html").exists()
-    assert len(hub) == (0 if builtin else 8 if name == "xquad" else 1)
+    named = recipe.data.config
+    asked = len(named) if named and not isinstance(named, str) else 1
+    assert len(hub) == (0 if builtin or local else asked)
+
+
+def test_the_aya_recipes_hold_the_languages_of_fedmllm() -> None:
+    for name, count in (("aya", 5), ("aya_10", 10), ("aya_15", 15)):
+        assert list(load_recipe(name).data.where["language"]) == AYA[:count]
 
 
 @pytest.mark.parametrize(

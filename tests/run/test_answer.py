@@ -77,7 +77,10 @@ def test_personal_models_are_exported_by_client(opened: Callable[..., Session]) 
     session = opened(algorithm=[{"ditto": {}}, "fedavg"])
     names = {path.name for path in (session.folder / "adapters").iterdir()}
     assert names == {f"client-{i:03d}" for i in range(4)}
-    with pytest.raises(ValueError, match=r"--client must be one of client-000, .*; got none"):
+    with pytest.raises(
+        ValueError,
+        match=r"--client must be one of client-000, .*, or --cluster one of .*; got none",
+    ):
         Chat.open(session, None)
     with pytest.raises(ValueError, match=r"got 'nobody'"):
         Chat.open(session, "nobody")

@@ -1,12 +1,18 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
+from fedloom.run.environment import (
+    collect,
+    peak_gpu_memory_bytes,
+    peak_memory_bytes,
+    phase_memory,
+)
 
 
 def test_the_environment_names_versions_machine_and_command() -> None:
@@ -39,6 +45,30 @@ def test_peak_memory_is_not_the_parents() -> None:
     code = "from fedloom.run.environment import peak_memory_bytes as peak\nprint(peak())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 10**7 < int(done.stdout) < len(block) < peak_memory_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
+def test_each_phase_has_its_own_peak_and_the_whole_process_keeps_its() -> None:
+    """Fedkseed B14: a peak that is never forgotten tells of another phase."""
+    with phase_memory("first") as first:
+        block = bytearray(200_000_000)
+        del block
+    with phase_memory("second") as second:
+        pass
+    assert list(first) == ["memory/first_bytes"]
+    assert list(second) == ["memory/second_bytes"]
+    assert first["memory/first_bytes"] > second["memory/second_bytes"] + 190_000_000
+    assert peak_memory_bytes() >= first["memory/first_bytes"]
+
+
+def test_a_system_that_cannot_forget_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with phase_memory("any") as told:
+        pass
+    assert told == {}
 
 
 def test_without_a_gpu_its_peak_is_nothing() -> None:

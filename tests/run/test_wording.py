@@ -11,6 +11,7 @@ from fedloom.run.wording import better, change, duration, quality, shown, title
         ("test/exact_match", "Test exact match"),
         ("validation/loss", "Validation loss"),
         ("test/rougeL", "Test ROUGE-L"),
+        ("test/chrf", "Test chrF"),
         ("seconds", "Seconds"),
     ],
 )
@@ -39,6 +40,7 @@ def test_values_are_written_for_people(metric: str, value: float | None, text: s
         ("test/exact_match", 0.5, 0.25, "\u221225.0 points"),
         ("test/loss", 4.0, 1.0, "\u221275 %"),
         ("test/rouge1", 0.1, 0.4, "+0.300"),
+        ("test/chrf", 0.1, 0.4, "+0.300"),
         ("test/loss", 0.0, 1.0, ""),
         ("test/loss", None, 1.0, ""),
         ("test/loss", math.nan, 1.0, ""),

@@ -114,7 +114,7 @@ def test_full_tuning_needs_full_precision(tiny_llama):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"space": "ia3"}, r"tune.space must be lora or full, got ia3"),
+        ({"space": "ia3"}, r"tune.space must be lora, full or seeds, got ia3"),
         ({"rank": 0}, r"tune.rank must be at least 1, got 0"),
         ({"alpha": 0.0}, r"tune.alpha must be positive, got 0.0"),
         ({"dropout": 1.0}, r"tune.dropout must be in \[0, 1\), got 1.0"),
@@ -127,3 +127,18 @@ def test_full_tuning_needs_full_precision(tiny_llama):
 def test_a_setting_that_cannot_be_meant_is_refused(given, message: str):
     with pytest.raises(ValueError, match=message):
         TuneSettings(**given)
+
+
+def test_an_identity_tells_base_start_and_tensors_apart(tiny_llama, kind):
+    def identity(seed: int = 0, hidden: int = 32, **tune: Any) -> Any:
+        return space_of(tiny_llama(seed=seed, hidden=hidden), space=kind, **tune).identity()
+
+    moved = space_of(tiny_llama(), space=kind)
+    moved.load({n: t + 0.5 for n, t in moved.start().items()})
+    ours = identity()
+    assert moved.identity() == ours
+    other = identity(seed=1)
+    # Under full tuning all of the base is where training starts.
+    assert (other["base"] != ours["base"]) == (kind == "lora")
+    assert (other["start"] != ours["start"]) == (kind == "full")
+    assert other["tensors"] == ours["tensors"] != identity(hidden=16)["tensors"]

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedloom.core.protocols import Reply, Task
+from fedloom.wire.compact import deflate, inflate, read_lengths, write_lengths
 from fedloom.wire.format import (
     WireError,
     decode,
@@ -37,12 +38,13 @@ LIMIT = 1 << 20
 
 def seal(table: Any, blocks: bytes = b"", *, compression: int = 0, **changes: int) -> bytes:
     """Return a message with right checksums around any table and any blocks."""
-    text = table if isinstance(table, bytes) else json.dumps(table).encode()
+    text = deflate(table if isinstance(table, bytes) else json.dumps(table).encode())
     content = text + blocks
     num_bytes = changes.get("num_bytes", len(content))
     if compression == 1:
         content = zstandard.ZstdCompressor().compress(content)
-    head = struct.pack("<BIQ", compression, changes.get("table_bytes", len(text)), num_bytes)
+    lengths = write_lengths(changes.get("table_bytes", len(text)), num_bytes)
+    head = bytes([compression]) + lengths
     return frame(head + struct.pack("<I", zlib.crc32(content, zlib.crc32(head))) + content)
 
 
@@ -84,7 +86,7 @@ def test_anything_after_the_end_is_noticed() -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused(data: bytes) -> None:
-    for prefix in (b"", b"FDLM\x01\x00"):
+    for prefix in (b"", b"FDLM\x01", b"FDLM\x01\x03\x00"):
         for read in (decode, decode_task, decode_reply):
             with pytest.raises(WireError):
                 read(prefix + data)
@@ -94,8 +96,9 @@ def test_damage_under_a_right_checksum_is_refused_or_decoded_within_the_limit() 
     """Thousands of mutations of table and blocks, sealed again."""
     message = sample()
     body = split(message)[1]
-    table_bytes = struct.unpack_from("<BIQ", body)[1]
-    content = body[17:]
+    (stored, _), end = read_lengths(body, 1, 2)
+    table = inflate(body[end + 4 : end + 4 + stored], None)
+    table_bytes, content = len(table), table + bytes(body[end + 4 + stored :])
     chance = random.Random(0)
     refused = 0
     for _ in range(4000):
@@ -120,7 +123,7 @@ def strange(message: bytes, chance: random.Random) -> bytes:
     """Return random, truncated, bit-flipped or extended bytes: nothing that was ever sent."""
     match chance.randrange(4):
         case 0:
-            prefix = message[: chance.choice((0, 4, 6, 18, 22, 60))]
+            prefix = message[: chance.choice((0, 4, 5, 6, 8, 12, 60))]
             return prefix + chance.randbytes(chance.randrange(80))
         case 1:
             return message[: chance.randrange(len(message))]
@@ -333,12 +336,22 @@ def test_short_names_that_unfold_to_long_ones_are_refused() -> None:
 
 
 def test_a_large_header_or_table_is_refused_unless_the_sender_is_trusted() -> None:
-    large = "x" * MAX_JSON_BYTES
+    noise = random.Random(0).randbytes(MAX_JSON_BYTES).hex()
     with pytest.raises(WireError, match=r"the header has \d+ bytes, allowed are"):
+        decode(encode({}, {"x": noise}))
+    with pytest.raises(WireError, match=r"the table has \d+ bytes, allowed are"):
+        decode(encode({noise: {}}))
+    large = "x" * MAX_JSON_BYTES
+    with pytest.raises(WireError, match="the header of the message is longer than the 4194304"):
         decode(encode({}, {"x": large}))
     named = encode({large: {}})
-    with pytest.raises(WireError, match=r"the table has \d+ bytes, allowed are"):
+    assert len(named) < 5000
+    tracemalloc.start()
+    with pytest.raises(WireError, match="the table of the message is longer than the 4194304"):
         decode(named)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * MAX_JSON_BYTES
     assert list(decode(named, max_bytes=None)) == [large]
 
 
@@ -348,10 +361,13 @@ def test_a_large_header_or_table_is_refused_unless_the_sender_is_trusted() -> No
         (b"", "truncated to 0 bytes"),
         (b"PK\x03\x04" + bytes(30), "begins with b'PK.*not from fedloom"),
         (b"FDLM\x02\x00" + bytes(30), "wire version 2, this fedloom reads 1"),
-        (frame(b""), "the body of the message is truncated to 0 bytes"),
+        (b"FDLM\x01" + b"\xff" * 30, "begins with lengths: a length of more than 63 bits"),
+        (b"FDLM\x01\x80", "begins with lengths: truncated"),
+        (frame(b""), "the body of the message, 0 bytes, begins: truncated"),
+        (frame(b"\x00\x01\x01"), "the body of the message is truncated to 3 bytes"),
         (seal([[], []], compression=2), "compressed in the unknown way 2"),
-        (seal([[], []], num_bytes=99), "the content has 7|8 bytes, not 99"),
-        (seal([[], []], table_bytes=99), "the table has 99 bytes, the content only 8"),
+        (seal([[], []], num_bytes=99), r"the content has \d bytes, not 99"),
+        (seal([[], []], table_bytes=99), r"the table has 99 bytes, the content only \d"),
         (seal([[], []], num_bytes=1 << 50), r"the content has \d+ bytes, wire\.max_bytes is"),
         (seal([[], []], compression=1, num_bytes=99), "compressed content does not have 99"),
     ],
@@ -362,24 +378,39 @@ def test_a_damaged_frame_says_how(message: bytes, expected: str) -> None:
 
 
 def test_a_header_is_an_object() -> None:
-    text = b"[1]"
-    head = struct.pack("<4sHIQ", b"FDLM", 1, len(text), 0)
+    text = deflate(b"[1]")
+    head = b"FDLM\x01" + write_lengths(len(text), 0)
     with pytest.raises(WireError, match="the header of the message is a list"):
+        decode(head + struct.pack("<I", zlib.crc32(text, zlib.crc32(head))) + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"\x07", "the header of the message is not deflated: "),
+        (b"", "the header of the message is not deflated: no end"),
+        (deflate(b"{}")[:-1], "the header of the message is not deflated: no end"),
+        (deflate(b"{}") + b"\x00", "the header of the message is not deflated: no end, or bytes"),
+    ],
+)
+def test_what_does_not_inflate_is_refused(text: bytes, expected: str) -> None:
+    head = b"FDLM\x01" + write_lengths(len(text), 0)
+    with pytest.raises(WireError, match=expected):
         decode(head + struct.pack("<I", zlib.crc32(text, zlib.crc32(head))) + text)
 
 
 def test_a_damaged_header_and_a_damaged_body_are_told_apart() -> None:
     message = sample()
-    at = message.index(b'"client"')
+    at = len(message) - len(split(message)[1]) - 3
     with pytest.raises(WireError, match="the header of the message does not match its checksum"):
-        decode(message[:at] + b"'" + message[at + 1 :])
+        decode(message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :])
     with pytest.raises(WireError, match="the body of the message does not match its checksum"):
         decode(message[:-1] + bytes([message[-1] ^ 1]))
 
 
 def test_bytes_that_are_no_zstd_frame_are_refused() -> None:
     content = b"\x28\xb5\x2f\xfd\x20\x08" + b"\xff" * 8
-    head = struct.pack("<BIQ", 1, 4, 8)
+    head = bytes([1]) + write_lengths(4, 8)
     body = head + struct.pack("<I", zlib.crc32(content, zlib.crc32(head))) + content
     with pytest.raises(WireError, match="the content cannot be decompressed"):
         decode(frame(body))

@@ -4,8 +4,11 @@ import dataclasses
 from inspect import signature
 from typing import Any
 
+from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
@@ -20,6 +23,9 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "scaffold": Scaffold,
     "pfedme": PFedMe,
     "local": LocalOnly,
+    "clustered": Clustered,
+    "fedkseed": FedKSeed,
+    "decomfl": DeComFL,
     "ditto": Ditto,
     "freeze": Freeze,
     "flasc": Flasc,
@@ -49,3 +55,17 @@ def planned(algorithm: Any, rounds: int) -> Any:
             f"private.rounds must be at least run.rounds ({rounds}), got {algorithm.rounds}"
         )
     return algorithm
+
+
+def check_steps(algorithm: Any, order: str | None, steps: int | None) -> None:
+    """Refuse `local.steps` where the algorithm itself says how far its clients walk, and nothing else trains."""
+    inner, layers = algorithm, [algorithm]
+    while any(f.name == "inner" for f in dataclasses.fields(inner)):
+        inner = inner.inner
+        layers.append(inner)
+    walks = isinstance(inner, FedKSeed | DeComFL) and order != "first"
+    if walks and steps is not None and not any(isinstance(layer, Ditto) for layer in layers):
+        name = next(name for name, kind in ALGORITHMS.items() if kind is type(inner))
+        raise ValueError(
+            f"local.steps has no effect beside {name}, got {steps}: set algorithm.{name}.steps"
+        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Fit, Params
-from fedloom.spaces.live import Live
+from fedloom.spaces.live import Tunable
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Edits:
     mask: Tensor | None
 
     @classmethod
-    def of(cls, fits: Sequence[Fit], space: Live) -> "Edits":
+    def of(cls, fits: Sequence[Fit], space: Tunable) -> "Edits":
         pulls = [fit.proximal for fit in fits]
         strengths = [pull.strength if pull else 0.0 for pull in pulls]
         centers = [
@@ -61,7 +61,7 @@ def rows(trees: Sequence[Params], flatten: Callable[[Params], Tensor]) -> Tensor
     return torch.stack([vectors[id(tree)] for tree in trees])
 
 
-def _optional(trees: Sequence[Params | None], space: Live, neutral: float) -> Tensor | None:
+def _optional(trees: Sequence[Params | None], space: Tunable, neutral: float) -> Tensor | None:
     """Return (trees, numel) with `neutral` where a job asks for nothing, or None where none does."""
     if all(tree is None for tree in trees):
         return None

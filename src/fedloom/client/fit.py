@@ -1,4 +1,4 @@
-"""First-order local training, once, for any number of clients side by side."""
+"""Local training, once, for any number of clients side by side."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ from fedloom.client.edits import Edits
 from fedloom.client.optimizer import Optimizer
 from fedloom.client.setup import Setup, Step, batches
 from fedloom.core.protocols import Done, Fit, Job, Params, Refusal
+from fedloom.spaces.live import Tunable
 
 
 class Lanes(Protocol):
@@ -56,7 +57,7 @@ class _Client:
         return Done(params, self.num_examples, self.num_steps, lr_sum, metrics=metrics)
 
 
-def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup) -> list[Done]:
+def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup[Tunable]) -> list[Done]:
     """Run the jobs side by side; `lanes` already stand at their starts. A job leaves when its steps are done.
 
     A gradient is edited (proximal term, offset, mask), clipped, and given to the optimizer. A lane whose loss or
@@ -88,12 +89,12 @@ def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup) -> list[Done]:
     return [out[i] for i in range(len(jobs))]
 
 
-def _client(job: Job, setup: Setup) -> _Client:
+def _client(job: Job, setup: Setup[Tunable]) -> _Client:
     if not isinstance(job.work, Fit):
         raise TypeError(f"{job.client}: only Fit is training, got {type(job.work).__name__}")
-    if job.work.draw is not None:
+    if job.work.walk is not None or job.work.at_start:
         raise ValueError(
-            "draw belongs to zeroth-order work in seed space; local.optimizer has no use for it"
+            "walk and at_start belong to zeroth-order work in seed space: set tune.space seeds"
         )
     local, examples = setup.local, setup.examples(job.client)
     size = local.batch_size * local.accumulation

@@ -1,7 +1,8 @@
 """How clients learn: the recipe's `local` section. Trainers hold it; algorithms do not."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
 Objective = Literal["sft", "classification"]
@@ -9,6 +10,10 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
 Kernels = Literal["auto", "onednn", "torch", "reference"]
+Order = Literal["first", "zeroth"]
+Difference = Literal["central", "forward"]
+ZEROTH = ("eps", "difference", "directions", "max_slope")
+"""Settings that only zeroth order looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,9 @@ class LocalSettings:
 
     objective: Objective = "sft"
     """sft: every token of the answers; classification: which of `data.classes` the answer is."""
+    order: Order | None = None
+    """first: gradients by backward passes; zeroth: guessed from differences of losses (Malladi et al. 2023,
+    arXiv:2305.17333), in the memory of a forward. None: zeroth where tune.space is seeds, first elsewhere."""
     optimizer: Optimizer = "adamw"
     """As in torch.optim; moments start anew in every round."""
     lr: float = 5e-4
@@ -52,6 +60,14 @@ class LocalSettings:
     kernels: Kernels = "auto"
     """onednn: packed products of the frozen weights (CPU, float32); torch: its own products; both compute
     the loss at target tokens only. auto: onednn where measured to be faster. reference: the model's own forward."""
+    eps: float | None = None
+    """How far zeroth order looks along a direction; None: 5e-4 where tune.space is seeds, 1e-3 elsewhere."""
+    difference: Difference = "central"
+    """central: a loss on either side, two forwards a direction; forward: one beyond the loss at the weights."""
+    directions: int = 1
+    """Directions of one zeroth-order step, measured at the same weights and batch; their mean is applied."""
+    max_slope: float | None = None
+    """Largest slope of zeroth order along a direction, either way: larger ones are cut to it. None: never."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -65,6 +81,24 @@ class LocalSettings:
             raise ValueError("local.epochs has no effect beside local.steps: set one of them")
         if self.kernels == "onednn" and self.precision != "float32":
             raise ValueError("local.kernels onednn needs local.precision float32, got bfloat16")
+        if self.order == "first":
+            self.refuse(ZEROTH, "belongs to local.order zeroth, got first")
+
+    def refuse(self, names: Sequence[str], reason: str) -> None:
+        """Refuse settings that nothing would look at.
+
+        Raises:
+            ValueError: for the first of `names` that is not as it is where a recipe leaves it out.
+        """
+        given = asdict(self)
+        for field in fields(self):
+            if field.name in names and given[field.name] != field.default:
+                raise ValueError(f"local.{field.name} {reason}")
+
+    @property
+    def decays_seeds(self) -> bool:
+        """Return whether a walk along seeds shrinks all weights, which is a coordinate of their space."""
+        return self.weight_decay > 0 and self.order != "first"
 
     def lr_at(self, round: int, num_rounds: int) -> float:
         """Return the learning rate of a round, counted from 1."""
@@ -94,9 +128,12 @@ def _check_choices(local: LocalSettings) -> None:
         ("precision", local.precision, get_args(Precision)),
         ("batched", local.batched, ("auto", "off")),
         ("kernels", local.kernels, get_args(Kernels)),
+        ("order", local.order, (None, *get_args(Order))),
+        ("difference", local.difference, get_args(Difference)),
     ):
         if value not in known:
-            raise ValueError(f"local.{name} must be one of {', '.join(known)}, got {value}")
+            named = ", ".join(str(one) for one in known if one is not None)
+            raise ValueError(f"local.{name} must be one of {named}, got {value}")
 
 
 def _check_numbers(local: LocalSettings) -> None:
@@ -106,6 +143,7 @@ def _check_numbers(local: LocalSettings) -> None:
         ("batch_size", local.batch_size, 1),
         ("accumulation", local.accumulation, 1),
         ("group_tokens", local.group_tokens, 1),
+        ("directions", local.directions, 1),
         ("warmup_rounds", local.warmup_rounds, 0),
         ("weight_decay", local.weight_decay, 0),
         ("min_lr", local.min_lr, 0),
@@ -116,8 +154,13 @@ def _check_numbers(local: LocalSettings) -> None:
         raise ValueError(f"local.lr must be positive, got {local.lr}")
     if local.min_lr > local.lr:
         raise ValueError(f"local.min_lr must be at most local.lr ({local.lr}), got {local.min_lr}")
-    if local.max_grad_norm is not None and not local.max_grad_norm > 0:
-        raise ValueError(f"local.max_grad_norm must be positive or null, got {local.max_grad_norm}")
+    for name, bound in (
+        ("max_grad_norm", local.max_grad_norm),
+        ("eps", local.eps),
+        ("max_slope", local.max_slope),
+    ):
+        if bound is not None and not bound > 0:
+            raise ValueError(f"local.{name} must be positive or null, got {bound}")
     if not 0 <= local.momentum < 1:
         raise ValueError(f"local.momentum must be in [0, 1), got {local.momentum}")
     if not all(0 <= beta < 1 for beta in local.betas):

@@ -1,7 +1,8 @@
-"""What first-order trainers share, and the order in which a client's examples come."""
+"""What trainers share, and the order in which a client's examples come."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -10,21 +11,26 @@ from fedloom.core.protocols import ClientId, Refusal, Split
 from fedloom.core.seeds import generator
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import Example
-from fedloom.spaces.live import Live
 
+S = TypeVar("S", covariant=True)
 Step = Sequence[Example]
 """One lane's examples of one optimizer step."""
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What first-order trainers share."""
+class Setup(Generic[S]):
+    """What trainers share."""
 
-    space: Live
+    space: S
     federation: Federation
     local: LocalSettings
     num_rounds: int
     """Where learning-rate schedules end."""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Return the tokens a classifier decides between; none where answers are text."""
+        return tuple(self.federation.classes.values())
 
     def examples(self, client: ClientId, split: Split | None = None) -> Sequence[Example]:
         """Return a client's examples, training ones by default; a client without any cannot take part."""

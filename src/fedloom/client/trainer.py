@@ -1,6 +1,6 @@
 """One client at a time, on any space whose coordinates are the model's own tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +17,7 @@ from fedloom.core.seeds import derive
 from fedloom.data.tokens import Example
 from fedloom.models.parts import has_dropout
 from fedloom.models.seeded import seeded
-from fedloom.spaces.live import Live
+from fedloom.spaces.live import Live, Seated, Space
 
 
 class Evaluator(Protocol):
@@ -33,7 +33,7 @@ class Evaluator(Protocol):
 class OneLane:
     """The live tensors of the model as a lane of their own: no copy, whatever their size."""
 
-    def __init__(self, space: Live, fast: FastPath, batch_size: int) -> None:
+    def __init__(self, space: Seated, fast: FastPath, batch_size: int) -> None:
         self.values = space.values.unsqueeze(0)
         self._loss, self._pack, self._batch_size = fast.loss, fast.packs, batch_size
         self._gradient = space.gradient_vector().unsqueeze(0)
@@ -59,19 +59,13 @@ class OneLane:
 class Sequential:
     """The reference trainer."""
 
-    setup: Setup
+    setup: Setup[Live]
     fast: FastPath
     evaluator: Evaluator
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        done: dict[int, Done] = {}
-        for split in ("validation", "test"):
-            done |= self._measure(jobs, split)
-        for i, job in enumerate(jobs):
-            if isinstance(job.work, Fit):
-                done[i] = self._train(job, job.work)
-        return [done[i] for i in range(len(jobs))]
+        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._train)
 
     def _train(self, job: Job, work: Fit) -> Done:
         setup = self.setup
@@ -84,22 +78,42 @@ class Sequential:
             finally:
                 setup.space.drop_gradients()
 
-    def _measure(self, jobs: Sequence[Job], split: Split) -> dict[int, Done]:
-        """Answer the Evaluate jobs of a split; the same params are loaded and measured once, for all who ask."""
-        asked: dict[int, list[tuple[int, Params]]] = {}
-        for i, job in enumerate(jobs):
-            if isinstance(job.work, Evaluate) and job.work.split == split:
-                asked.setdefault(id(job.work.params), []).append((i, job.work.params))
-        done = {}
-        for same in asked.values():
-            groups = [self.setup.examples(jobs[i].client, split) for i, _ in same]
-            self.setup.space.load(same[0][1])
-            self.setup.space.model.eval()
-            with self.fast.installed():
-                measured = self.evaluator.measure_each(self.setup.space.model, groups, split=split)
-            for (i, _), group, metrics in zip(same, groups, measured, strict=True):
-                done[i] = Done({}, len(group), metrics=metrics)
-        return done
+
+def one_by_one(
+    jobs: Sequence[Job],
+    setup: Setup[Space],
+    fast: FastPath,
+    evaluator: Evaluator,
+    train: Callable[[Job, Fit], Done],
+) -> list[Done]:
+    """Answer jobs in their order: what is to be measured first, then each Fit by `train`."""
+    done = _measured(jobs, setup, fast, evaluator)
+    for i, job in enumerate(jobs):
+        if isinstance(job.work, Fit):
+            done[i] = train(job, job.work)
+    return [done[i] for i in range(len(jobs))]
+
+
+def _measured(
+    jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: Evaluator
+) -> dict[int, Done]:
+    """Answer the Evaluate jobs; the same params are loaded and measured once a split, for all who ask."""
+    asked: dict[tuple[Split, int], list[tuple[int, Params]]] = {}
+    for i, job in enumerate(jobs):
+        if isinstance(job.work, Evaluate):
+            key = job.work.split, id(job.work.params)
+            asked.setdefault(key, []).append((i, job.work.params))
+    done = {}
+    # Validation before test, whoever asks first.
+    for (split, _), same in sorted(asked.items(), key=lambda item: item[0][0] == "test"):
+        groups = [setup.examples(jobs[i].client, split) for i, _ in same]
+        setup.space.load(same[0][1])
+        setup.space.model.eval()
+        with fast.installed():
+            measures = evaluator.measure_each(setup.space.model, groups, split=split)
+        for (i, _), group, metrics in zip(same, groups, measures, strict=True):
+            done[i] = Done({}, len(group), metrics=metrics)
+    return done
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fedloom.core.params import params_map, zeros_like
+from fedloom.core.params import params_map
 from fedloom.core.protocols import ClientUpdate, Done, Fit, Reply, Task, Work
 
 
@@ -28,5 +28,8 @@ def _answer(work: Work, seed: int, noise: float) -> Done:
             return p.clone()
         return p + noise * torch.randn(p.shape, generator=source, dtype=p.dtype)
 
-    record = {"draws": zeros_like(work.start), "magnitudes": zeros_like(work.start)}
+    def met(walk: Tensor) -> Tensor:
+        return moved(torch.zeros(walk.shape, dtype=torch.float64))
+
+    record = {"scalars": params_map(met, work.walk)} if work.walk else {}
     return Done(params_map(moved, work.start), 1, 1, 1.0, record)

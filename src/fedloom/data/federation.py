@@ -11,14 +11,18 @@ import torch
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.core.seeds import derive, generator
 from fedloom.data.classes import class_tokens, only_classes
+from fedloom.data.dealing import Labels
 from fedloom.data.formats import Record, to_records
 from fedloom.data.manifest import ClientCounts, Manifest
+from fedloom.data.mixtures import Clusters, MultiDomain
+from fedloom.data.names import safe_names
 from fedloom.data.packing import pack
-from fedloom.data.partition import PARTITIONS, Labels, Natural, stratum
+from fedloom.data.partition import PARTITIONS, Natural, stratum
+from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import Row, load_rows
+from fedloom.data.sources import load_rows
 from fedloom.data.splits import Cut, cut
-from fedloom.data.tokens import Example, Tokenised, Tokenizer, tokenise
+from fedloom.data.tokens import Example, Tokenised, Tokenizer, lengths, tokenise
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Federation:
 
     shards: Mapping[ClientId, Shard]
     profiles: Mapping[ClientId, Profile]
-    """The labels that all examples of a client share, such as its language, and its tier if there are any."""
+    """The labels that all examples of a client share, such as its language; its tier and its group if there are any."""
     manifest: Manifest
     classes: Mapping[str, int] = field(default_factory=dict)
     """Word -> its first token, in the order of `data.classes`; empty where answers are text."""
@@ -44,24 +48,24 @@ class Federation:
 
 POOL: ClientId = "pool"
 """Who holds all training examples where `data.pooled` is set."""
+JUDGE: ClientId = "held-out"
+"""Who holds what `data.held_out` names; `held-out-VALUE` where the partition is natural."""
 
 Kept = Sequence[tuple[Example, ...]]
 """The examples of each record that has any."""
 
 
-def federate(
-    settings: DataSettings, tokenizer: Tokenizer, rows: Sequence[Row] | None = None
-) -> Federation:
-    """Read, tokenise and split: the same settings give the same federation on every machine.
+def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    """Read, tokenise and split: the same settings give the same federation on every machine."""
+    rows = load_rows(settings, lambda texts: lengths(texts, tokenizer))
+    return divide(rows, settings, tokenizer)
+
+
+def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    """Tokenise and split rows.
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
-
-    Args:
-        settings: The recipe's section.
-        tokenizer: The model's.
-        rows: Where they are read already.
     """
-    rows = load_rows(settings) if rows is None else rows
     records = to_records(rows, settings)
     tokenised = tokenise(records, settings, tokenizer)
     classes = class_tokens(settings, tokenizer)
@@ -73,7 +77,10 @@ def federate(
     _check_natural(records, tokenised, settings)
     examples = [tokenised.examples[i] for i in kept]
     labels = [records[i].labels for i in kept]
-    cuts = _dealt(labels, settings)
+    learnt = [i for i, at in enumerate(kept) if not records[at].held_out]
+    held_out = [i for i, at in enumerate(kept) if records[at].held_out]
+    judges = _judges(held_out, labels, settings)
+    cuts = _together(_dealt(learnt, labels, settings), judges)
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256 = _hash(cuts, examples)
     if settings.pooled:
@@ -95,27 +102,61 @@ def federate(
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels) for c in cuts},
     )
-    tiers = _tiers([client for client, parts in cuts.items() if parts.all], settings)
+    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
+    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
+    groups = _groups([labels[i] for i in learnt], settings)
     profiles = {
-        client: {**_shared([labels[i] for i in parts.all]), **tiers.get(client, {})}
+        client: {
+            **_shared([labels[i] for i in parts.all]),
+            **tiers.get(client, {}),
+            **groups.get(client, {}),
+        }
         for client, parts in cuts.items()
     }
     return Federation(shards, profiles, manifest, classes)
 
 
-def _dealt(labels: Sequence[Labels], settings: DataSettings) -> dict[ClientId, Cut]:
+def _dealt(
+    learnt: Sequence[int], labels: Sequence[Labels], settings: DataSettings
+) -> dict[ClientId, Cut]:
     seed = derive(settings.seed, "partition")
-    assignment = settings.partition.assign(labels, settings.num_clients, seed)
+    some = [labels[i] for i in learnt]
     return {
         client: cut(
-            indices,
+            [learnt[i] for i in indices],
             labels,
             by=stratum(settings.partition),
             fractions=settings.fractions,
             seed=derive(seed, "cut", client),
         )
-        for client, indices in sorted(assignment.items())
+        for client, indices in settings.partition.assign(some, settings.num_clients, seed).items()
     }
+
+
+def _judges(
+    held_out: Sequence[int], labels: Sequence[Labels], settings: DataSettings
+) -> dict[ClientId, Cut]:
+    """Return who tests on what nobody learns."""
+    if settings.held_out and not held_out:
+        raise ValueError(
+            f"data.held_out has no example left: data.max_length {settings.max_length} cuts off their whole answers"
+        )
+    own = settings.partition.by if isinstance(settings.partition, Natural) else None
+    groups: dict[str, list[int]] = {}
+    for i in held_out:
+        groups.setdefault(f"{JUDGE}-{labels[i][own]}" if own else JUDGE, []).append(i)
+    names = safe_names(sorted(groups))
+    return {names[group]: Cut((), (), tuple(indices)) for group, indices in groups.items()}
+
+
+def _together(
+    learners: Mapping[ClientId, Cut], judges: Mapping[ClientId, Cut]
+) -> dict[ClientId, Cut]:
+    if twice := sorted(judges.keys() & learners.keys()):
+        raise ValueError(
+            f"data.held_out adds a client {twice[0]}, but one that learns is called so"
+        )
+    return dict(sorted({**learners, **judges}.items()))
 
 
 def _pooled(cuts: Mapping[ClientId, Cut]) -> dict[ClientId, Cut]:
@@ -159,6 +200,14 @@ def _shared(labels: Sequence[Labels]) -> Profile:
     """Return the labels that do not vary; a client of a pooled run may be left with no example at all."""
     first = labels[0] if labels else {}
     return {name: first[name] for name in first if all(one[name] == first[name] for one in labels)}
+
+
+def _groups(labels: Sequence[Labels], settings: DataSettings) -> Mapping[ClientId, Profile]:
+    """Return the group of each client where they are dealt out in groups; a mixed client shares no label."""
+    if not isinstance(settings.partition, Clusters | MultiDomain):
+        return {}
+    groups = settings.partition.groups(labels, settings.num_clients)
+    return {client: {"group": group} for client, group in groups.items()}
 
 
 def _tiers(clients: Sequence[ClientId], settings: DataSettings) -> Mapping[ClientId, Profile]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedloom.data.partition import stratum
+from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import Row
 
 Role = Literal["system", "user", "assistant"]
 
@@ -52,6 +52,8 @@ class Record:
     labels: Mapping[str, str]
     answer: str
     """What exact match compares with: the last answer, or what counts in it (GSM8K's number)."""
+    held_out: bool = False
+    """Whether it is only judged on, never learnt."""
 
 
 Talk = tuple[tuple[Message, ...], str]
@@ -82,7 +84,8 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> list[Record]:
             if settings.classes:
                 messages, answer = _classified(messages, row, settings)
             labels = {column: _label(row.values.get(column)) for column in wanted}
-            records.append(Record(messages, labels, answer or messages[-1].content))
+            compared = answer or messages[-1].content
+            records.append(Record(messages, labels, compared, row.held_out))
     return records
 
 
@@ -125,8 +128,7 @@ def _natural_instructions(row: Row) -> Talk:
     output = row.values["output"]
     if isinstance(output, Sequence) and not isinstance(output, str):
         output = output[0] if output else ""
-    parts = (row.text("definition"), row.text("input"))
-    return _pair("\n\n".join(part for part in parts if part), str(output or ""))
+    return _pair(row.text("definition"), str(output or ""), context=row.text("input"))
 
 
 def _messages(row: Row) -> Talk:

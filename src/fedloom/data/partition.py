@@ -1,4 +1,4 @@
-"""Which client holds which example: iid, skewed by label or by size, or as the data came.
+"""Which client holds which example: iid, skewed by label or by size, in groups, or as the data came.
 
 Every kind assigns whole examples to clients; `splits.py` then cuts each client's own, so that its training,
 validation and test examples come from one distribution.
@@ -6,17 +6,14 @@ validation and test examples come from one distribution.
 
 import math
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedloom.core.protocols import ClientId
 from fedloom.core.seeds import derive
+from fedloom.data.dealing import Assignment, Labels, apportion, at_most, by_value, dealt, shuffled
+from fedloom.data.mixtures import Clusters, MultiDomain
+from fedloom.data.names import client_names, safe_names
 
-Labels = Mapping[str, str]
-Assignment = dict[ClientId, list[int]]
-
-DEFAULT_CLIENTS = 10
 DRAWS = 200
 """Dirichlet draws tried before a client below `min_examples` is an error."""
 
@@ -27,8 +24,8 @@ class Iid:
 
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
         """Return the indices of the examples of each client."""
-        count = _at_most(num_clients, len(labels))
-        return _dealt(shuffled(range(len(labels)), seed), apportion(len(labels), [1.0] * count))
+        count = at_most(num_clients, len(labels))
+        return dealt(shuffled(range(len(labels)), seed), apportion(len(labels), [1.0] * count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,8 @@ class Dirichlet:
     """Above 0; small is one label a client, large is iid."""
     min_examples: int = 3
     """Draw again until every client has as many."""
+    balanced: bool = False
+    """Deal one label after another, and no more to a client that has its equal share: as the code of Li et al."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
@@ -53,15 +52,12 @@ class Dirichlet:
 
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
         """Return the indices of the examples of each client."""
-        groups = _by_value(labels, self.by)
-        count = _at_most(num_clients, len(labels), self.min_examples)
+        groups = by_value(labels, self.by)
+        count = at_most(num_clients, len(labels), self.min_examples)
         most: list[int] = []
         for draw in range(DRAWS):
             rng = random.Random(derive(seed, "dirichlet", draw))
-            shares = {
-                value: apportion(len(members), _dirichlet(rng, self.alpha, count))
-                for value, members in groups.items()
-            }
+            shares = self._shares(rng, groups, count)
             sizes = [sum(share[i] for share in shares.values()) for i in range(count)]
             most = max(most, sizes, key=lambda sizes: min(sizes, default=-1))
             if min(sizes) >= self.min_examples:
@@ -75,10 +71,23 @@ class Dirichlet:
             )
         clients: Assignment = {name: [] for name in client_names(count)}
         for value, members in groups.items():
-            dealt = _dealt(shuffled(members, derive(seed, "members", value)), shares[value])
-            for name, indices in dealt.items():
+            some = dealt(shuffled(members, derive(seed, "members", value)), shares[value])
+            for name, indices in some.items():
                 clients[name] += indices
         return {name: sorted(indices) for name, indices in clients.items()}
+
+    def _shares(
+        self, rng: random.Random, groups: Mapping[str, list[int]], count: int
+    ) -> dict[str, list[int]]:
+        """Return how many examples of every label each client gets."""
+        equal = sum(map(len, groups.values())) / count
+        held = [0] * count
+        shares = {}
+        for value, members in groups.items():
+            takes = [not self.balanced or has < equal for has in held]
+            shares[value] = apportion(len(members), _dirichlet(rng, self.alpha, takes))
+            held = [has + new for has, new in zip(held, shares[value], strict=True)]
+        return shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +109,14 @@ class Shards:
 
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
         """Return the indices of the examples of each client."""
-        count = _at_most(num_clients, len(labels), self.per_client)
+        count = at_most(num_clients, len(labels), self.per_client)
         ordered = [
             index
-            for value, members in _by_value(labels, self.by).items()
+            for value, members in by_value(labels, self.by).items()
             for index in shuffled(members, derive(seed, "members", value))
         ]
         sizes = apportion(len(ordered), [1.0] * (count * self.per_client))
-        shards = list(_dealt(ordered, sizes).values())
+        shards = list(dealt(ordered, sizes).values())
         order = shuffled(range(len(shards)), derive(seed, "shards"))
         return {
             name: sorted(index for shard in order[i::count] for index in shards[shard])
@@ -140,15 +149,15 @@ class Quantity:
 
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
         """Return the indices of the examples of each client."""
-        count = _at_most(num_clients, len(labels), self.min_examples)
+        count = at_most(num_clients, len(labels), self.min_examples)
         rng = random.Random(derive(seed, "sizes"))
         if self.sigma is None:
-            weights = _dirichlet(rng, 1.0 if self.alpha is None else self.alpha, count)
+            weights = _dirichlet(rng, 1.0 if self.alpha is None else self.alpha, [True] * count)
         else:
             weights = [math.exp(rng.gauss(0.0, self.sigma)) for _ in range(count)]
         rest = apportion(len(labels) - count * self.min_examples, weights)
         sizes = [self.min_examples + more for more in rest]
-        return _dealt(shuffled(range(len(labels)), seed), sizes)
+        return dealt(shuffled(range(len(labels)), seed), sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +169,7 @@ class Natural:
 
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
         """Return the indices of the examples of each client; of the `num_clients` largest where it is given."""
-        groups = _by_value(labels, self.by)
+        groups = by_value(labels, self.by)
         if num_clients is not None and num_clients > len(groups):
             raise ValueError(
                 f"data.num_clients is {num_clients}, but the label {self.by!r} has only {len(groups)} values: "
@@ -171,65 +180,21 @@ class Natural:
         return dict(sorted((names[value], groups[value]) for value in largest))
 
 
-Partition = Iid | Dirichlet | Shards | Quantity | Natural
+Partition = Iid | Dirichlet | Shards | Quantity | Natural | Clusters | MultiDomain
 PARTITIONS: dict[str, type[Partition]] = {
     "iid": Iid,
     "dirichlet": Dirichlet,
     "shards": Shards,
     "quantity": Quantity,
     "natural": Natural,
+    "clusters": Clusters,
+    "multi_domain": MultiDomain,
 }
 
 
 def stratum(partition: Partition) -> str | None:
     """Return the label a partition goes by."""
-    return partition.by if isinstance(partition, Dirichlet | Shards | Natural) else None
-
-
-def apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """Return whole numbers that sum to `total`, nearest to the weights' shares (largest remainders)."""
-    whole = math.fsum(weights)
-    exact = [total * weight / whole for weight in weights]
-    counts = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (counts[i] - exact[i], i))
-    for i in by_remainder[: total - sum(counts)]:
-        counts[i] += 1
-    return counts
-
-
-def shuffled(items: Sequence[int], seed: int) -> list[int]:
-    """Return the items in an order that is the same on every machine: sorted by the hash of each."""
-    return sorted(items, key=lambda item: derive(seed, "order", item))
-
-
-def client_names(count: int) -> list[ClientId]:
-    """Return client-000, client-001, ..., which sort as they count."""
-    width = max(3, len(str(count - 1)))
-    return [f"client-{i:0{width}d}" for i in range(count)]
-
-
-def safe_names(values: Sequence[str]) -> dict[str, ClientId]:
-    """Return a name for every value that any file system takes and no two share, even where case is ignored."""
-    names: dict[str, ClientId] = {}
-    taken: set[str] = set()
-    for value in values:
-        stem = re.sub(r"[^\w.-]+", "-", value).strip("-.")[:80] or "client"
-        name, number = stem, 2
-        while name.casefold() in taken:
-            name, number = f"{stem}-{number}", number + 1
-        taken.add(name.casefold())
-        names[value] = name
-    return names
-
-
-def _at_most(num_clients: int | None, num_examples: int, each: int = 1) -> int:
-    count = DEFAULT_CLIENTS if num_clients is None else num_clients
-    if count * each > num_examples:
-        raise ValueError(
-            f"data.num_clients is {count} with at least {each} examples each, but there are only {num_examples} "
-            "examples: lower it, or give more data"
-        )
-    return count
+    return None if isinstance(partition, Iid | Quantity) else partition.by
 
 
 def _check_alpha(alpha: float) -> None:
@@ -242,32 +207,12 @@ def _check_min_examples(min_examples: int) -> None:
         raise ValueError(f"data.partition.min_examples must be at least 1, got {min_examples}")
 
 
-def _by_value(labels: Sequence[Labels], by: str) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for index, of_example in enumerate(labels):
-        if by not in of_example:
-            known = ", ".join(sorted(of_example)) or "none"
-            raise ValueError(
-                f"data.partition.by must be a label of the data ({known}), got {by!r}; "
-                "data.labels names the columns kept"
-            )
-        groups.setdefault(of_example[by], []).append(index)
-    return dict(sorted(groups.items()))
-
-
-def _dealt(items: Sequence[int], sizes: Sequence[int]) -> Assignment:
-    names = client_names(len(sizes))
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return {
-        name: sorted(items[start : start + size])
-        for name, start, size in zip(names, starts, sizes, strict=True)
-    }
-
-
-def _dirichlet(rng: random.Random, alpha: float, count: int) -> list[float]:
+def _dirichlet(rng: random.Random, alpha: float, takes: Sequence[bool]) -> list[float]:
+    """Return the weights of all who are open, 0 for the others."""
     # log Gamma(alpha) = log Gamma(alpha + 1) + log(U) / alpha: no underflow where alpha is tiny.
     logs = [
         math.log(rng.gammavariate(alpha + 1, 1.0)) + math.log(1 - rng.random()) / alpha
-        for _ in range(count)
+        for _ in takes
     ]
-    return [math.exp(value - max(logs)) for value in logs]
+    most = max(value for value, one in zip(logs, takes, strict=True) if one)
+    return [math.exp(value - most) if one else 0.0 for value, one in zip(logs, takes, strict=True)]

@@ -20,8 +20,37 @@ Format = Literal[
 ]
 PromptName = Literal["chat", "alpaca", "vicuna", "plain"]
 Truncate = Literal["answer", "prompt"]
+Unit = Literal["characters", "tokens"]
 
 BUILTIN = "builtin:polyglot"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How many rows of each file are taken (a data set of the Hub is a file), drawn with `data.seed`."""
+
+    share: float = 1.0
+    """Of its rows, rounded down, (0, 1]."""
+    at_least: int = 0
+    """Rows taken where the share is fewer; all, where there are no more."""
+    skip_below: int = 0
+    """A file with fewer rows is left out."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn, or would have no effect."""
+        if not 0 < self.share <= 1:
+            raise ValueError(
+                f"share of data.sample and held_out_sample must be in (0, 1], got {self.share}"
+            )
+        for name, value in (("at_least", self.at_least), ("skip_below", self.skip_below)):
+            if value < 0:
+                raise ValueError(
+                    f"{name} of data.sample and held_out_sample must be at least 0, got {value}"
+                )
+        if self.at_least and self.share == 1:
+            raise ValueError(
+                f"at_least of data.sample and held_out_sample has no effect where share is 1, got {self.at_least}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +70,17 @@ class DataSettings:
     """How many rows to write (built-in; None is 6000), or to take at most, drawn with `seed`."""
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Keep rows whose column has one of these values."""
+    shorter: Mapping[str, int] = field(default_factory=dict)
+    """Keep rows whose column is shorter than this."""
+    shorter_in: Unit = "characters"
+    """What `shorter` counts: characters, or the tokens of the model."""
+    sample: Sample = Sample()
+    """How many of the rows that are left are taken."""
+    held_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Rows whose column has one of these values are judged on and never learnt, by any client: they are the test
+    examples of one more client, `held-out`, or of one each where the partition is natural."""
+    held_out_sample: Sample = Sample()
+    """How many of the rows held out are taken; `sample` is of the others."""
     format: Format = "auto"
     """How a row becomes a conversation; `auto` goes by the names of the columns."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -88,13 +128,29 @@ class DataSettings:
             raise ValueError(
                 f"data.tiers must be shares above 0 that sum to 1, got {dict(self.tiers)}"
             )
-        if self.classes and (len(self.classes) < 2 or not all(self.classes.values())):
-            raise ValueError(
-                f"data.classes must give at least two answers a word each, got {dict(self.classes)}"
-            )
-        for column, values in self.where.items():
+        _check_rows(self)
+
+
+def _check_rows(settings: DataSettings) -> None:
+    if settings.classes and (len(settings.classes) < 2 or not all(settings.classes.values())):
+        raise ValueError(
+            f"data.classes must give at least two answers a word each, got {dict(settings.classes)}"
+        )
+    for name, chosen in (("where", settings.where), ("held_out", settings.held_out)):
+        for column, values in chosen.items():
             if isinstance(values, str) or not values:
-                raise ValueError(f"data.where.{column} must be a list of values, got {values!r}")
+                raise ValueError(f"data.{name}.{column} must be a list of values, got {values!r}")
+    if settings.held_out_sample != Sample() and not settings.held_out:
+        raise ValueError("data.held_out_sample has no effect without data.held_out")
+    if settings.shorter_in not in get_args(Unit):
+        raise ValueError(
+            f"data.shorter_in must be characters or tokens, got {settings.shorter_in!r}"
+        )
+    if settings.shorter_in != "characters" and not settings.shorter:
+        raise ValueError("data.shorter_in has no effect without data.shorter")
+    for column, limit in settings.shorter.items():
+        if limit < 1:
+            raise ValueError(f"data.shorter.{column} must be at least 1, got {limit}")
 
 
 def _check_names(settings: DataSettings) -> None:

@@ -1,62 +1,98 @@
 """Where rows come from: the built-in corpus, the Hub, files, a folder of files."""
 
-import csv
-import gzip
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedloom.core.seeds import derive
-from fedloom.data.partition import shuffled
+from fedloom.data.dealing import shuffled
+from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
+from fedloom.data.selection import CountTokens, check_held_out, select
 from fedloom.data.settings import BUILTIN, DataSettings
 
 DEFAULT_ROWS = 6000
 """Rows the built-in corpus writes where the recipe does not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row, and where it was read."""
+def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -> list[Row]:
+    """Return the rows that `data` asks for, in the order of the source, read file by file.
 
-    values: Mapping[str, object]
-    file: str
-    line: int | None = None
-    """From 1."""
-    unit: str = "row"
-    """What `line` counts: lines of JSON Lines and CSV, rows elsewhere."""
-
-    @property
-    def place(self) -> str:
-        """Say where the row is, for error messages."""
-        return self.file if self.line is None else f"{self.file}, {self.unit} {self.line}"
-
-    def text(self, column: str) -> str:
-        """Return a cell as text; null and a missing column are empty."""
-        value = self.values.get(column)
-        return "" if value is None else str(value).strip()
+    Args:
+        settings: The recipe's section.
+        count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
+    """
+    rows: list[Row] = []
+    for number, found in enumerate(_files(settings)):
+        rows += select(list(found), settings, file=number, count_tokens=count_tokens)
+    if not rows:
+        raise ValueError(f"data.source {settings.source} has no rows" + _under(settings))
+    if settings.num_examples is not None and settings.num_examples < len(rows):
+        # A file sorted by language or author must not lose the last ones.
+        order = shuffled(range(len(rows)), derive(settings.seed, "rows"))
+        rows = [rows[i] for i in sorted(order[: settings.num_examples])]
+    check_held_out(rows, settings)
+    return rows
 
 
-def load_rows(settings: DataSettings) -> list[Row]:
-    """Return the rows that `data.source` and `data.where` name, in the order of the source."""
+def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
+    """Yield the rows of one file after another, so that no more than one is held before it is thinned."""
     if settings.source == BUILTIN:
-        return _builtin(settings)
+        yield _builtin(settings)
+        return
     path = Path(settings.source).expanduser()
-    if path.exists():
-        rows = list(_flattened(_read_folder(path) if path.is_dir() else _read_file(path)))
+    if path.is_dir():
+        lists = path / "splits" / "default"
+        yield from _tasks(path, lists) if lists.is_dir() else _folder(path)
+    elif path.exists():
+        yield read_file(path)
     elif _looks_like_path(settings.source):
         raise ValueError(f"data.source {settings.source} does not exist")
     else:
-        rows = _hub(settings)
-    rows = [row for row in rows if _kept(row, settings.where)]
-    if not rows:
-        raise ValueError(f"data.source {settings.source} has no rows" + _under(settings.where))
-    if settings.num_examples is None or settings.num_examples >= len(rows):
-        return rows
-    # A file sorted by language or author must not lose the last ones.
-    order = shuffled(range(len(rows)), derive(settings.seed, "rows"))
-    return [rows[i] for i in sorted(order[: settings.num_examples])]
+        yield from _hub(settings)
+
+
+def _under(settings: DataSettings) -> str:
+    said = [f"with {column} in {list(values)}" for column, values in settings.where.items()]
+    said += [
+        f"with {column} shorter than {limit} {settings.shorter_in}"
+        for column, limit in settings.shorter.items()
+    ]
+    if settings.sample.skip_below:
+        said.append(f"in files of {settings.sample.skip_below} rows (data.sample.skip_below)")
+    return "".join(f" {each}" for each in [", ".join(said)] if each)
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def _folder(folder: Path) -> Iterator[Iterable[Row]]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path))
+    if not files:
+        raise ValueError(
+            f"data.source {folder} holds no file that ends in {', '.join(sorted(READERS))}"
+        )
+    for path in files:
+        stem = path.name.removesuffix(".gz").removesuffix(kind_of(path).removesuffix(".gz"))
+        yield _told(read_file(path), "file", stem)
+
+
+def _tasks(folder: Path, lists: Path) -> Iterator[Iterable[Row]]:
+    """Yield the tasks of a checkout of Natural Instructions, each row with its task and its split."""
+    for split in ("train", "test"):
+        names = lists / f"{split}_tasks.txt"
+        if not names.is_file():
+            raise ValueError(f"data.source {folder} holds task files, but no {names}")
+        for name in names.read_text(encoding="utf-8").split():
+            found = [folder / "tasks" / f"{name}{kind}" for kind in (".json", ".json.gz")]
+            path = next((path for path in found if path.is_file()), None)
+            if path is None:
+                raise ValueError(f"{names} names {name}, but there is no {found[0]}")
+            yield _told(read_file(path), "split", split)
+
+
+def _told(rows: Iterable[Row], column: str, value: str) -> Iterator[Row]:
+    for row in rows:
+        yield replace(row, values={**row.values, column: value})
 
 
 # --- the built-in corpus and the Hub ------------------------------------------------------------
@@ -82,14 +118,12 @@ def _builtin(settings: DataSettings) -> list[Row]:
     return [Row(row, BUILTIN, line) for line, row in enumerate(rows, start=1)]
 
 
-def _hub(settings: DataSettings) -> list[Row]:
+def _hub(settings: DataSettings) -> Iterator[Iterable[Row]]:
     if settings.config is None or isinstance(settings.config, str):
-        return list(_flattened(_hub_config(settings, settings.config)))
-    return [
-        replace(row, values={**row.values, "file": config})
-        for config in settings.config
-        for row in _flattened(_hub_config(settings, config))
-    ]
+        yield flattened(_hub_config(settings, settings.config))
+        return
+    for config in settings.config:
+        yield _told(flattened(_hub_config(settings, config)), "file", config)
 
 
 def _hub_config(settings: DataSettings, config: str | None) -> Iterator[Row]:
@@ -126,173 +160,6 @@ def _named(
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or _kind(Path(source)) != ""
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def _read_folder(folder: Path) -> Iterator[Row]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _kind(path))
-    if not files:
-        raise ValueError(
-            f"data.source {folder} holds no file that ends in {', '.join(sorted(READERS))}"
-        )
-    for path in files:
-        stem = path.name.removesuffix(".gz").removesuffix(_kind(path).removesuffix(".gz"))
-        for row in _read_file(path):
-            yield replace(row, values={**row.values, "file": stem})
-
-
-def _read_file(path: Path) -> Iterator[Row]:
-    kind = _kind(path)
-    if not kind:
-        raise ValueError(f"data.source {path} must end in one of {', '.join(sorted(READERS))}")
-    try:
-        yield from READERS[kind](path)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
-
-
-def _kind(path: Path) -> str:
-    return next((kind for kind in READERS if path.name.lower().endswith(kind)), "")
-
-
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    return (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8-sig")
-
-
-def _json(path: Path) -> Iterator[Row]:
-    try:
-        data = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    if isinstance(data, dict) and isinstance(data.get("data"), list):
-        data = data["data"]
-    if isinstance(data, dict) and "Instances" in data:
-        data = [data | {"task": path.name.removesuffix(".gz").removesuffix(".json")}]
-    if not isinstance(data, list):
-        raise ValueError(
-            f'{path} must hold a list of rows or {{"data": [...]}}, got {_short(data)}'
-        )
-    for line, values in enumerate(data, start=1):
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{path}, row {line}: must be an object with columns, got {_short(values)}"
-            )
-        yield Row(values, str(path), line)
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    for line, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: not JSON ({error.msg})") from error
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{path}, line {line}: must be an object with columns, got {_short(values)}"
-            )
-        yield Row(values, str(path), line, "line")
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    try:
-        names = next(reader, [])
-        for cells in reader:
-            if cells and len(cells) != len(names):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: must have {len(names)} cells, got {len(cells)}"
-                )
-            if cells:
-                yield Row(dict(zip(names, cells, strict=True)), str(path), reader.line_num, "line")
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet  # slow to import
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not Parquet: {error}") from error
-    for line, values in enumerate(rows, start=1):
-        yield Row(values, str(path), line)
-
-
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".json": _json,
-    ".json.gz": _json,
-    ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-
-
-# --- files that hold many examples in one row ---------------------------------------------------
-
-
-def _flattened(rows: Iterable[Row]) -> Iterator[Row]:
-    """Open SQuAD articles and Natural Instructions tasks into one row an example."""
-    for row in rows:
-        if "paragraphs" in row.values:
-            yield from _article(row)
-        elif "Instances" in row.values:
-            yield from _task(row)
-        else:
-            yield row
-
-
-def _article(row: Row) -> Iterator[Row]:
-    shared = {name: value for name, value in row.values.items() if name != "paragraphs"}
-    for paragraph in _objects(row, row.values["paragraphs"], "paragraphs"):
-        for question in _objects(row, paragraph.get("qas"), "qas"):
-            yield replace(row, values={**shared, "context": paragraph.get("context"), **question})
-
-
-def _task(row: Row) -> Iterator[Row]:
-    shared: dict[str, object] = {"definition": _first(row.values.get("Definition"))}
-    for name, column in (("Categories", "category"), ("Input_language", "language")):
-        if name in row.values:
-            shared[column] = _first(row.values[name])
-    shared |= {name: row.values[name] for name in ("task", "file") if name in row.values}
-    for instance in _objects(row, row.values["Instances"], "Instances"):
-        yield replace(row, values={**shared, **instance})
-
-
-def _objects(row: Row, value: object, name: str) -> Sequence[Mapping[str, object]]:
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{row.place}: {name} must be a list of objects, got {_short(value)}")
-    return value
-
-
-def _first(value: object) -> object:
-    return value[0] if isinstance(value, list) and value else value
-
-
-# --- which rows ---------------------------------------------------------------------------------
-
-
-def _kept(row: Row, where: Mapping[str, Sequence[str]]) -> bool:
-    for column in where:
-        if column not in row.values:
-            raise ValueError(
-                f"{row.place}: data.where names {column!r}, but the columns are {', '.join(row.values)}"
-            )
-    return all(str(row.values[column]) in map(str, values) for column, values in where.items())
-
-
-def _under(where: Mapping[str, Sequence[str]]) -> str:
-    said = ", ".join(f"{column} in {list(values)}" for column, values in where.items())
-    return f" with {said}" if said else ""
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return (
+        source.startswith((".", "/", "~")) or source.count("/") > 1 or kind_of(Path(source)) != ""
+    )

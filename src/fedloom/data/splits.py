@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedloom.core.seeds import derive
-from fedloom.data.partition import Labels, apportion
+from fedloom.data.dealing import Labels, apportion
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,11 @@ def _encode(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> Iterator[l
         yield pieces
 
 
+def lengths(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """Return the number of tokens of every text, special ones not counted."""
+    return [len(ids) for ids in _ids(list(texts), tokenizer)] if texts else []
+
+
 def _ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return ids

@@ -12,7 +12,6 @@ from fedloom.engines.mail import Mail
 from fedloom.engines.ray import Actors, Answer
 from fedloom.engines.remote import Remote
 from fedloom.engines.settings import RaySettings
-from fedloom.models.build import fingerprint
 from fedloom.run.session import Session
 
 _LONG = 1e6
@@ -34,7 +33,7 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
     local = dataclasses.replace(session.recipe.local, kernels=kernels)
     recipe = dataclasses.replace(session.recipe, local=local)
     post = Actors(settings, {site: partial(_open, told) for site, told in sites.items()})
-    told = greeting(shared_recipe(recipe), fingerprint(session.base.model))
+    told = greeting(shared_recipe(recipe), session)
     remote = Remote(recipe.algorithm, recipe.wire, Mail(post), told, _LONG)
     post.open()
     try:

@@ -23,7 +23,6 @@ from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode
 from fedloom.engines.mail import Mail
 from fedloom.engines.remote import Remote
 from fedloom.engines.settings import FlowerSettings
-from fedloom.models.build import fingerprint
 from fedloom.run.session import Session
 from fedloom.run.settings import Recipe
 
@@ -96,7 +95,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote = _remote(session, session.recipe, link, console)
         remote.meet(names, seconds=settings.patience)
         manifest = dataclasses.replace(session.federation.manifest, clients=remote.counts)
-        federation = Federation({}, {}, manifest, session.federation.classes)
+        federation = Federation({}, remote.profiles, manifest, session.federation.classes)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()
 
@@ -155,7 +154,7 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
         recipe.algorithm,
         recipe.wire,
         Mail(link, on_trouble=warn),
-        greeting(shared_recipe(recipe), fingerprint(session.base.model)),
+        greeting(shared_recipe(recipe), session),
         settings.deadline,
         on_change=note,
     )

@@ -10,6 +10,7 @@ import torch
 
 from fedloom.core.seeds import generator
 from fedloom.recipe import to_yaml
+from fedloom.run.session import Session
 from fedloom.run.settings import Recipe
 from fedloom.wire.frame import VERSION
 
@@ -23,16 +24,15 @@ def shared_recipe(recipe: Recipe) -> str:
     return to_yaml(dataclasses.replace(recipe, run=run, data=data))
 
 
-def greeting(recipe_text: str, base: str) -> Mapping[str, Any]:
-    """Return versions, recipe and base model; `base` is the fingerprint of its weights."""
-    return {
-        "fedloom": version("fedloom"),
-        "wire": VERSION,
-        "noise": noise_fingerprint(),
-        "recipe": recipe_text,
-        "recipe_sha256": recipe_sha256(recipe_text),
-        "base": base,
-    }
+def greeting(recipe_text: str, session: Session) -> Mapping[str, Any]:
+    """Return what a server says first in every letter: the recipe, and what sites must have in common with it."""
+    identity = {**versions(), "recipe": recipe_sha256(recipe_text), **session.space.identity()}
+    return {"recipe": recipe_text, "identity": identity}
+
+
+def versions() -> Mapping[str, str]:
+    """Return what can be compared before anything is loaded."""
+    return {"fedloom": version("fedloom"), "wire": str(VERSION), "draws": draws_sha256()}
 
 
 def recipe_sha256(text: str) -> str:
@@ -40,8 +40,8 @@ def recipe_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def noise_fingerprint() -> str:
+def draws_sha256() -> str:
     """Return a hash of some random draws: two versions of torch that draw differently must not be mixed."""
     drawn = torch.randn(64, generator=generator(0, "handshake"))
     mixed = torch.randperm(64, generator=generator(1, "handshake"))
-    return hashlib.sha256(drawn.numpy().tobytes() + mixed.numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(drawn.numpy().tobytes() + mixed.numpy().tobytes()).hexdigest()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fedloom.core.protocols import Reply
-from fedloom.data.sources import Row
+from fedloom.data.readers import Row
 from fedloom.privacy.clipping import clipped
 from fedloom.recipe import to_tree
 from fedloom.run.settings import Recipe

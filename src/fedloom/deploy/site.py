@@ -9,20 +9,20 @@ from typing import Any
 import yaml
 
 from fedloom.client.worker import run_tasks
-from fedloom.core.protocols import Absence, ClientId, Reply, Task
-from fedloom.data.federation import Federation, federate
+from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
+from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
 from fedloom.data.sources import load_rows
-from fedloom.data.tokens import Tokenizer
-from fedloom.deploy.greeting import greeting, recipe_sha256, shared_recipe
+from fedloom.data.tokens import Tokenizer, lengths
+from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
 from fedloom.engines.settings import FlowerSettings
-from fedloom.models.build import fingerprint
 from fedloom.recipe import build_recipe, load_recipe
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
+from fedloom.spaces.handshake import agree
 from fedloom.wire.format import decode_task, encode_reply
 
 ENDED = "the run has ended"
@@ -62,7 +62,7 @@ class Site:
 
     settings: SiteSettings
     say: Callable[[str], None] = lambda _: None
-    _ready: dict[str, tuple[Session, str]] = field(default_factory=dict)
+    _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
 
     def answer(
         self, header: dict[str, Any], pieces: list[bytes]
@@ -73,52 +73,39 @@ class Site:
                 self.say(ENDED)
                 return {}, []
             self.settings.limits.check_size(pieces, "the message")
-            session, base = self._session(header)
+            session = self._session(header)
             if header["kind"] == "hello":
                 self.say(f"joined {session.recipe.name}")
-                return self._introduction(header, session, base), []
+                return self._introduction(header, session), []
             return self._work(header, pieces, session)
-        except ValueError as error:
+        except (ValueError, Refusal) as error:
             self.say(f"refused: {error}")
             return {"refusal": str(error)}, []
 
-    def _session(self, header: Mapping[str, Any]) -> tuple[Session, str]:
-        text = header["recipe"]
+    def _session(self, header: Mapping[str, Any]) -> Session:
+        text, asked = header["recipe"], header["identity"]
         if text not in self._ready:
-            self._check_versions(header)
+            known = versions()
+            agree({name: asked.get(name) for name in known}, known)
+            self._check_recipe(text)
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
-            self._ready = {text: (session, fingerprint(session.base.model))}
-        session, base = self._ready[text]
-        if base != header["base"]:
+            self._ready = {text: (session, greeting(text, session)["identity"])}
+        session, own = self._ready[text]
+        agree(asked, own)
+        return session
+
+    def _check_recipe(self, text: str) -> None:
+        agreed = self.settings.recipe
+        if agreed and agreed_recipe(agreed) != text:
             raise ValueError(
-                f"base is {base[:12]} there and {header['base'][:12]} at the server: both need the same"
-                f" files of model.name {session.recipe.model.name}; clear the older copy"
+                f"the server runs another recipe than {agreed}: start both with the same"
             )
-        return session, base
 
-    def _check_versions(self, header: Mapping[str, Any]) -> None:
-        own = greeting(header["recipe"], header["base"])
-        for name in ("fedloom", "wire", "noise"):
-            if own[name] != header.get(name):
-                what = "torch" if name == "noise" else "fedloom"
-                raise ValueError(
-                    f"{name} is {own[name]} there and {header.get(name)} at the server: install the"
-                    f" same version of {what} on both"
-                )
-        if self.settings.recipe:
-            agreed = agreed_recipe(self.settings.recipe)
-            if recipe_sha256(agreed) != header["recipe_sha256"]:
-                raise ValueError(
-                    f"the server runs another recipe than {self.settings.recipe}: start both with the same"
-                )
-
-    def _introduction(
-        self, header: Mapping[str, Any], session: Session, base: str
-    ) -> dict[str, Any]:
+    def _introduction(self, header: Mapping[str, Any], session: Session) -> dict[str, Any]:
         counts, population = session.counts, session.engine.population()
         hosted = self.settings.clients or list(population)
         return {
-            **{k: v for k, v in greeting(header["recipe"], base).items() if k != "recipe"},
+            "identity": self._ready[header["recipe"]][1],
             # How many of each label would tell more than the server needs.
             "clients": {
                 client: {
@@ -196,12 +183,13 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
 def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Return the federation of one client: this site's file, prepared as the recipe says."""
     data = replace(asked, source=str(settings.data), pooled=False, num_clients=None, tiers={})
-    rows = settings.limits.readable(load_rows(data))
+    rows = load_rows(data, lambda texts: lengths(texts, tokenizer))
+    rows = settings.limits.readable(rows)
     rows = [replace(row, values={**row.values, _LABEL: settings.name}) for row in rows]
     found = {column for row in rows for column in row.values}
     labels = [name for name in asked.labels or KNOWN_LABELS if name in found]
     data = replace(data, partition=Natural(by=_LABEL), labels=(*labels, _LABEL))
-    federation = federate(data, tokenizer, rows)
+    federation = divide(rows, data, tokenizer)
     profiles = {
         client: {name: value for name, value in profile.items() if name != _LABEL}
         for client, profile in federation.profiles.items()

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Task
+from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Refusal, Task
 from fedloom.data.manifest import ClientCounts
 from fedloom.engines.courier import Courier
 from fedloom.engines.mail import Letter, Mail, PostDown, Site
+from fedloom.spaces.handshake import agree
 from fedloom.wire.settings import WireSettings
 
 
@@ -151,13 +152,11 @@ class Remote:
         said = answer.header
         if "refusal" in said:
             raise ValueError(_plain(said["refusal"]))
-        for name in ("fedloom", "wire", "recipe_sha256", "base"):
-            if said.get(name) != self.greeting[name]:
-                raise ValueError(
-                    f"{name} is {_plain(said.get(name))} there and {self.greeting[name]} here: {_REMEDIES[name]}"
-                )
         try:
+            agree(self.greeting["identity"], {k: _plain(v) for k, v in said["identity"].items()})
             clients = {str(client): _introduced(told) for client, told in said["clients"].items()}
+        except Refusal as refusal:
+            raise ValueError(str(refusal)) from refusal
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("its introduction is malformed: install the same fedloom") from error
         for client in clients:
@@ -184,14 +183,6 @@ class Remote:
             record.last_absence = lost[-1]
         if len(lost) < len(answers):
             record.last_seen = time.time()
-
-
-_REMEDIES = {
-    "fedloom": "install the same version of fedloom on both",
-    "wire": "install the same version of fedloom on both",
-    "recipe_sha256": "start both with the same recipe",
-    "base": "both need the same files of model.name; clear the model from the site's cache",
-}
 
 
 def _answers(answer: Letter | str, number: int) -> list[bytes | str]:

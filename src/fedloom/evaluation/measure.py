@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fedloom.core.protocols import Metrics, Split
 from fedloom.data.tokens import Example
+from fedloom.evaluation.chrf import chrf
 from fedloom.evaluation.forward import Decoder, Generation, Score, evaluating, score
 from fedloom.evaluation.settings import EvaluationSettings
-from fedloom.evaluation.text import extract, rouge
+from fedloom.evaluation.text import extract, paper_rouge, rouge
 
 _BY_TOKEN = ("loss", "token_accuracy")
 _COUNTS = ("num_tokens", "num_examples")
@@ -96,16 +97,22 @@ class Evaluator:
         return [by_row[_key(prompt)] for prompt in prompts]
 
     def _grade(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
-        hits, unigrams, longest = 0, 0.0, 0.0
+        hits, unigrams, longest, runs, paper = 0, 0.0, 0.0, 0.0, 0.0
         for example, text in zip(examples, texts, strict=True):
             assert example.record is not None
+            reference = example.record.messages[-1].content
             what = self.settings.extract
             hits += extract(text, what) == extract(example.record.answer, what)
-            one, subsequence = rouge(example.record.messages[-1].content, text)
+            one, subsequence = rouge(reference, text)
             unigrams += one
             longest += subsequence
+            runs += chrf(reference, text)
+            paper += paper_rouge(reference, text) if self.settings.paper_rouge else 0.0
         count = len(examples)
-        return {"exact_match": hits / count, "rouge1": unigrams / count, "rougeL": longest / count}
+        grades = {"exact_match": hits, "rouge1": unigrams, "rougeL": longest, "chrf": runs}
+        if self.settings.paper_rouge:
+            grades["rouge_l_paper"] = paper
+        return {name: total / count for name, total in grades.items()}
 
 
 def combine(metrics: Iterable[Metrics]) -> Metrics:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from fedloom.models.int8 import quantize_
 from fedloom.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class ModelSettings:
     """Branch, tag or commit on the Hub; None: the default branch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen weights; adapters are float32 whatever this says."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8: linear layers as integers with one scale a row; for tune.space lora, or seeds with tune.law lowrank."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Implementation of attention; auto leaves the choice to transformers."""
     gradient_checkpointing: bool = False
@@ -45,6 +48,8 @@ class ModelSettings:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.quantize not in ("none", "int8"):
+            raise ValueError(f"model.quantize must be none or int8, got {self.quantize}")
         if self.attention not in ATTENTION:
             raise ValueError(
                 f"model.attention must be one of {', '.join(ATTENTION)}, got {self.attention}"
@@ -93,6 +98,8 @@ def load_base(settings: ModelSettings) -> Base:
             f" {rows} rows; save the model with a tokenizer that fits"
         )
     model.requires_grad_(False)
+    if settings.quantize == "int8":
+        quantize_(model)
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
     return Base(model.to(device).eval(), tokenizer, settings.name)

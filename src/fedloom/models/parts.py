@@ -58,6 +58,13 @@ def has_dropout(model: nn.Module) -> bool:
     return False
 
 
+def forgets_activations(model: "PreTrainedModel") -> bool:
+    """Return whether gradient checkpointing is on."""
+    # transformers 5 renames the attribute within its major version.
+    new, old = "is_activation_checkpointing", "is_gradient_checkpointing"
+    return bool(getattr(model, new if hasattr(type(model), new) else old))
+
+
 def frozen_linears(model: nn.Module) -> list[FrozenLinear]:
     """Return every linear layer without a trainable tensor, adapted ones' base layers included."""
     found = (frozen_linear(module) for module in model.modules())

@@ -1,18 +1,23 @@
 """What a finished run's deployed weights say: measured again, or in a chat."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from fedloom.core.protocols import Params
+from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import tokenise
 from fedloom.evaluation.measure import combine
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.export import deliverables
 from fedloom.run.loop import Run, begin, measure
+from fedloom.run.route import Router
 from fedloom.run.session import Session
+
+AUTO = "auto"
+"""In place of a model's name: the first message chooses."""
 
 
 def last_run(session: Session) -> Run[Any]:
@@ -63,20 +68,29 @@ class Chat:
     """A conversation with a deployed model, rendered as its training data was."""
 
     session: Session
-    name: str
+    models: Mapping[str, tuple[Params, list[ClientId]]]
+    """To choose from by the first message; of one, there is nothing to choose."""
     messages: tuple[Message, ...] = ()
     """What was said so far."""
 
     @classmethod
-    def open(cls, session: Session, client: str | None) -> "Chat":
-        """Load the model of `client`, or the shared one.
+    def open(cls, session: Session, name: str | None) -> "Chat":
+        """Load the model called so, or that of the client called so; or the shared one; or leave it to be chosen, `auto`.
 
         Raises:
-            ValueError: where the client is unknown, or models differ and none was named.
+            ValueError: where there is no such model or client, or models differ and none was named.
         """
-        name, params = _pick(deliverables(session, last_run(session)), client)
-        session.space.load(params)
-        return cls(session, name)
+        models = deliverables(session, last_run(session))
+        if name != AUTO:
+            name = _pick(models, name)
+            models = {name: models[name]}
+            session.space.load(models[name][0])
+        return cls(session, models)
+
+    @property
+    def name(self) -> str:
+        """Return what the model is called, once it is chosen."""
+        return next(iter(self.models)) if len(self.models) == 1 else AUTO
 
     def answer(self, text: str) -> str:
         """Return the model's answer to the next message.
@@ -85,6 +99,10 @@ class Chat:
             ValueError: where the conversation has outgrown data.max_length.
         """
         settings, tokenizer = self.session.recipe.data, self.session.base.tokenizer
+        if self.name == AUTO:
+            chosen = Router(self.session, self.models).route([text]).model
+            self.models = {chosen: self.models[chosen]}
+            self.session.space.load(self.models[chosen][0])
         asked = (*self.messages, Message("user", text))
         # The answer is a stand-in: only the tokens before it are read.
         record = Record((*asked, Message("assistant", "?")), {}, "?")
@@ -99,13 +117,15 @@ class Chat:
         return said
 
 
-def _pick(models: dict[str, tuple[Params, list[str]]], client: str | None) -> tuple[str, Params]:
-    if client is None and len(models) == 1:
-        name, (params, _) = next(iter(models.items()))
-        return name, params
+def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None) -> str:
+    if name is None and len(models) == 1:
+        return next(iter(models))
+    for model, (_, clients) in models.items():
+        if name == model or name in clients:
+            return model
     known = ", ".join(c for _, clients in models.values() for c in clients)
-    for name, (params, clients) in models.items():
-        if client == name or client in clients:
-            return name, params
-    given = f"got {client!r}" if client else "got none"
-    raise ValueError(f"--client must be one of {known}, since their models differ; {given}")
+    given = f"got {name!r}" if name else "got none"
+    raise ValueError(
+        f"--client must be one of {known}, or --cluster one of {', '.join(models)}, or {AUTO} to let the first "
+        f"message choose, since their models differ; {given}"
+    )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
 from fedloom.run.loop import begin, draw
@@ -31,6 +32,7 @@ _FREE = (
     "run.keep_checkpoints",
     "engine.flower.deadline",
     "engine.flower.patience",
+    "evaluation.by",
 )
 """Settings that may differ at resume because no number of the run depends on them."""
 
@@ -59,7 +61,7 @@ def conduct(
     job: Job,
     folder: Path,
     *,
-    baseline: Callable[[Baseline, int], Job],
+    baseline: Callable[[Baseline, Mapping[str, Any]], Job],
     connect: Connect,
     console: Console,
 ) -> Mapping[str, Mapping[str, Any]]:
@@ -68,7 +70,7 @@ def conduct(
     Args:
         job: What to run, or to go on with.
         folder: The run's folder.
-        baseline: Makes the job of a baseline from its name and the number of training clients.
+        baseline: Makes the job of a baseline from its name and the summary of the run.
         connect: Connects to clients that are not in this process.
         console: Where progress and notes go.
 
@@ -78,7 +80,7 @@ def conduct(
     summaries = {"": _one(job, folder, connect, console)}
     for name in job.recipe.run.baselines:
         console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
-        made = baseline(name, summaries[""]["num_clients"])
+        made = baseline(name, summaries[""])
         summaries[name] = _one(made, folder / "baselines" / name, connect, console)
     write_report(folder)
     return summaries
@@ -94,6 +96,7 @@ def _one(job: Job, folder: Path, connect: Connect, console: Console) -> Mapping[
 def _connected(job: Job, session: Session, console: Console, *, began: float) -> Mapping[str, Any]:
     folder = session.folder
     # Nothing is written before the recipe is known to fit its data.
+    check_label(session)
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
@@ -130,6 +133,10 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         row = [own["before"].get(metric), own["final"][metric]]
         row += [summaries[name]["final"].get(metric) for name in others]
         table.add_row(title(metric), *(shown(metric, value) for value in row))
+    for metric in own["worst"]:
+        found = (s["worst"].get(metric) for s in summaries.values())
+        cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
+        table.add_row(f"Worst {title(metric).lower()}", "", *cells)
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
     times = (duration(s["train_seconds"]) for s in summaries.values())

@@ -3,7 +3,9 @@
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +14,16 @@ from typing import Any
 import psutil
 import torch
 
+
+@dataclass
+class _Peaks:
+    """The most memory of the phases that are over."""
+
+    main: int = 0
+    gpu: int = 0
+
+
+_EARLIER = _Peaks()
 _PACKAGES = ("fedloom", "torch", "transformers", "peft", "datasets", "numpy")
 
 
@@ -36,8 +48,39 @@ def collect(command: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def phase_memory(phase: str) -> Iterator[dict[str, float]]:
+    """Yield a dict that holds `memory/PHASE_bytes` afterwards, and `_gpu_bytes` with a GPU: the most held meanwhile.
+
+    It stays without the first where a system cannot forget its peak (all but Linux). Phases do not nest.
+    """
+    told: dict[str, float] = {}
+    _EARLIER.main, _EARLIER.gpu = peak_memory_bytes(), peak_gpu_memory_bytes()
+    for device in _gpus():
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        forgotten = True
+    except OSError:
+        forgotten = False
+    yield told
+    if forgotten:
+        told[f"memory/{phase}_bytes"] = float(_main_peak())
+    if _gpus():
+        told[f"memory/{phase}_gpu_bytes"] = float(_gpu_peak())
+
+
 def peak_memory_bytes() -> int:
     """Return the most main memory this process has held so far."""
+    return max(_EARLIER.main, _main_peak())
+
+
+def peak_gpu_memory_bytes() -> int:
+    """Return the most memory this process has held on one GPU so far; 0 without one."""
+    return max(_EARLIER.gpu, _gpu_peak())
+
+
+def _main_peak() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: its maximum is inherited from the process that started this one.
@@ -51,9 +94,14 @@ def peak_memory_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def peak_gpu_memory_bytes() -> int:
-    """Return the most memory this process has held on one GPU so far; 0 without one."""
-    return max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())), default=0)
+def _gpu_peak() -> int:
+    return max(map(torch.cuda.max_memory_allocated, _gpus()), default=0)
+
+
+def _gpus() -> range:
+    """Return the GPUs; none where this process has not touched one, lest asking does."""
+    touched: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch does not say
+    return range(torch.cuda.device_count() if touched else 0)
 
 
 def _version(package: str) -> str | None:

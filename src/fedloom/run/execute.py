@@ -9,9 +9,11 @@ from rich.console import Console
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
 from fedloom.run.checkpoint import Checkpoints
+from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, begin, measure
 from fedloom.run.progress import RoundBar, round_bar
+from fedloom.run.seeds import seed_metrics
 from fedloom.run.session import Session
 from fedloom.run.settings import RunSettings
 from fedloom.run.trackers import JsonLines, Tracker
@@ -73,21 +75,22 @@ def _check_monitor(settings: RunSettings, history: History) -> None:
 
 def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar) -> Run[Any]:
     recipe, began = session.recipe, time.perf_counter()
-    run, metrics, absences = advance(
-        run,
-        recipe.algorithm,
-        session.engine,
-        population=session.learners,
-        sampler=recipe.cohort,
-        min_replies=recipe.run.min_replies,
-    )
-    seconds = {"time/train_seconds": time.perf_counter() - began}
+    with phase_memory("train") as memory:
+        run, metrics, absences = advance(
+            run,
+            recipe.algorithm,
+            session.engine,
+            population=session.learners,
+            sampler=recipe.cohort,
+            min_replies=recipe.run.min_replies,
+        )
+    spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, absences)
     last = run.number == recipe.run.rounds
     every = recipe.evaluation.every
     due = last or (every > 0 and run.number % every == 0)
     measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
-    recorder.record(run, {**metrics, **seconds, **measured})
+    recorder.record(run, {**seed_metrics(session, run), **metrics, **spent, **measured})
     bar.advance(run.number, {**metrics, **measured})
     return run
 
@@ -119,8 +122,16 @@ class _Recorder:
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
         """Measure every judging client; return the means over all of them, by split."""
+        began = time.perf_counter()
+        with phase_memory("evaluate") as memory:
+            out = self._measured(run, kinds)
+        if not out:
+            return {}
+        return {**out, **memory, "time/evaluation_seconds": time.perf_counter() - began}
+
+    def _measured(self, run: Run[Any], kinds: Sequence[str]) -> dict[str, float]:
         out: dict[str, float] = {}
-        began, counts = time.perf_counter(), self.session.counts
+        counts = self.session.counts
         for kind in kinds:
             split = "test" if kind == "test" else "validation"
             if split == "validation" and not self.session.recipe.evaluation.validation:
@@ -141,7 +152,7 @@ class _Recorder:
             if measured:
                 self._write_clients(run.number, split, measured)
                 out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
-        return {**out, "time/evaluation_seconds": time.perf_counter() - began} if out else {}
+        return out
 
     def record(self, run: Run[Any], metrics: Metrics) -> None:
         now = time.perf_counter()

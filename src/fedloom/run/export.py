@@ -6,23 +6,34 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId, Params
 from fedloom.run.card import model_card
+from fedloom.run.clusters import cluster_name, grouping_of
 from fedloom.run.loop import Run
 from fedloom.run.session import Session
+from fedloom.server.clustering_members import WHOLE, Grouping
 
 
 def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
     """Return every distinct model by name, and who uses it.
 
-    `global` where all use one; otherwise `cluster-N` for a shared one and the client's id for a personal one.
+    `global` where all use one; otherwise `cluster-N`, as the server numbers it, for the one of a cluster, and the
+    client's id for a personal one.
     """
+    grouping = grouping_of(run.state) or Grouping()
     groups: dict[int, tuple[Params, list[ClientId]]] = {}
-    for client, params in session.deployed(run).items():
+    for client, params in session.deployed(run, also=grouping.assignment).items():
         groups.setdefault(id(params), (params, []))[1].append(client)
     if len(groups) == 1:
         return {"global": next(iter(groups.values()))}
+    clusters = [
+        {grouping.assignment.get(client, WHOLE) for client in clients}
+        for _, clients in groups.values()
+    ]
     named: dict[str, tuple[Params, list[ClientId]]] = {}
-    for params, clients in groups.values():
-        name = clients[0] if len(clients) == 1 else f"cluster-{len(named)}"
+    for (params, clients), theirs in zip(groups.values(), clusters, strict=True):
+        if grouping.assignment and len(theirs) == 1 and clusters.count(theirs) == 1:
+            name = cluster_name(next(iter(theirs)))
+        else:
+            name = clients[0] if len(clients) == 1 else f"cluster-{len(named)}"
         named[name] = (params, clients)
     return named
 

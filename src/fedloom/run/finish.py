@@ -9,11 +9,14 @@ from typing import Any
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.data.tokens import Example
+from fedloom.run.by_label import tell_by_label
 from fedloom.run.checkpoint import state_sha256
+from fedloom.run.clusters import grouping_of, tell_clusters
 from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
 from fedloom.run.export import export_models
 from fedloom.run.history import History
 from fedloom.run.loop import Run
+from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
 
 
@@ -28,10 +31,27 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     folder = session.folder
     if session.recipe.run.samples:
         write_json(folder / "samples.json", samples(session, run))
-    summary = summarise(session, run, seconds=time.perf_counter() - began)
+    told = _told(session, run)
+    for name, value in told.items():
+        write_json(folder / name, value)
+    worst = told.get("by_label.json", {}).get("worst", {})
+    summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)
     export_models(session, run, folder / "adapters")
+    if session.recipe.tune.space == "seeds":
+        write_json(folder / "seeds.json", seed_record(session, run))
     return summary
+
+
+def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
+    """Return what only some runs tell, by the name of its file."""
+    told, by = dict[str, Any](), session.recipe.evaluation.by
+    if by is not None and session.judges:
+        told["by_label.json"] = tell_by_label(session, run, by)
+    grouping = grouping_of(run.state)
+    if grouping is not None:
+        told["clusters.json"] = tell_clusters(grouping, session.federation.profiles)
+    return told
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -71,9 +91,16 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
         "num_trainable": sum(t.numel() for t in session.space.start().values()),
         "num_clients": len(session.learners),
+        "num_clusters": _num_clusters(run),
         "state_sha256": state_sha256(run),
         "stopped_early": run.number < recipe.run.rounds,
     }
+
+
+def _num_clusters(run: Run[Any]) -> int:
+    """Return how many clusters have a model of their own; 1 where all clients share one."""
+    grouping = grouping_of(run.state)
+    return max(len(grouping.members), 1) if grouping else 1
 
 
 def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:

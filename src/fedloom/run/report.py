@@ -11,7 +11,11 @@ from fedloom.core.files import write_atomic
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text import extract
 from fedloom.run import report_figures as figures
+from fedloom.run.report_clusters import clusters_section
 from fedloom.run.report_figures import Line
+from fedloom.run.report_labels import labels_section
+from fedloom.run.report_machine import machine_rows
+from fedloom.run.report_seeds import seeds_section
 from fedloom.run.report_server import server_sections
 from fedloom.run.results import Results, by_name, read_results
 from fedloom.run.units import human_bytes
@@ -76,12 +80,15 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "curves": _curves(runs),
         "traffic": _traffic(runs, metric),
         **server_sections(own),
+        "seeds": seeds_section(own),
+        "clusters": clusters_section(own),
+        "by_label": labels_section(runs),
         "clients": _clients(own, metric),
         "split": _split(own),
         "samples": _samples(own),
         "notes": _notes(own),
         "recipe": own.recipe_text,
-        "machine": _machine(own),
+        "machine": machine_rows(own),
     }
 
 
@@ -92,10 +99,18 @@ def _facts(own: Results) -> list[str]:
         own.summary.get("algorithm"),
         model.get("name"),
         data.get("source") or own.manifest.get("source"),
-        f"{tune['space']}, rank {tune['rank']}" if {"space", "rank"} <= set(tune) else None,
+        _tuned(tune),
         f"{trainable:,} trainable parameters" if trainable else None,
     ]
     return [fact for fact in facts if fact]
+
+
+def _tuned(tune: Mapping[str, Any]) -> str | None:
+    if tune.get("space") == "lora" and "rank" in tune:
+        return f"lora, rank {tune['rank']}"
+    if tune.get("space") == "seeds" and {"num_seeds", "law"} <= set(tune):
+        return f"{tune['num_seeds']:,} {tune['law']} seeds"
+    return tune.get("space")
 
 
 def _tiles(own: Results, metric: str | None) -> list[dict[str, str]]:
@@ -258,35 +273,3 @@ def _notes(own: Results) -> list[str]:
     told = [f"{count:,} {what}." for count, what in notes if count]
     early = ["The run stopped early."] if own.summary.get("stopped_early") else []
     return early + told
-
-
-def _machine(own: Results) -> list[tuple[str, str]]:
-    machine, summary = own.environment, own.summary
-    versions = {"python": machine.get("python"), **machine.get("versions", {})}
-    rows = [
-        ("Date", machine.get("date")),
-        ("Command", machine.get("command")),
-        ("Versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value)),
-        ("System", machine.get("os")),
-        ("Processor", _processor(machine)),
-        ("Wall time", duration(summary["wall_seconds"]) if "wall_seconds" in summary else None),
-        ("Peak memory", _bytes(summary.get("peak_memory_bytes"))),
-        ("Split, SHA-256", own.manifest.get("sha256")),
-        ("Final state, SHA-256", summary.get("state_sha256")),
-    ]
-    return [(name, value) for name, value in rows if value]
-
-
-def _processor(machine: Mapping[str, Any]) -> str:
-    if "cpu" not in machine:
-        return ""
-    parts = [
-        f"{machine['cpu']}, {machine['num_cores']} cores ({machine['num_threads']} threads used)",
-        f"{human_bytes(machine['memory_bytes'])} memory",
-        *(f"{gpu['name']} ({human_bytes(gpu['memory_bytes'])})" for gpu in machine["gpus"]),
-    ]
-    return ", ".join(parts)
-
-
-def _bytes(count: float | None) -> str:
-    return human_bytes(count) if count else ""

@@ -97,8 +97,7 @@ def curve(metric: str, lines: Sequence[Line]) -> Figure:
     figure, axes = panel()
     _draw(axes, lines)
     heading(figure, title(metric))
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    rounds_axis(axes)
     _quality_axis(axes, metric)
     return figure
 
@@ -127,9 +126,8 @@ def round_bytes(upload: Sequence[tuple[int, float]], download: Mapping[int, floa
     axes.bar(rounds, up, color=SERIES[0], width=0.8)
     axes.bar(rounds, down, bottom=up, color=SERIES[5], width=0.8)
     heading(figure, "Bytes per round, all clients")
-    axes.set_xlabel("round")
+    rounds_axis(axes)
     axes.set_xlim(min(rounds) - 0.7, max(rounds) + 0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.yaxis.set_major_formatter(FuncFormatter(_bytes))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     return figure
@@ -213,6 +211,12 @@ def panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=_PANEL)
     # The same place in every panel, so that panels side by side line up.
     return figure, figure.add_axes((0.125, 0.165, 0.855, 0.71))
+
+
+def rounds_axis(axes: Axes) -> None:
+    """Make rounds, whole ones, the x of a panel."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def heading(figure: Figure, text: str) -> None:

@@ -112,8 +112,7 @@ def _epsilon(points: Points) -> Figure:
 
 
 def _rounds(axes: Axes) -> None:
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    figures.rounds_axis(axes)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=figures.STEPS))
     axes.margins(x=0.03)
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])

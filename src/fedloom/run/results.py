@@ -28,6 +28,12 @@ class Results:
     manifest: Mapping[str, Any]
     environment: Mapping[str, Any]
     summary: Mapping[str, Any]
+    seeds: Mapping[str, Any]
+    """Of runs in seed space: seeds.json."""
+    clusters: Mapping[str, Any]
+    """Of runs that group their clients: clusters.json."""
+    by_label: Mapping[str, Any]
+    """Of runs with evaluation.by: by_label.json."""
     baselines: Mapping[str, "Results"]
 
     @property
@@ -89,6 +95,9 @@ def read_results(folder: Path) -> Results:
         manifest=_json(folder / "manifest.json", {}),
         environment=_json(folder / "environment.json", {}),
         summary=_json(folder / "summary.json", {}),
+        seeds=_json(folder / "seeds.json", {}),
+        clusters=_json(folder / "clusters.json", {}),
+        by_label=_json(folder / "by_label.json", {}),
         baselines={file.parent.name: read_results(file.parent) for file in below},
     )
 

@@ -1,7 +1,7 @@
 """Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fedloom.models.build import Base, load_base
 from fedloom.run.loop import Run, draw
 from fedloom.run.settings import Recipe
 from fedloom.spaces.build import FullSpace, LoRASpace, make_space
+from fedloom.spaces.seeds import SeedSpace
 from fedloom.wire.body import roundtrip
 
 
@@ -32,7 +33,7 @@ class Session:
     recipe: Recipe
     folder: Path
     base: Base
-    space: LoRASpace | FullSpace
+    space: LoRASpace | FullSpace | SeedSpace
     federation: Federation
     evaluator: Evaluator
     trainer: Trainer
@@ -55,8 +56,10 @@ class Session:
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
 
-    def deployed(self, run: Run[object]) -> dict[ClientId, Params]:
-        """Return what every judging client would use now, as read from the wire; shared where they share it."""
+    def deployed(
+        self, run: Run[object], *, also: Collection[ClientId] = ()
+    ) -> dict[ClientId, Params]:
+        """Return what judging clients, and those of `also`, would use now, as read from the wire; shared where shared."""
         recipe, population = self.recipe, self.engine.population()
         round = draw(run, population, None)
         sent = recipe.algorithm.broadcast(run.state, round)
@@ -69,7 +72,7 @@ class Session:
         deployed = Deployed(recipe.algorithm)
         return {
             c: deployed.of(read[id(sent[c])], self.store.load(c, before=run.number + 1))
-            for c in self.judges
+            for c in sorted({*self.judges, *also})
         }
 
 
@@ -91,7 +94,8 @@ def build(recipe: Recipe, folder: Path, *, own: Federate | None = None) -> Sessi
         federation = _remembered(recipe, folder)
     else:
         federation = (own or federate)(recipe.data, base.tokenizer)
-    space = make_space(base, recipe.tune, seed=derive(recipe.run.seed, "space"))
+    seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
+    space = make_space(base, recipe.tune, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds

@@ -14,7 +14,8 @@ from fedloom.server.samplers import Full, Poisson, Sampler
 from fedloom.spaces.build import TuneSettings
 from fedloom.wire.settings import WireSettings
 
-Baseline = Literal["local", "centralised"]
+Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
+"""Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance."""
 
 
 @dataclass(frozen=True, slots=True)

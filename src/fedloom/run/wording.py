@@ -11,6 +11,8 @@ _NAMES = {
     "token_accuracy": "token accuracy",
     "rouge1": "ROUGE-1",
     "rougeL": "ROUGE-L",
+    "rouge_l_paper": "ROUGE-L (rouge 1.0.1)",
+    "chrf": "chrF",
 }
 _SHARES = ("exact_match", "token_accuracy", "accuracy")
 _QUALITY = (
@@ -29,6 +31,8 @@ MEASURES = (
     "test/token_accuracy",
     "test/rouge1",
     "test/rougeL",
+    "test/rouge_l_paper",
+    "test/chrf",
     "validation/loss",
 )
 """What tables show of a model, in their order."""
@@ -63,7 +67,7 @@ def change(metric: str, before: float | None, after: float | None) -> str:
         return ""
     if is_share(metric):
         return f"{100 * (after - before):+.1f} points".replace("-", MINUS)
-    if metric.rpartition("/")[2].startswith("rouge"):
+    if metric.rpartition("/")[2].startswith(("rouge", "chrf")):
         return f"{after - before:+.3f}".replace("-", MINUS)
     return f"{100 * (after / before - 1):+.0f} %".replace("-", MINUS) if before else ""
 

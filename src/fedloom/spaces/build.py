@@ -2,24 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 
 from fedloom.core.protocols import Params
+from fedloom.core.seeds import derive
 from fedloom.models.adapters import LoRA, attach_lora, trainable
 from fedloom.models.build import Base
-from fedloom.models.quiet import quiet
-from fedloom.spaces.live import Live
+from fedloom.models.folder import write_model
+from fedloom.models.int8 import is_quantized
+from fedloom.spaces.directions.directions import Directions
+from fedloom.spaces.directions.stream import Law
+from fedloom.spaces.live import Live, Origin
+from fedloom.spaces.seeds import SeedSpace
+
+Kind = Literal["lora", "full", "seeds"]
 
 
 @dataclass(frozen=True, slots=True)
 class TuneSettings:
     """Which coordinates of the model are learnt: the recipe's `tune` section."""
 
-    space: Literal["lora", "full"] = "lora"
-    """lora: low-rank adapters on a frozen base; full: every weight."""
+    space: Kind = "lora"
+    """lora: low-rank adapters on a frozen base; full: every weight; seeds: how far every weight goes along each of a
+    few thousand random directions."""
     rank: int = 8
     """Of the adapters."""
     alpha: float = 16.0
@@ -34,30 +43,65 @@ class TuneSettings:
     """Linear layers that get an adapter, by the end of their name."""
     modules_to_save: Sequence[str] = ()
     """Modules that are tuned whole beside the adapters."""
-    origin: Literal["initial", "zero"] = "initial"
+    origin: Origin = "initial"
     """Where coordinates count from: the start everybody shares, or nothing."""
+    num_seeds: int = 4096
+    """Directions of the pool, where space is seeds."""
+    law: Law = "gaussian"
+    """Of the directions: gaussian; rademacher (+-1) or popcount (sums of sixteen coins, nearly normal), both faster
+    and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied."""
+    law_rank: int = 1
+    """Of law lowrank."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.space not in ("lora", "full"):
-            raise ValueError(f"tune.space must be lora or full, got {self.space}")
-        if self.rank < 1:
-            raise ValueError(f"tune.rank must be at least 1, got {self.rank}")
+        if self.space not in get_args(Kind):
+            raise ValueError(f"tune.space must be {_one_of(Kind)}, got {self.space}")
+        for name, number in (
+            ("rank", self.rank),
+            ("num_seeds", self.num_seeds),
+            ("law_rank", self.law_rank),
+        ):
+            if number < 1:
+                raise ValueError(f"tune.{name} must be at least 1, got {number}")
         if not self.alpha > 0:
             raise ValueError(f"tune.alpha must be positive, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"tune.dropout must be in [0, 1), got {self.dropout}")
-        if self.origin not in ("initial", "zero"):
-            raise ValueError(f"tune.origin must be initial or zero, got {self.origin}")
+        if self.origin not in get_args(Origin):
+            raise ValueError(f"tune.origin must be {_one_of(Origin)}, got {self.origin}")
+        if self.law not in get_args(Law):
+            raise ValueError(f"tune.law must be {_one_of(Law)}, got {self.law}")
         if not self.targets:
             raise ValueError("tune.targets must be all-linear or name linear layers, got none")
         if isinstance(self.modules_to_save, str):
             raise ValueError(f"tune.modules_to_save must be a list, got {self.modules_to_save}")
+        self._check_owners()
+
+    def _check_owners(self) -> None:
+        """Refuse settings of another space: they would have no effect."""
         asked = self.dropout or self.rslora or self.dora or self.modules_to_save
-        if self.space == "full" and asked:
+        if self.space != "lora" and asked:
             raise ValueError(
-                "tune.dropout, rslora, dora and modules_to_save belong to tune.space lora, got full"
+                "tune.dropout, rslora, dora and modules_to_save belong to tune.space lora,"
+                f" got {self.space}"
             )
+        pool = (self.num_seeds, self.law, self.law_rank)
+        if self.space != "seeds" and pool != (4096, "gaussian", 1):
+            raise ValueError(
+                f"tune.num_seeds, law and law_rank belong to tune.space seeds, got {self.space}"
+            )
+        if self.space == "seeds" and self.origin != "initial":
+            raise ValueError(
+                f"tune.origin must be initial where tune.space is seeds, got {self.origin}"
+            )
+        if self.law != "lowrank" and self.law_rank != 1:
+            raise ValueError(f"tune.law_rank belongs to tune.law lowrank, got {self.law}")
+
+
+def _one_of(kinds: object) -> str:
+    *most, last = get_args(kinds)
+    return f"{', '.join(most)} or {last}"
 
 
 class Tuned(Protocol):
@@ -87,12 +131,17 @@ class LoRASpace(Live):
         )
         self._adapter = attach_lora(base.model, lora, seed=seed, base_name=base.name)
         self._tokenizer = base.tokenizer
+        self.dropout = tune.dropout
         super().__init__(base.model, trainable(base.model), origin=tune.origin)
 
     def save(self, folder: Path, params: Params) -> None:
         self._adapter.save(folder, self.absolute(params))
 
     def save_merged(self, folder: Path, params: Params) -> None:
+        if is_quantized(self.model):
+            raise ValueError(
+                "model.quantize must be none for a merged model, got int8: export the adapter alone"
+            )
         self.load(params)
         self._adapter.save_merged(folder, self._tokenizer)
 
@@ -116,21 +165,37 @@ class FullSpace(Live):
 
     def save_merged(self, folder: Path, params: Params) -> None:
         self.load(params)
-        # Cloned, since the live tensors are views of one vector, which safetensors takes for shared.
-        state = {
-            name: t.detach().cpu().clone() for name, t in self._base.model.state_dict().items()
-        }
-        with quiet():
-            self._base.model.save_pretrained(folder, state_dict=state)
-            self._base.tokenizer.save_pretrained(folder)
+        write_model(self._base, folder)
 
 
-def make_space(base: Base, tune: TuneSettings, *, seed: int) -> LoRASpace | FullSpace:
+def make_space(
+    base: Base, tune: TuneSettings, *, seed: int, decays: bool = False
+) -> LoRASpace | FullSpace | SeedSpace:
     """Return the space over the base model, which it changes in place: one space a model.
+
+    Args:
+        base: the model.
+        tune: what is learnt of it.
+        seed: of fresh adapters, and of directions.
+        decays: whether clients' zeroth-order steps shrink the weights themselves, which seeds keep as a coordinate.
 
     Raises:
         ValueError: where a target or a module to save does not exist, or the weights cannot be tuned.
     """
+    if is_quantized(base.model):
+        _check_quantized(tune)
     if tune.space == "full":
         return FullSpace(base, tune)
-    return LoRASpace(base, tune, seed=seed)
+    if tune.space == "lora":
+        return LoRASpace(base, tune, seed=seed)
+    noise = derive(seed, "directions")
+    drawn = partial(Directions, law=tune.law, seed=noise, rank=tune.law_rank)
+    return SeedSpace(base, drawn, tune.num_seeds, decays=decays)
+
+
+def _check_quantized(tune: TuneSettings) -> None:
+    if tune.space == "full" or tune.dora or (tune.space == "seeds" and tune.law != "lowrank"):
+        raise ValueError(
+            "model.quantize int8 needs tune.space lora without dora, or seeds with tune.law lowrank,"
+            f" got {tune.space} with {'dora' if tune.dora else tune.law}"
+        )

@@ -1,5 +1,6 @@
 """Spaces whose coordinates are the model's own tensors: an adapter's, or all of them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.protocols import Params
+from fedloom.models.build import fingerprint
 
 Origin = Literal["initial", "zero"]
 
@@ -28,12 +30,30 @@ class Space(Protocol):
         """Let the model stand at `params`, in place."""
         ...
 
-    def absolute(self, params: Params) -> Params:
-        """Return the values of the tensors themselves at `params`."""
+
+class Tunable(Protocol):
+    """What gradient descent works in: one flat vector of tensor values, and how it is told as params."""
+
+    @property
+    def values(self) -> Tensor:
+        """Return the tensors' values as they stand, (numel,)."""
         ...
 
-    def relative(self, values: Mapping[str, Tensor]) -> Params:
-        """Return fresh coordinates of tensor values."""
+    @property
+    def layout(self) -> "Layout":
+        """Return where each name of params lies in a vector."""
+        ...
+
+    def vector(self, params: Params) -> Tensor:
+        """Return params as they are, (numel,), where the model is."""
+        ...
+
+    def absolute_vector(self, params: Params) -> Tensor:
+        """Return the tensors' values at params, (numel,), where the model is."""
+        ...
+
+    def coordinates(self, values: Tensor) -> Params:
+        """Return the coordinates of a (numel,) vector of tensor values, fresh and on the CPU."""
         ...
 
 
@@ -69,15 +89,13 @@ class Layout:
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Return views of the last dimension, by name: (..., numel) -> (..., *shape)."""
         parts = zip(self.shapes.items(), torch.split(flat, self._sizes, dim=-1), strict=True)
-        return {name: part.view(*part.shape[:-1], *shape) for (name, shape), part in parts}
+        return {name: part.view((*part.shape[:-1], *shape)) for (name, shape), part in parts}
 
 
-class Live:
-    """Coordinates in the model's own tensors, which it re-seats in one flat vector so that loading is one copy."""
+class Seated:
+    """The model's own tensors, re-seated in one flat vector, so that a copy of all is one copy."""
 
-    def __init__(
-        self, model: nn.Module, tensors: Mapping[str, nn.Parameter], *, origin: Origin
-    ) -> None:
+    def __init__(self, model: nn.Module, tensors: Mapping[str, nn.Parameter]) -> None:
         self.model = model
         self.parameters: Sequence[nn.Parameter] = list(tensors.values())
         self.layout = Layout({name: p.shape for name, p in tensors.items()})
@@ -86,27 +104,61 @@ class Live:
             self.parameters, self.layout.split(self.values).values(), strict=True
         ):
             parameter.data = view
-        initial = self.values.clone()
-        self._origin = initial if origin == "initial" else None
-        self._start = initial if origin == "zero" else None
 
     @property
     def device(self) -> torch.device:
         """Return where the model is."""
         return self.values.device
 
+    def gradient_vector(self) -> Tensor:
+        """Return a (numel,) vector of zeros that `backward` fills: every tensor's grad is a view of it."""
+        gradient = torch.zeros_like(self.values)
+        for parameter, view in zip(
+            self.parameters, self.layout.split(gradient).values(), strict=True
+        ):
+            parameter.grad = view
+        return gradient
+
+    def drop_gradients(self) -> None:
+        """Let go of the vector that gradient_vector made."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+class Live(Seated):
+    """Coordinates in the model's own tensors."""
+
+    def __init__(
+        self, model: nn.Module, tensors: Mapping[str, nn.Parameter], *, origin: Origin
+    ) -> None:
+        super().__init__(model, tensors)
+        self._initial = self.values.clone()
+        self._origin = self._initial if origin == "initial" else None
+
     def start(self) -> Params:
-        start = self._start if self._start is not None else torch.zeros_like(self.values)
+        start = self._initial if self._origin is None else torch.zeros_like(self._initial)
         return self.layout.split(start.to("cpu", copy=True))
+
+    def identity(self) -> Mapping[str, str]:
+        """Return what both sides must have in common, see handshake."""
+        names = [f"{name} {tuple(shape)}" for name, shape in self.layout.shapes.items()]
+        start = self._initial.cpu().view(torch.uint8).numpy()
+        return {
+            "base": fingerprint(self.model),
+            "start": hashlib.sha256(start.data).hexdigest(),
+            "tensors": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        }
 
     def load(self, params: Params) -> None:
         with torch.no_grad():
             self.values.copy_(self.absolute_vector(params))
 
     def absolute(self, params: Params) -> Params:
+        """Return the values of the tensors themselves at `params`."""
         return self.layout.split(self.absolute_vector(params).cpu())
 
     def relative(self, values: Mapping[str, Tensor]) -> Params:
+        """Return fresh coordinates of tensor values."""
         return self.coordinates(self.vector(values))
 
     def vector(self, params: Params) -> Tensor:
@@ -122,17 +174,3 @@ class Live:
         """Return the coordinates of a (numel,) vector of tensor values, fresh and on the CPU."""
         moved = values.clone() if self._origin is None else values - self._origin
         return self.layout.split(moved.cpu())
-
-    def gradient_vector(self) -> Tensor:
-        """Return a (numel,) vector of zeros that `backward` fills: every tensor's grad is a view of it."""
-        gradient = torch.zeros_like(self.values)
-        for parameter, view in zip(
-            self.parameters, self.layout.split(gradient).values(), strict=True
-        ):
-            parameter.grad = view
-        return gradient
-
-    def drop_gradients(self) -> None:
-        """Let go of the vector that gradient_vector made."""
-        for parameter in self.parameters:
-            parameter.grad = None

@@ -1,7 +1,7 @@
 """Payload <-> body: the part of a message that many clients may share.
 
-Layout, little endian: compression u8, table length u32, content length u64, CRC-32 u32 of all else,
-content. The content, compressed or not, is the table and then the blocks it describes.
+Layout: compression u8, lengths of table and content (`fedloom.wire.compact`), CRC-32 u32 (little endian) of all
+else, content. The content, compressed or not, is the table and then the blocks it describes.
 """
 
 import math
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Payload
+from fedloom.wire.compact import read_lengths, write_lengths
 from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
 from fedloom.wire.quantize import VALUE_CODECS
 from fedloom.wire.settings import MAX_BYTES, Compression, ValueType
@@ -28,8 +29,7 @@ from fedloom.wire.table import (
     write_table,
 )
 
-_HEAD, _CHECKSUM = struct.Struct("<BIQ"), struct.Struct("<I")
-_START = _HEAD.size + _CHECKSUM.size
+_CHECKSUM = struct.Struct("<I")
 _COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _WORTH_BYTES = 48
@@ -61,7 +61,7 @@ def encode_body(
     content = [rows, *pieces]
     if compression == "zstd":
         content = [_compress(b"".join(content))]
-    head = _HEAD.pack(_COMPRESSIONS.index(compression), len(rows), num_bytes)
+    head = bytes([_COMPRESSIONS.index(compression)]) + write_lengths(len(rows), num_bytes)
     checksum = zlib.crc32(head)
     for piece in content:
         checksum = zlib.crc32(piece, checksum)
@@ -78,22 +78,27 @@ def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) 
     Raises:
         WireError: where the body is damaged, malformed or too large; nothing was allocated then.
     """
-    if len(body) < _START:
-        raise WireError(f"the body of the message is truncated to {len(body)} bytes")
     view = memoryview(body)
-    code, table_bytes, num_bytes = _HEAD.unpack_from(view)
-    (stored,) = _CHECKSUM.unpack_from(view, _HEAD.size)
-    if zlib.crc32(view[_START:], zlib.crc32(view[: _HEAD.size])) != stored:
+    try:
+        (table_bytes, num_bytes), end = read_lengths(view, 1, 2)
+    except ValueError as error:
+        raise WireError(f"the body of the message, {len(body)} bytes, begins: {error}") from None
+    start = end + _CHECKSUM.size
+    if len(body) < start:
+        raise WireError(f"the body of the message is truncated to {len(body)} bytes")
+    (stored,) = _CHECKSUM.unpack_from(view, end)
+    if zlib.crc32(view[start:], zlib.crc32(view[:end])) != stored:
         raise WireError("the body of the message does not match its checksum")
     if max_bytes is not None:
         if table_bytes > MAX_JSON_BYTES:
             raise WireError(f"the table has {table_bytes} bytes, allowed are {MAX_JSON_BYTES}")
         if num_bytes > table_bytes + max_bytes:
             raise WireError(f"the content has {num_bytes} bytes, wire.max_bytes is {max_bytes}")
-    content = _content(view[_START:], code, num_bytes)
+    content = _content(view[start:], view[0], num_bytes)
     if table_bytes > len(content):
         raise WireError(f"the table has {table_bytes} bytes, the content only {len(content)}")
-    table = read_table(bytes(content[:table_bytes]))
+    limit = None if max_bytes is None else MAX_JSON_BYTES
+    table = read_table(content[:table_bytes], limit=limit)
     blocks = content[table_bytes:]
     _check_lengths(table, len(blocks), max_bytes)
     return _decode_blocks(table, blocks)
@@ -109,8 +114,9 @@ def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
         dense = ((_dense(group, name, t, values), t) for name, t in params.items())
         table[group] = [block if t.is_meta else _lay_out(block, t).block for block, t in dense]
     blocks = [block for group in table.values() for block in group]
-    num_bytes = sum(block.position_bytes + block.value_bytes for block in blocks)
-    return _START + len(write_table(table)) + num_bytes
+    rows = len(write_table(table))
+    num_bytes = rows + sum(block.position_bytes + block.value_bytes for block in blocks)
+    return 1 + len(write_lengths(rows, num_bytes)) + _CHECKSUM.size + num_bytes
 
 
 def roundtrip(

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedloom.core.protocols import Payload
 from fedloom.wire.body import body_size, decode_body, encode_body
-from fedloom.wire.frame import frame, split
+from fedloom.wire.frame import frame, frame_size, split
 from fedloom.wire.messages import decode_reply as decode_reply
 from fedloom.wire.messages import decode_task as decode_task
 from fedloom.wire.messages import encode_reply as encode_reply
@@ -37,7 +37,7 @@ def encoded_size(
 
     A tensor on the meta device counts as if it had no zeros.
     """
-    return len(frame(b"", header)) + body_size(payload, values=values)
+    return frame_size(body_size(payload, values=values), header)
 
 
 def decode(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Payload:

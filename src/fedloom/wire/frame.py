@@ -1,31 +1,37 @@
 """Header and body <-> message: versioned, length- and checksum-checked, no pickle.
 
-Layout, little endian: magic, version u16, header length u32, body length u64, CRC-32 u32 of all that
-and the header, header as JSON, body (`fedloom.wire.body`). The body has a checksum of its own, so that
-framing it for one more client costs no second pass over it.
+Layout: magic, version u8, lengths of header and body, CRC-32 u32 (little endian) of all that and the header,
+header as JSON, body (`fedloom.wire.body`); lengths and JSON as in `fedloom.wire.compact`. The body has a checksum
+of its own, so that framing it for one more client costs no second pass over it.
 """
 
-import json
 import struct
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from fedloom.wire.compact import read_lengths, write_json, write_lengths
 from fedloom.wire.settings import MAX_BYTES
 from fedloom.wire.table import MAX_JSON_BYTES, WireError, read_json
 
 VERSION = 1
 _MAGIC = b"FDLM"
-_HEAD, _CHECKSUM = struct.Struct("<4sHIQ"), struct.Struct("<I")
-_START = _HEAD.size + _CHECKSUM.size
+_HEAD, _CHECKSUM = struct.Struct("<4sB"), struct.Struct("<I")
 
 
 def frame(body: bytes, header: Mapping[str, Any] | None = None) -> bytes:
     """Return the message of an encoded body."""
-    text = json.dumps(dict(header or {}), separators=(",", ":")).encode()
-    head = _HEAD.pack(_MAGIC, VERSION, len(text), len(body))
+    text = write_json(dict(header or {}))
+    head = _HEAD.pack(_MAGIC, VERSION) + write_lengths(len(text), len(body))
     checksum = zlib.crc32(text, zlib.crc32(head))
     return b"".join([head, _CHECKSUM.pack(checksum), text, body])
+
+
+def frame_size(body_bytes: int, header: Mapping[str, Any] | None = None) -> int:
+    """Return the length of the message of a body of that length."""
+    header_bytes = len(write_json(dict(header or {})))
+    lengths = write_lengths(header_bytes, body_bytes)
+    return _HEAD.size + len(lengths) + _CHECKSUM.size + header_bytes + body_bytes
 
 
 def split(
@@ -36,24 +42,30 @@ def split(
     Raises:
         WireError: where the frame is damaged.
     """
-    if len(data) < _START:
+    if len(data) < _HEAD.size:
         raise WireError(f"the message is truncated to {len(data)} bytes")
     view = memoryview(data)
-    magic, version, header_bytes, body_bytes = _HEAD.unpack_from(view)
+    magic, version = _HEAD.unpack_from(view)
     if magic != _MAGIC:
         raise WireError(f"the message begins with {magic!r}, not {_MAGIC!r}: not from fedloom")
     if version != VERSION:
         raise WireError(f"the message has wire version {version}, this fedloom reads {VERSION}")
-    expected = _START + header_bytes + body_bytes
-    if len(data) != expected:
-        raise WireError(f"the message has {len(data)} bytes and announces {expected}")
-    if max_bytes is not None and header_bytes > MAX_JSON_BYTES:
-        raise WireError(f"the header has {header_bytes} bytes, allowed are {MAX_JSON_BYTES}")
-    text = view[_START : _START + header_bytes]
-    (stored,) = _CHECKSUM.unpack_from(view, _HEAD.size)
-    if zlib.crc32(text, zlib.crc32(view[: _HEAD.size])) != stored:
+    try:
+        (header_bytes, body_bytes), end = read_lengths(view, _HEAD.size, 2)
+    except ValueError as error:
+        raise WireError(f"the message of {len(data)} bytes begins with lengths: {error}") from None
+    start = end + _CHECKSUM.size
+    if len(data) != start + header_bytes + body_bytes:
+        announced = start + header_bytes + body_bytes
+        raise WireError(f"the message has {len(data)} bytes and announces {announced}")
+    limit = None if max_bytes is None else MAX_JSON_BYTES
+    if limit is not None and header_bytes > limit:
+        raise WireError(f"the header has {header_bytes} bytes, allowed are {limit}")
+    text = view[start : start + header_bytes]
+    (stored,) = _CHECKSUM.unpack_from(view, end)
+    if zlib.crc32(text, zlib.crc32(view[:end])) != stored:
         raise WireError("the header of the message does not match its checksum")
-    header = read_json(bytes(text), "header")
+    header = read_json(text, "header", limit=limit)
     if not isinstance(header, dict):
         raise WireError(f"the header of the message is a {type(header).__name__}, not an object")
-    return header, view[_START + header_bytes :]
+    return header, view[start + header_bytes :]

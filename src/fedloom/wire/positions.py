@@ -140,8 +140,11 @@ class Golomb:
             raise ValueError(f"a Golomb code of positions beyond {size} entries")
         # Quotients up to the i-th sum to ends[i] - i. Below 10 * size, so in 63 bits: of the rests
         # _num_divisors takes care.
-        steps = np.arange(number)
-        found = (ends - steps) * divisor + np.cumsum(rests, dtype=np.int64) + steps
+        steps, found = np.arange(number), ends
+        found -= steps
+        found *= divisor
+        found += steps
+        found += np.cumsum(rests, dtype=np.int64)
         if found[-1] >= size:
             raise ValueError(f"a Golomb code of position {found[-1]} of {size} entries")
         return found if number == count else mask_of(found, size, value=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from fedloom.wire.compact import inflate, write_json
 from fedloom.wire.positions import POSITION_CODECS
 from fedloom.wire.quantize import VALUE_CODECS
 
@@ -68,7 +69,7 @@ Table = Mapping[str, Sequence[Block]]
 
 
 def write_table(table: Table) -> bytes:
-    """Return the table as JSON.
+    """Return the table as deflated JSON.
 
     `[kinds, [[group, rows], ...]]`; a kind is `[dtype, values, shape]`, a row
     `[prefix, suffix, middle, kind]`, where prefix and suffix count the characters shared with the
@@ -87,16 +88,16 @@ def write_table(table: Table) -> bytes:
             rows.append(row)
             previous = block.name
         groups.append((group, rows))
-    return json.dumps([list(kinds), groups], separators=(",", ":")).encode()
+    return write_json([list(kinds), groups])
 
 
-def read_table(data: bytes) -> Table:
-    """Return the table of a message, checked.
+def read_table(data: memoryview, *, limit: int | None = MAX_JSON_BYTES) -> Table:
+    """Return the table of a message, checked; `limit` is that of its text in bytes.
 
     Raises:
-        WireError: where it is malformed.
+        WireError: where it is malformed or too large.
     """
-    parsed = read_json(data, "table")
+    parsed = read_json(data, "table", limit=limit)
     table: dict[str, list[Block]] = {}
     previous, characters = "", 0
     match parsed:
@@ -122,10 +123,14 @@ def read_table(data: bytes) -> Table:
     return table
 
 
-def read_json(data: bytes, what: str) -> Any:
-    """Return parsed JSON; `what` names it in the error."""
+def read_json(data: memoryview, what: str, *, limit: int | None) -> Any:
+    """Return parsed JSON; `what` names it in the error, `limit` is that of its text in bytes."""
     try:
-        return json.loads(data)
+        text = inflate(data, limit)
+    except ValueError as error:
+        raise WireError(f"the {what} of the message is {error}") from None
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise WireError(f"the {what} of the message is not JSON: {str(error)[:80]}") from None
 

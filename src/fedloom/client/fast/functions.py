@@ -40,6 +40,11 @@ def fused_cross_entropy(
     return out
 
 
+def chunk_rows(x: Tensor) -> int:
+    """Return how many rows of logits to make at a time."""
+    return CHUNK if x.device.type == "cpu" else 16 * CHUNK
+
+
 class _FrozenLinear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, product: Product) -> Tensor:
@@ -89,7 +94,7 @@ class _FusedCrossEntropy(Function):
         ctx: Any, x: Tensor, product: Product, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         losses, to_x = torch.empty_like(x[:, 0]), torch.empty_like(x)
-        chunk = CHUNK if x.device.type == "cpu" else 16 * CHUNK
+        chunk = chunk_rows(x)
         for begin in range(0, len(x), chunk):
             some, wanted = slice(begin, begin + chunk), targets[begin : begin + chunk, None]
             logits = product.forward(x[some])

@@ -8,8 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.fast.functions import frozen_linear, fused_cross_entropy
-from fedloom.client.fast.products import PackedProduct, Product, TorchProduct, packed_is_faster
+from fedloom.client.fast.functions import chunk_rows, frozen_linear, fused_cross_entropy
+from fedloom.client.fast.products import (
+    MovingProduct,
+    PackedProduct,
+    Product,
+    TorchProduct,
+    packed_is_faster,
+)
 from fedloom.client.objectives import Batch, Loss, ReferenceLoss
 from fedloom.client.settings import LocalSettings
 from fedloom.data.classes import decide
@@ -71,16 +77,32 @@ class FastPath:
             yield
 
 
-def make_fast(model: nn.Module, local: LocalSettings, classes: Sequence[int] = ()) -> FastPath:
-    """Look at the model once and return the fastest parts it allows; `classes` are a classifier's tokens."""
+def make_fast(
+    model: nn.Module,
+    local: LocalSettings,
+    classes: Sequence[int] = (),
+    *,
+    moving: bool = False,
+) -> FastPath:
+    """Look at the model once and return the fastest parts it allows.
+
+    Args:
+        model: with frozen layers.
+        local: says which kernels.
+        classes: a classifier's tokens; empty: the whole vocabulary.
+        moving: whether frozen weights are others from one forward to the next, so that nothing may be kept of them.
+    """
     kernels = choose_kernels(local, model)
     layers = tuple(frozen_linears(model))
     make = PackedProduct if kernels == "onednn" else TorchProduct
-    products: dict[int, Product] = {id(layer.module): make(layer.weight) for layer in layers}
+    products: dict[int, Product] = {
+        id(layer.module): _moving(layer) if moving else make(layer.weight) for layer in layers
+    }
     parts = None if kernels == "reference" else readout(model)
     loss: Loss = ReferenceLoss(model, classes)
     if parts is not None:
-        product = None if parts.frozen is None else products[id(parts.frozen.module)]
+        fixed = parts.frozen is not None and not moving
+        product = products[id(parts.head)] if fixed else None
         loss = TargetLoss(parts, product, classes)
     if local.precision == "bfloat16":
         loss = _Autocast(loss, next(model.parameters()).device.type)
@@ -108,11 +130,18 @@ class TargetLoss:
         if frozen is not None and product is not None and exact and not _autocasting(chosen):
             losses = fused_cross_entropy(chosen, product, frozen.bias, targets)
         else:
-            logits = self.parts.head(chosen)
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            wide, targets = decide(wide, targets, self.classes)
-            losses = nn.functional.cross_entropy(wide, targets, reduction="none")
+            # Without a gradient nothing is kept of the logits, so a few rows of them at a time will do.
+            size = len(chosen) if torch.is_grad_enabled() else chunk_rows(chosen)
+            rows = max(size, 1)
+            parts = zip(torch.split(chosen, rows), torch.split(targets, rows), strict=True)
+            losses = torch.cat([self._losses(some, wanted) for some, wanted in parts])
         return batch.per_lane(losses, at)
+
+    def _losses(self, chosen: Tensor, targets: Tensor) -> Tensor:
+        logits = self.parts.head(chosen)
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        wide, targets = decide(wide, targets, self.classes)
+        return nn.functional.cross_entropy(wide, targets, reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +150,9 @@ class _Autocast:
     device_type: str
 
     def __call__(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device_type, torch.bfloat16):
+        # The cache keeps low copies of weights for backward passes; without those it only takes memory.
+        keep = torch.is_grad_enabled()
+        with torch.autocast(self.device_type, torch.bfloat16, cache_enabled=keep):
             return self.loss(batch)
 
 
@@ -143,6 +174,10 @@ def _forward_of(layer: FrozenLinear, product: Product) -> Callable[[Tensor], Ten
         return out if layer.bias is None else out + layer.bias
 
     return forward
+
+
+def _moving(layer: FrozenLinear) -> Product:
+    return MovingProduct(layer.module, transposed=type(layer.module) is not nn.Linear)
 
 
 def _autocasting(like: Tensor) -> bool:

@@ -1,0 +1,165 @@
+"""FedKSeed by law and sampling, beside LoRA at equal compute and LoRA of few bytes, several seeds each.
+
+    python benchmarks/kseed.py [--configs gaussian,pro,...] [--seeds 5] [--rounds 6] [--steps 40] [--part 0/2] [--table]
+
+Every run is a recipe through `run_recipe`, on the bundled model: the same data and cohorts at a seed. A step of a walk is
+two forwards and one of gradient descent about three, so LoRA at equal compute takes two thirds of the steps. Thin LoRA has
+rank 1 and sparse int8 links, which is still a few times FedKSeed's bytes. A finished run is not repeated; `--part i/n`
+takes every n-th run; `--table` only writes the table: means over the seeds with 95 % confidence intervals of the mean
+(Student's t).
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import torch
+
+from fedloom.launch import run_recipe
+from fedloom.recipe import build_recipe
+from fedloom.run.settings import Recipe
+from flasc import interval
+from timing import about
+
+HERE = Path(__file__).parent
+Tree = Mapping[str, Any]
+
+
+def walk(steps: int, law: str = "gaussian", num_seeds: int = 4096, **fields: Any) -> Tree:
+    """Return FedKSeed with `steps` steps a client and round."""
+    return {
+        "algorithm": [{"fedkseed": {"steps": steps, **fields}}],
+        "tune": {"space": "seeds", "num_seeds": num_seeds, "law": law},
+        "local": {"optimizer": "sgd", "lr": 5e-5, "batch_size": 8},
+    }
+
+
+def lora(steps: int, rank: int, **rest: Any) -> Tree:
+    """Return federated averaging of LoRA adapters by gradient descent."""
+    return {
+        "algorithm": ["fedavg"],
+        "tune": {"rank": rank, "targets": "all-linear"},
+        "local": {"optimizer": "adamw", "lr": 4e-3, "steps": steps, "batch_size": 8},
+        **rest,
+    }
+
+
+def configs(steps: int) -> dict[str, Tree]:
+    """Return what is compared, by name; two thirds of the steps is the same number of forwards."""
+    thin = {
+        "algorithm": [
+            {"flasc": {"download": 1 / 16, "upload": 1 / 16}},
+            {"fedavg": {"server": {"sgd": {"lr": 10.0}}}},
+        ],
+        "wire": {"download": "int8", "upload": "int8"},
+    }
+    return {
+        "gaussian": walk(steps),
+        "rademacher": walk(steps, "rademacher"),
+        "popcount": walk(steps, "popcount"),
+        "lowrank": walk(steps, "lowrank"),
+        "pro": walk(steps, num_seeds=1024, sampling="pro"),
+        "lora_equal_compute": lora(round(steps * 2 / 3), 16),
+        "lora_thin": lora(round(steps * 2 / 3), 1, **thin),
+    }
+
+
+def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe of one run: the same for all configurations but for what they name."""
+    return build_recipe(
+        {
+            "name": name,
+            "data": {
+                "num_clients": 10,
+                "partition": {"dirichlet": {"by": "task", "alpha": 0.5}},
+                "num_examples": 2000,
+                "fractions": [0.6, 0.1, 0.3],
+                "where": {
+                    "task": ["capital", "opposite", "category", "plural", "sequence"],
+                    "language": ["en", "de"],
+                },
+                "max_length": 64,
+                "seed": seed,
+            },
+            "cohort": {"uniform": {"size": 3}},
+            "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 16},
+            "run": {
+                "rounds": arguments.rounds,
+                "seed": seed,
+                "samples": 0,
+                "keep_checkpoints": 1,
+            },
+            **configs(arguments.steps)[name],
+        }
+    )
+
+
+def run(recipe: Recipe, folder: Path) -> None:
+    """Run one recipe unless its result is there."""
+    if (folder / "result.json").exists():
+        return
+    summary = run_recipe(recipe, folder)[""]
+    slots = 3 * summary["rounds"]
+    told = {
+        "before": summary["before"]["test/loss"],
+        "after": summary["final"]["test/loss"],
+        "bytes": (summary["upload_bytes"] + summary["download_bytes"]) / slots,
+    }
+    (folder / "result.json").write_text(json.dumps(told))
+
+
+def table(folder: Path, names: list[str], seeds: int) -> str:
+    """Return the table of all finished runs in Markdown."""
+    lines = [
+        "| configuration | seeds | test loss before | after | fall | bytes a client and round |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        files = [folder / name / str(seed) / "result.json" for seed in range(seeds)]
+        runs = [json.loads(file.read_text()) for file in files if file.exists()]
+        if runs:
+            before, after = ([r[key] for r in runs] for key in ("before", "after"))
+            falls = [100 * (1 - b / a) for a, b in zip(before, after, strict=True)]
+            spent = sum(r["bytes"] for r in runs) / len(runs)
+            cells = (name, len(runs), interval(before), interval(after), f"{interval(falls)} %")
+            lines.append(f"| {' | '.join(map(str, cells))} | {spent:,.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", default="")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--runs", type=Path, default=Path("runs/kseed-benchmark"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = arguments.configs.split(",") if arguments.configs else list(configs(arguments.steps))
+    folder = arguments.runs / f"{arguments.rounds}x{arguments.steps}"
+    part, parts = map(int, arguments.part.split("/"))
+    # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
+    runs = [(name, seed) for seed in range(arguments.seeds) for name in names]
+    for name, seed in [] if arguments.table else runs[part::parts]:
+        print(f"{name}, seed {seed}", flush=True)
+        run(recipe_of(name, seed, arguments), folder / name / str(seed))
+    text = table(folder, names, arguments.seeds)
+    print(text)
+    if arguments.table or parts == 1:
+        setting = (
+            f"{arguments.rounds} rounds of {arguments.steps} steps, 3 of 10 clients, builtin:tiny"
+        )
+        page = f"# FedKSeed: {setting}\n\n```text\n{about(['torch', 'numba'])}\n```\n\n{text}\n"
+        (HERE / "results" / "kseed.md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""A zeroth-order step beside the two forwards it is made of: time and memory.
+
+    python benchmarks/zo_step.py [--turns 7] [--steps 8] [--hidden 512] [--layers 8] [--rows 8] [--length 64]
+
+(a) CPU time of a client's steps, everything included: batches, the copy of the start, the looks along a direction and
+the step along it. Beside them as many pairs of forwards of the same model, as transformers has them and with our
+products and loss, and steps as MeZO's code takes them: weights shifted in place and back, drawn by `torch.normal`.
+
+(b) memory, each candidate in a process of its own: the most that was resident while it worked (VmHWM of Linux, reset
+before), less what was resident before the model was made. The walk's is set against that of plain forwards and the
+largest tensor. Both processes import the same; the base model that a walk starts from lies in a file.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import psutil
+import torch
+from torch import Tensor
+
+from fedloom.client.build import make_trainer
+from fedloom.client.fast.kernels import make_fast
+from fedloom.client.objectives import collate
+from fedloom.client.settings import LocalSettings
+from fedloom.core.protocols import Fit, Job
+from fedloom.core.seeds import generator
+from fedloom.data.federation import Federation, Shard
+from fedloom.data.manifest import Manifest
+from fedloom.data.tokens import Example
+from fedloom.models.build import Base
+from fedloom.models.quiet import quiet
+from fedloom.spaces.build import TuneSettings, make_space
+from scenery import VOCABULARY, Unasked, random_llama
+from timing import about, paired
+
+LAWS = ("rademacher", "popcount", "gaussian", "lowrank")
+EPS, LR = 5e-4, 1e-6
+NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+OURS = "two forwards, our products and loss"
+"""What ratios are against: the fastest forwards there are here."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Sizes of everything."""
+
+    hidden: int
+    layers: int
+    rows: int
+    length: int
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of a step."""
+        return self.rows * self.length
+
+
+def ids_of(scene: Scene) -> Tensor:
+    """Return the tokens of one step, (rows, length)."""
+    shape = (scene.rows, scene.length)
+    return torch.randint(0, VOCABULARY, shape, generator=generator(0, "rows"))
+
+
+def walk(scene: Scene, law: Any) -> Callable[[], object]:
+    """Return a client's work: some steps along directions of a law."""
+    tune = TuneSettings(space="seeds", law=law)
+    space = make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), tune, seed=0)
+    rows = [Example(row, row.clone(), 1) for row in ids_of(scene)]
+    federation = Federation({"one": Shard(rows, [], [])}, {"one": {}}, NOTHING)
+    local = LocalSettings(optimizer="sgd", lr=LR, steps=scene.steps, batch_size=scene.rows, eps=EPS)
+    trainer = make_trainer(space, federation, local, evaluator=Unasked(), num_rounds=1)
+    start = space.start()
+    return lambda: trainer.run([Job("one", 1, 0, Fit(start))])
+
+
+def plain_forwards(scene: Scene) -> Callable[[], object]:
+    """Return as many pairs of forwards of the model."""
+    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
+
+    def run() -> None:
+        with torch.inference_mode():
+            for _ in range(2 * scene.steps):
+                model(input_ids=ids, labels=ids, use_cache=False).loss.item()
+
+    return run
+
+
+def our_forwards(scene: Scene) -> Callable[[], object]:
+    """Return the same with the products and the loss of a walk."""
+    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
+    fast = make_fast(model, LocalSettings(), moving=True)
+    rows = [Example(row, row.clone(), 1) for row in ids]
+    count = sum(row.num_targets for row in rows)
+
+    def run() -> None:
+        with torch.no_grad(), fast.installed():
+            for _ in range(2 * scene.steps):
+                batch = collate([rows], [count], torch.empty(0), pack=fast.packs)
+                fast.loss(batch).item()
+
+    return run
+
+
+def mezo(scene: Scene) -> Callable[[], object]:
+    """Return steps as MeZO's code takes them."""
+    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
+
+    def shift(seed: int, by: float) -> None:
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.data = p.data + by * torch.normal(0, 1, p.data.shape, dtype=p.dtype)
+
+    def loss() -> float:
+        out: float = model(input_ids=ids, labels=ids, use_cache=False).loss.item()
+        return out
+
+    def run() -> None:
+        with torch.random.fork_rng(), torch.inference_mode():
+            for seed in range(scene.steps):
+                shift(seed, EPS)
+                ahead = loss()
+                shift(seed, -2 * EPS)
+                behind = loss()
+                shift(seed, EPS)
+                shift(seed, -LR * (ahead - behind) / (2 * EPS))
+
+    return run
+
+
+WORK: Mapping[str, Callable[[Scene], Callable[[], object]]] = {
+    "two forwards, transformers": plain_forwards,
+    OURS: our_forwards,
+    "step, MeZO's code": mezo,
+    **{f"step, fedloom, {law}": partial(walk, law=law) for law in LAWS},
+}
+
+
+def peak(scene: Scene, name: str) -> int:
+    """Return the most bytes resident while a candidate worked, from a process of its own."""
+    told = json.dumps({"scene": asdict(scene), "name": name})
+    command = [sys.executable, __file__, "--child", told]
+    # What is freed goes back at once, so that what is resident is what is in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return int(done.stdout)
+
+
+def child(told: Mapping[str, Any]) -> None:
+    """Do one candidate's work and print its peak, in bytes."""
+    torch.set_num_threads(1)
+    small = Scene(64, 1, 2, 16, 2)
+    for make in (plain_forwards, WORK[told["name"]]):
+        make(small)()  # imports and compiles
+    before = psutil.Process().memory_info().rss
+    work = WORK[told["name"]](Scene(**told["scene"]))
+    work()
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in status if line.startswith("VmHWM"))
+    print(int(line.split()[1]) * 1024 - before)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (
+        ("turns", 7),
+        ("steps", 8),
+        ("hidden", 512),
+        ("layers", 8),
+        ("rows", 8),
+        ("length", 64),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        child(json.loads(asked.child))
+        return
+    scene = Scene(asked.hidden, asked.layers, asked.rows, asked.length, asked.steps)
+    torch.set_num_threads(1)
+    print(about(("torch", "transformers", "numba", "fedloom")))
+    weights = {n: p.nbytes for n, p in random_llama(scene.hidden, scene.layers).named_parameters()}
+    print(
+        f"model     random Llama, {sum(weights.values()) / 4e6:.1f} M weights in float32;"
+        f" {scene.steps} steps of {scene.tokens} tokens, all learnt\n"
+    )
+    with quiet():
+        times = paired({name: make(scene) for name, make in WORK.items()}, turns=asked.turns)
+    print(f"{'(a) a step':42s} {'CPU ms':>9s} {'IQR':>6s} {'x of ours':>10s} {'MeZO x':>8s}")
+    for name, timing in times.items():
+        ratio, mezo_ratio = times[OURS].ratio(timing), timing.ratio(times["step, MeZO's code"])
+        each = timing.median * 1e3 / scene.steps
+        print(f"{name:42s} {each:9.1f} {timing.spread:6.1%} {ratio:10.2f} {mezo_ratio:8.2f}")
+    print(f"\n{'(b) memory':42s} {'MB':>9s} {'x of forwards and largest tensor':>34s}")
+    forwards = peak(scene, "two forwards, transformers")
+    largest = max(weights.values())
+    for name in WORK:
+        most = forwards if name == "two forwards, transformers" else peak(scene, name)
+        print(f"{name:42s} {most / 1e6:9.1f} {most / (forwards + largest):34.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Clusters of clients whose updates agree, found as they train, and a model for each.
+
+Leveraging Federated Learning for Multilingual and Private Language Models via Model Clustering (FedMLLM). Talasso and
+others, 2025; github.com/GabrielTalasso/FedMLLM, on OpenFedLLM (arXiv:2402.06954): `mode: paper`.
+
+Clustered Federated Learning: Model-Agnostic Distributed Multi-Task Optimization under Privacy Constraints. Sattler,
+Müller, Samek, IEEE Transactions on Neural Networks and Learning Systems 2021 (arXiv:1910.01991): clusters by the
+cosine of updates that begin at one model.
+
+Deviations: `mode: auto` is ours. Updates of several rounds begin at different models and say little of one another, so
+a client is compared by one that begins at the model everybody holds: its first if that is what it was sent, else one
+more local training (a probe), asked for when the client first takes part and every so many rounds. A sketch of it is
+sent, of entries times their size: what moved far moved step after step. How many clusters there are is found; the
+grouping is looked at whenever a probe came in; means are weighted as the inner algorithm says. A cluster that begins
+late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ties give as many clusters as asked.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Generic
+
+import torch
+
+from fedloom.core.params import sub
+from fedloom.core.payloads import once_each
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    ClientUpdate,
+    Fit,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    Sees,
+    State,
+    Task,
+)
+from fedloom.core.seeds import derive
+from fedloom.core.walks import COEFFICIENTS
+from fedloom.server.clustering import adjusted_rand
+from fedloom.server.clustering_members import Grouping
+from fedloom.server.clustering_modes import Auto, Mode
+from fedloom.server.clustering_rows import row_of
+from fedloom.server.clustering_sharing import ClusteredState, Sharing, downloads
+
+_WALK = 64
+"""Steps of a probe there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clustered(Generic[State]):
+    """Holds one state of any algorithm for all, and one for each cluster."""
+
+    server_sees: ClassVar[Sees] = "each"
+
+    inner: Algorithm[State]
+    """Trains each cluster, its server optimizer included."""
+    mode: Mode = Auto()
+    """How clusters come about: `auto`, or `paper`, the reference's rule."""
+    share: Sharing = Sharing()
+    """What clusters have in common."""
+    label: str = ""
+    """Entry of clients' profiles that clusters are compared with in the metrics; decides nothing."""
+
+    def __post_init__(self) -> None:
+        if self.inner.server_sees == "noisy mean":
+            raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
+        if not isinstance(self.mode, Auto) and self.share != Sharing():
+            raise ValueError("clustered.share has an effect in mode auto only: leave it out")
+
+    def init(self, params: Params, seed: int) -> ClusteredState[State]:
+        self.mode.begin(params)
+        return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {})
+
+    def broadcast(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, Payload]:
+        round = self.mode.turnout(state, round)
+        due = [_ticket(client) for client in self.mode.due(state, round)]
+        asked = {"start": state.start, "probe": {"tickets": torch.tensor(due, dtype=torch.int64)}}
+        sent = downloads(
+            self.share.using(state, round),
+            round,
+            lambda k, part: self.inner.broadcast(state.centers.get(k, state.whole), part),
+            shared=self.share.names if state.centers else (),
+        )
+        return once_each(sent, lambda _: 0.0, lambda p, _: {**p, **asked}) if due else sent
+
+    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, memory)
+        asked = task.download.get("probe", {}).get("tickets", torch.empty(0))
+        if not isinstance(self.mode, Auto) or not bool((asked == _ticket(task.client)).any()):
+            return reply, kept
+        start, delta = task.download["start"], reply.upload.get("delta", {})
+        if (
+            COEFFICIENTS in start
+            or self.mode.probe
+            or not delta
+            or not _same(task.download["params"], start)
+        ):
+            if COEFFICIENTS in start:
+                # Only clients who walk along the same coordinates can be compared.
+                path = torch.arange(self.mode.probe or _WALK) % len(start[COEFFICIENTS])
+                done = yield Fit(start, walk={COEFFICIENTS: path}, at_start=True)
+            else:
+                done = yield Fit(start, steps=self.mode.probe)
+            moved = sub(done.params, start)
+            delta = {name: t for name, t in moved.items() if not delta or name in delta}
+        row = row_of(start, delta, compare=self.mode.compare, size=self.mode.sketch)
+        return replace(reply, upload={**reply.upload, "probe": {"row": row}}), kept
+
+    def deployed(self, download: Payload, memory: Payload) -> Params:
+        return self.inner.deployed(download, memory)
+
+    def server_update(
+        self, state: ClusteredState[State], round: Round, replies: Iterable[Reply]
+    ) -> tuple[ClusteredState[State], Metrics]:
+        after, told = self.mode.update(self.inner, state, round, list(replies), self.share)
+        found, changes = after.grouping, after.grouping.changes.get(round.number, {})
+        said = {
+            "num_clusters": float(max(len(after.centers), 1)),
+            "num_heard": float(len(found.rows)),
+            "confidence": found.groups.confidence,
+            "moved": float(sum(c in state.grouping.assignment for c in changes)),
+        }
+        if self.label:
+            known = [c for c, profile in round.population.items() if self.label in profile]
+            if not known:
+                raise ValueError(
+                    f"clustered.label must be in clients' profiles, got {self.label!r}"
+                )
+            labels = [round.population[c][self.label] for c in known]
+            said["adjusted_rand"] = adjusted_rand(labels, [found.assignment.get(c) for c in known])
+        return after, {**told, **said}
+
+
+def _ticket(client: ClientId) -> int:
+    """Return a number that tells a client from the others, in place of its name."""
+    return derive(0, "probe", client)
+
+
+def _same(a: Params, b: Params) -> bool:
+    return all(torch.equal(t, b[name]) for name, t in a.items())

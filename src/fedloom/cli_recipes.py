@@ -1,0 +1,44 @@
+"""The commands about the recipes that ship with the package."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+recipes_app = typer.Typer(
+    help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
+)
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedloom.recipe import read_tree, shipped
+
+    table = Table("recipe", "what it runs")
+    for name in shipped():
+        table.add_row(name, str(read_tree(name).get("description", "")))
+    Console().print(table)
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
+    to: Annotated[
+        Path | None, typer.Argument(help="The file to write; ./NAME.yaml if not given.")
+    ] = None,
+) -> None:
+    """Copy a shipped recipe to a file of your own."""
+    from rich.console import Console
+
+    from fedloom.recipe import SHIPPED, read_tree
+
+    read_tree(name)
+    target = to or Path(f"{name}.yaml")
+    if target.exists():
+        raise ValueError(f"{target} exists already; give another file name")
+    target.write_text((SHIPPED / f"{name}.yaml").read_text())
+    Console().print(f"wrote {target}; run it with `fedloom run {target}`")

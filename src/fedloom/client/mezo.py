@@ -1,0 +1,98 @@
+"""Zeroth-order local training on live tensors: first-order training with guessed gradients.
+
+Fine-Tuning Language Models with Just Forward Passes. Malladi, Gao, Nichani, Damian, Lee, Chen, Arora, NeurIPS 2023
+(arXiv:2305.17333), Algorithm 1. On LoRA with fedavg it is FedMeZO (Ling et al. 2024, arXiv:2402.05926), on all weights
+FedZO (Fang et al. 2022, arXiv:2201.09531). Deviations: weights are copied, not shifted back, so that no rounding adds
+up; the guess goes through the optimizer of the recipe.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedloom.client.fit import fit
+from fedloom.client.objectives import Batch, collate
+from fedloom.client.setup import Step
+from fedloom.client.trainer import Sequential, one_by_one
+from fedloom.core.protocols import Done, Fit, Job
+from fedloom.core.seeds import generator
+
+EPS = 1e-3
+"""How far to look, as in the paper."""
+
+
+class GuessedLane:
+    """The live tensors of the model as a lane of their own, whose gradient is guessed along random directions."""
+
+    def __init__(self, sequential: Sequential, seed: int) -> None:
+        self._local, self._fast = sequential.setup.local, sequential.fast
+        self.values = sequential.setup.space.values.unsqueeze(0)
+        self._seed, self._step = seed, 0
+
+    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        (step,), size = steps, self._local.batch_size
+        parts = [
+            collate([step[at : at + size]], counts, self.values, pack=self._fast.packs)
+            for at in range(0, len(step), size)
+        ]
+        stood = self.values.clone()
+        eps = self._local.eps or EPS
+        here = self._loss(parts) if self._local.difference == "forward" else math.nan
+        gradient, losses = torch.zeros_like(stood), []
+        for which in range(self._local.directions):
+            z = self._direction(which)
+            ahead = self._loss_at(torch.add(stood, z, alpha=eps), parts)
+            if self._local.difference == "forward":
+                slope, loss = (ahead - here) / eps, here
+            else:
+                behind = self._loss_at(torch.add(stood, z, alpha=-eps), parts)
+                slope, loss = (ahead - behind) / (2 * eps), (ahead + behind) / 2
+            losses.append(loss)
+            gradient.add_(z, alpha=self._cut(slope) / self._local.directions)
+        self.values.copy_(stood)
+        self._step += 1
+        return gradient, gradient.new_tensor([sum(losses) / len(losses)])
+
+    def keep(self, lanes: Tensor) -> None:
+        """Do nothing: the only lane stays until the end."""
+
+    def _direction(self, which: int) -> Tensor:
+        # Drawn on the CPU, so that devices agree.
+        noise = generator(self._seed, "direction", self._step, which)
+        return torch.randn(self.values.shape, generator=noise).to(self.values)
+
+    def _cut(self, slope: float) -> float:
+        most = self._local.max_slope
+        if most is None or not math.isfinite(slope):
+            return slope
+        return max(-most, min(slope, most))
+
+    def _loss_at(self, values: Tensor, parts: Sequence[Batch]) -> float:
+        self.values.copy_(values)
+        return self._loss(parts)
+
+    def _loss(self, parts: Sequence[Batch]) -> float:
+        return sum(float(self._fast.loss(part)) for part in parts)
+
+
+@dataclass(frozen=True)
+class Mezo:
+    """The sequential trainer without backward passes, and without dropout."""
+
+    sequential: Sequential
+    width: int = 1
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
+        plain = self.sequential
+        return one_by_one(jobs, plain.setup, plain.fast, plain.evaluator, self._train)
+
+    def _train(self, job: Job, work: Fit) -> Done:
+        setup = self.sequential.setup
+        setup.examples(job.client)
+        setup.space.load(work.start)
+        setup.space.model.eval()
+        with torch.no_grad(), self.sequential.fast.installed():
+            return fit([job], GuessedLane(self.sequential, job.seed), setup)[0]

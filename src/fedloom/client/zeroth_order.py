@@ -1,0 +1,118 @@
+"""Zeroth-order local training in seed space: steps along directions of the pool, no backward pass.
+
+Fine-Tuning Language Models with Just Forward Passes. Malladi, Gao, Nichani, Damian, Lee, Chen, Arora, NeurIPS 2023
+(arXiv:2305.17333), Algorithm 1, with the directions of FedKSeed (arXiv:2312.06353). Deviations: weights are looked at
+shifted and never shifted themselves, so that nothing is left of a look; a step with a loss that is not finite is left
+out whole; weight decay shrinks all weights, those of norms and biases too, and is a coordinate of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from fedloom.client.course import Course, drawn_walk
+from fedloom.client.factors import Factored
+from fedloom.client.fast.kernels import FastPath
+from fedloom.client.leaves import Ground, Leaf, leaves_of
+from fedloom.client.objectives import Batch, collate
+from fedloom.client.setup import Setup, Step, batches
+from fedloom.client.trainer import Evaluator, one_by_one
+from fedloom.core.protocols import Done, Fit, Job, Refusal
+from fedloom.spaces.seeds import SeedSpace
+
+EPS = 5e-4
+"""How far to look, as in FedKSeed."""
+
+
+@dataclass(frozen=True)
+class SeedWalk:
+    """One client at a time walks in seed space."""
+
+    setup: Setup[SeedSpace]
+    fast: FastPath
+    evaluator: Evaluator
+    width: int = 1
+
+    @cached_property
+    def leaves(self) -> Sequence[Leaf]:
+        """Return the layers that tensors are read through; looked for once."""
+        return leaves_of(self.setup.space)
+
+    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
+        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._walk)
+
+    def _walk(self, job: Job, fit: Fit) -> Done:
+        local, space = self.setup.local, self.setup.space
+        examples = self.setup.examples(job.client)
+        num_steps = local.num_steps(len(examples), fit.steps)
+        walk = drawn_walk(fit, space, steps=num_steps, per_step=local.directions, seed=job.seed)
+        course = Course(fit, space, local, local.lr_at(job.round, self.setup.num_rounds))
+        stream = batches(examples, local.batch_size * local.accumulation, job.seed)
+        losses: list[float] = []
+        num_tokens = 0
+        kind = Factored if space.directions.law == "lowrank" else Ground
+        space.model.eval()
+        with (
+            torch.no_grad(),
+            self.fast.installed(),
+            kind(space, self.leaves).at(fit.start) as ground,
+        ):
+            for ks in walk.tolist():
+                step = next(stream)
+                num_tokens += sum(example.num_targets for example in step)
+                slopes, loss = self._slopes(ground, step, ks)
+                applied = course.edited(ks, slopes) if math.isfinite(loss) else None
+                if applied is None:
+                    course.skip(len(ks))
+                    continue
+                losses.append(loss)
+                by, shrink = course.step(ks, applied)
+                if not fit.at_start:
+                    ground.move_(ks, by, shrink=shrink)
+        if len(walk) and not losses:
+            raise Refusal(f"{job.client}: no step had a finite loss")
+        metrics = {"num_tokens": float(num_tokens), "skipped_steps": float(len(walk) - len(losses))}
+        if losses:
+            metrics["loss"] = math.fsum(losses) / len(losses)
+        lr_sum = None if local.weight_decay else course.lr * len(losses)
+        return Done(course.end(), len(examples), len(walk), lr_sum, course.record(), metrics)
+
+    def _slopes(self, ground: Ground, step: Step, ks: Sequence[int]) -> tuple[list[float], float]:
+        """Return the slope along each direction, and the loss; not finite where nothing is asked for."""
+        local = self.setup.local
+        eps = local.eps or EPS
+        count = sum(example.num_targets for example in step)
+        if not count:
+            return [], math.nan
+        values = self.setup.space.values
+        like = values.new_empty(0, dtype=torch.promote_types(values.dtype, torch.float32))
+        parts = [
+            collate(
+                [step[at : at + local.batch_size]],
+                [count],
+                like,
+                pack=self.fast.packs,
+            )
+            for at in range(0, len(step), local.batch_size)
+        ]
+        here = math.nan
+        if local.difference == "forward":
+            here = self._loss(parts)
+        slopes, losses = [], []
+        for k in ks:
+            with ground.looking([k], [eps]):
+                ahead = self._loss(parts)
+            if local.difference == "forward":
+                slopes.append((ahead - here) / eps)
+                continue
+            with ground.looking([k], [-eps]):
+                behind = self._loss(parts)
+            slopes.append((ahead - behind) / (2 * eps))
+            losses.append((ahead + behind) / 2)
+        return slopes, sum(losses) / len(losses) if losses else here
+
+    def _loss(self, parts: Sequence[Batch]) -> float:
+        return sum(float(self.fast.loss(part)) for part in parts)

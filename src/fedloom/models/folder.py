@@ -1,0 +1,20 @@
+"""A whole model as a folder that transformers loads."""
+
+from pathlib import Path
+
+from fedloom.models.build import Base
+from fedloom.models.int8 import Int8Linear
+from fedloom.models.quiet import quiet
+
+
+def write_model(base: Base, folder: Path) -> None:
+    """Write the model as its tensors stand, and its tokenizer; quantised layers in the type of the others."""
+    # Cloned, since tensors may be views of one vector, which safetensors takes for shared.
+    state = {name: t.detach().cpu().clone() for name, t in base.model.state_dict().items()}
+    for name, module in base.model.named_modules():
+        if isinstance(module, Int8Linear):
+            del state[f"{name}.scale"]
+            state[f"{name}.weight"] = module.whole().to(base.model.dtype).cpu()
+    with quiet():
+        base.model.save_pretrained(folder, state_dict=state)
+        base.tokenizer.save_pretrained(folder)

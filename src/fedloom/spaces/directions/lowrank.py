@@ -1,0 +1,91 @@
+"""Directions of low rank: z = U V^T / sqrt(r), so that a sum of them is a product of matrices.
+
+U (m, r) and V (n, r) hold normal deviates: the entries of z have unit variance, and of rank 1 the second moment of the
+gradient's guess is (m + 2)(n + 2) where gaussian entries give m n + 2. Chen et al., "Enhancing Zeroth-order Fine-tuning
+for Language Models with Low-rank Structures", arXiv:2410.07698. In the stream, a tensor's elements are the r columns of
+U, then the r columns of V.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedloom.spaces.directions.kernels import fill
+from fedloom.spaces.directions.stream import Draw, cut, tag_of
+
+_AT_ONCE = 256
+"""Directions drawn together."""
+_SUMS = 1 << 24
+"""Entries of a matrix that are summed before they are rounded: 64 MB of float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """The directions of one matrix."""
+
+    tensor: int
+    """Place in the layout."""
+    shape: tuple[int, int]
+    """(m, n)"""
+    rank: int
+
+    def draw(
+        self, keys: NDArray[np.uint32], *, rows: Tensor, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return (K, r, len(rows)) and (K, r, n) float32, with z_k[rows] = sum_r u_kr v_kr^T; `rows` on the CPU."""
+        (m, n), r = self.shape, self.rank
+        starts = (torch.arange(r)[:, None] * m + rows).reshape(-1).numpy()
+        places = np.arange(len(starts))
+        if len(rows) == m:  # all of them: one stretch, not one a row
+            starts, stops, places = np.array([0]), np.array([r * m]), np.array([0])
+        else:
+            stops = starts + 1
+        u = self._fill(keys, cut(self.tensor, starts, stops, places), r * len(rows), device)
+        v = self._fill(keys, cut(self.tensor, r * m, r * (m + n), 0), r * n, device)
+        return u.view(-1, r, len(rows)).mul_(r**-0.5), v.view(-1, r, n)
+
+    def add(
+        self,
+        keys: NDArray[np.uint32],
+        base: Tensor,
+        out: Tensor,
+        by: Sequence[float],
+        *,
+        scale: float = 1.0,
+        rows: Tensor | None = None,
+    ) -> None:
+        """Write scale * base + sum_k by_k z_k[rows] into `out`, (rows, n); sums of float32 products, rounded once."""
+        rows = torch.arange(self.shape[0]) if rows is None else rows
+        kind = torch.float64 if out.dtype == torch.float64 else torch.float32
+        factors = torch.tensor(by, dtype=torch.float64).to(out.device, kind)
+        step = max(1, _SUMS // self.shape[1])
+        for first in range(0, len(rows), step):
+            here = slice(first, first + step)
+            sums = torch.zeros_like(out[here], dtype=kind)
+            for k in range(0, len(keys), _AT_ONCE):
+                some = slice(k, k + _AT_ONCE)
+                u, v = self.draw(keys[some], rows=rows[here], device=out.device)
+                u, v = u.to(kind).mul_(factors[some, None, None]), v.to(kind)
+                sums.addmm_(u.flatten(0, 1).t(), v.flatten(0, 1))
+            out[here].copy_(sums.add_(base[here].to(kind), alpha=scale))
+
+    def project(self, keys: NDArray[np.uint32], values: Tensor) -> Tensor:
+        """Return z_k . values, (K,) float64, of values (m, n)."""
+        kind = torch.float64 if values.dtype == torch.float64 else torch.float32
+        rows, matrix = torch.arange(self.shape[0]), values.to(kind)
+        sums = []
+        for k in range(0, len(keys), _AT_ONCE):
+            u, v = self.draw(keys[k : k + _AT_ONCE], rows=rows, device=values.device)
+            sums.append((u.double() * (v.to(kind) @ matrix.t())).sum((1, 2)).cpu())
+        return torch.cat(sums) if sums else torch.zeros(0, dtype=torch.float64)
+
+    def _fill(
+        self, keys: NDArray[np.uint32], pieces: NDArray[np.int64], size: int, device: torch.device
+    ) -> Tensor:
+        out = torch.empty(len(keys), size, device=device)
+        fill(Draw("gaussian", tag_of("lowrank"), keys, pieces), out)
+        return out

@@ -1,0 +1,109 @@
+"""Clusters on real trainers: resumed through a change, and found on the bundled model and corpus."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.scaffold import Scaffold
+from fedloom.engines.inprocess import InProcess
+from fedloom.launch import run_recipe
+from fedloom.recipe import build_recipe
+from fedloom.run.checkpoint import Checkpoints, state_sha256
+from fedloom.run.loop import begin
+from fedloom.run.results import read_results
+from fedloom.server.clustering_modes import Auto
+from fedloom.server.optimizers import Adam
+from fedloom.server.samplers import Full
+
+LANGUAGES = ["en", "de", "es", "pt", "sv"]
+
+
+def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
+    bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    """fedmllm C14, M5: the change of clusters comes after the checkpoint."""
+    it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5))
+    engine = it.engine(InProcess, algorithm, tmp_path / "a")
+    checkpoints = Checkpoints(tmp_path / "c", keep=9)
+    whole, said = it.rounds(algorithm, engine, 6, after=checkpoints.save)
+    changed = sorted(whole.state.grouping.changes)
+    assert changed, "clients that count up and clients that count down are told apart"
+    assert whole.state.centers
+    middle = changed[-1] - 1
+    for late in range(middle + 1, 7):
+        (tmp_path / "c" / f"round-{late:06d}.ckpt").unlink()
+    run = begin(algorithm, it.space.start(), 5)
+    if middle:
+        run = checkpoints.load(run).run
+        assert run.number == middle
+    again, said_again = it.rounds(algorithm, engine, 6, run=run)
+    assert state_sha256(again) == state_sha256(whole)
+    assert said_again == said[middle:]
+
+
+@pytest.mark.parametrize(
+    "inner", [FedAvg(), FedAvg(Adam(0.1)), Scaffold()], ids=["fedavg", "fedadam", "scaffold"]
+)
+def test_one_cluster_is_the_inner_algorithm_to_the_bit(
+    inner: Any, bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    """M4."""
+    it = bench()
+    plain, said = it.rounds(inner, it.engine(InProcess, inner, tmp_path / "a"), 3)
+    algorithm = Clustered(inner, Auto(1))
+    whole, told = it.rounds(algorithm, it.engine(InProcess, algorithm, tmp_path / "b"), 3)
+    assert state_sha256(whole.state.whole) == state_sha256(plain.state)
+    for (ours, _), (theirs, _) in zip(told, said, strict=True):
+        assert {name: ours[name] for name in theirs} == dict(theirs), "bytes too"
+
+
+def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: Path) -> None:
+    """M4."""
+    it = bench(torch.float64)
+    algorithm = Clustered(FedAvg(), Auto(8))
+    run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
+    engine = it.engine(InProcess, LocalOnly(), tmp_path / "b")
+    it.rounds(LocalOnly(), engine, 3, sampler=Full())
+    assert len(run.state.centers) == 8
+    for client, cluster in run.state.grouping.assignment.items():
+        alone = engine.store.load(client, 9)["personal"]
+        for name, value in run.state.centers[cluster].params.items():
+            assert float((value - alone[name]).abs().max()) < 1e-13
+
+
+@pytest.mark.slow
+def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_path: Path) -> None:
+    """fedmllm C12: ten clients, ten local steps, nobody says how many languages there are."""
+    loss = {}
+    for name, algorithm in (
+        ("clustered", [{"clustered": {"label": "language"}}, "fedavg"]),
+        ("fedavg", "fedavg"),
+    ):
+        tree: Any = {
+            "name": name,
+            "algorithm": algorithm,
+            "data": {
+                "num_clients": 10,
+                "num_examples": 1200,
+                "where": {"language": LANGUAGES},
+                "partition": {"shards": {"by": "language", "per_client": 1}},
+                "max_length": 96,
+            },
+            "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+            "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 10, "batch_size": 8},
+            "evaluation": {"every": 0, "generate": False, "validation": False},
+            "run": {"rounds": 4, "samples": 0},
+        }
+        loss[name] = run_recipe(build_recipe(tree), tmp_path / name)[""]["final"]["test/loss"]
+    lines = read_results(tmp_path / "clustered").history.lines
+    assert [line["server/num_clusters"] for line in lines[1:]] == [5] * 4
+    assert [line["server/adjusted_rand"] for line in lines[1:]] == [1] * 4
+    assert loss["clustered"] < loss["fedavg"]
+    folders = sorted(path.name for path in (tmp_path / "clustered" / "adapters").iterdir())
+    assert folders == [f"cluster-{k}" for k in range(5)]
