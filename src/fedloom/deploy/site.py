@@ -78,7 +78,7 @@ class Site:
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             return self._work(header, pieces, session)
-        except (ValueError, Refusal) as error:
+        except (ValueError, OSError, Refusal) as error:
             self.say(f"refused: {error}")
             return {"refusal": str(error)}, []
 

@@ -1,5 +1,6 @@
 """The process of a resident worker: `python -m fedloom.deploy.worker SETTINGS SOCKET`."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -13,9 +14,11 @@ def main() -> None:
 
 
 def _say(words: str) -> None:
-    # Marked, as libraries write here too.
-    sys.stdout.write(f"site\t{words}\n")
-    sys.stdout.flush()
+    # Where the disk is full the answer still has to go out, which says so.
+    with contextlib.suppress(OSError):
+        # Marked, as libraries write here too.
+        sys.stdout.write(f"site\t{words}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ class Keeper:
             if self._stopping.wait(pause):
                 return
             began = time.monotonic()
-            self._program = self.launch()
+            # A full disk takes no log: the program that has ended stays, and is looked at again.
+            with contextlib.suppress(OSError):
+                self._program = self.launch()
 
 
 def free_port() -> int:
