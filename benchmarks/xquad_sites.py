@@ -32,6 +32,8 @@ def main() -> None:
     asked = parser.parse_args()
     recipe = read_tree("xquad")
     recipe["data"] = {k: v for k, v in recipe["data"].items() if k not in ("config", "split")}
+    recipe["data"]["max_length"] = 256
+    recipe["local"]["steps"] = 4
     recipe["evaluation"] |= {"every": 10, "max_examples": 8, "max_new_tokens": 12}
     recipe["run"] = {"rounds": asked.rounds, "samples": 0}
     recipe["name"] = "xquad-sites"

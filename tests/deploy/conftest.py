@@ -1,16 +1,19 @@
 """A recipe of three sites and two rounds, and what every test of real processes needs."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedloom.recipe import build_recipe
 from fedloom.run.settings import Recipe
 
 SITES = ("alba", "brno", "cork")
+MARK = "FEDLOOM_TEST"
 
 
 @pytest.fixture
@@ -56,3 +59,24 @@ def recipe(tree: dict[str, Any]) -> Callable[..., Recipe]:
         return build_recipe(merged)
 
     return make
+
+
+@pytest.fixture
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail where a test leaves a process behind; kill it in any case."""
+    # Inherited by all that a test starts: other tests may run beside it.
+    monkeypatch.setenv(MARK, str(tmp_path))
+    yield
+    mine = [p for p in psutil.process_iter() if p.pid != os.getpid() and _of(p, str(tmp_path))]
+    _, left = psutil.wait_procs(mine, timeout=15)
+    names = [" ".join(p.cmdline()[:6]) for p in left if p.is_running()]
+    for process in left:
+        process.kill()
+    assert not names
+
+
+def _of(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get(MARK) == mark
+    except psutil.Error:
+        return False

@@ -1,21 +1,45 @@
-"""Every command of docs/deploy.md is run, on this machine, with the page's three sites."""
+"""Every command of docs/deploy.md is run, on this machine, encrypted and with a key each: the bytes are those of one process."""
 
+import json
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fedloom.data.federation import Federation
+from fedloom.data.settings import DataSettings
+from fedloom.data.tokens import Tokenizer
+from fedloom.deploy.site import SiteSettings, own_data
+from fedloom.launch import run_recipe
+from fedloom.recipe import load_recipe
+from fedloom.run.checkpoint import state_sha256
+from fedloom.run.loop import advance, begin
+from fedloom.run.session import build
+from fedloom.run.settings import Recipe
+
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.flower, pytest.mark.timeout(1500)]
+SITES = ("alba", "brno", "cork")
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
+SMALL = (
+    *("data.num_examples=240", "local.steps=1", "local.batched=off", "local.kernels=torch"),
+    *("run.rounds=2", "run.samples=0", "run.baselines=[]"),
+    *("evaluation.every=0", "evaluation.generate=false", "evaluation.validation=false"),
+    "evaluation.max_examples=1",
+)
 
 
 def commands() -> Iterator[list[str]]:
@@ -27,7 +51,7 @@ def of(verb: str, *, dry: bool = False) -> list[list[str]]:
     return [c for c in commands() if c[1] == verb and ("--dry-run" in c) == dry]
 
 
-def run(words: list[str], folder: Path, port: int) -> "subprocess.Popen[str]":
+def run(words: list[str], folder: Path, port: int = 0) -> "subprocess.Popen[str]":
     """Start a command of the page, its names and ports this machine's."""
     text = "\n".join(words[1:]).replace("server.example:9443", f"127.0.0.1:{port}")
     text = text.replace("0.0.0.0:9443\n--public", f"127.0.0.1:{port}")
@@ -40,6 +64,12 @@ def run(words: list[str], folder: Path, port: int) -> "subprocess.Popen[str]":
     )
 
 
+def end_of(process: "subprocess.Popen[str]") -> str:
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return said
+
+
 def test_the_page_has_the_commands_that_are_run():
     assert [c[1] for c in commands()] == [
         *("run", "keys", "keys", "keys", "keys", "serve"),
@@ -48,34 +78,124 @@ def test_the_page_has_the_commands_that_are_run():
 
 
 @pytest.mark.slow
-def test_three_sites_from_nothing(tree: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize("engine", ["flower", "ray"])
+def test_other_engines_end_with_the_bytes_of_one_process(
+    engine: str, tmp_path: Path, nothing_left: None
+):
+    pytest.importorskip(
+        {"flower": "flwr"}.get(engine, engine), reason=f"the extra `{engine}` is not installed"
+    )
+    (words,) = [c for c in of("run") if f"engine={engine}" in c]
+    process = run([*words, *SMALL], tmp_path)
+    here = run_recipe(load_recipe("quickstart", SMALL), tmp_path / "here")[""]
+    end_of(process)
+    there = json.loads((tmp_path / "runs" / "quickstart" / "summary.json").read_text())
+    for name in ("state_sha256", "upload_bytes", "download_bytes", "num_absent"):
+        assert there[name] == here[name]
+
+
+@pytest.mark.slow
+def test_three_sites_from_nothing(
+    tree: dict[str, Any], recipe: Callable[..., Recipe], tmp_path: Path, nothing_left: None
+):
     from fedloom.engines.flower.processes import free_port
 
     port = free_port()
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**tree, "name": "recipe"}))
     for words in of("keys"):
-        process = run(words, tmp_path, port)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    for site in ("alba", "brno", "cork"):
+        end_of(run(words, tmp_path))
+    for site in SITES:
         shutil.copytree(tmp_path / "keys" / "sites" / site, tmp_path / site)
         shutil.copy(Path(tree["data"]["source"]) / f"{site}.jsonl", tmp_path)
-    (dry,) = of("join", dry=True)
-    process = run(dry, tmp_path, port)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert "the whole message" in said
-    running = [run(words, tmp_path, port) for verb in ("serve", "join") for words in of(verb)]
+    (dry,), (serve,) = of("join", dry=True), of("serve")
+    assert "the whole message" in end_of(run(dry, tmp_path, port))
+    server = run(serve, tmp_path, port)
+    joined = []
     try:
-        for process in running:
-            said, _ = process.communicate(timeout=1200)
-            assert process.returncode == 0, said
+        _refuses_all_but_the_fleet(tmp_path / "alba" / "ca.crt", port)
+        joined = [run(words, tmp_path, port) for words in of("join")]
+        for process in (server, *joined):
+            end_of(process)
     finally:
-        for process in running:
+        for process in (server, *joined):
             process.terminate()
             process.wait()
     (status,) = of("status")
-    process = run(status, tmp_path, port)
-    said, _ = process.communicate(timeout=300)
-    assert "round 2 finished" in said
-    assert (tmp_path / "runs" / "recipe" / "report.html").exists()
+    assert "round 2 finished" in end_of(run(status, tmp_path))
+    out = tmp_path / "runs" / "recipe"
+    assert (out / "report.html").exists()
+    there = json.loads((out / "summary.json").read_text())
+    assert there["state_sha256"] == _in_one_process(recipe(), tmp_path / "here")
+
+
+def _in_one_process(recipe: Recipe, folder: Path) -> str:
+    """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
+
+    def own(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+        source = Path(settings.source)
+        parts = [
+            own_data(SiteSettings(site, folder, source / f"{site}.jsonl"), settings, tokenizer)
+            for site in SITES
+        ]
+        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
+        return replace(
+            parts[0],
+            shards={c: shard for part in parts for c, shard in part.shards.items()},
+            profiles={c: p for part in parts for c, p in part.profiles.items()},
+            manifest=replace(parts[0].manifest, clients=counts),
+        )
+
+    session = build(recipe, folder, own=own)
+    run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    for _ in range(recipe.run.rounds):
+        run, _, _ = advance(
+            run,
+            recipe.algorithm,
+            session.engine,
+            population=session.learners,
+            sampler=recipe.cohort,
+        )
+    return state_sha256(run)
+
+
+def _refuses_all_but_the_fleet(ca: Path, port: int) -> None:
+    """With the CA file alone: no listing, no registering, no run, no run's end, no pages, and no way round."""
+    context = ssl.create_default_context(cafile=str(ca))
+    assert _code(context, port, "/health", "GET", patient=True) == 403
+    for path in (
+        "/v1/control/list-runs",
+        "/v1/control/list-nodes",
+        "/v1/control/register-node",
+        "/v1/control/start-run",
+        "/v1/control/stop-run",
+        "/v1/runtime/acquire-task",
+        "/v1/fleet/register-node",
+        "/v1/fleet/../control/list-nodes",
+        "/v1/fleet/%2e%2e/control/list-nodes",
+        "/v1/fleet/pull-messages/../../control/list-nodes",
+        "//v1/fleet/pull-messages",
+        "/docs",
+    ):
+        for method in ("POST", "GET"):
+            assert _code(context, port, path, method) == 403
+    # A fleet path without a site's key is the SuperLink's to refuse.
+    assert _code(context, port, "/v1/fleet/activate-node", "POST") in (400, 401, 403, 500)
+
+
+def _code(
+    context: ssl.SSLContext, port: int, path: str, method: str, *, patient: bool = False
+) -> int:
+    """Return the status of an answer; `patient` waits until somebody listens."""
+    asked = urllib.request.Request(
+        f"https://127.0.0.1:{port}{path}", data=b"" if method == "POST" else None
+    )
+    end = time.monotonic() + 300
+    while True:
+        try:
+            return int(urllib.request.urlopen(asked, context=context, timeout=30).status)
+        except urllib.error.HTTPError as refused:
+            return refused.code
+        except urllib.error.URLError:
+            if not patient or time.monotonic() > end:
+                raise
+            time.sleep(0.5)

@@ -20,7 +20,7 @@ class Office:
     down_at: float | None = None
     gone: set[str] = field(default_factory=set)
     lost: dict[str, str] = field(default_factory=dict)
-    due: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    due: dict[str, tuple[str, float | None, float]] = field(default_factory=dict)
     events: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
     def sites(self) -> Mapping[str, str]:
@@ -34,18 +34,21 @@ class Office:
             tickets[site] = f"{site}-{len(self.sent)}"
             self.sent.append(site)
             takes = self.takes[site]
-            self.due[tickets[site]] = site, None if takes is None else self.now + takes
+            when = None if takes is None else self.now + takes
+            self.due[tickets[site]] = site, when, self.now + seconds
         return tickets
 
     def collect(self, tickets: Collection[str]) -> Mapping[str, Letter | str]:
         self._check()
         out: dict[str, Letter | str] = {}
         for ticket in tickets:
-            site, when = self.due[ticket]
+            site, when, expires = self.due[ticket]
             if site in self.lost:
                 out[ticket] = self.lost.pop(site)
             elif when is not None and when <= self.now:
                 out[ticket] = Letter({"from": site})
+            elif self.now >= expires:
+                out[ticket] = "the message has expired"
         return out
 
     def reopen(self) -> None:

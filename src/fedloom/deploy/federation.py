@@ -177,5 +177,5 @@ def _proxy(folder: Path, keys: Keys, listening: Listening, port: int) -> Program
 
 
 def _say_ended(console: Console, name: str, ended: Program) -> None:
-    said = f"the worker of {name} ended and is started again: {ended.last_words(1)}"
+    said = f"the worker of {name} ended and is started again; {ended.log} has its last words"
     console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 Site = str
 Ticket = str
+LATE = 4.0
+"""Deadlines for which a late answer is waited: of no use itself, it says that its site is free again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Post(Protocol):
         ...
 
     def send(self, letters: Mapping[Site, Letter], *, seconds: float) -> Mapping[Site, Ticket]:
-        """Send a letter to each; an answer that takes longer is of no use."""
+        """Send a letter to each; after that many seconds it counts as lost."""
         ...
 
     def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Letter | str]:
@@ -129,7 +131,7 @@ class Mail:
             else:
                 ready[site] = it.letters[site]
         if ready:
-            seconds = max(it.end - self.clock(), 1.0)
+            seconds = max(it.end - self.clock(), 1.0) + LATE * it.seconds
             for site, ticket in self.post.send(ready, seconds=seconds).items():
                 it.sent[site] = _Sent(ticket, connected[site])
 

@@ -32,7 +32,15 @@ def last_run(session: Session) -> Run[Any]:
 
 
 def measure_again(session: Session) -> Table:
-    """Return the test metrics of the deployed weights, a row per client and one over all."""
+    """Return the test metrics of the deployed weights, a row per client and one over all.
+
+    Raises:
+        ValueError: where the test data is at sites.
+    """
+    if session.recipe.elsewhere:
+        raise ValueError(
+            f"the test data of this run is at its sites; {session.folder / 'summary.json'} has what they measured last"
+        )
     run = last_run(session)
     measured, absences = measure(
         run,

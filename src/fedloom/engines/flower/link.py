@@ -17,7 +17,7 @@ _NODE_UNAVAILABLE = 5
 _REASONS = {
     _NODE_UNAVAILABLE: "its SuperNode is gone in the middle of the work",
     2: "its Flower app failed: {}",
-    3: "no answer in time, the message has expired",
+    3: "no answer for a long time; look at the site's worker.log, or raise engine.flower.deadline",
     8: "its Flower app was killed in the middle of the work",
 }
 _LIVELY = 120.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.flower.processes import Program, free_port, start
 
-_QUIET = {
+QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
@@ -34,7 +34,7 @@ clientapp = "fedloom.engines.flower.app:client_app"
 [tool.flwr.app.config]
 socket = ""
 """
-_NAME = "fedloom"
+NAME = "fedloom"
 _STUCK = 5.0
 """Seconds without another word after which an error was the last one."""
 
@@ -56,7 +56,7 @@ class SuperLink:
         home = self.folder / "home"
         home.mkdir(parents=True, exist_ok=True)
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{_NAME}"\n[superlink.{_NAME}]\n'
+            f'[superlink]\ndefault = "{NAME}"\n[superlink.{NAME}]\n'
             f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self.keys.ca}"\n'
         )
         keys = self.keys
@@ -79,7 +79,7 @@ class SuperLink:
         """Let in the sites that have a key; return their names by node."""
         names = {}
         for site, public in self.keys.sites().items():
-            said = self._flwr("supernode", "register", str(public), _NAME, "--name", site)
+            said = self.flwr("supernode", "register", str(public), NAME, "--name", site)
             names[str(said["node-id"])] = site
         return names
 
@@ -90,9 +90,10 @@ class SuperLink:
         (app / "pyproject.toml").write_text(_APP.format(version=version("fedloom")))
         config = self.folder / "run.toml"
         config.write_text(f"socket = {json.dumps(str(pipe))}\n")
-        self._flwr("run", str(app), _NAME, "--run-config", str(config))
+        self.flwr("run", str(app), NAME, "--run-config", str(config))
 
-    def _flwr(self, *words: str) -> Mapping[str, object]:
+    def flwr(self, *words: str) -> Mapping[str, object]:
+        """Run a command of Flower's own and return what it says."""
         done = subprocess.run(
             [str(_BIN / "flwr"), *words, "--format", "json"],
             env={**os.environ, **self._environment()},
@@ -112,7 +113,7 @@ class SuperLink:
 
     def _environment(self) -> dict[str, str]:
         path = f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-        return {**_QUIET, "FLWR_HOME": str(self.folder / "home"), "PATH": path}
+        return {**QUIET, "FLWR_HOME": str(self.folder / "home"), "PATH": path}
 
 
 def start_supernode(
@@ -139,7 +140,7 @@ def start_supernode(
         ],
         folder=folder,
         environment={
-            **_QUIET,
+            **QUIET,
             "FLWR_HOME": str(folder / "home"),
             "PATH": f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin",
             "FEDLOOM_WORKER": str(worker),
