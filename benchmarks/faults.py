@@ -1,11 +1,12 @@
 """What a federation does when something breaks: real processes, killed, filled, delayed and misled.
 
-    python benchmarks/faults.py [absent] [lost] [refused]
+    python benchmarks/faults.py [absent] [lost] [resumed] [refused]
 
 absent   a client raises, a worker is killed, a disk is full, a site is slower than the deadline: one of three sites is
          absent for a round, by name and with the reason, and is back in the next one, its memory intact.
 lost     a SuperNode, the SuperLink and the server are killed in the middle of rounds: every round is finished, and the
          run ends with the bytes of an undisturbed one.
+resumed  the server of sites that joined is killed at work, and resumed: sites come back by themselves, no round is lost.
 refused  another authority, a key nobody knows, another version, another base model: told before round 1, and why.
 
 The full disk is a small tmpfs, which takes root to mount.
@@ -174,14 +175,38 @@ def lost(home: Path) -> None:
         print(f"resumed and ended after {time.monotonic() - began:.0f} s; its words:")
         print(_indented("\n".join(li for li in said(log).splitlines() if _telling(li))))
         told = json.loads((sites.out / "summary.json").read_text())
-    print(
-        f"absences {told['num_absent']}; rounds {[line['round'] for line in metrics(sites.out)]}"[
-            :9999
-        ]
-    )
+    rounds = [line["round"] for line in metrics(sites.out)]
+    print(f"absences {told['num_absent']}; rounds {rounds}")
     print(f"state undisturbed {here['state_sha256'][:16]}, here {told['state_sha256'][:16]}")
     if told["state_sha256"] != here["state_sha256"] or told["num_absent"]:
         raise SystemExit("a round was lost")
+
+
+def resumed(home: Path) -> None:
+    """Kill the server of three sites that joined, and go on with its run."""
+    recipe = {**RECIPE, "run": {"rounds": 5, "samples": 0}}
+    data = texts(home / "data")
+    with Sites(home / "lab", recipe) as sites:
+        server = sites.serve()
+        joined = [sites.join(name, data[name]) for name in NAMES]
+        reached(sites, 2, server)
+        time.sleep(2)
+        server.kill()
+        server.wait()
+        print(
+            f"the server's process: killed after round {len(metrics(sites.out)) - 1} was finished"
+        )
+        began = time.monotonic()
+        again = sites.command("resume", str(sites.out), log=home / "lab" / "serve.log")
+        codes = [process.wait(600) for process in (again, *joined)]
+        print(f"resumed and ended after {time.monotonic() - began:.0f} s, exit codes {codes}")
+        print(_indented(said(home / "lab" / "serve.log")))
+        print(_indented(said(home / "lab" / "brno.log")))
+        told = json.loads((sites.out / "summary.json").read_text())
+        rounds = [line["round"] for line in metrics(sites.out)]
+    print(f"absences {told['num_absent']}; rounds {rounds}")
+    if any(codes) or told["num_absent"] or rounds != list(range(6)):
+        raise SystemExit("a round or a site was lost")
 
 
 def _telling(line: str) -> bool:
@@ -247,7 +272,7 @@ def _indented(text: str) -> str:
 
 def main() -> None:
     """Break what was asked for, or all of it."""
-    kinds = {"absent": absent, "lost": lost, "refused": refused}
+    kinds = {"absent": absent, "lost": lost, "resumed": resumed, "refused": refused}
     parser = argparse.ArgumentParser()
     parser.add_argument("kinds", nargs="*", default=list(kinds))
     asked = parser.parse_args().kinds

@@ -1,6 +1,7 @@
 """Every command of docs/deploy.md is run, on this machine, encrypted and with a key each: the bytes are those of one process."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -40,6 +41,19 @@ SMALL = (
     *("evaluation.every=0", "evaluation.generate=false", "evaluation.validation=false"),
     "evaluation.max_examples=1",
 )
+
+OUTSIDER = """[project]
+name = "outsider"
+version = "1.0.0"
+description = "Code that nobody asked for."
+license = { text = "Apache-2.0" }
+dependencies = []
+[tool.flwr.app]
+publisher = "outsider"
+[tool.flwr.app.components]
+serverapp = "outsider:server_app"
+clientapp = "outsider:client_app"
+"""
 
 
 def commands() -> Iterator[list[str]]:
@@ -178,8 +192,31 @@ def _refuses_all_but_the_fleet(ca: Path, port: int) -> None:
     ):
         for method in ("POST", "GET"):
             assert _code(context, port, path, method) == 403
+    home = ca.parent / "outsider"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink.it]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{ca}"\n'
+    )
+    (home / "pyproject.toml").write_text(OUTSIDER)
+    for words in (["list", "it"], ["supernode", "list", "it"], ["run", str(home), "it"]):
+        assert "403" in _flwr(words, home)
     # A fleet path without a site's key is the SuperLink's to refuse.
     assert _code(context, port, "/v1/fleet/activate-node", "POST") in (400, 401, 403, 500)
+
+
+def _flwr(words: list[str], home: Path) -> str:
+    """Return what Flower's own command says where it fails."""
+    environment = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "flwr"), *words],
+        env={**os.environ, **environment, "FLWR_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    return done.stdout + done.stderr
 
 
 def _code(

@@ -1,6 +1,7 @@
 """A site answers letters with its own data and within its own limits."""
 
 import io
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
+from fedloom.run.answer import measure_again
 from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
@@ -221,3 +223,25 @@ def test_a_dry_run_shows_every_tensor_and_its_size(recipe: Make, tmp_path: Path)
     shown = console.export_text()
     for words in ("delta", "q_proj.lora_B.weight", "32 x 2", "the whole message", "weight", "3"):
         assert words in shown
+
+
+def test_a_server_measures_nothing_whose_data_is_at_sites(recipe: Make, tmp_path: Path):
+    session = build(recipe(engine=REMOTE), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"is at its sites; .*summary\.json has what they measured"
+    ):
+        measure_again(session)
+
+
+def test_a_full_disk_at_a_site_is_told(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    asked = recipe(engine=REMOTE, algorithm="scaffold")
+    head, pieces, _ = letter(asked, "work", tmp_path)
+    site = Site(settings(asked, tmp_path))
+    monkeypatch.setattr(os, "fsync", full)
+    said, _ = site.answer(head, pieces)
+    assert re.search(r"writing .*/memory/alba/1 needs \d+ bytes .*: make room", said["refusal"])
