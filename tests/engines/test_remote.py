@@ -9,7 +9,7 @@ import torch
 
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Absence, Payload, Reply, Task
-from fedloom.engines.mail import Letter, Mail
+from fedloom.engines.mail import Gone, Letter, Mail
 from fedloom.engines.remote import Remote
 from fedloom.wire.format import decode_task, encode_reply
 from fedloom.wire.settings import WireSettings
@@ -190,3 +190,17 @@ def test_whatever_a_site_sends_back_its_clients_are_at_worst_absent(
     assert isinstance(second, Absence)
     assert isinstance(third, Reply)
     assert engine.sites["north"].num_absent >= 1
+
+
+def test_a_site_that_leaves_at_the_goodbye_is_no_trouble():
+    heard: list[str] = []
+
+    def leaving(letter: Letter) -> Letter | str:
+        heard.append(letter.header["kind"])
+        return Gone("its node is gone") if heard[-1] == "bye" else site("a")(letter)
+
+    engine = remote(north=leaving)
+    engine.mail.on_trouble = heard.append
+    engine.meet(["north"], seconds=10)
+    engine.part()
+    assert heard == ["hello", "bye"]

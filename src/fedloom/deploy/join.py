@@ -26,6 +26,8 @@ _OTHER_AUTHORITY = (
 _NOBODY = (
     "nobody answers at {server} ({error}): is `fedloom serve` running there, and its port open?"
 )
+_LAST = 3.0
+"""Seconds in which the answer to the server's goodbye gets out."""
 _TRIES = 100.0
 """Seconds: as long as a SuperLink holds a node that was killed for alive, and so refuses its key."""
 
@@ -75,6 +77,7 @@ class Visit:
                 if self._hopeless:
                     raise ValueError(self._hopeless)
                 time.sleep(0.3)
+            time.sleep(_LAST)
 
     def _heard(self, log: Path) -> bool:
         """Show what the worker said since the last look; return whether the run has ended."""
@@ -117,9 +120,10 @@ class Visit:
         return words.format(server=self.server, keys=self.keys, name=name, error=error)
 
     def _ended(self, program: Program) -> None:
-        words = program.last_words(12)
-        unknown = re.search("Failed to activate|401|Unauthori[sz]ed", words) is not None
-        said = self._filled(_UNKNOWN, "") if unknown else f"the SuperNode ended: {words[-300:]}"
+        unknown = re.search("Failed to activate|401|Unauthori[sz]ed", program.last_words(12))
+        said = f"the SuperNode ended and is started again: {program.last_words(1)}"
+        if unknown:
+            said = self._filled(_UNKNOWN, "")
         # A server that was started again knows nothing of who was there: then trying again is right.
         if unknown and not self._met and time.monotonic() - self._began >= _TRIES:
             self._hopeless = said

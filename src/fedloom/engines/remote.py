@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Refusal, Task
@@ -70,7 +70,9 @@ class Remote:
     def part(self) -> None:
         """Tell everybody that the run has ended; who does not hear it goes on waiting."""
         bye = Letter({**self.greeting, "kind": "bye"})
-        self.mail.exchange(dict.fromkeys(self._look(), bye), seconds=20.0)
+        # Who hears it is gone at once, which is no trouble now.
+        last = replace(self.mail, grace=0.0, on_trouble=lambda _: None)
+        last.exchange(dict.fromkeys(self._look(), bye), seconds=20.0)
 
     def population(self) -> Mapping[ClientId, Profile]:
         """Return all clients that ever joined; the tasks of one that is gone become absences with its name."""
