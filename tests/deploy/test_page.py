@@ -198,6 +198,7 @@ def _refuses_all_but_the_fleet(ca: Path, port: int) -> None:
         f'[superlink.it]\naddress = "127.0.0.1:{port}"\nroot-certificates = "{ca}"\n'
     )
     (home / "pyproject.toml").write_text(OUTSIDER)
+    (home / "outsider.py").write_text("server_app = client_app = None\n")
     for words in (["list", "it"], ["supernode", "list", "it"], ["run", str(home), "it"]):
         assert "403" in _flwr(words, home)
     # A fleet path without a site's key is the SuperLink's to refuse.

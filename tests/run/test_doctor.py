@@ -28,7 +28,7 @@ def test_the_table_names_versions_devices_extras_and_caches():
         "HF_HUB_CACHE",
     ):
         assert word in text
-    assert "pip install 'fedloom[flower]'" in text
+    assert "pip install 'fedloom[trackers]'" in text
 
 
 def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
