@@ -260,3 +260,9 @@ def test_the_baselines_of_a_private_recipe_are_not_private() -> None:
         baseline_of(private(), "centralised", summary={"num_clients": 50}),
     ):
         assert made.algorithm.server_sees == "mean"
+
+
+def test_off_needs_no_quotes() -> None:
+    assert load_recipe("quickstart", ["local.batched=off"]).local.batched == "off"
+    with pytest.raises(RecipeError, match=r"local\.batched: .* got True"):
+        load_recipe("quickstart", ["local.batched=on"])

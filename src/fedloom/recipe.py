@@ -202,6 +202,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         value = {_BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, {} if value is None else value, path)
+    if value is False and "off" in typing.get_args(hint):
+        value = "off"  # as YAML reads it without quotes
     if _is_bool_for_number(hint, value):
         raise RecipeError(f"{path} must be a number, got {value!r}")
     try:
