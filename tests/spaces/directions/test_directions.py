@@ -59,6 +59,26 @@ def test_one_tensor_is_shifted_aside_and_stays_as_it_was(law: Law):
         assert torch.equal(values, before)
 
 
+@pytest.mark.parametrize("kernel", [kernels.on_cpu(), reference])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("law", LAWS)
+def test_a_step_and_the_look_after_it_are_both_in_one_pass(
+    law: Law, kind: torch.dtype, kernel: object, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(kernels, "on_cpu", lambda: kernel)
+    directions = Directions(SHAPES, law=law, seed=5)
+    for name, shape in SHAPES.items():
+        values = random(*shape).to(kind)
+        moved, seen, out = values.clone(), torch.empty_like(values), torch.empty_like(values)
+        directions.shift(name, moved, [3, 4], [0.5, -1.0], out=moved)
+        directions.shift(name, moved, [7], [0.25], out=seen)
+        assert (
+            directions.advance(name, values, [3, 4, 7], [0.5, -1.0, 0.25], moves=2, out=out) is out
+        )
+        assert torch.equal(values, moved)
+        assert torch.equal(out, seen)
+
+
 @pytest.mark.parametrize("name", ["matrix", "kernel"])
 @pytest.mark.parametrize("law", LAWS)
 def test_rows_are_shifted_alone(law: Law, name: str):
