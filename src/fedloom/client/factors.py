@@ -124,4 +124,5 @@ def _is_transposed(module: nn.Module) -> bool:
 def _is_product(leaf: Leaf) -> bool:
     """Return whether a layer multiplies with its weight and adds its bias, or looks up rows: then so does its update."""
     linear = type(leaf.module) in (nn.Linear, Int8Linear) or _is_transposed(leaf.module)
-    return leaf.is_table or linear
+    moves = any(name.endswith("weight") for name, _ in leaf.tensors)
+    return moves and (leaf.is_table or linear)

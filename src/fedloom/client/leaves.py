@@ -44,7 +44,7 @@ def leaves_of(space: SeedSpace) -> list[Leaf]:
     names = {id(parameter): name for name, parameter in space.tensors.items()}
     leaves = []
     for module in space.model.modules():
-        own = list(module.parameters(recurse=False))
+        own = [p for p in module.parameters(recurse=False) if id(p) in names]
         if own:
             leaves.append(Leaf(module, tuple((names[id(p)], p) for p in own)))
     if not _all_are_entered(space, leaves):

@@ -6,7 +6,7 @@ from fedloom.core.protocols import Refusal
 
 MEANING = {
     "base": "weights of the base model (model.name, revision, dtype, quantize)",
-    "tensors": "names and order of the model's tensors (versions of the model's code)",
+    "tensors": "names and order of the tensors that move (tune.weights, versions of the model's code)",
     "noise": "version of the random stream (versions of fedloom)",
     "law": "law of the directions (tune.law, law_rank)",
     "seeds": "number of directions (tune.num_seeds)",

@@ -205,11 +205,12 @@ def _sum(sums, z, r, code, block, rows, tensor, tag, keys, by):
         return
     sums[rows[0] * 128 : rows[1] * 128] = 0
     for k in range(len(by)):
-        _block(z, r, code, block, rows, tensor, tag, keys[k])
         factor = by[k]
-        for t in range(rows[0], rows[1]):
-            here, drawn = sums[t * 128 : t * 128 + 128], z[t * 128 : t * 128 + 128]
-            for i in range(128):
+        for t in range(rows[0] // 2 * 2, rows[1], 2):
+            two = max(t, rows[0]), min(t + 2, rows[1])
+            _block(z, r, code, block, two, tensor, tag, keys[k])
+            here, drawn = sums[two[0] * 128 : two[1] * 128], z[two[0] * 128 : two[1] * 128]
+            for i in range(len(here)):
                 here[i] += factor * drawn[i]
 
 
