@@ -16,7 +16,8 @@ from fedloom.models.folder import write_model
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Law
-from fedloom.spaces.live import Live, Origin, chosen
+from fedloom.spaces.live import Live, Origin
+from fedloom.spaces.named import chosen
 from fedloom.spaces.seeds import SeedSpace
 
 Kind = Literal["lora", "full", "seeds"]

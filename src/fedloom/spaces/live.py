@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.protocols import Params
-from fedloom.models.build import clean
 
 Origin = Literal["initial", "zero"]
 
@@ -89,28 +88,6 @@ class Layout:
         """Return views of the last dimension, by name: (..., numel) -> (..., *shape)."""
         parts = zip(self.shapes.items(), torch.split(flat, self._sizes, dim=-1), strict=True)
         return {name: part.view((*part.shape[:-1], *shape)) for (name, shape), part in parts}
-
-
-def chosen(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:
-    """Return the tensors with one of the names among the parts of their own; all, where none are given.
-
-    Raises:
-        ValueError: where no tensor has a name.
-    """
-    named = {clean(name): parameter for name, parameter in model.named_parameters()}
-    if not names:
-        return named
-    for part in names:
-        if not any(_has(name, part) for name in named):
-            raise ValueError(
-                "tune.weights must name parts of tensors' names, as in"
-                f" {', '.join(list(named)[:3])}; no tensor has {part}"
-            )
-    return {name: p for name, p in named.items() if any(_has(name, part) for part in names)}
-
-
-def _has(name: str, part: str) -> bool:
-    return f".{part}." in f".{name}."
 
 
 class Seated:

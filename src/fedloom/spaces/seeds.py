@@ -21,7 +21,8 @@ from fedloom.models.folder import write_model
 from fedloom.models.int8 import Int8Linear
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION
-from fedloom.spaces.live import Layout, Seated, chosen
+from fedloom.spaces.live import Layout, Seated
+from fedloom.spaces.named import chosen
 from fedloom.spaces.stored import Stored
 
 BASE = "base"
