@@ -99,7 +99,8 @@ def bench(
         model = tiny_llama(dtype=torch.float64) if model is None else model
         base = Base(model.requires_grad_(False), None, "random")
         settings = LocalSettings(**local)
-        tuned = TuneSettings(**{"rank": 4, **(tune or {})})
+        asked = tune or {}
+        tuned = TuneSettings(**(asked if "space" in asked else {"rank": 4, **asked}))
         space: Any = make_space(base, tuned, seed=1, decays=settings.decays_seeds)
         trainer = make_trainer(
             space,

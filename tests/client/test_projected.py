@@ -9,7 +9,7 @@ FIRST = {"order": "first", "optimizer": "sgd", "max_grad_norm": None, "lr": 0.1,
 
 
 def make(bench, tiny_llama, num_seeds=24, law="rademacher", **local):
-    tune = {"space": "seeds", "num_seeds": num_seeds, "law": law, "rank": 8}
+    tune = {"space": "seeds", "num_seeds": num_seeds, "law": law}
     return bench(model=tiny_llama(), tune=tune, **{**FIRST, **local})
 
 
@@ -77,7 +77,7 @@ def test_edits_of_seeds_are_refused(bench, tiny_llama):
 
 
 def test_weights_that_cannot_learn_are_refused(bench, tiny_llama):
-    tune = {"space": "seeds", "num_seeds": 8, "rank": 8}
+    tune = {"space": "seeds", "num_seeds": 8}
     with pytest.raises(ValueError, match=r"local.order first in tune.space seeds .* float32"):
         bench(model=tiny_llama(dtype=torch.bfloat16), tune=tune, **FIRST)
     with pytest.raises(ValueError, match=r"local.group_tokens has no effect"):
@@ -94,6 +94,6 @@ def test_weights_that_cannot_learn_are_refused(bench, tiny_llama):
     ],
 )
 def test_settings_that_no_walk_looks_at_are_refused(bench, tiny_llama, local, message):
-    tune = {"space": "seeds", "num_seeds": 8, "rank": 8}
+    tune = {"space": "seeds", "num_seeds": 8}
     with pytest.raises(ValueError, match=message):
         bench(model=tiny_llama(), tune=tune, **local)

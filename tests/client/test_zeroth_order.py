@@ -46,11 +46,21 @@ def vector(tensors):
     return torch.cat([t.double().flatten() for t in tensors.values()])
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher", "popcount", "lowrank"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_looks_leave_no_trace_in_the_weights(walker, law, dtype):
-    """Check fedkseed A5: steps that move nothing leave the bits as they were, in any type."""
-    one = walker(law, dtype=dtype, steps=20, batch_size=1)
+KINDS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize(
+    ("law", "dtype", "steps"),
+    [
+        *((law, kind, 20) for law in ("gaussian", "popcount", "lowrank") for kind in KINDS),
+        *(("rademacher", kind, 50) for kind in KINDS),
+        *(pytest.param("rademacher", kind, 1000, marks=pytest.mark.slow) for kind in KINDS),
+    ],
+)
+def test_looks_leave_no_trace_in_the_weights(walker, federation_of, rows, law, dtype, steps):
+    """Check fedkseed A5: a thousand steps that move nothing leave the bits as they were, in any type."""
+    data = federation_of([rows(0, 1), rows(1, 1, (4, 5))])
+    one = walker(law, dtype=dtype, data=data, steps=steps, batch_size=1)
     start = one.space.start()
     start[NAME][3] = 0.01
     one.space.load(start)
@@ -58,7 +68,7 @@ def test_looks_leave_no_trace_in_the_weights(walker, law, dtype):
     (done,) = one.fit(["c1"], start, mask={NAME: torch.zeros(())})
     assert torch.equal(one.space.values, before)
     assert torch.equal(done.params[NAME], start[NAME])
-    assert done.record["scalars"][NAME].tolist() == [0.0] * 20
+    assert done.record["scalars"][NAME].tolist() == [0.0] * steps
     for (name, p), live in zip(
         one.space.tensors.items(),
         one.space.seated.layout.split(one.space.values).values(),
@@ -314,16 +324,28 @@ def test_evaluation_is_that_of_every_trainer(walker, evaluator):
     assert evaluator.asked == [(2, "validation"), (1, "test")]
 
 
-@pytest.mark.parametrize("law", ["gaussian", "lowrank"])
+def counting_up(model):
+    """Return the model, taught by gradient descent to count up."""
+    ids = (torch.arange(64)[:, None] + torch.arange(12)) % 64
+    optimizer = torch.optim.Adam(model.requires_grad_(True).parameters(), lr=1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten()).backward()
+        optimizer.step()
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("law", ["gaussian", "rademacher", "popcount", "lowrank"])
 def test_walks_learn(walker, tiny_llama, law):
-    model = tiny_llama(seed=4)
-    one = walker(law, model=model, lr=1e-3, steps=30, batch_size=4)
+    """A model that counts up unlearns it in 80 steps at a client that counts down: the loss falls by a quarter at least."""
+    one = walker(law, model=counting_up(tiny_llama()), lr=5e-4, steps=20, batch_size=4)
     params, losses = one.space.start(), []
-    for number in (1, 2):
-        (done,) = one.trainer.run([Job("c7", number, number, Fit(params))])
+    for number in (1, 2, 3, 4):
+        (done,) = one.trainer.run([Job("c6", number, number, Fit(params))])
         params = add(params, sub(done.params, params))
         losses.append(done.metrics["loss"])
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.75 * losses[0]
 
 
 def test_half_precision_walks_as_float32_does(walker, tiny_llama):

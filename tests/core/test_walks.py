@@ -5,7 +5,7 @@ import torch
 from scipy.stats import chisquare
 
 from fedloom.core.seeds import derive
-from fedloom.core.walks import COEFFICIENTS, landed, narrowed, pace, uniform_walk, widened
+from fedloom.core.walks import COEFFICIENTS, landed, pace, uniform_walk, widened
 
 
 def test_a_walk_is_a_function_of_its_seed() -> None:
@@ -47,16 +47,6 @@ def test_the_pace_is_the_learning_rate_of_the_move() -> None:
     moved = {COEFFICIENTS: -3e-7 * landed(walk, scalars, 16)}
     assert pace(moved, walk, scalars) == pytest.approx(3e-7, rel=1e-14)
     assert pace({COEFFICIENTS: torch.zeros(16)}, walk, torch.zeros(50)) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("num_seeds", "dtype"),
-    [(256, torch.uint8), (257, torch.uint16), (65_536, torch.uint16), (65_537, torch.uint32)],
-)
-def test_a_walk_travels_in_the_fewest_bytes(num_seeds: int, dtype: torch.dtype) -> None:
-    walk = torch.tensor([0, num_seeds - 1])
-    assert narrowed(walk, num_seeds).dtype is dtype
-    assert torch.equal(narrowed(walk, num_seeds).long(), walk)
 
 
 def test_what_travelled_as_float32_is_trained_in_float64() -> None:

@@ -117,14 +117,14 @@ def test_a_body_that_tasks_share_travels_once():
     [
         (
             {"identity": {**IDENTITY, "fedloom": "0"}},
-            r"both sides must have the same version of fedloom \(install the same on both\):"
-            " 1 at the server, 0 at the site",
+            r"both sides must have the same version of fedloom \(install the same\):"
+            " at the server 1, at the site 0",
         ),
         (
             {"identity": {**IDENTITY, "base": "\x1b[31m"}},
-            r"both sides .* weights of the base model .*: b at the server,  \(31m at the site",
+            r"both sides .* weights of the base model .*: at the server b, at the site  \(31m",
         ),
-        ({"identity": {}}, "both sides must have the same version of fedloom .*, none at the site"),
+        ({"identity": {}}, "both sides must have the same version of fedloom .*, at the site none"),
         ({"identity": "none"}, "its introduction is malformed"),
         ({"refusal": "this site allows --spaces lora"}, "this site allows --spaces lora"),
         ({"clients": {"b": {"profile": {}, "counts": {}}}}, "its introduction is malformed"),

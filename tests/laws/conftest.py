@@ -184,7 +184,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Bench]:
-    """Return a maker: `bench(dtype=torch.float32, tune={}, **local)`; one client at a time unless told otherwise.
+    """Return a maker: `bench(dtype=torch.float32, tune={}, model=None, **local)`; one client at a time unless told otherwise.
 
     The space is LoRA, or of seeds where the test is of an algorithm that knows no other.
     """
@@ -192,11 +192,16 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
     seeds = named and in_seed_space(request.getfixturevalue("algorithm"))
 
     def make(
-        dtype: torch.dtype = torch.float32, tune: Mapping[str, Any] | None = None, **local: Any
+        dtype: torch.dtype = torch.float32,
+        tune: Mapping[str, Any] | None = None,
+        model: nn.Module | None = None,
+        **local: Any,
     ) -> Bench:
-        model = tiny_llama(dtype=dtype).requires_grad_(False)
-        tune = {"rank": 4, "targets": ["q_proj", "v_proj"], **(tune or {})}
-        settings = TuneSettings(**(SEEDS if seeds else tune))
+        model = tiny_llama(dtype=dtype).requires_grad_(False) if model is None else model
+        tune = SEEDS if seeds else tune or {}
+        if tune.get("space") != "seeds":
+            tune = {"rank": 4, "targets": ["q_proj", "v_proj"], **tune}
+        settings = TuneSettings(**tune)
         space = make_space(Base(model, None, "random"), settings, seed=1)
         trains = [rows(i, 3 + i) for i in range(8)]
         shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}

@@ -104,6 +104,13 @@ def test_full_tuning_counts_a_tied_tensor_once(tiny_llama, tiny_tokenizer, tmp_p
     assert torch.equal(theirs(input_ids=IDS).logits, expected)
 
 
+def test_full_tuning_of_some_tensors_leaves_the_others(tiny_llama, tiny_tokenizer):
+    space = space_of(tiny_llama(), tiny_tokenizer, space="full", weights=["mlp.down_proj", "norm"])
+    names = set(space.start())
+    assert names == {n for n, p in space.model.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[0].split(".")[-1] for name in names} == {"down_proj", "norm"}
+
+
 def test_full_tuning_needs_full_precision(tiny_llama):
     with pytest.raises(
         ValueError, match=r"tune.space full .* float32, got bfloat16; local.precision"
@@ -121,7 +128,13 @@ def test_full_tuning_needs_full_precision(tiny_llama):
         ({"origin": "mean"}, r"tune.origin must be initial or zero, got mean"),
         ({"targets": []}, r"tune.targets must be all-linear or name linear layers, got none"),
         ({"modules_to_save": "lm_head"}, r"tune.modules_to_save must be a list, got lm_head"),
-        ({"space": "full", "dora": True}, r"tune.dropout, rslora, dora and modules_to_save belong"),
+        ({"space": "full", "dora": True}, r"rslora, dora and modules_to_save belong .* got full"),
+        (
+            {"space": "seeds", "rank": 4},
+            r"tune.rank, alpha, .* belong to tune.space lora, got seeds",
+        ),
+        ({"weights": "mlp"}, r"tune.weights must be a list, got mlp"),
+        ({"weights": ["mlp"]}, r"tune.weights belongs to tune.space full and seeds, got lora"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(given, message: str):

@@ -50,6 +50,34 @@ def test_the_start_is_the_base_model_and_so_is_a_return_to_it(space: Any) -> Non
     assert one.start()[NAME].shape == (16,)
 
 
+def test_only_named_tensors_move(space: Any) -> None:
+    one = space(weights=["mlp", "layers.0.input_layernorm"])
+    assert "model.layers.0.input_layernorm.weight" in one.directions.shapes
+    assert "model.layers.1.input_layernorm.weight" not in one.directions.shapes
+    before = {name: p.clone() for name, p in one.model.named_parameters()}
+    one.load(at(one, k3=0.1))
+    for name, parameter in one.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in one.directions.shapes)
+
+
+def test_sides_that_move_other_tensors_or_stand_on_others_are_refused(space: Any) -> None:
+    one, other = space(weights=["mlp"]), space(weights=["self_attn"])
+    with pytest.raises(Refusal, match="tensors that move"):
+        agree(one.identity(), other.identity())
+    same = space(weights=["mlp"])
+    agree(one.identity(), same.identity())
+    with torch.no_grad():
+        same.model.lm_head.weight[0, 0] += 1
+    assert same.identity()["base"] != one.identity()["base"]
+
+
+def test_weights_that_are_not_there_and_decay_of_some_are_refused(space: Any) -> None:
+    with pytest.raises(ValueError, match=r"tune.weights must name parts .* no tensor has norms"):
+        space(weights=["norms"])
+    with pytest.raises(ValueError, match=r"local.weight_decay must be 0 where"):
+        space(weights=["mlp"], decays=True)
+
+
 def test_params_say_how_far_each_direction_goes(space: Any) -> None:
     one = space(decays=True)
     base = one.values.double().clone()
@@ -93,14 +121,14 @@ def test_equal_sides_agree_and_others_are_told_why(space: Any) -> None:
         "number of directions": space(num_seeds=17).identity(),
         "seed of the directions": space(seed=2).identity(),
         "version of the random stream": {**ours, "noise": "0"},
-        "names and order of the model's tensors": {**ours, "tensors": "0"},
+        "names and order of the tensors that move": {**ours, "tensors": "0"},
     }
     for said, theirs in others.items():
         with pytest.raises(
-            Refusal, match=rf"both sides must have the same {said}.*: .* at the server, "
+            Refusal, match=rf"both sides must have the same {said}.*: here .*, there "
         ):
             agree(ours, theirs)
-    with pytest.raises(Refusal, match=r"the same wings: none at the server, two at the site"):
+    with pytest.raises(Refusal, match=r"the same wings: here none, there two"):
         agree(ours, {**ours, "wings": "two"})
     assert space(law="lowrank", law_rank=2).identity()["law"] == "lowrank 2"
 

@@ -100,16 +100,47 @@ def test_a_metric_may_be_nan() -> None:
         {"kind": "shutdown"},
         {"round": "1"},
         {"client": 4},
-        {"seed": 0.5},
+        {"seed": 2},
         {"profile": []},
         {"profile": {"tier": 3}},
         {"more": 1},
     ],
 )
 def test_a_malformed_task_is_refused(changes: dict[str, object]) -> None:
-    header = {"kind": "train", "round": 1, "client": "c", "seed": 2, "profile": {}, **changes}
+    header = {
+        "kind": "train",
+        "round": 1,
+        "client": "c",
+        "seed": "0" * 10,
+        "profile": {},
+        **changes,
+    }
     with pytest.raises(WireError, match="the header of the task is malformed: "):
         decode_task(encode({}, header))
+
+
+@pytest.mark.parametrize(
+    ("digits", "message"),
+    [
+        ("", "has 0 digits to base 85, not 10"),
+        ("00000", "has 5 digits to base 85, not 10"),
+        ("0" * 11, "has 11 digits to base 85, not 10"),
+        ("00000 0000", "is not to base 85: bad base85 character at position 5"),
+        ("~" * 10, "is not to base 85: base85 overflow"),
+        ("☂" * 10, "is not to base 85: "),
+    ],
+)
+def test_a_seed_of_other_digits_is_refused(digits: str, message: str) -> None:
+    header = {"kind": "train", "round": 1, "client": "c", "seed": digits, "profile": {}}
+    with pytest.raises(WireError, match=f"the seed of the task {message}"):
+        decode_task(encode({}, header))
+
+
+@pytest.mark.parametrize("seed", [0, 85, 2**63 - 1, 2**64 - 1])
+def test_a_seed_takes_ten_digits_and_comes_back(seed: int) -> None:
+    message = encode_task(Task("train", 1, "c", seed, {}, {}), settings=WireSettings())
+    assert len(str(split(message)[0]["seed"])) == 10
+    assert decode_task(message).seed == seed
 
 
 @pytest.mark.parametrize(

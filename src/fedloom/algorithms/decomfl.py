@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from fedloom.core.packing import pack, unpack
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -102,7 +102,7 @@ class DeComFL:
         weight = done.num_examples if self.weighting == "examples" else 1.0
         scalars = done.record["scalars"][NAME]
         if self.votes:  # and nothing else: metrics would be longer than they are
-            return Reply(task.client, {"votes": {NAME: _packed(scalars < 0)}}, weight), {}
+            return Reply(task.client, {"votes": {NAME: pack(scalars < 0, 2)}}, weight), {}
         moves = -pace(sub(done.params, start), walk, scalars) * scalars
         return Reply(task.client, {"moves": {NAME: moves.float()}}, weight, done.metrics), {}
 
@@ -113,10 +113,10 @@ class DeComFL:
         self, state: DeComFLState, round: Round, replies: Iterable[Reply]
     ) -> tuple[DeComFLState, Metrics]:
         def read(reply: Reply) -> Reply:
-            moves = reply.upload["votes" if self.votes else "moves"][NAME]
-            moves = (
-                2 * _unpacked(moves)[: self.steps].double() - 1 if self.votes else moves.double()
-            )
+            if not self.votes:
+                moves = reply.upload["moves"][NAME].double()
+            else:
+                moves = 2 * unpack(reply.upload["votes"][NAME], 2, self.steps).double() - 1
             return replace(reply, upload={"moves": {NAME: moves}})
 
         mean = mean_upload(map(read, replies))["moves"][NAME]
@@ -130,16 +130,3 @@ class DeComFL:
 
     def _seed(self, round: Round) -> int:
         return derive(round.seed, "walk")
-
-
-_BITS = 1 << torch.arange(8)
-
-
-def _packed(votes: Tensor) -> Tensor:
-    """Return (steps,) bool as (ceil(steps / 8),) uint8."""
-    padded = torch.cat([votes, votes.new_zeros(-len(votes) % 8)]).view(-1, 8)
-    return (padded * _BITS).sum(1).to(torch.uint8)
-
-
-def _unpacked(packed: Tensor) -> Tensor:
-    return (packed[:, None] & _BITS).flatten() != 0

@@ -2,9 +2,8 @@
 
 Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18
 Kilobytes. Qin, Chen, Qian, Ding, Li, Deng, ICML 2024 (arXiv:2312.06353), Algorithm 1, and Pro with
-`sampling: pro`: FedAvg in seed space, where local work, zeroth-order, is the recipe's. A client sends
-the scalar of every step; whose they are both sides know, from the task's seed if sampling is
-uniform, else because the server drew the walk.
+`sampling: pro`: FedAvg in seed space, with the recipe's local work, zeroth-order. A client sends the
+scalar of every step; both know whose, from the task's seed or, not uniform, from the server's draw.
 
 Deviations: the paper sends pairs of seed and scalar, and for Pro all K chances. Coefficients, kept
 in float64, travel as float32, which is what clients train from and deploy. Learning rates may have
@@ -20,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedloom.core.packing import pack, unpack
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -36,7 +36,7 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.seeds import derive, generator
 from fedloom.core.walks import COEFFICIENTS as NAME
-from fedloom.core.walks import landed, narrowed, pace, uniform_walk, widened
+from fedloom.core.walks import landed, pace, uniform_walk, widened
 from fedloom.server.importance import Alike, SeedSampling
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
@@ -98,12 +98,12 @@ class FedKSeed:
         if chances is None:
             return to_all(round, sent)
         walks = {c: self._walk(derive(round.seed, c), chances, len(chances)) for c in round.cohort}
-        return {c: {**sent, "walk": {NAME: narrowed(w, len(chances))}} for c, w in walks.items()}
+        return {c: {**sent, "walk": {NAME: pack(w, len(chances))}} for c, w in walks.items()}
 
     def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
         start = widened(task.download["params"])
         if "walk" in task.download:
-            walk = task.download["walk"][NAME].long()
+            walk = unpack(task.download["walk"][NAME], start[NAME].numel(), self.steps)
         else:
             walk = self._walk(task.seed, None, start[NAME].numel())
         done = yield Fit(start, walk={NAME: walk})

@@ -27,6 +27,8 @@ class Factored(Ground):
         super().__init__(space, leaves)
         self._keeps = self._low or space.is_quantized
         self._moved: dict[int, float] = {}
+        self._drawn_for: tuple[int, ...] = ()
+        self._drawn: dict[str, tuple[Tensor, Tensor]] = {}
         self._shrink = 1.0
 
     @contextmanager
@@ -47,6 +49,7 @@ class Factored(Ground):
     def move_(self, ks: Sequence[int], by: Sequence[float], *, shrink: float) -> None:
         if not self._keeps:
             super().move_(ks, by, shrink=shrink)
+            self._catch_up()
             return
         self._shrink *= shrink
         self._moved = {k: far * shrink for k, far in self._moved.items()}
@@ -80,7 +83,9 @@ class Factored(Ground):
                 u, v = self._space.update(kinds["weight"], ks, by, rows=rows)
                 return (wide + u[where] @ v.mT).to(out.dtype)
             u, v = self._factors_of(leaf, kinds["weight"], ks, by)
-            wide = wide + (x.to(wide.dtype) @ v.to(wide.dtype)) @ u.to(wide.dtype).mT
+            narrow = x.to(wide.dtype).flatten(0, -2) @ v.to(wide.dtype)
+            # In place: what the layer or the conversion returned is nobody else's.
+            wide.flatten(0, -2).addmm_(narrow, u.to(wide.dtype).mT)
             if "bias" in kinds:
                 nothing = torch.zeros_like(self._own[kinds["bias"]], dtype=wide.dtype)
                 wide = wide + self._directions.shift(kinds["bias"], nothing, ks, by, out=nothing)
@@ -93,10 +98,22 @@ class Factored(Ground):
     ) -> tuple[Tensor, Tensor]:
         """Return U (out, R) and V (in, R); kept until the next layer, since a head is asked chunk by chunk."""
         if self._held is not leaf:
-            u, v = self._space.update(name, ks, by)
+            u, v = self._update(name, ks, by)
             self._pair = (v, u) if _is_transposed(leaf.module) else (u, v)
             self._held = leaf
         return self._pair
+
+    def _update(self, name: str, ks: Sequence[int], by: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Return the factors of a matrix's shift; those of a look ahead serve the look behind."""
+        if self._keeps:  # of all steps so far: drawn again rather than kept
+            return self._space.update(name, ks, by)
+        if self._drawn_for != tuple(ks):
+            self._drawn_for, self._drawn = tuple(ks), {}
+        if name not in self._drawn:
+            self._drawn[name] = self._space.update(name, ks, [1.0] * len(ks))
+        u, v = self._drawn[name]
+        far = torch.tensor(by, dtype=u.dtype, device=u.device)
+        return u * far.repeat_interleave(u.shape[1] // len(by)), v
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -107,4 +124,5 @@ def _is_transposed(module: nn.Module) -> bool:
 def _is_product(leaf: Leaf) -> bool:
     """Return whether a layer multiplies with its weight and adds its bias, or looks up rows: then so does its update."""
     linear = type(leaf.module) in (nn.Linear, Int8Linear) or _is_transposed(leaf.module)
-    return leaf.is_table or linear
+    moves = any(name.endswith("weight") for name, _ in leaf.tensors)
+    return moves and (leaf.is_table or linear)

@@ -44,7 +44,7 @@ def leaves_of(space: SeedSpace) -> list[Leaf]:
     names = {id(parameter): name for name, parameter in space.tensors.items()}
     leaves = []
     for module in space.model.modules():
-        own = list(module.parameters(recurse=False))
+        own = [p for p in module.parameters(recurse=False) if id(p) in names]
         if own:
             leaves.append(Leaf(module, tuple((names[id(p)], p) for p in own)))
     if not _all_are_entered(space, leaves):
@@ -115,6 +115,8 @@ class Ground:
         self._walked, self._flat = self._own, space.values
         self._scratch = space.values.new_empty(0)
         self._look: tuple[Sequence[int], Sequence[float]] = (), ()
+        self._move: tuple[Sequence[int], Sequence[float]] = (), ()
+        self._behind: set[str] = set()
         self._held: Leaf | None = None
 
     @contextmanager
@@ -134,6 +136,7 @@ class Ground:
                     stack.callback(self._leave, leaf)
                     stack.enter_context(watched(leaf, self._enter, self._leave))
             yield self
+            self._catch_up()
 
     @contextmanager
     def looking(self, ks: Sequence[int], by: Sequence[float]) -> Iterator[None]:
@@ -145,19 +148,50 @@ class Ground:
             self._look, self._held = ((), ()), None
 
     def move_(self, ks: Sequence[int], by: Sequence[float], *, shrink: float) -> None:
-        """Move the weights to shrink times what they are, plus sum_i by_i z_{k_i}."""
+        """Move the weights to shrink times what they are, plus sum_i by_i z_{k_i}.
+
+        A tensor moves as the next look reads it, in the same pass over memory.
+        """
+        self._catch_up()
         if shrink != 1:
             self._flat.mul_(shrink)
-        self._directions.add_(self._flat, ks, by)
+        self._move, self._behind = (ks, by), set(self._walked)
+
+    def _catch_up(self) -> None:
+        """Move what no look has read since the last step."""
+        for name in sorted(self._behind):
+            self._settled(name)
+
+    def _settled(self, name: str) -> Tensor:
+        """Return a tensor where the walk stands."""
+        values = self._walked[name]
+        if name in self._behind:
+            self._behind.remove(name)
+            self._directions.shift(name, values, *self._move, out=values)
+        return values
 
     def _enter(self, leaf: Leaf) -> None:
         if not self._low and not self._look[0]:
+            for name, _ in leaf.tensors:
+                self._settled(name)
             return
         for (name, _), view in zip(leaf.tensors, self._views(leaf), strict=True):
             # A head is entered once for each of many chunks.
             if self._held is not leaf:
-                self._directions.shift(name, self._walked[name], *self._look, out=view)
+                self._see(name, out=view)
         self._held = leaf
+
+    def _see(self, name: str, *, out: Tensor) -> None:
+        """Write a tensor as the look sees it."""
+        (ks, by), values = self._look, self._walked[name]
+        if name not in self._behind:
+            self._directions.shift(name, values, ks, by, out=out)
+            return
+        self._behind.remove(name)
+        moves, far = self._move
+        self._directions.advance(
+            name, values, [*moves, *ks], [*far, *by], moves=len(moves), out=out
+        )
 
     def _views(self, leaf: Leaf) -> list[Tensor]:
         """Put a layer's tensors into the scratch, and return them there."""
@@ -177,7 +211,7 @@ class Ground:
 
         def forward(ids: Tensor) -> Tensor:
             rows, where = torch.unique(ids, return_inverse=True)
-            given = self._walked[name][rows]
+            given = self._settled(name)[rows]
             if not self._low and not self._look[0]:
                 return given[where]
             seen = self._scratch.new_empty(given.shape)

@@ -41,9 +41,3 @@ def pace(moved: Params, walk: Tensor, scalars: Tensor) -> float:
 def widened(params: Params) -> dict[str, Tensor]:
     """Return params as a trainer takes them: float64, though they travelled as float32."""
     return {name: tensor.double() for name, tensor in params.items()}
-
-
-def narrowed(walk: Tensor, num_seeds: int) -> Tensor:
-    """Return a walk in the fewest bytes: uint8, uint16 or uint32."""
-    kinds = {1 << 8: torch.uint8, 1 << 16: torch.uint16, 1 << 32: torch.uint32}
-    return walk.to(next(kind for most, kind in kinds.items() if num_seeds <= most))

@@ -22,7 +22,7 @@ from fedloom.engines.settings import FlowerSettings
 from fedloom.recipe import build_recipe, load_recipe
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
-from fedloom.spaces.handshake import agree
+from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import decode_task, encode_reply
 
 ENDED = "the run has ended"
@@ -86,12 +86,12 @@ class Site:
         text, asked = header["recipe"], header["identity"]
         if text not in self._ready:
             known = versions()
-            agree({name: asked.get(name) for name in known}, known)
+            agree({name: asked.get(name) for name in known}, known, where=SERVER_AND_SITE)
             self._check_recipe(text)
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
             self._ready = {text: (session, greeting(text, session)["identity"])}
         session, own = self._ready[text]
-        agree(asked, own)
+        agree(asked, own, where=SERVER_AND_SITE)
         return session
 
     def _check_recipe(self, text: str) -> None:

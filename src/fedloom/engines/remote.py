@@ -9,7 +9,7 @@ from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profi
 from fedloom.data.manifest import ClientCounts
 from fedloom.engines.courier import Courier
 from fedloom.engines.mail import Letter, Mail, PostDown, Site
-from fedloom.spaces.handshake import agree
+from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.settings import WireSettings
 
 
@@ -155,7 +155,8 @@ class Remote:
         if "refusal" in said:
             raise ValueError(_plain(said["refusal"]))
         try:
-            agree(self.greeting["identity"], {k: _plain(v) for k, v in said["identity"].items()})
+            identity = {str(k): _plain(v) for k, v in said["identity"].items()}
+            agree(self.greeting["identity"], identity, where=SERVER_AND_SITE)
             clients = {str(client): _introduced(told) for client, told in said["clients"].items()}
         except Refusal as refusal:
             raise ValueError(str(refusal)) from refusal

@@ -14,6 +14,7 @@ from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.export import deliverables
 from fedloom.run.loop import Run, begin, measure
 from fedloom.run.route import Router
+from fedloom.run.seeds import seed_identity
 from fedloom.run.session import Session
 
 AUTO = "auto"
@@ -24,11 +25,12 @@ def last_run(session: Session) -> Run[Any]:
     """Return the run of the newest good checkpoint.
 
     Raises:
-        ValueError: where the folder has none.
+        ValueError: where the folder has none, or the model is another one by now.
     """
     recipe = session.recipe
     fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    return Checkpoints(session.folder / "checkpoints", settings=None).load(fresh).run
+    space = seed_identity(session)
+    return Checkpoints(session.folder / "checkpoints", space=space).load(fresh).run
 
 
 def measure_again(session: Session) -> Table:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -18,7 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from fedloom.core.files import PART, DamagedFile, read_hashed, write_hashed
-from fedloom.core.protocols import Payload
+from fedloom.core.protocols import Payload, Refusal
+from fedloom.spaces.handshake import agree
 from fedloom.wire.format import WireError, decode_with_header, encode
 
 _SCALARS = (type(None), bool, int, float, str)
@@ -56,6 +57,8 @@ class Checkpoints:
     """How many; the older ones stand in where the newest is damaged."""
     settings: Mapping[str, Any] | None = None
     """The recipe by dotted path, JSON values, less what may change when a run is resumed; None reads any run's."""
+    space: Mapping[str, str] = field(default_factory=dict)
+    """What a checkpoint's params mean weights by, see `spaces.handshake`; nothing where they are weights."""
 
     def __post_init__(self) -> None:
         """Refuse to keep none."""
@@ -74,7 +77,12 @@ class Checkpoints:
             DiskFull: where it does not fit; the checkpoints before are intact.
         """
         path = self._path(run.number)
-        trees = {"run": run, "extra": dict(extra or {}), "settings": dict(self.settings or {})}
+        trees = {
+            "run": run,
+            "extra": dict(extra or {}),
+            "settings": dict(self.settings or {}),
+            "space": dict(self.space),
+        }
         write_hashed(path, _encode(trees))
         numbers = self.rounds()
         # Later rounds belong to a course that was given up; a damaged one must not displace a good one.
@@ -89,7 +97,7 @@ class Checkpoints:
 
         Raises:
             DamagedFile: where there is none.
-            ValueError: where it was written under another recipe.
+            ValueError: where it was written under another recipe, or in another space.
         """
         self._clean()
         damaged: list[str] = []
@@ -103,6 +111,10 @@ class Checkpoints:
             types = {_type_name(kind): kind for kind in _types(fresh)}
             trees = _Decoder(types, payload, str(path)).decode(header["trees"])
             self._compare(trees["settings"], path)
+            try:
+                agree(self.space, trees.get("space", {}))
+            except Refusal as refusal:
+                raise ValueError(f"{path} cannot be gone on with: {refusal}") from None
             return Resumed(trees["run"], trees["extra"], tuple(damaged))
         if damaged:
             raise DamagedFile(f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}")

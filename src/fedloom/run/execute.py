@@ -13,7 +13,7 @@ from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, begin, measure
 from fedloom.run.progress import RoundBar, round_bar
-from fedloom.run.seeds import seed_metrics
+from fedloom.run.seeds import seed_identity, seed_metrics
 from fedloom.run.session import Session
 from fedloom.run.settings import RunSettings
 from fedloom.run.trackers import JsonLines, Tracker
@@ -39,7 +39,9 @@ def execute(
     """
     recipe, folder = session.recipe, session.folder
     keep = recipe.run.keep_checkpoints
-    checkpoints = Checkpoints(folder / "checkpoints", keep=keep, settings=settings)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep=keep, settings=settings, space=seed_identity(session)
+    )
     fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     run = _last_good(checkpoints, fresh, console)
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.

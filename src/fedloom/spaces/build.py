@@ -17,6 +17,7 @@ from fedloom.models.int8 import is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Law
 from fedloom.spaces.live import Live, Origin
+from fedloom.spaces.named import chosen
 from fedloom.spaces.seeds import SeedSpace
 
 Kind = Literal["lora", "full", "seeds"]
@@ -52,6 +53,9 @@ class TuneSettings:
     and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied."""
     law_rank: int = 1
     """Of law lowrank."""
+    weights: Sequence[str] = ()
+    """Of spaces full and seeds: learn only tensors with one of these in their name, as whole parts between dots (mlp,
+    layers.0, norm.weight); none: all of them."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -74,18 +78,22 @@ class TuneSettings:
             raise ValueError(f"tune.law must be {_one_of(Law)}, got {self.law}")
         if not self.targets:
             raise ValueError("tune.targets must be all-linear or name linear layers, got none")
-        if isinstance(self.modules_to_save, str):
-            raise ValueError(f"tune.modules_to_save must be a list, got {self.modules_to_save}")
+        for name, names in (("modules_to_save", self.modules_to_save), ("weights", self.weights)):
+            if isinstance(names, str):
+                raise ValueError(f"tune.{name} must be a list, got {names}")
         self._check_owners()
 
     def _check_owners(self) -> None:
         """Refuse settings of another space: they would have no effect."""
+        sizes = (self.rank, self.alpha, self.targets)
         asked = self.dropout or self.rslora or self.dora or self.modules_to_save
-        if self.space != "lora" and asked:
+        if self.space != "lora" and (asked or sizes != (8, 16.0, "all-linear")):
             raise ValueError(
-                "tune.dropout, rslora, dora and modules_to_save belong to tune.space lora,"
-                f" got {self.space}"
+                "tune.rank, alpha, targets, dropout, rslora, dora and modules_to_save belong to"
+                f" tune.space lora, got {self.space}"
             )
+        if self.space == "lora" and self.weights:
+            raise ValueError("tune.weights belongs to tune.space full and seeds, got lora")
         pool = (self.num_seeds, self.law, self.law_rank)
         if self.space != "seeds" and pool != (4096, "gaussian", 1):
             raise ValueError(
@@ -156,7 +164,9 @@ class FullSpace(Live):
                 "tune.space full tunes the weights themselves, which needs model.dtype float32,"
                 f" got {str(low.pop()).removeprefix('torch.')}; local.precision bfloat16 makes it fast"
             )
-        base.model.requires_grad_(True)
+        base.model.requires_grad_(False)
+        for parameter in chosen(base.model, tune.weights).values():
+            parameter.requires_grad_(True)
         self._base = base
         super().__init__(base.model, trainable(base.model), origin=tune.origin)
 
@@ -188,9 +198,14 @@ def make_space(
         return FullSpace(base, tune)
     if tune.space == "lora":
         return LoRASpace(base, tune, seed=seed)
+    if tune.weights and decays:
+        raise ValueError(
+            "local.weight_decay must be 0 where tune.space is seeds and tune.weights names some:"
+            " it shrinks all weights alike"
+        )
     noise = derive(seed, "directions")
     drawn = partial(Directions, law=tune.law, seed=noise, rank=tune.law_rank)
-    return SeedSpace(base, drawn, tune.num_seeds, decays=decays)
+    return SeedSpace(base, drawn, tune.num_seeds, names=tune.weights, decays=decays)
 
 
 def _check_quantized(tune: TuneSettings) -> None:

@@ -5,31 +5,42 @@ from collections.abc import Mapping
 from fedloom.core.protocols import Refusal
 
 MEANING = {
-    "fedloom": "version of fedloom (install the same on both)",
-    "wire": "version of the messages (install the same fedloom on both)",
-    "draws": "random draws (install the same version of torch on both)",
-    "recipe": "recipe (start both with the same file)",
-    "base": "weights of the base model (model.name, revision, dtype, quantize; clear older copies)",
+    "fedloom": "version of fedloom (install the same)",
+    "wire": "version of the messages (install the same fedloom)",
+    "draws": "random draws (install the same torch)",
+    "recipe": "recipe (start with the same file)",
+    "base": "weights of the base model (model.name, revision, dtype, quantize)",
     "start": "weights that training starts from (model.name, tune, run.seed)",
-    "tensors": "names and order of the model's tensors (install the same transformers and peft)",
-    "noise": "version of the random stream (install the same fedloom on both)",
+    "tensors": "names and order of the tensors that move (tune.weights, versions of the model's code)",
+    "noise": "version of the random stream (versions of fedloom)",
     "law": "law of the directions (tune.law, law_rank)",
     "seeds": "number of directions (tune.num_seeds)",
     "seed": "seed of the directions (run.seed)",
 }
+SERVER_AND_SITE = ("at the server", "at the site")
 
 
-def agree(server: Mapping[str, str], site: Mapping[str, str]) -> None:
+def agree(
+    ours: Mapping[str, str],
+    theirs: Mapping[str, str],
+    *,
+    where: tuple[str, str] = ("here", "there"),
+) -> None:
     """Refuse to work together where two identities differ: the models would part without a sound.
 
+    Args:
+        ours: What one side has.
+        theirs: What the other has.
+        where: What the message calls the two sides.
+
     Raises:
-        Refusal: saying the first thing that differs, and what to do about it.
+        Refusal: saying the first thing that differs, and what decides it.
     """
-    for key in [*MEANING, *sorted((server.keys() | site.keys()) - MEANING.keys())]:
-        if server.get(key) != site.get(key):
+    for key in [*MEANING, *sorted((ours.keys() | theirs.keys()) - MEANING.keys())]:
+        if ours.get(key) != theirs.get(key):
             raise Refusal(
                 f"both sides must have the same {MEANING.get(key, key)}:"
-                f" {_short(server.get(key))} at the server, {_short(site.get(key))} at the site"
+                f" {where[0]} {_short(ours.get(key))}, {where[1]} {_short(theirs.get(key))}"
             )
 
 

@@ -22,6 +22,7 @@ from fedloom.models.int8 import Int8Linear
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION
 from fedloom.spaces.live import Layout, Seated
+from fedloom.spaces.named import chosen
 from fedloom.spaces.stored import Stored
 
 BASE = "base"
@@ -37,9 +38,10 @@ class SeedSpace:
         drawn: Callable[[Mapping[str, torch.Size]], Directions],
         num_seeds: int,
         *,
+        names: Sequence[str] = (),
         decays: bool = False,
     ) -> None:
-        named = {clean(name): p for name, p in base.model.named_parameters()}
+        named = chosen(base.model, names)
         floats = {name: p for name, p in named.items() if p.is_floating_point()}
         if len({p.dtype for p in floats.values()}) > 1:
             raise ValueError(
@@ -57,12 +59,13 @@ class SeedSpace:
         self._base = base
         self._origin = Stored(self.seated.values)
         self._last: tuple[Params, Stored] | None = None
-        self._quantized = {
+        layers = {
             clean(f"{name}.weight"): module
             for name, module in base.model.named_modules()
             if isinstance(module, Int8Linear)
         }
-        self._scales = {name: layer.scale.clone() for name, layer in self._quantized.items()}
+        self._scales = {name: layer.scale.clone() for name, layer in layers.items()}
+        self._quantized = {name: layer for name, layer in layers.items() if name in named}
 
     @property
     def device(self) -> torch.device:
@@ -147,11 +150,16 @@ class SeedSpace:
     def _fingerprint(self) -> str:
         """Return the SHA-256 of the base model, wherever its weights have gone since."""
         digest = hashlib.sha256(str(self.values.dtype).encode())
-        for here in self._origin.stretches():
-            digest.update(self._origin.bytes_of(here))
-        for name, layer in self._quantized.items():
-            digest.update(layer.weight.detach().cpu().numpy().data)
-            digest.update(self._scales[name].cpu().numpy().data)
+        kept, at = dict[str, slice](), 0
+        for name, shape in self.seated.layout.shapes.items():
+            kept[name] = slice(at, at := at + shape.numel())
+        for name, parameter in chosen(self.model, ()).items():
+            if name in kept:
+                digest.update(self._origin.bytes_of(kept[name]))
+            else:
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        for scale in self._scales.values():
+            digest.update(scale.cpu().numpy().data)
         return digest.hexdigest()
 
     def _rebuild(self, params: Params, out: Tensor) -> Tensor:

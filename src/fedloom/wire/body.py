@@ -1,7 +1,7 @@
 """Payload <-> body: the part of a message that many clients may share.
 
-Layout: compression u8, lengths of table and content (`fedloom.wire.compact`), CRC-32 u32 (little endian) of all
-else, content. The content, compressed or not, is the table and then the blocks it describes.
+Layout: compression u8, length of the table (`fedloom.wire.compact`), where compressed that of the content, CRC-32 u32
+(little endian) of all else, content. The content, compressed or not, is the table and then the blocks it describes.
 """
 
 import math
@@ -61,7 +61,8 @@ def encode_body(
     content = [rows, *pieces]
     if compression == "zstd":
         content = [_compress(b"".join(content))]
-    head = bytes([_COMPRESSIONS.index(compression)]) + write_lengths(len(rows), num_bytes)
+    lengths = write_lengths(len(rows), *([] if compression == "none" else [num_bytes]))
+    head = bytes([_COMPRESSIONS.index(compression)]) + lengths
     checksum = zlib.crc32(head)
     for piece in content:
         checksum = zlib.crc32(piece, checksum)
@@ -79,8 +80,9 @@ def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) 
         WireError: where the body is damaged, malformed or too large; nothing was allocated then.
     """
     view = memoryview(body)
+    is_plain = not view or view[0] == _COMPRESSIONS.index("none")
     try:
-        (table_bytes, num_bytes), end = read_lengths(view, 1, 2)
+        (table_bytes, *rest), end = read_lengths(view, 1, 1 if is_plain else 2)
     except ValueError as error:
         raise WireError(f"the body of the message, {len(body)} bytes, begins: {error}") from None
     start = end + _CHECKSUM.size
@@ -89,6 +91,7 @@ def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) 
     (stored,) = _CHECKSUM.unpack_from(view, end)
     if zlib.crc32(view[start:], zlib.crc32(view[:end])) != stored:
         raise WireError("the body of the message does not match its checksum")
+    (num_bytes,) = rest or [len(view) - start]
     if max_bytes is not None:
         if table_bytes > MAX_JSON_BYTES:
             raise WireError(f"the table has {table_bytes} bytes, allowed are {MAX_JSON_BYTES}")
@@ -116,7 +119,7 @@ def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
     blocks = [block for group in table.values() for block in group]
     rows = len(write_table(table))
     num_bytes = rows + sum(block.position_bytes + block.value_bytes for block in blocks)
-    return 1 + len(write_lengths(rows, num_bytes)) + _CHECKSUM.size + num_bytes
+    return 1 + len(write_lengths(rows)) + _CHECKSUM.size + num_bytes
 
 
 def roundtrip(
@@ -242,11 +245,7 @@ def _compress(content: bytes) -> bytes:
 def _content(stored: memoryview, code: int, num_bytes: int) -> memoryview:
     if code >= len(_COMPRESSIONS):
         raise WireError(f"the body is compressed in the unknown way {code}")
-    if _COMPRESSIONS[code] == "none":
-        if len(stored) != num_bytes:
-            raise WireError(f"the content has {len(stored)} bytes, not {num_bytes}")
-        return stored
-    return memoryview(_decompress(stored, num_bytes))
+    return stored if _COMPRESSIONS[code] == "none" else memoryview(_decompress(stored, num_bytes))
 
 
 def _decompress(stored: memoryview, num_bytes: int) -> bytes:

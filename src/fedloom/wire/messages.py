@@ -1,5 +1,6 @@
 """Task, reply <-> message."""
 
+import base64
 import math
 
 from fedloom.core.protocols import Metrics, Reply, Task
@@ -18,7 +19,7 @@ def encode_task(task: Task, *, settings: WireSettings, body: bytes | None = None
         "kind": task.kind,
         "round": task.round,
         "client": task.client,
-        "seed": task.seed,
+        "seed": _digits(task.seed),
         "profile": dict(task.profile),
     }
     return frame(body, header)
@@ -36,10 +37,11 @@ def decode_task(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Task:
             "kind": ("train" | "validate" | "test") as kind,
             "round": int(round),
             "client": str(client),
-            "seed": int(seed),
+            "seed": str(digits),
             "profile": dict(profile),
             **others,
         } if not others and all(isinstance(value, str) for value in profile.values()):
+            seed = _number(digits)
             download = decode_body(body, max_bytes=max_bytes)
             return Task(kind, round, client, seed, profile, download)
     raise WireError(f"the header of the task is malformed: {repr(header)[:200]}")
@@ -72,3 +74,17 @@ def decode_reply(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Reply:
 
 def _are_numbers(metrics: Metrics) -> bool:
     return all(isinstance(value, int | float) for value in metrics.values())
+
+
+def _digits(seed: int) -> str:
+    """Return a seed of 64 bits to base 85: ten digits, which do not compress, for up to twenty."""
+    return base64.b85encode(seed.to_bytes(8, "big")).decode()
+
+
+def _number(digits: str) -> int:
+    if len(digits) != 10:
+        raise WireError(f"the seed of the task has {len(digits)} digits to base 85, not 10")
+    try:
+        return int.from_bytes(base64.b85decode(digits), "big")
+    except ValueError as error:
+        raise WireError(f"the seed of the task is not to base 85: {error}") from None

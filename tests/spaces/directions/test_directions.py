@@ -59,6 +59,26 @@ def test_one_tensor_is_shifted_aside_and_stays_as_it_was(law: Law):
         assert torch.equal(values, before)
 
 
+@pytest.mark.parametrize("kernel", [kernels.on_cpu(), reference])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("law", LAWS)
+def test_a_step_and_the_look_after_it_are_both_in_one_pass(
+    law: Law, kind: torch.dtype, kernel: object, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(kernels, "on_cpu", lambda: kernel)
+    directions = Directions(SHAPES, law=law, seed=5)
+    for name, shape in SHAPES.items():
+        values = random(*shape).to(kind)
+        moved, seen, out = values.clone(), torch.empty_like(values), torch.empty_like(values)
+        directions.shift(name, moved, [3, 4], [0.5, -1.0], out=moved)
+        directions.shift(name, moved, [7], [0.25], out=seen)
+        assert (
+            directions.advance(name, values, [3, 4, 7], [0.5, -1.0, 0.25], moves=2, out=out) is out
+        )
+        assert torch.equal(values, moved)
+        assert torch.equal(out, seen)
+
+
 @pytest.mark.parametrize("name", ["matrix", "kernel"])
 @pytest.mark.parametrize("law", LAWS)
 def test_rows_are_shifted_alone(law: Law, name: str):
@@ -199,20 +219,22 @@ def test_sums_that_integers_cannot_hold_are_refused():
 
 # --- statistics -----------------------------------------------------------------------------------
 
-MANY = 1 << 22
-
 
 @pytest.mark.parametrize(
     ("law", "kurtosis"), [("gaussian", 3.0), ("rademacher", 1.0), ("popcount", 2.875)]
 )
-def test_entries_are_centred_of_unit_variance_and_uncorrelated(law: Law, kurtosis: float):
-    """Five standard errors of 2**22 draws: 2.4e-3 for means and correlations, times the spread of squares else."""
-    directions = Directions({"a": torch.Size((MANY,)), "b": torch.Size((MANY,))}, law=law)
+@pytest.mark.parametrize(
+    ("many", "error"), [(1 << 22, 2e-3), pytest.param(1 << 24, 1e-3, marks=pytest.mark.slow)]
+)
+def test_entries_are_centred_of_unit_variance_and_uncorrelated(
+    law: Law, kurtosis: float, many: int, error: float
+):
+    """Check fedkseed A3: four standard errors, for means and correlations, times the spread of squares else."""
+    directions = Directions({"a": torch.Size((many,)), "b": torch.Size((many,))}, law=law)
     z, other, same = directions.z("a", 1), directions.z("a", 2), directions.z("b", 1)
-    error = 5 / MANY**0.5
     assert abs(z.double().mean()) < error
     variance = z.double().square().mean().item()
-    assert abs(variance - 1) <= error * max(kurtosis - 1, 1e-9) ** 0.5
+    assert abs(variance - 1) <= 1.06 * error * max(kurtosis - 1, 1e-9) ** 0.5
     assert abs(z.double().pow(4).mean().item() - kurtosis) < 0.05
     for left, right in (
         (z, other),
@@ -221,7 +243,7 @@ def test_entries_are_centred_of_unit_variance_and_uncorrelated(law: Law, kurtosi
         (z[32:], z[:-32]),
         (z[128:], z[:-128]),
     ):
-        assert abs((left.double() @ right.double()).item() / MANY) < error
+        assert abs((left.double() @ right.double()).item() / many) < error
 
 
 def test_lowrank_entries_have_unit_variance():
@@ -244,7 +266,7 @@ def second_moment(law: Law, m: int, n: int) -> float:
 
 @pytest.mark.parametrize("law", LAWS)
 def test_guessed_gradients_are_unbiased_and_of_the_known_size(law: Law):
-    """f = w'Aw / 2 + b'w in 64 dimensions, 20,000 directions, central differences in float64."""
+    """Check fedkseed A4: f = w'Aw / 2 + b'w in 64 dimensions, 20,000 directions, central differences in float64."""
     num, m, n = 20_000, 8, 8
     directions = Directions({"w": torch.Size((m, n))}, law=law, seed=3)
     if law == "lowrank":
@@ -266,7 +288,7 @@ def test_guessed_gradients_are_unbiased_and_of_the_known_size(law: Law):
     moment = second_moment(law, m, n)
     guessed = slopes[:, None] * z
     off = (guessed.mean(0) - gradient).norm() / gradient.norm()
-    assert off < 1.5 * (moment / num) ** 0.5
+    assert off < (0.085 if law == "gaussian" else 1.5 * (moment / num) ** 0.5)
     spread = guessed.square().sum(1).mean() / gradient.square().sum()
     assert abs(spread.item() / moment - 1) < (0.08 if law == "lowrank" else 0.04)
 

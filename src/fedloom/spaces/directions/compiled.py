@@ -34,10 +34,13 @@ def _share(work: Callable[[NDArray[np.int64]], None], draw: Draw) -> None:
         other.join()
 
 
-def add(draw: Draw, base: Any, out: Any, by: Any, scale: float) -> None:
-    """Write scale * base + sum_k by_k z_k where the pieces lie; sums in the type of `by`, in order."""
-    code, times = CODES[draw.law], float(scale)
-    _share(lambda part: loops.add(base, out, times, code, draw.tag, draw.keys, by, part), draw)
+def add(draw: Draw, base: Any, out: Any, by: Any, scale: float, moves: int = 0) -> None:
+    """Write scale * base + sum_k by_k z_k where the pieces lie; sums in the type of `by`, in order.
+
+    The first `moves` directions are added to base itself before, in the same pass over memory.
+    """
+    given = float(scale), moves, CODES[draw.law], draw.tag, draw.keys, by
+    _share(lambda part: loops.add(base, out, *given, part), draw)
 
 
 def add_exact(draw: Draw, base: Any, out: Any, quanta: Any, unit: float, scale: float) -> None:

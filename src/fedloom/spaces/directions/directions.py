@@ -63,7 +63,7 @@ class Directions:
     @torch.no_grad()
     def add_(self, values: Tensor, ks: Sequence[int], by: Sequence[float]) -> None:
         """Add sum_i by_i z_{k_i} to (numel,) values, in place."""
-        self._add(values, values, self._keys(ks), by, scale=1.0)
+        self._add(values, values, self._keys(ks), by)
 
     @torch.no_grad()
     def shift(
@@ -93,7 +93,30 @@ class Directions:
             width = shape[1:].numel()
             starts = rows.numpy() * width
             pieces = cut(place, starts, starts + width, np.arange(len(rows)) * width)
-        kernels.add(self._draw(keys, pieces), values.reshape(-1), out.view(-1), by, scale=1.0)
+        kernels.add(self._draw(keys, pieces), values.reshape(-1), out.view(-1), by)
+        return out
+
+    @torch.no_grad()
+    def advance(
+        self,
+        name: str,
+        values: Tensor,
+        ks: Sequence[int],
+        by: Sequence[float],
+        *,
+        moves: int,
+        out: Tensor,
+    ) -> Tensor:
+        """Add sum_{i < moves} by_i z_{k_i} to one tensor's values, and return them with the rest added, in `out`.
+
+        `values` and `out` have the tensor's shape and are contiguous.
+        """
+        shape = self.shapes[name]
+        if self._matrix(shape):
+            self.shift(name, values, ks[:moves], by[:moves], out=values)
+            return self.shift(name, values, ks[moves:], by[moves:], out=out)
+        draw = self._draw(self._keys(ks), _whole(self._places[name], shape.numel()))
+        kernels.add(draw, values.view(-1), out.view(-1), by, moves=moves)
         return out
 
     @torch.no_grad()
@@ -161,7 +184,7 @@ class Directions:
         keys: NDArray[np.uint32],
         by: Sequence[float],
         *,
-        scale: float,
+        scale: float = 1.0,
     ) -> None:
         if self.law != "lowrank":
             kernels.add(self._draw(keys, self._everything), base, out, by, scale=scale)

@@ -4,6 +4,7 @@ A CPU kernel takes contiguous float32 and float64; other tensors pass through it
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -23,8 +24,8 @@ _AT_ONCE = 256
 class _Kernels(Protocol):
     """What `reference` and `compiled` offer, on arrays."""
 
-    def add(self, draw: Draw, base: Any, out: Any, by: Any, scale: float) -> None:
-        """Write scale * base + sum_k by_k z_k where the pieces lie."""
+    def add(self, draw: Draw, base: Any, out: Any, by: Any, scale: float, moves: int = 0) -> None:
+        """Write scale * base + sum_k by_k z_k where the pieces lie; the first `moves` go to base itself before."""
         ...
 
     def add_exact(
@@ -52,9 +53,26 @@ def on_cpu() -> _Kernels:
     return compiled
 
 
-def add(draw: Draw, base: Tensor, out: Tensor, by: Sequence[float], *, scale: float) -> None:
-    """Write scale * base + sum_k by_k z_k into `out`; flat tensors, which may be one and the same."""
-    kind = torch.float64 if out.dtype == torch.float64 else torch.float32
+def add(
+    draw: Draw,
+    base: Tensor,
+    out: Tensor,
+    by: Sequence[float],
+    *,
+    scale: float = 1.0,
+    moves: int = 0,
+) -> None:
+    """Write scale * base + sum_k by_k z_k into `out`; flat tensors, which may be one and the same.
+
+    The first `moves` directions are added to base itself before: in the same pass over memory on a CPU, where both are
+    of the type of the sums, else in one of its own, with the same bits.
+    """
+    kind = _kind_of(out)
+    if moves and (base.dtype != kind or out.dtype != kind or base.device.type != "cpu"):
+        first, rest = (replace(draw, keys=keys) for keys in (draw.keys[:moves], draw.keys[moves:]))
+        add(first, base, base, by[:moves])
+        add(rest, base, out, by[moves:], scale=scale)
+        return
     factors = np.asarray(by, np.float64 if kind == torch.float64 else np.float32)
     if _on_cuda(out):
         from fedloom.spaces.directions import cuda
@@ -62,7 +80,7 @@ def add(draw: Draw, base: Tensor, out: Tensor, by: Sequence[float], *, scale: fl
         cuda.add(draw, base.to(out.device), out, factors, scale)
         return
     for some, given, result in _stretches(draw, base, out, kind):
-        on_cpu().add(some, given, result, factors, scale)
+        on_cpu().add(some, given, result, factors, scale, moves)
 
 
 def add_exact(
@@ -85,8 +103,7 @@ def add_exact(
 
         cuda.add_exact(draw, base.to(out.device), out, whole, unit, scale)
         return
-    kind = torch.float64 if out.dtype == torch.float64 else torch.float32
-    for some, given, result in _stretches(draw, base, out, kind):
+    for some, given, result in _stretches(draw, base, out, _kind_of(out)):
         on_cpu().add_exact(some, given, result, whole, unit, scale)
 
 
@@ -109,9 +126,13 @@ def project(draw: Draw, values: Tensor) -> Tensor:
         from fedloom.spaces.directions import cuda
 
         return cuda.project(draw, values)
-    kind = torch.float64 if values.dtype == torch.float64 else torch.float32
-    moved = values.detach().to("cpu", kind).contiguous()
+    moved = values.detach().to("cpu", _kind_of(values)).contiguous()
     return torch.from_numpy(on_cpu().project(draw, moved.numpy()))
+
+
+def _kind_of(out: Tensor) -> torch.dtype:
+    """Return the type of sums."""
+    return torch.float64 if out.dtype == torch.float64 else torch.float32
 
 
 def _on_cuda(tensor: Tensor) -> bool:

@@ -1,8 +1,7 @@
 """What numba compiles: loops over pieces whose blocks stay in cache, over directions four at a time.
 
-`fastmath` stays off, so that no product and sum are fused: the bits are those of `reference`, on any processor. Inner
-loops run from 0 to a known length; anything else keeps LLVM from vectorising. All in this one file: numba keeps what it
-compiled until the file of the loop changes, whatever the others do.
+`fastmath` stays off, so no product and sum are fused: the bits are those of `reference`. Inner loops run from 0 to a
+known length, else LLVM would not vectorise. All in one file: numba keeps what it compiled until the loop's file changes.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -37,15 +36,13 @@ def _inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     return inlined
 
 
-# What numba would not do, or do in 64 bits.
-
-
 def _write_cast(context: Any, builder: Any, signature: Any, values: Any) -> Any:
     return builder.bitcast(values[0], context.get_value_type(signature.return_type))
 
 
-def _write_popcount(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-    return builder.ctpop(values[0])
+def _write_level(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+    # Heads less tails of sixteen coins, halved: an integer in [-8, 8].
+    return builder.sub(builder.ctpop(values[0]), values[0].type(8))
 
 
 def _write_plus_signed(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -70,15 +67,12 @@ def _write_plus_signed(context: Any, builder: Any, signature: Any, values: Any) 
 
 
 def _instruction(result: Any, operand: Any, write: Callable[..., Any]) -> Any:
-    def typed(_context: Any, _value: Any) -> Any:
-        return result(operand), write
-
-    return intrinsic(typed)
+    return intrinsic(lambda _context, _value: (result(operand), write))
 
 
 _as_float = _instruction(types.float32, types.uint32, _write_cast)
 _as_bits = _instruction(types.uint32, types.float32, _write_cast)
-_popcount = _instruction(types.uint32, types.uint32, _write_popcount)
+_level = _instruction(types.int32, types.uint32, _write_level)
 
 
 @intrinsic
@@ -94,7 +88,7 @@ def _plus_signed(_context: Any, _total: Any, factor: Any, _word: Any, _row: Any)
 def _words(out, o, group, tensor, tag, key):
     """Fill 128 words from `o`, lanes within words, of counters 32 * group and on.
 
-    All in 64 bits: truncated and widened again, words would change vectors twice a round.
+    All in 64 bits, whose low half products read: truncated and widened again, words would change vectors twice a round.
     """
     first, key0, key1 = uint64(group) * uint64(32), uint64(key[0]), uint64(key[1])
     for lane in range(32):
@@ -104,7 +98,7 @@ def _words(out, o, group, tensor, tag, key):
         for _ in range(10):
             p0, p1 = (x0 & _LOW) * _MULTIPLY0, (x2 & _LOW) * _MULTIPLY1
             x0, x2 = (p1 >> _HALF) ^ x1 ^ k0, (p0 >> _HALF) ^ x3 ^ k1
-            x1, x3 = p1 & _LOW, p0 & _LOW
+            x1, x3 = p1, p0
             k0, k1 = (k0 + _STEP0) & _LOW, (k1 + _STEP1) & _LOW
         out[o + lane], out[o + lane + 32] = uint32(x0), uint32(x1)
         out[o + lane + 64], out[o + lane + 96] = uint32(x2), uint32(x3)
@@ -157,12 +151,6 @@ def _normals(z, words):
 
 
 @_inlined
-def _level(half):
-    """Return heads less tails of sixteen coins, halved: an integer in [-8, 8]."""
-    return int32(_popcount(uint32(half))) - int32(8)
-
-
-@_inlined
 def _block(z, words, code, block, rows, tensor, tag, key):
     """Fill rows of 128 elements, [rows[0], rows[1]) of a block's 32, of one direction."""
     if code == 1:
@@ -181,7 +169,8 @@ def _block(z, words, code, block, rows, tensor, tag, key):
                 _words(words, 0, block * 16 + t // 2, tensor, tag, key)
             down = uint32(16 * (t % 2))
             for i in range(128):
-                row[i] = float32(_level((words[i] >> down) & uint32(0xFFFF))) * float32(0.5)
+                half = uint32((words[i] >> down) & uint32(0xFFFF))
+                row[i] = float32(_level(half)) * float32(0.5)
 
 
 @_inlined
@@ -209,25 +198,36 @@ def _sum_signs(sums, r, block, tensor, tag, keys, by):
 
 
 @_compiled
-def add(base, out, scale, code, tag, keys, by, pieces):
-    """Write scale * base + sum_k by_k z_k."""
+def _sum(sums, z, r, code, block, rows, tensor, tag, keys, by):
+    """Fill rows of 128 elements, [rows[0], rows[1]) of a block's 32, with sums of by_k z_k."""
+    if code == 1:
+        _sum_signs(sums, r, block, tensor, tag, keys, by)
+        return
+    sums[rows[0] * 128 : rows[1] * 128] = 0
+    for k in range(len(by)):
+        factor = by[k]
+        for t in range(rows[0] // 2 * 2, rows[1], 2):
+            two = max(t, rows[0]), min(t + 2, rows[1])
+            _block(z, r, code, block, two, tensor, tag, keys[k])
+            here, drawn = sums[two[0] * 128 : two[1] * 128], z[two[0] * 128 : two[1] * 128]
+            for i in range(len(here)):
+                here[i] += factor * drawn[i]
+
+
+@_compiled
+def add(base, out, scale, moves, code, tag, keys, by, pieces):
+    """Write scale * base + sum_k by_k z_k; the first `moves` directions are added to base itself before."""
     r, z, sums = np.empty(512, np.uint32), np.empty(4096, np.float32), np.empty(4096, by.dtype)
     for p in range(len(pieces)):
         tensor, start, at, size = pieces[p]
         low, block = start % 4096, start // 4096
-        if code == 1:
-            _sum_signs(sums, r, block, tensor, tag, keys, by)
-        else:
-            rows = low // 128, (low + size + 127) // 128
-            sums[rows[0] * 128 : rows[1] * 128] = 0
-            for k in range(len(by)):
-                _block(z, r, code, block, rows, tensor, tag, keys[k])
-                factor = by[k]
-                for t in range(rows[0], rows[1]):
-                    here, drawn = sums[t * 128 : t * 128 + 128], z[t * 128 : t * 128 + 128]
-                    for i in range(128):
-                        here[i] += factor * drawn[i]
+        rows = low // 128, (low + size + 127) // 128
         given, result, summed = base[at : at + size], out[at : at + size], sums[low : low + size]
+        if moves:
+            _sum(sums, z, r, code, block, rows, tensor, tag, keys[:moves], by[:moves])
+            for i in range(size):
+                given[i] = given[i] + summed[i]
+        _sum(sums, z, r, code, block, rows, tensor, tag, keys[moves:], by[moves:])
         if scale == 1.0:
             for i in range(size):
                 result[i] = given[i] + summed[i]
@@ -255,9 +255,8 @@ def add_exact(base, out, scale, unit, code, tag, keys, quanta, pieces):
                     _words(r, 0, block * 16 + g, tensor, tag, keys[k])
                     here, next_ = sums[g * 256 : g * 256 + 128], sums[g * 256 + 128 : g * 256 + 256]
                     for i in range(128):
-                        here[i] += q * _level(r[i] & uint32(0xFFFF))
-                    for i in range(128):
-                        next_[i] += q * _level(r[i] >> uint32(16))
+                        here[i] += q * _level(uint32(r[i] & uint32(0xFFFF)))
+                        next_[i] += q * _level(uint32(r[i] >> uint32(16)))
         given, result, summed = base[at : at + size], out[at : at + size], sums[low : low + size]
         for i in range(size):
             result[i] = scale * np.float64(given[i]) + unit * np.float64(summed[i])

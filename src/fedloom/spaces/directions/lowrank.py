@@ -8,6 +8,7 @@ U, then the r columns of V.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -38,14 +39,13 @@ class Factors:
     ) -> tuple[Tensor, Tensor]:
         """Return (K, r, len(rows)) and (K, r, n) float32, with z_k[rows] = sum_r u_kr v_kr^T; `rows` on the CPU."""
         (m, n), r = self.shape, self.rank
-        starts = (torch.arange(r)[:, None] * m + rows).reshape(-1).numpy()
-        places = np.arange(len(starts))
         if len(rows) == m:  # all of them: one stretch, not one a row
-            starts, stops, places = np.array([0]), np.array([r * m]), np.array([0])
+            pieces = _stretch(self.tensor, 0, r * m)
         else:
-            stops = starts + 1
-        u = self._fill(keys, cut(self.tensor, starts, stops, places), r * len(rows), device)
-        v = self._fill(keys, cut(self.tensor, r * m, r * (m + n), 0), r * n, device)
+            starts = (torch.arange(r)[:, None] * m + rows).reshape(-1).numpy()
+            pieces = cut(self.tensor, starts, starts + 1, np.arange(len(starts)))
+        u = self._fill(keys, pieces, r * len(rows), device)
+        v = self._fill(keys, _stretch(self.tensor, r * m, r * (m + n)), r * n, device)
         return u.view(-1, r, len(rows)).mul_(r**-0.5), v.view(-1, r, n)
 
     def add(
@@ -89,3 +89,8 @@ class Factors:
         out = torch.empty(len(keys), size, device=device)
         fill(Draw("gaussian", tag_of("lowrank"), keys, pieces), out)
         return out
+
+
+@lru_cache(maxsize=4096)
+def _stretch(tensor: int, first: int, last: int) -> NDArray[np.int64]:
+    return cut(tensor, first, last, 0)

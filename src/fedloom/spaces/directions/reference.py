@@ -86,13 +86,23 @@ def draw_range(
     return z[low : low + size]
 
 
-def add(draw: Draw, base: Any, out: Any, by: Any, scale: float) -> None:
-    """Write scale * base + sum_k by_k z_k where the pieces lie; sums in the type of `by`, in order."""
+def add(draw: Draw, base: Any, out: Any, by: Any, scale: float, moves: int = 0) -> None:
+    """Write scale * base + sum_k by_k z_k where the pieces lie; sums in the type of `by`, in order.
+
+    The first `moves` directions are added to base itself before.
+    """
+
+    def summed(which: slice, *at: int) -> NDArray[Any]:
+        sums = np.zeros(at[2], by.dtype)
+        for key, factor in zip(draw.keys[which], by[which], strict=True):
+            sums += factor * draw_range(draw.law, draw.tag, key, *at)
+        return sums
+
     for tensor, start, at, size in _joined(draw.pieces):
-        sums = np.zeros(size, by.dtype)
-        for key, factor in zip(draw.keys, by, strict=True):
-            sums += factor * draw_range(draw.law, draw.tag, key, tensor, start, size)
         here = slice(at, at + size)
+        if moves:
+            base[here] += summed(slice(moves), tensor, start, size)
+        sums = summed(slice(moves, None), tensor, start, size)
         out[here] = (
             base[here] + sums if scale == 1 else scale * base[here].astype(np.float64) + sums
         )

@@ -1,0 +1,72 @@
+"""How often the weights of a walk are drawn and passed over, counted as it walks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from fedloom.spaces.directions import kernels, lowrank
+
+STEPS = 4
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Return how many deviates were drawn, and how many bytes of weights and scratch were read and written."""
+    seen: Counter[str] = Counter()
+    add, fill = kernels.add, kernels.fill
+
+    def elements(draw):
+        return int(np.sum(draw.pieces[:, 3]))
+
+    def watched_add(draw, base, out, by, **more):
+        touched = base.element_size() * (2 if more.get("moves") else 1) + out.element_size()
+        seen["draws"] += elements(draw) * len(draw.keys)
+        seen["bytes"] += elements(draw) * touched if len(draw.keys) else 0
+        add(draw, base, out, by, **more)
+
+    def watched_fill(draw, out):
+        seen["factors"] += elements(draw) * len(draw.keys)
+        fill(draw, out)
+
+    monkeypatch.setattr(kernels, "add", watched_add)
+    monkeypatch.setattr(lowrank, "fill", watched_fill)
+    return seen
+
+
+def walked(bench, model, law):
+    tune = {"space": "seeds", "law": law}
+    one = bench(model=model, tune=tune, optimizer="sgd", lr=1e-4, steps=STEPS)
+    table = model.get_input_embeddings().weight.numel()
+    return one, one.space.values.numel(), table
+
+
+@pytest.mark.parametrize("law", ["gaussian", "rademacher", "popcount"])
+def test_a_step_draws_a_weight_three_times_and_moves_five_values_of_it(
+    bench, tiny_llama, drawn, law
+):
+    """Check fedkseed A16, counted: both looks draw, and the step as the next look reads.
+
+    A pass reads and writes; that which takes a step also writes what it moved. Two draws are for who has the activations
+    of both looks at once.
+    """
+    one, numel, table = walked(bench, tiny_llama(), law)
+    one.fit(["c1"])
+    kept = numel - table
+    # A look reads the rows of an embedding that occur, at most all.
+    assert 3 * STEPS * kept + STEPS * table <= drawn["draws"] <= 3 * STEPS * numel
+    # The last step is taken by itself; an embedding moves before its rows are read.
+    assert drawn["bytes"] <= 4 * ((5 * STEPS + 1) * kept + 6 * STEPS * table)
+
+
+def test_a_low_rank_step_draws_the_factors_twice(bench, tiny_llama, drawn):
+    """Check fedkseed A16, counted: those of a look serve both, and the step draws them again."""
+    model = tiny_llama()
+    one, numel, _ = walked(bench, model, "lowrank")
+    one.fit(["c1"])
+    shapes = [p.shape for n, p in one.space.tensors.items() if p.ndim > 1 and "embed" not in n]
+    factors = sum(sum(shape) for shape in shapes)
+    rows = torch.tensor(model.get_input_embeddings().weight.shape).sum().item()
+    assert 2 * STEPS * factors <= drawn["factors"] <= 2 * STEPS * factors + 3 * STEPS * rows
+    assert drawn["factors"] < 2 * STEPS * numel / 10
