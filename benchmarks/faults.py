@@ -261,7 +261,9 @@ def _misfit(home: Path, recipe: Any, data: Path, changed: Any) -> None:
         environment = changed if isinstance(changed, dict) else sites.injected(*changed)
         sites.join("alba", data, environment=environment)
         code = server.wait(400)
-        print(f"another {home.name}: the server ended with {code} {time.monotonic() - began:.0f} s")
+        print(
+            f"another {home.name}: the server ended with {code} after {time.monotonic() - began:.0f} s"
+        )
         print(_indented(said(home / "serve.log")))
         print(_indented(said(home / "alba.log")), flush=True)
 
