@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_CHANCE = 0.3
+_CHANCE = 0.2
 """Of a cut too many anywhere, over the number of rows; an upper bound, as cuts of one tree exclude each other."""
 _MOST_CUTS = 256
 """Groups of the finest cut whose silhouette is looked at."""
