@@ -274,7 +274,7 @@ def test_clusters_that_grow_alike_are_merged_and_one_that_falls_apart_is_split()
 
 
 def test_without_clusters_it_is_the_inner_algorithm_to_the_bit() -> None:
-    """M4, k = 1: nobody is asked, nothing is added."""
+    """k = 1: nobody is asked, nothing is added."""
     u = tongues(3, 3)
     for inner in (FedAvg(), FedAvg(Adam(0.1)), Scaffold()):
         place, plain = village(Clustered(inner, Auto(1)), u), village(inner, u)
@@ -286,7 +286,7 @@ def test_without_clusters_it_is_the_inner_algorithm_to_the_bit() -> None:
 
 
 def test_a_cluster_each_is_local_training() -> None:
-    """M4, k = N, everybody there."""
+    """k = N, everybody there."""
     u = tongues(2, 2, 1)
     place, alone = village(Clustered(FedAvg(), Auto(5)), u), village(LocalOnly(), u)
     for it in (place, alone):
@@ -297,7 +297,6 @@ def test_a_cluster_each_is_local_training() -> None:
 
 
 def test_renaming_clients_renames_clusters_only() -> None:
-    """M4."""
     u = tongues(3, 4, 5)
     ids = sorted(u)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(3)).tolist()

@@ -27,7 +27,7 @@ LANGUAGES = ["en", "de", "es", "pt", "sv"]
 def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """fedmllm C14, M5: the change of clusters comes after the checkpoint."""
+    """fedmllm C14: the change of clusters comes after the checkpoint."""
     it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5))
     engine = it.engine(InProcess, algorithm, tmp_path / "a")
     checkpoints = Checkpoints(tmp_path / "c", keep=9)
@@ -53,7 +53,6 @@ def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
 def test_one_cluster_is_the_inner_algorithm_to_the_bit(
     inner: Any, bench: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """M4."""
     it = bench()
     plain, said = it.rounds(inner, it.engine(InProcess, inner, tmp_path / "a"), 3)
     algorithm = Clustered(inner, Auto(1))
@@ -64,7 +63,6 @@ def test_one_cluster_is_the_inner_algorithm_to_the_bit(
 
 
 def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: Path) -> None:
-    """M4."""
     it = bench(torch.float64)
     algorithm = Clustered(FedAvg(), Auto(8))
     run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
@@ -97,7 +95,7 @@ def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_pa
             },
             "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
             "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 10, "batch_size": 8},
-            "evaluation": {"every": 0, "generate": False, "validation": False},
+            "evaluation": {"every": 0, "generate": False, "validation": False, "by": "language"},
             "run": {"rounds": 4, "samples": 0},
         }
         loss[name] = run_recipe(build_recipe(tree), tmp_path / name)[""]["final"]["test/loss"]
@@ -107,3 +105,11 @@ def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_pa
     assert loss["clustered"] < loss["fedavg"]
     folders = sorted(path.name for path in (tmp_path / "clustered" / "adapters").iterdir())
     assert folders == [f"cluster-{k}" for k in range(5)]
+    told = read_results(tmp_path / "clustered")
+    for language in LANGUAGES:
+        models = told.by_label["models"]
+        best = min(models, key=lambda model: model["metrics"][language]["loss"])
+        spoken = [
+            told.manifest["clients"][client]["labels"]["language"] for client in best["clients"]
+        ]
+        assert all(list(held) == [language] for held in spoken), "each is served best by its own"

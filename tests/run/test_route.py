@@ -132,7 +132,7 @@ def test_where_there_is_one_model_there_is_no_margin() -> None:
 def test_twenty_new_clients_find_their_language_from_sixteen_examples(
     seed: int, tmp_path: Path
 ) -> None:
-    """M6 in small: three languages, clusters found as they train."""
+    """Three languages, clusters found as they train."""
     from dataclasses import replace
 
     from fedloom.data.formats import to_records

@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 from sklearn import metrics
 
 from fedloom.server.clustering import adjusted_rand, cosines, find_groups, ward_cut
+from fedloom.server.clustering_modes import Auto
 from fedloom.server.clustering_rows import row_of
 from fedloom.server.clustering_tree import Tree, cut
 
@@ -134,7 +135,7 @@ def test_the_papers_cut_is_wards_of_the_rows_of_the_matrix() -> None:
 
 
 def test_the_order_the_scale_and_the_type_of_rows_do_not_matter() -> None:
-    """fedmllm C3, M4."""
+    """fedmllm C3."""
     rows, labels = planted([3, 4, 5], 0.5, 0.3)
     groups = find_groups(rows)
     assert adjusted_rand(labels, groups.labels) == 1
@@ -205,16 +206,17 @@ def peak_bytes() -> int:
 
 @pytest.mark.slow
 def test_a_thousand_clients_of_a_million_entries_take_ten_seconds_and_half_a_gigabyte() -> None:
-    """M5, in CPU time: what arrives is sketched and let go, then all are grouped; memory is the high-water mark."""
+    """In CPU time: what arrives is sketched and let go, then all are grouped; memory is the high-water mark."""
+    size = Auto().sketch
     source = torch.Generator().manual_seed(0)
     kinds = torch.randn(20, 1_000_000, generator=source)
     noise = torch.randn(8, 1_000_000, generator=source)
-    spent, rows = 0.0, torch.empty(1000, 4096)
+    spent, rows = 0.0, torch.empty(1000, size)
     before = peak_bytes()
     for client in range(1000):
         delta = {"layer.lora_B": kinds[client % 20] + 1.5 * noise[client % 8].roll(client)}
         began = time.process_time()
-        rows[client] = row_of({}, delta, compare="B", size=4096)
+        rows[client] = row_of({}, delta, compare="B", size=size)
         spent += time.process_time() - began
     began = time.process_time()
     groups = find_groups(rows)
