@@ -19,6 +19,11 @@ from fedloom.run.settings import Recipe
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
 Make = Callable[..., Recipe]
+# Where tests run in the background, a shell has told everything they start to ignore Ctrl-C.
+LISTENS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    " from fedloom.cli import main; main()"
+)
 PATIENCE = 400.0
 """Seconds for what takes ten on a machine that has nothing else to do."""
 
@@ -66,7 +71,7 @@ def test_a_killed_worker_is_an_absence_with_its_site_and_is_started_again(
     out, log = tmp_path / "out", tmp_path / "log"
     with open(log, "w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fedloom.cli", "run", str(file), "--out", str(out)],
+            [sys.executable, "-c", LISTENS, "run", str(file), "--out", str(out)],
             stdout=said,
             stderr=subprocess.STDOUT,
             text=True,

@@ -208,12 +208,16 @@ def test_where_few_entries_are_zero_the_zeros_are_coded() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("density", [1 / 4, 1 / 16])
-def test_a_million_entries_are_written_and_read_in_milliseconds(density: float) -> None:
-    """CPU seconds of one thread, of memory that the process has already: flasc F7."""
+def test_a_million_entries_are_written_and_read_in_less_than_half_of_torchs_selection(
+    density: float,
+) -> None:
+    """CPU seconds of one thread, of memory that the process has already: flasc F7, beside torch.topk of a quarter."""
     payload = {"delta": {"w": sparse_tensor(1_000_000, density)}}
     message = encode(payload, values="float16")
     written = fastest(lambda: encode(payload, values="float16"))
-    assert written + fastest(lambda: decode(message)) < 0.005
+    dense = sparse_tensor(1_000_000, 1.0)
+    selected = fastest(lambda: torch.topk(dense, 250_000, sorted=False), times=30)
+    assert written + fastest(lambda: decode(message)) < selected / 2
 
 
 def test_negative_zero_is_no_zero() -> None:
