@@ -110,7 +110,9 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
         "local": ALGORITHMS["local"],
         "fedavg": lambda: _layer(recipe.algorithm, FedAvg) or FedAvg(),
         "oracle": lambda: _clustered(recipe.algorithm, Given(_label(recipe))),
-        "random": lambda: _clustered(recipe.algorithm, Random(summary["num_clusters"])),
+        "random": lambda: _clustered(
+            recipe.algorithm, Random(summary["num_clusters"], recipe.run.seed)
+        ),
     }
     return dataclasses.replace(shared, algorithm=make[kind]())
 

@@ -1,5 +1,6 @@
 """What a run with clusters leaves behind: its models by name, who is where, and results by label."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable
@@ -202,7 +203,14 @@ def test_baselines_of_a_clustered_run_put_other_clusters_in_place_of_its_own(
     }
     assert made["fedavg"] == FedAvg(mu=0.5)
     assert made["oracle"].inner.mode == Given("group")
-    assert made["random"].inner.mode == Random(3)
+    assert made["random"].inner.mode == Random(3, recipe.run.seed)
+    other = dataclasses.replace(
+        recipe, run=dataclasses.replace(recipe.run, seed=recipe.run.seed + 1)
+    )
+    drawn: Any = baseline_of(
+        other, "random", summary={"num_clients": 4, "num_clusters": 3}
+    ).algorithm
+    assert drawn.inner.mode != made["random"].inner.mode
     assert {made[kind].inner.share for kind in ("oracle", "random")} == {Sharing()}
     assert made["oracle"].inner.inner == FedAvg(mu=0.5)
 

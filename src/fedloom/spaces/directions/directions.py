@@ -61,11 +61,6 @@ class Directions:
         return self.law in ("rademacher", "popcount")
 
     @torch.no_grad()
-    def add_(self, values: Tensor, ks: Sequence[int], by: Sequence[float]) -> None:
-        """Add sum_i by_i z_{k_i} to (numel,) values, in place."""
-        self._add(values, values, self._keys(ks), by)
-
-    @torch.no_grad()
     def shift(
         self,
         name: str,
@@ -184,7 +179,7 @@ class Directions:
         keys: NDArray[np.uint32],
         by: Sequence[float],
         *,
-        scale: float = 1.0,
+        scale: float,
     ) -> None:
         if self.law != "lowrank":
             kernels.add(self._draw(keys, self._everything), base, out, by, scale=scale)
