@@ -105,6 +105,20 @@ def test_one_group_is_not_taken_apart(count: int, spread: float) -> None:
     assert sum(whole) <= 1
 
 
+@pytest.mark.parametrize(("within", "expected"), [(0.36, 2), (0.40, 4)])
+def test_dialects_are_taken_apart_only_where_they_differ_enough_to_matter(
+    within: float, expected: int
+) -> None:
+    rows, dialects = planted([20] * 4, within, 0.05, family=0.28, families=[0, 0, 1, 1])
+    groups = find_groups(rows)
+    own, other = groups.similarity[:20, :20], groups.similarity[:20, 20:40]
+    apart = (own.sum() - 20) / 380 - other.mean()
+    # 190 pairs of one dialect and 400 across: both differences are far beyond chance.
+    assert apart > 10 * groups.noise * (1 / 190 + 1 / 400) ** 0.5
+    languages = dialects if expected == 4 else [dialect // 2 for dialect in dialects]
+    assert adjusted_rand(languages, groups.labels) == 1
+
+
 def test_a_group_of_one_joins_its_nearest_as_it_cannot_be_told_from_a_noisy_member() -> None:
     rows, labels = planted([6, 6, 1], 0.6, 0.3)
     groups = find_groups(rows)

@@ -1,9 +1,10 @@
 """Which rows belong together, and how many groups there are, by their cosines.
 
 The tree is that of average linkage. A node of it is cut where its two sides are more similar inside than to one another by
-more than the best of all ways to halve a group of its size would be by chance, or where the silhouette is best (Rousseeuw,
-Silhouettes, Journal of Computational and Applied Mathematics 20, 1987) once one cut is beyond chance. Inside is the
-geometric mean of both sides, so that what a client has in common with everybody, or is too noisy to have, cancels.
+more than the best of all ways to halve a group of its size would be by chance, and by enough to matter, or where the
+silhouette is best (Rousseeuw, Silhouettes, Journal of Computational and Applied Mathematics 20, 1987) once one cut is so.
+Inside is the geometric mean of both sides, so that what a client has in common with everybody, or is too noisy to have,
+cancels.
 """
 
 import math

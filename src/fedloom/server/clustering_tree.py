@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 _CHANCE = 0.2
 """Of a cut too many anywhere, over the number of rows; an upper bound, as cuts of one tree exclude each other."""
+_LEAST_EFFECT = 0.22
+"""Of the similarity inside, what must be missing across: of many rows a difference too small to matter is beyond chance."""
 _MOST_CUTS = 256
 """Groups of the finest cut whose silhouette is looked at."""
 _SMALL = 100
@@ -110,7 +112,7 @@ class Tree:
         return found
 
     def _contrast(self, m: int) -> float:
-        """Return by how many standard errors both sides of a merge are more similar inside than across."""
+        """Return by how many standard errors both sides of a merge are more similar inside than across, if it matters."""
         a, b = self.kids[m]
         if min(self.sizes[a], self.sizes[b]) < 2:
             return -math.inf
@@ -177,8 +179,9 @@ def _contrast(
 ) -> Matrix:  # fmt: skip
     inside = np.sqrt(np.maximum(inside_a, 0) * np.maximum(inside_b, 0))
     variance = 0.25 / np.maximum(pairs_a, 1) + 0.25 / np.maximum(pairs_b, 1) + 1 / crossing
-    found: Matrix = (inside - across) / (noise * np.sqrt(variance) + 1e-12)
-    return found
+    found = (inside - across) / (noise * np.sqrt(variance) + 1e-12)
+    matters = across <= (1 - _LEAST_EFFECT) * inside
+    return np.where(matters, found, np.minimum(found, 0))
 
 
 def cut(merges: Matrix, num_groups: int) -> Labels:
