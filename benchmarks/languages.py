@@ -78,14 +78,14 @@ def recipe_of(mode: str, seed: int, arguments: argparse.Namespace) -> Recipe:
         files = arguments.files.split(",") if arguments.files else files
         count = len(files)
         data |= {"source": arguments.data, "where": {"file": files}, "num_clients": 2 * count}
-        data |= {"num_examples": 160 * count, "max_length": 128, "truncate": "prompt"}
-        data |= {"fractions": [0.75, 0.0, 0.25]}
+        data |= {"num_examples": 200 * count, "max_length": 128, "truncate": "prompt"}
+        data |= {"fractions": [0.6, 0.0, 0.4]}
         local = {"lr": 3e-3, "steps": 6, "batch_size": 4}
     else:
         count, file = len(SPOKEN), arguments.runs / f"conflict-{seed}.jsonl"
-        write_conflict(file, 120, seed)
+        write_conflict(file, 180, seed)
         data |= {"source": str(file), "num_clients": 2 * count, "max_length": 48}
-        data |= {"fractions": [0.75, 0.0, 0.25]}
+        data |= {"fractions": [0.5, 0.0, 0.5]}
         local = {"lr": 4e-3, "steps": 10, "batch_size": 8}
     tree = {
         "name": mode,

@@ -103,15 +103,16 @@ def test_a_run_without_a_grouping_has_none() -> None:
     assert tell_clusters(Grouping(), {})["assignment"] == {}
 
 
-def test_agreement_is_told_of_labels_that_all_have_and_some_share() -> None:
+@pytest.mark.parametrize("label", ["language", "file"])
+def test_agreement_is_told_of_labels_that_all_have_and_some_share(label: str) -> None:
     grouping = Grouping(assignment={"a": 0, "b": 0, "c": 1})
     profiles = {
-        "a": {"language": "x", "name": "1", "all": "-"},
-        "b": {"language": "x", "name": "2", "all": "-", "tier": "s"},
-        "c": {"language": "y", "name": "3", "all": "-"},
+        "a": {"group": "x", label: "x", "name": "1", "all": "-"},
+        "b": {"group": "x", label: "x", "name": "2", "all": "-", "tier": "s"},
+        "c": {"group": "y", label: "y", "name": "3", "all": "-"},
     }
     assert tell_clusters(grouping, profiles)["agreement"] == {
-        "language": {"adjusted_rand": 1.0, "num_values": 2}
+        label: {"adjusted_rand": 1.0, "num_values": 2}
     }
 
 

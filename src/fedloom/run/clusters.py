@@ -52,9 +52,9 @@ def _agreement(
     found = [grouping.assignment[client] for client in clients]
     shared = set.intersection(*(set(profiles[client]) for client in clients))
     told, seen = dict[str, dict[str, Any]](), list[list[str]]()
-    for label in sorted(shared, reverse=True):
+    for label in sorted(shared, key=lambda name: (name == "group", name)):
         values = [profiles[client][label] for client in clients]
-        # A group is called for its language: once is enough.
+        # A group is called for the label it was dealt out by: that name is enough.
         if 1 < len(set(values)) < len(values) and values not in seen:
             seen.append(values)
             told[label] = {

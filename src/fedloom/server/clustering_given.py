@@ -18,15 +18,11 @@ from fedloom.core.protocols import (
 from fedloom.core.seeds import derive
 from fedloom.server.clustering import Groups
 from fedloom.server.clustering_members import Grouping
-from fedloom.server.clustering_sharing import ClusteredState, Sharing, narrowed
+from fedloom.server.clustering_sharing import ClusteredState, Sharing, teach
 
 
-class _Known(Protocol):
-    """A mode whose clusters are known beforehand: nobody is asked for anything."""
-
-    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
-        """Return whose cluster is which from now on."""
-        ...
+class Silent(Protocol):
+    """A mode that asks clients for nothing beyond their uploads."""
 
     def begin(self, params: Params) -> None:
         """Take any space."""
@@ -37,8 +33,16 @@ class _Known(Protocol):
         return round
 
     def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
-        """Return nobody: there is nothing to find out."""
+        """Return nobody."""
         return []
+
+
+class _Known(Silent, Protocol):
+    """A mode whose clusters are known beforehand."""
+
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return whose cluster is which from now on."""
+        ...
 
     def update(
         self,
@@ -49,7 +53,12 @@ class _Known(Protocol):
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: every cluster its members' uploads."""
-        return _taught(inner, state, round, arrived, self.assigned(state.grouping, round))
+        whole, told = inner.server_update(state.whole, round, iter(arrived))
+        grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
+        models = {k: state.centers.get(k, state.whole) for k in grouping.members}
+        centers, said = teach(inner, models, share.teaching(grouping), round, arrived)
+        after = replace(state, whole=whole, centers=centers, grouping=grouping)
+        return after, {**told, **said}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +111,6 @@ def _numbered(grouping: Grouping, values: Mapping[ClientId, str]) -> dict[Client
     for value in sorted(set(values.values()) - numbers.keys()):
         numbers[value], count = count, count + 1
     return {**grouping.assignment, **{c: numbers[value] for c, value in values.items()}}
-
-
-def _taught(
-    inner: Algorithm[State],
-    state: ClusteredState[State],
-    round: Round,
-    arrived: Sequence[Reply],
-    assignment: Mapping[ClientId, int],
-) -> tuple[ClusteredState[State], Metrics]:
-    whole, told = inner.server_update(state.whole, round, iter(arrived))
-    grouping = _regrouped(state.grouping, assignment, round.number)
-    centers: dict[int, State] = {}
-    for k, members in grouping.members.items():
-        mine = [reply for reply in arrived if reply.client in members]
-        centers[k] = state.centers.get(k, state.whole)
-        if mine:
-            part = narrowed(round, members)
-            centers[k], said = inner.server_update(centers[k], part, iter(mine))
-            told = {**told, **said}
-    return replace(state, whole=whole, centers=centers, grouping=grouping), told
 
 
 def _regrouped(old: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:

@@ -1,6 +1,5 @@
 """The two ways to come to clusters: ours, and that of FedMLLM's code."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -9,10 +8,10 @@ import torch
 
 from fedloom.core.protocols import Algorithm, ClientId, Metrics, Params, Reply, Round, State
 from fedloom.server.clustering import Groups, cosines, ward_cut
-from fedloom.server.clustering_given import Given, Random
+from fedloom.server.clustering_given import Given, Random, Silent
 from fedloom.server.clustering_members import listened, regrouped, renamed
 from fedloom.server.clustering_rows import Compare, check_product, whole_row
-from fedloom.server.clustering_sharing import ClusteredState, Sharing, narrowed
+from fedloom.server.clustering_sharing import ClusteredState, Sharing, narrowed, teach
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +95,15 @@ class Auto:
                 hysteresis=self.hysteresis,
             )
         taught = share.teaching(grouping)
-        centers: dict[int, State] = {}
-        each: list[Metrics] = []
-        for k in grouping.members:
-            pupils = {client for client, weights in taught.items() if k in weights}
-            mine = [
-                replace(r, weight=r.weight * taught[r.client][k])
-                for r in arrived
-                if r.client in pupils
-            ]
-            rest = whole if not mine else state.whole
-            centers[k] = state.centers.get(begins[k], rest)
-            if mine:
-                part = narrowed(round, pupils)
-                centers[k], said = inner.server_update(centers[k], part, iter(mine))
-                each.append(said)
-        if each:
-            told = {n: statistics.fmean(m[n] for m in each if n in m) for n in each[0]}
-        return replace(state, whole=whole, centers=centers, grouping=grouping), told
+        came = {k for reply in arrived for k in taught.get(reply.client, ())}
+        # A cluster that begins without replies of its own begins where this round leaves the model for all.
+        models = {
+            k: state.centers.get(begins[k], state.whole if k in came else whole)
+            for k in grouping.members
+        }
+        centers, said = teach(inner, models, taught, round, arrived)
+        after = replace(state, whole=whole, centers=centers, grouping=grouping)
+        return after, {**told, **said}
 
     def _has_heard_enough(self, num_heard: int, round: Round) -> bool:
         if self.num_clusters == 1 or round.number < self.at_round:
@@ -128,7 +118,7 @@ class Auto:
 
 
 @dataclass(frozen=True, slots=True)
-class Paper:
+class Paper(Silent):
     """FedMLLM's rule as its code has it: full turnout once, clusters a round later, plain means, labels that stay.
 
     Where merges tie, so that no height gives the asked number of clusters, that code puts everybody in one and stops;
@@ -146,18 +136,11 @@ class Paper:
         """Refuse what cannot be meant."""
         _check("paper", self.num_clusters, self.at_round, self.compare, ("last_B", "B", "all"))
 
-    def begin(self, params: Params) -> None:
-        """Take any space."""
-
     def turnout(self, state: ClusteredState[State], round: Round) -> Round:
         """Return the round with everybody in it where it is to group them."""
         if state.grouping.assignment or round.number < self.at_round:
             return round
         return replace(round, cohort=tuple(round.population), rate=1.0)
-
-    def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
-        """Return nobody: updates are compared as they are sent."""
-        return []
 
     def update(
         self,
@@ -176,14 +159,8 @@ class Paper:
         models = state.centers or dict.fromkeys(state.grouping.members, state.whole)
         stale = [] if state.centers else _stale(inner, state, round, arrived)
         plain = [replace(reply, weight=1.0) for reply in (*arrived, *stale)]
-        centers, told = {}, dict[str, float]()
-        for k, members in state.grouping.members.items():
-            mine = [reply for reply in plain if reply.client in members]
-            centers[k] = models[k]
-            if mine:
-                part = narrowed(round, members)
-                centers[k], said = inner.server_update(models[k], part, iter(mine))
-                told = {**told, **said}
+        models = {k: models[k] for k in state.grouping.members}
+        centers, told = teach(inner, models, share.teaching(state.grouping), round, plain)
         return replace(state, centers=centers, held={}), told
 
 

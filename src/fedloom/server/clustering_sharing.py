@@ -1,5 +1,6 @@
 """What the clients of clusters share: whose model each is sent, and who teaches which."""
 
+import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic
@@ -7,7 +8,16 @@ from typing import Generic
 import torch
 
 from fedloom.core.params import axpy, scale
-from fedloom.core.protocols import ClientId, Params, Payload, Round, State
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    State,
+)
 from fedloom.server.clustering_members import WHOLE, Grouping
 
 _LEAST = 0.01
@@ -88,6 +98,34 @@ def narrowed(round: Round, clients: Collection[ClientId]) -> Round:
     population = {c: p for c, p in round.population.items() if c in clients}
     cohort = tuple(c for c in round.cohort if c in population)
     return replace(round, population=population, cohort=cohort)
+
+
+def teach(
+    inner: Algorithm[State],
+    models: Mapping[int, State],
+    weights: Weights,
+    round: Round,
+    replies: Sequence[Reply],
+) -> tuple[dict[int, State], Metrics]:
+    """Return every model after the replies of those who teach it, and the mean of what is told; without any it stands.
+
+    Args:
+        inner: Trains each model.
+        models: Before the round.
+        weights: How much of which model a client teaches.
+        round: The whole round.
+        replies: Of all.
+    """
+    after, told = dict[int, State](), list[Metrics]()
+    for k, model in models.items():
+        own = {client: parts[k] for client, parts in weights.items() if k in parts}
+        mine = [replace(r, weight=r.weight * own[r.client]) for r in replies if r.client in own]
+        after[k] = model
+        if mine:
+            after[k], said = inner.server_update(model, narrowed(round, own), iter(mine))
+            told.append(said)
+    names = dict.fromkeys(name for said in told for name in said)
+    return after, {n: statistics.fmean(said[n] for said in told if n in said) for n in names}
 
 
 def downloads(

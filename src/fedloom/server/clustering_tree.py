@@ -179,9 +179,10 @@ def _contrast(
 ) -> Matrix:  # fmt: skip
     inside = np.sqrt(np.maximum(inside_a, 0) * np.maximum(inside_b, 0))
     variance = 0.25 / np.maximum(pairs_a, 1) + 0.25 / np.maximum(pairs_b, 1) + 1 / crossing
-    found = (inside - across) / (noise * np.sqrt(variance) + 1e-12)
+    errors = (inside - across) / (noise * np.sqrt(variance) + 1e-12)
     matters = across <= (1 - _LEAST_EFFECT) * inside
-    return np.where(matters, found, np.minimum(found, 0))
+    found: Matrix = np.where(matters, errors, np.minimum(errors, 0))
+    return found
 
 
 def cut(merges: Matrix, num_groups: int) -> Labels:
