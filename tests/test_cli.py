@@ -57,7 +57,8 @@ def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
     own = [c for c in commands() if "Qwen" in c or "mine.jsonl" in c]
     assert len(own) == 2
     ran = [c for c in commands() if c not in own]
-    assert len(ran) >= 12
+    assert len(ran) >= 15
+    (tmp_path / "newcomer.jsonl").write_text('{"prompt": "¿Y el plural?", "completion": "gatos"}\n')
     for command in ran:
         words = shlex.split(command)[1:]
         if words[0] in ("run", "plan", "data"):
@@ -215,6 +216,35 @@ def test_the_readmes_bytes_are_the_benchmarks() -> None:
             line for line in results.splitlines() if f"| {match} |" in line and fewer in line
         ]
         assert f"| {loss.removesuffix(' |')} |" in line
+
+
+def test_the_readmes_languages_are_the_benchmarks() -> None:
+    folder = README.parent / "benchmarks/results"
+    told = README.read_text().split("<!-- languages:begin -->")[1]
+    told = told.split("<!-- languages:end -->")[0]
+    modes = {"found": "auto", "by language": "oracle", "by chance": "random", "one model": "fedavg"}
+    modes["alone"] = "local"
+    rows = [line.split(" | ") for line in told.splitlines() if "±" in line]
+    assert len(rows) == 2 * len(modes)
+    for at, name in enumerate(["languages.md", "languages_xquad.md"]):
+        page = (folder / name).read_text()
+        (loss,) = re.findall(r"^loss \(.*?(?=\n\nFound)", page, re.M | re.S)
+        for title, mean, worst in rows[at * len(modes) : (at + 1) * len(modes)]:
+            (mode,) = [modes[key] for key in modes if key in title]
+            (line,) = [line for line in loss.splitlines() if line.startswith(f"| {mode} |")]
+            assert f"| {mean} | {worst.removesuffix(' |')} |" in line, title
+    recovered = {
+        cells[0].removeprefix("| "): [cell.partition(",")[0] for cell in cells]
+        for name in ("clusters.md", "clusters_xquad.md")
+        for line in (folder / name).read_text().splitlines()
+        if (cells := line.split(" | "))[0].startswith("| ")
+    }
+    rows = [line.strip("| ").split(" | ") for line in told.splitlines() if " of 20 " in line]
+    assert len(rows) == 4
+    for title, *counts in rows:
+        measured = recovered[title.partition(" ")[0]]
+        assert counts == [*measured[3:5], *measured[6:9]], title
+    assert "180 (100%) |" in (folder / "routing.md").read_text()
 
 
 def test_the_readmes_speed_is_the_benchmarks() -> None:
