@@ -140,10 +140,19 @@ class Bench:
     space: Live | SeedSpace
     federation: Federation
 
-    def engine(self, kind: type[Any], algorithm: Algorithm[Any], folder: Path, **extra: Any) -> Any:
-        """Return an engine of a kind, its clients' memory in `folder`."""
+    def engine(
+        self,
+        kind: type[Any],
+        algorithm: Algorithm[Any],
+        folder: Path,
+        *,
+        alike: bool = False,
+        **extra: Any,
+    ) -> Any:
+        """Return an engine of a kind, its clients' memory in `folder`; `alike`, their profiles tell none apart."""
         clients = {
-            c: {"tier": "phone" if i % 3 == 0 else "desk", "num_examples": str(len(s.train))}
+            c: {"tier": "phone" if i % 3 == 0 and not alike else "desk"}
+            | ({} if alike else {"num_examples": str(len(s.train))})
             for i, (c, s) in enumerate(self.federation.shards.items())
         }
         return kind(algorithm, self.trainer, MemoryStore(folder), clients, **extra)

@@ -114,6 +114,17 @@ def test_an_uploads_table_is_what_a_rehearsal_says(
         assert delivery.upload_bytes > 0 < delivery.download_bytes
 
 
+def test_replies_are_what_was_asked_for_whoever_is_drawn(
+    algorithm: Any_, bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Clients that nothing but their names tells apart, some of whom were there before and some not."""
+    it = bench()
+    engine = it.engine(InProcess, algorithm, tmp_path, alike=True)
+    run, said = it.rounds(algorithm, engine, 6, sampler=Uniform(4))
+    assert run.number == 6
+    assert [absences for _, absences in said if absences] == []
+
+
 def test_downloads_are_not_written_to(
     algorithm: Any_, bench: Callable[..., Any], tmp_path: Path
 ) -> None:

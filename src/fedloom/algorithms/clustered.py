@@ -37,7 +37,6 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.seeds import derive
 from fedloom.core.walks import COEFFICIENTS
 from fedloom.server.clustering import adjusted_rand
 from fedloom.server.clustering_members import Grouping
@@ -76,20 +75,24 @@ class Clustered(Generic[State]):
 
     def broadcast(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, Payload]:
         round = self.mode.turnout(state, round)
-        due = [_ticket(client) for client in self.mode.due(state, round)]
-        asked = {"start": state.start, "probe": {"tickets": torch.tensor(due, dtype=torch.int64)}}
+        due = set(self.mode.due(state, round))
         sent = downloads(
             self.share.using(state, round),
             round,
             lambda k, part: self.inner.broadcast(state.centers.get(k, state.whole), part),
             shared=self.share.names if state.centers else (),
         )
-        return once_each(sent, lambda _: 0.0, lambda p, _: {**p, **asked}) if due else sent
+        # Who is to be probed sees it from its download, as it must: replies are checked against what a download asks for.
+        start = {"start": state.start}
+        return once_each(
+            sent,
+            lambda client: float(client in due),
+            lambda p, asked: {**p, **start} if asked else p,
+        )
 
     def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
         reply, kept = yield from self.inner.client_update(task, memory)
-        asked = task.download.get("probe", {}).get("tickets", torch.empty(0))
-        if not isinstance(self.mode, Auto) or not bool((asked == _ticket(task.client)).any()):
+        if not isinstance(self.mode, Auto) or "start" not in task.download:
             return reply, kept
         start, delta = task.download["start"], reply.upload.get("delta", {})
         if (
@@ -132,11 +135,6 @@ class Clustered(Generic[State]):
             labels = [round.population[c][self.label] for c in known]
             said["adjusted_rand"] = adjusted_rand(labels, [found.assignment.get(c) for c in known])
         return after, {**told, **said}
-
-
-def _ticket(client: ClientId) -> int:
-    """Return a number that tells a client from the others, in place of its name."""
-    return derive(0, "probe", client)
 
 
 def _same(a: Params, b: Params) -> bool:
