@@ -30,9 +30,8 @@ from fedloom.run.history import History
 from fedloom.run.loop import measure
 from fedloom.run.session import build
 from fedloom.run.settings import Recipe
-from timing import about
+from timing import write_page
 
-HERE = Path(__file__).parent
 TARGET = 1.1
 """The fixed quality: this times the loss that dense LoRA of rank 16 ends with, the mean over its seeds."""
 RIVALS = ("flasc_r2_small", "dense_r1_int8", "flasc_r4_small", "dense_r1")
@@ -276,11 +275,11 @@ def main() -> None:
     text = table(folder, configs, arguments.seeds)
     print(text)
     if arguments.table or parts == 1:
-        page = HERE / "results" / ("flasc.md" if not arguments.data else f"flasc_{set_name}.md")
+        page = "flasc.md" if not arguments.data else f"flasc_{set_name}.md"
         setting = (
             f"{set_name}, {arguments.rounds} rounds, 5 of 10 clients, LoRA r16 on builtin:tiny"
         )
-        page.write_text(f"# FLASC: {setting}\n\n```text\n{about(['torch'])}\n```\n\n{text}\n")
+        write_page(page, f"FLASC: {setting}", text)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ from fedloom.recipe import build_recipe
 from fedloom.run.plan import make_plan
 from fedloom.run.settings import Recipe
 from flasc import interval
-from timing import about
+from timing import write_page
 
-HERE = Path(__file__).parent
 COHORT = 3
 EQUAL_BYTES, FEW = "lora_equal_bytes", 2
 """Of six rounds of FedKSeed the bytes suffice for two of the thinnest LoRA that learns."""
@@ -179,9 +178,9 @@ def main() -> None:
         setting = (
             f"{arguments.rounds} rounds of {arguments.steps} steps, 3 of 10 clients, builtin:tiny"
         )
-        page = f"# FedKSeed: {setting}\n\n```text\n{about(['torch', 'numba'])}\n```\n\n{text}\n"
-        page += f"\nOne round of all of LoRA's rank 1 as int8 takes {one_round():,} bytes.\n"
-        (HERE / "results" / "kseed.md").write_text(page)
+        said = f"One round of all of LoRA's rank 1 as int8 takes {one_round():,} bytes."
+        title = f"FedKSeed: {setting}"
+        write_page("kseed.md", title, f"{text}\n\n{said}", packages=["torch", "numba"])
 
 
 if __name__ == "__main__":

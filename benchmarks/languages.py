@@ -35,9 +35,8 @@ from fedloom.run.loop import measure
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
 from flasc import interval
-from timing import about
+from timing import write_page
 
-HERE = Path(__file__).parent
 SPOKEN = ("en", "de", "es", "pt", "sv")
 TASKS = ("capital", "opposite", "category", "plural", "sequence")
 MODES = ("auto", "oracle", "random", "fedavg", "local")
@@ -214,10 +213,12 @@ def main() -> None:
     text = table(folder, arguments.seeds)
     print(text)
     if arguments.table or parts == 1:
-        page = HERE / "results" / ("languages.md" if not arguments.data else f"languages_{name}.md")
         said = f" ({arguments.files})" if arguments.files else ""
-        heading = f"# A model for each cluster: {name}{said}, {arguments.rounds} rounds"
-        page.write_text(f"{heading}\n\n```text\n{about(['torch'])}\n```\n\n{text}\n")
+        write_page(
+            "languages.md" if not arguments.data else f"languages_{name}.md",
+            f"A model for each cluster: {name}{said}, {arguments.rounds} rounds",
+            text,
+        )
 
 
 if __name__ == "__main__":

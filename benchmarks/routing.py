@@ -27,9 +27,8 @@ from fedloom.run.answer import last_run
 from fedloom.run.export import deliverables
 from fedloom.run.route import Router
 from fedloom.run.session import Session, build
-from timing import about
+from timing import write_page
 
-HERE = Path(__file__).parent
 SIZES = (1, 4, 16)
 
 
@@ -112,11 +111,8 @@ def main() -> None:
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     text = "\n".join(lines)
     print(text)
-    page = HERE / "results" / "routing.md"
-    page.write_text(
-        f"# New clients routed: polyglot, six languages, {arguments.rounds} rounds\n\n"
-        f"```text\n{about(['torch'])}\n```\n\n{text}\n"
-    )
+    title = f"New clients routed: polyglot, six languages, {arguments.rounds} rounds"
+    write_page("routing.md", title, text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +87,9 @@ def _processor() -> str:
         return platform.processor() or "unknown processor"
     names = [line.split(":", 1)[1].strip() for line in listed.splitlines() if "Model name" in line]
     return names[0] if names else "unknown processor"
+
+
+def write_page(name: str, title: str, text: str, *, packages: Sequence[str] = ("torch",)) -> None:
+    """Write a page of `results` in Markdown: a title, what it was measured on, and the text."""
+    heading = f"# {title}\n\n```text\n{about(packages)}\n```"
+    (Path(__file__).parent / "results" / name).write_text(f"{heading}\n\n{text}\n")

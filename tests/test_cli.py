@@ -233,6 +233,8 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
             (mode,) = [modes[key] for key in modes if key in title]
             (line,) = [line for line in loss.splitlines() if line.startswith(f"| {mode} |")]
             assert f"| {mean} | {worst.removesuffix(' |')} |" in line, title
+    xquad = (folder / "languages_xquad.md").read_text().partition("\n\nchrf")[0]
+    assert all(f"\n| {mode} | 5 | 0.000 ± 0.000 | 0.000" in xquad for mode in modes.values())
     recovered = {
         cells[0].removeprefix("| "): [cell.partition(",")[0] for cell in cells]
         for name in ("clusters.md", "clusters_xquad.md")
@@ -244,6 +246,9 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
     for title, *counts in rows:
         measured = recovered[title.partition(" ")[0]]
         assert counts == [*measured[3:5], *measured[6:9]], title
+    missed = re.findall(r"^- 20: .*", (folder / "clusters.md").read_text(), re.M)
+    assert len(missed) == 1
+    assert "not separable" in missed[0]
     assert "180 (100%) |" in (folder / "routing.md").read_text()
 
 

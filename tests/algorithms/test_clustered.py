@@ -211,7 +211,10 @@ def test_who_comes_later_is_probed_from_the_model_everybody_holds() -> None:
     assert place.state.centers
     for unheard in ids[2:12:3]:
         assert torch.equal(place.used(unheard), _params(place.state.whole))
-    place.play(ids[2:12:3], ids[0:12:3])
+    place.play([*ids[2:12:3], ids[0]])
+    asked = {client for client, payload in place.sent.items() if "start" in payload}
+    assert asked == set(ids[2:12:3]), "only who is probed is sent where the probe begins"
+    place.play(ids[0:12:3])
     assert {place.asked[c] for c in ids[0:12:3]} == {1}, "nobody is asked twice so soon"
     assert place.groups() == {frozenset(c for c in u if c[0] == x) for x in "abc"}
 

@@ -142,7 +142,8 @@ class Done:
 ClientUpdate = Generator[Work, Done, tuple[Reply, Payload]]
 """Returns what is sent and what is kept.
 
-An upload's groups, names and shapes must not depend on data or memory: the server rehearses the half to know them.
+An upload's groups, names and shapes must follow from the names and shapes of the download, the round and the profile, not
+from data, memory, a download's values or who the client is: the server rehearses the half once for all who share those.
 """
 
 
