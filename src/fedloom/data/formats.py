@@ -42,6 +42,8 @@ class Message:
     content: str
     context: str = ""
     """The last part of `content` where the data keeps it apart (Alpaca's input); the alpaca prompt shows it so."""
+    learn: bool = True
+    """Of an answer: whether it is a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Record:
     """What exact match compares with: the last answer, or what counts in it (GSM8K's number)."""
     held_out: bool = False
     """Whether it is only judged on, never learnt."""
+    place: str = ""
+    """Where its row was read, for error messages."""
 
 
 Talk = tuple[tuple[Message, ...], str]
@@ -85,7 +89,7 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> list[Record]:
                 messages, answer = _classified(messages, row, settings)
             labels = {column: _label(row.values.get(column)) for column in wanted}
             compared = answer or messages[-1].content
-            records.append(Record(messages, labels, compared, row.held_out))
+            records.append(Record(messages, labels, compared, row.held_out, row.place))
     return records
 
 

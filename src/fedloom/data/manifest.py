@@ -49,6 +49,19 @@ class Manifest:
     """Examples of natural clients beyond `num_clients`, left out."""
     clients: Mapping[ClientId, ClientCounts]
 
+    def left_out(self) -> list[str]:
+        """Return a line for each kind of loss between the rows read and what is learnt, as all commands say it."""
+        counts = (
+            (self.num_empty, "rows without an answer, left out"),
+            (
+                self.num_dropped,
+                f"examples left out: no token of the answer fits in {self.max_length}",
+            ),
+            (self.num_truncated, f"examples cut to {self.max_length} tokens, kept"),
+            (self.num_unassigned, "examples of natural clients beyond data.num_clients, left out"),
+        )
+        return [f"{count:,} {what}" for count, what in counts if count]
+
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, strings and numbers."""
         return asdict(self)

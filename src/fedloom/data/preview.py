@@ -155,20 +155,8 @@ def _summary(manifest: Manifest) -> RenderableType:
     by = f" by {manifest.by}" if manifest.by else ""
     lines.add_row("partition", f"{manifest.partition}{by}, {len(manifest.clients)} clients")
     lines.add_row("rows read", f"{manifest.num_rows:,}")
-    for count, what in (
-        (manifest.num_empty, "rows without an answer, left out"),
-        (
-            manifest.num_dropped,
-            f"examples left out: no token of the answer fits in {manifest.max_length}",
-        ),
-        (
-            manifest.num_truncated,
-            f"examples cut to {manifest.max_length} tokens, kept",
-        ),
-        (manifest.num_unassigned, "examples of natural clients beyond data.num_clients, left out"),
-    ):
-        if count:
-            lines.add_row("", Text(f"{count:,} {what}", style="yellow"))
+    for said in manifest.left_out():
+        lines.add_row("", Text(said, style="yellow"))
     lines.add_row("sha256 of the split", manifest.sha256)
     return lines
 
