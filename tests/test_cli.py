@@ -86,7 +86,7 @@ def test_own_text_with_a_natural_split(typed: Typed, tmp_path: Path, tiny_folder
     )
     (tmp_path / "mine.jsonl").write_text(rows)
     partition = "data.partition={natural: {by: hospital}}"
-    source = f"quickstart data.source=mine.jsonl {shlex.quote(partition)} data.num_clients=null {' '.join(SMALL)}"
+    source = f"quickstart data.source=mine.jsonl {shlex.quote(partition)} {' '.join(SMALL)}"
     said = typed(f"run {source} model.name={tiny_folder} run.baselines=[]")
     assert "2 clients" in said
 

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
+from fedloom.data.company import unaccompanied
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.settings import ENGINES, EngineSettings
 from fedloom.run.settings import Recipe
@@ -81,6 +82,7 @@ def shipped() -> list[str]:
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the tree with `a.b=c` applied; inside `algorithm`, the second part names the layer."""
+    before = tree.get("data")
     tree = {**tree, "algorithm": _layers(tree.get("algorithm", "fedavg"))}
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -104,6 +106,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 )
         else:
             tree = _put(tree, keys, value, path)
+    if isinstance(before, dict) and isinstance(tree["data"], dict):
+        paths = [override.partition("=")[0] for override in overrides]
+        tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
 
 

@@ -74,7 +74,10 @@ def test_a_row_is_held_out_for_any_of_its_labels(base: DataSettings, byte_level:
 
 def test_natural_clients_have_judges_of_their_own(base: DataSettings, byte_level: Any):
     settings = replace(
-        base, partition=Natural("language"), num_clients=2, held_out={"task": ["t1", "t2"]}
+        base,
+        partition=Natural("language", largest=2),
+        num_clients=None,
+        held_out={"task": ["t1", "t2"]},
     )
     federation = federate(settings, byte_level)
     assert list(federation.shards) == ["held-out-l0", "held-out-l1", "held-out-l2", "l0", "l1"]

@@ -139,7 +139,7 @@ def _stacks(manifest: Manifest) -> tuple[str, list[str], list[Mapping[str, int]]
 def _telling(manifest: Manifest) -> str:
     """Return the label worth showing: the partition's, unless the clients are named for it; empty if there is none."""
     clients = list(manifest.clients.values())
-    if manifest.by and manifest.partition != "natural":
+    if manifest.by and manifest.partition != "natural" and manifest.by not in manifest.hidden:
         return manifest.by
     names = [name for name in clients[0].labels if name != manifest.by]
     varied = (name for name in names if any(len(client.labels[name]) > 1 for client in clients))
@@ -240,7 +240,8 @@ def _samples(federation: Federation, tokenizer: Tokenizer, count: int) -> list[R
     ]
     for client, train in holders[::step][:count]:
         labels = train[0].record.labels if train[0].record else {}
-        title = ", ".join(dict.fromkeys([client, *labels.values()]))
+        shown_labels = [v for k, v in labels.items() if k not in federation.manifest.hidden]
+        title = ", ".join(dict.fromkeys([client, *shown_labels]))
         shown.append(Panel(_masked(train[0], tokenizer), title=title, title_align="left"))
     return shown
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fedloom.data.partition import Iid, Partition
+from fedloom.data.partition import Iid, Natural, Partition
 
 Format = Literal[
     "auto",
@@ -21,6 +21,7 @@ Format = Literal[
 PromptName = Literal["chat", "alpaca", "vicuna", "plain"]
 Truncate = Literal["answer", "prompt"]
 Unit = Literal["characters", "tokens"]
+Repeated = Literal["keep", "drop"]
 
 BUILTIN = "builtin:polyglot"
 
@@ -103,12 +104,15 @@ class DataSettings:
     packing: bool = False
     """Join training examples into rows of up to `max_length` tokens."""
     num_clients: int | None = None
-    """None is 10, or as many as there are where the partition is natural."""
+    """None is 10. A natural partition has as many clients as its label has values, and takes no number."""
     partition: Partition = field(default_factory=Iid)
     """Which client holds which example."""
     tiers: Mapping[str, float] = field(default_factory=dict)
     """Share of the clients of each tier, such as `{phone: 0.5, desk: 0.5}`, drawn with `seed`: the `tier` of
     their profile, which settings by tier go by."""
+    duplicates: Repeated = "keep"
+    """What becomes of a row whose conversation an earlier row has: it is kept, or left out. Counted either way, and
+    with it how much of the test data is learnt."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -129,6 +133,17 @@ class DataSettings:
                 f"data.tiers must be shares above 0 that sum to 1, got {dict(self.tiers)}"
             )
         _check_rows(self)
+        _check_natural(self)
+
+
+def _check_natural(settings: DataSettings) -> None:
+    natural, count = settings.partition, settings.num_clients
+    if isinstance(natural, Natural) and count is not None:
+        raise ValueError(
+            f"data.num_clients is {count}, but a natural partition has a client for every value of {natural.by!r}: "
+            f"leave it out, or take only the largest with data.partition={{natural: {{by: {natural.by}, largest: "
+            f"{count}}}}}"
+        )
 
 
 def _check_rows(settings: DataSettings) -> None:
@@ -168,6 +183,8 @@ def _check_names(settings: DataSettings) -> None:
         raise ValueError(
             f"data.prompt must be one of {known}, or a mapping of roles to texts, got {settings.prompt!r}"
         )
+    if settings.duplicates not in get_args(Repeated):
+        raise ValueError(f"data.duplicates must be keep or drop, got {settings.duplicates!r}")
     if settings.truncate not in get_args(Truncate):
         raise ValueError(f"data.truncate must be answer or prompt, got {settings.truncate!r}")
 

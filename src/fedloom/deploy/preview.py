@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import Payload, Reply, Task
@@ -36,6 +37,8 @@ def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType
     session = open_session(settings, build_recipe(yaml.safe_load(recipe_text)))
     task, reply = _rehearsed(session)
     wire = session.recipe.wire
+    for said in session.federation.manifest.left_out():
+        yield Text(said, style="yellow")
     yield _introduction(session)
     received = len(encode_task(task, settings=wire))
     yield _payload("received in a round", task.download, received, wire.download)
@@ -57,7 +60,8 @@ def _introduction(session: Session) -> Table:
     table = Table("sent once, when the site joins", "value", title_justify="left")
     for client, counts in session.counts.items():
         table.add_row("client", client)
-        for label, value in session.engine.population()[client].items():
+        told = session.federation.manifest.told(session.engine.population()[client])
+        for label, value in told.items():
             table.add_row(label.replace("_", " "), value)
         table.add_row("validation examples", str(counts.validation))
         table.add_row("test examples", str(counts.test))

@@ -14,7 +14,7 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import take_rows
 from fedloom.data.tokens import Tokenizer, lengths
 from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
@@ -89,6 +89,8 @@ class Site:
             agree({name: asked.get(name) for name in known}, known, where=SERVER_AND_SITE)
             self._check_recipe(text)
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
+            for said in session.federation.manifest.left_out() if self.settings.data else ():
+                self.say(said)
             self._ready = {text: (session, greeting(text, session)["identity"])}
         session, own = self._ready[text]
         agree(asked, own, where=SERVER_AND_SITE)
@@ -104,13 +106,15 @@ class Site:
     def _introduction(self, header: Mapping[str, Any], session: Session) -> dict[str, Any]:
         counts, population = session.counts, session.engine.population()
         hosted = self.settings.clients or list(population)
+        # Nodes on the server's machine have its data: nothing is hidden from it.
+        told = session.federation.manifest.told if self.settings.data else dict
         return {
             "identity": self._ready[header["recipe"]][1],
             # How many of each label would tell more than the server needs.
             "clients": {
                 client: {
-                    "profile": dict(population[client]),
-                    "counts": asdict(replace(counts[client], labels={})),
+                    "profile": told(population[client]),
+                    "counts": asdict(replace(counts[client], labels={}, num_values={})),
                 }
                 for client in hosted
             },
@@ -183,13 +187,13 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
 def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Return the federation of one client: this site's file, prepared as the recipe says."""
     data = replace(asked, source=str(settings.data), pooled=False, num_clients=None, tiers={})
-    rows = load_rows(data, lambda texts: lengths(texts, tokenizer))
-    rows = settings.limits.readable(rows)
+    taken = take_rows(data, lambda texts: lengths(texts, tokenizer))
+    rows = settings.limits.readable(taken.rows)
     rows = [replace(row, values={**row.values, _LABEL: settings.name}) for row in rows]
     found = {column for row in rows for column in row.values}
     labels = [name for name in asked.labels or KNOWN_LABELS if name in found]
     data = replace(data, partition=Natural(by=_LABEL), labels=(*labels, _LABEL))
-    federation = divide(rows, data, tokenizer)
+    federation = divide(replace(taken, rows=rows), data, tokenizer)
     profiles = {
         client: {name: value for name, value in profile.items() if name != _LABEL}
         for client, profile in federation.profiles.items()

@@ -24,7 +24,8 @@ def check_label(session: Session) -> None:
         ValueError: where no label is called so.
     """
     by, clients = session.recipe.evaluation.by, session.federation.manifest.clients.values()
-    known = next(iter(clients)).labels
+    first = next(iter(clients))
+    known = [*first.labels, *first.num_values]
     if by is not None and by not in known:
         raise ValueError(
             f"evaluation.by must be a label of the data ({', '.join(known) or 'none'}), got {by!r}; "
@@ -73,13 +74,15 @@ Group = tuple[str, bool]
 
 
 def _held_out(session: Session, by: str) -> Held:
-    """Return the test examples by value and client, no more of a client than `max_examples`."""
+    """Return the test examples by value, or its hash, and client, no more of a client than `max_examples`."""
+    told = session.federation.manifest.told
     held: dict[str, dict[ClientId, list[Example]]] = {}
     for client in session.judges:
         examples = session.federation.shards[client].test
         for example in examples[: session.recipe.evaluation.max_examples]:
             if example.record is not None:
-                clients = held.setdefault(example.record.labels[by], {})
+                (value,) = told({by: example.record.labels[by]}).values()
+                clients = held.setdefault(value, {})
                 clients.setdefault(client, []).append(example)
     return dict(sorted(held.items()))
 

@@ -116,7 +116,7 @@ def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "client": client,
-                    "labels": dict(record.labels),
+                    "labels": session.federation.manifest.told(record.labels),
                     "prompt": record.messages[-2].content if len(record.messages) > 1 else "",
                     "reference": record.messages[-1].content,
                     "before": was,

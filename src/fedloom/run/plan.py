@@ -2,11 +2,13 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import ClientId, Fit, Job
@@ -37,6 +39,8 @@ class Plan:
     train_seconds: float
     """Of all rounds, without evaluation."""
     peak_memory_bytes: int
+    left_out: Sequence[str] = ()
+    """What of the data is not learnt, in words."""
 
     def table(self) -> Table:
         """Return the forecast as a table."""
@@ -55,6 +59,8 @@ class Plan:
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
+        for at, said in enumerate(self.left_out):
+            table.add_row("" if at else "data", Text(said, style="yellow"))
         return table
 
 
@@ -86,6 +92,7 @@ def make_plan(recipe: Recipe) -> Plan:
         upload_bytes=upload,
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
+        left_out=session.federation.manifest.left_out(),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedloom.core.files import write_atomic
+from fedloom.data.manifest import Manifest
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text import extract
 from fedloom.run import report_figures as figures
@@ -223,6 +224,8 @@ def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
 
 def _main_labels(counts: Mapping[str, Any], by: str | None) -> str:
     labels: Mapping[str, Mapping[str, int]] = counts.get("labels", {})
+    if by in counts.get("num_values", {}):
+        return f"{counts['num_values'][by]} of {by}"
     values = labels.get(by or "") or next(iter(labels.values()), {})
     total = sum(values.values())
     most = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:2]
@@ -263,13 +266,8 @@ def _notes(own: Results) -> list[str]:
     notes = [
         (absent, "client-rounds brought no reply"),
         (skipped, "training steps were skipped because their loss was not finite"),
-        (
-            own.manifest.get("num_dropped", 0),
-            "examples were left out: no part of the answer fitted",
-        ),
-        (own.manifest.get("num_truncated", 0), "examples were shortened to data.max_length"),
-        (own.manifest.get("num_empty", 0), "rows without an answer were left out"),
     ]
-    told = [f"{count:,} {what}." for count, what in notes if count]
-    early = ["The run stopped early."] if own.summary.get("stopped_early") else []
-    return early + told
+    told = [f"{count:,} {what}" for count, what in notes if count]
+    told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
+    early = ["The run stopped early"] if own.summary.get("stopped_early") else []
+    return [f"{line[0].upper()}{line[1:]}." for line in early + told]
