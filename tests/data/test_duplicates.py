@@ -107,5 +107,6 @@ def test_a_held_out_row_that_is_learnt_as_well_is_said(
     )
     said = federate(settings, byte_level).manifest.left_out()
     assert "20 of 20 test rows are also learnt, 20 of them by other clients only" in said
+    wrong: Any = "all"
     with pytest.raises(ValueError, match=r"data\.duplicates must be keep or drop, got 'all'"):
-        replace(settings, duplicates="all")
+        DataSettings(duplicates=wrong)

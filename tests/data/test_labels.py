@@ -9,7 +9,8 @@ import pytest
 from fedloom.data.federation import federate
 from fedloom.data.labels import hidden_labels, told
 from fedloom.data.manifest import Manifest
-from fedloom.data.partition import Clusters, Dirichlet, Iid, Natural
+from fedloom.data.mixtures import Clusters
+from fedloom.data.partition import Dirichlet, Iid, Natural
 from fedloom.data.settings import DataSettings
 
 SENTENCE = "Patient number {} was admitted with a fever of 39 degrees"
