@@ -1,6 +1,7 @@
 """A site answers letters with its own data and within its own limits."""
 
 import io
+import json
 import os
 import re
 from collections.abc import Callable
@@ -57,6 +58,51 @@ def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path
     assert int(told["profile"]["num_examples"]) == told["counts"]["rows"] > 0
     assert told["counts"]["labels"] == {}
     assert "say" not in str(said)
+
+
+def test_a_text_that_all_rows_of_a_site_share_travels_as_a_hash(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    told = settings(asked, tmp_path)
+    assert told.data
+    text = "The patient was admitted with a fever of 39 degrees"
+    for value, shown in ((text, False), ("cardiology", True)):
+        rows = [json.loads(row) | {"topic": value} for row in told.data.read_text().splitlines()]
+        told.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:1] + rows))
+        heard: list[str] = []
+        said, _ = Site(told, heard.append).answer(head, [])
+        profile = said["clients"]["alba"]["profile"]
+        assert (profile["topic"] == value) == shown
+        assert ("admitted" in str(said)) is False
+        assert any("rows repeat an earlier one, kept" in line for line in heard)
+        out = io.StringIO()
+        for part in preview(told, shared_recipe(asked)):
+            Console(file=out, width=160).print(part)
+        assert profile["topic"] in out.getvalue()
+        assert "rows repeat an earlier one" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": [{"who": "user", "content": "It's a \"secret\" of Anna's"}]}],
+        [{"messages": [{"role": "nurse's secret", "content": "hm"}]}],
+        [{"messages": "a secret of Anna's"}],
+    ],
+)
+def test_a_refusal_does_not_quote_the_data_of_a_site(
+    recipe: Make, tmp_path: Path, rows: list[dict[str, Any]]
+):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    told = settings(asked, tmp_path)
+    assert told.data
+    told.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    heard: list[str] = []
+    said, _ = Site(told, heard.append).answer(head, [])
+    assert "secret" in heard[-1]
+    assert "secret" not in str(said)
+    assert "alba.jsonl, line 1" in said["refusal"]
 
 
 def test_a_site_trains_and_keeps_its_clip(recipe: Make, tmp_path: Path):

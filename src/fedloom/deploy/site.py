@@ -1,6 +1,7 @@
 """A site: its own data, its limits, and the answers to the server's letters."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,8 @@ from fedloom.wire.format import decode_task, encode_reply
 ENDED = "the run has ended"
 """Said when the server says goodbye."""
 _LABEL = "site"
+_QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
+"""The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,8 @@ class Site:
             return self._work(header, pieces, session)
         except (ValueError, OSError, Refusal) as error:
             self.say(f"refused: {error}")
-            return {"refusal": str(error)}, []
+            mine = isinstance(error, _OwnData)
+            return {"refusal": _discreet(str(error)) if mine else str(error)}, []
 
     def _session(self, header: Mapping[str, Any]) -> Session:
         text, asked = header["recipe"], header["identity"]
@@ -178,10 +182,28 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
     settings.limits.check_recipe(recipe)
     if settings.data is None:
         return build(recipe, settings.folder)
-    session = build(recipe, settings.folder, own=lambda data, tok: own_data(settings, data, tok))
+
+    def own(data: DataSettings, tokenizer: Tokenizer) -> Federation:
+        try:
+            return own_data(settings, data, tokenizer)
+        except ValueError as error:
+            raise _OwnData(str(error)) from error
+
+    session = build(recipe, settings.folder, own=own)
     (counts,) = session.counts.values()
     settings.limits.check_examples(counts.rows)
     return session
+
+
+class _OwnData(ValueError):
+    """An error in this site's data, whose sentence may quote it."""
+
+
+def _discreet(sentence: str) -> str:
+    """Return what the server is told of an error in the data: where it is and what is wanted, not what stands there."""
+    return _QUOTED.sub(
+        lambda found: "got (see the site)" if found[1] else "(see the site)", sentence
+    )
 
 
 def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) -> Federation:

@@ -224,8 +224,8 @@ def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
 
 def _main_labels(counts: Mapping[str, Any], by: str | None) -> str:
     labels: Mapping[str, Mapping[str, int]] = counts.get("labels", {})
-    if by in counts.get("num_values", {}):
-        return f"{counts['num_values'][by]} of {by}"
+    if (hidden := counts.get("num_values", {}).get(by, 0)) > 1:
+        return f"{hidden} values of {by}"
     values = labels.get(by or "") or next(iter(labels.values()), {})
     total = sum(values.values())
     most = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:2]
@@ -242,10 +242,11 @@ def _split(own: Results) -> str | None:
 
 def _samples(own: Results) -> list[dict[str, Any]]:
     what = (own.recipe.get("evaluation") or {}).get("extract", "text")
+    hidden = own.manifest.get("hidden", {})
     return [
         {
             "client": sample["client"],
-            "labels": list(sample["labels"].values()),
+            "labels": [v for k, v in sample["labels"].items() if k not in hidden],
             **{key: _short(sample[key]) for key in ("prompt", "reference", "before", "after")},
             "right": {
                 key: extract(sample[key], what) == extract(sample["reference"], what)

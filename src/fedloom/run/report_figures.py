@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -78,7 +79,9 @@ class Line:
 
 def svg(draw: Callable[[], Figure], label: str) -> str:
     """Return what `draw` returns as inline SVG; `label` is what a screen reader says."""
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), catch_warnings():
+        # Names may be of any script: the page's own font draws them.
+        filterwarnings("ignore", message="Glyph .* missing from font")
         figure = draw()
         out = StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
