@@ -98,7 +98,7 @@ def test_results_by_a_hidden_label_are_told_by_hash(small_recipe: Make, tmp_path
     ]
     source = tmp_path / "mine.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"source": str(source), "num_examples": None, "num_clients": 2, "where": {}}
+    data: dict[str, Any] = {"source": str(source), "num_examples": None, "where": {}}
     recipe = small_recipe(data=data, evaluation={"by": "topic"}, run={"rounds": 1})
     summary = run_recipe(recipe, tmp_path / "run")[""]
     told = json.loads((tmp_path / "run" / "by_label.json").read_text())
