@@ -133,11 +133,42 @@ def test_a_body_that_tasks_share_travels_once():
             "its introduction",
         ),
         ({"clients": ["b"]}, "its introduction is malformed"),
+        ({"clients": {}}, "its introduction is malformed"),
+        *(
+            ({"clients": {"b": {"profile": {}, "counts": {**COUNTS, name: value}}}}, words)
+            for name, value, words in (
+                ("rows", True, r"the count rows must be in \[0, 2\^53\], got True"),
+                ("tokens", -1, "the count tokens"),
+                ("target_tokens", 10**400, "the count target_tokens .* got 1000"),
+                ("test", 2.0, "the count test"),
+                ("labels", {"language": {"de": 4}}, "and no labels"),
+                ("labels", 5, "and no labels"),
+                ("more", 1, "counts must be train, validation"),
+            )
+        ),
+        *(
+            ({"clients": {"b": {"profile": profile, "counts": COUNTS}}}, words)
+            for profile, words in (
+                ({"a": 1}, "a label must be a printable text"),
+                ({"a": "x" * 101}, "a label must be"),
+                ({"a": "\x1b[31m"}, "a label must be"),
+                ({str(i): "v" for i in range(33)}, "at most 32 labels, got 33"),
+                ([], "must be introduced by profile and counts"),
+            )
+        ),
+        *(
+            ({"clients": {name: {"profile": {}, "counts": COUNTS}}}, "a client's name must be")
+            for name in ("[/x]", "a b", "<script>", "", "x" * 101, "a/../b", "\ud800")
+        ),
+        (
+            {"clients": {f"c{i}": {"profile": {}, "counts": COUNTS} for i in range(10_001)}},
+            "must introduce 1 to 10000 clients",
+        ),
     ],
 )
 def test_a_site_that_does_not_fit_is_refused_by_name(said: Mapping[str, Any], words: str):
     engine = remote(north=site("a"), south=site("b", said=said))
-    with pytest.raises(ValueError, match=f"south: {words}"):
+    with pytest.raises(ValueError, match=f"south: (its introduction is malformed: .*)?{words}"):
         engine.meet(["north", "south"], seconds=10)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Refusal, Task
 from fedloom.data.manifest import ClientCounts
 from fedloom.engines.courier import Courier
+from fedloom.engines.introductions import introduced, plain
 from fedloom.engines.mail import Letter, Mail, PostDown, Site
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.settings import WireSettings
@@ -153,15 +154,17 @@ class Remote:
             raise ValueError(answer)
         said = answer.header
         if "refusal" in said:
-            raise ValueError(_plain(said["refusal"]))
+            raise ValueError(plain(said["refusal"]))
         try:
-            identity = {str(k): _plain(v) for k, v in said["identity"].items()}
+            identity = {str(k): plain(v) for k, v in said["identity"].items()}
             agree(self.greeting["identity"], identity, where=SERVER_AND_SITE)
-            clients = {str(client): _introduced(told) for client, told in said["clients"].items()}
+            clients = introduced(said["clients"])
         except Refusal as refusal:
             raise ValueError(str(refusal)) from refusal
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("its introduction is malformed: install the same fedloom") from error
+        except ValueError as error:
+            raise ValueError(f"its introduction is malformed: {error}") from error
         for client in clients:
             if self._host.get(client, site) != site:
                 raise ValueError(
@@ -191,25 +194,11 @@ class Remote:
 def _answers(answer: Letter | str, number: int) -> list[bytes | str]:
     """Return one answer a task."""
     if isinstance(answer, str):
-        return [answer] * number
+        return [plain(answer)] * number
     if "refusal" in answer.header:
-        return [_plain(answer.header["refusal"])] * number
+        return [plain(answer.header["refusal"])] * number
     reasons, pieces = answer.header.get("answers"), iter(answer.pieces)
     wanted = [None] if not isinstance(reasons, list) else reasons
     if len(wanted) != number or wanted.count(None) != len(answer.pieces):
         return [f"sent {len(answer.pieces)} replies to {number} tasks"] * number
-    return [next(pieces) if reason is None else _plain(reason) for reason in wanted]
-
-
-def _introduced(told: Mapping[str, Any]) -> tuple[Profile, ClientCounts]:
-    counts = ClientCounts(**told["counts"])
-    for number in (counts.train, counts.validation, counts.test, counts.rows, counts.tokens):
-        if type(number) is not int or number < 0:
-            raise TypeError(f"a count is {number!r}")
-    return {str(k): str(v) for k, v in told["profile"].items()}, counts
-
-
-def _plain(words: object) -> str:
-    """Return what a site says as one short line that a terminal takes as text."""
-    text = "".join(c if c.isprintable() else " " for c in str(words))
-    return text[:400].replace("[", "(").replace("]", ")")
+    return [next(pieces) if reason is None else plain(reason) for reason in wanted]
