@@ -14,16 +14,23 @@ DEFAULT_ROWS = 6000
 """Rows the built-in corpus writes where the recipe does not say."""
 
 
-def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -> list[Row]:
+def load_rows(
+    settings: DataSettings,
+    count_tokens: CountTokens | None = None,
+    *,
+    readable: Sequence[str] = (),
+) -> list[Row]:
     """Return the rows that `data` asks for, in the order of the source, read file by file.
 
     Args:
         settings: The recipe's section.
         count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
+        readable: The only columns that exist for all that follows, filters and samples too; empty: all.
     """
     rows: list[Row] = []
     for number, found in enumerate(_files(settings)):
-        rows += select(list(found), settings, file=number, count_tokens=count_tokens)
+        opened = _opened(found, readable) if readable else found
+        rows += select(list(opened), settings, file=number, count_tokens=count_tokens)
     if not rows:
         raise ValueError(f"data.source {settings.source} has no rows" + _under(settings))
     if settings.num_examples is not None and settings.num_examples < len(rows):
@@ -49,6 +56,11 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         raise ValueError(f"data.source {settings.source} does not exist")
     else:
         yield from _hub(settings)
+
+
+def _opened(rows: Iterable[Row], readable: Sequence[str]) -> Iterator[Row]:
+    for row in rows:
+        yield replace(row, values={k: v for k, v in row.values.items() if k in readable})
 
 
 def _under(settings: DataSettings) -> str:
