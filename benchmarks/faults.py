@@ -35,7 +35,7 @@ from fedloom.engines.flower import keys as keys_module
 from fedloom.engines.flower.keys import Keys
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from sites import Sites, below, metrics, said, until
+from sites import NODE, Sites, below, metrics, said, until
 from timing import about
 
 NAMES = ("alba", "brno", "cork")

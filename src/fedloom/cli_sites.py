@@ -71,7 +71,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run a recipe on sites that join; a run that is in --out already goes on."""
-    from fedloom.deploy.listening import Listening, address
+    from fedloom.deploy.listening import Listening, address, check_free
     from fedloom.engines.flower.keys import Keys
     from fedloom.launch import run_recipe
     from fedloom.recipe import load_recipe
@@ -84,6 +84,7 @@ def serve(
         raise ValueError(
             f"the certificate in {keys} does not name {host}: `fedloom keys init --host {host}`"
         )
+    check_free(host, port)
     loaded = load_recipe(recipe, [*(overrides or []), "engine.flower.nodes=0"])
     folder = out or Path("runs") / loaded.name
     console = _console()
