@@ -40,6 +40,20 @@ def keys_add(
     _console().print(f"wrote {folder}; hand it to {site} and keep it secret", soft_wrap=True)
 
 
+@keys_app.command("renew")
+def keys_renew(
+    host: Annotated[
+        list[str] | None, typer.Option(help="A name besides those that the old one has.")
+    ] = None,
+    keys: KeysFolder = Path("keys"),
+) -> None:
+    """Make a new server certificate of the same authority; sites keep their folders."""
+    from fedloom.engines.flower.keys import Keys
+
+    Keys(keys).renew(host or [])
+    _console().print(f"wrote {Keys(keys).certificate}; `fedloom serve` reads it when it starts")
+
+
 def serve(
     recipe: Annotated[
         str, typer.Argument(help="A shipped recipe's name, or a path that ends in .yaml.")
@@ -57,7 +71,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run a recipe on sites that join; a run that is in --out already goes on."""
-    from fedloom.deploy.listening import Listening, address
+    from fedloom.deploy.listening import Listening, address, check_free
     from fedloom.engines.flower.keys import Keys
     from fedloom.launch import run_recipe
     from fedloom.recipe import load_recipe
@@ -70,6 +84,7 @@ def serve(
         raise ValueError(
             f"the certificate in {keys} does not name {host}: `fedloom keys init --host {host}`"
         )
+    check_free(host, port)
     loaded = load_recipe(recipe, [*(overrides or []), "engine.flower.nodes=0"])
     folder = out or Path("runs") / loaded.name
     console = _console()
@@ -96,7 +111,7 @@ def join(
     algorithms: Words = None,
     spaces: Words = None,
     columns: Words = None,
-    min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 0,
+    min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""

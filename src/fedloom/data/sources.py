@@ -33,12 +33,23 @@ def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -
     return take_rows(settings, count_tokens).rows
 
 
-def take_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -> Taken:
-    """Return what `load_rows` does, and how many rows were left out."""
+def take_rows(
+    settings: DataSettings,
+    count_tokens: CountTokens | None = None,
+    *,
+    readable: Sequence[str] = (),
+) -> Taken:
+    """Return what `load_rows` does, and how many rows were left out.
+
+    Args:
+        settings: The recipe's section.
+        count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
+        readable: The only columns that exist for all that follows, filters and samples too; empty: all.
+    """
     rows: list[Row] = []
     num_read = 0
     for number, file in enumerate(_files(settings)):
-        found = list(file)
+        found = list(_opened(file, readable) if readable else file)
         num_read += len(found)
         rows += select(found, settings, file=number, count_tokens=count_tokens)
     if not rows:
@@ -80,6 +91,11 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         raise ValueError(f"data.source {settings.source} does not exist")
     else:
         yield from _hub(settings)
+
+
+def _opened(rows: Iterable[Row], readable: Sequence[str]) -> Iterator[Row]:
+    for row in rows:
+        yield replace(row, values={k: v for k, v in row.values.items() if k in readable})
 
 
 def _under(settings: DataSettings) -> str:

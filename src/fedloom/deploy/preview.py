@@ -11,12 +11,10 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedloom.client.rehearsal import rehearse
-from fedloom.core.protocols import Payload, Reply, Task
-from fedloom.deploy.site import SiteSettings, open_session
+from fedloom.core.protocols import Payload, Reply
+from fedloom.deploy.site import SiteSettings, open_session, rehearsed
 from fedloom.recipe import build_recipe, to_tree
 from fedloom.run.history import History
-from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session
 from fedloom.run.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
@@ -35,7 +33,7 @@ def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType
         ValueError: where the site would refuse the recipe.
     """
     session = open_session(settings, build_recipe(yaml.safe_load(recipe_text)))
-    task, reply = _rehearsed(session)
+    task, reply = rehearsed(session)
     wire = session.recipe.wire
     for said in session.federation.manifest.left_out():
         yield Text(said, style="yellow")
@@ -45,15 +43,6 @@ def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType
     sent = len(encode_reply(settings.limits.bounded(reply), settings=wire))
     yield _payload("sent in a round", reply.upload, sent, wire.upload)
     yield _privacy(session, settings, reply)
-
-
-def _rehearsed(session: Session) -> tuple[Task, Reply]:
-    algorithm = session.recipe.algorithm
-    run = begin(algorithm, session.space.start(), session.recipe.run.seed)
-    round = draw(run, session.engine.population(), None)
-    (task,) = tasks("train", round, algorithm.broadcast(run.state, round))
-    # Noise, as a tensor that does not move would not travel.
-    return task, rehearse(algorithm, task, noise=1e-2)
 
 
 def _introduction(session: Session) -> Table:

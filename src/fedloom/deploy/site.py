@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
 from fedloom.data.federation import Federation, divide
@@ -19,8 +20,10 @@ from fedloom.data.sources import take_rows
 from fedloom.data.tokens import Tokenizer, lengths
 from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
+from fedloom.engines.introductions import plain
 from fedloom.engines.settings import FlowerSettings
-from fedloom.recipe import build_recipe, load_recipe
+from fedloom.recipe import build_recipe, load_recipe, to_tree
+from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
@@ -75,6 +78,7 @@ class Site:
             if header["kind"] == "bye":
                 self.say(ENDED)
                 return {}, []
+            self._check_name(header)
             self.settings.limits.check_size(pieces, "the message")
             session = self._session(header)
             if header["kind"] == "hello":
@@ -86,12 +90,21 @@ class Site:
             mine = isinstance(error, _OwnData)
             return {"refusal": _discreet(str(error)) if mine else str(error)}, []
 
+    def _check_name(self, header: Mapping[str, Any]) -> None:
+        known = header.get("site", self.settings.name)
+        if known != self.settings.name:
+            raise ValueError(
+                f"the server knows the key in --keys as {known}, not as {self.settings.name}:"
+                f" start `fedloom join` with --name {known}"
+            )
+
     def _session(self, header: Mapping[str, Any]) -> Session:
         text, asked = header["recipe"], header["identity"]
         if text not in self._ready:
             known = versions()
             agree({name: asked.get(name) for name in known}, known, where=SERVER_AND_SITE)
             self._check_recipe(text)
+            self.say(f"asked for {_asked(text)}")
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
             for said in session.federation.manifest.left_out() if self.settings.data else ():
                 self.say(said)
@@ -182,6 +195,10 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
     settings.limits.check_recipe(recipe)
     if settings.data is None:
         return build(recipe, settings.folder)
+    if recipe.data.held_out:
+        raise ValueError(
+            "data.held_out is for data in one place: a site judges on the test split of its own examples"
+        )
 
     def own(data: DataSettings, tokenizer: Tokenizer) -> Federation:
         try:
@@ -190,8 +207,9 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
             raise _OwnData(str(error)) from error
 
     session = build(recipe, settings.folder, own=own)
-    (counts,) = session.counts.values()
-    settings.limits.check_examples(counts.rows)
+    for counts in session.counts.values():
+        settings.limits.check_examples(counts.train + counts.validation + counts.test)
+    settings.limits.check_upload(rehearsed(session)[1].upload)
     return session
 
 
@@ -206,11 +224,22 @@ def _discreet(sentence: str) -> str:
     )
 
 
+def rehearsed(session: Session) -> tuple[Task, Reply]:
+    """Return the task of a client here in round 1, and a stand-in for its reply."""
+    algorithm = session.recipe.algorithm
+    run = begin(algorithm, session.space.start(), session.recipe.run.seed)
+    round = draw(run, session.engine.population(), None)
+    task = tasks("train", round, algorithm.broadcast(run.state, round))[0]
+    # Noise, as a tensor that does not move would not travel.
+    return task, rehearse(algorithm, task, noise=1e-2)
+
+
 def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Return the federation of one client: this site's file, prepared as the recipe says."""
     data = replace(asked, source=str(settings.data), pooled=False, num_clients=None, tiers={})
-    taken = take_rows(data, lambda texts: lengths(texts, tokenizer))
-    rows = settings.limits.readable(taken.rows)
+    columns = settings.limits.columns
+    taken = take_rows(data, lambda texts: lengths(texts, tokenizer), readable=columns)
+    rows = taken.rows
     rows = [replace(row, values={**row.values, _LABEL: settings.name}) for row in rows]
     found = {column for row in rows for column in row.values}
     labels = [name for name in asked.labels or KNOWN_LABELS if name in found]
@@ -221,6 +250,15 @@ def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) 
         for client, profile in federation.profiles.items()
     }
     return replace(federation, profiles=profiles)
+
+
+def _asked(recipe_text: str) -> str:
+    """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults."""
+    tree = yaml.safe_load(recipe_text)
+    default = to_tree(build_recipe({"name": "", "algorithm": "fedavg"}))["data"]
+    asked = tree.get("data") if isinstance(tree, dict) else None
+    odd = {k: v for k, v in (asked or {}).items() if v != default.get(k)}
+    return plain(f"data: {json.dumps(odd, ensure_ascii=False, default=str)}")
 
 
 def agreed_recipe(file: Path) -> str:

@@ -30,6 +30,7 @@ _FREE = (
     "run.baselines",
     "run.samples",
     "run.keep_checkpoints",
+    "run.patience_seconds",
     "engine.flower.deadline",
     "engine.flower.patience",
     "evaluation.by",
