@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from fedloom.models.generation import PLAIN, fresh, settle_
 from fedloom.models.int8 import quantize_
 from fedloom.models.quiet import quiet
 
@@ -89,8 +90,11 @@ def load_base(settings: ModelSettings) -> Base:
             dtype=DTYPES[settings.dtype],
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
+            generation_config=fresh(),
+            **PLAIN,
             **chosen,
         )
+        settle_(model, place, settings.revision)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
