@@ -1,5 +1,6 @@
 """Runs beside each other: one table, and one page with quality against bytes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,9 @@ def _metric(runs: Mapping[str, Results], asked: str | None) -> str:
 
 def _level(metric: str, runs: Mapping[str, Results]) -> float:
     """Return what the least good of the runs ends with."""
-    finals = [run.history.of(metric)[-1][1] for run in runs.values()]
+    finals = [value[-1][1] for run in runs.values() if (value := run.history.of(metric))]
+    if not finals:
+        return math.nan
     return max(finals) if lower_is_better(metric) else min(finals)
 
 
@@ -116,7 +119,7 @@ def _row(name: str, run: Results, metric: str, runs: Mapping[str, Results]) -> l
         shown(metric, run.history.best(metric)[1]),
         human_bytes(run.history.total("comm/upload_bytes")),
         human_bytes(run.history.total("comm/download_bytes")),
-        human_bytes(total[reached[0]]),
+        human_bytes(total[reached[0]]) if reached else "\u2013",
         duration(summary["train_seconds"]) if "train_seconds" in summary else "\u2013",
     ]
 

@@ -5,6 +5,7 @@ that is surest of how to begin its answers.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class Route:
 
     model: str
     surprise: Mapping[str, float]
-    """Of each model, nats a token; the least is chosen."""
+    """Of each model, nats a token, infinite where it has no numbers; the least is chosen."""
 
     @property
     def margin(self) -> float:
@@ -53,11 +54,16 @@ class Router:
         """Return the model for whoever holds the probe.
 
         Raises:
-            ValueError: where nothing of it fits `data.max_length`.
+            ValueError: where nothing of it fits `data.max_length`, or no model has numbers for it.
         """
         answered = not isinstance(probe[0], str)
         examples = self._examples([_record(one) for one in probe])
         surprise = {name: self._surprise(name, examples, answered=answered) for name in self.models}
+        if all(map(math.isinf, surprise.values())):
+            raise ValueError(
+                f"no model of {self.session.folder} can be chosen: none gives numbers for this probe, as the loss of"
+                " its training may have shown"
+            )
         return Route(min(surprise, key=lambda name: surprise[name]), surprise)
 
     def _examples(self, records: Sequence[Record]) -> list[Example]:
@@ -77,10 +83,12 @@ class Router:
         model = self.session.space.model
         if not answered:
             prompts = [example.ids[: example.prompt_length] for example in examples]
-            return sum(doubts(model, prompts, batch_size)) / len(prompts)
-        with evaluating(model):
-            scores = score(model, examples, batch_size)
-        return sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
+            found = sum(doubts(model, prompts, batch_size)) / len(prompts)
+        else:
+            with evaluating(model):
+                scores = score(model, examples, batch_size)
+            found = sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
+        return math.inf if math.isnan(found) else found
 
 
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
