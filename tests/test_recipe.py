@@ -241,7 +241,7 @@ def test_a_budget_is_for_the_rounds_of_the_run_unless_it_says_for_how_many() -> 
         ),
         (
             {"algorithm": [{"private": {"clip": float("inf"), "epsilon": 1.0}}, "fedavg"]},
-            r"private\.clip must be a positive number",
+            r"private\.clip: input should be a finite number, got inf",
         ),
         (
             {"algorithm": ["ditto", {"private": {"clip": 1, "epsilon": 1}}, "private", "fedavg"]},

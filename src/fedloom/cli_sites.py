@@ -1,12 +1,12 @@
 """The commands of federations over several machines: keys, serve, join, status."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from fedloom.cli_console import console as _console
+from fedloom.cli_errors import about
 
 keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
 KeysFolder = Annotated[Path, typer.Option("--keys", help="The server's folder of keys.")]
@@ -72,6 +72,7 @@ def serve(
         )
     loaded = load_recipe(recipe, [*(overrides or []), "engine.flower.nodes=0"])
     folder = out or Path("runs") / loaded.name
+    about(folder)
     console = _console()
     listening = Listening(host, port, keys)
     console.print(results_table(run_recipe(loaded, folder, console=console, listening=listening)))
@@ -131,6 +132,7 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/xquad.")],
 ) -> None:
     """Show the sites of a running federation: last answers, bytes, absences."""
+    about(folder)
     from fedloom.deploy.preview import status as shown
 
     _console().print(shown(folder))
@@ -138,9 +140,3 @@ def status(
 
 def _listed(words: str | None) -> list[str]:
     return [word.strip() for word in (words or "").split(",") if word.strip()]
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.core.files import write_atomic
 from fedloom.run import report_figures as figures
@@ -60,7 +61,7 @@ def compare(
         style = "bold" if head[at] == "after" else ""
         table.add_column(head[at], justify="right" if at > 1 else "left", style=style)
     for row in rows:
-        table.add_row(*(row[at] for at in _TERMINAL))
+        table.add_row(*(Text(row[at]) for at in _TERMINAL))
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import ClientId, Fit, Job
@@ -43,7 +44,7 @@ class Plan:
         rounds = self.recipe.run.rounds
         total = rounds * self.cohort * (self.download_bytes + self.upload_bytes)
         table = Table(
-            "forecast", "value", title=f"plan of {self.recipe.name}", title_justify="left"
+            "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
         share = 100 * self.num_trainable / self.num_total
         table.add_row(

@@ -81,7 +81,12 @@ def read_results(folder: Path) -> Results:
             f"{folder} is no run directory: it holds no metrics.jsonl; give the folder of a run"
         )
     recipe = folder / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    try:
+        text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+        settings = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{recipe} is not the recipe that a run left: {reason}") from error
     below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
     return Results(
         folder=folder,
@@ -89,7 +94,7 @@ def read_results(folder: Path) -> Results:
         clients=JsonLines(folder / "clients.jsonl").rows(),
         samples=_json(folder / "samples.json", []),
         recipe_text=text,
-        recipe=yaml.safe_load(text) or {},
+        recipe=settings,
         manifest=_json(folder / "manifest.json", {}),
         environment=_json(folder / "environment.json", {}),
         summary=_json(folder / "summary.json", {}),

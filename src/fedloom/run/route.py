@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.core.protocols import ClientId, Params
 from fedloom.core.seeds import derive
@@ -111,7 +112,7 @@ def route_table(router: Router, probe: Probe) -> Table:
     route = router.route(probe)
     kind = "doubt of the first token" if isinstance(probe[0], str) else "loss of the answers"
     table = Table(
-        title=f"{route.model} suits these {len(probe)} examples best", title_justify="left"
+        title=Text(f"{route.model} suits these {len(probe)} examples best"), title_justify="left"
     )
     table.add_column("model")
     table.add_column(f"{kind}, nats", justify="right")
@@ -119,7 +120,8 @@ def route_table(router: Router, probe: Probe) -> Table:
     for name in sorted(route.surprise, key=lambda name: route.surprise[name]):
         clients = router.models[name][1]
         more = f" and {len(clients) - 4} more" if len(clients) > 4 else ""
-        table.add_row(name, f"{route.surprise[name]:.3f}", ", ".join(clients[:4]) + more)
+        serves = Text(", ".join(clients[:4]) + more)
+        table.add_row(Text(name), f"{route.surprise[name]:.3f}", serves)
     return table
 
 
