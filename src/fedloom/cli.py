@@ -30,6 +30,7 @@ app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
     app.command()(command)
 
+PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"
 
 RecipeName = Annotated[
@@ -78,22 +79,23 @@ def data(
     recipe: RecipeName,
     overrides: Overrides = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw the split into this PNG file.")
+        Path | None, typer.Option(help="Also draw the split into this PNG, SVG or PDF file.")
     ] = None,
 ) -> None:
     """Show the split, the tokens and the label mask before training."""
+    from fedloom.core.places import file_at, file_name
     from fedloom.data.federation import federate
     from fedloom.data.preview import preview, split_figure
     from fedloom.models.build import load_tokenizer
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    file = file_at(picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES)
     tokenizer = load_tokenizer(loaded.model)
     federation = federate(loaded.data, tokenizer)
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)
-    file = picture or Path(f"{loaded.name}-split.png")
     split_figure(federation.manifest.to_json()).savefig(file, dpi=150)
     console.print(f"picture of the split: {file}")
 
@@ -131,10 +133,12 @@ def compare(
     ] = None,
 ) -> None:
     """Put runs into one table and one figure: quality against bytes."""
+    from fedloom.core.places import file_at
     from fedloom.run.compare import compare as compare_runs
 
     for folder in folders:
         _require_run(folder)
+    file_at(out, "--out")
     _console().print(compare_runs(folders, out=out, metric=metric))
     _console().print(f"figure: {out}")
 
@@ -150,11 +154,12 @@ def export(
     ] = False,
 ) -> None:
     """Write the deployed models as folders that peft and transformers load."""
+    from fedloom.core.places import folder_at
     from fedloom.run.answer import last_run
     from fedloom.run.export import export_models
 
+    target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
     session = _opened(folder)
-    target = out or folder / ("merged" if merged else "adapters")
     for name, written in export_models(session, last_run(session), target, merged=merged).items():
         _console().print(f"{name}: {written}")
 

@@ -33,11 +33,13 @@ def recipes_cp(
     ] = None,
 ) -> None:
     """Copy a shipped recipe to a file of your own."""
+    from fedloom.core.places import file_at
     from fedloom.recipe import SHIPPED, read_tree
 
     read_tree(name)
     target = to or Path(f"{name}.yaml")
     if target.exists():
         raise ValueError(f"{target} exists already; give another file name")
+    file_at(target, "the file to write")
     target.write_bytes((SHIPPED / f"{name}.yaml").read_bytes())
     console().print(f"wrote {target}; run it with `fedloom run {target}`")

@@ -57,6 +57,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run a recipe on sites that join; a run that is in --out already goes on."""
+    from fedloom.core.places import file_name, folder_at
     from fedloom.deploy.listening import Listening, address
     from fedloom.engines.flower.keys import Keys
     from fedloom.launch import run_recipe
@@ -71,7 +72,7 @@ def serve(
             f"the certificate in {keys} does not name {host}: `fedloom keys init --host {host}`"
         )
     loaded = load_recipe(recipe, [*(overrides or []), "engine.flower.nodes=0"])
-    folder = out or Path("runs") / loaded.name
+    folder = folder_at(out or Path("runs") / file_name(loaded.name), "--out")
     about(folder)
     console = _console()
     listening = Listening(host, port, keys)
@@ -101,6 +102,7 @@ def join(
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
+    from fedloom.core.places import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
     from fedloom.deploy.site import SiteSettings, agreed_recipe
@@ -111,7 +113,7 @@ def join(
     limits = Limits(
         max_message_mb, _listed(algorithms), _listed(spaces), _listed(columns), min_examples, clip
     )
-    home = (folder or Path("sites") / name).resolve()
+    home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(
         name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()
     )
