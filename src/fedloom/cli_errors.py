@@ -131,8 +131,9 @@ def _extra_of(module: str) -> str:
     for line in requires("fedloom") or ():
         spec, _, marker = line.partition(";")
         name = re.split(r"[^\w.-]", spec.strip())[0].replace("-", "_").lower()
-        if name == module.split(".")[0].lower() and (found := re.search(r"extra == \W(\w+)", marker)):
-            return found[1]
+        extra = re.search(r"extra == \W(\w+)", marker)
+        if extra and extra[1] != "dev" and name == module.split(".")[0].lower():
+            return extra[1]
     return ""
 
 

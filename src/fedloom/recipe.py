@@ -66,10 +66,7 @@ def read_tree(name: str | Path) -> dict[str, Any]:
         why = "is a folder" if file.is_dir() else "does not exist"
         raise RecipeError(f"the recipe file {file} {why}")
     try:
-        tree = read_yaml(file.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise RecipeError(f"{file}, line {line}, is not UTF-8 text: save it as such") from error
+        tree = read_yaml(file.read_bytes())
     except YamlError as error:
         raise RecipeError(f"{file} is not YAML of a recipe: {error}") from error
     if not isinstance(tree, dict):
@@ -298,4 +295,8 @@ def _plain(value: Any) -> Any:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML; reading it back gives an equal recipe."""
-    return str(yaml.safe_dump(to_tree(recipe), sort_keys=False, allow_unicode=True))
+    tree = to_tree(recipe)
+    readable = str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    # Some rare spaces are not read back as they are written, unless they are written by number.
+    same = read_yaml(readable) == tree
+    return readable if same else str(yaml.safe_dump(tree, sort_keys=False))

@@ -16,14 +16,14 @@ class YamlError(ValueError):
     """Text that is no YAML of a recipe; the message says why, and in which line."""
 
 
-def read_yaml(text: str) -> Any:
-    """Return the value of a YAML text.
+def read_yaml(text: str | bytes) -> Any:
+    """Return the value of a YAML text; bytes are UTF-8.
 
     Raises:
         YamlError: where it is none, repeats a key, or is larger than any recipe.
     """
     try:
-        loader = _Loader(text)
+        loader = _Loader(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -32,10 +32,13 @@ def read_yaml(text: str) -> Any:
             return loader.construct_document(node)
         finally:
             loader.dispose()
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise YamlError(f"line {line}: this is not UTF-8 text, save it as such") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise YamlError(f"{line}{' '.join(str(error.problem or error.context).split())}") from error
+        place = f"line {mark.line + 1}: " if mark is not None else ""
+        raise YamlError(f"{place}{' '.join(str(error.problem or error.context).split())}") from error
     except yaml.YAMLError as error:
         raise YamlError(" ".join(str(error).split())) from error
     except RecursionError as error:
@@ -73,6 +76,8 @@ class _Loader(yaml.SafeLoader):
             raise _marked(node, f"{brief(node.value)} is no {_kind(node)} ({error})") from error
         if type(value) is int and not -_WIDEST <= value < _WIDEST:
             raise _marked(node, f"{brief(node.value)} is larger than any number of a recipe")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise _marked(node, f"{brief(value)} holds half a letter, which no file can hold")
         return value
 
 
