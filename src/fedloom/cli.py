@@ -90,7 +90,9 @@ def data(
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    file = file_at(picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES)
+    file = file_at(
+        picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
+    )
     tokenizer = load_tokenizer(loaded.model)
     federation = federate(loaded.data, tokenizer)
     console = _console()

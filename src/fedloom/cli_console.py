@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PLAIN = {"→": "->", "…": "...", "–": "-", "−": "-", "·": "-", "×": "x", "±": "+/-", "¶": "|"}
+_PLAIN = {
+    "→": "->",
+    "…": "...",
+    "\u2013": "-",
+    "\u2212": "-",
+    "·": "-",
+    "\u00d7": "x",
+    "±": "+/-",
+    "¶": "|",
+}
 """What a terminal gets that has no letter for it; other letters get their number."""
 
 

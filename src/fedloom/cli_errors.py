@@ -65,7 +65,7 @@ def _run(command: Callable[[], object], words: Sequence[str]) -> int:
         return _stopped()
     except BrokenPipeError:
         raise
-    except Exception as error:  # noqa: BLE001 - the last place where anything can be said of it
+    except Exception as error:
         if os.environ.get("FEDLOOM_DEBUG"):
             raise
         return _tell(error)

@@ -63,16 +63,15 @@ def read_tree(name: str | Path) -> dict[str, Any]:
                 f"give one of {', '.join(shipped())}, or a path that ends in .yaml"
             )
     if not file.is_file():
-        why = "is a folder" if file.is_dir() else "does not exist"
-        raise RecipeError(f"the recipe file {file} {why}")
+        raise RecipeError(
+            f"the recipe file {file} {'is a folder' if file.is_dir() else 'does not exist'}"
+        )
     try:
         tree = read_yaml(file.read_bytes())
     except YamlError as error:
         raise RecipeError(f"{file} is not YAML of a recipe: {error}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(
-            f"{file} must hold sections such as `algorithm:` and `data:`, got {type(tree).__name__}"
-        )
+        raise RecipeError(f"{file} must hold sections such as `data:`, got {type(tree).__name__}")
     return {"name": file.stem, **tree}
 
 
@@ -296,7 +295,6 @@ def _plain(value: Any) -> Any:
 def to_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML; reading it back gives an equal recipe."""
     tree = to_tree(recipe)
-    readable = str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    # Some rare spaces are not read back as they are written, unless they are written by number.
-    same = read_yaml(readable) == tree
-    return readable if same else str(yaml.safe_dump(tree, sort_keys=False))
+    text = str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    # Some rare spaces are only read back as they were if they are written by number.
+    return text if read_yaml(text) == tree else str(yaml.safe_dump(tree, sort_keys=False))

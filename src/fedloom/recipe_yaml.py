@@ -38,7 +38,9 @@ def read_yaml(text: str | bytes) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}: " if mark is not None else ""
-        raise YamlError(f"{place}{' '.join(str(error.problem or error.context).split())}") from error
+        raise YamlError(
+            f"{place}{' '.join(str(error.problem or error.context).split())}"
+        ) from error
     except yaml.YAMLError as error:
         raise YamlError(" ".join(str(error).split())) from error
     except RecursionError as error:

@@ -41,7 +41,15 @@ ODD: dict[str, Any] = {
     "use_cache": False,
     "watermarking_config": {"greenlist_ratio": 0.1, "bias": 90.0},
 }
-BROKEN = ["", "{", "[1]", "null", "[" * 100_000, '{"early_stopping": "x"}', '{"max_new_tokens": -1}']
+BROKEN = [
+    "",
+    "{",
+    "[1]",
+    "null",
+    "[" * 100_000,
+    '{"early_stopping": "x"}',
+    '{"max_new_tokens": -1}',
+]
 
 
 def example(tokenizer: Any, prompt: str, answer: str) -> Example:
@@ -92,7 +100,9 @@ def test_the_fields_are_all_there_are() -> None:
 def test_no_key_of_a_models_file_changes_an_answer(
     field: str, folder: Path, asked: list[Example], plain: list[str]
 ) -> None:
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, field: odd(field)}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, field: odd(field)})
+    )
     base = load_base(ModelSettings(name=str(folder)))
     assert said(base.model, base.tokenizer, asked) == plain
     # Nor one that somebody sets on the model.

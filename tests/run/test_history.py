@@ -75,7 +75,9 @@ def test_a_run_of_a_broken_model_has_valid_files_and_says_so(
     assert summaries[""]["final"]["test/exact_match"] == 0
     assert summaries[""]["final"]["test/token_accuracy"] == 0
     for file in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
-        for line in file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]:
+        for line in (
+            file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+        ):
             strict(line)
     summary = strict((folder / "summary.json").read_text())
     assert summary["final"]["test/loss"] is None
@@ -83,7 +85,9 @@ def test_a_run_of_a_broken_model_has_valid_files_and_says_so(
     assert {each["after"] for each in strict((folder / "samples.json").read_text())} == {""}
     console = Console(width=120, record=True, file=StringIO())
     console.print(results_table(summaries))
-    console.print(compare([folder, folder / "baselines/local"], out=tmp_path / "c.html", metric="test/loss"))
+    console.print(
+        compare([folder, folder / "baselines/local"], out=tmp_path / "c.html", metric="test/loss")
+    )
     assert console.export_text().count("not finite") >= 4
     report = (folder / "report.html").read_text()
     assert "not finite" in report

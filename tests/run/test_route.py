@@ -129,7 +129,7 @@ def test_a_model_without_numbers_is_never_chosen(router: tuple[Session, Router])
         route = Router(session, {name: broken[name], **others}).route(probe)
         assert route.model != name
         assert route.surprise[name] == math.inf
-        with pytest.raises(ValueError, match="no model of .* can be chosen: none gives numbers"):
+        with pytest.raises(ValueError, match=r"no model of .* can be chosen: none gives numbers"):
             Router(session, broken).route(probe)
 
 

@@ -29,7 +29,9 @@ def file_at(path: Path, what: str, *, ends: tuple[str, ...] = ()) -> Path:
     if path.is_dir():
         raise ValueError(f"{what} must be a file, got {path}, which is a folder")
     if not path.parent.is_dir():
-        raise ValueError(f"{what} must be in a folder that is there, got {path}: make {path.parent}")
+        raise ValueError(
+            f"{what} must be in a folder that is there, got {path}: make {path.parent}"
+        )
     if ends and path.suffix.lower() not in ends:
         raise ValueError(f"{what} must end in {' or '.join(ends)}, got {path}")
     return path

@@ -113,7 +113,9 @@ def status(folder: Path) -> Table:
         told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return _status(folder, told)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not what a server wrote: remove it and start it again") from error
+        raise ValueError(
+            f"{file} is not what a server wrote: remove it and start it again"
+        ) from error
 
 
 def _status(folder: Path, told: Mapping[str, Any]) -> Table:

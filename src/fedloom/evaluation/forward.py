@@ -13,7 +13,6 @@ from fedloom.data.classes import decide
 from fedloom.data.tokens import Example
 from fedloom.models.generation import write_greedily
 
-
 NOTHING = -1
 
 

@@ -136,7 +136,7 @@ def _found(settings: ModelSettings) -> Iterator[None]:
             yield
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a folder's files hold comes out as anything
+    except Exception as error:
         if "memory" in str(error).lower() and isinstance(error, RuntimeError):
             raise
         reason = " ".join(str(error).split()).split(". ")[0][:300]

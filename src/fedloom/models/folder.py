@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fedloom.models.build import Base
-from fedloom.models.int8 import Int8Linear
 from fedloom.models.generation import keep_file
+from fedloom.models.int8 import Int8Linear
 from fedloom.models.quiet import quiet
 
 

@@ -80,7 +80,9 @@ def conduct(
     """
     summaries = {"": _one(job, folder, connect, console)}
     for name in job.recipe.run.baselines:
-        console.print(Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation"))
+        console.print(
+            Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation")
+        )
         made = baseline(name, summaries[""])
         summaries[name] = _one(made, folder / "baselines" / name, connect, console)
     write_report(folder)
