@@ -3,16 +3,18 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedloom import cli_recipes, cli_sites
+from fedloom.cli_console import console as _console
+from fedloom.cli_console import open_terminal
+from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from fedloom.run.session import Session
     from fedloom.run.settings import Recipe
 
@@ -28,6 +30,7 @@ app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
     app.command()(command)
 
+PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"
 
 RecipeName = Annotated[
@@ -76,22 +79,25 @@ def data(
     recipe: RecipeName,
     overrides: Overrides = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw the split into this PNG file.")
+        Path | None, typer.Option(help="Also draw the split into this PNG, SVG or PDF file.")
     ] = None,
 ) -> None:
     """Show the split, the tokens and the label mask before training."""
+    from fedloom.core.places import file_at, file_name
     from fedloom.data.federation import federate
     from fedloom.data.preview import preview, split_figure
     from fedloom.models.build import load_tokenizer
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    file = file_at(
+        picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
+    )
     tokenizer = load_tokenizer(loaded.model)
     federation = federate(loaded.data, tokenizer)
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)
-    file = picture or Path(f"{loaded.name}-split.png")
     split_figure(federation.manifest.to_json()).savefig(file, dpi=150)
     console.print(f"picture of the split: {file}")
 
@@ -129,10 +135,12 @@ def compare(
     ] = None,
 ) -> None:
     """Put runs into one table and one figure: quality against bytes."""
+    from fedloom.core.places import file_at
     from fedloom.run.compare import compare as compare_runs
 
     for folder in folders:
         _require_run(folder)
+    file_at(out, "--out")
     _console().print(compare_runs(folders, out=out, metric=metric))
     _console().print(f"figure: {out}")
 
@@ -148,11 +156,12 @@ def export(
     ] = False,
 ) -> None:
     """Write the deployed models as folders that peft and transformers load."""
+    from fedloom.core.places import folder_at
     from fedloom.run.answer import last_run
     from fedloom.run.export import export_models
 
+    target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
     session = _opened(folder)
-    target = out or folder / ("merged" if merged else "adapters")
     for name, written in export_models(session, last_run(session), target, merged=merged).items():
         _console().print(f"{name}: {written}")
 
@@ -171,7 +180,7 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a run's deployed model."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from fedloom.run.answer import Chat
 
@@ -183,8 +192,10 @@ def chat(
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
         return
     console.print(f"{talk.name}; an empty line ends the chat")
-    while text := console.input("[bold]you:[/] ").strip():
-        console.print(f"[bold]model:[/] {escape(talk.answer(text) or NO_ANSWER)}", highlight=False)
+    with suppress(EOFError):
+        while text := console.input("[bold]you:[/] ").strip():
+            said = Text.assemble(("model:", "bold"), f" {talk.answer(text) or NO_ANSWER}")
+            console.print(said, highlight=False)
 
 
 @app.command()
@@ -213,34 +224,25 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a user's mistake is one sentence and exit code 2, a fault of ours one and exit code 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait by spinning make a run several times slower on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # So that whatever a command started is ended, and its folders are cleared away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        if os.environ.get("FEDLOOM_DEBUG"):
-            raise
-        _complain(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _complain("stopped; `fedloom resume` goes on from the last finished round")
-        sys.exit(130)
-
-
-def _complain(sentence: str) -> None:
-    print(f"fedloom: {sentence}", file=sys.stderr)  # noqa: T201
+    open_terminal()
+    sys.exit(guard(app, sys.argv[1:]))
 
 
 def _conduct(recipe: "Recipe", folder: Path) -> None:
+    from rich.text import Text
+
     from fedloom.launch import run_recipe
     from fedloom.run.conduct import results_table
 
+    about(folder)
     console = _console()
-    console.print(f"[bold]{recipe.name}[/] → {folder}")
+    console.print(Text.assemble((recipe.name, "bold"), f" → {folder}"))
     console.print(results_table(run_recipe(recipe, folder, console=console)))
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
@@ -259,14 +261,9 @@ def _opened(folder: Path) -> "Session":
 
 
 def _require_run(folder: Path) -> None:
+    about(folder)
     if not (folder / "recipe.yaml").is_file():
         raise ValueError(f"{folder} holds no run: it has no recipe.yaml; `fedloom run` makes one")
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()
 
 
 if __name__ == "__main__":

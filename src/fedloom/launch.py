@@ -11,6 +11,7 @@ from rich.console import Console
 from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.core.places import file_name, folder_at
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.partition import stratum
 from fedloom.deploy.connect import connect
@@ -65,15 +66,15 @@ def new_folder(name: str, wanted: Path | None) -> Path:
     """Return the folder of a new run: `wanted`, or runs/NAME, numbered if a run is there already.
 
     Raises:
-        ValueError: where `wanted` holds a run.
+        ValueError: where `wanted` holds a run, or is no place for a folder.
     """
     if wanted is not None:
         if (wanted / "recipe.yaml").exists():
             raise ValueError(
                 f"{wanted} holds a run already; `fedloom resume {wanted}` goes on with it, --out takes another folder"
             )
-        return wanted
-    folder, number = Path("runs") / name, 1
+        return folder_at(wanted, "--out")
+    folder, number = folder_at(Path("runs"), "the folder of runs") / file_name(name), 1
     while folder.exists():
         number += 1
         folder = folder.with_name(f"{name}-{number}")

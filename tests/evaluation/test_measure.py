@@ -154,8 +154,8 @@ def test_generation_starts_from_exactly_the_prompt_of_training(
             row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)
         )
         assert attention_mask[:, -1].all()
-        assert settings["use_cache"]
-        assert not settings["do_sample"]
+        assert settings["generation_config"].use_cache
+        assert not settings["generation_config"].do_sample
         return input_ids
 
     monkeypatch.setattr(model, "generate", generate)

@@ -53,9 +53,15 @@ def split_figure(manifest: Mapping[str, Any]) -> "Figure":
 
     `manifest` is what `Manifest.to_json` returns.
     """
-    from matplotlib.figure import Figure  # slow to import
+    from matplotlib import rc_context  # slow to import
 
-    read = Manifest.from_json(manifest)
+    with rc_context({"text.parse_math": False}):  # names may hold dollars
+        return _split_figure(Manifest.from_json(manifest))
+
+
+def _split_figure(read: Manifest) -> "Figure":
+    from matplotlib.figure import Figure
+
     label, values, stacks = _stacks(read)
     clients = list(read.clients)
     figure = Figure(
@@ -151,7 +157,7 @@ def _telling(manifest: Manifest) -> str:
 
 def _summary(manifest: Manifest) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
-    lines.add_row("source", manifest.source)
+    lines.add_row("source", Text(manifest.source))
     by = f" by {manifest.by}" if manifest.by else ""
     lines.add_row("partition", f"{manifest.partition}{by}, {len(manifest.clients)} clients")
     lines.add_row("rows read", f"{manifest.num_rows:,}")
@@ -186,7 +192,7 @@ def _clients(manifest: Manifest) -> RenderableType:
             client.target_tokens,
         )
         shown = [_histogram(client, label)] if label else []
-        table.add_row(name, *(f"{number:,}" for number in numbers), *shown)
+        table.add_row(Text(name), *(f"{number:,}" for number in numbers), *map(Text, shown))
     if len(counts) > NAMED_CLIENTS:
         return Group(table, f"... and {len(counts) - NAMED_CLIENTS} more")
     return table
@@ -241,7 +247,7 @@ def _samples(federation: Federation, tokenizer: Tokenizer, count: int) -> list[R
     for client, train in holders[::step][:count]:
         labels = train[0].record.labels if train[0].record else {}
         shown_labels = [v for k, v in labels.items() if k not in federation.manifest.hidden]
-        title = ", ".join(dict.fromkeys([client, *shown_labels]))
+        title = Text(", ".join(dict.fromkeys([client, *shown_labels])))
         shown.append(Panel(_masked(train[0], tokenizer), title=title, title_align="left"))
     return shown
 

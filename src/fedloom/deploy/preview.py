@@ -102,7 +102,16 @@ def status(folder: Path) -> Table:
         raise ValueError(
             f"{folder} has no status.json: give the folder of a run with engine=flower"
         )
-    told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return _status(folder, told)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file} is not what a server wrote: remove it and start it again"
+        ) from error
+
+
+def _status(folder: Path, told: Mapping[str, Any]) -> Table:
     table = Table(title=_standing(folder, told), title_justify="left")
     for column in ("site", "connected", "last answer", "down", "up", "absent", "last reason"):
         table.add_column(column)

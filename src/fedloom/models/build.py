@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from fedloom.models.generation import PLAIN, fresh, settle_
 from fedloom.models.int8 import quantize_
 from fedloom.models.quiet import quiet
 
@@ -89,8 +90,11 @@ def load_base(settings: ModelSettings) -> Base:
             dtype=DTYPES[settings.dtype],
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
+            generation_config=fresh(),
+            **PLAIN,
             **chosen,
         )
+        settle_(model, place, settings.revision)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
@@ -130,7 +134,11 @@ def _found(settings: ModelSettings) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
+        if "memory" in str(error).lower() and isinstance(error, RuntimeError):
+            raise
         reason = " ".join(str(error).split()).split(". ")[0][:300]
         raise ValueError(
             f'model.name must be a causal language model on the Hub or in a folder, got "{settings.name}"'

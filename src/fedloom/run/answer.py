@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message, Record
@@ -57,7 +58,8 @@ def measure_again(session: Session) -> Table:
     total = combine(measured.values())
     names = [n for n in total if not n.startswith("num_")]
     table = Table(
-        title=f"{session.recipe.name} after round {run.number}, test data", title_justify="left"
+        title=Text(f"{session.recipe.name} after round {run.number}, test data"),
+        title_justify="left",
     )
     table.add_column("client")
     for name in ("num_examples", *names):
@@ -65,7 +67,7 @@ def measure_again(session: Session) -> Table:
     for client, metrics in {**measured, "all": total}.items():
         cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
         table.add_row(
-            client,
+            Text(client),
             f"{metrics['num_examples']:.0f}",
             *cells,
             end_section=client == list(measured)[-1],

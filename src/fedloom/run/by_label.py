@@ -1,6 +1,7 @@
 """How good every model is on every value of a label: each client's own, and each shared one on everybody's."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,7 +121,8 @@ def _worst(own: Mapping[str, Metrics]) -> dict[str, dict[str, Any]]:
     for metric in _TOLD:
         values = {value: metrics[metric] for value, metrics in own.items() if metric in metrics}
         if values:
-            choose = max if lower_is_better(metric) else min
-            at = choose(values, key=lambda value: values[value])
+            sign = 1 if lower_is_better(metric) else -1
+            # What is not a number is the worst.
+            at = max(values, key=lambda value: (math.isnan(values[value]), sign * values[value]))
             worst[metric] = {"value": at, "result": values[at]}
     return worst

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
@@ -80,7 +81,9 @@ def conduct(
     """
     summaries = {"": _one(job, folder, connect, console)}
     for name in job.recipe.run.baselines:
-        console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
+        console.print(
+            Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation")
+        )
         made = baseline(name, summaries[""])
         summaries[name] = _one(made, folder / "baselines" / name, connect, console)
     write_report(folder)
@@ -124,7 +127,7 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return the result of a run beside its baselines: before, after, bytes, time."""
     own = summaries[""]
     table = Table(
-        title=f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients",
+        title=Text(f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients"),
         title_justify="left",
     )
     table.add_column("metric")
@@ -140,7 +143,7 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     for metric in own["worst"]:
         found = (s["worst"].get(metric) for s in summaries.values())
         cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
-        table.add_row(f"Worst {title(metric).lower()}", "", *cells)
+        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
     times = (duration(s["train_seconds"]) for s in summaries.values())

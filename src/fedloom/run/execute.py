@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
@@ -70,7 +71,7 @@ def _prune(session: Session, checkpoints: Checkpoints) -> None:
 
 
 def _check_monitor(settings: RunSettings, history: History) -> None:
-    if settings.patience and not history.of(settings.monitor):
+    if settings.patience and settings.monitor not in history.measured():
         known = ", ".join(history.measured())
         raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
@@ -102,7 +103,7 @@ def _last_good(checkpoints: Checkpoints, fresh: Run[Any], console: Console) -> R
         return fresh
     resumed = checkpoints.load(fresh)
     for reason in resumed.damaged:
-        console.print(f"[yellow]left out a damaged checkpoint: {reason}[/]")
+        console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
     console.print(f"going on after round {resumed.run.number}")
     return resumed.run
 
@@ -165,9 +166,8 @@ class _Recorder:
 
     def note(self, number: int, absences: Sequence[Absence]) -> None:
         for absence in absences:
-            self.console.print(
-                f"[yellow]round {number}: {absence.client} is absent: {absence.reason}[/]"
-            )
+            said = f"round {number}: {absence.client} is absent: {absence.reason}"
+            self.console.print(Text(said, "yellow"))
 
     def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
         JsonLines(self.session.folder / "clients.jsonl").append(

@@ -18,6 +18,7 @@ from fedloom.run.history import History
 from fedloom.run.loop import Run
 from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
+from fedloom.run.trackers import finite
 
 
 def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any]:
@@ -55,8 +56,8 @@ def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` atomically, readable by people."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False)
+    """Write `value` atomically, readable by people; what is not finite becomes null."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(file, (text + "\n").encode())
 
 
@@ -73,12 +74,13 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
     best = {
         m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
     }
+    ends = {m: history.ends(m) for m in history.measured()}
     return {
         "name": recipe.name,
         "algorithm": type(recipe.algorithm).__name__,
         "rounds": run.number,
-        "before": {m: history.of(m)[0][1] for m in history.measured()},
-        "final": {m: history.of(m)[-1][1] for m in history.measured()},
+        "before": {m: before for m, (before, _) in ends.items() if before is not None},
+        "final": {m: final for m, (_, final) in ends.items()},
         "best": best,
         "upload_bytes": int(history.total("comm/upload_bytes")),
         "download_bytes": int(history.total("comm/download_bytes")),

@@ -47,7 +47,7 @@ class Plan:
         rounds = self.recipe.run.rounds
         total = rounds * self.cohort * (self.download_bytes + self.upload_bytes)
         table = Table(
-            "forecast", "value", title=f"plan of {self.recipe.name}", title_justify="left"
+            "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
         share = 100 * self.num_trainable / self.num_total
         table.add_row(

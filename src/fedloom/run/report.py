@@ -1,5 +1,6 @@
 """report.html: everything about one run on one page that loads nothing; a pure function of the run directory."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -199,7 +200,10 @@ def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
     alone = local.by_client(metric)[1] if local else {}
     held = own.manifest.get("clients", {})
     color = 1 + list(own.baselines).index("local") if local else 1
-    draw = partial(figures.clients, metric, before, after, alone, color=color)
+    drawn = [{c: v for c, v in at.items() if math.isfinite(v)} for at in (before, after, alone)]
+    if not drawn[1]:
+        return None
+    draw = partial(figures.clients, metric, *drawn, color=color)
     rows = [
         {
             "client": client,
@@ -264,8 +268,10 @@ def _short(text: str) -> str:
 def _notes(own: Results) -> list[str]:
     absent = int(own.history.total("comm/num_absent"))
     skipped = int(own.history.total("train/skipped_steps"))
+    broken = sum(math.isnan(line.get("test/loss", 0.0)) for line in own.history.lines)
     notes = [
         (absent, "client-rounds brought no reply"),
+        (broken, "evaluations found a loss that is not finite: the model gave no numbers"),
         (skipped, "training steps were skipped because their loss was not finite"),
     ]
     told = [f"{count:,} {what}" for count, what in notes if count]

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fedloom.core.protocols import ClientId
 from fedloom.run.history import lower_is_better
@@ -32,6 +32,7 @@ _VARIABLES = {
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # the page's own font, and text that can be searched
     "svg.hashsalt": "fedloom",  # the same bytes for the same run
+    "text.parse_math": False,  # a client's name may hold dollars
     "font.size": 8,
     "text.color": INK,
     "axes.edgecolor": _RULE,
@@ -110,6 +111,7 @@ def quality_by_bytes(metric: str, lines: Sequence[Line], *, log: bool = False) -
     figure, axes = panel()
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     _draw(axes, lines)
     heading(figure, f"{title(metric)} by bytes")
     axes.set_xlabel("bytes sent and received, all clients")

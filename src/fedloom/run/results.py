@@ -1,6 +1,7 @@
 """A run directory, read."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -42,15 +43,12 @@ class Results:
         return str(self.summary.get("name") or self.recipe.get("name") or self.folder.name)
 
     def metrics(self) -> list[str]:
-        """Return the metrics with a value in some round."""
+        """Return the metrics that were measured in some round."""
         return list(dict.fromkeys(name for line in self.history.lines for name in line))
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
         """Return a metric before training and at the end; before is None where only the end was measured."""
-        values = self.history.of(metric)
-        if not values:
-            return None, None
-        return (values[0][1] if values[0][0] == 0 else None), values[-1][1]
+        return self.history.ends(metric)
 
     def total_bytes(self) -> dict[int, float]:
         """Return the bytes of all rounds up to each one, both ways."""
@@ -59,14 +57,14 @@ class Results:
         return {int(x["round"]): total for x, total in zip(lines, accumulate(each), strict=True)}
 
     def by_client(self, metric: str) -> tuple[dict[ClientId, float], dict[ClientId, float]]:
-        """Return every client's value of a metric, before training and when last measured."""
+        """Return every client's value of a metric, before training and when last measured, NaN where not finite."""
         split, _, name = metric.rpartition("/")
         before: dict[ClientId, float] = {}
         last: dict[ClientId, float] = {}
         for row in self.clients:
-            value = row["metrics"].get(name)
-            if row["split"] == split and value is not None:
-                last[row["client"]] = value
+            if row["split"] == split and name in row["metrics"]:
+                found = row["metrics"][name]
+                last[row["client"]] = value = math.nan if found is None else found
                 if row["round"] == 0:
                     before[row["client"]] = value
         return before, last
@@ -83,7 +81,12 @@ def read_results(folder: Path) -> Results:
             f"{folder} is no run directory: it holds no metrics.jsonl; give the folder of a run"
         )
     recipe = folder / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    try:
+        text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+        settings = yaml.safe_load(text) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{recipe} is not the recipe that a run left: {reason}") from error
     below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
     return Results(
         folder=folder,
@@ -91,7 +94,7 @@ def read_results(folder: Path) -> Results:
         clients=JsonLines(folder / "clients.jsonl").rows(),
         samples=_json(folder / "samples.json", []),
         recipe_text=text,
-        recipe=yaml.safe_load(text) or {},
+        recipe=settings,
         manifest=_json(folder / "manifest.json", {}),
         environment=_json(folder / "environment.json", {}),
         summary=_json(folder / "summary.json", {}),

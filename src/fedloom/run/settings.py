@@ -84,6 +84,15 @@ class Recipe:
         return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
 
     def __post_init__(self) -> None:
+        # It becomes the name of a folder and of a figure, a / in it a -.
+        if (
+            self.name.strip() in ("", ".", "..")
+            or len(self.name) > 100
+            or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name must be a word of 1 to 100 printable letters, got {self.name!r}"
+            )
         if self.run.patience and not self.evaluation.every:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
