@@ -12,6 +12,7 @@ from fedloom.core.protocols import ClientId, Profile
 from fedloom.core.seeds import derive, generator
 from fedloom.data.classes import class_tokens, only_classes
 from fedloom.data.dealing import Labels
+from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.formats import Record, to_records
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.mixtures import Clusters, MultiDomain
@@ -22,7 +23,7 @@ from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
 from fedloom.data.sources import load_rows
 from fedloom.data.splits import Cut, cut
-from fedloom.data.tokens import Example, Tokenised, Tokenizer, lengths, tokenise
+from fedloom.data.tokens import Example, Tokenised, tokenise
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +97,12 @@ def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) ->
         seed=settings.seed,
         max_length=settings.max_length,
         num_rows=len(rows),
-        num_empty=len(rows) - len(records),
+        num_empty=len(rows) - len(records) + tokenised.num_empty,
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels) for c in cuts},
+        notes=tokenised.notes,
     )
     learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
     tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}

@@ -1,6 +1,6 @@
 """What a federation holds, without its text: for the run directory, the report and the preview."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,19 +48,21 @@ class Manifest:
     num_unassigned: int
     """Examples of natural clients beyond `num_clients`, left out."""
     clients: Mapping[ClientId, ClientCounts]
+    notes: Sequence[str] = ()
+    """What was done to the text on the way to tokens."""
 
     def left_out(self) -> list[str]:
-        """Return a line for each kind of loss between the rows read and what is learnt, as all commands say it."""
+        """Return a line for each kind of loss or change between the rows read and what is learnt, as all commands say it."""
         counts = (
             (self.num_empty, "rows without an answer, left out"),
             (
                 self.num_dropped,
-                f"examples left out: no token of the answer fits in {self.max_length}",
+                f"examples left out: the answer does not fit in {self.max_length}",
             ),
             (self.num_truncated, f"examples cut to {self.max_length} tokens, kept"),
             (self.num_unassigned, "examples of natural clients beyond data.num_clients, left out"),
         )
-        return [f"{count:,} {what}" for count, what in counts if count]
+        return [*(f"{count:,} {what}" for count, what in counts if count), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, strings and numbers."""
@@ -70,4 +72,5 @@ class Manifest:
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """Return the manifest that `to_json` wrote."""
         clients = {name: ClientCounts(**counts) for name, counts in data["clients"].items()}
-        return cls(**{**data, "clients": clients})
+        notes = tuple(data.get("notes", ()))
+        return cls(**{**data, "clients": clients, "notes": notes})
