@@ -1,6 +1,6 @@
 """The boundary between prompt and answer, whatever the tokenizer; truncation; what is learnt."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -123,7 +123,8 @@ def test_a_tokenizer_that_reads_no_special_token_from_text_still_ends(byte_level
         """Takes the end token in a text for letters."""
 
         eos_token, eos_token_id, bos_token_id, chat_template = "</s>", 2, None, None
-        added_tokens_decoder, all_special_ids = {}, []  # noqa: RUF012  # as a tokenizer has them
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+        all_special_ids: ClassVar[list[int]] = []
 
         def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
             return {"input_ids": [[10 + ord(letter) for letter in one] for one in text]}

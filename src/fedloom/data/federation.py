@@ -240,10 +240,15 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
 def _nothing_left(settings: DataSettings, num_rows: int, num_records: int) -> str:
     if not num_records:
         return f"data.source {settings.source} has {num_rows} rows and none with a prompt and an answer"
-    return (
-        f"data.max_length is {settings.max_length}, which cuts off the whole answer of all {num_records} examples: "
-        "raise it, or set data.truncate to prompt"
-    )
+    what, remedy = _no_room(settings)
+    return f"data.max_length is {settings.max_length}, which {what} of all {num_records} examples: {remedy}"
+
+
+def _no_room(settings: DataSettings) -> tuple[str, str]:
+    """Return what becomes of answers that do not fit, and what to do."""
+    if settings.truncate == "prompt":
+        return "has no room for the answer", "raise it"
+    return "cuts off the whole answer", "raise it, or set data.truncate to prompt"
 
 
 def _check_natural(records: Sequence[Record], tokenised: Tokenised, settings: DataSettings) -> None:
@@ -256,7 +261,8 @@ def _check_natural(records: Sequence[Record], tokenised: Tokenised, settings: Da
         left[record.labels[by]] += len(examples)
     empty = sorted(value for value, count in left.items() if not count)
     if empty:
+        what, remedy = _no_room(settings)
         raise ValueError(
-            f"the client of {by} {empty[0]!r} is empty: data.max_length {settings.max_length} cuts off the whole "
-            "answer of all its examples; raise it, set data.truncate to prompt, or leave it out in data.where"
+            f"the client of {by} {empty[0]!r} is empty: data.max_length {settings.max_length} {what} of all its "
+            f"examples; {remedy}, or leave it out in data.where"
         )

@@ -104,11 +104,10 @@ def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
 def _writer(settings: DataSettings, tokenizer: ChatTemplate) -> tuple[Write, str]:
     """Return what writes a conversation, and the text it writes itself."""
     if settings.prompt != "chat":
-        own = isinstance(settings.prompt, Mapping)
-        turns = own_prompt(settings.prompt) if own else PROMPTS[settings.prompt]
-        return (
-            lambda messages: [turns(messages)]
-        ), f"{turns.user}\0{turns.assistant}\0{turns.system}"
+        named = settings.prompt
+        turns = PROMPTS[named] if isinstance(named, str) else own_prompt(named)
+        written = "\0".join((turns.user, turns.assistant, turns.system or ""))
+        return (lambda messages: [turns(messages)]), written
     if not tokenizer.chat_template:
         raise ValueError(
             "data.prompt is chat, but the tokenizer of model.name has no chat template: "

@@ -43,9 +43,10 @@ class Chat:
         """
         segments: list[Segment] = []
         done = ""
-        for prompt, said in self._generated(messages):
+        generated = self._generated(messages)
+        for prompt, said in generated:
             if not prompt.startswith(done):
-                return self._one_by_one(messages)
+                return self._one_by_one(generated)
             answer, tail, closed = self._answer(said)
             segments += [
                 Segment(prompt[len(done) :], learn=False),
@@ -67,10 +68,10 @@ class Chat:
                 continue
         return "\0".join(texts)
 
-    def _one_by_one(self, messages: Sequence[Message]) -> list[tuple[Segment, ...]]:
+    def _one_by_one(self, generated: Sequence[tuple[str, str]]) -> list[tuple[Segment, ...]]:
         return [
             (Segment(prompt, learn=False), Segment(self._answer(said)[0], learn=True, end=True))
-            for prompt, said in self._generated(messages)
+            for prompt, said in generated
         ]
 
     def _generated(self, messages: Sequence[Message]) -> list[tuple[str, str]]:

@@ -49,16 +49,17 @@ class Shortener:
         over = sum(map(len, pieces)) - self.room
         gone: set[int] = set()
         for start, end in self._questions(rendering, pieces[0]) if over > 0 else ():
-            taken = max(0, min(over, end - start - 1))
-            gone.update(range(start, start + taken))
-            over -= taken
+            there = [at for at in range(start, end) if at not in gone]
+            taken = there[: min(over, len(there) - 1)] if there else []
+            gone.update(taken)
+            over -= len(taken)
         if over > 0:
             return None
         first = [token for at, token in enumerate(pieces[0]) if at not in gone]
         return rendering, [first, *pieces[1:]]
 
     def _questions(self, rendering: Rendering, ids: list[int]) -> Iterator[tuple[int, int]]:
-        """Yield where the tokens of what the user says begin and end in the first segment, in the order they go."""
+        """Yield where what the user says begins and ends among the first segment's tokens, in the order it gives way."""
         text = rendering.segments[0].text
         for record in _asked_otherwise(rendering.record):
             written = self.render(record)[-1].segments[0].text
@@ -101,13 +102,12 @@ def _asked_otherwise(record: Record) -> Iterator[Record]:
 
 def _marked(message: Message) -> Iterator[Message]:
     if message.context:
-        # What is to be done is kept longest; a prompt that does not show the two apart has no such place for it.
+        # What is to be done is kept longest.
         said = message.content.removesuffix(message.context)
         yield replace(message, content=said + _QUESTION, context=_QUESTION)
-        space = said[len(said.rstrip()) :]
-        yield replace(message, content=_QUESTION + space + message.context)
-    else:
-        yield replace(message, content=_QUESTION)
+        yield replace(message, content=_QUESTION + said[len(said.rstrip()) :] + message.context)
+    # A prompt that shows the two apart has no such place.
+    yield replace(message, content=_QUESTION, context="")
 
 
 def _shared(one: list[int], other: list[int]) -> int:
