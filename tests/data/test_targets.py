@@ -34,7 +34,8 @@ def test_an_end_token_that_ends_every_answer_is_taken_off_and_that_is_said(byte_
     )
     told = [byte_level.decode(example.ids.tolist()) for (example,) in made.examples]
     assert told == ["Hi\nHello</s>", "Ho\nParis</s>"]
-    assert [example.record.answer for (example,) in made.examples] == ["Hello", "Paris"]
+    compared = [example.record and example.record.answer for (example,) in made.examples]
+    assert compared == ["Hello", "Paris"]
     (said,) = made.notes
     assert (
         said
@@ -83,7 +84,7 @@ def test_an_answer_of_nothing_else_is_no_answer(byte_level: Any):
 def test_an_answer_that_is_not_learnt_is_context_and_so_is_its_end(prompt: str, tokenizer: Any):
     """A turn of weight 0, in the middle: its tokens stay, no target is among them."""
     turns = ("What is it?", "Paris", "And ten?", "eight", "Count", "five")
-    settings = DataSettings(prompt=prompt)  # type: ignore[arg-type]  # names
+    settings = DataSettings(prompt=prompt)
     given = [record(*turns), record(*turns, unlearnt=(3,)), record(*turns, unlearnt=(1, 3))]
     (whole,), (without,), (last,) = tokenise(given, settings, tokenizer).examples
     assert whole.ids.tolist() == without.ids.tolist() == last.ids.tolist()

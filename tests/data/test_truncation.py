@@ -65,7 +65,7 @@ def test_the_oldest_turns_go_whole(left: int, prompt: str, tokenizer: Any):
     rest = record(*TALK[6 - 2 * left :])
     room = size(rest, tokenizer, prompt=prompt)
     example = only(record(*TALK), tokenizer, room, prompt=prompt)
-    ((alone,),) = tokenise([rest], DataSettings(prompt=prompt, max_length=room), tokenizer).examples  # type: ignore[arg-type]  # names
+    ((alone,),) = tokenise([rest], DataSettings(prompt=prompt, max_length=room), tokenizer).examples
     assert example.ids.tolist() == alone.ids.tolist()
     assert example.labels.tolist() == alone.labels.tolist()
     assert example.prompt_length == alone.prompt_length
@@ -104,7 +104,7 @@ def test_then_the_head_of_the_question_goes_and_nothing_around_it(
 
 
 def only_whole(rec: Record, tokenizer: Any, prompt: str) -> Example:
-    settings = DataSettings(prompt=prompt, max_length=4096)  # type: ignore[arg-type]  # names
+    settings = DataSettings(prompt=prompt, max_length=4096)
     ((example,),) = tokenise([rec], settings, tokenizer).examples
     return example
 
@@ -219,7 +219,7 @@ def test_what_is_asked_is_the_last_answer_begun_that_is_learnt(byte_level: Any):
     given = replace(turns, messages=tuple(messages))
     for prompt in PROMPTS:
         room = size(record("Hi", "Paris", "Ho", "five"), byte_level, prompt=prompt) + 4
-        settings = DataSettings(prompt=prompt, max_length=room)  # type: ignore[arg-type]  # names
+        settings = DataSettings(prompt=prompt, max_length=room)
         ((example,),) = tokenise([given], settings, byte_level).examples
         assert example.record is not None
         assert example.record.answer == "Paris"

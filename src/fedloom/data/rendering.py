@@ -1,6 +1,6 @@
 """From a record to the sequences that are learnt from it, under the recipe's prompt."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedloom.data.control import Controls, Hidden
