@@ -377,7 +377,7 @@ def test_a_natural_client_that_loses_everything_is_an_error(
     )
     message = (
         "the client of language 'de' is empty: data.max_length 32 cuts off the whole answer of all its examples; "
-        "raise it, set data.truncate to prompt, or leave it out in data.where"
+        "raise it, or set data.truncate to prompt, or leave it out in data.where"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         federate(settings, byte_level)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.encoding import lengths
 from fedloom.data.federation import Federation, federate
 from fedloom.data.formats import to_records
 from fedloom.data.partition import Dirichlet, Natural
 from fedloom.data.settings import DataSettings, Sample
 from fedloom.data.sources import load_rows
-from fedloom.data.tokens import lengths
 from fedloom.recipe import load_recipe
 
 DOLLY = {

@@ -49,7 +49,7 @@ def test_the_tables_show_clients_lengths_and_what_was_left_out(
     )
     assert "dirichlet by task, 10 clients" in text
     assert "1 rows without an answer, left out" in text
-    assert "1 examples left out: no token of the answer fits in 64" in text
+    assert "1 examples left out: the answer does not fit in 64" in text
     assert "1 examples cut to 64 tokens, kept" in text
     assert "client-009" in text
     assert "task-0" in text

@@ -11,6 +11,7 @@ from fedloom.core.seeds import derive
 from fedloom.data.classes import class_tokens, only_classes
 from fedloom.data.dealing import UNKNOWN, Labels
 from fedloom.data.duplicates import Duplicates, conversation, first_of_each, leaks
+from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.formats import Record, to_records
 from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
@@ -21,7 +22,7 @@ from fedloom.data.profiles import profiles_of
 from fedloom.data.settings import DataSettings
 from fedloom.data.sources import Taken, take_rows
 from fedloom.data.splits import Cut, cut
-from fedloom.data.tokens import Example, Tokenised, Tokenizer, lengths, tokenise
+from fedloom.data.tokens import Example, Tokenised, tokenise
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
         seed=settings.seed,
         max_length=settings.max_length,
         num_rows=len(rows) + sum(taken.left_out.values()),
-        num_empty=len(rows) - len(found),
+        num_empty=len(rows) - len(found) + tokenised.num_empty,
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
@@ -109,6 +110,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
         num_untested=untested,
         duplicates=Duplicates(len(found) - len(first), drop, num_shared, leaked),
         hidden=hidden,
+        notes=tokenised.notes,
     )
     profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
     return Federation(shards, profiles, manifest, classes)
@@ -243,10 +245,15 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
 def _nothing_left(settings: DataSettings, num_rows: int, num_records: int) -> str:
     if not num_records:
         return f"data.source {settings.source} has {num_rows} rows and none with a prompt and an answer"
-    return (
-        f"data.max_length is {settings.max_length}, which cuts off the whole answer of all {num_records} examples: "
-        "raise it, or set data.truncate to prompt"
-    )
+    what, remedy = _no_room(settings)
+    return f"data.max_length is {settings.max_length}, which {what} of all {num_records} examples: {remedy}"
+
+
+def _no_room(settings: DataSettings) -> tuple[str, str]:
+    """Return what becomes of answers that do not fit, and what to do."""
+    if settings.truncate == "prompt":
+        return "has no room for the answer", "raise it"
+    return "cuts off the whole answer", "raise it, or set data.truncate to prompt"
 
 
 def _check_natural(
@@ -271,7 +278,8 @@ def _check_natural(
         left[record.labels[by]] += len(examples)
     empty = sorted(value for value, count in left.items() if not count)
     if empty:
+        what, remedy = _no_room(settings)
         raise ValueError(
-            f"the client of {by} {empty[0][:40]!r} is empty: data.max_length {settings.max_length} cuts off the whole "
-            "answer of all its examples; raise it, set data.truncate to prompt, or leave it out in data.where"
+            f"the client of {by} {empty[0][:40]!r} is empty: data.max_length {settings.max_length} {what} of all its "
+            f"examples; {remedy}, or leave it out in data.where"
         )

@@ -1,6 +1,6 @@
 """What a federation holds, without its text: for the run directory, the report and the preview."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -62,16 +62,18 @@ class Manifest:
     duplicates: Duplicates = field(default_factory=Duplicates)
     hidden: Mapping[str, HiddenLabel] = field(default_factory=dict)
     """Labels whose values are not told."""
+    notes: Sequence[str] = ()
+    """What was done to the text on the way to tokens."""
 
     def left_out(self) -> list[str]:
-        """Return a line for each kind of loss between the rows read and what is learnt, as all commands say it."""
+        """Return a line for each kind of loss or change between the rows read and what is learnt, as all commands say it."""
         natural = self.partition == "natural"
         counts = (
             *((count, f"rows left out by {names}") for names, count in self.not_taken.items()),
             (self.num_empty, "rows without an answer, left out"),
             (
                 self.num_dropped,
-                f"examples left out: no token of the answer fits in {self.max_length}",
+                f"examples left out: the answer does not fit in {self.max_length}",
             ),
             (self.num_truncated, f"examples cut to {self.max_length} tokens, kept"),
             (
@@ -93,7 +95,7 @@ class Manifest:
             for name, label in self.hidden.items()
         ]
         lines = [f"{count:,} {what}" for count, what in counts if count]
-        return [*lines, *self.duplicates.told(), *hidden]
+        return [*lines, *self.notes, *self.duplicates.told(), *hidden]
 
     def told(self, labels: Mapping[str, str]) -> dict[str, str]:
         """Return the labels of an example, or a client's profile, as they may be written down or sent.
@@ -116,6 +118,7 @@ class Manifest:
         given = {
             "clients": {name: ClientCounts(**counts) for name, counts in data["clients"].items()},
             "duplicates": Duplicates(**repeated),
+            "notes": tuple(data.get("notes", ())),
             "hidden": {
                 name: HiddenLabel(**label) for name, label in data.get("hidden", {}).items()
             },

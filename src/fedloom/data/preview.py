@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.core.protocols import ClientId
+from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.data.manifest import ClientCounts, Manifest
-from fedloom.data.tokens import IGNORED, Example, Tokenizer
+from fedloom.data.tokens import IGNORED, Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,6 +20,7 @@ Format = Literal[
 ]
 PromptName = Literal["chat", "alpaca", "vicuna", "plain"]
 Truncate = Literal["answer", "prompt"]
+SystemRole = Literal["fold", "refuse"]
 Unit = Literal["characters", "tokens"]
 Repeated = Literal["keep", "drop"]
 
@@ -93,11 +94,15 @@ class DataSettings:
     with `{content}` in them: `{user: "Q: {content}\\n", assistant: "A: {content}"}`."""
     system: str | None = None
     """System message of every conversation that has none."""
+    system_role: SystemRole = "fold"
+    """Where the prompt has no place for a system message: it goes in front of the question, or its row is refused."""
     max_length: int = 256
     """Tokens of one example, prompt and answer together."""
     truncate: Truncate = "answer"
-    """What gives way where an example is longer: the end of the answer, or the beginning of the prompt.
-    An example that keeps no token of its answer is dropped, and counted."""
+    """What gives way where an example is longer: the end of the answer, or the beginning of the prompt: whole turns,
+    oldest first, then the head of the question left (of its context first), all but a token; the system message and
+    what the prompt writes around them stay. An example that keeps no token of its answer is dropped, and counted; where
+    the prompt gives way, one whose last answer does not fit whole."""
     classes: Mapping[str, str] = field(default_factory=dict)
     """Of `local.objective: classification`: each answer that occurs -> the word the model decides for, such as
     `{alt.atheism: A, comp.graphics: B}`. Words must begin with different tokens."""
@@ -185,6 +190,8 @@ def _check_names(settings: DataSettings) -> None:
         )
     if settings.duplicates not in get_args(Repeated):
         raise ValueError(f"data.duplicates must be keep or drop, got {settings.duplicates!r}")
+    if settings.system_role not in get_args(SystemRole):
+        raise ValueError(f"data.system_role must be fold or refuse, got {settings.system_role!r}")
     if settings.truncate not in get_args(Truncate):
         raise ValueError(f"data.truncate must be answer or prompt, got {settings.truncate!r}")
 

@@ -12,12 +12,12 @@ import yaml
 from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
+from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
 from fedloom.data.sources import take_rows
-from fedloom.data.tokens import Tokenizer, lengths
 from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
 from fedloom.engines.introductions import plain

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.core.protocols import ClientId, Params
-from fedloom.data.formats import Message, Record
+from fedloom.data.formats import Message
+from fedloom.data.targets import posed
 from fedloom.data.tokens import tokenise
 from fedloom.evaluation.measure import combine
 from fedloom.run.checkpoint import Checkpoints
@@ -116,10 +117,10 @@ class Chat:
             self.models = {chosen: self.models[chosen]}
             self.session.space.load(self.models[chosen][0])
         asked = (*self.messages, Message("user", text))
-        # The answer is a stand-in: only the tokens before it are read.
-        record = Record((*asked, Message("assistant", "?")), {}, "?")
+        record = posed(asked, settings)
         (examples,) = tokenise([record], settings, tokenizer).examples
-        whole = [e for e in examples if e.record and len(e.record.messages) == len(asked) + 1]
+        # Where answers give way, only an earlier one may be left; where prompts do, the oldest turns are gone.
+        whole = [e for e in examples if e.record and e.record.messages[-1] is record.messages[-1]]
         if not whole:
             raise ValueError(
                 f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"

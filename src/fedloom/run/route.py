@@ -19,6 +19,8 @@ from fedloom.data.dealing import shuffled
 from fedloom.data.formats import Message, Record, to_records
 from fedloom.data.partition import Iid
 from fedloom.data.readers import read_file
+from fedloom.data.settings import DataSettings
+from fedloom.data.targets import posed
 from fedloom.data.tokens import Example, tokenise
 from fedloom.evaluation.doubt import doubts
 from fedloom.evaluation.forward import evaluating, score
@@ -58,7 +60,7 @@ class Router:
             ValueError: where nothing of it fits `data.max_length`, or no model has numbers for it.
         """
         answered = not isinstance(probe[0], str)
-        examples = self._examples([_record(one) for one in probe])
+        examples = self._examples([_record(one, self.session.recipe.data) for one in probe])
         surprise = {name: self._surprise(name, examples, answered=answered) for name in self.models}
         if all(map(math.isinf, surprise.values())):
             raise ValueError(
@@ -125,8 +127,5 @@ def route_table(router: Router, probe: Probe) -> Table:
     return table
 
 
-def _record(one: Record | str) -> Record:
-    if isinstance(one, Record):
-        return one
-    # The answer is a stand-in: only the tokens before it are read.
-    return Record((Message("user", one), Message("assistant", "?")), {}, "?")
+def _record(one: Record | str, settings: DataSettings) -> Record:
+    return one if isinstance(one, Record) else posed([Message("user", one)], settings)

@@ -10,10 +10,10 @@ from fedloom.client.memory import MemoryStore
 from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
 from fedloom.core.seeds import derive
+from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.settings import DataSettings
-from fedloom.data.tokens import Tokenizer
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.engines.settings import LoopbackSettings
