@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 
 from fedloom.launch import run_recipe
-from fedloom.run.answer import Chat, last_run, measure_again
+from fedloom.run.answer import Chat, measure_again
 from fedloom.run.export import deliverables, export_models
+from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
 

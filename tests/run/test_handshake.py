@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fedloom.launch import run_recipe
-from fedloom.run.answer import last_run
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.loop import Run
+from fedloom.run.restore import last_run
 from fedloom.run.session import build
 from fedloom.run.settings import Recipe
 

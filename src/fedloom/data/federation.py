@@ -86,6 +86,17 @@ def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) ->
     if settings.pooled:
         cuts = _pooled(cuts)
     shards = {client: _shard(parts, examples, settings) for client, parts in cuts.items()}
+    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
+    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
+    groups = _groups([labels[i] for i in learnt], settings)
+    profiles = {
+        client: {
+            **_shared([labels[i] for i in parts.all]),
+            **tiers.get(client, {}),
+            **groups.get(client, {}),
+        }
+        for client, parts in cuts.items()
+    }
     manifest = Manifest(
         sha256=sha256,
         source=settings.source,
@@ -101,18 +112,8 @@ def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) ->
         num_truncated=tokenised.num_truncated,
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels) for c in cuts},
+        profiles=profiles,
     )
-    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
-    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
-    groups = _groups([labels[i] for i in learnt], settings)
-    profiles = {
-        client: {
-            **_shared([labels[i] for i in parts.all]),
-            **tiers.get(client, {}),
-            **groups.get(client, {}),
-        }
-        for client, parts in cuts.items()
-    }
     return Federation(shards, profiles, manifest, classes)
 
 
@@ -230,7 +231,10 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
         for split, indices in splits.items():
             for example in _chosen(indices, examples):
                 assert example.record is not None  # only packed rows lose theirs
-                said = [[message.role, message.content] for message in example.record.messages]
+                said = [
+                    [message.role, message.content, *([] if message.learn else ["given"])]
+                    for message in example.record.messages
+                ]
                 digest.update(json.dumps([client, split, said]).encode() + b"\n")
     return digest.hexdigest()
 

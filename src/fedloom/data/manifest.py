@@ -1,10 +1,10 @@
 """What a federation holds, without its text: for the run directory, the report and the preview."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedloom.core.protocols import ClientId
+from fedloom.core.protocols import ClientId, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Manifest:
     num_unassigned: int
     """Examples of natural clients beyond `num_clients`, left out."""
     clients: Mapping[ClientId, ClientCounts]
+    profiles: Mapping[ClientId, Profile] = field(default_factory=dict)
+    """What both sides know of each client: with it a run is read where its data is not."""
 
     def left_out(self) -> list[str]:
         """Return a line for each kind of loss between the rows read and what is learnt, as all commands say it."""

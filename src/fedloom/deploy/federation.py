@@ -94,7 +94,9 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         )
         remote = _remote(session, session.recipe, link, console)
         remote.meet(names, seconds=settings.patience)
-        manifest = dataclasses.replace(session.federation.manifest, clients=remote.counts)
+        manifest = dataclasses.replace(
+            session.federation.manifest, clients=remote.counts, profiles=remote.profiles
+        )
         federation = Federation({}, remote.profiles, manifest, session.federation.classes)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()

@@ -11,6 +11,7 @@ from fedloom.core.files import write_atomic
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text import extract
 from fedloom.run import report_figures as figures
+from fedloom.run.notes import said
 from fedloom.run.report_clusters import clusters_section
 from fedloom.run.report_figures import Line
 from fedloom.run.report_labels import labels_section
@@ -272,4 +273,4 @@ def _notes(own: Results) -> list[str]:
     ]
     told = [f"{count:,} {what}." for count, what in notes if count]
     early = ["The run stopped early."] if own.summary.get("stopped_early") else []
-    return early + told
+    return early + told + [said(row) for row in own.anyway]

@@ -1,17 +1,20 @@
 """A run directory, read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, TypeVar
 
 from fedloom.core.protocols import ClientId
 from fedloom.run.history import History
-from fedloom.run.trackers import JsonLines
+from fedloom.run.notes import read_notes
+from fedloom.run.reading import read_json, read_recipe_text
+from fedloom.run.records import records
+
+T = TypeVar("T")
+_GONE = "remove it to go on without it"
+_SAMPLE = {"client", "labels", "prompt", "reference", "before", "after"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Results:
     """Of runs that group their clients: clusters.json."""
     by_label: Mapping[str, Any]
     """Of runs with evaluation.by: by_label.json."""
+    anyway: Sequence[Mapping[str, Any]]
+    """Lines of anyway.jsonl: commands that went on although data or model had changed."""
     baselines: Mapping[str, "Results"]
 
     @property
@@ -78,28 +83,47 @@ def read_results(folder: Path) -> Results:
     Raises:
         ValueError: where the folder holds no run, or a file in it is damaged.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder of a run")
     if not (folder / "metrics.jsonl").exists():
         raise ValueError(
             f"{folder} is no run directory: it holds no metrics.jsonl; give the folder of a run"
         )
-    recipe = folder / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    text, recipe = ("", {}) if not (folder / "recipe.yaml").exists() else read_recipe_text(folder)
     below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
-    return Results(
+    samples = _json(folder / "samples.json", list)
+    if not all(isinstance(one, dict) and one.keys() >= _SAMPLE for one in samples):
+        raise ValueError(
+            f"{folder / 'samples.json'} holds no samples as a run writes them: {_GONE}"
+        )
+    results = Results(
         folder=folder,
         history=History.read(folder / "metrics.jsonl"),
-        clients=JsonLines(folder / "clients.jsonl").rows(),
-        samples=_json(folder / "samples.json", []),
+        clients=records(folder / "clients.jsonl").rows(),
+        samples=samples,
         recipe_text=text,
-        recipe=yaml.safe_load(text) or {},
-        manifest=_json(folder / "manifest.json", {}),
-        environment=_json(folder / "environment.json", {}),
-        summary=_json(folder / "summary.json", {}),
-        seeds=_json(folder / "seeds.json", {}),
-        clusters=_json(folder / "clusters.json", {}),
-        by_label=_json(folder / "by_label.json", {}),
+        recipe=recipe,
+        manifest=_json(folder / "manifest.json", dict),
+        environment=_json(folder / "environment.json", dict),
+        summary=_json(folder / "summary.json", dict),
+        seeds=_json(folder / "seeds.json", dict),
+        clusters=_json(folder / "clusters.json", dict),
+        by_label=_json(folder / "by_label.json", dict),
+        anyway=read_notes(folder),
         baselines={file.parent.name: read_results(file.parent) for file in below},
     )
+    _check_whole(results)
+    return results
+
+
+def _check_whole(run: Results) -> None:
+    """Refuse records that end before the run that summary.json tells of did."""
+    said, told = run.summary.get("rounds"), len(run.history.lines) - 1
+    if isinstance(said, int) and told < said:
+        raise ValueError(
+            f"{run.folder / 'metrics.jsonl'} ends at round {told}, but summary.json tells of {said} rounds: put it"
+            f" back as the run wrote it, or go on with `fedloom resume {run.folder}`"
+        )
 
 
 def by_name(runs: Sequence[Results], *, reserved: Sequence[str] = ()) -> dict[str, Results]:
@@ -111,10 +135,5 @@ def by_name(runs: Sequence[Results], *, reserved: Sequence[str] = ()) -> dict[st
     }
 
 
-def _json(path: Path, missing: Any) -> Any:
-    if not path.exists():
-        return missing
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it to go on without it") from error
+def _json(path: Path, kind: type[T]) -> T:
+    return read_json(path, kind, remedy=_GONE) if path.exists() else kind()
