@@ -90,7 +90,7 @@ def _needed(command: str) -> Federate:
             return federate(settings, tokenizer)
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"{command} needs the data of the run (chat, export and route go without): {error}"
+                f"{command} reads the data of the run again, as chat, export and route do not: {error}"
             ) from error
 
     return read

@@ -254,7 +254,9 @@ def test_no_good_checkpoint_is_an_error_that_says_what_was_there(tmp_path: Path)
         checkpoints.load(run())
     for number in (1, 2):
         damage(checkpoints.save(run(number)))
-    with pytest.raises(DamagedFile, match=r"can be gone on from: .*000002\.ckpt does not .*; .*000001\.ckpt"):
+    with pytest.raises(
+        DamagedFile, match=r"can be gone on from: .*000002\.ckpt does not .*; .*000001\.ckpt"
+    ):
         checkpoints.load(run())
 
 

@@ -55,9 +55,10 @@ def compare(session: Session, *, anyway: bool) -> tuple[Difference, ...]:
     ]
     bound = [key for key in keys if key not in _allowed(session)]
     if keys and (bound or not anyway):
-        said = " and ".join(map(str, differences))
+        said = "; ".join(map(str, differences))
         raise ValueError(
-            f"{folder} was begun on {_day(known.since)} with {said}: {_remedy(known, keys, bound)}"
+            f"what the run in {folder} was begun with on {_day(known.since)} has changed: {said}:"
+            f" {_remedy(known, keys, bound)}"
         )
     return tuple(differences)
 

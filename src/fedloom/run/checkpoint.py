@@ -114,7 +114,8 @@ class Checkpoints:
         rounds, damaged = self.rounds(), list[str]()
         for number in reversed(rounds):
             try:
-                run, extra = self._read(self._path(number), fresh)
+                trees = self._read(self._path(number), fresh)
+                run, extra = trees["run"], trees["extra"]
                 if check is not None:
                     check(run, extra)
             except (DamagedFile, WireError, OSError) as error:
@@ -122,6 +123,11 @@ class Checkpoints:
                 continue
             if damaged and self.rounds() != rounds:
                 break
+            try:
+                agree(self.space, trees.get("space", {}))
+            except Refusal as refusal:
+                path = self._path(number)
+                raise ValueError(f"{path} cannot be gone on with: {refusal}") from None
             return Resumed(run, extra, tuple(damaged))
         if damaged and self.rounds() != rounds:
             # They were not damaged: a run that goes on replaced them meanwhile.
@@ -131,18 +137,16 @@ class Checkpoints:
                 f"no checkpoint in {self.folder} can be gone on from: {'; '.join(dict.fromkeys(damaged))};"
                 " put back what is missing, or begin a new run"
             )
-        raise DamagedFile(f"{self.folder} holds no checkpoint to resume from")
+        raise DamagedFile(
+            f"{self.folder} holds no checkpoint to resume from: put it back, or begin a new run"
+        )
 
-    def _read(self, path: Path, fresh: R) -> tuple[R, Mapping[str, Any]]:
+    def _read(self, path: Path, fresh: object) -> Mapping[str, Any]:
         header, payload = decode_with_header(read_hashed(path), max_bytes=None)
         types = {_type_name(kind): kind for kind in _types(fresh)}
-        trees = _Decoder(types, payload, str(path)).decode(header["trees"])
+        trees: Mapping[str, Any] = _Decoder(types, payload, str(path)).decode(header["trees"])
         self._compare(trees["settings"], path)
-        try:
-            agree(self.space, trees.get("space", {}))
-        except Refusal as refusal:
-            raise ValueError(f"{path} cannot be gone on with: {refusal}") from None
-        return trees["run"], trees["extra"]
+        return trees
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round-{number:06d}.ckpt"
@@ -159,8 +163,8 @@ class Checkpoints:
         ]
         if changed:
             raise ValueError(
-                f"{path} was written under another recipe, {'; '.join(changed)}: resume with the "
-                "recipe in the run's folder, or begin a new run"
+                f"{path} was written under another recipe, {'; '.join(changed)}: take the "
+                "recipe it was written under, or begin a new run"
             )
 
     def _counts(self, key: str) -> bool:

@@ -47,10 +47,10 @@ def export_models(
     written: dict[str, Path] = {}
     for name, (params, clients) in deliverables(session, run).items():
         target = folder / name
+        card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
         target.mkdir(parents=True, exist_ok=True)
         save = session.space.save_merged if merged else session.space.save
         save(target, params)
-        card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
         (target / "README.md").write_text(card)
         written[name] = target
     return written

@@ -23,7 +23,7 @@ class Difference:
 
     def __str__(self) -> str:
         """Return it as a part of a sentence."""
-        return f"another {MEANING.get(self.key, self.key)}, {self.was} then and {self.now} now"
+        return f"{MEANING.get(self.key, self.key)}, {self.was} then and {self.now} now"
 
 
 def write_note(folder: Path, command: str, differences: Sequence[Difference]) -> Mapping[str, Any]:
@@ -58,6 +58,6 @@ def read_notes(folder: Path) -> list[Mapping[str, Any]]:
 
 def said(row: Mapping[str, Any]) -> str:
     """Return a line as a sentence."""
-    parts = " and ".join(str(Difference(**each)) for each in row["differs"])
+    parts = "; ".join(str(Difference(**each)) for each in row["differs"])
     day = str(row["date"])[:16].replace("T", " ")
-    return f"On {day} {row['command']} was told to go on with {parts}."
+    return f"On {day} {row['command']} was told to go on although this had changed: {parts}."

@@ -9,7 +9,6 @@ from typing import Any
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Metrics
 
-
 Wrong = Callable[[Mapping[str, Any]], str | None]
 """Says what is wrong with a line, if anything."""
 

@@ -10,7 +10,7 @@ from fedloom.run.binding import compare, meaning_of
 from fedloom.run.checkpoint import Checkpoints, Resumed
 from fedloom.run.inputs import FILE
 from fedloom.run.loop import Run, begin
-from fedloom.run.notes import Difference
+from fedloom.run.notes import Difference, read_notes
 from fedloom.run.records import RECORDS, records
 from fedloom.run.session import Session
 
@@ -50,6 +50,7 @@ def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> 
     for name in ("checkpoints", "memory"):
         if (folder / name).exists() and not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is no folder: remove it")
+    read_notes(folder)
     rounds = {name: [row["round"] for row in records(folder / name).rows()] for name in RECORDS}
     checkpoints = Checkpoints(
         folder / "checkpoints",

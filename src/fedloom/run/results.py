@@ -117,13 +117,30 @@ def read_results(folder: Path) -> Results:
 
 
 def _check_whole(run: Results) -> None:
-    """Refuse records that end before the run that summary.json tells of did."""
+    """Refuse records that tell of less than the run did, and a split that is none."""
     said, told = run.summary.get("rounds"), len(run.history.lines) - 1
     if isinstance(said, int) and told < said:
+        ends = f"ends at round {told}" if run.history.lines else "holds no round"
         raise ValueError(
-            f"{run.folder / 'metrics.jsonl'} ends at round {told}, but summary.json tells of {said} rounds: put it"
-            f" back as the run wrote it, or go on with `fedloom resume {run.folder}`"
+            f"{run.folder / 'metrics.jsonl'} {ends}, but summary.json tells of {said} rounds: put it back as the run"
+            f" wrote it, or go on with `fedloom resume {run.folder}`"
         )
+    measured: dict[tuple[int, str], float] = {}
+    for row in run.clients:
+        at = row["round"], row["split"]
+        measured[at] = measured.get(at, 0) + (row["metrics"].get("num_examples") or 0)
+    for line in run.history.lines:
+        for split in ("validation", "test"):
+            wanted = line.get(f"{split}/num_examples", 0)
+            found = measured.get((int(line["round"]), split), 0)
+            if wanted and found != wanted:
+                raise ValueError(
+                    f"{run.folder / 'clients.jsonl'} tells of {found:.0f} of the {wanted:.0f} {split} examples of"
+                    f" round {line['round']}: put it back as the run wrote it"
+                )
+    clients = run.manifest.get("clients", {})
+    if not isinstance(clients, dict) or not all(isinstance(one, dict) for one in clients.values()):
+        raise ValueError(f"{run.folder / 'manifest.json'} is no manifest of a split: {_GONE}")
 
 
 def by_name(runs: Sequence[Results], *, reserved: Sequence[str] = ()) -> dict[str, Results]:
