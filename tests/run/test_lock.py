@@ -19,13 +19,10 @@ from fedloom.run.lock import FILE, InUse, held
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    who = rf"run is in use by process {os.getpid()} on {socket.gethostname()} since 20"
     with held(folder):
-        with pytest.raises(
-            InUse,
-            match=rf"run is in use by process {os.getpid()} on {socket.gethostname()} since 20",
-        ):
-            with held(folder):
-                pass
+        with pytest.raises(InUse, match=who), held(folder):
+            pass
         assert (folder / FILE).exists()
     assert not folder.exists(), "made for the lock alone"
     with held(folder):
@@ -129,7 +126,7 @@ def test_a_folder_nobody_may_write_to_is_a_sentence(
 
     monkeypatch.setattr(os, "open", denied)
     with (
-        pytest.raises(ValueError, match="cannot be written to: Permission denied$"),
+        pytest.raises(ValueError, match=r"cannot be written to: Permission denied$"),
         held(tmp_path),
     ):
         pass
