@@ -15,7 +15,6 @@ from fedloom.cli_console import open_terminal
 from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from fedloom.run.session import Session
     from fedloom.run.settings import Recipe
 
 app = typer.Typer(
@@ -41,6 +40,16 @@ Overrides = Annotated[
     typer.Argument(help="Settings to change, such as run.rounds=5 or algorithm.fedavg.mu=0.1."),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway",
+        help="Go on although data or model are not what the run was begun with; the report says so.",
+    ),
+]
+ModelPath = Annotated[
+    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+]
 
 
 @app.command()
@@ -60,9 +69,11 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder, overrides: Overrides = None) -> None:
+def resume(folder: RunFolder, overrides: Overrides = None, anyway: Anyway = False) -> None:
     """Go on with a run from its last good checkpoint."""
-    _conduct(_recipe_of(folder, overrides), folder)
+    from fedloom.reopen import recipe_of
+
+    _conduct(recipe_of(folder, overrides or []), folder, anyway=anyway)
 
 
 @app.command()
@@ -103,11 +114,15 @@ def data(
 
 
 @app.command()
-def evaluate(folder: RunFolder) -> None:
+def evaluate(folder: RunFolder, anyway: Anyway = False, model: ModelPath = None) -> None:
     """Measure the deployed weights of a run on every client's test data."""
+    from fedloom.reopen import open_run
     from fedloom.run.answer import measure_again
 
-    _console().print(measure_again(_opened(folder)))
+    console = _console()
+    about(folder)
+    found = open_run(folder, "evaluate", console=console, data=True, anyway=anyway, model=model)
+    console.print(measure_again(found.session, found.run))
 
 
 @app.command()
@@ -117,10 +132,11 @@ def report(
     ],
 ) -> None:
     """Write report.html anew, drawing the other runs given into it."""
+    from fedloom.run.reading import require_run
     from fedloom.run.report import write_report
 
     for folder in folders:
-        _require_run(folder)
+        require_run(folder)
     _console().print(f"report: {write_report(folders[0], others=folders[1:])}")
 
 
@@ -137,9 +153,10 @@ def compare(
     """Put runs into one table and one figure: quality against bytes."""
     from fedloom.core.places import file_at
     from fedloom.run.compare import compare as compare_runs
+    from fedloom.run.reading import require_run
 
     for folder in folders:
-        _require_run(folder)
+        require_run(folder)
     file_at(out, "--out")
     _console().print(compare_runs(folders, out=out, metric=metric))
     _console().print(f"figure: {out}")
@@ -154,16 +171,28 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="Write whole models instead of adapters.")
     ] = False,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Write the deployed models as folders that peft and transformers load."""
-    from fedloom.core.places import folder_at
-    from fedloom.run.answer import last_run
-    from fedloom.run.export import export_models
+    from contextlib import nullcontext
 
+    from fedloom.core.places import folder_at
+    from fedloom.reopen import open_run
+    from fedloom.run.export import export_models
+    from fedloom.run.lock import held
+    from fedloom.run.reading import require_run
+
+    require_run(folder)
     target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
-    session = _opened(folder)
-    for name, written in export_models(session, last_run(session), target, merged=merged).items():
-        _console().print(f"{name}: {written}")
+    console = _console()
+    inside = folder.resolve() in target.resolve().parents
+    about(folder)
+    with held(folder) if inside else nullcontext():
+        found = open_run(folder, "export", console=console, anyway=anyway, model=model)
+        written = export_models(found.session, found.run, target, merged=merged)
+    for name, path in written.items():
+        console.print(f"{name}: {path}")
 
 
 @app.command()
@@ -178,16 +207,21 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option(help="Answer this and stop, instead of asking.")
     ] = None,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Talk to a run's deployed model."""
     from rich.text import Text
 
+    from fedloom.reopen import open_run
     from fedloom.run.answer import Chat
 
     if client and cluster:
         raise ValueError(f"take --client or --cluster, got both ({client} and {cluster})")
-    talk = Chat.open(_opened(folder), cluster or client)
     console = _console()
+    about(folder)
+    found = open_run(folder, "chat", console=console, anyway=anyway, model=model)
+    talk = Chat.open(found.session, cluster or client, run=found.run)
     if prompt is not None:
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
         return
@@ -203,16 +237,20 @@ def route(
     folder: RunFolder,
     probe: Annotated[Path, typer.Argument(help="Examples like data.source, or prompts in a .txt.")],
     num_examples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 16,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Find the model of a run that suits a new client, from a few examples without a label."""
-    from fedloom.run.answer import last_run
+    from fedloom.reopen import open_run
     from fedloom.run.export import deliverables
     from fedloom.run.route import Router, read_probe, route_table
 
-    session = _opened(folder)
-    found = read_probe(session, probe, num_examples)
-    router = Router(session, deliverables(session, last_run(session)))
-    _console().print(route_table(router, found))
+    console = _console()
+    about(folder)
+    found = open_run(folder, "route", console=console, anyway=anyway, model=model)
+    examples = read_probe(found.session, probe, num_examples)
+    router = Router(found.session, deliverables(found.session, found.run))
+    console.print(route_table(router, examples))
 
 
 @app.command()
@@ -234,7 +272,7 @@ def main() -> None:
     sys.exit(guard(app, sys.argv[1:]))
 
 
-def _conduct(recipe: "Recipe", folder: Path) -> None:
+def _conduct(recipe: "Recipe", folder: Path, *, anyway: bool = False) -> None:
     from rich.text import Text
 
     from fedloom.launch import run_recipe
@@ -243,27 +281,8 @@ def _conduct(recipe: "Recipe", folder: Path) -> None:
     about(folder)
     console = _console()
     console.print(Text.assemble((recipe.name, "bold"), f" → {folder}"))
-    console.print(results_table(run_recipe(recipe, folder, console=console)))
+    console.print(results_table(run_recipe(recipe, folder, console=console, anyway=anyway)))
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-
-
-def _recipe_of(folder: Path, overrides: list[str] | None = None) -> "Recipe":
-    from fedloom.recipe import load_recipe
-
-    _require_run(folder)
-    return load_recipe(folder / "recipe.yaml", overrides or [])
-
-
-def _opened(folder: Path) -> "Session":
-    from fedloom.run.session import build
-
-    return build(_recipe_of(folder), folder)
-
-
-def _require_run(folder: Path) -> None:
-    about(folder)
-    if not (folder / "recipe.yaml").is_file():
-        raise ValueError(f"{folder} holds no run: it has no recipe.yaml; `fedloom run` makes one")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def run_recipe(
     *,
     console: Console | None = None,
     listening: Listening | None = None,
+    anyway: bool = False,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run a recipe with its baselines, or go on with a run that is in the folder already.
 
@@ -40,6 +41,7 @@ def run_recipe(
         folder: The run's folder, made if needed.
         console: Where progress and notes go; nowhere if not given.
         listening: Where sites from elsewhere come in; where they did before if not given.
+        anyway: Go on although the data, or beneath adapters the base model, is not what the run was begun with.
 
     Returns:
         The summaries by name, as in summary.json; "" is the run's own, the others its baselines'.
@@ -49,7 +51,7 @@ def run_recipe(
     """
 
     def baseline(kind: Baseline, summary: Mapping[str, Any]) -> Job:
-        return _job(baseline_of(recipe, kind, summary=summary))
+        return job_of(baseline_of(recipe, kind, summary=summary))
 
     console = console or Console(quiet=True)
     if recipe.elsewhere and recipe.run.baselines:
@@ -59,7 +61,14 @@ def run_recipe(
         # What cannot be made is refused now, not after the run.
         baseline(kind, {"num_clients": 1, "num_clusters": 1})
     to_sites = partial(connect, listening=listening or Listening.read(folder))
-    return conduct(_job(recipe), folder, baseline=baseline, connect=to_sites, console=console)
+    return conduct(
+        job_of(recipe),
+        folder,
+        baseline=baseline,
+        connect=to_sites,
+        console=console,
+        anyway=anyway,
+    )
 
 
 def new_folder(name: str, wanted: Path | None) -> Path:
@@ -81,7 +90,8 @@ def new_folder(name: str, wanted: Path | None) -> Path:
     return folder
 
 
-def _job(recipe: Recipe) -> Job:
+def job_of(recipe: Recipe) -> Job:
+    """Return the recipe with its YAML and its flat settings."""
     return Job(recipe, to_yaml(recipe), flatten(to_tree(recipe)))
 
 

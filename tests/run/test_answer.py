@@ -14,8 +14,9 @@ from fedloom.data.formats import Message
 from fedloom.data.targets import posed
 from fedloom.data.tokens import tokenise
 from fedloom.launch import run_recipe
-from fedloom.run.answer import Chat, last_run, measure_again
+from fedloom.run.answer import Chat, measure_again
 from fedloom.run.export import deliverables, export_models
+from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
 

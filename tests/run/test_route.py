@@ -12,8 +12,8 @@ from rich.console import Console
 
 from fedloom.data.formats import Message, Record
 from fedloom.launch import run_recipe
-from fedloom.run.answer import last_run
 from fedloom.run.export import deliverables
+from fedloom.run.restore import last_run
 from fedloom.run.route import Route, Router, read_probe, route_table
 from fedloom.run.session import Session, build
 

@@ -113,6 +113,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
         notes=tokenised.notes,
     )
     profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
+    manifest = replace(manifest, profiles={c: manifest.told(p) for c, p in profiles.items()})
     return Federation(shards, profiles, manifest, classes)
 
 
@@ -237,7 +238,10 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
         for split, indices in splits.items():
             for example in _chosen(indices, examples):
                 assert example.record is not None  # only packed rows lose theirs
-                said = [[message.role, message.content] for message in example.record.messages]
+                said = [
+                    [message.role, message.content, *([] if message.learn else ["given"])]
+                    for message in example.record.messages
+                ]
                 digest.update(json.dumps([client, split, said]).encode() + b"\n")
     return digest.hexdigest()
 

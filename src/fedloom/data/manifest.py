@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedloom.core.protocols import ClientId
+from fedloom.core.protocols import ClientId, Profile
 from fedloom.data.dealing import UNKNOWN
 from fedloom.data.duplicates import Duplicates, Leak
 from fedloom.data.labels import HiddenLabel, told
@@ -64,6 +64,8 @@ class Manifest:
     """Labels whose values are not told."""
     notes: Sequence[str] = ()
     """What was done to the text on the way to tokens."""
+    profiles: Mapping[ClientId, Profile] = field(default_factory=dict)
+    """What both sides know of each client: with it a run is read where its data is not."""
 
     def left_out(self) -> list[str]:
         """Return a line for each kind of loss or change between the rows read and what is learnt, as all commands say it."""

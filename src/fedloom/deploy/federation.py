@@ -98,7 +98,9 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote.min_sites = max(1, session.recipe.run.min_replies)
         remote.patience = session.recipe.run.patience_seconds
         remote.meet(names, seconds=settings.patience, patient=True)
-        manifest = dataclasses.replace(session.federation.manifest, clients=remote.counts)
+        manifest = dataclasses.replace(
+            session.federation.manifest, clients=remote.counts, profiles=remote.profiles
+        )
         federation = Federation({}, remote.profiles, manifest, session.federation.classes)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()

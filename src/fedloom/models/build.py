@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HASHING = 4
+"""Tensors that are hashed at once."""
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 
 
@@ -164,17 +167,25 @@ def enable_checkpointing(model: "PreTrainedModel") -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of the frozen weights: names, types, shapes and bytes.
+    """Return the SHA-256 of the frozen weights and of the buffers kept with them: names, types, shapes and bytes.
 
     Adapters do not count, so a model has the same one before and after they are attached.
     """
-    digest = hashlib.sha256()
-    frozen = {clean(n): p for n, p in model.named_parameters() if not p.requires_grad}
-    for name in sorted(frozen):
-        weight = frozen[name].detach().cpu().contiguous()
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    # The scales of quantised layers are buffers: integers alone say nothing of a weight's size.
+    held = model.state_dict(keep_vars=True)
+    kept = {clean(n): t for n, t in held.items() if not t.requires_grad}
+    names = sorted(kept)
+    # Each by itself, several at once: hashing lets go of the interpreter, and a gigabyte takes most of a second.
+    with ThreadPoolExecutor(_HASHING) as pool:
+        digests = pool.map(lambda name: _digest(name, kept[name]), names)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest(name: str, weight: torch.Tensor) -> bytes:
+    flat = weight.detach().cpu().contiguous().flatten()
+    digest = hashlib.sha256(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def clean(name: str) -> str:

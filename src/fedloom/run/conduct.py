@@ -16,8 +16,11 @@ from fedloom.core.files import write_atomic
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
+from fedloom.run.lock import held
 from fedloom.run.loop import begin, draw
+from fedloom.run.notes import write_note
 from fedloom.run.report import write_report
+from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
@@ -27,6 +30,9 @@ from fedloom.run.wording import MEASURES, duration, shown, title
 _FREE = (
     "name",
     "description",
+    # A model is known by the hash of its weights, wherever it lies.
+    "model.name",
+    "model.revision",
     "run.trackers",
     "run.baselines",
     "run.samples",
@@ -66,6 +72,7 @@ def conduct(
     baseline: Callable[[Baseline, Mapping[str, Any]], Job],
     connect: Connect,
     console: Console,
+    anyway: bool = False,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run the job and its baselines, and write the report.
 
@@ -75,38 +82,35 @@ def conduct(
         baseline: Makes the job of a baseline from its name and the summary of the run.
         connect: Connects to clients that are not in this process.
         console: Where progress and notes go.
+        anyway: Whether to go on although data or model are not what the run was begun with.
 
     Returns:
         The summaries by name; "" is the job's own.
+
+    Raises:
+        InUse: where another process writes into the folder.
     """
-    summaries = {"": _one(job, folder, connect, console)}
-    for name in job.recipe.run.baselines:
-        console.print(
-            Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation")
-        )
-        made = baseline(name, summaries[""])
-        summaries[name] = _one(made, folder / "baselines" / name, connect, console)
-    write_report(folder)
+    with held(folder):
+        summaries = {"": _one(job, folder, connect, console, anyway=anyway)}
+        for name in job.recipe.run.baselines:
+            console.print(
+                Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation")
+            )
+            made, below = baseline(name, summaries[""]), folder / "baselines" / name
+            summaries[name] = _one(made, below, connect, console, anyway=anyway)
+        write_report(folder)
     return summaries
 
 
-def _one(job: Job, folder: Path, connect: Connect, console: Console) -> Mapping[str, Any]:
+def _one(
+    job: Job, folder: Path, connect: Connect, console: Console, *, anyway: bool
+) -> Mapping[str, Any]:
     began = time.perf_counter()
     check_trackers(job.recipe.run.trackers)
-    with connect(build(job.recipe, folder), console) as session:
-        return _connected(job, session, console, began=began)
-
-
-def _connected(job: Job, session: Session, console: Console, *, began: float) -> Mapping[str, Any]:
-    folder = session.folder
-    # Nothing is written before the recipe is known to fit its data.
-    check_label(session)
-    draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
-    # A baseline has the same data.
-    for said in session.federation.manifest.left_out() if folder.parent.name != "baselines" else ():
-        console.print(said, style="yellow", markup=False, highlight=False)
-    record_setup(session)
-    write_atomic(folder / "recipe.yaml", job.text.encode())
+    session = build(job.recipe, folder)
+    # Nothing is started or written before the recipe is known to fit its data and what the folder holds.
+    if not job.recipe.elsewhere:
+        _check_data(session)
     # Width and kernels decide the order of sums; `auto` is a measurement that another day may turn out otherwise.
     kernels = choose_kernels(job.recipe.local, session.space.model)
     bound = {
@@ -114,9 +118,36 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
         "trainer.width": session.trainer.width,
         "local.kernels": kernels,
     }
+    stands = standing(session, bound, anyway=anyway)
+    with connect(session, console) as connected:
+        return _connected(job, connected, stands, console, began=began)
+
+
+def _check_data(session: Session) -> None:
+    check_label(session)
+    draw(
+        begin(session.recipe.algorithm, session.space.start(), 0),
+        session.learners,
+        session.recipe.cohort,
+    )
+
+
+def _connected(
+    job: Job, session: Session, stands: Standing, console: Console, *, began: float
+) -> Mapping[str, Any]:
+    folder = session.folder
+    if job.recipe.elsewhere:
+        _check_data(session)
+    # A baseline has the same data.
+    for said in session.federation.manifest.left_out() if folder.parent.name != "baselines" else ():
+        console.print(said, style="yellow", markup=False, highlight=False)
+    if stands.differences:
+        write_note(folder, f"resume after round {stands.run.number}", stands.differences)
+    record_setup(session)
+    write_atomic(folder / "recipe.yaml", job.text.encode())
     names = job.recipe.run.trackers
     trackers = make_trackers(folder, names, name=job.recipe.name)
-    run = execute(session, bound, trackers=trackers, console=console)
+    run = execute(session, stands, trackers=trackers, console=console)
     summary = finish(session, run, began=began)
     for tracker in trackers:
         tracker.finish(summary)

@@ -9,6 +9,7 @@ from typing import Any
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.data.tokens import Example
+from fedloom.run.binding import bind
 from fedloom.run.by_label import tell_by_label
 from fedloom.run.checkpoint import state_sha256
 from fedloom.run.clusters import grouping_of, tell_clusters
@@ -16,9 +17,9 @@ from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_
 from fedloom.run.export import export_models
 from fedloom.run.history import History
 from fedloom.run.loop import Run
+from fedloom.run.records import finite
 from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
-from fedloom.run.trackers import finite
 
 
 def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any]:
@@ -62,8 +63,8 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def record_setup(session: Session) -> None:
-    """Write what is known before training: the split and the machine."""
-    session.folder.mkdir(parents=True, exist_ok=True)
+    """Write what is known before training: what the run is bound to, the split and the machine."""
+    bind(session)
     write_json(session.folder / "manifest.json", session.federation.manifest.to_json())
     write_json(session.folder / "environment.json", collect())
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedloom.run.trackers import JsonLines
+from fedloom.run.records import JsonLines, not_numbers
 
 LOWER_IS_BETTER = ("loss", "perplexity")
 
@@ -18,8 +18,18 @@ class History:
 
     @classmethod
     def read(cls, file: Path) -> "History":
-        """Read a file; its nulls are numbers that were not finite."""
-        rows = JsonLines(file).rows()
+        """Read a file; its nulls are numbers that were not finite.
+
+        Raises:
+            ValueError: where a line is foreign, missing or there twice.
+        """
+        rows = JsonLines(file, not_numbers).rows()
+        for expected, row in enumerate(rows):
+            if row["round"] != expected:
+                raise ValueError(
+                    f"{file} has round {row['round']} where round {expected} should be: put it back as the run"
+                    " wrote it"
+                )
         return cls([{n: math.nan if v is None else v for n, v in row.items()} for row in rows])
 
     def total(self, metric: str) -> float:

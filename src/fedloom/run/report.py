@@ -13,6 +13,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text import extract
 from fedloom.run import report_figures as figures
+from fedloom.run.notes import said
 from fedloom.run.report_clusters import clusters_section
 from fedloom.run.report_figures import Line
 from fedloom.run.report_labels import labels_section
@@ -277,4 +278,5 @@ def _notes(own: Results) -> list[str]:
     told = [f"{count:,} {what}" for count, what in notes if count]
     told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
     early = ["The run stopped early"] if own.summary.get("stopped_early") else []
-    return [f"{line[0].upper()}{line[1:]}." for line in early + told]
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + told]
+    return [*sentences, *(said(row) for row in own.anyway)]
