@@ -16,6 +16,7 @@ from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
 from fedloom.data.partition import PARTITIONS, Partition
+from fedloom.data.written import read_yaml
 from fedloom.engines.settings import ENGINES, EngineSettings
 from fedloom.run.settings import Recipe
 from fedloom.server.clustering_modes import MODES, Mode
@@ -64,7 +65,7 @@ def read_tree(name: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise RecipeError(f"the recipe file {file} does not exist")
     try:
-        tree = yaml.safe_load(file.read_text())
+        tree = read_yaml(file.read_text())
     except yaml.YAMLError as error:
         raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -86,11 +87,11 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        keys = path.split(".")
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text, keys)
         except yaml.YAMLError as error:
             raise RecipeError(f"the value of {path} is not YAML: {text!r}") from error
-        keys = path.split(".")
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
         elif keys[0] == "algorithm":
