@@ -20,7 +20,7 @@ from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
 from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import load_rows, passed_over
 from fedloom.data.splits import Cut, cut
 from fedloom.data.tokens import Example, Tokenised, Tokenizer, lengths, tokenise
 
@@ -58,7 +58,9 @@ Kept = Sequence[tuple[Example, ...]]
 def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Read, tokenise and split: the same settings give the same federation on every machine."""
     rows = load_rows(settings, lambda texts: lengths(texts, tokenizer))
-    return divide(rows, settings, tokenizer)
+    federation = divide(rows, settings, tokenizer)
+    manifest = replace(federation.manifest, files_unread=passed_over(settings))
+    return replace(federation, manifest=manifest)
 
 
 def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) -> Federation:
@@ -66,7 +68,8 @@ def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) ->
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
     """
-    records = to_records(rows, settings)
+    read = to_records(rows, settings)
+    records = read.records
     tokenised = tokenise(records, settings, tokenizer)
     classes = class_tokens(settings, tokenizer)
     if classes:
@@ -89,18 +92,17 @@ def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) ->
     manifest = Manifest(
         sha256=sha256,
         source=settings.source,
-        partition=next(
-            name for name, kind in PARTITIONS.items() if kind is type(settings.partition)
-        ),
+        partition=_kind(settings),
         by=stratum(settings.partition),
         seed=settings.seed,
         max_length=settings.max_length,
         num_rows=len(rows),
-        num_empty=len(rows) - len(records),
+        num_empty=read.losses.num_empty,
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels) for c in cuts},
+        losses=read.losses,
     )
     learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
     tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
@@ -114,6 +116,10 @@ def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) ->
         for client, parts in cuts.items()
     }
     return Federation(shards, profiles, manifest, classes)
+
+
+def _kind(settings: DataSettings) -> str:
+    return next(name for name, kind in PARTITIONS.items() if kind is type(settings.partition))
 
 
 def _dealt(

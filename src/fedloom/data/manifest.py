@@ -1,10 +1,11 @@
 """What a federation holds, without its text: for the run directory, the report and the preview."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedloom.core.protocols import ClientId
+from fedloom.data.losses import Losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,14 @@ class Manifest:
     num_unassigned: int
     """Examples of natural clients beyond `num_clients`, left out."""
     clients: Mapping[ClientId, ClientCounts]
+    losses: Losses = field(default_factory=Losses)
+    """How rows were read, and what of them is in no example."""
+    files_unread: Sequence[str] = ()
+    """What is in the folder and is not read."""
 
     def left_out(self) -> list[str]:
         """Return a line for each kind of loss between the rows read and what is learnt, as all commands say it."""
         counts = (
-            (self.num_empty, "rows without an answer, left out"),
             (
                 self.num_dropped,
                 f"examples left out: no token of the answer fits in {self.max_length}",
@@ -60,7 +64,9 @@ class Manifest:
             (self.num_truncated, f"examples cut to {self.max_length} tokens, kept"),
             (self.num_unassigned, "examples of natural clients beyond data.num_clients, left out"),
         )
-        return [f"{count:,} {what}" for count, what in counts if count]
+        told = [f"{count:,} {what}" for count, what in counts if count]
+        files = [f"files not read: {', '.join(self.files_unread)}"] if self.files_unread else []
+        return [*self.losses.told(), *told, *files]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, strings and numbers."""
@@ -70,4 +76,4 @@ class Manifest:
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """Return the manifest that `to_json` wrote."""
         clients = {name: ClientCounts(**counts) for name, counts in data["clients"].items()}
-        return cls(**{**data, "clients": clients})
+        return cls(**{**data, "clients": clients, "losses": Losses(**data.get("losses", {}))})

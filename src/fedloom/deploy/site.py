@@ -10,8 +10,8 @@ import yaml
 
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
+from fedloom.data.columns import KNOWN_LABELS
 from fedloom.data.federation import Federation, divide
-from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
 from fedloom.data.sources import load_rows

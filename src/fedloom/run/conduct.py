@@ -98,7 +98,10 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
     # Nothing is written before the recipe is known to fit its data.
     check_label(session)
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
-    for said in session.federation.manifest.left_out():
+    manifest = session.federation.manifest
+    if manifest.losses.formats:
+        console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
+    for said in manifest.left_out():
         console.print(said, style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
