@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.data.manifest import Manifest
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
@@ -139,8 +140,8 @@ def _connected(
     if job.recipe.elsewhere:
         _check_data(session)
     # A baseline has the same data.
-    for said in session.federation.manifest.left_out() if folder.parent.name != "baselines" else ():
-        console.print(said, style="yellow", markup=False, highlight=False)
+    if folder.parent.name != "baselines":
+        _say_how_read(session.federation.manifest, console)
     if stands.differences:
         write_note(folder, f"resume after round {stands.run.number}", stands.differences)
     record_setup(session)
@@ -152,6 +153,13 @@ def _connected(
     for tracker in trackers:
         tracker.finish(summary)
     return summary
+
+
+def _say_how_read(manifest: Manifest, console: Console) -> None:
+    if manifest.losses.formats:
+        console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
+    for said in manifest.left_out():
+        console.print(said, style="yellow", markup=False, highlight=False)
 
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
