@@ -12,12 +12,13 @@ from rich.table import Table
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.run.binding import changed_sites
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
 from fedloom.run.lock import held
 from fedloom.run.loop import begin, draw
-from fedloom.run.notes import write_note
+from fedloom.run.notes import said, write_note
 from fedloom.run.report import write_report
 from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
@@ -134,10 +135,12 @@ def _connected(
     folder = session.folder
     if job.recipe.elsewhere:
         _check_data(session)
-    for said in session.federation.manifest.left_out():
-        console.print(said, style="yellow", markup=False, highlight=False)
-    if stands.differences:
-        write_note(folder, f"resume after round {stands.run.number}", stands.differences)
+    told = session.federation.manifest.left_out()
+    if differences := (*stands.differences, *changed_sites(session)):
+        note = write_note(folder, f"resume after round {stands.run.number}", differences)
+        told.append(said(note))
+    for line in told:
+        console.print(line, style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
     names = job.recipe.run.trackers
