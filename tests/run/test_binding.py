@@ -23,7 +23,7 @@ Make = Callable[..., Recipe]
 def of_sites(session: Session, **rows: int) -> Session:
     clients = {name: ClientCounts(n, 0, 1, n, 9, 9, {}) for name, n in rows.items()}
     manifest = replace(
-        session.federation.manifest, clients=clients, profiles=dict.fromkeys(rows, {})
+        session.federation.manifest, clients=clients, profiles={name: {} for name in rows}
     )
     return replace(session, federation=replace(session.federation, manifest=manifest))
 
