@@ -63,8 +63,7 @@ def read_tree(name: str | Path) -> dict[str, Any]:
             said = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
             raise RecipeError(said)
     if not file.is_file():
-        why = "is a folder" if file.is_dir() else "does not exist"
-        raise RecipeError(f"the recipe file {file} {why}")
+        raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
     try:
         tree = read_yaml(file.read_bytes())
     except YamlError as error:

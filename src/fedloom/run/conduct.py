@@ -14,12 +14,13 @@ from rich.text import Text
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
 from fedloom.data.manifest import Manifest
+from fedloom.run.binding import changed_sites
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
 from fedloom.run.lock import held
 from fedloom.run.loop import begin, draw
-from fedloom.run.notes import write_note
+from fedloom.run.notes import said, write_note
 from fedloom.run.report import write_report
 from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
@@ -142,8 +143,9 @@ def _connected(
     # A baseline has the same data.
     if folder.parent.name != "baselines":
         _say_how_read(session.federation.manifest, console)
-    if stands.differences:
-        write_note(folder, f"resume after round {stands.run.number}", stands.differences)
+    if differences := (*stands.differences, *changed_sites(session)):
+        note = write_note(folder, f"resume after round {stands.run.number}", differences)
+        console.print(said(note), style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
     names = job.recipe.run.trackers
@@ -158,8 +160,8 @@ def _connected(
 def _say_how_read(manifest: Manifest, console: Console) -> None:
     if manifest.losses.formats:
         console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
-    for said in manifest.left_out():
-        console.print(said, style="yellow", markup=False, highlight=False)
+    for line in manifest.left_out():
+        console.print(line, style="yellow", markup=False, highlight=False)
 
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
