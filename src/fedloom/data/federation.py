@@ -59,7 +59,7 @@ def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Read, tokenise and split: the same settings give the same federation on every machine."""
     taken = take_rows(settings, lambda texts: lengths(texts, tokenizer))
     federation = divide(taken, settings, tokenizer)
-    manifest = replace(federation.manifest, files_unread=passed_over(settings))
+    manifest = replace(federation.manifest, files_unread=tuple(passed_over(settings)))
     return replace(federation, manifest=manifest)
 
 
@@ -68,8 +68,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
     """
-    rows = taken.rows
-    read = to_records(rows, settings)
+    rows, read = taken.rows, to_records(taken.rows, settings)
     found = read.records
     said = [conversation(record) for record in found]
     first = first_of_each(said)
