@@ -4,7 +4,7 @@ from statistics import median
 
 import torch
 
-from fedloom.client.cohort import Cohort
+from fedloom.client.cohort import Cohort, keeps_lanes_apart
 from fedloom.client.fast.kernels import make_fast
 from fedloom.client.mezo import Mezo
 from fedloom.client.projected import Projected
@@ -59,7 +59,8 @@ def make_trainer(
     lengths = [len(row.ids) for shard in federation.shards.values() for row in shard.train]
     typical = median(lengths) if lengths else 1
     per_group = max(1, int(group_tokens // (local.batch_size * typical)))
-    return Cohort(sequential, layers, group_tokens, GROUPS * per_group)
+    cohort = Cohort(sequential, layers, group_tokens, GROUPS * per_group)
+    return cohort if keeps_lanes_apart(cohort, space.model) else sequential
 
 
 def _guessing(sequential: Sequential) -> Trainer:

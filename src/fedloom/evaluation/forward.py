@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fedloom.data.classes import decide
 from fedloom.data.tokens import Example
+from fedloom.models.positions import positions_of
 
 
 class Decoder(Protocol):
@@ -162,8 +163,7 @@ class Generation:
         return answers
 
     def _check_room(self, model: _Generates, longest: int) -> None:
-        config: dict[str, Any] = model.config.to_dict()
-        places = config.get("max_position_embeddings") or config.get("n_positions")
+        places = positions_of(model.config)
         if places is not None and longest + self.max_new_tokens > places:
             raise ValueError(
                 f"evaluation.max_new_tokens must be at most {places - longest} for prompts of "

@@ -98,8 +98,9 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
     # Nothing is written before the recipe is known to fit its data.
     check_label(session)
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
-    for said in session.federation.manifest.left_out():
-        console.print(said, style="yellow", markup=False, highlight=False)
+    for said in (*session.federation.manifest.left_out(), session.space.left_frozen):
+        if said:
+            console.print(said, style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
     # Width and kernels decide the order of sums; `auto` is a measurement that another day may turn out otherwise.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import ClientId, Fit, Job
@@ -37,6 +38,8 @@ class Plan:
     train_seconds: float
     """Of all rounds, without evaluation."""
     peak_memory_bytes: int
+    left_frozen: str
+    """What stays frozen although it might have been expected to learn; empty where there is nothing."""
 
     def table(self) -> Table:
         """Return the forecast as a table."""
@@ -55,6 +58,8 @@ class Plan:
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
+        if self.left_frozen:
+            table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
         return table
 
 
@@ -86,6 +91,7 @@ def make_plan(recipe: Recipe) -> Plan:
         upload_bytes=upload,
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
+        left_frozen=session.space.left_frozen,
     )
 
 

@@ -19,6 +19,7 @@ from fedloom.engines.loopback import Loopback
 from fedloom.engines.settings import LoopbackSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.build import Base, load_base
+from fedloom.models.positions import check_length
 from fedloom.run.loop import Run, draw
 from fedloom.run.settings import Recipe
 from fedloom.spaces.build import FullSpace, LoRASpace, make_space
@@ -89,6 +90,7 @@ def build(recipe: Recipe, folder: Path, *, own: Federate | None = None) -> Sessi
         folder: The run's, or the site's.
         own: Gives the data where that is not as the recipe says.
     """
+    check_length(recipe.model, recipe.data.max_length)
     base = load_base(recipe.model)
     if own is None and recipe.elsewhere:
         federation = _remembered(recipe, folder)

@@ -1,0 +1,115 @@
+"""Which linear layers get an adapter: those that learn by it; what stays frozen beside them is named."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fedloom.models.reach import Reach, listed, listed_groups, numberless, reach
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ALL = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What an adapter sits on."""
+
+    layers: frozenset[str]
+    """Their full names."""
+    told: str | list[str]
+    """The same for PEFT: as the recipe has it, wherever that means these layers and no others."""
+    untold: list[str]
+    """What PEFT would take for a target by the end of its name."""
+    left_frozen: str
+    """What stays frozen although it might have been expected to learn, in a sentence; empty where there is nothing."""
+
+
+def choose_targets(
+    model: "PreTrainedModel", targets: str | Sequence[str], *, saved: Sequence[str]
+) -> Targets:
+    """Return the layers that targets stand for and a loss has a gradient in.
+
+    Args:
+        model: without adapters.
+        targets: all-linear, or ends of names.
+        saved: modules that are tuned whole, inside which there are no adapters.
+
+    Raises:
+        ValueError: where a target names no such layer.
+    """
+    found = reach(model)
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    everything = wanted == [_ALL] and isinstance(targets, str)
+    if not everything:
+        _check_targets(wanted, found)
+    learning = {name for name in found.learning if everything or _is_one(name, wanted)}
+    layers = frozenset(name for name in learning if not _is_inside(name, saved))
+    if not layers:
+        raise ValueError(
+            f"tune.targets {', '.join(wanted)} finds no linear layer that a pass over text goes through;"
+            " tune.space full learns the weights themselves"
+        )
+    if everything:
+        left = _unadapted(model, layers, saved)
+        same = layers == {name for name in found.layers if not _is_inside(name, saved)}
+    else:
+        taken = {name for name, _ in model.named_modules() if _is_one(name, wanted)}
+        left = listed_groups(taken & (found.odd | found.idle))
+        same = layers == {name for name in taken if not _is_inside(name, saved)}
+    told = targets if isinstance(targets, str) and same else wanted if same else sorted(layers)
+    others = (name for name, _ in model.named_modules() if name not in layers)
+    untold = [] if same else [name for name in others if _is_one(name, layers)]
+    said = f"tune.targets {', '.join(wanted)} leaves frozen what is no linear layer, or no part of a pass over text: {left}"
+    return Targets(layers, told, untold, said if left else "")
+
+
+def _check_targets(wanted: Sequence[str], found: Reach) -> None:
+    for target in wanted:
+        if any(_is_one(name, [target]) for name in found.learning):
+            continue
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in found.learning}))
+        why = ""
+        if any(_is_one(name, [target]) for name in found.odd):
+            why = ", which takes or gives something else than a linear layer does"
+        elif any(_is_one(name, [target]) for name in found.idle):
+            why = ", which a loss over text has no gradient in"
+        raise ValueError(
+            f"tune.targets must be all-linear or name linear layers of the model ({known}), got {target}{why}"
+        )
+
+
+def _is_one(name: str, ends: Iterable[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _is_inside(name: str, modules: Collection[str]) -> bool:
+    return any(f".{module}." in f".{name}." for module in modules)
+
+
+def _unadapted(model: "PreTrainedModel", layers: Collection[str], saved: Collection[str]) -> str:
+    """Return the largest parts without an adapter that hold matrices; embeddings and the head are none of them."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.get_output_embeddings()
+    tables |= {id(p) for p in head.parameters()} if head is not None else set()
+    busy = {part for name in layers for part in _above(name)}
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        matrix = sum(length > 1 for length in parameter.shape) > 1
+        owner = name.rpartition(".")[0]
+        if not matrix or id(parameter) in tables or owner in layers or _is_inside(name, saved):
+            continue
+        part = next((above for above in _above(name) if above not in busy), name)
+        group = numberless(part)
+        sizes[group] = sizes.get(group, 0) + parameter.numel()
+    ordered = sorted(sizes, key=lambda group: -sizes[group])
+    return listed([f"{group} ({sizes[group]:,} weights)" for group in ordered])
+
+
+def _above(name: str) -> list[str]:
+    """Return a name's modules from the outermost to itself."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
