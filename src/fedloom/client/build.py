@@ -14,7 +14,7 @@ from fedloom.client.trainer import Evaluator, Sequential
 from fedloom.client.zeroth_order import SeedWalk
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
-from fedloom.models.parts import forgets_activations, has_dropout, lora_layers
+from fedloom.models.parts import forgets_activations, has_dropout, keeps_rows_apart, lora_layers
 from fedloom.spaces.build import LoRASpace
 from fedloom.spaces.live import Live
 from fedloom.spaces.seeds import SeedSpace
@@ -38,6 +38,7 @@ def make_trainer(
     Raises:
         ValueError: for a setting that would have no effect, or that the space cannot have.
     """
+    _check_packing(space, federation)
     order = local.order or ("zeroth" if isinstance(space, SeedSpace) else "first")
     if order == "first":
         local.refuse(ZEROTH, "belongs to local.order zeroth, got first")
@@ -61,6 +62,16 @@ def make_trainer(
     per_group = max(1, int(group_tokens // (local.batch_size * typical)))
     cohort = Cohort(sequential, layers, group_tokens, GROUPS * per_group)
     return cohort if keeps_lanes_apart(cohort, space.model) else sequential
+
+
+def _check_packing(space: Live | SeedSpace, federation: Federation) -> None:
+    shards = federation.shards.values()
+    packed = any(row.positions is not None for shard in shards for row in shard.train)
+    if packed and not keeps_rows_apart(space.model):
+        raise ValueError(
+            f"data.packing must be false for this model ({type(space.model).__name__}), in which examples of one"
+            " row would see each other"
+        )
 
 
 def _guessing(sequential: Sequential) -> Trainer:

@@ -127,7 +127,7 @@ def _saved(model: "PreTrainedModel", lora: LoRA) -> list[str] | None:
         silent = unread(model)
         for module in lora.modules_to_save:
             own = {n for n, _ in model.named_parameters() if f".{module}." in f".{n}"}
-            if own <= silent:
+            if own and own <= silent:
                 raise ValueError(
                     f"tune.modules_to_save must name modules that a pass over text reads, got {module}"
                 )

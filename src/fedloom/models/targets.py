@@ -60,7 +60,10 @@ def choose_targets(
         taken = {name for name, _ in model.named_modules() if _is_one(name, wanted)}
         left = listed_groups(taken & (found.odd | found.idle))
         same = layers == {name for name in taken if not _is_inside(name, saved)}
-    told = targets if isinstance(targets, str) and same else wanted if same else sorted(layers)
+    if not same:
+        told: str | list[str] = sorted(layers)
+    else:
+        told = _ALL if everything else wanted
     others = (name for name, _ in model.named_modules() if name not in layers)
     untold = [] if same else [name for name in others if _is_one(name, layers)]
     said = f"tune.targets {', '.join(wanted)} leaves frozen what is no linear layer, or no part of a pass over text: {left}"
