@@ -196,7 +196,8 @@ ARCHITECTURES: Mapping[str, Made] = {
     ),
     "zamba2": Made(
         {
-            "layer_types": ["mamba", "hybrid"],
+            "layer_types": ["linear_attention", "hybrid"],
+            "layers_block_type": ["linear_attention", "hybrid"],
             "attention_head_dim": 32,
             "mamba_d_state": 8,
             "mamba_ngroups": 1,

@@ -14,7 +14,8 @@ from fedloom.client.trainer import Evaluator, Sequential
 from fedloom.client.zeroth_order import SeedWalk
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
-from fedloom.models.parts import forgets_activations, has_dropout, keeps_rows_apart, lora_layers
+from fedloom.models.parts import forgets_activations, keeps_rows_apart, lora_layers
+from fedloom.models.probe import draws
 from fedloom.spaces.build import LoRASpace
 from fedloom.spaces.live import Live
 from fedloom.spaces.seeds import SeedSpace
@@ -54,7 +55,7 @@ def make_trainer(
     if order == "zeroth":
         return _guessing(sequential)
     layers = lora_layers(space.model)
-    if local.batched == "off" or not layers or has_dropout(space.model):
+    if local.batched == "off" or not layers or draws(space.model):
         return sequential
     group_tokens = local.group_tokens or GROUP_TOKENS[space.device.type]
     lengths = [len(row.ids) for shard in federation.shards.values() for row in shard.train]

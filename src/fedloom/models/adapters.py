@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from fedloom.core.seeds import derive, generator
 from fedloom.models.build import clean
-from fedloom.models.parts import is_adapted, is_transposed
+from fedloom.models.found import found
+from fedloom.models.parts import is_transposed
 from fedloom.models.quiet import quiet
-from fedloom.models.reach import unread
+from fedloom.models.reach import unread, without_gradient
 from fedloom.models.seeded import seeded
-from fedloom.models.targets import choose_targets
+from fedloom.models.targets import choose_targets, left_frozen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,9 +94,12 @@ def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: s
         fan_in_fan_out=any(is_transposed(model.get_submodule(name)) for name in chosen.layers),
         task_type="CAUSAL_LM",
     )
-    with quiet(), seeded(derive(seed, "peft")):
+    with found("tune cannot be had for this model"), seeded(derive(seed, "peft")):
         peft = get_peft_model(model, config)
-    assert {name for name, m in model.named_modules() if is_adapted(m)} == chosen.layers
+    # PEFT may put adapters on fused experts instead of some of the layers.
+    for parameter in without_gradient(model, waiting=chosen.layers).values():
+        parameter.requires_grad_(False)
+    left = left_frozen(model, lora.targets, chosen, saved=lora.modules_to_save)
     peft.peft_config["default"].base_model_name_or_path = base_name
     for name, parameter in trainable(model).items():
         wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -107,7 +111,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: s
             fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
             parameter.data.copy_(fresh)
     model.eval()  # the adapter's own layers come in training mode
-    return Adapter(peft, chosen.left_frozen)
+    return Adapter(peft, left)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -189,9 +189,10 @@ def fingerprint(model: nn.Module) -> str:
 def clean(name: str) -> str:
     """Return a parameter's name without what PEFT's wrapping adds."""
     name = name.removeprefix("base_model.model.")
-    for extra in (".base_layer", ".original_module", ".modules_to_save.default", ".default"):
+    for extra in (".original_module", ".modules_to_save.default", ".default"):
         name = name.replace(extra, "")
-    return name
+    # Fused experts are wrapped once for each of their tensors, so that only the nesting tells their adapters apart.
+    return name if ".lora_" in name else name.replace(".base_layer", "")
 
 
 def locate(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters, its dropout."""
+"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,20 +43,6 @@ class Readout:
     head: nn.Module
     frozen: FrozenLinear | None
     """The head's weights, where they do not learn."""
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Return whether a forward in training mode draws random numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            return True
-        # Models keep the rates of functional dropout in attributes such as attention_dropout and layerdrop.
-        if any(
-            "drop" in key and isinstance(rate, float) and rate > 0
-            for key, rate in vars(module).items()
-        ):
-            return True
-    return False
 
 
 def forgets_activations(model: "PreTrainedModel") -> bool:

@@ -80,6 +80,20 @@ def looks_ahead(model: "PreTrainedModel") -> bool:
 
 
 @torch.no_grad()
+def draws(model: "PreTrainedModel") -> bool:
+    """Return whether a forward in training mode takes random numbers, for dropout or in a way of its own, as routers may."""
+    with asked(model):
+        model.train()
+        before = _states()
+        model(input_ids=plain_ids(model, _LENGTH)[None], use_cache=False)
+        return not all(map(torch.equal, before, _states()))
+
+
+def _states() -> list[Tensor]:
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
+@torch.no_grad()
 def _before_the_last(model: nn.Module, row: Tensor) -> Tensor:
     with asked(model):
         logits: Tensor = model(input_ids=row, use_cache=False).logits[0, :-1]

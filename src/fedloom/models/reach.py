@@ -68,6 +68,28 @@ def reach(model: "PreTrainedModel") -> Reach:
     )
 
 
+def without_gradient(
+    model: "PreTrainedModel", *, waiting: Collection[str]
+) -> dict[str, nn.Parameter]:
+    """Return what requires a gradient and gets none, by full name.
+
+    Args:
+        model: with adapters.
+        waiting: layers in which a gradient may be missing: experts that wait for their tokens.
+    """
+    asking = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with asked(model), torch.enable_grad():
+        logits = model(input_ids=_row(model), use_cache=False).logits
+        gradients = torch.autograd.grad(
+            logits.float().square().mean(), list(asking.values()), allow_unused=True
+        )
+    return {
+        name: parameter
+        for (name, parameter), gradient in zip(asking.items(), gradients, strict=True)
+        if gradient is None and name.partition(".lora_")[0] not in waiting
+    }
+
+
 @torch.no_grad()
 def unread(model: "PreTrainedModel") -> set[str]:
     """Return the tensors, by clean name, that no pass over text reads; those of experts that wait for tokens are read.

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from fedloom.models.build import clean
 from fedloom.models.reach import Reach, listed, listed_groups, numberless, reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _ALL = "all-linear"
+_MAMBAS = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+"""Models on whose out_proj PEFT takes no adapter: on a GPU fast kernels read its weight past the layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,8 @@ class Targets:
     """The same for PEFT: as the recipe has it, wherever that means these layers and no others."""
     untold: list[str]
     """What PEFT would take for a target by the end of its name."""
-    left_frozen: str
-    """What stays frozen although it might have been expected to learn, in a sentence; empty where there is nothing."""
+    others: frozenset[str]
+    """Full names of layers that a target by name stands for too, and no loss has a gradient in."""
 
 
 def choose_targets(
@@ -46,7 +49,10 @@ def choose_targets(
     everything = wanted == [_ALL] and isinstance(targets, str)
     if not everything:
         _check_targets(wanted, found)
-    learning = {name for name in found.learning if everything or _is_one(name, wanted)}
+    if everything:
+        learning = {name for name in found.learning if not _bypassed(model, name)}
+    else:
+        learning = {name for name in found.learning if _is_one(name, wanted)}
     layers = frozenset(name for name in learning if not _is_inside(name, saved))
     if not layers:
         raise ValueError(
@@ -54,20 +60,44 @@ def choose_targets(
             " tune.space full learns the weights themselves"
         )
     if everything:
-        left = _unadapted(model, layers, saved)
-        same = layers == {name for name in found.layers if not _is_inside(name, saved)}
+        taken = set(found.layers)
     else:
         taken = {name for name, _ in model.named_modules() if _is_one(name, wanted)}
-        left = listed_groups(taken & (found.odd | found.idle))
-        same = layers == {name for name in taken if not _is_inside(name, saved)}
+    same = layers == {name for name in taken if not _is_inside(name, saved)}
     if not same:
         told: str | list[str] = sorted(layers)
     else:
         told = _ALL if everything else wanted
     others = (name for name, _ in model.named_modules() if name not in layers)
     untold = [] if same else [name for name in others if _is_one(name, layers)]
-    said = f"tune.targets {', '.join(wanted)} leaves frozen what is no linear layer, or no part of a pass over text: {left}"
-    return Targets(layers, told, untold, said if left else "")
+    return Targets(layers, told, untold, frozenset(taken & (found.odd | found.idle)))
+
+
+def left_frozen(
+    model: "PreTrainedModel",
+    targets: str | Sequence[str],
+    chosen: Targets,
+    *,
+    saved: Sequence[str],
+) -> str:
+    """Return what stays frozen although it might have been expected to learn, in a sentence; empty where nothing does.
+
+    Args:
+        model: with adapters.
+        targets: as the recipe has them.
+        chosen: what became of them.
+        saved: modules that are tuned whole.
+    """
+    learning = (clean(name) for name, p in model.named_parameters() if p.requires_grad)
+    adapted = {name.partition(".lora_")[0].replace(".base_layer", "") for name in learning}
+    if targets == _ALL:
+        wanted, left = _ALL, _unadapted(model, adapted, saved)
+    else:
+        wanted = targets if isinstance(targets, str) else ", ".join(targets)
+        left = listed_groups((chosen.layers | chosen.others) - adapted)
+    if not left:
+        return ""
+    return f"tune.targets {wanted} leaves frozen what no adapter fits, or no pass over text goes through: {left}"
 
 
 def _check_targets(wanted: Sequence[str], found: Reach) -> None:
@@ -85,6 +115,10 @@ def _check_targets(wanted: Sequence[str], found: Reach) -> None:
         )
 
 
+def _bypassed(model: "PreTrainedModel", name: str) -> bool:
+    return model.config.model_type in _MAMBAS and name.rpartition(".")[2] == "out_proj"
+
+
 def _is_one(name: str, ends: Iterable[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
 
@@ -100,10 +134,17 @@ def _unadapted(model: "PreTrainedModel", layers: Collection[str], saved: Collect
     tables |= {id(p) for p in head.parameters()} if head is not None else set()
     busy = {part for name in layers for part in _above(name)}
     sizes: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for full_name, parameter in model.named_parameters():
+        name = clean(full_name)
         matrix = sum(length > 1 for length in parameter.shape) > 1
         owner = name.rpartition(".")[0]
-        if not matrix or id(parameter) in tables or owner in layers or _is_inside(name, saved):
+        if (
+            not matrix
+            or id(parameter) in tables
+            or owner in layers
+            or parameter.requires_grad
+            or _is_inside(name, saved)
+        ):
             continue
         part = next((above for above in _above(name) if above not in busy), name)
         group = numberless(part)
