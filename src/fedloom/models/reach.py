@@ -80,9 +80,7 @@ def without_gradient(
     asking = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with asked(model), torch.enable_grad():
         logits = model(input_ids=_row(model), use_cache=False).logits
-        gradients = torch.autograd.grad(
-            logits.float().square().mean(), list(asking.values()), allow_unused=True
-        )
+        gradients = _gradients(logits, list(asking.values()))
     return {
         name: parameter
         for (name, parameter), gradient in zip(asking.items(), gradients, strict=True)
@@ -178,11 +176,14 @@ class _Calls:
         """Return the layers with a gradient, zero or not."""
         if not self._nothing or not logits.requires_grad:
             return set()
-        gradients = torch.autograd.grad(
-            logits.float().square().mean(), list(self._nothing.values()), allow_unused=True
-        )
+        gradients = _gradients(logits, list(self._nothing.values()))
         found = zip(self._nothing, gradients, strict=True)
         return {name for name, gradient in found if gradient is not None}
+
+
+def _gradients(logits: Tensor, of: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Return the gradient of a loss for each tensor, None where there is no way from one to the other."""
+    return torch.autograd.grad(logits.float().square().mean(), of, allow_unused=True)
 
 
 def _row(model: "PreTrainedModel") -> Tensor:

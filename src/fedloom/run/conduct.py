@@ -81,15 +81,19 @@ def conduct(
     for name in job.recipe.run.baselines:
         console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
         made = baseline(name, summaries[""])
-        summaries[name] = _one(made, folder / "baselines" / name, connect, console)
+        summaries[name] = _one(made, folder / "baselines" / name, connect, console, again=True)
     write_report(folder)
     return summaries
 
 
-def _one(job: Job, folder: Path, connect: Connect, console: Console) -> Mapping[str, Any]:
+def _one(
+    job: Job, folder: Path, connect: Connect, console: Console, *, again: bool = False
+) -> Mapping[str, Any]:
     began = time.perf_counter()
     check_trackers(job.recipe.run.trackers)
     with connect(build(job.recipe, folder), console) as session:
+        if session.space.left_frozen and not again:
+            _note(console, session.space.left_frozen)
         return _connected(job, session, console, began=began)
 
 
@@ -98,9 +102,8 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
     # Nothing is written before the recipe is known to fit its data.
     check_label(session)
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
-    for said in (*session.federation.manifest.left_out(), session.space.left_frozen):
-        if said:
-            console.print(said, style="yellow", markup=False, highlight=False)
+    for said in session.federation.manifest.left_out():
+        _note(console, said)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
     # Width and kernels decide the order of sums; `auto` is a measurement that another day may turn out otherwise.
@@ -117,6 +120,10 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
     for tracker in trackers:
         tracker.finish(summary)
     return summary
+
+
+def _note(console: Console, said: str) -> None:
+    console.print(said, style="yellow", markup=False, highlight=False)
 
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
