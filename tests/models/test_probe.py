@@ -3,7 +3,7 @@ import torch
 import transformers as t
 from torch import nn
 
-from fedloom.models.probe import asked, check_causal, looks_ahead, plain_ids
+from fedloom.models.probe import asked, check_causal, keeps_padding_out, looks_ahead, plain_ids
 
 SIZES = {
     "vocab_size": 64,
@@ -130,3 +130,11 @@ def test_asking_leaves_every_mode_alone(tiny_llama):
     with asked(model):
         assert not any(module.training for module in model.modules())
     assert modes == [module.training for module in model.modules()]
+
+
+def test_padding_is_kept_out_by_those_that_read_the_mask(tiny_llama):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+    assert keeps_padding_out(tiny_llama())
+    assert keeps_padding_out(tiny_llama(dtype=torch.bfloat16))
+    assert keeps_padding_out(t.BloomForCausalLM(t.BloomConfig(**sizes, n_head=2)).eval())
+    assert not keeps_padding_out(t.RwkvForCausalLM(t.RwkvConfig(**sizes)).eval())

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.client.edits import rows
 from fedloom.client.fast.functions import lora_linear
@@ -20,9 +19,6 @@ from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.seeds import generator
 from fedloom.models.parts import LoRALayer
 from fedloom.models.probe import asked, plain_ids
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class LoRALanes:
@@ -121,7 +117,7 @@ class Cohort:
 
 
 @torch.no_grad()
-def keeps_lanes_apart(cohort: Cohort, model: "PreTrainedModel") -> bool:
+def keeps_lanes_apart(cohort: Cohort, model: nn.Module) -> bool:
     """Return whether clients in one batch compute what each computes alone.
 
     Adapted layers must see as many vectors of every client, client by client: not so where a router sends tokens to
@@ -150,7 +146,7 @@ def keeps_lanes_apart(cohort: Cohort, model: "PreTrainedModel") -> bool:
         except (RuntimeError, TypeError):  # shapes that are not lane by lane
             return False
     off, effect = (apart - together).norm(), (apart - swapped).norm()
-    low = model.dtype in (torch.bfloat16, torch.float16)
+    low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
     return bool(off < (0.1 if low else 1e-3) * effect)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from fedloom.data.classes import decide
 from fedloom.data.tokens import Example
 from fedloom.models.positions import positions_of
+from fedloom.models.probe import keeps_padding_out
 
 
 class Decoder(Protocol):
@@ -125,9 +127,7 @@ class Generation:
         self._check_room(writer, max(len(prompt) for prompt in prompts))
         stops = _stops(self.tokenizer, writer)
         answers: dict[int, str] = {}
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        for chosen in _batches(prompts, self.batch_size, padded=keeps_padding_out(model)):
             for at, ids in zip(
                 chosen, self._write([prompts[at] for at in chosen], model, stops), strict=True
             ):
@@ -169,6 +169,19 @@ class Generation:
                 f"evaluation.max_new_tokens must be at most {places - longest} for prompts of "
                 f"{longest} tokens in a model of {places} positions, got {self.max_new_tokens}"
             )
+
+
+def _batches(
+    prompts: Sequence[Tensor], batch_size: int, *, padded: bool
+) -> Iterator[Sequence[int]]:
+    """Yield places of prompts, longest first; where padding would be read, prompts of one length at a time."""
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    runs = [order]
+    if not padded:
+        runs = [list(run) for _, run in groupby(order, key=lambda at: len(prompts[at]))]
+    for run in runs:
+        for start in range(0, len(run), batch_size):
+            yield run[start : start + batch_size]
 
 
 def _stops(tokenizer: Decoder, model: _Generates) -> list[int]:

@@ -80,6 +80,24 @@ def looks_ahead(model: "PreTrainedModel") -> bool:
 
 
 @torch.no_grad()
+def keeps_padding_out(model: "PreTrainedModel") -> bool:
+    """Return whether a row that is padded on the left, under a mask, is as if it were alone; recurrent ones may not."""
+    ids = plain_ids(model, _LENGTH)[None]
+    mask = torch.ones_like(ids)
+    padded = torch.cat([ids[:, :3], ids], dim=1)
+    inputs = {"input_ids": padded, "attention_mask": torch.cat([0 * mask[:, :3], mask], dim=1)}
+    places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with asked(model):
+        alone = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, -1]
+        try:
+            beside = model(**inputs, position_ids=places, use_cache=False).logits[0, -1]
+        except TypeError:  # it takes no positions
+            beside = model(**inputs, use_cache=False).logits[0, -1]
+    far = (beside - alone).float().norm() / alone.float().norm()
+    return bool(far < (1e-4 if alone.dtype in _ROUNDING else 0.03))
+
+
+@torch.no_grad()
 def draws(model: "PreTrainedModel") -> bool:
     """Return whether a forward in training mode takes random numbers, for dropout or in a way of its own, as routers may."""
     with asked(model):

@@ -1,20 +1,14 @@
 """The tensors of a model that are learnt, by name."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fedloom.models.build import clean
 from fedloom.models.reach import listed_groups, unread
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def learnable(
-    model: "PreTrainedModel", names: Sequence[str]
-) -> tuple[dict[str, nn.Parameter], str]:
+def learnable(model: nn.Module, names: Sequence[str]) -> tuple[dict[str, nn.Parameter], str]:
     """Return what is chosen and read by a pass over text, and a sentence on the others, empty where there are none.
 
     Raises:
