@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
+from fedloom.data.company import unaccompanied
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.settings import ENGINES, EngineSettings
+from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.settings import Recipe
 from fedloom.server.clustering_modes import MODES, Mode
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
@@ -62,15 +64,15 @@ def read_tree(name: str | Path) -> dict[str, Any]:
                 f"give one of {', '.join(shipped())}, or a path that ends in .yaml"
             )
     if not file.is_file():
-        raise RecipeError(f"the recipe file {file} does not exist")
-    try:
-        tree = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
         raise RecipeError(
-            f"{file} must hold sections such as `algorithm:` and `data:`, got {type(tree).__name__}"
+            f"the recipe file {file} {'is a folder' if file.is_dir() else 'does not exist'}"
         )
+    try:
+        tree = read_yaml(file.read_bytes())
+    except YamlError as error:
+        raise RecipeError(f"{file} is not YAML of a recipe: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{file} must hold sections such as `data:`, got {type(tree).__name__}")
     return {"name": file.stem, **tree}
 
 
@@ -81,15 +83,18 @@ def shipped() -> list[str]:
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the tree with `a.b=c` applied; inside `algorithm`, the second part names the layer."""
+    before = tree.get("data")
     tree = {**tree, "algorithm": _layers(tree.get("algorithm", "fedavg"))}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"the value of {path} is not YAML: {text!r}") from error
+            value = read_yaml(text)
+        except YamlError as error:
+            raise RecipeError(
+                f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
+            ) from error
         keys = path.split(".")
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
@@ -104,17 +109,20 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 )
         else:
             tree = _put(tree, keys, value, path)
+    if isinstance(before, dict) and isinstance(tree["data"], dict):
+        paths = [override.partition("=")[0] for override in overrides]
+        tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
 
 
 def _layers(value: Any) -> list[dict[str, Any]]:
     """Return `algorithm:` as a list of {name: fields}, outermost first."""
-    parts = value if isinstance(value, list) else [value]
+    parts = value if isinstance(value, list) and value else [value]
     layers = [{part: {}} if isinstance(part, str) else part for part in parts]
     for layer in layers:
         if not isinstance(layer, dict) or len(layer) != 1:
             raise RecipeError(
-                f"algorithm: each layer must be a name or one {{name: settings}}, got {layer!r}"
+                f"algorithm: each layer must be a name or one {{name: settings}}, got {brief(layer)}"
             )
     return [{name: fields or {} for name, fields in layer.items()} for layer in layers]
 
@@ -133,7 +141,7 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
     if isinstance(tree, str):
         tree = {tree: {}}
     if tree is not None and not isinstance(tree, dict):
-        raise RecipeError(f"{path}: {keys[0]!r} is inside {tree!r}, which has no keys")
+        raise RecipeError(f"{path}: {keys[0]!r} is inside {brief(tree)}, which has no keys")
     tree = tree or {}
     return {**tree, keys[0]: _put(tree.get(keys[0]), keys[1:], value, path)}
 
@@ -168,7 +176,7 @@ def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
 
 def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
     if not isinstance(fields, Mapping):
-        raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {fields!r}")
+        raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
         if key not in hints:
@@ -194,7 +202,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
             raise RecipeError(
-                f"{path} must be one of {', '.join(_TABLES[hint])}, or one {{name: settings}}, got {value!r}"
+                f"{path} must be one of {', '.join(_TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
             )
         ((name, fields),) = value.items()
         return _dataclass(_named(_TABLES[hint], name, path), fields or {}, f"{path}.{name}")
@@ -211,14 +219,14 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(
-            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {value!r}"
+            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(value)}"
         ) from error
     return tuple(checked) if isinstance(checked, list) else checked
 
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
 def _is_bool_for_number(hint: Any, value: Any) -> bool:
@@ -291,4 +299,7 @@ def _plain(value: Any) -> Any:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML; reading it back gives an equal recipe."""
-    return str(yaml.safe_dump(to_tree(recipe), sort_keys=False, allow_unicode=True))
+    tree = to_tree(recipe)
+    text = str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    # Some rare spaces are only read back as they were if they are written by number.
+    return text if read_yaml(text) == tree else str(yaml.safe_dump(tree, sort_keys=False))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,57 @@ def test_a_run_directory_holds_what_it_promises(small_recipe: Make, tmp_path: Pa
     samples = json.loads((folder / "samples.json").read_text())
     assert len(samples) == 2
     assert {"client", "prompt", "reference", "before", "after"} <= samples[0].keys()
+
+
+def test_what_is_left_out_is_said_once_and_stands_in_the_report(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"{i}?", "completion": f"{i}" if i else "", "hospital": "abc"[i % 3]}
+        for i in range(30)
+    ]
+    source = tmp_path / "mine.jsonl"
+    text = "Patient number {} was admitted with a fever"
+    source.write_text(
+        "".join(json.dumps(row | {"topic": text.format(i)}) + "\n" for i, row in enumerate(rows))
+    )
+    data = {
+        "source": str(source),
+        "num_examples": None,
+        "num_clients": None,
+        "where": {},
+        "partition": {"natural": {"by": "hospital", "largest": 2}},
+    }
+    recipe = small_recipe(data=data, run={"rounds": 1, "baselines": ["local", "centralised"]})
+    out, folder = io.StringIO(), tmp_path / "run"
+    run_recipe(recipe, folder, console=Console(file=out, width=200))
+    page = (folder / "report.html").read_text()
+    for line in (
+        "1 rows without an answer, left out",
+        "9 examples of natural clients beyond data.partition.natural.largest, left out",
+        "values of topic are not shown: 29 different ones, too many or too long for a label",
+    ):
+        assert out.getvalue().count(line) == 1
+        assert f"{line[0].upper()}{line[1:]}." in page
+        assert line in make_plan(recipe).left_out
+    written = [file for file in folder.rglob("*") if file.is_file()]
+    assert not [file for file in written if b"was admitted" in file.read_bytes()]
+
+
+def test_results_by_a_hidden_label_are_told_by_hash(small_recipe: Make, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i}?", "completion": f"{i}", "topic": f"The patient of bed {i % 3} was seen"}
+        for i in range(30)
+    ]
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data: dict[str, Any] = {"source": str(source), "num_examples": None, "where": {}}
+    recipe = small_recipe(data=data, evaluation={"by": "topic"}, run={"rounds": 1})
+    summary = run_recipe(recipe, tmp_path / "run")[""]
+    told = json.loads((tmp_path / "run" / "by_label.json").read_text())
+    assert all(re.fullmatch(r"sha256:[0-9a-f]{12}", value) for value in told["own"])
+    assert 1 < len(told["own"]) <= 3
+    assert summary["worst"]["loss"]["value"] in told["own"]
 
 
 def test_the_same_recipe_gives_the_same_run(small_recipe: Make, tmp_path: Path) -> None:

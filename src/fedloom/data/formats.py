@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fedloom.data.dealing import UNKNOWN
 from fedloom.data.partition import stratum
 from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
@@ -201,7 +202,7 @@ def _clean(value: object) -> str:
 
 
 def _label(value: object) -> str:
-    return _clean(value) or "unknown"
+    return _clean(value) or UNKNOWN
 
 
 def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -1,17 +1,26 @@
 """Where rows come from: the built-in corpus, the Hub, files, a folder of files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedloom.core.seeds import derive
 from fedloom.data.dealing import shuffled
 from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
 from fedloom.data.selection import CountTokens, check_held_out, select
-from fedloom.data.settings import BUILTIN, DataSettings
+from fedloom.data.settings import BUILTIN, DataSettings, Sample
 
 DEFAULT_ROWS = 6000
 """Rows the built-in corpus writes where the recipe does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The rows that are gone on with, and how many are not."""
+
+    rows: list[Row]
+    left_out: Mapping[str, int]
+    """Rows left out, by the settings that say so."""
 
 
 def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -> list[Row]:
@@ -21,17 +30,50 @@ def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -
         settings: The recipe's section.
         count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
     """
+    return take_rows(settings, count_tokens).rows
+
+
+def take_rows(
+    settings: DataSettings,
+    count_tokens: CountTokens | None = None,
+    *,
+    readable: Sequence[str] = (),
+) -> Taken:
+    """Return what `load_rows` does, and how many rows were left out.
+
+    Args:
+        settings: The recipe's section.
+        count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
+        readable: The only columns that exist for all that follows, filters and samples too; empty: all.
+    """
     rows: list[Row] = []
-    for number, found in enumerate(_files(settings)):
-        rows += select(list(found), settings, file=number, count_tokens=count_tokens)
+    num_read = 0
+    for number, file in enumerate(_files(settings)):
+        found = list(_opened(file, readable) if readable else file)
+        num_read += len(found)
+        rows += select(found, settings, file=number, count_tokens=count_tokens)
     if not rows:
         raise ValueError(f"data.source {settings.source} has no rows" + _under(settings))
+    left_out = {_selecting(settings): num_read - len(rows)}
     if settings.num_examples is not None and settings.num_examples < len(rows):
+        left_out["data.num_examples"] = len(rows) - settings.num_examples
         # A file sorted by language or author must not lose the last ones.
         order = shuffled(range(len(rows)), derive(settings.seed, "rows"))
         rows = [rows[i] for i in sorted(order[: settings.num_examples])]
     check_held_out(rows, settings)
-    return rows
+    return Taken(rows, {name: count for name, count in left_out.items() if count})
+
+
+def _selecting(settings: DataSettings) -> str:
+    """Return the names of the settings that rows are selected by."""
+    plain = Sample()
+    given = {
+        "where": bool(settings.where),
+        "shorter": bool(settings.shorter),
+        "sample": settings.sample != plain,
+        "held_out_sample": settings.held_out_sample != plain,
+    }
+    return ", ".join(f"data.{name}" for name, there in given.items() if there)
 
 
 def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
@@ -49,6 +91,11 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         raise ValueError(f"data.source {settings.source} does not exist")
     else:
         yield from _hub(settings)
+
+
+def _opened(rows: Iterable[Row], readable: Sequence[str]) -> Iterator[Row]:
+    for row in rows:
+        yield replace(row, values={k: v for k, v in row.values.items() if k in readable})
 
 
 def _under(settings: DataSettings) -> str:

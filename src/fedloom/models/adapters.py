@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedloom.core.seeds import derive, generator
 from fedloom.models.build import clean
 from fedloom.models.found import found
+from fedloom.models.generation import keep_file
 from fedloom.models.parts import is_transposed
 from fedloom.models.quiet import quiet
 from fedloom.models.reach import unread, without_gradient
@@ -70,6 +71,7 @@ class Adapter:
                 # A head that was tuned on its own would be tied to the embedding again when loaded.
                 merged.config.tie_word_embeddings = False
             merged.save_pretrained(folder)
+            keep_file(merged, folder)
             tokenizer.save_pretrained(folder)
 
 

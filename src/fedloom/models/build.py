@@ -1,6 +1,7 @@
 """The base model: any Hugging Face causal language model, frozen, once per device."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,14 +10,17 @@ import torch
 from torch import nn
 
 from fedloom.models.found import check_folder, check_loaded, check_tokenizer, found
+from fedloom.models.generation import PLAIN, fresh, settle_
 from fedloom.models.int8 import quantize_
 from fedloom.models.probe import check_causal
 from fedloom.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HASHING = 4
+"""Tensors that are hashed at once."""
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 
 
@@ -87,9 +91,12 @@ def load_base(settings: ModelSettings) -> Base:
             dtype=DTYPES[settings.dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            generation_config=fresh(),
             **_place(settings),
+            **PLAIN,
             **chosen,
         )
+        settle_(model, locate(settings.name), settings.revision)
     check_loaded(model, told, settings.name)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -126,7 +133,7 @@ def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def load_config(settings: ModelSettings) -> "PreTrainedConfig":
+def load_config(settings: ModelSettings) -> "PretrainedConfig":
     """Load the configuration alone: no weight is read.
 
     Raises:
@@ -173,17 +180,25 @@ def enable_checkpointing(model: "PreTrainedModel") -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of the frozen weights: names, types, shapes and bytes.
+    """Return the SHA-256 of the frozen weights and of the buffers kept with them: names, types, shapes and bytes.
 
     Adapters do not count, so a model has the same one before and after they are attached.
     """
-    digest = hashlib.sha256()
-    frozen = {clean(n): p for n, p in model.named_parameters() if not p.requires_grad}
-    for name in sorted(frozen):
-        weight = frozen[name].detach().cpu().contiguous()
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    # The scales of quantised layers are buffers: integers alone say nothing of a weight's size.
+    held = model.state_dict(keep_vars=True)
+    kept = {clean(n): t for n, t in held.items() if not t.requires_grad}
+    names = sorted(kept)
+    # Each by itself, several at once: hashing lets go of the interpreter, and a gigabyte takes most of a second.
+    with ThreadPoolExecutor(_HASHING) as pool:
+        digests = pool.map(lambda name: _digest(name, kept[name]), names)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest(name: str, weight: torch.Tensor) -> bytes:
+    flat = weight.detach().cpu().contiguous().flatten()
+    digest = hashlib.sha256(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def clean(name: str) -> str:

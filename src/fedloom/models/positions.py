@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fedloom.models.build import ModelSettings, load_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PretrainedConfig
 
 _NAMES = (
     "max_position_embeddings",
@@ -33,7 +33,7 @@ _AFTER_PADDING = (
 """Models that count positions from the one after the padding token's; OPT and its kin have rows to spare for that."""
 
 
-def positions_of(config: "PreTrainedConfig") -> int | None:
+def positions_of(config: "PretrainedConfig") -> int | None:
     """Return how many tokens a row may have, or None where nothing limits it, as with ALiBi and recurrent models."""
     text = config.get_text_config(decoder=True)
     if text.model_type in _UNLIMITED or _has_alibi(text):
@@ -67,7 +67,7 @@ def _has_alibi(config: Any) -> bool:
     return any(getattr(part, "alibi", False) is True for part in (config, inner))
 
 
-def _declared(config: "PreTrainedConfig") -> set[str]:
+def _declared(config: "PretrainedConfig") -> set[str]:
     """Return the settings of this kind of model: a file may hold strange ones, which nobody reads."""
     declared: set[str] = set(config.attribute_map)
     for kind in type(config).__mro__:

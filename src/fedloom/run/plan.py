@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class Plan:
     train_seconds: float
     """Of all rounds, without evaluation."""
     peak_memory_bytes: int
-    left_frozen: str
+    left_out: Sequence[str] = ()
+    """What of the data is not learnt, in words."""
+    left_frozen: str = ""
     """What stays frozen although it might have been expected to learn; empty where there is nothing."""
 
     def table(self) -> Table:
@@ -46,7 +49,7 @@ class Plan:
         rounds = self.recipe.run.rounds
         total = rounds * self.cohort * (self.download_bytes + self.upload_bytes)
         table = Table(
-            "forecast", "value", title=f"plan of {self.recipe.name}", title_justify="left"
+            "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
         share = 100 * self.num_trainable / self.num_total
         table.add_row(
@@ -60,6 +63,8 @@ class Plan:
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
         if self.left_frozen:
             table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
+        for at, said in enumerate(self.left_out):
+            table.add_row("" if at else "data", Text(said, style="yellow"))
         return table
 
 
@@ -92,6 +97,7 @@ def make_plan(recipe: Recipe) -> Plan:
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
         left_frozen=session.space.left_frozen,
+        left_out=session.federation.manifest.left_out(),
     )
 
 

@@ -18,6 +18,9 @@ Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
 """Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance."""
 
 
+_PATIENCE = 600.0
+
+
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """Section `run`: how long, from which seed, and what is kept."""
@@ -26,7 +29,10 @@ class RunSettings:
     seed: int = 0
     """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
     min_replies: int = 0
-    """A round with fewer replies changes nothing; most algorithms need one in any case."""
+    """A round with fewer replies changes nothing; most algorithms need one in any case. Where sites join from elsewhere,
+    the server waits while fewer of them, or none, are connected."""
+    patience_seconds: float = _PATIENCE
+    """How long it waits then, before the run stops with the round unspent."""
     patience: int = 0
     """Stop after this many evaluations without a better `monitor`; 0 never stops early."""
     monitor: str = "validation/loss"
@@ -49,6 +55,10 @@ class RunSettings:
         ):
             if value < least:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
+        if not 1 <= self.patience_seconds <= 1e7:
+            raise ValueError(
+                f"run.patience_seconds must be in [1, 1e7], got {self.patience_seconds}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,15 @@ class Recipe:
         return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
 
     def __post_init__(self) -> None:
+        # It becomes the name of a folder and of a figure, a / in it a -.
+        if (
+            self.name.strip() in ("", ".", "..")
+            or len(self.name) > 100
+            or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name must be a word of 1 to 100 printable letters, got {self.name!r}"
+            )
         if self.run.patience and not self.evaluation.every:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
@@ -82,6 +101,10 @@ class Recipe:
             raise ValueError(
                 "local.objective classification and data.classes go together: got"
                 f" {self.local.objective} and {len(self.data.classes)} classes"
+            )
+        if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
+            raise ValueError(
+                "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
             )
         if self.algorithm.server_sees == "noisy mean":
             self._check_private()

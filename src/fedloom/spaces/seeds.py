@@ -8,6 +8,7 @@ float32 and rounded once, so that nothing adds up over rounds but the coefficien
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -136,7 +137,11 @@ class SeedSpace:
         write_model(self._base, folder)
 
     def identity(self) -> Mapping[str, str]:
-        """Return what both sides must have in common, see handshake."""
+        """Return what both sides must have in common, see handshake; hashed once."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Mapping[str, str]:
         shapes = [f"{name} {tuple(shape)}" for name, shape in self.directions.shapes.items()]
         law = self.directions.law
         return {
