@@ -318,3 +318,11 @@ def test_the_readmes_speed_is_the_benchmarks() -> None:
     assert all(any(abs(number - said) <= 0.5 for number in measured) for said in told)
     ratios = re.findall(r"([\d.]+)×\)", table)
     assert all(f"%       {ratio}" in results for ratio in ratios)
+
+
+def test_data_longer_than_the_model_is_refused_by_every_look_at_it(
+    typed: Typed, tiny_folder: Path
+) -> None:
+    for command in ("data", "plan", "run"):
+        said = typed(f"{command} quickstart model.name={tiny_folder} data.max_length=300", 2)
+        assert "data.max_length must be at most 256, which is how many positions" in said

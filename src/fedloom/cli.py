@@ -98,9 +98,11 @@ def data(
     from fedloom.data.federation import federate
     from fedloom.data.preview import preview, split_figure
     from fedloom.models.build import load_tokenizer
+    from fedloom.models.positions import check_length
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    check_length(loaded.model, loaded.data.max_length)
     file = file_at(
         picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
     )

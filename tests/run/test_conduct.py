@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from fedloom.launch import run_recipe
@@ -195,3 +196,63 @@ def test_engines_agree_and_the_wire_is_lossy_in_process_too(
     small = run_recipe(small_recipe(wire={"upload": "int8"}), tmp_path / "c")[""]
     assert small["state_sha256"] != here["state_sha256"]
     assert small["upload_bytes"] < 0.6 * here["upload_bytes"]
+
+
+@pytest.fixture(scope="session")
+def sighted_folder(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a random Gemma 3, whose vision tower takes no part in a pass over text."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = Gemma3Config(
+        text_config={
+            **sizes,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "vocab_size": 110,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        vision_config={**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=107,
+        boi_token_index=108,
+        eoi_token_index=109,
+    )
+    folder = tmp_path_factory.mktemp("models") / "sighted"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_what_stays_frozen_is_named_once(
+    small_recipe: Make, sighted_folder: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        model={"name": str(sighted_folder)}, run={"rounds": 1, "baselines": ["local"]}
+    )
+    file = io.StringIO()
+    console = Console(width=400, file=file)
+    run_recipe(recipe, tmp_path / "run", console=console)
+    said = "tune.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
+    assert file.getvalue().count(said) == 1
+    plan = make_plan(recipe)
+    assert plan.left_frozen.startswith(said)
+    console.print(plan.table())
+    assert "left frozen" in file.getvalue()
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_rows_longer_than_the_model_are_refused_before_training(
+    small_recipe: Make, sighted_folder: Path, tmp_path: Path, command: str
+) -> None:
+    """Of nested configurations too."""
+    recipe = small_recipe(model={"name": str(sighted_folder)}, data={"max_length": 257})
+    with pytest.raises(ValueError, match=r"data.max_length must be at most 256, .* got 257"):
+        run_recipe(recipe, tmp_path / "run") if command == "run" else make_plan(recipe)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

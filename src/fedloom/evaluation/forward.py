@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from fedloom.data.classes import decide
 from fedloom.data.tokens import Example
 from fedloom.models.generation import write_greedily
+from fedloom.models.positions import positions_of
+from fedloom.models.probe import keeps_padding_out
 
 NOTHING = -1
 
@@ -131,9 +134,9 @@ class Generation:
         self._check_room(writer, max(len(prompt) for prompt in prompts))
         stops = sorted({*_stops(self.tokenizer, writer), *ends})
         answers: dict[int, str] = {}
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
+        alike = len({len(prompt) for prompt in prompts}) == 1
+        padded = alike or keeps_padding_out(model)
+        for chosen in _batches(prompts, self.batch_size, padded=padded):
             written, sound = self._write([prompts[at] for at in chosen], model, stops)
             for at, ids, numbered in zip(chosen, written, sound, strict=True):
                 length = next((n for n, token in enumerate(ids) if token in stops), len(ids))
@@ -162,13 +165,25 @@ class Generation:
         return written.tolist(), sound.tolist()
 
     def _check_room(self, model: _Generates, longest: int) -> None:
-        config: dict[str, Any] = model.config.to_dict()
-        places = config.get("max_position_embeddings") or config.get("n_positions")
+        places = positions_of(model.config)
         if places is not None and longest + self.max_new_tokens > places:
             raise ValueError(
                 f"evaluation.max_new_tokens must be at most {places - longest} for prompts of "
                 f"{longest} tokens in a model of {places} positions, got {self.max_new_tokens}"
             )
+
+
+def _batches(
+    prompts: Sequence[Tensor], batch_size: int, *, padded: bool
+) -> Iterator[Sequence[int]]:
+    """Yield places of prompts, longest first; where padding would be read, prompts of one length at a time."""
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    runs = [order]
+    if not padded:
+        runs = [list(run) for _, run in groupby(order, key=lambda at: len(prompts[at]))]
+    for run in runs:
+        for start in range(0, len(run), batch_size):
+            yield run[start : start + batch_size]
 
 
 def _stops(tokenizer: Decoder, model: _Generates) -> list[int]:

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
-from fedloom.data.manifest import Manifest
 from fedloom.run.binding import changed_sites
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
@@ -140,9 +139,9 @@ def _connected(
     folder = session.folder
     if job.recipe.elsewhere:
         _check_data(session)
-    # A baseline has the same data.
+    # A baseline has the same data and model.
     if folder.parent.name != "baselines":
-        _say_how_read(session.federation.manifest, console)
+        _say_how_read(session, console)
     if differences := (*stands.differences, *changed_sites(session)):
         note = write_note(folder, f"resume after round {stands.run.number}", differences)
         console.print(said(note), style="yellow", markup=False, highlight=False)
@@ -157,10 +156,11 @@ def _connected(
     return summary
 
 
-def _say_how_read(manifest: Manifest, console: Console) -> None:
+def _say_how_read(session: Session, console: Console) -> None:
+    manifest = session.federation.manifest
     if manifest.losses.formats:
         console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
-    for line in manifest.left_out():
+    for line in filter(None, (*manifest.left_out(), session.space.left_frozen)):
         console.print(line, style="yellow", markup=False, highlight=False)
 
 

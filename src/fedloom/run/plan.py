@@ -41,6 +41,8 @@ class Plan:
     peak_memory_bytes: int
     left_out: Sequence[str] = ()
     """What of the data is not learnt, in words."""
+    left_frozen: str = ""
+    """What stays frozen although it might have been expected to learn; empty where there is nothing."""
 
     def table(self) -> Table:
         """Return the forecast as a table."""
@@ -59,6 +61,8 @@ class Plan:
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
+        if self.left_frozen:
+            table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
         for at, said in enumerate(self.left_out):
             table.add_row("" if at else "data", Text(said, style="yellow"))
         return table
@@ -92,6 +96,7 @@ def make_plan(recipe: Recipe) -> Plan:
         upload_bytes=upload,
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
+        left_frozen=session.space.left_frozen,
         left_out=session.federation.manifest.left_out(),
     )
 

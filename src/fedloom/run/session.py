@@ -20,6 +20,7 @@ from fedloom.engines.settings import LoopbackSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.build import Base, load_base
 from fedloom.models.identity import identity
+from fedloom.models.positions import check_length
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import read_manifest
@@ -100,6 +101,7 @@ def build(
         data: Whether the data is read; without, who the clients are is what the run wrote down.
     """
     model, source = located(recipe.model, recipe.data, folder)
+    check_length(model, recipe.data.max_length)
     base = load_base(model)
     if not data or (own is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)

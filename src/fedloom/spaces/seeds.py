@@ -23,7 +23,7 @@ from fedloom.models.int8 import Int8Linear
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION
 from fedloom.spaces.live import Layout, Seated
-from fedloom.spaces.named import chosen
+from fedloom.spaces.named import chosen, learnable
 from fedloom.spaces.stored import Stored
 
 BASE = "base"
@@ -42,14 +42,15 @@ class SeedSpace:
         names: Sequence[str] = (),
         decays: bool = False,
     ) -> None:
-        named = chosen(base.model, names)
-        floats = {name: p for name, p in named.items() if p.is_floating_point()}
-        if len({p.dtype for p in floats.values()}) > 1:
+        types = {p.dtype for p in chosen(base.model, names).values() if p.is_floating_point()}
+        if len(types) > 1:
             raise ValueError(
                 "tune.space seeds needs weights of one type, got "
-                + " and ".join(sorted({str(p.dtype)[6:] for p in floats.values()}))
+                + " and ".join(sorted(str(dtype)[6:] for dtype in types))
                 + ": set model.dtype"
             )
+        named, self.left_frozen = learnable(base.model, names)
+        floats = {name: p for name, p in named.items() if p.is_floating_point()}
         self.model: nn.Module = base.model
         self.num_seeds = num_seeds
         self.tensors: Mapping[str, nn.Parameter] = named
