@@ -140,9 +140,10 @@ class Private(Generic[State]):
         mean, mechanism, told = self.terms.fund(state.mechanism, round).release(
             uploads, round, kept=self._kept(sent.values()), quantile=self.quantile, nobodys=nobodys
         )
+        self.terms.afford(mechanism)
         replies = [Reply("mean of the cohort", mean)]
         inner, metrics = self.inner.server_update(state.inner, everybody, replies)
-        if self.terms.noisy:
+        if self.terms.noisy and self.noise_seed is None:
             told = {**told, "epsilon": mechanism.ledger.epsilon(self.delta)}
         return PrivateState(inner, mechanism), {**metrics, **told}
 

@@ -9,6 +9,10 @@ from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
 
 
+class BudgetSpent(ValueError):
+    """One noisy mean more would be worth more than epsilon; the model so far stays within it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """The settings of `private` that its noise follows from."""
@@ -61,22 +65,28 @@ class Terms:
         """Return the mechanism ready for a round, its noise calibrated if it has none yet.
 
         Raises:
-            ValueError: where one more noisy mean is more than the budget allows.
+            ValueError: where delta says nothing of so many clients.
         """
         if self.noisy and not self.delta * len(round.population) < 1:
             raise ValueError(
                 f"private.delta must be below 1 / number of clients ({len(round.population)}),"
                 f" got {self.delta}"
             )
-        if self.epsilon is None:
+        if self.epsilon is None or mechanism.noise_multiplier is not None:
             return mechanism
-        z = mechanism.noise_multiplier
-        if z is None:
-            rounds = self.rounds or 1
-            z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
-        if mechanism.ledger.spend(round.rate, z).epsilon(self.delta) > self.epsilon:
-            raise ValueError(
-                f"private.epsilon {self.epsilon} is spent after {mechanism.ledger.num_releases} rounds:"
-                " raise it, or plan for more with private.rounds"
-            )
+        rounds = self.rounds or 1
+        z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
         return replace(mechanism, noise_multiplier=z)
+
+    def afford(self, mechanism: Mechanism) -> None:
+        """Refuse what `mechanism` has just released, where the budget is too small for it.
+
+        Raises:
+            BudgetSpent: where it is; the release must not be sent.
+        """
+        if self.epsilon is None or mechanism.ledger.epsilon(self.delta) <= self.epsilon:
+            return
+        raise BudgetSpent(
+            f"private.epsilon {self.epsilon} is spent after {len(mechanism.released) - 1} noisy means,"
+            " those of repeated rounds included: raise it, or plan for more with private.rounds"
+        )

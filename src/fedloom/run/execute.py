@@ -1,4 +1,9 @@
-"""A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint."""
+"""A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint.
+
+A round is on the disk before anything of it is sent, be it to be measured or to be trained on: what somebody has seen is
+not made a second time, with other replies. Its line in metrics.jsonl, which holds what was measured, comes last; what
+else is in it waits in the checkpoint.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,11 +13,13 @@ from rich.console import Console
 
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
+from fedloom.privacy.terms import BudgetSpent
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, begin, measure
 from fedloom.run.progress import RoundBar, round_bar
+from fedloom.run.releases import Releases
 from fedloom.run.seeds import seed_identity, seed_metrics
 from fedloom.run.session import Session
 from fedloom.run.settings import RunSettings
@@ -43,12 +50,20 @@ def execute(
         folder / "checkpoints", keep=keep, settings=settings, space=seed_identity(session)
     )
     fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    run = _last_good(checkpoints, fresh, console)
+    run, told = _last_good(checkpoints, fresh, console)
+    releases = Releases(checkpoints.folder / "releases")
+    if not checkpoints.rounds():
+        releases.begin(run)
+    run = releases.charge(run)
+    releases.record(run)
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
     _prune(session, checkpoints)
-    for name in ("metrics.jsonl", "clients.jsonl"):
-        JsonLines(folder / name).truncate_after(run.number if checkpoints.rounds() else -1)
+    lines = JsonLines(folder / "metrics.jsonl")
+    lines.truncate_after(run.number if checkpoints.rounds() else -1)
+    # A round without a line is measured again, client by client.
+    done = max((int(row["round"]) for row in lines.rows()), default=-1)
+    JsonLines(folder / "clients.jsonl").truncate_after(done)
     recorder = _Recorder(session, trackers, console)
     title = recipe.name
     with round_bar(console, title, done=run.number, total=recipe.run.rounds) as bar:
@@ -57,10 +72,19 @@ def execute(
             recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
             _check_monitor(recipe.run, recorder.history())
             checkpoints.save(run)
+        elif done < run.number:
+            _tell(run, told, session, recorder, bar)
         while run.number < recipe.run.rounds and not recorder.stopped():
-            run = _round(run, session, recorder, bar)
-            checkpoints.save(run)
+            try:
+                run, told = _round(run, session, recorder)
+            except BudgetSpent as spent:
+                bar.say(f"ended after round {run.number}")
+                console.print(f"[yellow]the run ends after round {run.number}: {spent}[/]")
+                break
+            checkpoints.save(run, told)
+            releases.record(run)
             _prune(session, checkpoints)
+            _tell(run, told, session, recorder, bar)
     return run
 
 
@@ -75,7 +99,10 @@ def _check_monitor(settings: RunSettings, history: History) -> None:
         raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
 
-def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar) -> Run[Any]:
+def _round(
+    run: Run[Any], session: Session, recorder: "_Recorder"
+) -> tuple[Run[Any], dict[str, float]]:
+    """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began = session.recipe, time.perf_counter()
     with phase_memory("train") as memory:
         run, metrics, absences = advance(
@@ -88,23 +115,35 @@ def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar
         )
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, absences)
-    last = run.number == recipe.run.rounds
-    every = recipe.evaluation.every
+    return run, {**seed_metrics(session, run), **metrics, **spent}
+
+
+def _tell(
+    run: Run[Any],
+    told: Metrics,
+    session: Session,
+    recorder: "_Recorder",
+    bar: RoundBar,
+) -> None:
+    """Measure the model after a round, if that is due, and write down the round."""
+    last = run.number == session.recipe.run.rounds
+    every = session.recipe.evaluation.every
     due = last or (every > 0 and run.number % every == 0)
     measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
-    recorder.record(run, {**seed_metrics(session, run), **metrics, **spent, **measured})
-    bar.advance(run.number, {**metrics, **measured})
-    return run
+    recorder.record(run, {**told, **measured})
+    bar.advance(run.number, {**told, **measured})
 
 
-def _last_good(checkpoints: Checkpoints, fresh: Run[Any], console: Console) -> Run[Any]:
+def _last_good(
+    checkpoints: Checkpoints, fresh: Run[Any], console: Console
+) -> tuple[Run[Any], Metrics]:
     if not checkpoints.rounds():
-        return fresh
+        return fresh, {}
     resumed = checkpoints.load(fresh)
     for reason in resumed.damaged:
         console.print(f"[yellow]left out a damaged checkpoint: {reason}[/]")
     console.print(f"going on after round {resumed.run.number}")
-    return resumed.run
+    return resumed.run, resumed.extra
 
 
 class _Recorder:
@@ -160,7 +199,8 @@ class _Recorder:
         now = time.perf_counter()
         line = {**metrics, "time/round_seconds": now - self.last, "seconds": now - self.began}
         self.last = now
-        for tracker in self.trackers:
+        # metrics.jsonl, which is the first, last: with its line a round is never told again.
+        for tracker in reversed(self.trackers):
             tracker.log(run.number, line)
 
     def note(self, number: int, absences: Sequence[Absence]) -> None:

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from fedloom.core.files import private_folder
+
 DAYS = 825
 """How long certificates are valid."""
 _ALWAYS = ("localhost", "127.0.0.1")
@@ -57,8 +59,7 @@ class Keys:
         """
         if self.ca.exists():
             raise ValueError(f"{self.folder} holds keys already: give another --keys folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
+        private_folder(self.folder)
         authority = ec.generate_private_key(ec.SECP256R1())
         server = ec.generate_private_key(ec.SECP256R1())
         own = _certificate("fedloom authority", authority, authority, ())
@@ -83,7 +84,7 @@ class Keys:
         folder = self.folder / "sites" / site
         if folder.exists():
             raise ValueError(f"{folder} exists already: remove it to replace the key of {site}")
-        folder.mkdir(parents=True)
+        private_folder(folder)
         key = ec.generate_private_key(ec.SECP384R1())
         _write_private(folder / "node.key", key, PrivateFormat.OpenSSH)
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -174,6 +175,7 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFor
 
 def _write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     # The mode is the file's from the start: nobody reads a key between two calls.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    path.unlink(missing_ok=True)  # one that is there would keep its mode
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
