@@ -76,7 +76,7 @@ def mean(
     total = NoisySum()
     for upload in uploads:
         total.add(upload)
-    return total.mean(denominator, std=std, key=secret_key(1), round=1, kept=kept)
+    return total.mean(denominator, std=std, key=secret_key(1), path=("noise", 1), kept=kept)
 
 
 def test_sums_are_float64_and_come_back_as_they_were_but_not_below_float32() -> None:

@@ -20,15 +20,6 @@ class DamagedFile(ValueError):
     """A file that is not what was written."""
 
 
-def private_folder(folder: Path) -> None:
-    """Make a folder, with those above it, that only its owner can enter; close one that is there already."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        # Of somebody else's, or on a file system without modes: the files in it have their own.
-        with contextlib.suppress(PermissionError):
-            folder.chmod(0o700)
-
-
 def write_atomic(path: Path, *pieces: bytes, private: Path | None = None) -> None:
     """Replace `path` by the joined pieces, on the disk when this returns.
 
@@ -43,10 +34,12 @@ def write_atomic(path: Path, *pieces: bytes, private: Path | None = None) -> Non
     part = path.with_name(path.name + PART)
     try:
         if private:
-            private_folder(private)
-            part.unlink(missing_ok=True)  # one that is there would keep its mode
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _close(private, 0o700)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb", opener=_opened_by_owner if private else None) as file:
+        with open(part, "wb") as file:
+            if private:
+                _close(file.fileno(), 0o600)
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -83,9 +76,12 @@ def read_hashed(path: Path) -> bytes:
     return data
 
 
-def _opened_by_owner(path: str, flags: int) -> int:
-    # The mode is the file's from the start: nobody reads a key between two calls.
-    return os.open(path, flags, 0o600)
+def _close(what: Path | int, mode: int) -> None:
+    """Take from others what a folder, or a file that is still empty, allows them."""
+    if stat.S_IMODE(os.stat(what).st_mode) != mode:
+        # Some file systems have no modes, and somebody else's folder keeps its own.
+        with contextlib.suppress(PermissionError):
+            os.chmod(what, mode)
 
 
 def _sync_folder(folder: Path) -> None:

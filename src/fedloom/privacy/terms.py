@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from fedloom.core.protocols import Round
+from fedloom.core.protocols import Metrics, Round
 from fedloom.privacy.accountant import calibrate, check_installed
 from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
@@ -78,14 +78,17 @@ class Terms:
         z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
         return replace(mechanism, noise_multiplier=z)
 
-    def afford(self, mechanism: Mechanism) -> None:
-        """Refuse what `mechanism` has just released, where the budget is too small for it.
+    def settle(self, mechanism: Mechanism) -> Metrics:
+        """Return the epsilon that is spent with what `mechanism` has just released; nothing without noise.
 
         Raises:
-            BudgetSpent: where it is; the release must not be sent.
+            BudgetSpent: where that is more than was promised; the release must not be sent.
         """
-        if self.epsilon is None or mechanism.ledger.epsilon(self.delta) <= self.epsilon:
-            return
+        if not self.noisy:
+            return {}
+        spent = mechanism.ledger.epsilon(self.delta)
+        if self.epsilon is None or spent <= self.epsilon:
+            return {"epsilon": spent}
         raise BudgetSpent(
             f"private.epsilon {self.epsilon} is spent after {len(mechanism.released) - 1} noisy means,"
             " those of repeated rounds included: raise it, or plan for more with private.rounds"

@@ -141,6 +141,9 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_row(f"Worst {title(metric).lower()}", "", *cells)
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
+    if any(s.get("privacy") for s in summaries.values()):
+        told = (s.get("privacy") or {"short": ""} for s in summaries.values())
+        table.add_row("Privacy", "", *(privacy["short"] for privacy in told))
     times = (duration(s["train_seconds"]) for s in summaries.values())
     table.add_row("Training time", "", *times)
     return table

@@ -7,6 +7,7 @@ else is in it waits in the checkpoint.
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, begin, measure
+from fedloom.run.privacy import KNOWN_SEED
 from fedloom.run.progress import RoundBar, round_bar
 from fedloom.run.releases import Releases
 from fedloom.run.seeds import seed_identity, seed_metrics
@@ -49,21 +51,16 @@ def execute(
     checkpoints = Checkpoints(
         folder / "checkpoints", keep=keep, settings=settings, space=seed_identity(session)
     )
+    if settings.get("algorithm.private.noise_seed") is not None:
+        console.print(f"[yellow]{KNOWN_SEED}[/]")
     fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     run, told = _last_good(checkpoints, fresh, console)
     releases = Releases(checkpoints.folder / "releases")
-    if not checkpoints.rounds():
-        releases.begin(run)
-    run = releases.charge(run)
-    releases.record(run)
+    run = releases.charge(run, fresh=not checkpoints.rounds())
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
     _prune(session, checkpoints)
-    lines = JsonLines(folder / "metrics.jsonl")
-    lines.truncate_after(run.number if checkpoints.rounds() else -1)
-    # A round without a line is measured again, client by client.
-    done = max((int(row["round"]) for row in lines.rows()), default=-1)
-    JsonLines(folder / "clients.jsonl").truncate_after(done)
+    told_of = _truncate(folder, run.number if checkpoints.rounds() else -1)
     recorder = _Recorder(session, trackers, console)
     title = recipe.name
     with round_bar(console, title, done=run.number, total=recipe.run.rounds) as bar:
@@ -72,7 +69,7 @@ def execute(
             recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
             _check_monitor(recipe.run, recorder.history())
             checkpoints.save(run)
-        elif done < run.number:
+        elif told_of < run.number:
             _tell(run, told, session, recorder, bar)
         while run.number < recipe.run.rounds and not recorder.stopped():
             try:
@@ -86,6 +83,16 @@ def execute(
             _prune(session, checkpoints)
             _tell(run, told, session, recorder, bar)
     return run
+
+
+def _truncate(folder: Path, number: int) -> int:
+    """Keep the lines of rounds up to `number`; return the last one that was told of, -1 for none."""
+    lines = JsonLines(folder / "metrics.jsonl")
+    lines.truncate_after(number)
+    last = max((int(row["round"]) for row in lines.rows()), default=-1)
+    # A round without a line is measured again, client by client.
+    JsonLines(folder / "clients.jsonl").truncate_after(last)
+    return last
 
 
 def _prune(session: Session, checkpoints: Checkpoints) -> None:

@@ -16,6 +16,8 @@ from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_
 from fedloom.run.export import export_models
 from fedloom.run.history import History
 from fedloom.run.loop import Run
+from fedloom.run.privacy import tell_privacy
+from fedloom.run.results import read_results
 from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
 
@@ -94,6 +96,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "num_clusters": _num_clusters(run),
         "state_sha256": state_sha256(run),
         "stopped_early": run.number < recipe.run.rounds,
+        "privacy": tell_privacy(read_results(session.folder)),
     }
 
 

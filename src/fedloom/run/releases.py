@@ -22,21 +22,24 @@ class Releases:
 
     path: Path
 
-    def begin(self, run: Run[Any]) -> None:
-        """Write the file of a run that has no checkpoint yet; what is in it already stays."""
-        if _mechanism(run) is not None and not self.path.exists():
-            self._write(set())
+    def charge(self, run: Run[Any], *, fresh: bool) -> Run[Any]:
+        """Return the run with all of the file on its account, and the file with all of the run's in it.
 
-    def charge(self, run: Run[Any]) -> Run[Any]:
-        """Return the run with all of the file on its account, those its state knows counted once.
+        Args:
+            run: Before its next round.
+            fresh: Whether it has no checkpoint yet, so that there need not be a file.
 
         Raises:
             ValueError: where the file is gone or damaged, so that nobody knows what was sent.
         """
         if _mechanism(run) is None:
             return run
+        if fresh and not self.path.exists():
+            self._write(set())
         sent = self._read()
-        return with_parts(run, Mechanism, lambda mechanism: mechanism.charge(sent))
+        charged: Run[Any] = with_parts(run, Mechanism, lambda mechanism: mechanism.charge(sent))
+        self.record(charged)
+        return charged
 
     def record(self, run: Run[Any]) -> None:
         """Add what a state has released; on the disk when this returns."""

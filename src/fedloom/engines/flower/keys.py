@@ -19,8 +19,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fedloom.core.files import private_folder
-
 DAYS = 825
 """How long certificates are valid."""
 _ALWAYS = ("localhost", "127.0.0.1")
@@ -59,7 +57,8 @@ class Keys:
         """
         if self.ca.exists():
             raise ValueError(f"{self.folder} holds keys already: give another --keys folder")
-        private_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
         authority = ec.generate_private_key(ec.SECP256R1())
         server = ec.generate_private_key(ec.SECP256R1())
         own = _certificate("fedloom authority", authority, authority, ())
@@ -84,7 +83,7 @@ class Keys:
         folder = self.folder / "sites" / site
         if folder.exists():
             raise ValueError(f"{folder} exists already: remove it to replace the key of {site}")
-        private_folder(folder)
+        folder.mkdir(mode=0o700, parents=True)
         key = ec.generate_private_key(ec.SECP384R1())
         _write_private(folder / "node.key", key, PrivateFormat.OpenSSH)
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
