@@ -232,9 +232,11 @@ def algorithm(request: pytest.FixtureRequest) -> Algorithm[Any]:
     return CASES[request.param]
 
 
-@pytest.fixture(params=[name for name, one in CASES.items() if one.server_sees == "mean"])
+@pytest.fixture(
+    params=[n for n, one in CASES.items() if one.server_sees == "mean" and one != LocalOnly()]
+)
 def averaged(request: pytest.FixtureRequest) -> Algorithm[Any]:
-    """Return each algorithm in turn whose server reads the mean: all that `private` wraps."""
+    """Return each algorithm in turn whose server reads the mean of what is sent: all that `private` wraps."""
     return CASES[request.param]
 
 

@@ -197,7 +197,9 @@ def test_a_repeated_round_has_the_same_noise_for_the_same_replies_and_its_own_fo
 def apart(noises: Sequence[torch.Tensor]) -> None:
     """Fail where two of the noises are correlated, or where their difference is less than that of two draws."""
     most = min(n.numel() for n in noises)
-    assert most > 30
+    if most <= 30:  # scalars of a walk: too few for a correlation
+        assert len({float(entry) for n in noises for entry in n}) == sum(n.numel() for n in noises)
+        return
     for i, a in enumerate(noises):
         for b in noises[:i]:
             alike = float(torch.nn.functional.cosine_similarity(a[:most], b[:most], dim=0))

@@ -1,20 +1,26 @@
 """A private run that dies at any point of a round, and goes on with the same replies or others."""
 
+import dataclasses
+import io
 import json
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from fedloom.core.files import read_hashed
+from fedloom.algorithms.ditto import Ditto
+from fedloom.core.files import read_hashed, write_hashed
 from fedloom.core.protocols import Absence, Delivery, Params, Task
 from fedloom.engines.inprocess import InProcess
 from fedloom.launch import run_recipe
 from fedloom.privacy.accountant import Ledger
 from fedloom.run import execute
 from fedloom.run.checkpoint import Checkpoints
+from fedloom.run.conduct import results_table
 from fedloom.run.releases import Releases
 from fedloom.run.settings import Recipe
 from fedloom.run.trackers import JsonLines
@@ -222,3 +228,96 @@ def test_a_release_later_than_the_checkpoint_stays_on_the_account(
     assert [number for number, *_ in on_record(folder)] == [1, 1, 2, 2]
     spent = [line["server/epsilon"] for line in told(folder)[1:]]
     assert spent == pytest.approx([Ledger(((1.0, Z, n),)).epsilon(DELTA) for n in (3, 4)], rel=1e-3)
+
+
+def test_a_budget_that_a_repeat_has_used_up_ends_the_run_with_the_model_so_far(
+    small_recipe: Make, tmp_path: Path, watch: Watch
+) -> None:
+    recipe, folder = private(small_recipe, noise_multiplier=None, epsilon=2.0), tmp_path / "run"
+    killed(recipe, folder, "when all was measured", watch)
+    (folder / "checkpoints" / "round-000001.ckpt").unlink()
+    watch.absent = "client-003"
+    for _ in range(2):
+        said = io.StringIO()
+        summary = run_recipe(recipe, folder, console=Console(file=said, width=300))[""]
+        assert "the run ends after round 1: private.epsilon 2.0 is spent after 2" in said.getvalue()
+        assert (summary["rounds"], summary["stopped_early"]) == (1, True)
+        assert 1 < summary["privacy"]["epsilon"] <= 2
+        assert len(on_record(folder)) == 2
+        assert watch.models(2) == []
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "nonsense"])
+def test_a_run_that_does_not_know_what_it_sent_does_not_go_on(
+    how: str, small_recipe: Make, tmp_path: Path, watch: Watch
+) -> None:
+    recipe, folder = private(small_recipe), tmp_path / "run"
+    run_recipe(recipe, folder)
+    file = folder / "checkpoints" / "releases"
+    match how:
+        case "gone":
+            file.unlink()
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-5])
+        case _:
+            write_hashed(file, b'[1, "seal"]\n')
+    with pytest.raises(
+        ValueError, match=r"releases says which noisy means were sent, and cannot be"
+    ):
+        run_recipe(recipe, folder)
+
+
+def test_what_holds_a_secret_is_its_owners_only(
+    small_recipe: Make, tmp_path: Path, watch: Watch
+) -> None:
+    recipe = private(small_recipe)
+    recipe = dataclasses.replace(recipe, algorithm=Ditto(recipe.algorithm))
+    run_recipe(recipe, tmp_path)
+    for name in ("checkpoints", "memory"):
+        modes = {p.is_dir(): stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / name).rglob("*")}
+        assert modes[False] == 0o600, name
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
+
+
+def test_a_run_that_is_not_private_keeps_no_record(
+    small_recipe: Make, tmp_path: Path, watch: Watch
+) -> None:
+    summary = run_recipe(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path)[""]
+    assert not (tmp_path / "checkpoints" / "releases").exists()
+    assert summary["privacy"] is None
+
+
+def test_a_known_seed_is_no_privacy_wherever_a_run_speaks_of_it(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    recipe, said = private(small_recipe, noise_seed=1), io.StringIO()
+    summaries = run_recipe(recipe, tmp_path, console=Console(file=said, width=300))
+    assert "private.noise_seed is set: a known seed gives the noise away" in said.getvalue()
+    told = io.StringIO()
+    Console(file=told, width=200).print(results_table(summaries))
+    assert "none: noise_seed is set" in told.getvalue()
+    assert summaries[""]["privacy"]["epsilon"] is None
+    card = (tmp_path / "adapters" / "global" / "README.md").read_text()
+    report = (tmp_path / "report.html").read_text()
+    for page in (card, report):
+        assert "None: private.noise_seed is set: a known seed gives the noise away" in page
+    for text in (card, report, json.dumps(summaries), (tmp_path / "metrics.jsonl").read_text()):
+        assert "psilon is" not in text
+        assert "server/epsilon" not in text
+        assert "Epsilon spent" not in text
+
+
+def test_what_epsilon_is_and_what_it_covers_is_said_everywhere(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    summaries = run_recipe(private(small_recipe), tmp_path)
+    told = io.StringIO()
+    Console(file=told, width=200).print(results_table(summaries))
+    spent = Ledger(((1.0, Z, 2),)).epsilon(DELTA)
+    assert summaries[""]["privacy"]["epsilon"] == spent
+    assert summaries[""]["privacy"]["delta"] == DELTA
+    assert f"epsilon {spent:.3f} at delta 0.1" in told.getvalue()
+    for page in ("adapters/global/README.md", "report.html"):
+        text = (tmp_path / page).read_text()
+        assert f"After round 2, epsilon is {spent:.3f} at delta 0.1." in text
+        assert "counts, cohort sizes and samples are not covered" in text
