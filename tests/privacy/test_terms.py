@@ -72,6 +72,7 @@ def test_a_budget_is_calibrated_once_and_cannot_be_overspent() -> None:
     assert spent == sorted(spent)
     assert 0.998 * 2 <= spent[-1] <= 2
     assert mechanism.ledger.releases == ((0.5, mechanism.noise_multiplier, 3),)
+    z = mechanism.noise_multiplier or 0.0
     terms.settle(mechanism.charge([(3, "seal", ROUND.rate, z)]))  # which is there already
     for number in (3, 4):
         more = mechanism.charge([(number, "another", ROUND.rate, z)])

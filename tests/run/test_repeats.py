@@ -108,7 +108,7 @@ def dies(patch: pytest.MonkeyPatch, owner: Any, name: str, *, call: int, after: 
 
 
 POINTS: dict[str, Callable[[Watch, pytest.MonkeyPatch], None]] = {
-    f"after delivery {n}": lambda watch, _, n=n: vars(watch).update(die_after_deliveries=n)  # type: ignore[misc]
+    f"after delivery {n}": lambda watch, _, n=n: vars(watch).update(die_after_deliveries=n)
     for n in range(1, CLIENTS + 1)
 } | {
     # Call 0 of save and measure is round 0's; measure is called for either split.

@@ -80,9 +80,9 @@ class NoisySum:
                 what = (group, name, tuple(total.shape), str(self.dtypes[group, name]))
                 digest.update(repr((*what, name in kept)).encode())
                 # A sum begins at +0.0, so it has no -0.0 that would be another number to a hash only.
-                digest.update(total.contiguous().numpy().astype("<f8", copy=False))
+                digest.update(total.reshape(-1).numpy().astype("<f8", copy=False).data)
                 if name in kept:
-                    digest.update(kept[name].contiguous().numpy())
+                    digest.update(kept[name].reshape(-1).numpy().data)
         return digest.hexdigest()
 
     def mean(
