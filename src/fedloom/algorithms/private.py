@@ -77,16 +77,17 @@ class Private(Generic[State]):
     noise_seed: int | None = None
     """For tests: a known seed gives cohorts and noise away, so it protects nobody; no epsilon is told."""
 
+    quiet: bool = False
+    """Keep metrics, counts, sizes and samples out of the run's folder; the terminal shows them."""
+
     def __post_init__(self) -> None:
         if (reads := self.inner.server_sees) != "mean":
             raise ValueError(
                 f"private needs an algorithm whose server reads the mean of uploads, got"
                 f" {type(self.inner).__name__}, which reads {reads}"
             )
-        if self.noise_on not in ("everywhere", "support"):
-            raise ValueError(
-                f"private.noise_on must be everywhere or support, got {self.noise_on!r}"
-            )
+        if (on := self.noise_on) not in ("everywhere", "support"):
+            raise ValueError(f"private.noise_on must be everywhere or support, got {on!r}")
         _ = self.terms  # refuses what it could not keep
 
     @property
@@ -140,11 +141,10 @@ class Private(Generic[State]):
         mean, mechanism, told = self.terms.fund(state.mechanism, round).release(
             uploads, round, kept=self._kept(sent.values()), quantile=self.quantile, nobodys=nobodys
         )
-        spent = self.terms.settle(mechanism)
+        spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
         replies = [Reply("mean of the cohort", mean)]
         inner, metrics = self.inner.server_update(state.inner, everybody, replies)
-        told = {**told, **spent} if self.noise_seed is None else told
-        return PrivateState(inner, mechanism), {**metrics, **told}
+        return PrivateState(inner, mechanism), {**metrics, **told, **spent}
 
     def _kept(self, downloads: Iterable[Payload]) -> Params:
         return {} if self.noise_on == "everywhere" else moved(p["params"] for p in downloads)

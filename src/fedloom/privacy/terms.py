@@ -78,8 +78,12 @@ class Terms:
         z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
         return replace(mechanism, noise_multiplier=z)
 
-    def settle(self, mechanism: Mechanism) -> Metrics:
+    def settle(self, mechanism: Mechanism, *, secret: bool = True) -> Metrics:
         """Return the epsilon that is spent with what `mechanism` has just released; nothing without noise.
+
+        Args:
+            mechanism: After a release.
+            secret: Whether its key is one; a known key promises nothing, so that there is no epsilon.
 
         Raises:
             BudgetSpent: where that is more than was promised; the release must not be sent.
@@ -88,7 +92,7 @@ class Terms:
             return {}
         spent = mechanism.ledger.epsilon(self.delta)
         if self.epsilon is None or spent <= self.epsilon:
-            return {"epsilon": spent}
+            return {"epsilon": spent} if secret else {}
         raise BudgetSpent(
             f"private.epsilon {self.epsilon} is spent after {len(mechanism.released) - 1} noisy means,"
             " those of repeated rounds included: raise it, or plan for more with private.rounds"

@@ -67,7 +67,8 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool
         f"({source})" if source else "",
     ]
     first = " ".join(part for part in text if part)
-    return f"{first}.\n{rounds} rounds, {human_bytes(sent)} of traffic. It serves {who}."
+    traffic = f", {human_bytes(sent)} of traffic" if sent else ""
+    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}."
 
 
 def _usage(base: str, *, merged: bool, builtin: bool) -> str:

@@ -21,6 +21,7 @@ from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, begin, measure
 from fedloom.run.privacy import KNOWN_SEED
 from fedloom.run.progress import RoundBar, round_bar
+from fedloom.run.quiet import covered, is_quiet
 from fedloom.run.releases import Releases
 from fedloom.run.seeds import seed_identity, seed_metrics
 from fedloom.run.session import Session
@@ -158,6 +159,7 @@ class _Recorder:
 
     def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
         self.session, self.trackers, self.console = session, trackers, console
+        self.quiet = is_quiet(session.recipe.algorithm)
         self.began = time.perf_counter() - self.history().total("time/round_seconds")
         self.last = time.perf_counter()
 
@@ -197,8 +199,9 @@ class _Recorder:
                 clients=clients,
             )
             self.note(run.number, absences)
-            if measured:
+            if measured and not self.quiet:
                 self._write_clients(run.number, split, measured)
+            if measured:
                 out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
         return out
 
@@ -206,6 +209,7 @@ class _Recorder:
         now = time.perf_counter()
         line = {**metrics, "time/round_seconds": now - self.last, "seconds": now - self.began}
         self.last = now
+        line = dict(covered(line)) if self.quiet else line
         # metrics.jsonl, which is the first, last: with its line a round is never told again.
         for tracker in reversed(self.trackers):
             tracker.log(run.number, line)

@@ -25,6 +25,9 @@ from fedloom.spaces.build import FullSpace, LoRASpace, make_space
 from fedloom.spaces.seeds import SeedSpace
 from fedloom.wire.body import roundtrip
 
+QUIET_MANIFEST = Path("checkpoints") / "manifest.json"
+"""Below a run's folder: the whole manifest of a run that tells others little."""
+
 
 @dataclass(frozen=True)
 class Session:
@@ -112,7 +115,8 @@ def build(recipe: Recipe, folder: Path, *, own: Federate | None = None) -> Sessi
 
 def _remembered(recipe: Recipe, folder: Path) -> Federation:
     """Return what an earlier command wrote down of sites whose data is not here; nobody before the first."""
-    file = folder / "manifest.json"
+    quiet, told = folder / QUIET_MANIFEST, folder / "manifest.json"
+    file = quiet if quiet.exists() else told
     if file.exists():
         manifest = Manifest.from_json(json.loads(file.read_text(encoding="utf-8")))
     else:
