@@ -157,6 +157,7 @@ def test_keys_are_made_once_and_private(tmp_path: Path):
 
 def test_a_key_does_not_inherit_the_mode_of_a_file_that_was_there(tmp_path: Path) -> None:
     """As a process leaves it that was killed before the certificate was written."""
+    pytest.importorskip("cryptography", reason="the extra `flower` is not installed")
     from fedloom.engines.flower.keys import Keys
 
     keys = Keys(tmp_path / "keys")
