@@ -153,7 +153,7 @@ def test_the_server_clips_what_a_client_did_not() -> None:
 
 
 def test_noise_on_the_mean_is_sigma_c_over_the_expected_number_of_clients() -> None:
-    algorithm = Private(FedAvg(), 0.2, noise_multiplier=1.5, noise_seed=4)
+    algorithm = Private(FedAvg(), 0.2, noise_multiplier=1.5)
     state = algorithm.init({"w": torch.zeros(1_000_000)}, 0)
     upload = {"delta": {"w": torch.zeros(1_000_000)}}
     round = everybody(40, rate=0.25)

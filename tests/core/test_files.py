@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,3 +141,46 @@ def test_an_empty_file_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DamagedFile):
         read_hashed(tmp_path / "file")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_private_file_and_its_folder_are_the_owners_whatever_was_there(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "private"
+    write_atomic(folder / "below" / "file", b"secret", private=folder)
+    assert (mode(folder), mode(folder / "below" / "file")) == (0o700, 0o600)
+    folder.chmod(0o755)
+    (folder / "file.part").write_bytes(b"left by a killed process")
+    (folder / "file").write_bytes(b"older")
+    for path in (folder / "file.part", folder / "file"):
+        path.chmod(0o666)
+    write_hashed(folder / "file", b"secret", private=folder)
+    assert (mode(folder), mode(folder / "file")) == (0o700, 0o600)
+    assert read_hashed(folder / "file") == b"secret"
+
+
+def test_a_file_that_is_not_private_is_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "folder" / "file", b"public")
+    finally:
+        os.umask(before)
+    assert (mode(tmp_path / "folder"), mode(tmp_path / "folder" / "file")) == (0o750, 0o640)
+
+
+def test_a_folder_of_somebody_elses_keeps_its_mode_and_the_file_is_still_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = os.chmod
+
+    def only_files(what: object, mode: int) -> None:
+        if not isinstance(what, int):
+            raise PermissionError(errno.EPERM, "not yours")
+        change(what, mode)
+
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(os, "chmod", only_files)
+    write_atomic(tmp_path / "file", b"secret", private=tmp_path)
+    assert (mode(tmp_path), mode(tmp_path / "file")) == (0o755, 0o600)

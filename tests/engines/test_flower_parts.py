@@ -151,6 +151,8 @@ def test_keys_are_made_once_and_private(tmp_path: Path):
     assert list(keys.sites()) == ["alba"]
     for private in (keys.folder / "ca.key", keys.certificate_key, folder / "node.key"):
         assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    for inside in (keys.folder, folder):
+        assert stat.S_IMODE(inside.stat().st_mode) == 0o700
     assert (folder / "ca.crt").read_bytes() == keys.ca.read_bytes()
     with pytest.raises(ValueError, match="holds keys already"):
         keys.init([])
@@ -208,3 +210,16 @@ def test_a_server_gets_a_new_certificate_that_sites_know_already(
     made = x509.load_pem_x509_certificate(keys.certificate.read_bytes())
     made.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
     assert keys.certificate_key.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_key_does_not_inherit_the_mode_of_a_file_that_was_there(tmp_path: Path) -> None:
+    """As a process leaves it that was killed before the certificate was written."""
+    pytest.importorskip("cryptography", reason="the extra `flower` is not installed")
+    from fedloom.engines.flower.keys import Keys
+
+    keys = Keys(tmp_path / "keys")
+    keys.folder.mkdir()
+    (keys.folder / "ca.key").touch(mode=0o644)
+    keys.init([])
+    assert stat.S_IMODE((keys.folder / "ca.key").stat().st_mode) == 0o600
+    assert b"PRIVATE KEY" in (keys.folder / "ca.key").read_bytes()

@@ -197,8 +197,8 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
 
     The space is LoRA, or of seeds where the test is of an algorithm that knows no other.
     """
-    named = "algorithm" in request.fixturenames
-    seeds = named and in_seed_space(request.getfixturevalue("algorithm"))
+    named = {"algorithm", "averaged"}.intersection(request.fixturenames)
+    seeds = any(in_seed_space(request.getfixturevalue(name)) for name in named)
 
     def make(
         dtype: torch.dtype = torch.float32,
@@ -229,6 +229,14 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
 @pytest.fixture(params=list(CASES), ids=list(CASES))
 def algorithm(request: pytest.FixtureRequest) -> Algorithm[Any]:
     """Return each algorithm of the table in turn, and what nests."""
+    return CASES[request.param]
+
+
+@pytest.fixture(
+    params=[n for n, one in CASES.items() if one.server_sees == "mean" and one != LocalOnly()]
+)
+def averaged(request: pytest.FixtureRequest) -> Algorithm[Any]:
+    """Return each algorithm in turn whose server reads the mean of what is sent: all that `private` wraps."""
     return CASES[request.param]
 
 

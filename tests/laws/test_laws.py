@@ -12,6 +12,7 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.freeze import Freeze
+from fedloom.algorithms.private import Private
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import Absence, Algorithm, Reply, Round
 from fedloom.core.schema import schema
@@ -19,6 +20,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.run.checkpoint import Checkpoints, state_sha256
 from fedloom.run.loop import begin, draw, measure, tasks
+from fedloom.run.parts import with_parts
 from fedloom.server.samplers import Full, Uniform
 from fedloom.spaces.seeds import SeedSpace
 from fedloom.wire.settings import WireSettings
@@ -81,6 +83,10 @@ def test_clients_batched_are_clients_one_by_one(
     if isinstance(one.space, SeedSpace):
         pytest.skip("walks are taken one client at a time")
     assert many.trainer.width >= 8 > one.trainer.width
+    # Noise is bound to the last bit of the sum it covers, in which these differ.
+    algorithm = with_parts(
+        algorithm, Private, lambda it: dataclasses.replace(it, noise_multiplier=0.0)
+    )
     a = one.final(algorithm, tmp_path / "a", sampler=Full())
     b = many.final(algorithm, tmp_path / "b", sampler=Full())
     worst, moved = distance(a.state, b.state)

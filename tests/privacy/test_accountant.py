@@ -98,3 +98,30 @@ def test_without_dp_accounting_nothing_is_promised(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not installed: pip install 'fedloom\[dp\]'"):
         check_installed()
+
+
+def test_sums_of_one_round_have_one_cohort_and_so_cost_more_than_two_draws_of_it() -> None:
+    """Sampled once, then composed: as dp-accounting counts one sampled Gaussian of z / sqrt(2)."""
+    rounds = [(n, "once", 0.1, 1.0) for n in range(1, 20)]
+    repeated = Ledger.of([*rounds, (7, "again", 0.1, 1.0)])
+    assert [count for *_, count in repeated.releases] == [6, 1, 12]
+    once = PLDAccountant()
+    for count, z in ((18, 1.0), (1, 1 / math.sqrt(2))):
+        gaussian = dp_accounting.GaussianDpEvent(z)
+        once.compose(dp_accounting.PoissonSampledDpEvent(0.1, gaussian), count)
+    assert repeated.epsilon(1e-5) == pytest.approx(float(once.get_epsilon(1e-5)), rel=1e-6)
+    anew = Ledger(((0.1, 1.0, 20),)).epsilon(1e-5)
+    assert repeated.epsilon(1e-5) > 1.1 * anew > 1.1 * Ledger.of(rounds).epsilon(1e-5)
+
+
+def test_repeats_of_everybody_are_as_many_rounds() -> None:
+    several = Ledger.of([(1, seal, 1.0, 2.0) for seal in "abc"])
+    assert several.epsilon(1e-5) == pytest.approx(Ledger(((1.0, 2.0, 3),)).epsilon(1e-5), rel=1e-3)
+    unlike = Ledger.of([(1, "a", 1.0, 2.0), (1, "b", 0.5, 3.0)])
+    ((rate, z, count),) = unlike.releases
+    assert (rate, count) == (1.0, 1), "the larger chance"
+    assert z == pytest.approx((2.0**-2 + 3.0**-2) ** -0.5)
+
+
+def test_a_sum_without_noise_is_not_made_up_for_by_another() -> None:
+    assert Ledger.of([(1, "a", 1.0, 0.0), (1, "b", 1.0, 9.0)]).epsilon(1e-5) == math.inf

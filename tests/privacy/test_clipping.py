@@ -76,7 +76,7 @@ def mean(
     total = NoisySum()
     for upload in uploads:
         total.add(upload)
-    return total.mean(denominator, std=std, key=secret_key(1), round=1, kept=kept)
+    return total.mean(denominator, std=std, key=secret_key(1), path=("noise", 1), kept=kept)
 
 
 def test_sums_are_float64_and_come_back_as_they_were_but_not_below_float32() -> None:
@@ -104,3 +104,42 @@ def test_what_cannot_be_added_is_refused() -> None:
         mean([{"mask": {"w": torch.tensor([True])}}], 1.0)
     with pytest.raises(ValueError, match=r"one shape, got \(1,\) and \(2,\) in delta/w"):
         mean([payload([1.0], [1.0]), payload([1.0, 2.0], [1.0])], 1.0)
+
+
+def sealed(uploads: list[Payload], *terms: float, key: int = 1, **kept: torch.Tensor) -> str:
+    total = NoisySum()
+    for upload in uploads:
+        total.add(upload)
+    return total.seal(secret_key(key), terms, kept=kept)
+
+
+def test_a_seal_is_of_numbers_and_of_nothing_else() -> None:
+    one = [payload([1.0, 0.0], [2.0])]
+    backwards = {"control_delta": one[0]["control_delta"], "delta": one[0]["delta"]}
+    assert sealed([backwards], 1) == sealed(one, 1), "in any order"
+    assert sealed([payload([1.0, -0.0], [2.0])], 1) == sealed(one, 1), "-0.0 is 0.0"
+    halves = [payload([0.5, 0.0], [1.0])] * 2
+    assert sealed(halves, 1) == sealed(one, 1), "of the sum"
+
+
+def test_whatever_differs_has_another_seal() -> None:
+    one = payload([1.0, 0.0], [2.0])
+    delta, control = one["delta"]["w"], one["control_delta"]["w"]
+    mask = torch.tensor([True, False])
+    seals = [
+        sealed([one], 1.0),
+        sealed([one], 2.0),
+        sealed([one], 1.0, 1.0),
+        sealed([one], 1.0, key=2),
+        sealed([one], 1.0, w=mask),
+        sealed([one], 1.0, w=~mask),
+        sealed([payload([math.nextafter(1.0, 2.0), 0.0], [2.0], torch.float64)], 1.0),
+        sealed([payload([1.0, 0.0], [2.0], torch.float64)], 1.0),
+        sealed([payload([0.0, 1.0], [2.0])], 1.0),
+        sealed([payload([2.0], [1.0, 0.0])], 1.0),
+        sealed([{"delta": {"v": delta}, "control_delta": {"w": control}}], 1.0),
+        sealed([{"delta": {"w": delta}}], 1.0),
+        sealed([{"delta": {"w": delta.view(2, 1)}, "control_delta": {"w": control}}], 1.0),
+        sealed([], 1.0),
+    ]
+    assert len(set(seals)) == len(seals)

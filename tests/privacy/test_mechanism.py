@@ -67,3 +67,56 @@ def test_each_client_is_in_about_as_many_cohorts_as_its_chance_says() -> None:
     assert mechanism.cohort(Round(3, 0, backwards, (), 0.25)) == mechanism.cohort(
         Round(3, 9, CLIENTS, (), 0.25)
     )
+
+
+def released(*norms: float, mechanism: Mechanism | None = None, **fields: Any) -> Any:
+    """Return the first of two rounds of half of all clients, with uploads of these norms."""
+    said = [
+        {
+            "delta": {"w": torch.full((1,), norm, dtype=torch.float64)},
+            SIGNAL: {"below": torch.tensor(norm < 1)},
+        }
+        for norm in norms
+    ]
+    round = Round(1, 1, CLIENTS, (), 0.5)
+    mechanism = mechanism or Mechanism(secret_key(3), 2.0, 1.0)
+    return mechanism.release(
+        said, round, **{"kept": {}, "quantile": 0.5, "nobodys": nobodys, **fields}
+    )
+
+
+def test_sums_that_differ_have_noise_of_their_own_and_the_same_one_the_same() -> None:
+    def noise(*norms: float) -> float:
+        mean, _, _ = released(*norms)
+        return float(mean["delta"]["w"]) * 100 - sum(norms)
+
+    assert noise(0.5, 0.25) == noise(0.25, 0.5) == noise(0.75, 0.0), "one sum of as many"
+    apart = [noise(0.5, 0.25), noise(0.5), noise(0.75), noise(0.5, 0.75), noise(), noise(0.0)]
+    assert len({round(x, 6) for x in apart}) == len(apart)
+
+
+def test_the_noise_of_the_bits_is_bound_to_the_sum_too() -> None:
+    """Two sums of as many clients below the clip: their shares differ by noise."""
+    shares = {released(*norms)[2]["below_clip"] for norms in ((0.5, 0.25), (0.5, 0.3), (0.5, 0.25))}
+    assert len(shares) == 2
+
+
+def test_a_release_is_on_the_account_once_and_another_of_its_round_beside_it() -> None:
+    _, once, _ = released(0.5, 0.25)
+    _, again, _ = released(0.5, 0.25, mechanism=once)
+    assert again.released != once.released, "the clip has moved: another release"
+    same = Mechanism(secret_key(3), 2.0, 1.0).charge(once.released)
+    _, same, _ = released(0.5, 0.25, mechanism=same)
+    assert same.released == once.released
+    _, other, _ = released(0.5, mechanism=Mechanism(secret_key(3), 2.0, 1.0).charge(once.released))
+    assert len(other.released) == 2
+    ((rate, z, count),) = other.ledger.releases
+    assert (rate, count) == (0.5, 1)
+    assert z == pytest.approx(1 / 2**0.5)
+
+
+def test_who_is_asked_does_not_depend_on_who_else_is_there() -> None:
+    mechanism = Mechanism(secret_key(5), 1.0, 1.0)
+    few = {client: CLIENTS[client] for client in list(CLIENTS)[50:90]}
+    everybody = mechanism.cohort(Round(3, 0, CLIENTS, (), 0.25))
+    assert mechanism.cohort(Round(3, 0, few, (), 0.25)) == tuple(c for c in everybody if c in few)

@@ -8,7 +8,7 @@ import pytest
 from fedloom.core.protocols import Round
 from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.mechanism import Mechanism
-from fedloom.privacy.terms import Terms
+from fedloom.privacy.terms import BudgetSpent, Terms
 
 GOOD: dict[str, Any] = {
     "clip": 0.5,
@@ -62,18 +62,24 @@ def test_a_budget_is_calibrated_once_and_cannot_be_overspent() -> None:
     mechanism = terms.begin(0)
     assert mechanism.noise_multiplier is None
     spent = []
-    for _ in range(3):
+    for number in (1, 2, 3):
         mechanism = terms.fund(mechanism, ROUND)
         z = mechanism.noise_multiplier
         assert z
-        ledger = mechanism.ledger.spend(ROUND.rate, z)
-        mechanism = Mechanism(mechanism.key, mechanism.clip, z, ledger)
-        spent.append(ledger.epsilon(1e-3))
+        mechanism = mechanism.charge([(number, "seal", ROUND.rate, z)])
+        terms.settle(mechanism)
+        spent.append(mechanism.ledger.epsilon(1e-3))
     assert spent == sorted(spent)
     assert 0.998 * 2 <= spent[-1] <= 2
     assert mechanism.ledger.releases == ((0.5, mechanism.noise_multiplier, 3),)
-    with pytest.raises(ValueError, match=r"private\.epsilon 2\.0 is spent after 3 rounds: raise"):
-        terms.fund(mechanism, ROUND)
+    z = mechanism.noise_multiplier or 0.0
+    terms.settle(mechanism.charge([(3, "seal", ROUND.rate, z)]))  # which is there already
+    for number in (3, 4):
+        more = mechanism.charge([(number, "another", ROUND.rate, z)])
+        with pytest.raises(
+            BudgetSpent, match=r"epsilon 2\.0 is spent after 3 noisy means, .* raise"
+        ):
+            terms.settle(more)
 
 
 def test_a_larger_share_of_clients_than_the_noise_was_made_for_is_refused_before_it_is_too_much() -> (
@@ -84,12 +90,13 @@ def test_a_larger_share_of_clients_than_the_noise_was_made_for_is_refused_before
     everybody = Round(2, 2, ROUND.population, (), 1.0)
     z = mechanism.noise_multiplier or 0.0
     assert Ledger(((1.0, z, 1),)).epsilon(1e-3) < 2 < Ledger(((1.0, z, 2),)).epsilon(1e-3)
-    once = Mechanism(mechanism.key, 0.5, z, mechanism.ledger.spend(1.0, z))
     assert terms.fund(mechanism, everybody).noise_multiplier == z
-    with pytest.raises(ValueError, match="is spent after 1 rounds"):
-        terms.fund(once, everybody)
+    once = mechanism.charge([(1, "a", everybody.rate, z)])
+    terms.settle(once)
+    with pytest.raises(BudgetSpent, match="is spent after 1 noisy means"):
+        terms.settle(once.charge([(2, "b", everybody.rate, z)]))
 
 
 def test_the_key_is_not_shown() -> None:
-    mechanism = Mechanism(b"secret", 1.0, 1.0, Ledger())
+    mechanism = Mechanism(b"secret", 1.0, 1.0)
     assert "secret" not in repr(mechanism)

@@ -7,8 +7,8 @@ norm C, and noise of standard deviation z C is added, once, to the sum, which is
 Differentially Private Learning with Adaptive Clipping. Andrew, Thakkar, McMahan, Ramaswamy, NeurIPS
 2021 (arXiv:1905.03871), Algorithm 1: `quantile`.
 
-Covered are the models of all rounds; not what the server itself sees and writes down (uploads,
-bytes, absences, evaluations), nor what a wrapper around `private` sends.
+Covered are the models of all rounds, repeated or not; not what the server sees and writes down (uploads,
+counts, bytes, absences, evaluations, samples), nor what a wrapper around `private` sends.
 
 Deviations: privacy loss is counted by its distribution, not by moments. The cohort is drawn here,
 from the secret key and with the recipe's chance: one that follows from a published seed amplifies
@@ -75,18 +75,19 @@ class Private(Generic[State]):
     noise_on: Literal["everywhere", "support"] = "everywhere"
     """Where uploads and noise may be: everywhere, or where the download is not zero."""
     noise_seed: int | None = None
-    """For tests: makes cohorts and noise repeatable, and so protects nobody."""
+    """For tests: a known seed gives cohorts and noise away, so it protects nobody; no epsilon is told."""
+
+    quiet: bool = False
+    """Keep metrics, counts, sizes and samples out of the run's folder; the terminal shows them."""
 
     def __post_init__(self) -> None:
-        if self.inner.server_sees != "mean":
+        if (reads := self.inner.server_sees) != "mean":
             raise ValueError(
                 f"private needs an algorithm whose server reads the mean of uploads, got"
-                f" {type(self.inner).__name__}, which reads {self.inner.server_sees}"
+                f" {type(self.inner).__name__}, which reads {reads}"
             )
-        if self.noise_on not in ("everywhere", "support"):
-            raise ValueError(
-                f"private.noise_on must be everywhere or support, got {self.noise_on!r}"
-            )
+        if (on := self.noise_on) not in ("everywhere", "support"):
+            raise ValueError(f"private.noise_on must be everywhere or support, got {on!r}")
         _ = self.terms  # refuses what it could not keep
 
     @property
@@ -140,11 +141,10 @@ class Private(Generic[State]):
         mean, mechanism, told = self.terms.fund(state.mechanism, round).release(
             uploads, round, kept=self._kept(sent.values()), quantile=self.quantile, nobodys=nobodys
         )
+        spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
         replies = [Reply("mean of the cohort", mean)]
         inner, metrics = self.inner.server_update(state.inner, everybody, replies)
-        if self.terms.noisy:
-            told = {**told, "epsilon": mechanism.ledger.epsilon(self.delta)}
-        return PrivateState(inner, mechanism), {**metrics, **told}
+        return PrivateState(inner, mechanism), {**metrics, **told, **spent}
 
     def _kept(self, downloads: Iterable[Payload]) -> Params:
         return {} if self.noise_on == "everywhere" else moved(p["params"] for p in downloads)

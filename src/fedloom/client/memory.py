@@ -60,7 +60,7 @@ class MemoryStore:
         """Keep `memory` as of the end of `round`; nothing is written for a client without any."""
         if memory or self._rounds(client):
             data = encode(memory, {"client": client, "round": round})
-            write_atomic(self._path(client, round), data)
+            write_atomic(self._path(client, round), data, private=self.folder)
 
     def prune(self, below: int) -> None:
         """Drop what `load(client, before)` no longer returns for any `before >= below`."""

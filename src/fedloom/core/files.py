@@ -1,9 +1,11 @@
 """Files that are either whole or absent, whatever is killed and whenever."""
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 PART = ".part"
@@ -18,16 +20,26 @@ class DamagedFile(ValueError):
     """A file that is not what was written."""
 
 
-def write_atomic(path: Path, *pieces: bytes) -> None:
+def write_atomic(path: Path, *pieces: bytes, private: Path | None = None) -> None:
     """Replace `path` by the joined pieces, on the disk when this returns.
+
+    Args:
+        path: Made with its folders.
+        pieces: What the file holds.
+        private: A folder above the file that only its owner may enter, nor read the file.
 
     Raises:
         DiskFull: where they do not fit.
     """
     part = path.with_name(path.name + PART)
     try:
+        if private:
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _close(private, 0o700)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
+            if private:
+                _close(file.fileno(), 0o600)
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -46,9 +58,10 @@ def write_atomic(path: Path, *pieces: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def write_hashed(path: Path, data: bytes) -> None:
+def write_hashed(path: Path, data: bytes, *, private: Path | None = None) -> None:
     """Write `data` as `write_atomic` does, with a line before it that holds its SHA-256."""
-    write_atomic(path, hashlib.sha256(data).hexdigest().encode() + b"\n", data)
+    head = hashlib.sha256(data).hexdigest().encode() + b"\n"
+    write_atomic(path, head, data, private=private)
 
 
 def read_hashed(path: Path) -> bytes:
@@ -61,6 +74,14 @@ def read_hashed(path: Path) -> bytes:
     if stored != hashlib.sha256(data).hexdigest().encode():
         raise DamagedFile(f"{path} does not match its SHA-256")
     return data
+
+
+def _close(what: Path | int, mode: int) -> None:
+    """Take from others what a folder, or a file that is still empty, allows them."""
+    if stat.S_IMODE(os.stat(what).st_mode) != mode:
+        # Some file systems have no modes, and somebody else's folder keeps its own.
+        with contextlib.suppress(PermissionError):
+            os.chmod(what, mode)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -11,12 +11,16 @@ Manurangsi, PoPETs 2022 (arXiv:2207.04380), privacy loss distributions.
 
 import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
 _SLACK = 2e-3
 """Share of a budget that calibration may leave unspent."""
+
+Release = tuple[int, str, float, float]
+"""A noisy sum: its round, the seal of what it is of, the chance of taking part, the noise multiplier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,21 @@ class Ledger:
 
     releases: tuple[tuple[float, float, int], ...] = ()
     """In order: the chance of taking part, the noise multiplier, how many in a row were such."""
+
+    @classmethod
+    def of(cls, released: Iterable[Release]) -> "Ledger":
+        """Return the ledger of these sums, where those of one round are a repeat and have one cohort.
+
+        Whoever was drawn is then in all of them, so chance hides nobody anew: together they are one
+        sum whose noise is less, z with z^-2 the sum of theirs. Two draws would count for too little.
+        """
+        rounds: dict[int, list[tuple[float, float]]] = {}
+        for number, _, rate, z in sorted(released):
+            rounds.setdefault(number, []).append((rate, z))
+        ledger = cls()
+        for same in rounds.values():
+            ledger = ledger.spend(max(rate for rate, _ in same), _joint([z for _, z in same]))
+        return ledger
 
     def spend(self, rate: float, noise_multiplier: float) -> "Ledger":
         """Return the ledger after one more release."""
@@ -91,6 +110,13 @@ def check_installed() -> None:
             "private needs dp-accounting to say what noise buys, which is not installed:"
             " pip install 'fedloom[dp]'"
         )
+
+
+def _joint(multipliers: list[float]) -> float:
+    """Return the noise multiplier of a sum that tells as much as sums of these do together."""
+    if len(multipliers) == 1 or not all(multipliers):
+        return min(multipliers)
+    return 1 / math.hypot(*(1 / z for z in multipliers))
 
 
 @lru_cache(maxsize=8)

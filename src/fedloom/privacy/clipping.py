@@ -1,7 +1,8 @@
 """What one client can add to a sum, and the sum."""
 
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -71,14 +72,31 @@ class NoisySum:
             raise ValueError(f"private needs uploads of one shape, got {shapes} in {where}")
         sums[name].add_(tensor)
 
+    def seal(self, key: bytes, terms: Sequence[int | float | None], *, kept: Params) -> str:
+        """Return a keyed hash of the sum to the bit, in any order of names, of where it is and of `terms`."""
+        digest = hashlib.blake2b(repr(tuple(terms)).encode(), key=key, person=b"noisy sum")
+        for group, sums in sorted(self.sums.items()):
+            for name, total in sorted(sums.items()):
+                what = (group, name, tuple(total.shape), str(self.dtypes[group, name]))
+                digest.update(repr((*what, name in kept)).encode())
+                # A sum begins at +0.0, so it has no -0.0 that would be another number to a hash only.
+                digest.update(total.reshape(-1).numpy().astype("<f8", copy=False).data)
+                if name in kept:
+                    digest.update(kept[name].reshape(-1).numpy().data)
+        return digest.hexdigest()
+
     def mean(
-        self, denominator: float, *, std: float, key: bytes, round: int, kept: Params
+        self, denominator: float, *, std: float, key: bytes, path: Sequence[str | int], kept: Params
     ) -> Payload:
-        """Return (sum + noise) / denominator, without noise where `kept` is False."""
+        """Return (sum + noise) / denominator, without noise where `kept` is False.
+
+        The noise is that of `key` and `path`, which must not serve another sum: the difference of two
+        that share it is without noise.
+        """
 
         def mean(group: str, name: str, total: Tensor) -> Tensor:
             if std:
-                noise = normals(key, "noise", round, group, name, shape=total.shape)
+                noise = normals(key, *path, group, name, shape=total.shape)
                 noise = torch.where(kept[name], noise, 0) if name in kept else noise
                 total = total.add(noise, alpha=std)
             return (total / denominator).to(self.dtypes[group, name])

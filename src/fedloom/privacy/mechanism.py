@@ -1,4 +1,26 @@
-"""Noisy means: who is in one, how much noise it carries, and how its clip moves on."""
+"""Noisy means: who is in one, how much noise it carries, and how its clip moves on.
+
+Noise is a function of a secret key and of what it covers: the round, the sum to the bit, the numbers
+of replies and of norms below the clip, the denominator, the standard deviations and the support. That
+function is pseudorandom (SHAKE-256 under a key of 256 bits, at a keyed hash of all these, the seal):
+
+- For every input it is a draw of its own, so that each noisy sum is a Gaussian mechanism. Of two that
+  differ in anything, be it the last bit, their difference carries the noise of both.
+- A server that dies before it sent anything, and gets the same replies, releases the same model.
+- The same sum with the same seal is one release, however often it is made: it tells nothing more. With
+  another seal it is one release more, also in a round that has one already. `released` holds them by
+  seal, so that adding one twice changes nothing, and can be given those of a course that was left.
+- Who takes part in a round follows from the key, the round and the client alone, so that a repeat asks
+  the same clients. Sums of one round are then not sampled anew, and are counted so: see `Ledger.of`.
+- Bits below the clip have noise at the same seal: they and the sum are one query of one client.
+
+What is left: who sees two releases of one round knows that something in it differed, if only who
+replied, which no epsilon counts; hence a round is on the disk before it is sent, and is repeated only
+where its checkpoint was lost. Two copies of a folder share key, cohorts and, where replies are equal,
+models, never noise; each counts what it released itself, and both together have spent what a ledger
+of the releases of both says. What the inner server half does with the mean (momentum, masks) follows
+from what was released.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -6,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Round
-from fedloom.privacy.accountant import Ledger
+from fedloom.privacy.accountant import Ledger, Release
 from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.noise import normals, uniforms
 
@@ -27,13 +49,26 @@ class Mechanism:
     """C: largest joint norm of an upload."""
     noise_multiplier: float | None
     """z: standard deviation of the noise on the sum, in units of C; None until it is calibrated."""
-    ledger: Ledger = Ledger()
+    released: tuple[Release, ...] = ()
+    """All noisy sums so far, by round; of later rounds too where a run went back to an older state."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Return what all of it together costs."""
+        return Ledger.of(self.released)
+
+    def charge(self, releases: Iterable[Release]) -> "Mechanism":
+        """Return the mechanism with these releases on its account, those it knows counted once."""
+        return replace(self, released=tuple(sorted({*self.released, *releases})))
 
     def cohort(self, round: Round) -> tuple[ClientId, ...]:
         """Return who takes part: everybody on their own, with chance round.rate."""
-        clients = sorted(round.population)
-        draws = uniforms(self.key, "cohort", round.number, count=len(clients))
-        return tuple(c for c, draw in zip(clients, draws, strict=True) if draw < round.rate)
+
+        def drawn(client: ClientId) -> bool:
+            # Of nobody else: whoever comes or goes, the same clients are asked in a repeat.
+            return uniforms(self.key, "cohort", round.number, client, count=1)[0] < round.rate
+
+        return tuple(client for client in sorted(round.population) if drawn(client))
 
     def release(
         self,
@@ -71,12 +106,25 @@ class Mechanism:
         bit_std = max(expected / 20, z) if z and quantile is not None else 0.0
         shared = z / math.sqrt(1 - (z / (2 * bit_std)) ** 2) if bit_std else z
         std = shared * self.clip if z else 0.0
-        mean = total.mean(expected, std=std, key=self.key, round=round.number, kept=kept)
+        used = (
+            round.number,
+            num_replies,
+            num_below,
+            expected,
+            self.clip,
+            z,
+            std,
+            quantile,
+            bit_std,
+        )
+        seal = total.seal(self.key, used, kept=kept)
+        path = ("noise", round.number, seal)
+        mean = total.mean(expected, std=std, key=self.key, path=path, kept=kept)
         told = {"clip": self.clip, "noise_std": std / expected}
-        after = replace(self, ledger=self.ledger.spend(round.rate, z))
+        after = self.charge([(round.number, seal, round.rate, z)])
         if quantile is None:
             return mean, after, told
-        noise = bit_std * float(normals(self.key, "bits", round.number, shape=(1,)))
+        noise = bit_std * float(normals(self.key, "bits", round.number, seal, shape=(1,)))
         share = 0.5 + (num_below - num_replies / 2 + noise) / expected
         clip = self.clip * math.exp(-_CLIP_LR * (share - quantile))
         return mean, replace(after, clip=clip), {**told, "below_clip": share}

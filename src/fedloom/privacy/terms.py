@@ -3,10 +3,14 @@
 import math
 from dataclasses import dataclass, replace
 
-from fedloom.core.protocols import Round
+from fedloom.core.protocols import Metrics, Round
 from fedloom.privacy.accountant import calibrate, check_installed
 from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
+
+
+class BudgetSpent(ValueError):
+    """One noisy mean more would be worth more than epsilon; the model so far stays within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +65,35 @@ class Terms:
         """Return the mechanism ready for a round, its noise calibrated if it has none yet.
 
         Raises:
-            ValueError: where one more noisy mean is more than the budget allows.
+            ValueError: where delta says nothing of so many clients.
         """
         if self.noisy and not self.delta * len(round.population) < 1:
             raise ValueError(
                 f"private.delta must be below 1 / number of clients ({len(round.population)}),"
                 f" got {self.delta}"
             )
-        if self.epsilon is None:
+        if self.epsilon is None or mechanism.noise_multiplier is not None:
             return mechanism
-        z = mechanism.noise_multiplier
-        if z is None:
-            rounds = self.rounds or 1
-            z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
-        if mechanism.ledger.spend(round.rate, z).epsilon(self.delta) > self.epsilon:
-            raise ValueError(
-                f"private.epsilon {self.epsilon} is spent after {mechanism.ledger.num_releases} rounds:"
-                " raise it, or plan for more with private.rounds"
-            )
+        rounds = self.rounds or 1
+        z = calibrate(self.epsilon, self.delta, rate=round.rate, rounds=rounds)
         return replace(mechanism, noise_multiplier=z)
+
+    def settle(self, mechanism: Mechanism, *, secret: bool = True) -> Metrics:
+        """Return the epsilon that is spent with what `mechanism` has just released; nothing without noise.
+
+        Args:
+            mechanism: After a release.
+            secret: Whether its key is one; a known key promises nothing, so that there is no epsilon.
+
+        Raises:
+            BudgetSpent: where that is more than was promised; the release must not be sent.
+        """
+        if not self.noisy:
+            return {}
+        spent = mechanism.ledger.epsilon(self.delta)
+        if self.epsilon is None or spent <= self.epsilon:
+            return {"epsilon": spent} if secret else {}
+        raise BudgetSpent(
+            f"private.epsilon {self.epsilon} is spent after {len(mechanism.released) - 1} noisy means,"
+            " those of repeated rounds included: raise it, or plan for more with private.rounds"
+        )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.protocols import ClientId
+from fedloom.run.privacy import tell_privacy
 from fedloom.run.results import Results, read_results
 from fedloom.run.units import human_bytes
 from fedloom.run.wording import shown, title
@@ -26,12 +27,13 @@ def model_card(
     """
     run = read_results(folder)
     base = str((run.recipe.get("model") or {}).get("name", ""))
-    builtin = base.startswith("builtin:")
+    builtin, privacy = base.startswith("builtin:"), tell_privacy(run)
     sections = [
         _head(base, merged=merged, builtin=builtin),
         f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",
         f"## Use\n\n```python\n{_usage(base, merged=merged, builtin=builtin)}\n```",
         _metrics(run, clients),
+        f"## Privacy\n\n{privacy['said']}" if privacy else "",
         f"## Recipe\n\n```yaml\n{run.recipe_text.strip()}\n```" if run.recipe_text else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -65,7 +67,8 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool
         f"({source})" if source else "",
     ]
     first = " ".join(part for part in text if part)
-    return f"{first}.\n{rounds} rounds, {human_bytes(sent)} of traffic. It serves {who}."
+    traffic = f", {human_bytes(sent)} of traffic" if sent else ""
+    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}."
 
 
 def _usage(base: str, *, merged: bool, builtin: bool) -> str:

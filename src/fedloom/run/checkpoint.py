@@ -89,7 +89,8 @@ class Checkpoints:
             "settings": dict(self.settings or {}),
             "space": dict(self.space),
         }
-        write_hashed(path, _encode(trees))
+        # A state may hold a secret: the key of the noise of a private run.
+        write_hashed(path, _encode(trees), private=self.folder)
         numbers = self.rounds()
         # Later rounds belong to a course that was given up; a damaged one must not displace a good one.
         past = [number for number in numbers if number <= run.number][-self.keep :]

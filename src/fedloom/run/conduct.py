@@ -185,10 +185,16 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         found = (s["worst"].get(metric) for s in summaries.values())
         cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
         table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
+    counted = all("upload_bytes" in s for s in summaries.values())
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
-        table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
-    times = (duration(s["train_seconds"]) for s in summaries.values())
-    table.add_row("Training time", "", *times)
+        if counted:
+            table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
+    if any(s.get("privacy") for s in summaries.values()):
+        told = (s.get("privacy") or {"short": ""} for s in summaries.values())
+        table.add_row("Privacy", "", *(privacy["short"] for privacy in told))
+    if counted:
+        times = (duration(s["train_seconds"]) for s in summaries.values())
+        table.add_row("Training time", "", *times)
     return table
 
 

@@ -1,7 +1,13 @@
-"""A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint."""
+"""A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint.
+
+A round is on the disk before anything of it is sent, be it to be measured or to be trained on: what somebody has seen is
+not made a second time, with other replies. Its line in metrics.jsonl, which holds what was measured, comes last; what
+else is in it waits in the checkpoint.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -9,12 +15,16 @@ from rich.text import Text
 
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
+from fedloom.privacy.terms import BudgetSpent
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
 from fedloom.run.loop import Run, advance, measure
+from fedloom.run.privacy import KNOWN_SEED
 from fedloom.run.progress import RoundBar, round_bar
+from fedloom.run.quiet import covered, is_quiet
 from fedloom.run.records import RECORDS, records
+from fedloom.run.releases import Releases
 from fedloom.run.restore import Standing
 from fedloom.run.seeds import seed_metrics
 from fedloom.run.session import Session
@@ -40,28 +50,69 @@ def execute(
     Returns:
         The run after its last round.
     """
-    recipe, checkpoints, run = session.recipe, stands.checkpoints, stands.run
-    for reason in stands.damaged:
-        console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
-    if not stands.fresh:
-        console.print(f"going on after round {run.number}")
+    recipe, checkpoints, told = session.recipe, stands.checkpoints, stands.told
+    _say_where(stands, console)
+    releases = Releases(checkpoints.folder / "releases")
+    run = releases.charge(stands.run, fresh=stands.fresh)
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
     _prune(session, checkpoints)
-    for name in RECORDS:
-        records(session.folder / name).truncate_after(-1 if stands.fresh else run.number)
-    recorder = _Recorder(session, trackers, console, dict(stands.lines))
+    told_of = _truncate(session.folder, -1 if stands.fresh else run.number)
+    recorder = _Recorder(session, trackers, console)
     with round_bar(console, recipe.name, done=run.number, total=recipe.run.rounds) as bar:
         if not recorder.history().lines:
             bar.say("measuring the model before training")
             recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
             _check_monitor(recipe.run, recorder.history())
             checkpoints.save(run, recorder.beside(run))
+        elif told_of < run.number:
+            _tell(run, told, session, recorder, bar)
         while run.number < recipe.run.rounds and not recorder.stopped():
-            run = _round(run, session, recorder, bar)
-            checkpoints.save(run, recorder.beside(run))
+            try:
+                run, told = _round(run, session, recorder)
+            except BudgetSpent as spent:
+                bar.say(f"ended after round {run.number}")
+                said = f"the run ends after round {run.number}: {spent}"
+                console.print(Text(said, "yellow"))
+                break
+            checkpoints.save(run, {**recorder.beside(run), "told": told})
+            releases.record(run)
             _prune(session, checkpoints)
+            _tell(run, told, session, recorder, bar)
     return run
+
+
+def _say_where(stands: Standing, console: Console) -> None:
+    if (stands.checkpoints.settings or {}).get("algorithm.private.noise_seed") is not None:
+        console.print(Text(KNOWN_SEED, "yellow"))
+    for reason in stands.damaged:
+        console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
+    if not stands.fresh:
+        console.print(f"going on after round {stands.run.number}")
+
+
+def _truncate(folder: Path, number: int) -> int:
+    """Keep the lines of rounds up to `number` that are told of in full; return the last one, -1 for none."""
+    lines, clients = (records(folder / name) for name in ("metrics.jsonl", "clients.jsonl"))
+    lines.truncate_after(number)
+    rows = lines.rows()
+    last = max((int(row["round"]) for row in rows), default=-1)
+    if rows and last == number and not _is_whole(rows[-1], clients.rows()):
+        lines.truncate_after(number - 1)
+        last = max((int(row["round"]) for row in rows[:-1]), default=-1)
+    # A round without a line is measured again, client by client.
+    clients.truncate_after(last)
+    return last
+
+
+def _is_whole(line: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the clients' own lines add up to a round's."""
+    of_round = [row for row in clients if row["round"] == line["round"]]
+    found = {
+        split: sum(r["metrics"].get("num_examples") or 0 for r in of_round if r["split"] == split)
+        for split in ("validation", "test")
+    }
+    return all(found[split] == line.get(f"{split}/num_examples", 0) for split in found)
 
 
 def _prune(session: Session, checkpoints: Checkpoints) -> None:
@@ -70,12 +121,15 @@ def _prune(session: Session, checkpoints: Checkpoints) -> None:
 
 
 def _check_monitor(settings: RunSettings, history: History) -> None:
-    if settings.patience and settings.monitor not in history.measured():
+    if settings.patience and not history.of(settings.monitor):
         known = ", ".join(history.measured())
         raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
 
-def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar) -> Run[Any]:
+def _round(
+    run: Run[Any], session: Session, recorder: "_Recorder"
+) -> tuple[Run[Any], dict[str, float]]:
+    """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began = session.recipe, time.perf_counter()
     with phase_memory("train") as memory:
         run, metrics, absences = advance(
@@ -88,27 +142,32 @@ def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar
         )
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, absences)
-    last = run.number == recipe.run.rounds
-    every = recipe.evaluation.every
+    return run, {**seed_metrics(session, run), **metrics, **spent}
+
+
+def _tell(
+    run: Run[Any],
+    told: Metrics,
+    session: Session,
+    recorder: "_Recorder",
+    bar: RoundBar,
+) -> None:
+    """Measure the model after a round, if that is due, and write down the round."""
+    last = run.number == session.recipe.run.rounds
+    every = session.recipe.evaluation.every
     due = last or (every > 0 and run.number % every == 0)
     measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
-    recorder.record(run, {**seed_metrics(session, run), **metrics, **spent, **measured})
-    bar.advance(run.number, {**metrics, **measured})
-    return run
+    recorder.record(run, {**told, **measured})
+    bar.advance(run.number, {**told, **measured})
 
 
 class _Recorder:
     """Measures the model and writes down what came of each round."""
 
-    def __init__(
-        self,
-        session: Session,
-        trackers: Sequence[Tracker],
-        console: Console,
-        lines: dict[str, int],
-    ) -> None:
+    def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
         self.session, self.trackers, self.console = session, trackers, console
-        self.lines = lines
+        self.quiet = is_quiet(session.recipe.algorithm)
+        self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
         self.began = time.perf_counter() - self.history().total("time/round_seconds")
         self.last = time.perf_counter()
 
@@ -148,8 +207,9 @@ class _Recorder:
                 clients=clients,
             )
             self.note(run.number, absences)
-            if measured:
+            if measured and not self.quiet:
                 self._write_clients(run.number, split, measured)
+            if measured:
                 out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
         return out
 
@@ -157,7 +217,9 @@ class _Recorder:
         now = time.perf_counter()
         line = {**metrics, "time/round_seconds": now - self.last, "seconds": now - self.began}
         self.last = now
-        for tracker in self.trackers:
+        line = dict(covered(line)) if self.quiet else line
+        # metrics.jsonl, which is the first, last: with its line a round is never told again.
+        for tracker in reversed(self.trackers):
             tracker.log(run.number, line)
         self.lines["metrics.jsonl"] += 1
 

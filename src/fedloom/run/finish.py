@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_
 from fedloom.run.export import export_models
 from fedloom.run.history import History
 from fedloom.run.loop import Run
+from fedloom.run.privacy import tell_privacy
+from fedloom.run.quiet import is_quiet
+from fedloom.run.reading import QUIET_MANIFEST
 from fedloom.run.records import finite
+from fedloom.run.results import read_results
 from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
 
@@ -65,13 +70,20 @@ def write_json(file: Path, value: Any) -> None:
 def record_setup(session: Session) -> None:
     """Write what is known before training: what the run is bound to, the split and the machine."""
     bind(session)
-    write_json(session.folder / "manifest.json", session.federation.manifest.to_json())
+    manifest = session.federation.manifest
+    if is_quiet(session.recipe.algorithm):
+        # For later commands, which have to know the clients of a run whose data is elsewhere.
+        text = json.dumps(manifest.to_json()).encode()
+        write_atomic(session.folder / QUIET_MANIFEST, text, private=session.folder / "checkpoints")
+        manifest = replace(manifest, clients={}, profiles={})
+    write_json(session.folder / "manifest.json", manifest.to_json())
     write_json(session.folder / "environment.json", collect())
 
 
 def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, Any]:
     """Return summary.json: results, totals and the hash of the server's state."""
     recipe, history = session.recipe, History.read(session.folder / "metrics.jsonl")
+    totals = {} if is_quiet(recipe.algorithm) else _totals(history)
     best = {
         m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
     }
@@ -83,12 +95,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "before": {m: before for m, (before, _) in ends.items() if before is not None},
         "final": {m: final for m, (_, final) in ends.items()},
         "best": best,
-        "upload_bytes": int(history.total("comm/upload_bytes")),
-        "download_bytes": int(history.total("comm/download_bytes")),
-        "num_absent": int(history.total("comm/num_absent")),
-        "skipped_steps": int(history.total("train/skipped_steps")),
-        "train_seconds": round(history.total("time/train_seconds"), 3),
-        "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
+        **totals,
         "wall_seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
@@ -97,6 +104,18 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "num_clusters": _num_clusters(run),
         "state_sha256": state_sha256(run),
         "stopped_early": run.number < recipe.run.rounds,
+        "privacy": tell_privacy(read_results(session.folder)),
+    }
+
+
+def _totals(history: History) -> dict[str, Any]:
+    return {
+        "upload_bytes": int(history.total("comm/upload_bytes")),
+        "download_bytes": int(history.total("comm/download_bytes")),
+        "num_absent": int(history.total("comm/num_absent")),
+        "skipped_steps": int(history.total("train/skipped_steps")),
+        "train_seconds": round(history.total("time/train_seconds"), 3),
+        "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
     }
 
 

@@ -10,6 +10,8 @@ import yaml
 from fedloom.data.manifest import Manifest
 
 T = TypeVar("T")
+QUIET_MANIFEST = Path("checkpoints") / "manifest.json"
+"""Below a run's folder: the whole manifest of a run that tells others little."""
 
 
 def require_run(folder: Path) -> None:
@@ -72,13 +74,19 @@ def read_recipe_text(folder: Path) -> tuple[str, Mapping[str, Any]]:
     return text, tree
 
 
+def manifest_of(folder: Path) -> Path:
+    """Return the file that holds the whole manifest of a run: of a quiet one, it is the owner's alone."""
+    quiet = folder / QUIET_MANIFEST
+    return quiet if quiet.exists() else folder / "manifest.json"
+
+
 def read_manifest(folder: Path) -> Manifest:
-    """Return manifest.json of a run.
+    """Return the manifest of a run.
 
     Raises:
         ValueError: where it is not there, or not whole.
     """
-    file, remedy = folder / "manifest.json", f"`fedloom resume {folder}` writes it anew"
+    file, remedy = manifest_of(folder), f"`fedloom resume {folder}` writes it anew"
     told = read_json(file, dict, remedy=remedy)
     try:
         manifest = Manifest.from_json(told)

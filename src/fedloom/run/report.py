@@ -126,7 +126,8 @@ def _tiles(own: Results, metric: str | None) -> list[dict[str, str]]:
         tiles.append(_tile(title(name), shown(name, after), note, before=was))
     up, down = (own.history.total(f"comm/{way}_bytes") for way in ("upload", "download"))
     note = f"{human_bytes(up)} up, {human_bytes(down)} down"
-    tiles.append(_tile("Traffic", human_bytes(up + down), note))
+    if up + down or not own.summary or "upload_bytes" in own.summary:
+        tiles.append(_tile("Traffic", human_bytes(up + down), note))
     rounds = max((line["round"] for line in own.history.lines), default=0)
     count = own.summary.get("num_clients") or len(own.manifest.get("clients", {}))
     notes = [f"{count} clients"] if count else []

@@ -12,10 +12,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedloom.run import report_figures as figures
+from fedloom.run.privacy import EPSILON, tell_privacy
 from fedloom.run.results import Results
-from fedloom.run.wording import shown
 
-_DENSITY, _TOTAL, _EPSILON = "server/density/", "server/download_density", "server/epsilon"
+_DENSITY, _TOTAL = "server/density/", "server/download_density"
 _COLORS = {"A": 0, "B": 1, "": 2}
 """Of SERIES, by factor."""
 _DEEPEST = 0.8
@@ -77,16 +77,12 @@ def _sent(own: Results) -> dict[str, Any] | None:
 
 
 def _privacy(own: Results) -> dict[str, str] | None:
-    points = own.history.of(_EPSILON)
-    if not points:
+    told = tell_privacy(own)
+    if told is None:
         return None
-    delta = _delta(own.recipe.get("algorithm"))
-    number, epsilon = points[-1]
-    said = f"After round {number}, epsilon is {shown('epsilon', epsilon)}"
-    return {
-        "figure": figures.svg(partial(_epsilon, points), "Epsilon over the rounds"),
-        "said": f"{said} at delta {delta:g}." if delta else f"{said}.",
-    }
+    draw, promised = partial(_epsilon, own.history.of(EPSILON)), told["epsilon"] is not None
+    drawn = figures.svg(draw, "Epsilon over the rounds") if promised else ""
+    return {"figure": drawn, "said": told["said"]}
 
 
 def _curves(told: Mapping[str, Points], total: Points) -> Figure:
@@ -164,15 +160,3 @@ def _dress(axes: Axes, layers: Sequence[int], modules: Sequence[str]) -> None:
     axes.set_xticks(range(0, len(layers), step), names[::step])
     axes.set_yticks(range(len(modules)), modules)
     axes.set_xlabel("layer")
-
-
-def _delta(algorithm: object) -> float | None:
-    """Return the delta of a resolved recipe's `private`, however deep."""
-    if isinstance(algorithm, Mapping):
-        private = algorithm.get("private")
-        if isinstance(private, Mapping) and isinstance(private.get("delta"), float):
-            return float(private["delta"])
-        return next(filter(None, map(_delta, algorithm.values())), None)
-    if isinstance(algorithm, list):
-        return next(filter(None, map(_delta, algorithm)), None)
-    return None

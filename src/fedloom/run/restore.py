@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.core.files import DamagedFile
-from fedloom.core.protocols import Refusal
+from fedloom.core.protocols import Metrics, Refusal
 from fedloom.run.binding import compare, meaning_of
 from fedloom.run.checkpoint import Checkpoints, Resumed
 from fedloom.run.inputs import FILE
@@ -26,8 +26,8 @@ class Standing:
     run: Run[Any]
     fresh: bool
     """Whether nothing has been done yet."""
-    lines: Mapping[str, int]
-    """Of each file of records, the lines of the rounds so far."""
+    told: Metrics
+    """What the round's line in metrics.jsonl holds before the model is measured."""
     damaged: tuple[str, ...] = ()
     """Why each newer checkpoint was passed over."""
     differences: tuple[Difference, ...] = ()
@@ -67,7 +67,7 @@ def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> 
                 " begin a new run in another folder"
             )
         differences = compare(session, anyway=anyway) if (folder / FILE).exists() else ()
-        return Standing(checkpoints, fresh, True, dict.fromkeys(RECORDS, 0), (), differences)
+        return Standing(checkpoints, fresh, True, {}, (), differences)
     found: list[tuple[Difference, ...]] = []
 
     def whole(run: Run[Any], extra: Mapping[str, Any]) -> None:
@@ -77,9 +77,8 @@ def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> 
         _check_memory(session, extra)
 
     resumed = checkpoints.load(fresh, check=whole)
-    number = resumed.run.number
-    lines = {name: sum(n <= number for n in numbers) for name, numbers in rounds.items()}
-    return Standing(checkpoints, resumed.run, False, lines, resumed.damaged, found[0])
+    told = resumed.extra.get("told", {})
+    return Standing(checkpoints, resumed.run, False, told, resumed.damaged, found[0])
 
 
 def newest(session: Session, settings: Mapping[str, Any] | None = None) -> Resumed[Run[Any]]:
@@ -112,13 +111,15 @@ def _fresh(session: Session) -> Run[Any]:
 
 
 def _check_records(rounds: Mapping[str, list[int]], number: int, lines: Mapping[str, int]) -> None:
+    # A round is saved before it is told of; only the model before training is told of first.
+    last = max(number - 1, 0)
     for name, wanted in lines.items():
-        there = sum(n <= number for n in rounds[name])
+        there = sum(n <= last for n in rounds[name])
         if there != wanted:
             raise DamagedFile(
-                f"{name} holds {there} of the {wanted} lines up to round {number}"
+                f"{name} holds {there} of the {wanted} lines up to round {last}"
                 if there < wanted
-                else f"{name} holds {there} lines up to round {number}, where the run wrote {wanted}"
+                else f"{name} holds {there} lines up to round {last}, where the run wrote {wanted}"
             )
 
 

@@ -23,7 +23,7 @@ from fedloom.models.identity import identity
 from fedloom.models.positions import check_length
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
-from fedloom.run.reading import read_manifest
+from fedloom.run.reading import manifest_of, read_manifest
 from fedloom.run.settings import Recipe
 from fedloom.spaces.build import FullSpace, LoRASpace, make_space
 from fedloom.spaces.seeds import SeedSpace
@@ -129,7 +129,7 @@ def build(
 
 def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
     """Return what an earlier command wrote down of data that is not read; of sites, nobody before the first."""
-    if recipe.elsewhere and not (folder / "manifest.json").exists():
+    if recipe.elsewhere and not manifest_of(folder).exists():
         manifest = Manifest(
             sha256="",
             source="sites",

@@ -10,6 +10,7 @@ from fedloom.data.settings import DataSettings
 from fedloom.engines.settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
+from fedloom.run.quiet import is_quiet
 from fedloom.server.samplers import Full, Poisson, Sampler
 from fedloom.spaces.build import TuneSettings
 from fedloom.wire.settings import WireSettings
@@ -126,3 +127,16 @@ class Recipe:
                 "run.patience must be 0 for private, as clients' held-out data would decide when to"
                 f" stop, which no epsilon counts, got {self.run.patience}"
             )
+        if is_quiet(self.algorithm):
+            self._check_quiet()
+
+    def _check_quiet(self) -> None:
+        for name, given, wanted, why in (
+            ("run.samples", self.run.samples, "0", "samples are clients' own text"),
+            ("run.baselines", list(self.run.baselines), "[]", "baselines are not private"),
+            ("evaluation.by", self.evaluation.by, "null", "few clients may have a label"),
+        ):
+            if given:
+                raise ValueError(
+                    f"{name} must be {wanted} for private.quiet, as {why}, got {given}"
+                )

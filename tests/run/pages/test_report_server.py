@@ -82,6 +82,29 @@ def test_epsilon_is_drawn_and_said_with_its_delta(fabricate: Make) -> None:
     assert "Epsilon spent" in part
 
 
+@pytest.mark.parametrize(
+    ("private", "said"),
+    [
+        ("noise_seed: 7, noise_multiplier: 1.0", "None: private.noise_seed is set: a known seed"),
+        ("noise_seed: 0", "protects nobody"),
+        ("noise_multiplier: 0.0", "None: private.noise_multiplier is 0, so no noise is added."),
+    ],
+)
+def test_where_nothing_is_promised_no_epsilon_is_shown(
+    private: str, said: str, fabricate: Make
+) -> None:
+    """Also of a run that was written down by an earlier version."""
+    folder = fabricate()
+    with (folder / "recipe.yaml").open("a") as recipe:
+        recipe.write(
+            f"algorithm:\n- ditto: {{strength: 0.1}}\n- private: {{clip: 0.5, {private}}}\n- fedavg\n"
+        )
+    part = section(tell(folder, {"server/epsilon": 1.8527}), "privacy")
+    assert said in part
+    assert "<svg" not in part
+    assert "1.853" not in part
+
+
 def test_epsilon_without_a_recipe_is_said_alone(fabricate: Make) -> None:
     part = section(tell(fabricate(), {"server/epsilon": 2.0}), "privacy")
     assert "epsilon is 2.000." in part

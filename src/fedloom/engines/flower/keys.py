@@ -83,7 +83,7 @@ class Keys:
         folder = self.folder / "sites" / site
         if folder.exists():
             raise ValueError(f"{folder} exists already: remove it to replace the key of {site}")
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
         key = ec.generate_private_key(ec.SECP384R1())
         _write_private(folder / "node.key", key, PrivateFormat.OpenSSH)
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -230,6 +230,7 @@ def _write_private(path: Path, key: ec.EllipticCurvePrivateKey, form: PrivateFor
 
 def _write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     # The mode is the file's from the start: nobody reads a key between two calls.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    path.unlink(missing_ok=True)  # one that is there would keep its mode
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
