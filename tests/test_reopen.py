@@ -232,7 +232,7 @@ MISSING = "put back what is missing, or begin a new run$"
 ROUND = "line 2 of run/metrics.jsonl is no object with the number of a round: remove it"
 PASSED_OVER = "as a newer one is damaged|left out a damaged checkpoint"
 SHORT = r"^run/metrics.jsonl {} but summary.json tells of 2 rounds: put it back as the run wrote it, or go on with"
-LINES = rf"{NONE_GOOD}{{}} holds 0 of the \d+ lines up to round 2; .*{MISSING}"
+LINES = rf"{NONE_GOOD}{{}} holds 0 of the \d+ lines up to round 1; .*{MISSING}"
 
 CHANGES: dict[str, tuple[Change, Said]] = {
     "nothing": (lambda home: None, {}),
@@ -375,7 +375,7 @@ CHANGES: dict[str, tuple[Change, Said]] = {
         {
             (
                 "resume",
-            ): rf"{NONE_GOOD}metrics.jsonl holds 4 lines up to round 2, where the run wrote 3",
+            ): rf"{NONE_GOOD}metrics.jsonl holds 3 lines up to round 1, where the run wrote 2",
             TOLD: "^run/metrics.jsonl has round 0 where round 1 should be: put it back as the run wrote",
         },
     ),
