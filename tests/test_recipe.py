@@ -187,7 +187,7 @@ def test_a_missing_or_broken_recipe_file_is_one_sentence(tmp_path: Path) -> None
     ):
         load_recipe(broken)
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(RecipeError, match=r"folder\.yaml is a folder"):
+    with pytest.raises(RecipeError, match=r"folder\.yaml does not exist, or is a folder"):
         load_recipe(tmp_path / "folder.yaml")
     broken.write_text("- run")
     with pytest.raises(RecipeError, match=r"must hold sections .* got list"):

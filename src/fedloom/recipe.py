@@ -59,14 +59,11 @@ def read_tree(name: str | Path) -> dict[str, Any]:
     if file.suffix not in {".yaml", ".yml"}:
         file = SHIPPED / f"{name}.yaml"
         if not file.exists():
-            raise RecipeError(
-                f"no shipped recipe is called {name!r}{_suggest(str(name), shipped())}; "
-                f"give one of {', '.join(shipped())}, or a path that ends in .yaml"
-            )
+            known, near = ", ".join(shipped()), _suggest(str(name), shipped())
+            said = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
+            raise RecipeError(said)
     if not file.is_file():
-        raise RecipeError(
-            f"the recipe file {file} {'is a folder' if file.is_dir() else 'does not exist'}"
-        )
+        raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
     try:
         tree = read_yaml(file.read_bytes())
     except YamlError as error:
@@ -89,24 +86,22 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
-        try:
-            value = read_yaml(text)
-        except YamlError as error:
-            raise RecipeError(
-                f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
-            ) from error
         keys = path.split(".")
+        try:
+            value = read_yaml(text, keys)
+        except YamlError as error:
+            said = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
+            raise RecipeError(said) from error
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
         elif keys[0] == "algorithm":
             tree["algorithm"] = [
                 _override_layer(layer, keys[1:], value, path) for layer in tree["algorithm"]
             ]
-            if not any(keys[1] in layer for layer in tree["algorithm"]):
-                known = [name for layer in tree["algorithm"] for name in layer]
-                raise RecipeError(
-                    f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
-                )
+            known = [name for layer in tree["algorithm"] for name in layer]
+            if keys[1] not in known:
+                said = f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
+                raise RecipeError(said)
         else:
             tree = _put(tree, keys, value, path)
     if isinstance(before, dict) and isinstance(tree["data"], dict):

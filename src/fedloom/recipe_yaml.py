@@ -1,9 +1,11 @@
 """YAML as recipes are written: every key once, no more than a recipe can mean, and errors with their line."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import yaml
+
+from fedloom.data.written import keep_texts
 
 _MOST = 20_000
 """Values in a recipe, aliases counted as often as they are used."""
@@ -16,8 +18,12 @@ class YamlError(ValueError):
     """Text that is no YAML of a recipe; the message says why, and in which line."""
 
 
-def read_yaml(text: str | bytes) -> Any:
-    """Return the value of a YAML text; bytes are UTF-8.
+def read_yaml(text: str | bytes, above: Sequence[str] = ()) -> Any:
+    """Return the value of a YAML text, with every value and column of data as the text that was written.
+
+    Args:
+        text: A recipe, or the value of one of its keys; bytes are UTF-8.
+        above: The keys down to that value.
 
     Raises:
         YamlError: where it is none, repeats a key, or is larger than any recipe.
@@ -29,6 +35,7 @@ def read_yaml(text: str | bytes) -> Any:
             if node is None:
                 return None
             _check_size(node)
+            keep_texts(node, above)
             return loader.construct_document(node)
         finally:
             loader.dispose()

@@ -118,7 +118,7 @@ def test_a_classifier_learns_and_its_loss_is_over_the_classes(
             "data.num_clients=4",
             "cohort=full",
             "data.where={task: [capital, plural], language: [en]}",
-            "data.columns={completion: task}",
+            "data.columns={completion: task, written: completion}",
             "data.partition=iid",
             "data.classes={capital: A, plural: B}",
             "local={objective: classification, lr: 0.005, steps: 6, batch_size: 8,"

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,7 +172,7 @@ def test_rows_without_the_label_are_a_client_and_said(written: Callable[..., str
     manifest = federate(hospitals(written, values), byte_level).manifest
     assert list(manifest.clients) == ["a", "unknown"]
     said = "12 rows whose hospital is missing, or unknown, kept as a client called so"
-    assert manifest.left_out() == [said]
+    assert manifest.left_out() == ["empty (null or NaN): hospital (9 rows)", said]
 
 
 def test_rows_that_settings_leave_out_are_said(written: Callable[..., str], byte_level: Any):
@@ -282,7 +283,8 @@ def test_tiers_are_dealt_out_by_their_shares_and_nothing_else_changes(
     dealt = {client: profile["tier"] for client, profile in tiered.profiles.items()}
     clients, count = len(dealt), Counter(dealt.values())
     assert all(abs(count[tier] - share * clients) < 1 for tier, share in tiers.items())
-    assert tiered.manifest == plain.manifest
+    assert replace(tiered.manifest, profiles=plain.profiles) == plain.manifest
+    assert tiered.manifest.profiles == tiered.profiles
     assert federate(replace(base, tiers=tiers), byte_level).profiles == tiered.profiles
     others = [{n: v for n, v in p.items() if n != "tier"} for p in tiered.profiles.values()]
     assert others == list(plain.profiles.values())
@@ -389,3 +391,39 @@ def test_examples_are_told_apart_by_identity(byte_level: Any, base: DataSettings
     first: Example = federate(base, byte_level).shards["client-000"].train[0]
     assert first == first  # tensors have no single truth value, so examples compare as objects
     assert first != replace(first)
+
+
+def test_what_of_the_rows_is_not_learnt_is_in_the_manifest_and_its_lines(
+    written: Callable[..., str], byte_level: Any, tmp_path: Path
+):
+    """Rows read = examples + rows told."""
+    turn = {"role": "user", "content": "Hi"}
+    answers: list[dict[str, Any]] = [{"weight": 0}, {"weight": 1}, {"weight": 1, "name": "Bob"}]
+    talks = [
+        {"messages": [turn, {"role": "assistant", "content": f"Hello {i}", **mark}], "id": i}
+        for i, mark in enumerate(answers * 10)
+    ]
+    written("folder/a.jsonl", [*talks, {"messages": None}])
+    written("folder/b.txt", "notes")
+    settings = DataSettings(source=str(tmp_path / "folder"), prompt="plain", num_clients=2)
+    manifest = federate(settings, byte_level).manifest
+    held = sum(c.train + c.validation + c.test for c in manifest.clients.values())
+    assert manifest.num_rows == 31 == held + manifest.losses.num_unlearnt + manifest.num_empty
+    assert manifest.losses.read_as() == "messages (guessed from messages)"
+    assert manifest.left_out() == [
+        "1 rows without an answer, left out",
+        "10 rows left out: none of their answers is to be learnt",
+        "empty (null or NaN): messages (1 rows)",
+        "not used: id (30 rows), messages[].name (10 rows)",
+        "files not read: b.txt",
+    ]
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))).left_out() == (
+        manifest.left_out()
+    )
+
+
+def test_many_columns_are_told_in_part(written: Callable[..., str], byte_level: Any):
+    wide = [{**row, **{f"c{n:02d}": "1" for n in range(30)}} for row in rows(20)]
+    settings = DataSettings(source=written("a.jsonl", wide), prompt="plain", num_clients=2)
+    (told,) = federate(settings, byte_level).manifest.left_out()
+    assert told.endswith("c10 (20 rows), c11 (20 rows) and 18 more")

@@ -143,7 +143,7 @@ def test_dolly_is_split_as_in_the_paper(alpha: float, written: Callable[..., str
     path = written("dolly.jsonl", rows)
     overrides = [f"data.source={path}", f"data.partition.dirichlet.alpha={alpha}"]
     data = load_recipe("dolly", overrides).data
-    records = to_records(load_rows(data), data)
+    records = to_records(load_rows(data), data).records
     judged = Counter(record.labels["category"] for record in records if record.held_out)
     assert judged == {"summarization": DOLLY["summarization"]}
     learnt = [record.labels for record in records if not record.held_out]

@@ -51,7 +51,7 @@ def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path
     head, _, _ = letter(asked, "hello", tmp_path)
     said, pieces = Site(settings(asked, tmp_path)).answer(head, [])
     assert pieces == []
-    assert said["identity"] == head["identity"]
+    assert said.get("identity") == head["identity"], said
     assert list(said["clients"]) == ["alba"]
     told = said["clients"]["alba"]
     assert told["profile"]["language"] == "al"

@@ -20,7 +20,7 @@ from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
 from fedloom.data.profiles import profiles_of
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import Taken, take_rows
+from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut
 from fedloom.data.tokens import Example, Tokenised, tokenise
 
@@ -58,7 +58,9 @@ Kept = Sequence[tuple[Example, ...]]
 def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Read, tokenise and split: the same settings give the same federation on every machine."""
     taken = take_rows(settings, lambda texts: lengths(texts, tokenizer))
-    return divide(taken, settings, tokenizer)
+    federation = divide(taken, settings, tokenizer)
+    manifest = replace(federation.manifest, files_unread=tuple(passed_over(settings)))
+    return replace(federation, manifest=manifest)
 
 
 def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federation:
@@ -66,8 +68,8 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
     """
-    rows = taken.rows
-    found = to_records(rows, settings)
+    rows, read = taken.rows, to_records(taken.rows, settings)
+    found = read.records
     said = [conversation(record) for record in found]
     first = first_of_each(said)
     drop = settings.duplicates == "drop"
@@ -100,7 +102,6 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
         seed=settings.seed,
         max_length=settings.max_length,
         num_rows=len(rows) + sum(taken.left_out.values()),
-        num_empty=len(rows) - len(found) + tokenised.num_empty,
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
@@ -111,6 +112,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
         duplicates=Duplicates(len(found) - len(first), drop, num_shared, leaked),
         hidden=hidden,
         notes=tokenised.notes,
+        losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
     )
     profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
     manifest = replace(manifest, profiles={c: manifest.told(p) for c, p in profiles.items()})

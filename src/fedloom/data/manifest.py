@@ -8,6 +8,7 @@ from fedloom.core.protocols import ClientId, Profile
 from fedloom.data.dealing import UNKNOWN
 from fedloom.data.duplicates import Duplicates, Leak
 from fedloom.data.labels import HiddenLabel, told
+from fedloom.data.losses import Losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,6 @@ class Manifest:
     max_length: int
     num_rows: int
     """Rows read."""
-    num_empty: int
-    """Rows without an answer, left out."""
     num_dropped: int
     """Examples whose answer did not fit `max_length`, left out."""
     num_truncated: int
@@ -66,13 +65,21 @@ class Manifest:
     """What was done to the text on the way to tokens."""
     profiles: Mapping[ClientId, Profile] = field(default_factory=dict)
     """What both sides know of each client: with it a run is read where its data is not."""
+    losses: Losses = field(default_factory=Losses)
+    """How rows were read, and what of them is in no example."""
+    files_unread: Sequence[str] = ()
+    """What is in the folder and is not read."""
+
+    @property
+    def num_empty(self) -> int:
+        """Return the rows without an answer, left out."""
+        return self.losses.num_empty
 
     def left_out(self) -> list[str]:
         """Return a line for each kind of loss or change between the rows read and what is learnt, as all commands say it."""
         natural = self.partition == "natural"
         counts = (
             *((count, f"rows left out by {names}") for names, count in self.not_taken.items()),
-            (self.num_empty, "rows without an answer, left out"),
             (
                 self.num_dropped,
                 f"examples left out: the answer does not fit in {self.max_length}",
@@ -97,7 +104,8 @@ class Manifest:
             for name, label in self.hidden.items()
         ]
         lines = [f"{count:,} {what}" for count, what in counts if count]
-        return [*lines, *self.notes, *self.duplicates.told(), *hidden]
+        files = [f"files not read: {', '.join(self.files_unread)}"] if self.files_unread else []
+        return [*self.losses.told(), *lines, *files, *self.notes, *self.duplicates.told(), *hidden]
 
     def told(self, labels: Mapping[str, str]) -> dict[str, str]:
         """Return the labels of an example, or a client's profile, as they may be written down or sent.
@@ -120,6 +128,8 @@ class Manifest:
         given = {
             "clients": {name: ClientCounts(**counts) for name, counts in data["clients"].items()},
             "duplicates": Duplicates(**repeated),
+            "losses": Losses(**data.get("losses", {})),
+            "files_unread": tuple(data.get("files_unread", ())),
             "notes": tuple(data.get("notes", ())),
             "hidden": {
                 name: HiddenLabel(**label) for name, label in data.get("hidden", {}).items()

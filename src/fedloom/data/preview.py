@@ -162,6 +162,7 @@ def _summary(manifest: Manifest) -> RenderableType:
     by = f" by {manifest.by}" if manifest.by else ""
     lines.add_row("partition", f"{manifest.partition}{by}, {len(manifest.clients)} clients")
     lines.add_row("rows read", f"{manifest.num_rows:,}")
+    lines.add_row("read as", Text(manifest.losses.read_as()))
     for said in manifest.left_out():
         lines.add_row("", Text(said, style="yellow"))
     lines.add_row("sha256 of the split", manifest.sha256)

@@ -60,7 +60,8 @@ class DataSettings:
     """Which text, in which form, and who holds it."""
 
     source: str = BUILTIN
-    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.parquet file, or a folder with one file per client."""
+    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), or a folder with one file per
+    client."""
     config: str | Sequence[str] | None = None
     """Configuration of a Hub data set; of several, each becomes the label `file` of its rows. Like `split` and
     `revision` it belongs to a Hub id, so that a recipe takes the same data from a path instead."""
@@ -71,7 +72,7 @@ class DataSettings:
     num_examples: int | None = None
     """How many rows to write (built-in; None is 6000), or to take at most, drawn with `seed`."""
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Keep rows whose column has one of these values."""
+    """Keep rows whose column has one of these values, compared as text: `[no]` is no, and JSON's true is `true`."""
     shorter: Mapping[str, int] = field(default_factory=dict)
     """Keep rows whose column is shorter than this."""
     shorter_in: Unit = "characters"
@@ -86,7 +87,8 @@ class DataSettings:
     format: Format = "auto"
     """How a row becomes a conversation; `auto` goes by the names of the columns."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The name a format knows -> the name in the file: `{prompt: question, completion: reply}`."""
+    """The name a format knows -> the name in the file: `{prompt: question, completion: reply}`. No column may be
+    displaced: one of the new name gets another too, as in `{completion: reply, old: completion}`."""
     labels: Sequence[str] = ()
     """Columns kept for partition and report; empty keeps the known ones (language, task, category, client, ...)."""
     prompt: str | Mapping[str, str] = "chat"

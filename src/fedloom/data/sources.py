@@ -112,14 +112,39 @@ def _under(settings: DataSettings) -> str:
 # --- folders ------------------------------------------------------------------------------------
 
 
+def passed_over(settings: DataSettings) -> list[str]:
+    """Return what is in the folder that `data.source` names and is not read; hidden files are not told."""
+    folder = Path(settings.source).expanduser()
+    if not folder.is_dir() or (folder / "splits" / "default").is_dir():
+        return []
+    return sorted(
+        path.name.encode(errors="backslashreplace").decode() + "/" * path.is_dir()
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and not _is_read(path)
+    )
+
+
+def _is_read(path: Path) -> bool:
+    # What begins with a point is a system's own, such as the twins a Mac leaves (._a.jsonl).
+    return path.is_file() and kind_of(path) != "" and not path.name.startswith(".")
+
+
 def _folder(folder: Path) -> Iterator[Iterable[Row]]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path))
+    files = sorted(path for path in folder.iterdir() if _is_read(path))
     if not files:
         raise ValueError(
             f"data.source {folder} holds no file that ends in {', '.join(sorted(READERS))}"
         )
+    stems: dict[str, Path] = {}
     for path in files:
-        stem = path.name.removesuffix(".gz").removesuffix(kind_of(path).removesuffix(".gz"))
+        stem = path.name[: -len(kind_of(path))]
+        if stem in stems:
+            raise ValueError(
+                f"data.source {folder} holds {stems[stem].name} and {path.name}, which would be one client "
+                f"{stem!r}: rename one, or take it out"
+            )
+        stems[stem] = path
+    for stem, path in stems.items():
         yield _told(read_file(path), "file", stem)
 
 
@@ -139,6 +164,11 @@ def _tasks(folder: Path, lists: Path) -> Iterator[Iterable[Row]]:
 
 def _told(rows: Iterable[Row], column: str, value: str) -> Iterator[Row]:
     for row in rows:
+        if row.values.get(column, value) != value:
+            raise ValueError(
+                f"{row.place}: has a column {column!r} of its own, whose place the name of the {column} would take; "
+                "rename it"
+            )
         yield replace(row, values={**row.values, column: value})
 
 
@@ -180,7 +210,7 @@ def _hub_config(settings: DataSettings, config: str | None) -> Iterator[Row]:
         found = datasets.load_dataset(
             settings.source, config, split=settings.split, revision=settings.revision
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"data.source {settings.source} is no file here, and the Hub did not give it (config {config}, "

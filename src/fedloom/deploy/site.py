@@ -12,9 +12,9 @@ import yaml
 from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
+from fedloom.data.columns import KNOWN_LABELS
 from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.federation import Federation, divide
-from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
 from fedloom.data.sources import take_rows
@@ -255,7 +255,7 @@ def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) 
 def _asked(recipe_text: str) -> str:
     """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults."""
     tree = yaml.safe_load(recipe_text)
-    default = to_tree(build_recipe({"name": "", "algorithm": "fedavg"}))["data"]
+    default = to_tree(build_recipe({"name": "default", "algorithm": "fedavg"}))["data"]
     asked = tree.get("data") if isinstance(tree, dict) else None
     odd = {k: v for k, v in (asked or {}).items() if v != default.get(k)}
     return plain(f"data: {json.dumps(odd, ensure_ascii=False, default=str)}")

@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 
 from fedloom.core.files import write_atomic
+from fedloom.data.manifest import ClientCounts
 from fedloom.models.identity import commit
 from fedloom.run.inputs import FILE, Inputs, now, place_of
 from fedloom.run.notes import Difference
+from fedloom.run.reading import read_manifest
 from fedloom.run.session import Session
 from fedloom.spaces.build import LoRASpace
 from fedloom.spaces.handshake import differing, short
@@ -78,6 +80,22 @@ def bind(session: Session) -> None:
     )
     text = json.dumps(inputs.to_json(), indent=2, ensure_ascii=False)
     write_atomic(session.folder / FILE, (text + "\n").encode())
+
+
+def changed_sites(session: Session) -> tuple[Difference, ...]:
+    """Return which sites hold other numbers of examples than when they were last met; a site's data is its own."""
+    if not session.recipe.elsewhere or not (session.folder / "manifest.json").exists():
+        return ()
+    before = read_manifest(session.folder).clients
+    return tuple(
+        Difference(f"examples of {client}", _told(before[client]), _told(counts))
+        for client, counts in session.counts.items()
+        if client in before and before[client] != counts
+    )
+
+
+def _told(counts: ClientCounts) -> str:
+    return f"{counts.train}/{counts.validation}/{counts.test}"
 
 
 def _allowed(session: Session) -> set[str]:

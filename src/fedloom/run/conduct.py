@@ -13,12 +13,13 @@ from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.run.binding import changed_sites
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
 from fedloom.run.lock import held
 from fedloom.run.loop import begin, draw
-from fedloom.run.notes import write_note
+from fedloom.run.notes import said, write_note
 from fedloom.run.report import write_report
 from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
@@ -140,12 +141,10 @@ def _connected(
         _check_data(session)
     # A baseline has the same data and model.
     if folder.parent.name != "baselines":
-        for said in filter(
-            None, (*session.federation.manifest.left_out(), session.space.left_frozen)
-        ):
-            console.print(said, style="yellow", markup=False, highlight=False)
-    if stands.differences:
-        write_note(folder, f"resume after round {stands.run.number}", stands.differences)
+        _say_how_read(session, console)
+    if differences := (*stands.differences, *changed_sites(session)):
+        note = write_note(folder, f"resume after round {stands.run.number}", differences)
+        console.print(said(note), style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", job.text.encode())
     names = job.recipe.run.trackers
@@ -155,6 +154,14 @@ def _connected(
     for tracker in trackers:
         tracker.finish(summary)
     return summary
+
+
+def _say_how_read(session: Session, console: Console) -> None:
+    manifest = session.federation.manifest
+    if manifest.losses.formats:
+        console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
+    for line in filter(None, (*manifest.left_out(), session.space.left_frozen)):
+        console.print(line, style="yellow", markup=False, highlight=False)
 
 
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:

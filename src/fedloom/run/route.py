@@ -102,7 +102,7 @@ def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
     else:
         # Whoever asks need not know the labels that the run was dealt out by.
         settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=())
-        found = to_records(list(read_file(file)), settings)
+        found = to_records(list(read_file(file)), settings).records
     if not found:
         raise ValueError(f"{file} holds no example to find a model by")
     chosen = shuffled(range(len(found)), derive(session.recipe.data.seed, "probe"))[:num_examples]

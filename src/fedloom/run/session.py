@@ -138,7 +138,6 @@ def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federatio
             seed=recipe.data.seed,
             max_length=recipe.data.max_length,
             num_rows=0,
-            num_empty=0,
             num_dropped=0,
             num_truncated=0,
             num_unassigned=0,

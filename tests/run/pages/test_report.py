@@ -117,7 +117,7 @@ def test_what_was_left_out_is_counted(full: Path) -> None:
         "The run stopped early.",
         "8 client-rounds brought no reply",
         "4 training steps were skipped",
-        "7 examples left out: no token of the answer fits in 256.",
+        "7 examples left out: the answer does not fit in 256.",
         "11 examples cut to 256 tokens, kept.",
     ):
         assert note in text
