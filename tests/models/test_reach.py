@@ -3,7 +3,8 @@ import torch
 import transformers as t
 from torch import nn
 
-from fedloom.models.reach import linear_layers, listed_groups, numberless, reach, unread
+from fedloom.models.kinds import numberless
+from fedloom.models.reach import linear_layers, reach, unread
 
 SIZES = {
     "vocab_size": 64,
@@ -134,8 +135,3 @@ def test_what_is_asked_leaves_no_trace(tiny_llama):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_groups_are_named_with_their_count():
-    assert listed_groups(["a.1.q", "a.0.q", "b"]) == "a.*.q (2), b"
-    assert listed_groups([f"{letter}.x" for letter in "abcdefgh"]).endswith("f.x and 2 more")

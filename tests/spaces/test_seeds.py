@@ -66,9 +66,10 @@ def test_sides_that_move_other_tensors_or_stand_on_others_are_refused(space: Any
         agree(one.identity(), other.identity())
     same = space(weights=["mlp"])
     agree(one.identity(), same.identity())
+    moved = space(weights=["mlp"])
     with torch.no_grad():
-        same.model.lm_head.weight[0, 0] += 1
-    assert same.identity()["base"] != one.identity()["base"]
+        moved.model.lm_head.weight[0, 0] += 1
+    assert moved.identity()["base"] != one.identity()["base"]
 
 
 def test_weights_that_are_not_there_and_decay_of_some_are_refused(space: Any) -> None:

@@ -17,8 +17,8 @@ from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.seeds import generator
+from fedloom.models.asking import asked, plain_ids
 from fedloom.models.parts import LoRALayer
-from fedloom.models.probe import asked, plain_ids
 
 
 class LoRALanes:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.asking import plain_ids
 from fedloom.models.build import clean
-from fedloom.models.probe import plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

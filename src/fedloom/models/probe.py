@@ -1,14 +1,12 @@
-"""Short rows that a model is asked about itself: architectures differ, and what their names promise is no answer."""
+"""What a model is asked about itself: architectures differ, and what their names promise is no answer."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.asking import asked, plain_ids
 from fedloom.models.found import found
-from fedloom.models.seeded import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,29 +15,6 @@ _LENGTH = 8
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
 """By how much a place may move, as a share of itself, where kernels sum in another order for other tokens; of half
 precision 0.03."""
-
-
-def plain_ids(model: "PreTrainedModel", count: int) -> Tensor:
-    """Return (count,) tokens from all over the vocabulary, none of which the configuration names for another use."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    taken = set(_special(model.config.to_dict()))
-    plain = [token for token in range(rows) if token not in taken] or [0]
-    every = max(len(plain) // count, 1)
-    chosen = [plain[at * every % len(plain)] for at in range(count)]
-    return torch.tensor(chosen, device=model.device)
-
-
-@contextmanager
-def asked(model: nn.Module) -> Iterator[None]:
-    """Let a model answer in evaluation mode; modes and random numbers are as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with seeded(0):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def check_causal(model: "PreTrainedModel", name: str) -> None:
@@ -135,13 +110,3 @@ def _gradient_from_behind(model: "PreTrainedModel", row: Tensor) -> float:
         handle.remove()
     norms = gradient[0].float().norm(dim=-1)
     return float(norms[-1] / norms[:-1].norm())
-
-
-def _special(config: Mapping[Any, Any]) -> Iterator[int]:
-    """Yield the tokens a configuration names, those of its parts too."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _special(value)
-        elif "token" in str(key) and ("id" in str(key) or "index" in str(key)):
-            listed = value if isinstance(value, list) else [value]
-            yield from (token for token in listed if isinstance(token, int))

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.asking import asked, plain_ids
 from fedloom.models.build import clean
+from fedloom.models.kinds import numberless
 from fedloom.models.parts import is_transposed
 from fedloom.models.positions import positions_of
-from fedloom.models.probe import asked, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LENGTH = 32
 """Of the row: many enough tokens for a router to send them to several experts."""
-
-_NAMED = 6
-"""Groups of names that a sentence holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +119,6 @@ def unread(model: "PreTrainedModel") -> set[str]:
         return {name for group in groups.values() for name in group}
     quiet = (group for group in groups.values() if not _shows(model, ids, list(group.values())))
     return {name for group in quiet for name in group}
-
-
-def numberless(name: str) -> str:
-    """Return a name with a star for each number: what layers and experts have in common."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
-
-
-def listed_groups(names: Collection[str]) -> str:
-    """Return the names for a sentence, those that differ in numbers as one with their count."""
-    groups: dict[str, int] = {}
-    for name in sorted(names):
-        groups[numberless(name)] = groups.get(numberless(name), 0) + 1
-    return listed([f"{n} ({count})" if count > 1 else n for n, count in groups.items()])
-
-
-def listed(groups: Sequence[str]) -> str:
-    """Return the first few and how many more there are."""
-    rest = len(groups) - _NAMED
-    return ", ".join(groups[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class _Calls:

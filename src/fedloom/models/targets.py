@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fedloom.models.build import clean
-from fedloom.models.reach import Reach, listed, listed_groups, numberless, reach
+from fedloom.models.kinds import listed, listed_groups, numberless
+from fedloom.models.reach import Reach, reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

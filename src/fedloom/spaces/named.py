@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from fedloom.models.build import clean
-from fedloom.models.reach import listed_groups, unread
+from fedloom.models.kinds import listed_groups
+from fedloom.models.reach import unread
 
 
 def learnable(model: nn.Module, names: Sequence[str]) -> tuple[dict[str, nn.Parameter], str]:
