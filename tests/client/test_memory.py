@@ -191,3 +191,18 @@ def test_foreign_files_are_left_alone(store: MemoryStore) -> None:
     store.rewind(to=0)
     assert all(path.exists() for path in foreign)
     assert store.load("a", before=9) == {}
+
+
+def test_what_was_saved_is_on_the_disk_after_one_flush_for_all(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "sync", lambda: synced.append("all"))
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append("one"))
+    store.flush()
+    for client in ("a", "b", "c"):
+        store.save(client, 1, memory(1))
+    assert synced == []
+    store.flush()
+    store.flush()
+    assert synced == ["all"]

@@ -1,9 +1,10 @@
 """What clients keep, on their own disk, by round: a resumed or repeated task finds what it found before."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class MemoryStore:
     """One folder a client, one file a round, always lossless."""
 
     folder: Path
+    _unsynced: set[ClientId] = field(default_factory=set, compare=False, repr=False)
 
     def load(self, client: ClientId, before: int) -> Payload:
         """Return the newest memory older than round `before`, empty if there is none.
@@ -60,7 +62,14 @@ class MemoryStore:
         """Keep `memory` as of the end of `round`; nothing is written for a client without any."""
         if memory or self._rounds(client):
             data = encode(memory, {"client": client, "round": round})
-            write_atomic(self._path(client, round), data, private=self.folder)
+            write_atomic(self._path(client, round), data, private=self.folder, sync=False)
+            self._unsynced.add(client)
+
+    def flush(self) -> None:
+        """See that all that was saved is on the disk: once for many clients, whose files are small."""
+        if self._unsynced:
+            os.sync()
+            self._unsynced.clear()
 
     def prune(self, below: int) -> None:
         """Drop what `load(client, before)` no longer returns for any `before >= below`."""

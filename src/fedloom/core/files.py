@@ -20,13 +20,17 @@ class DamagedFile(ValueError):
     """A file that is not what was written."""
 
 
-def write_atomic(path: Path, *pieces: bytes, private: Path | None = None) -> None:
-    """Replace `path` by the joined pieces, on the disk when this returns.
+def write_atomic(
+    path: Path, *pieces: bytes, private: Path | None = None, sync: bool = True
+) -> None:
+    """Replace `path` by the joined pieces.
 
     Args:
         path: Made with its folders.
         pieces: What the file holds.
         private: A folder above the file that only its owner may enter, nor read the file.
+        sync: Whether it is on the disk when this returns; without, a kill leaves it whole or absent all the same, and
+            whoever writes many files sees to the disk once, by `os.sync`.
 
     Raises:
         DiskFull: where they do not fit.
@@ -42,8 +46,9 @@ def write_atomic(path: Path, *pieces: bytes, private: Path | None = None) -> Non
                 _close(file.fileno(), 0o600)
             for piece in pieces:
                 file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -55,7 +60,8 @@ def write_atomic(path: Path, *pieces: bytes, private: Path | None = None) -> Non
             f"writing {path} needs {num_bytes} bytes and {free} are free: make room there, or "
             "write elsewhere"
         ) from error
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 def write_hashed(path: Path, data: bytes, *, private: Path | None = None) -> None:

@@ -153,6 +153,7 @@ class Site:
                 reasons.append(None)
             except ValueError as error:
                 reasons.append(str(error))
+        session.store.flush()
         self._forget(tasks, session)
         for task, reason in zip(tasks, reasons, strict=True):
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")

@@ -140,6 +140,7 @@ def _round(
             sampler=recipe.cohort,
             min_replies=recipe.run.min_replies,
         )
+        session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, absences)
     return run, {**seed_metrics(session, run), **metrics, **spent}
