@@ -19,6 +19,7 @@ from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.settings import ENGINES, EngineSettings
 from fedloom.run.settings import Recipe
 from fedloom.server.clustering_modes import MODES, Mode
+from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
@@ -28,6 +29,7 @@ SHIPPED = Path(__file__).parent / "recipes"
 _TABLES: dict[Any, Mapping[str, type]] = {
     Partition: PARTITIONS,
     ServerOptimizer: SERVER_OPTIMIZERS,
+    Combine: COMBINES,
     Sampler: SAMPLERS,
     EngineSettings: ENGINES,
     Mode: MODES,
