@@ -81,7 +81,7 @@ class Private(Generic[State]):
         if self.inner.server_sees != "mean":
             raise ValueError(
                 f"private needs an algorithm whose server reads the mean of uploads, got"
-                f" {type(self.inner).__name__}, which reads {self.inner.server_sees}"
+                f" {type(self.inner).__name__}, which reads {self.inner.server_sees}: only a mean bounds each one's part"
             )
         if self.noise_on not in ("everywhere", "support"):
             raise ValueError(

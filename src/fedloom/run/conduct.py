@@ -20,6 +20,7 @@ from fedloom.run.report import write_report
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
+from fedloom.run.turnout import check_turnout
 from fedloom.run.units import human_bytes
 from fedloom.run.wording import MEASURES, duration, shown, title
 
@@ -97,6 +98,7 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
     folder = session.folder
     # Nothing is written before the recipe is known to fit its data.
     check_label(session)
+    check_turnout(job.recipe.algorithm, job.recipe.cohort, len(session.learners))
     draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
     for said in session.federation.manifest.left_out():
         console.print(said, style="yellow", markup=False, highlight=False)

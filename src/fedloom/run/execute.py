@@ -1,16 +1,19 @@
 """A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
+from fedloom.run.belief import evaluation_doubt
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
+from fedloom.run.influence import FILE as INFLUENCE_FILE
+from fedloom.run.influence import told_apart
 from fedloom.run.loop import Run, advance, begin, measure
 from fedloom.run.progress import RoundBar, round_bar
 from fedloom.run.seeds import seed_identity, seed_metrics
@@ -47,7 +50,7 @@ def execute(
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
     _prune(session, checkpoints)
-    for name in ("metrics.jsonl", "clients.jsonl"):
+    for name in ("metrics.jsonl", "clients.jsonl", INFLUENCE_FILE):
         JsonLines(folder / name).truncate_after(run.number if checkpoints.rounds() else -1)
     recorder = _Recorder(session, trackers, console)
     title = recipe.name
@@ -76,7 +79,7 @@ def _check_monitor(settings: RunSettings, history: History) -> None:
 
 
 def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar) -> Run[Any]:
-    recipe, began = session.recipe, time.perf_counter()
+    recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
     with phase_memory("train") as memory:
         run, metrics, absences = advance(
             run,
@@ -85,9 +88,14 @@ def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar
             population=session.learners,
             sampler=recipe.cohort,
             min_replies=recipe.run.min_replies,
+            max_update_norm=recipe.run.max_update_norm,
+            say=lambda said: recorder.say(f"round {number}: {said}"),
         )
+    metrics, influence = told_apart(metrics)
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, absences)
+    if influence:
+        recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
     last = run.number == recipe.run.rounds
     every = recipe.evaluation.every
     due = last or (every > 0 and run.number % every == 0)
@@ -151,6 +159,7 @@ class _Recorder:
                 clients=clients,
             )
             self.note(run.number, absences)
+            measured = self._believed(run.number, measured, held_out)
             if measured:
                 self._write_clients(run.number, split, measured)
                 out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
@@ -169,8 +178,32 @@ class _Recorder:
                 f"[yellow]round {number}: {absence.client} is absent: {absence.reason}[/]"
             )
 
+    def say(self, said: str) -> None:
+        """Print a note in which names are no markup."""
+        self.console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to a file of the run."""
+        JsonLines(self.session.folder / file).append(rows)
+
+    def _believed(
+        self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
+    ) -> Mapping[ClientId, Metrics]:
+        """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
+        longest, kept = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        for client, metrics in measured.items():
+            doubt = evaluation_doubt(metrics, held_out=held_out[client], max_length=longest)
+            if doubt is None:
+                kept[client] = metrics
+            else:
+                self.say(f"round {number}: the evaluation of {client} is left out: {doubt}")
+        return kept
+
     def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
-        JsonLines(self.session.folder / "clients.jsonl").append(
-            {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
-            for client, metrics in measured.items()
+        self.append(
+            "clients.jsonl",
+            (
+                {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
+                for client, metrics in measured.items()
+            ),
         )

@@ -11,6 +11,7 @@ import yaml
 
 from fedloom.core.protocols import ClientId
 from fedloom.run.history import History
+from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.trackers import JsonLines
 
 
@@ -32,6 +33,8 @@ class Results:
     """Of runs in seed space: seeds.json."""
     clusters: Mapping[str, Any]
     """Of runs that group their clients: clusters.json."""
+    influence: Sequence[Mapping[str, Any]]
+    """Of runs whose server may leave clients out: lines of influence.jsonl."""
     by_label: Mapping[str, Any]
     """Of runs with evaluation.by: by_label.json."""
     baselines: Mapping[str, "Results"]
@@ -97,6 +100,7 @@ def read_results(folder: Path) -> Results:
         summary=_json(folder / "summary.json", {}),
         seeds=_json(folder / "seeds.json", {}),
         clusters=_json(folder / "clusters.json", {}),
+        influence=JsonLines(folder / INFLUENCE_FILE).rows(),
         by_label=_json(folder / "by_label.json", {}),
         baselines={file.parent.name: read_results(file.parent) for file in below},
     )
