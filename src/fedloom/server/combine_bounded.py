@@ -13,7 +13,8 @@ Distances are those of updates as they act on the model; clients count by their 
 from dataclasses import dataclass
 
 from fedloom.core.protocols import Params
-from fedloom.server.combine_robust import Robust, Updates, in_mean, relative, summed
+from fedloom.server.combine_robust import Robust, Updates
+from fedloom.server.combine_sums import in_mean, relative, summed
 from fedloom.server.combine_weights import centred_clip, geometric_median
 
 

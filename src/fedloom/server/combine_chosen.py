@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from fedloom.core.protocols import Params
 from fedloom.server.combine_coordinates import nearest_median
 from fedloom.server.combine_products import squared_distances
-from fedloom.server.combine_robust import Robust, Updates, relative, summed
+from fedloom.server.combine_robust import Robust, Updates
+from fedloom.server.combine_sums import relative, summed
 from fedloom.server.combine_weights import best, krum_scores, picked_in_turn
 
 

@@ -6,6 +6,8 @@ rows tell it, A moved from A0 as far as that B gives evidence of, B once more to
 start alone.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,4 +55,4 @@ def _inverse(square: Tensor) -> Tensor:
 
 
 def _length(*tensors: Tensor) -> float:
-    return float(sum(t.double().square().sum() for t in tensors)) ** 0.5
+    return math.hypot(*(float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from fedloom.core.protocols import Params
 from fedloom.server.combine_coordinates import trimmed
-from fedloom.server.combine_robust import Robust, Updates, relative
+from fedloom.server.combine_robust import Robust, Updates
+from fedloom.server.combine_sums import relative
 
 _ROUNDING = 1e-9
 """0.29 * 100 is 28.99..."""
