@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Params
-from fedloom.server.combine_products import pairs
+from fedloom.server.combine_products import pairs, thin
 
 _SLACK = 2.0
 """How many times as far as that pair factors may be to count as they are: honest ones are, and stay to the bit."""
@@ -33,9 +33,9 @@ def settled(start: Params, delta: Params) -> Params:
 
 def _nearest(a0: Tensor, b0: Tensor, moved_a: Tensor, moved_b: Tensor) -> tuple[Tensor, Tensor]:
     """Return how A (rank, in) and B (out, rank) move to that pair."""
-    a, b = a0 + moved_a, b0 + moved_b
+    b, a = thin(a0 + moved_a, b0 + moved_b)
     squares = a0 @ a0.T
-    size = ((b.T @ b) * (a @ a.T)).sum()
+    size = b.square().sum()  # of the product, as the rows of a are orthonormal
     if not bool(squares.any()):
         return moved_a, moved_b
     if not float(size) > 0:

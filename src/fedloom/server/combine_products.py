@@ -1,8 +1,9 @@
 """How updates of a model lie to one another, LoRA's factors by what they do to the model: the product BA.
 
 (B, A) and (BQ, Q^-1 A) are one update, so that distances of factors say nothing. With B and A a client's factors and B0, A0
-those it began at, BA - B0 A0 = dB A + B0 dA: two thin products, whose inner products with another client's are traces of
-products of rank x rank matrices. BA itself is never written down. The scale of an adapter, one for all layers, is left out.
+those it began at, BA - B0 A0 is a product of matrices of twice the rank, whose inner product with another client's is a
+trace of products of small squares. BA itself is never written down. The scale of an adapter, one for all layers, is left
+out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,15 @@ def inner_products(start: Params, deltas: Sequence[Params]) -> Tensor:
     return total
 
 
+def thin(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the product b a as (out, rank) times orthonormal rows (rank, in).
+
+    What is huge in one factor meets what is tiny in the other here and nowhere else: what is compared is what is used.
+    """
+    rows, triangle = torch.linalg.qr(a.double().T)
+    return b.double() @ triangle.T, rows.T
+
+
 def squared_distances(products: Tensor) -> Tensor:
     """Return the (n, n) squared distances of what has these inner products."""
     lengths = products.diagonal()
@@ -50,10 +60,11 @@ def squared_distances(products: Tensor) -> Tensor:
 
 def _of_pair(a: Tensor, b: Tensor, moved_a: Sequence[Tensor], moved_b: Sequence[Tensor]) -> Tensor:
     a, b = a.double(), b.double()
-    columns = torch.stack([torch.cat([d.double(), b], dim=1) for d in moved_b])  # (n, out, 2 rank)
-    rows = torch.stack(
-        [torch.cat([a + d.double(), d.double()]) for d in moved_a]
-    )  # (n, 2 rank, in)
+    whole = [
+        thin(a + da.double(), b + db.double()) for da, db in zip(moved_a, moved_b, strict=True)
+    ]
+    columns = torch.stack([torch.cat([left, -b], dim=1) for left, _ in whole])  # (n, out, 2 rank)
+    rows = torch.stack([torch.cat([right, a]) for _, right in whole])  # (n, 2 rank, in)
     found = torch.empty(len(columns), len(columns), dtype=torch.float64)
     for at, (left, right) in enumerate(zip(columns, rows, strict=True)):
         # (n, 2 rank, 2 rank) each: tr(R_j R_i^T L_i^T L_j)
