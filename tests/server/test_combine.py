@@ -80,7 +80,7 @@ def plain_multi_krum(x: np.ndarray[Any, Any], weights: Sequence[float]) -> np.nd
 
 
 def plain_bulyan(x: np.ndarray[Any, Any], weights: Sequence[float]) -> np.ndarray[Any, Any]:
-    left, taken = list(range(len(x))), []
+    left, taken = list(range(len(x))), list[int]()
     while len(taken) < len(x) - 2:
         scores = plain_scores(x, 1, left)
         best = min(left, key=lambda at: scores[at])

@@ -50,7 +50,7 @@ def world(count: int = 8, *, trained: bool = True) -> tuple[dict[str, Tensor], l
         start[b] = 0.2 * normal(HEIGHT, RANK) if trained else torch.zeros(HEIGHT, RANK)
         common[a], common[b] = 0.05 * normal(RANK, WIDTH), 0.2 * normal(HEIGHT, RANK)
     start["norm.weight"], common["norm.weight"] = normal(7), 0.1 * normal(7)
-    deltas = [
+    deltas: list[Params] = [
         {n: t + 0.2 * t.std() * normal(*t.shape) for n, t in common.items()} for _ in range(count)
     ]
     return start, deltas
