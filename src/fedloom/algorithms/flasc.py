@@ -57,7 +57,7 @@ class Flasc(Generic[State]):
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):
             raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
-        check_comparable(self.inner.server_sees, "flasc.upload", apart=self.upload.thins)
+        check_comparable(self.inner, "flasc.upload", apart=self.upload.thins)
 
     @property
     def server_sees(self) -> Sees:

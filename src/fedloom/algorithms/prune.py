@@ -64,7 +64,7 @@ class Prune(Generic[State]):
             raise ValueError(f"prune.scope must be global or tensor, got {self.scope!r}")
         if self.density.tiers and not self.regrow:
             raise ValueError("prune.density.tiers needs prune.regrow, got one mask for all clients")
-        check_comparable(self.inner.server_sees, "prune.density", apart=bool(self.density.tiers))
+        check_comparable(self.inner, "prune.density", apart=bool(self.density.tiers))
 
     @property
     def server_sees(self) -> Sees:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from fedloom.core.protocols import Profile, Sees
+from fedloom.core.protocols import Algorithm, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ class Density:
         return min(self.start, self.decay, *self.tiers.values()) < 1
 
 
-def check_comparable(sees: Sees, setting: str, *, apart: bool) -> None:
+def check_comparable(inner: Algorithm[Any], setting: str, *, apart: bool) -> None:
     """Refuse uploads of entries that differ by client where the server compares whole ones: what is missing is no zero."""
-    if apart and sees == "each in full":
+    if apart and inner.server_sees == "each in full":
         raise ValueError(
             f"{setting} gives every client a mask of its own, but a robust combine below it compares uploads entry by"
             " entry: take one share for all of them, or combine: mean"
