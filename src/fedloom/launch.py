@@ -1,6 +1,7 @@
 """A recipe, run with its baselines: for the command line and for programs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,8 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
         cohort=SAMPLERS["full"](),
         data=dataclasses.replace(recipe.data, pooled=True),
         local=dataclasses.replace(recipe.local, steps=steps),
+        # It goes as far in a round as a cohort would, and has no stranger to fear.
+        run=dataclasses.replace(recipe.run, max_update_norm=math.inf),
     )
 
 

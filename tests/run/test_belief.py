@@ -202,9 +202,16 @@ def test_around_a_clip_no_norm_is_refused() -> None:
 def test_an_evaluation_weighs_no_more_than_was_declared(
     metrics: Mapping[str, float], said: str | None
 ) -> None:
-    doubt = evaluation_doubt(metrics, held_out=5, max_length=20)
+    doubt = evaluation_doubt(metrics, held_out=5, usual=4, max_length=20)
     if said is None:
         assert doubt is None
     else:
         with pytest.raises(ValueError, match=said):
             raise ValueError(doubt)
+
+
+def test_an_evaluation_weighs_no_more_than_a_thousand_times_the_median_clients() -> None:
+    loud = {"num_examples": 1e9, "num_tokens": 1e9}
+    assert evaluation_doubt(loud, held_out=10**9, usual=10**9, max_length=20) is None
+    doubt = evaluation_doubt(loud, held_out=10**9, usual=20, max_length=20)
+    assert doubt == "it would weigh 1e+09 examples, more than 1000 times the median client's"

@@ -61,11 +61,22 @@ class Belief:
         return [c for c in ordered if self.pulls[c] > _LOUD * usual] or ordered[:1]
 
 
-def evaluation_doubt(metrics: Metrics, *, held_out: int, max_length: int) -> str | None:
-    """Say what is wrong with the counts an evaluation is weighed by; None where they fit what the client declared."""
+def evaluation_doubt(
+    metrics: Metrics, *, held_out: int, usual: float, max_length: int
+) -> str | None:
+    """Say what is wrong with the counts an evaluation is weighed by; None where they fit what the client declared.
+
+    Args:
+        metrics: As reported.
+        held_out: The client's declared examples.
+        usual: Those of the median client.
+        max_length: Tokens of one example at most.
+    """
     examples, tokens = metrics.get("num_examples", 0.0), metrics.get("num_tokens", 0.0)
     if not 0 <= examples <= held_out:
         return f"it says it was measured on {examples:g} examples, but declared {held_out}"
+    if examples > _HEAVIEST * max(usual, 1.0):
+        return f"it would weigh {examples:g} examples, more than {_HEAVIEST:g} times the median client's"
     # Each example of at most as many tokens as a client's data may have.
     if not 0 <= tokens <= examples * max_length:
         return (

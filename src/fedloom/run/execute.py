@@ -1,5 +1,6 @@
 """A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint."""
 
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -191,8 +192,11 @@ class _Recorder:
     ) -> Mapping[ClientId, Metrics]:
         """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
         longest, kept = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        usual = statistics.median([held_out[client] for client in measured] or [0])
         for client, metrics in measured.items():
-            doubt = evaluation_doubt(metrics, held_out=held_out[client], max_length=longest)
+            doubt = evaluation_doubt(
+                metrics, held_out=held_out[client], usual=usual, max_length=longest
+            )
             if doubt is None:
                 kept[client] = metrics
             else:
