@@ -1,6 +1,6 @@
 """What a federation does when something breaks: real processes, killed, filled, delayed and misled.
 
-    python benchmarks/faults.py [absent] [lost] [resumed] [refused]
+    python benchmarks/faults.py [absent] [lost] [resumed] [refused] [outage] [hostile] [doors]
 
 absent   a client raises, a worker is killed, a disk is full, a site is slower than the deadline: one of three sites is
          absent for a round, by name and with the reason, and is back in the next one, its memory intact.
@@ -8,15 +8,20 @@ lost     a SuperNode, the SuperLink and the server are killed in the middle of r
          run ends with the bytes of an undisturbed one.
 resumed  the server of sites that joined is killed at work, and resumed: sites come back by themselves, no round is lost.
 refused  another authority, a key nobody knows, another version, another base model: told before round 1, and why.
+outage   all sites are away for three minutes in the middle: no round is spent, and the run goes on with them.
+hostile  one site's key under another's name, and one site that answers Flower with no letter at all: the others' rounds count.
+doors    a port that is in use, a certificate that has expired: said before anything starts.
 
 The full disk is a small tmpfs, which takes root to mount.
 """
 
 import argparse
+import datetime
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -26,10 +31,11 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+from fedloom.engines.flower import keys as keys_module
 from fedloom.engines.flower.keys import Keys
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from sites import Sites, below, metrics, said, until
+from sites import NODE, Sites, below, metrics, said, until
 from timing import about
 
 NAMES = ("alba", "brno", "cork")
@@ -63,7 +69,7 @@ def texts(folder: Path) -> dict[str, Path]:
     """Write a file of text for each site."""
     folder.mkdir(parents=True, exist_ok=True)
     for at, name in enumerate(NAMES):
-        rows = [{"prompt": f"say {i}", "completion": f"{i * (at + 2)}"} for i in range(12)]
+        rows = [{"prompt": f"say {i}", "completion": f"{i * (at + 2)}"} for i in range(24)]
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return {name: folder / f"{name}.jsonl" for name in NAMES}
 
@@ -255,7 +261,106 @@ def refused(home: Path) -> None:
     _misfit(home / "base", recipe, data, lines)
 
 
+def outage(home: Path) -> None:
+    """Stop every site in the middle of a run, and start all of them again three minutes later."""
+    recipe = {**RECIPE, "run": {"rounds": 6, "samples": 0}}
+    data = texts(home / "data")
+    with Sites(home / "lab", recipe) as sites:
+        server = sites.serve()
+        joined = [sites.join(name, data[name]) for name in NAMES]
+        reached(sites, 2, server)
+        for process in joined:
+            process.send_signal(signal.SIGINT)
+        for process in joined:
+            process.wait(60)
+        done = len(metrics(sites.out)) - 1
+        print(f"all sites ended after round {done}", flush=True)
+        time.sleep(180)
+        print(f"three minutes later {len(metrics(sites.out)) - 1} rounds are finished")
+        again = [sites.join(name, data[name]) for name in NAMES]
+        codes = [process.wait(900) for process in (server, *again)]
+        told = json.loads((sites.out / "summary.json").read_text())
+        print(f"ended with {codes}; the server's words:")
+        print(_indented("\n".join(li for li in said(home / "lab" / "serve.log").splitlines())))
+    empty = [li["round"] for li in metrics(sites.out)[1:] if not li["comm/num_replies"]]
+    print(f"rounds without a reply {empty}; absences {told['num_absent']}")
+    if any(codes) or empty:
+        raise SystemExit("a round was spent on nobody")
+
+
+MALFORMED = (
+    "from flwr.app import RecordDict",
+    "import fedloom.engines.flower.app as app",
+    "app._packed = lambda header, pieces: RecordDict({})",
+)
+
+
+def hostile(home: Path) -> None:
+    """Come with one site's key under another's name; then answer with what is no letter."""
+    recipe = {**RECIPE, "run": {"rounds": 2, "samples": 0}}
+    data = texts(home / "data")
+    recipe["engine"] = {"flower": {"nodes": 0, "patience": 400, "deadline": 60}}
+    with Sites(home / "stolen", recipe, ("alba", "brno")) as sites:
+        server = sites.serve()
+        thief = sites.join("thief", data["alba"], keys=sites.keys.folder / "sites" / "alba")
+        brno = sites.join("brno", data["brno"])
+        until(lambda: "alba cannot join" in said(home / "stolen" / "serve.log"), server)
+        print("alba's key under the name thief, while brno joins; the server and the thief:")
+        print(_indented(said(home / "stolen" / "serve.log")))
+        print(_indented(said(home / "stolen" / "thief.log")))
+        thief.terminate()
+        thief.wait(60)
+        alba = sites.join("alba", data["alba"])
+        print(f"alba itself then: all ended with {[p.wait(600) for p in (server, brno, alba)]}")
+        print(f"absences {json.loads((sites.out / 'summary.json').read_text())['num_absent']}")
+    with Sites(home / "malformed", recipe, ("alba", "brno")) as sites:
+        server = sites.serve()
+        odd = sites.join("alba", data["alba"], environment=sites.injected(*MALFORMED, program=NODE))
+        brno = sites.join("brno", data["brno"])
+        until(lambda: "alba cannot join" in said(home / "malformed" / "serve.log"), server)
+        print("alba answers Flower with no letter; the server:")
+        print(_indented(said(home / "malformed" / "serve.log")))
+        odd.terminate()
+        odd.wait(60)
+        alba = sites.join("alba", data["alba"])
+        print(f"alba mended: all ended with {[p.wait(600) for p in (server, brno, alba)]}")
+        told = said(home / "malformed" / "serve.log")
+        print(f"links that were made anew: {told.count('making a new link')}", flush=True)
+
+
+def doors(home: Path) -> None:
+    """Listen where another program does, and with a certificate of three years ago."""
+    recipe = {**RECIPE, "run": {"rounds": 1, "samples": 0}}
+    with Sites(home / "port", recipe, ("alba",)) as sites, socket.socket() as other:
+        other.bind(("127.0.0.1", sites.port))
+        other.listen()
+        _ended(sites, home / "port" / "serve.log", "a port that is in use")
+    with Sites(home / "old", recipe, ("alba",)) as sites:
+        shutil.rmtree(sites.keys.folder)
+        today = keys_module._now()
+        keys_module._now = lambda: today - datetime.timedelta(days=3 * 365)
+        try:
+            sites.keys.init(())
+        finally:
+            keys_module._now = lambda: today
+        sites.keys.add("alba")
+        _ended(sites, home / "old" / "serve.log", "a certificate that has expired")
+
+
+def _ended(sites: Sites, log: Path, what: str) -> None:
+    began = time.monotonic()
+    try:
+        sites.serve()
+    except RuntimeError as error:
+        print(f"{what}: {error} after {time.monotonic() - began:.0f} s")
+        print(_indented(said(log)), flush=True)
+    else:
+        raise SystemExit(f"{what}: the server listens")
+
+
 def _misfit(home: Path, recipe: Any, data: Path, changed: Any) -> None:
+    # The server waits for a site that is mended, this long.
+    recipe = {**recipe, "engine": {"flower": {"nodes": 0, "patience": 90}}}
     with Sites(home, recipe, ("alba",)) as sites:
         server, began = sites.serve(), time.monotonic()
         environment = changed if isinstance(changed, dict) else sites.injected(*changed)
@@ -274,7 +379,15 @@ def _indented(text: str) -> str:
 
 def main() -> None:
     """Break what was asked for, or all of it."""
-    kinds = {"absent": absent, "lost": lost, "resumed": resumed, "refused": refused}
+    kinds = {
+        "absent": absent,
+        "lost": lost,
+        "resumed": resumed,
+        "refused": refused,
+        "outage": outage,
+        "hostile": hostile,
+        "doors": doors,
+    }
     parser = argparse.ArgumentParser()
     parser.add_argument("kinds", nargs="*", default=list(kinds))
     asked = parser.parse_args().kinds

@@ -25,9 +25,9 @@ import torch
 from fedloom.evaluation.measure import combine
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from fedloom.run.answer import last_run
 from fedloom.run.history import History
 from fedloom.run.loop import measure
+from fedloom.run.restore import last_run
 from fedloom.run.session import build
 from fedloom.run.settings import Recipe
 from timing import write_page

@@ -23,8 +23,8 @@ from fedloom.data.formats import Record, to_records
 from fedloom.data.sources import load_rows
 from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe
-from fedloom.run.answer import last_run
 from fedloom.run.export import deliverables
+from fedloom.run.restore import last_run
 from fedloom.run.route import Router
 from fedloom.run.session import Session, build
 from timing import write_page

@@ -21,10 +21,11 @@ from fedloom.engines.flower.processes import free_port
 
 INJECTED = """
 import os, sys, time
-if "fedloom.deploy.worker" in sys.orig_argv:
+if "{program}" in sys.orig_argv:
 {lines}
 """
-"""A `sitecustomize` that changes a site's resident worker and nothing else."""
+"""A `sitecustomize` that changes one program of a site and nothing else."""
+WORKER, NODE = "fedloom.deploy.worker", "fedloom.engines.flower.node"
 
 
 @dataclass
@@ -105,12 +106,12 @@ class Sites:
         self._started.append(process)
         return process
 
-    def injected(self, *lines: str) -> dict[str, str]:
-        """Return the environment of a site whose worker first runs these lines."""
+    def injected(self, *lines: str, program: str = WORKER) -> dict[str, str]:
+        """Return the environment of a site one of whose programs first runs these lines."""
         folder = self.folder / "injected"
         folder.mkdir(exist_ok=True)
         body = "\n".join(f"    {line}" for line in lines)
-        (folder / "sitecustomize.py").write_text(INJECTED.format(lines=body))
+        (folder / "sitecustomize.py").write_text(INJECTED.format(lines=body, program=program))
         return {"PYTHONPATH": str(folder)}
 
 

@@ -93,6 +93,45 @@ def tiny_llama() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def tiny_routed(tiny_llama: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a maker of random Llamas whose MLPs are eight experts, of which a router sends each token to one."""
+    from torch import nn
+    from torch.nn import functional
+
+    class Router(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            shares, chosen = super().forward(x).softmax(-1).max(-1)
+            return shares, chosen
+
+    class Routed(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.router = Router(width, 8, bias=False)
+            self.experts = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = x.flatten(0, -2)
+            shares, chosen = self.router(flat)
+            out = torch.zeros_like(flat)
+            for at, expert in enumerate(self.experts):
+                mine = (chosen == at).nonzero().squeeze(1)
+                if len(mine):
+                    made = functional.silu(expert(flat[mine])) * shares[mine, None]
+                    out = out.index_add(0, mine, made)
+            return out.view_as(x)
+
+    def make(*, dtype: torch.dtype = torch.float32, **sizes: Any) -> Any:
+        model = tiny_llama(**sizes)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            for layer in model.model.layers:
+                layer.mlp = Routed(model.config.hidden_size)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """Return a tokenizer with one token a printable ASCII character (103 in all) and a chat template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models

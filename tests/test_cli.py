@@ -1,5 +1,7 @@
 """The command line as a newcomer types it; every command of the README is run here."""
 
+import io
+import json
 import os
 import re
 import shlex
@@ -86,7 +88,7 @@ def test_own_text_with_a_natural_split(typed: Typed, tmp_path: Path, tiny_folder
     )
     (tmp_path / "mine.jsonl").write_text(rows)
     partition = "data.partition={natural: {by: hospital}}"
-    source = f"quickstart data.source=mine.jsonl {shlex.quote(partition)} data.num_clients=null {' '.join(SMALL)}"
+    source = f"quickstart data.source=mine.jsonl {shlex.quote(partition)} {' '.join(SMALL)}"
     said = typed(f"run {source} model.name={tiny_folder} run.baselines=[]")
     assert "2 clients" in said
 
@@ -151,15 +153,70 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
             r"take --client or --cluster, got both \(a and b\)",
         ),
         ("recipes cp nothing", r"no shipped recipe is called 'nothing'"),
+        ("recipes cp quickstart folder", r"folder exists already"),
+        ("recipes cp quickstart no/x.yaml", r"must be in a folder that is there, got no/x\.yaml"),
+        ("run ''", r"argument 2 of the command is empty"),
+        ("run folder", r"no shipped recipe is called 'folder'"),
+        ("run '[/x]'", r"no shipped recipe is called '\[/x\]'"),
+        ("run quickstart --out file.txt", r"--out must be a folder, got file\.txt"),
+        ("run quickstart --out file.txt/run", r"--out must be a folder, got file\.txt/run"),
+        ("run quickstart data.source=folder", r"data\.source folder holds no file that ends in"),
+        ("run quickstart model.name=folder", r"model\.name must be a folder with a config\.json"),
+        ("run quickstart model.name=file.txt", r"model\.name must be a causal language model"),
+        ("plan quickstart model.name=folder", r"model\.name"),
+        ("data quickstart --picture folder", r"--picture must be a file, got folder"),
+        ("data quickstart --picture no/x.png", r"--picture must be in a folder that is there"),
+        ("data quickstart --picture x.gif", r"--picture must end in \.png or \.svg or \.pdf"),
+        ("evaluate file.txt", r"file\.txt is a file: give the folder of a run"),
+        ("export folder --merged", r"folder holds no run"),
+        ("export folder --out file.txt", r"--out must be a folder, got file\.txt"),
+        ("chat folder --prompt x", r"folder holds no run"),
+        ("compare folder file.txt", r"folder holds no run"),
+        ("status file.txt", r"file\.txt has no status\.json"),
     ],
 )
 def test_a_mistake_is_one_sentence(
     command: str, message: str, typed: Typed, tmp_path: Path
 ) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").write_text("x\n")
     said = typed(command, code=2)
     assert re.search(message, said.replace("\n", " ")), said
     assert "Traceback" not in said
     assert not list(tmp_path.glob("runs/*/recipe.yaml")), "a run that cannot begin leaves no run"
+
+
+def test_a_name_full_of_markup_is_a_name(
+    typed: Typed, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"prompt": f"Q {i}", "completion": "[/a]", "who": "[/c]" if i % 2 else "$[b$:x:"}
+        for i in range(40)
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "new.txt").write_text("[/q]\n")
+    settings = (
+        "name='[/x] [bold]'",
+        "data.source=d.jsonl",
+        "data.partition={natural: {by: who}}",
+        "data.num_clients=null",
+        "run.baselines=[]",
+        "evaluation.by=who",
+        f"model.name={tiny_folder}",
+    )
+    source = f"quickstart {shlex.join([*SMALL[1:], *settings])}"
+    for command in (f"run {source} --out R", f"plan {source}", "evaluate R", "compare R"):
+        assert "[/x] [bold]" in typed(command), command
+    said = typed(f"data {source}")
+    assert "[/c]" in said
+    assert "[-x] [bold]-split.png" in said
+    typed("evaluate R")
+    typed("report R")
+    typed("route R new.txt")
+    assert "got '[/q]'" in typed("compare R --metric '[/q]'", code=2)
+    assert "R/merged" in typed("export R --merged")
+    monkeypatch.setattr("sys.stdin", io.StringIO("[/y]\n"))
+    assert "model:" in typed("chat R"), "which the end of the input ends"
 
 
 def test_a_copied_recipe_is_the_shipped_one(typed: Typed, tmp_path: Path) -> None:
@@ -261,3 +318,11 @@ def test_the_readmes_speed_is_the_benchmarks() -> None:
     assert all(any(abs(number - said) <= 0.5 for number in measured) for said in told)
     ratios = re.findall(r"([\d.]+)×\)", table)
     assert all(f"%       {ratio}" in results for ratio in ratios)
+
+
+def test_data_longer_than_the_model_is_refused_by_every_look_at_it(
+    typed: Typed, tiny_folder: Path
+) -> None:
+    for command in ("data", "plan", "run"):
+        said = typed(f"{command} quickstart model.name={tiny_folder} data.max_length=300", 2)
+        assert "data.max_length must be at most 256, which is how many positions" in said

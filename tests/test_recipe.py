@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
@@ -20,6 +22,7 @@ from fedloom.recipe import (
     to_tree,
     to_yaml,
 )
+from fedloom.recipe_yaml import read_yaml
 from fedloom.run.settings import Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
@@ -141,6 +144,24 @@ def test_a_mistake_is_named_with_its_path(tree: dict[str, object], message: str)
         ("name.x=1", r"name: input should be a valid string"),
         ("run.rounds.x=1", r"run\.rounds\.x: 'x' is inside \d+, which has no keys"),
         ("run.rounds=[", r"the value of run\.rounds is not YAML"),
+        ("=x", r"must look like section\.key=value, got '=x'"),
+        ("a..b=1", r"unknown key 'a' at the top"),
+        ("data..b=1", r"unknown key '' in `data`"),
+        ("data=5", r"data must hold settings by name, got 5"),
+        ("run.rounds=", r"run\.rounds: input should be a valid integer, got None"),
+        ("algorithm=[]", r"algorithm: each layer must be a name or one .* got \[\]"),
+        ("algorithm=", r"algorithm: each layer must be a name or one .* got None"),
+        ("name=2020-01-01", r"name: input should be a valid string"),
+        ("name=' '", r"name must be a word of 1 to 100 printable letters, got ' '"),
+        ("name=..", r"name must be a word of 1 to 100 printable letters, got '\.\.'"),
+        ('name="a\\0b"', r"name must be a word"),
+        ("run.seed=2020-13-45", r"the value of run\.seed is not YAML .*no timestamp"),
+        ("data.max_length=" + "9" * 99, r"larger than any number of a recipe"),
+        ("local.lr=.nan", r"local\.lr: input should be a finite number, got nan"),
+        ("local.lr=nan", r"local\.lr: input should be a finite number, got 'nan'"),
+        ("local.lr=1e999", r"local\.lr: input should be a finite number, got '1e999'"),
+        ("tune.alpha=-.inf", r"tune\.alpha: input should be a finite number, got -inf"),
+        ("data.fractions=[.nan, 0.1, 0.1]", r"data\.fractions: input should be a finite number"),
     ],
 )
 def test_a_bad_override_is_named(override: str, message: str) -> None:
@@ -160,9 +181,54 @@ def test_a_missing_or_broken_recipe_file_is_one_sentence(tmp_path: Path) -> None
     broken.write_text("run: [")
     with pytest.raises(RecipeError, match=r"broken\.yaml is not YAML"):
         load_recipe(broken)
+    broken.write_text("run:\n  rounds: 1\n  rounds: 2\n")
+    with pytest.raises(
+        RecipeError, match=r"broken\.yaml .*line 3: the key 'rounds' stands in line 2"
+    ):
+        load_recipe(broken)
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(RecipeError, match=r"folder\.yaml does not exist, or is a folder"):
+        load_recipe(tmp_path / "folder.yaml")
     broken.write_text("- run")
     with pytest.raises(RecipeError, match=r"must hold sections .* got list"):
         load_recipe(broken)
+
+
+PATHS = sorted(
+    {path for name in ("flasc", "xquad_clusters") for path in flatten(to_tree(load_recipe(name)))}
+)
+ODD = [
+    "", "null", "true", "-1", "3", ".nan", "inf", "9" * 30, "1e400", "2020-13-45", "1:30", "!!binary x", "[]", "{}",
+    "[[]]", "[1, a]", "{1: {}}", "{null: 1}", "{a: {b: c}}", "{a: 1, a: 2}", "&a [*a]", "'", "? [1]", '"\\0"',
+    '"\\ud800"', "iid", "off", "seeds", "{uniform: {size: 3}}", "[fedavg]", "[ditto, fedavg]", "[{fedavg: [1]}]",
+]  # fmt: skip
+WORDS = st.sampled_from(["", "algorithm", "fedavg", "flasc", "data", "run", "local", "x", "inner"])
+OVERRIDES = st.one_of(
+    st.tuples(
+        st.sampled_from(PATHS) | st.lists(WORDS | st.text(max_size=3), max_size=4).map(".".join),
+        st.sampled_from(ODD) | st.text(max_size=8) | st.floats().map(str) | st.integers().map(str),
+    ).map("=".join),
+    st.text(max_size=10),
+)
+
+
+@given(
+    st.sampled_from(["quickstart", "private", "flasc"]), st.lists(OVERRIDES, min_size=1, max_size=2)
+)
+def test_any_override_is_taken_or_refused_with_a_sentence(name: str, overrides: list[str]) -> None:
+    try:
+        recipe = load_recipe(name, overrides)
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = "taken" if build_recipe(read_yaml(to_yaml(recipe))) == recipe else ""
+    assert said.strip()
+
+
+def test_a_recipe_with_rare_spaces_reads_back_as_itself() -> None:
+    recipe = load_recipe("quickstart", ['description="a\\x85b \\u2028 ü"'])
+    assert recipe.description == "a\x85b \u2028 ü"
+    assert build_recipe(read_yaml(to_yaml(recipe))) == recipe
 
 
 def test_the_resolved_tree_is_complete_and_plain() -> None:
@@ -241,7 +307,7 @@ def test_a_budget_is_for_the_rounds_of_the_run_unless_it_says_for_how_many() -> 
         ),
         (
             {"algorithm": [{"private": {"clip": float("inf"), "epsilon": 1.0}}, "fedavg"]},
-            r"private\.clip must be a positive number",
+            r"private\.clip: input should be a finite number, got inf",
         ),
         (
             {"algorithm": ["ditto", {"private": {"clip": 1, "epsilon": 1}}, "private", "fedavg"]},

@@ -3,17 +3,18 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedloom import cli_recipes, cli_sites
+from fedloom.cli_console import console as _console
+from fedloom.cli_console import open_terminal
+from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from fedloom.run.session import Session
     from fedloom.run.settings import Recipe
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
     app.command()(command)
 
+PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"
 
 RecipeName = Annotated[
@@ -38,6 +40,16 @@ Overrides = Annotated[
     typer.Argument(help="Settings to change, such as run.rounds=5 or algorithm.fedavg.mu=0.1."),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway",
+        help="Go on although data or model are not what the run was begun with; the report says so.",
+    ),
+]
+ModelPath = Annotated[
+    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+]
 
 
 @app.command()
@@ -57,9 +69,11 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder, overrides: Overrides = None) -> None:
+def resume(folder: RunFolder, overrides: Overrides = None, anyway: Anyway = False) -> None:
     """Go on with a run from its last good checkpoint."""
-    _conduct(_recipe_of(folder, overrides), folder)
+    from fedloom.reopen import recipe_of
+
+    _conduct(recipe_of(folder, overrides or []), folder, anyway=anyway)
 
 
 @app.command()
@@ -76,32 +90,41 @@ def data(
     recipe: RecipeName,
     overrides: Overrides = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Also draw the split into this PNG file.")
+        Path | None, typer.Option(help="Also draw the split into this PNG, SVG or PDF file.")
     ] = None,
 ) -> None:
     """Show the split, the tokens and the label mask before training."""
+    from fedloom.core.places import file_at, file_name
     from fedloom.data.federation import federate
     from fedloom.data.preview import preview, split_figure
     from fedloom.models.build import load_tokenizer
+    from fedloom.models.positions import check_length
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
+    check_length(loaded.model, loaded.data.max_length)
+    file = file_at(
+        picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
+    )
     tokenizer = load_tokenizer(loaded.model)
     federation = federate(loaded.data, tokenizer)
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)
-    file = picture or Path(f"{loaded.name}-split.png")
     split_figure(federation.manifest.to_json()).savefig(file, dpi=150)
     console.print(f"picture of the split: {file}")
 
 
 @app.command()
-def evaluate(folder: RunFolder) -> None:
+def evaluate(folder: RunFolder, anyway: Anyway = False, model: ModelPath = None) -> None:
     """Measure the deployed weights of a run on every client's test data."""
+    from fedloom.reopen import open_run
     from fedloom.run.answer import measure_again
 
-    _console().print(measure_again(_opened(folder)))
+    console = _console()
+    about(folder)
+    found = open_run(folder, "evaluate", console=console, data=True, anyway=anyway, model=model)
+    console.print(measure_again(found.session, found.run))
 
 
 @app.command()
@@ -111,10 +134,11 @@ def report(
     ],
 ) -> None:
     """Write report.html anew, drawing the other runs given into it."""
+    from fedloom.run.reading import require_run
     from fedloom.run.report import write_report
 
     for folder in folders:
-        _require_run(folder)
+        require_run(folder)
     _console().print(f"report: {write_report(folders[0], others=folders[1:])}")
 
 
@@ -129,10 +153,13 @@ def compare(
     ] = None,
 ) -> None:
     """Put runs into one table and one figure: quality against bytes."""
+    from fedloom.core.places import file_at
     from fedloom.run.compare import compare as compare_runs
+    from fedloom.run.reading import require_run
 
     for folder in folders:
-        _require_run(folder)
+        require_run(folder)
+    file_at(out, "--out")
     _console().print(compare_runs(folders, out=out, metric=metric))
     _console().print(f"figure: {out}")
 
@@ -146,15 +173,28 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="Write whole models instead of adapters.")
     ] = False,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Write the deployed models as folders that peft and transformers load."""
-    from fedloom.run.answer import last_run
-    from fedloom.run.export import export_models
+    from contextlib import nullcontext
 
-    session = _opened(folder)
-    target = out or folder / ("merged" if merged else "adapters")
-    for name, written in export_models(session, last_run(session), target, merged=merged).items():
-        _console().print(f"{name}: {written}")
+    from fedloom.core.places import folder_at
+    from fedloom.reopen import open_run
+    from fedloom.run.export import export_models
+    from fedloom.run.lock import held
+    from fedloom.run.reading import require_run
+
+    target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
+    require_run(folder)
+    console = _console()
+    inside = folder.resolve() in target.resolve().parents
+    about(folder)
+    with held(folder) if inside else nullcontext():
+        found = open_run(folder, "export", console=console, anyway=anyway, model=model)
+        written = export_models(found.session, found.run, target, merged=merged)
+    for name, path in written.items():
+        console.print(f"{name}: {path}")
 
 
 @app.command()
@@ -169,22 +209,29 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option(help="Answer this and stop, instead of asking.")
     ] = None,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Talk to a run's deployed model."""
-    from rich.markup import escape
+    from rich.text import Text
 
+    from fedloom.reopen import open_run
     from fedloom.run.answer import Chat
 
     if client and cluster:
         raise ValueError(f"take --client or --cluster, got both ({client} and {cluster})")
-    talk = Chat.open(_opened(folder), cluster or client)
     console = _console()
+    about(folder)
+    found = open_run(folder, "chat", console=console, anyway=anyway, model=model)
+    talk = Chat.open(found.session, cluster or client, run=found.run)
     if prompt is not None:
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
         return
     console.print(f"{talk.name}; an empty line ends the chat")
-    while text := console.input("[bold]you:[/] ").strip():
-        console.print(f"[bold]model:[/] {escape(talk.answer(text) or NO_ANSWER)}", highlight=False)
+    with suppress(EOFError):
+        while text := console.input("[bold]you:[/] ").strip():
+            said = Text.assemble(("model:", "bold"), f" {talk.answer(text) or NO_ANSWER}")
+            console.print(said, highlight=False)
 
 
 @app.command()
@@ -192,16 +239,20 @@ def route(
     folder: RunFolder,
     probe: Annotated[Path, typer.Argument(help="Examples like data.source, or prompts in a .txt.")],
     num_examples: Annotated[int, typer.Option(min=1, help="How many are looked at.")] = 16,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Find the model of a run that suits a new client, from a few examples without a label."""
-    from fedloom.run.answer import last_run
+    from fedloom.reopen import open_run
     from fedloom.run.export import deliverables
     from fedloom.run.route import Router, read_probe, route_table
 
-    session = _opened(folder)
-    found = read_probe(session, probe, num_examples)
-    router = Router(session, deliverables(session, last_run(session)))
-    _console().print(route_table(router, found))
+    console = _console()
+    about(folder)
+    found = open_run(folder, "route", console=console, anyway=anyway, model=model)
+    examples = read_probe(found.session, probe, num_examples)
+    router = Router(found.session, deliverables(found.session, found.run))
+    console.print(route_table(router, examples))
 
 
 @app.command()
@@ -213,60 +264,27 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    """Run the command line; a user's mistake is one sentence and exit code 2, a fault of ours one and exit code 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that wait by spinning make a run several times slower on a machine that others use too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # So that whatever a command started is ended, and its folders are cleared away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        app()
-    except (ValueError, OSError) as error:
-        if os.environ.get("FEDLOOM_DEBUG"):
-            raise
-        _complain(str(error))
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _complain("stopped; `fedloom resume` goes on from the last finished round")
-        sys.exit(130)
+    open_terminal()
+    sys.exit(guard(app, sys.argv[1:]))
 
 
-def _complain(sentence: str) -> None:
-    print(f"fedloom: {sentence}", file=sys.stderr)  # noqa: T201
+def _conduct(recipe: "Recipe", folder: Path, *, anyway: bool = False) -> None:
+    from rich.text import Text
 
-
-def _conduct(recipe: "Recipe", folder: Path) -> None:
     from fedloom.launch import run_recipe
     from fedloom.run.conduct import results_table
 
+    about(folder)
     console = _console()
-    console.print(f"[bold]{recipe.name}[/] → {folder}")
-    console.print(results_table(run_recipe(recipe, folder, console=console)))
+    console.print(Text.assemble((recipe.name, "bold"), f" → {folder}"))
+    console.print(results_table(run_recipe(recipe, folder, console=console, anyway=anyway)))
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-
-
-def _recipe_of(folder: Path, overrides: list[str] | None = None) -> "Recipe":
-    from fedloom.recipe import load_recipe
-
-    _require_run(folder)
-    return load_recipe(folder / "recipe.yaml", overrides or [])
-
-
-def _opened(folder: Path) -> "Session":
-    from fedloom.run.session import build
-
-    return build(_recipe_of(folder), folder)
-
-
-def _require_run(folder: Path) -> None:
-    if not (folder / "recipe.yaml").is_file():
-        raise ValueError(f"{folder} holds no run: it has no recipe.yaml; `fedloom run` makes one")
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedloom.cli_console import console
+
 recipes_app = typer.Typer(
     help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
 )
@@ -13,7 +15,6 @@ recipes_app = typer.Typer(
 @recipes_app.command("ls")
 def recipes_ls() -> None:
     """List the shipped recipes."""
-    from rich.console import Console
     from rich.table import Table
 
     from fedloom.recipe import read_tree, shipped
@@ -21,7 +22,7 @@ def recipes_ls() -> None:
     table = Table("recipe", "what it runs")
     for name in shipped():
         table.add_row(name, str(read_tree(name).get("description", "")))
-    Console().print(table)
+    console().print(table)
 
 
 @recipes_app.command("cp")
@@ -32,13 +33,13 @@ def recipes_cp(
     ] = None,
 ) -> None:
     """Copy a shipped recipe to a file of your own."""
-    from rich.console import Console
-
+    from fedloom.core.places import file_at
     from fedloom.recipe import SHIPPED, read_tree
 
     read_tree(name)
     target = to or Path(f"{name}.yaml")
     if target.exists():
         raise ValueError(f"{target} exists already; give another file name")
-    target.write_text((SHIPPED / f"{name}.yaml").read_text())
-    Console().print(f"wrote {target}; run it with `fedloom run {target}`")
+    file_at(target, "the file to write")
+    target.write_bytes((SHIPPED / f"{name}.yaml").read_bytes())
+    console().print(f"wrote {target}; run it with `fedloom run {target}`")

@@ -1,12 +1,12 @@
 """The commands of federations over several machines: keys, serve, join, status."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from fedloom.cli_console import console as _console
+from fedloom.cli_errors import about
 
 keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
 KeysFolder = Annotated[Path, typer.Option("--keys", help="The server's folder of keys.")]
@@ -40,6 +40,20 @@ def keys_add(
     _console().print(f"wrote {folder}; hand it to {site} and keep it secret", soft_wrap=True)
 
 
+@keys_app.command("renew")
+def keys_renew(
+    host: Annotated[
+        list[str] | None, typer.Option(help="A name besides those that the old one has.")
+    ] = None,
+    keys: KeysFolder = Path("keys"),
+) -> None:
+    """Make a new server certificate of the same authority; sites keep their folders."""
+    from fedloom.engines.flower.keys import Keys
+
+    Keys(keys).renew(host or [])
+    _console().print(f"wrote {Keys(keys).certificate}; `fedloom serve` reads it when it starts")
+
+
 def serve(
     recipe: Annotated[
         str, typer.Argument(help="A shipped recipe's name, or a path that ends in .yaml.")
@@ -57,7 +71,8 @@ def serve(
     ] = None,
 ) -> None:
     """Run a recipe on sites that join; a run that is in --out already goes on."""
-    from fedloom.deploy.listening import Listening, address
+    from fedloom.core.places import file_name, folder_at
+    from fedloom.deploy.listening import Listening, address, check_free
     from fedloom.engines.flower.keys import Keys
     from fedloom.launch import run_recipe
     from fedloom.recipe import load_recipe
@@ -70,8 +85,10 @@ def serve(
         raise ValueError(
             f"the certificate in {keys} does not name {host}: `fedloom keys init --host {host}`"
         )
+    check_free(host, port)
     loaded = load_recipe(recipe, [*(overrides or []), "engine.flower.nodes=0"])
-    folder = out or Path("runs") / loaded.name
+    folder = folder_at(out or Path("runs") / file_name(loaded.name), "--out")
+    about(folder)
     console = _console()
     listening = Listening(host, port, keys)
     console.print(results_table(run_recipe(loaded, folder, console=console, listening=listening)))
@@ -96,10 +113,11 @@ def join(
     algorithms: Words = None,
     spaces: Words = None,
     columns: Words = None,
-    min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 0,
+    min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
+    from fedloom.core.places import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
     from fedloom.deploy.site import SiteSettings, agreed_recipe
@@ -110,7 +128,7 @@ def join(
     limits = Limits(
         max_message_mb, _listed(algorithms), _listed(spaces), _listed(columns), min_examples, clip
     )
-    home = (folder or Path("sites") / name).resolve()
+    home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(
         name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()
     )
@@ -131,6 +149,7 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/xquad.")],
 ) -> None:
     """Show the sites of a running federation: last answers, bytes, absences."""
+    about(folder)
     from fedloom.deploy.preview import status as shown
 
     _console().print(shown(folder))
@@ -138,9 +157,3 @@ def status(
 
 def _listed(words: str | None) -> list[str]:
     return [word.strip() for word in (words or "").split(",") if word.strip()]
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()

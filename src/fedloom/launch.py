@@ -1,7 +1,6 @@
 """A recipe, run with its baselines: for the command line and for programs."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.core.places import file_name, folder_at
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.partition import stratum
 from fedloom.deploy.connect import connect
@@ -25,6 +25,9 @@ from fedloom.server.clustering_modes import Mode
 from fedloom.server.clustering_sharing import Sharing
 from fedloom.server.samplers import SAMPLERS
 
+_UNBOUNDED = 1e30
+"""A run.max_update_norm that no training reaches."""
+
 
 def run_recipe(
     recipe: Recipe,
@@ -32,6 +35,7 @@ def run_recipe(
     *,
     console: Console | None = None,
     listening: Listening | None = None,
+    anyway: bool = False,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run a recipe with its baselines, or go on with a run that is in the folder already.
 
@@ -40,6 +44,7 @@ def run_recipe(
         folder: The run's folder, made if needed.
         console: Where progress and notes go; nowhere if not given.
         listening: Where sites from elsewhere come in; where they did before if not given.
+        anyway: Go on although the data, or beneath adapters the base model, is not what the run was begun with.
 
     Returns:
         The summaries by name, as in summary.json; "" is the run's own, the others its baselines'.
@@ -49,7 +54,7 @@ def run_recipe(
     """
 
     def baseline(kind: Baseline, summary: Mapping[str, Any]) -> Job:
-        return _job(baseline_of(recipe, kind, summary=summary))
+        return job_of(baseline_of(recipe, kind, summary=summary))
 
     console = console or Console(quiet=True)
     if recipe.elsewhere and recipe.run.baselines:
@@ -59,29 +64,37 @@ def run_recipe(
         # What cannot be made is refused now, not after the run.
         baseline(kind, {"num_clients": 1, "num_clusters": 1})
     to_sites = partial(connect, listening=listening or Listening.read(folder))
-    return conduct(_job(recipe), folder, baseline=baseline, connect=to_sites, console=console)
+    return conduct(
+        job_of(recipe),
+        folder,
+        baseline=baseline,
+        connect=to_sites,
+        console=console,
+        anyway=anyway,
+    )
 
 
 def new_folder(name: str, wanted: Path | None) -> Path:
     """Return the folder of a new run: `wanted`, or runs/NAME, numbered if a run is there already.
 
     Raises:
-        ValueError: where `wanted` holds a run.
+        ValueError: where `wanted` holds a run, or is no place for a folder.
     """
     if wanted is not None:
         if (wanted / "recipe.yaml").exists():
             raise ValueError(
                 f"{wanted} holds a run already; `fedloom resume {wanted}` goes on with it, --out takes another folder"
             )
-        return wanted
-    folder, number = Path("runs") / name, 1
+        return folder_at(wanted, "--out")
+    folder, number = folder_at(Path("runs"), "the folder of runs") / file_name(name), 1
     while folder.exists():
         number += 1
         folder = folder.with_name(f"{name}-{number}")
     return folder
 
 
-def _job(recipe: Recipe) -> Job:
+def job_of(recipe: Recipe) -> Job:
+    """Return the recipe with its YAML and its flat settings."""
     return Job(recipe, to_yaml(recipe), flatten(to_tree(recipe)))
 
 
@@ -128,7 +141,7 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
         data=dataclasses.replace(recipe.data, pooled=True),
         local=dataclasses.replace(recipe.local, steps=steps),
         # It goes as far in a round as a cohort would, and has no stranger to fear.
-        run=dataclasses.replace(recipe.run, max_update_norm=math.inf),
+        run=dataclasses.replace(recipe.run, max_update_norm=_UNBOUNDED),
     )
 
 

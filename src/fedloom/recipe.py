@@ -10,34 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
-from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
-from fedloom.data.partition import PARTITIONS, Partition
-from fedloom.engines.settings import ENGINES, EngineSettings
+from fedloom.data.company import unaccompanied
+from fedloom.recipe_tables import BARE, TABLES
+from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.settings import Recipe
-from fedloom.server.clustering_modes import MODES, Mode
-from fedloom.server.combine import COMBINES, Combine
-from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
-from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
-from fedloom.server.samplers import SAMPLERS, Sampler
 
 SHIPPED = Path(__file__).parent / "recipes"
-
-_TABLES: dict[Any, Mapping[str, type]] = {
-    Partition: PARTITIONS,
-    ServerOptimizer: SERVER_OPTIMIZERS,
-    Combine: COMBINES,
-    Sampler: SAMPLERS,
-    EngineSettings: ENGINES,
-    Mode: MODES,
-    SeedSampling: SEED_SAMPLINGS,
-}
-
-_BARE: dict[Any, str] = {Density: "start"}
-"""Sections that may be one number: the field it stands for."""
 
 
 class RecipeError(ValueError):
@@ -59,20 +41,17 @@ def read_tree(name: str | Path) -> dict[str, Any]:
     if file.suffix not in {".yaml", ".yml"}:
         file = SHIPPED / f"{name}.yaml"
         if not file.exists():
-            raise RecipeError(
-                f"no shipped recipe is called {name!r}{_suggest(str(name), shipped())}; "
-                f"give one of {', '.join(shipped())}, or a path that ends in .yaml"
-            )
+            known, near = ", ".join(shipped()), _suggest(str(name), shipped())
+            said = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
+            raise RecipeError(said)
     if not file.is_file():
-        raise RecipeError(f"the recipe file {file} does not exist")
+        raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
     try:
-        tree = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        tree = read_yaml(file.read_bytes())
+    except YamlError as error:
+        raise RecipeError(f"{file} is not YAML of a recipe: {error}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(
-            f"{file} must hold sections such as `algorithm:` and `data:`, got {type(tree).__name__}"
-        )
+        raise RecipeError(f"{file} must hold sections such as `data:`, got {type(tree).__name__}")
     return {"name": file.stem, **tree}
 
 
@@ -83,40 +62,44 @@ def shipped() -> list[str]:
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the tree with `a.b=c` applied; inside `algorithm`, the second part names the layer."""
+    before = tree.get("data")
     tree = {**tree, "algorithm": _layers(tree.get("algorithm", "fedavg"))}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"the value of {path} is not YAML: {text!r}") from error
         keys = path.split(".")
+        try:
+            value = read_yaml(text, keys)
+        except YamlError as error:
+            said = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
+            raise RecipeError(said) from error
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
         elif keys[0] == "algorithm":
             tree["algorithm"] = [
                 _override_layer(layer, keys[1:], value, path) for layer in tree["algorithm"]
             ]
-            if not any(keys[1] in layer for layer in tree["algorithm"]):
-                known = [name for layer in tree["algorithm"] for name in layer]
-                raise RecipeError(
-                    f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
-                )
+            known = [name for layer in tree["algorithm"] for name in layer]
+            if keys[1] not in known:
+                said = f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
+                raise RecipeError(said)
         else:
             tree = _put(tree, keys, value, path)
+    if isinstance(before, dict) and isinstance(tree["data"], dict):
+        paths = [override.partition("=")[0] for override in overrides]
+        tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
 
 
 def _layers(value: Any) -> list[dict[str, Any]]:
     """Return `algorithm:` as a list of {name: fields}, outermost first."""
-    parts = value if isinstance(value, list) else [value]
+    parts = value if isinstance(value, list) and value else [value]
     layers = [{part: {}} if isinstance(part, str) else part for part in parts]
     for layer in layers:
         if not isinstance(layer, dict) or len(layer) != 1:
             raise RecipeError(
-                f"algorithm: each layer must be a name or one {{name: settings}}, got {layer!r}"
+                f"algorithm: each layer must be a name or one {{name: settings}}, got {brief(layer)}"
             )
     return [{name: fields or {} for name, fields in layer.items()} for layer in layers]
 
@@ -135,7 +118,7 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
     if isinstance(tree, str):
         tree = {tree: {}}
     if tree is not None and not isinstance(tree, dict):
-        raise RecipeError(f"{path}: {keys[0]!r} is inside {tree!r}, which has no keys")
+        raise RecipeError(f"{path}: {keys[0]!r} is inside {brief(tree)}, which has no keys")
     tree = tree or {}
     return {**tree, keys[0]: _put(tree.get(keys[0]), keys[1:], value, path)}
 
@@ -170,7 +153,7 @@ def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
 
 def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
     if not isinstance(fields, Mapping):
-        raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {fields!r}")
+        raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
         if key not in hints:
@@ -186,22 +169,22 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         return cls(**values, **given)
     except (ValueError, TypeError) as error:
         # What may occur in several places cannot know its own.
-        where = f"{path}: " if cls in _BARE else ""
+        where = f"{path}: " if cls in BARE else ""
         raise RecipeError(f"{where}{error}") from error
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    if hint in _TABLES:
+    if hint in TABLES:
         if isinstance(value, str):
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
             raise RecipeError(
-                f"{path} must be one of {', '.join(_TABLES[hint])}, or one {{name: settings}}, got {value!r}"
+                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
             )
         ((name, fields),) = value.items()
-        return _dataclass(_named(_TABLES[hint], name, path), fields or {}, f"{path}.{name}")
-    if hint in _BARE and isinstance(value, int | float | str):
-        value = {_BARE[hint]: value}
+        return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+    if hint in BARE and isinstance(value, int | float | str):
+        value = {BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, {} if value is None else value, path)
     if value is False and "off" in typing.get_args(hint):
@@ -213,14 +196,14 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(
-            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {value!r}"
+            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(value)}"
         ) from error
     return tuple(checked) if isinstance(checked, list) else checked
 
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
 
 
 def _is_bool_for_number(hint: Any, value: Any) -> bool:
@@ -279,7 +262,7 @@ def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        for table in _TABLES.values():
+        for table in TABLES.values():
             for name, cls in table.items():
                 if type(value) is cls:
                     return {name: fields}
@@ -293,4 +276,7 @@ def _plain(value: Any) -> Any:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML; reading it back gives an equal recipe."""
-    return str(yaml.safe_dump(to_tree(recipe), sort_keys=False, allow_unicode=True))
+    tree = to_tree(recipe)
+    text = str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    # Some rare spaces are only read back as they were if they are written by number.
+    return text if read_yaml(text) == tree else str(yaml.safe_dump(tree, sort_keys=False))

@@ -18,7 +18,7 @@ from fedloom.models.build import Base
 from fedloom.spaces.build import TuneSettings, make_space
 
 VOCAB = 64
-NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
 
 
 class FakeEvaluator:

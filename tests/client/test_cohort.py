@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fedloom.client import fit as fit_module
-from fedloom.client.cohort import Cohort, LoRALanes
+from fedloom.client.cohort import Cohort, LoRALanes, keeps_lanes_apart
 from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
 from fedloom.core.seeds import derive
@@ -167,3 +169,75 @@ def test_the_model_is_as_it_was_afterwards(bench, tiny_llama):
     assert [m for m in one.space.model.modules() if "forward" in vars(m)] == layers == []
     assert torch.equal(one.space.values, before)
     assert not one.space.model.training
+
+
+def test_experts_are_trained_one_client_after_another(bench, tiny_routed, distance):
+    """A router mixes the tokens of all rows, so that a batch of clients would train on each other's."""
+    model = tiny_routed(dtype=torch.float64)
+    one = bench(model=model)
+    assert isinstance(one.trainer, Sequential)
+    ends = one.fit(EVERYBODY)
+    again = one.fit(EVERYBODY[::-1])[::-1]
+    assert all(distance(a.params, b.params) == 0 for a, b in zip(ends, again, strict=True))
+
+
+def test_an_expert_no_token_went_to_stays_where_it_was(bench, tiny_routed):
+    model = tiny_routed(dtype=torch.float64)
+    for layer in model.model.layers:
+
+        def away(x, weight=layer.mlp.router.weight):
+            shares = (x @ weight.T).softmax(-1)
+            return shares.index_fill(-1, torch.tensor([3]), 0).max(-1)
+
+        layer.mlp.router.forward = away
+    one = bench(model=model, optimizer="sgd", lr=0.1)
+    (done,) = one.fit(["c3"])
+    moved = {name for name, tensor in done.params.items() if bool(tensor.any())}
+    stayed = {name.partition(".lora_")[0] for name in one.space.start().keys() - moved}
+    assert {f"model.layers.{at}.mlp.experts.3" for at in (0, 1)} <= stayed
+    assert any("experts" in name for name in moved)
+
+
+def test_lanes_that_would_mix_are_seen(bench, tiny_llama):
+    one = bench()
+    assert keeps_lanes_apart(one.trainer, one.space.model)
+    attention = one.space.model.model.layers[1].self_attn
+    forward = attention.forward
+    before = one.space.values.clone()
+
+    def turned(hidden_states, **inputs):
+        return forward(hidden_states=hidden_states.flip(0), **inputs)
+
+    attention.forward = turned
+    assert not keeps_lanes_apart(one.trainer, one.space.model)
+    assert torch.equal(one.space.values, before)
+
+
+def test_a_router_that_draws_is_not_batched(bench, tiny_llama, distance):
+    """Its draws are its client's own, whoever else trains."""
+    model = tiny_llama(dtype=torch.float64)
+    forward = model.model.layers[0].mlp.forward
+
+    def jittered(x):
+        noise = torch.rand_like(x) if model.training else 1.0
+        return forward(x * noise)
+
+    model.model.layers[0].mlp.forward = jittered
+    one = bench(model=model)
+    assert isinstance(one.trainer, Sequential)
+    (alone,) = one.fit(["c1"])
+    _, beside = one.fit(["c0", "c1"])
+    assert distance(alone.params, beside.params) == 0
+
+
+def test_packed_rows_need_a_model_that_keeps_them_apart(bench, tiny_llama, rows, federation_of):
+    packed = [replace(row, positions=torch.arange(len(row.ids))) for row in rows(0, 4)]
+    data = federation_of([packed])
+    bench(data=data)
+    model = tiny_llama(dtype=torch.float64)
+    forward = model.forward
+    model.forward = lambda input_ids, use_cache=False: forward(
+        input_ids=input_ids, use_cache=use_cache
+    )
+    with pytest.raises(ValueError, match=r"data.packing must be false for this model \(LlamaFor"):
+        bench(model=model, data=data)

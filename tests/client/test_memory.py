@@ -150,3 +150,44 @@ def test_any_client_name_is_a_safe_file_name_of_its_own(store: MemoryStore) -> N
     assert all(len(folder) < 80 and folder.isascii() for folder in folders)
     assert "client-000" in folders
     assert os.listdir(store.folder.parent) == ["memory"]
+
+
+def test_what_was_kept_is_known_and_its_loss_is_noticed(store: MemoryStore) -> None:
+    assert store.kept(before=9) == {}
+    for client in ("a", "B/b"):
+        for number in (1, 3):
+            store.save(client, number, memory(number))
+    kept = store.kept(before=3)
+    assert sorted(kept.values()) == [1, 1]
+    store.check(kept)
+    store.check(store.kept(before=9))
+    (store.folder / "a" / "1").unlink()
+    store.check(store.kept(before=9))
+    with pytest.raises(Refusal, match=r"the memory of a after round 1 is missing from .*memory$"):
+        store.check(kept)
+
+
+def test_kept_memory_is_read_when_it_is_checked(store: MemoryStore) -> None:
+    store.save("a", 1, memory(1))
+    store.save("b", 1, memory(2))
+    kept = store.kept(before=2)
+    whole = (store.folder / "a" / "1").read_bytes()
+    (store.folder / "a" / "1").write_bytes(whole[:-1])
+    with pytest.raises(Refusal, match=r"the memory of a cannot be read from .*a/1: "):
+        store.check(kept)
+    (store.folder / "a" / "1").write_bytes((store.folder / "b" / "1").read_bytes())
+    with pytest.raises(Refusal, match=r"a/1 is not the memory of a: it says .*'b'"):
+        store.check(kept)
+
+
+def test_foreign_files_are_left_alone(store: MemoryStore) -> None:
+    store.save("a", 2, memory(2))
+    foreign = [store.folder / "notes.txt", store.folder / "a" / "007", store.folder / "a" / "x"]
+    for path in foreign:
+        path.write_text("x")
+    (store.folder / "a" / "1").mkdir()
+    assert store.kept(before=9) == {"a": 2}
+    store.prune(below=9)
+    store.rewind(to=0)
+    assert all(path.exists() for path in foreign)
+    assert store.load("a", before=9) == {}

@@ -56,6 +56,37 @@ def test_the_only_target_is_the_first_token_of_the_word(
     assert seen == set(CLASSES.values())
 
 
+@pytest.mark.parametrize("truncate", ["answer", "prompt"])
+def test_of_several_turns_the_last_decides_or_the_example_is_dropped(
+    truncate: str, tmp_path: Path, byte_level: Any
+) -> None:
+    """An earlier answer is no class: it is context, and nothing to compare with."""
+    names = list(CLASSES)
+    turns = [
+        [
+            {"role": "user", "content": "Which letter? " * (1 + 40 * (i % 2))},
+            {"role": "assistant", "content": "Which one do you mean?"},
+            {"role": "user", "content": f"letter {i}"},
+            {"role": "assistant", "content": names[i % 3]},
+        ]
+        for i in range(30)
+    ]
+    file = tmp_path / "turns.jsonl"
+    file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in turns))
+    settings = {"source": str(file), "columns": {}, "max_length": 100, "truncate": truncate}
+    federation = letters(file, byte_level, **settings)
+    examples = [e for shard in federation.shards.values() for e in (*shard.train, *shard.test)]
+    assert {example.num_targets for example in examples} == {1}
+    for example in examples:
+        assert example.record is not None
+        at = int((example.labels != IGNORED).nonzero())
+        assert int(example.labels[at]) == federation.classes[example.record.answer]
+        assert at == example.prompt_length
+    manifest = federation.manifest
+    counts = (manifest.num_dropped, manifest.num_truncated)
+    assert counts == ((15, 0) if truncate == "answer" else (0, 15))
+
+
 def test_words_that_begin_alike_are_refused(mail: Path, byte_level: Any) -> None:
     with pytest.raises(ValueError, match=r"the words 'x1' and 'x2' begin with the same token"):
         letters(mail, byte_level, classes=dict(zip(CLASSES, ("x1", "x2", "y"), strict=True)))
@@ -87,7 +118,7 @@ def test_a_classifier_learns_and_its_loss_is_over_the_classes(
             "data.num_clients=4",
             "cohort=full",
             "data.where={task: [capital, plural], language: [en]}",
-            "data.columns={completion: task}",
+            "data.columns={completion: task, written: completion}",
             "data.partition=iid",
             "data.classes={capital: A, plural: B}",
             "local={objective: classification, lr: 0.005, steps: 6, batch_size: 8,"

@@ -3,8 +3,9 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,7 +90,9 @@ def test_a_client_has_the_same_categories_in_every_split(
     partition: Any, base: DataSettings, byte_level: Any
 ):
     """fs_llm B2: FederatedScope's meta splitter gave 9 of 9 clients other test categories than they had learnt."""
-    for shard in federate(replace(base, partition=partition), byte_level).shards.values():
+    count = None if isinstance(partition, Natural) else base.num_clients
+    settings = replace(base, partition=partition, num_clients=count)
+    for shard in federate(settings, byte_level).shards.values():
         train = set(histogram(shard.train, "language"))
         assert (
             train
@@ -146,8 +149,49 @@ def test_natural_clients_are_called_by_their_name_and_known_by_it(
 # --- the manifest --------------------------------------------------------------------------------
 
 
+def hospitals(written: Callable[..., str], values: Sequence[object], **given: Any) -> DataSettings:
+    rows = [
+        {"prompt": f"Dose {i}?", "completion": f"{i} mg", "hospital": value}
+        for i, value in enumerate(values)
+    ]
+    return DataSettings(
+        source=written("mine.jsonl", rows), prompt="plain", partition=Natural("hospital"), **given
+    )
+
+
+def test_clients_too_small_for_a_test_split_are_said(written: Callable[..., str], byte_level: Any):
+    manifest = federate(hospitals(written, ["a"] * 9 + ["b"] * 2 + ["c"]), byte_level).manifest
+    splits = [(c.train, c.validation, c.test) for c in manifest.clients.values()]
+    assert splits == [(7, 1, 1), (1, 1, 0), (1, 0, 0)]
+    said = "2 clients with too few examples for a test split, learnt from and not measured"
+    assert manifest.left_out() == [said]
+
+
+def test_rows_without_the_label_are_a_client_and_said(written: Callable[..., str], byte_level: Any):
+    values = ["a"] * 9 + [None] * 9 + [""] * 3
+    manifest = federate(hospitals(written, values), byte_level).manifest
+    assert list(manifest.clients) == ["a", "unknown"]
+    said = "12 rows whose hospital is missing, or unknown, kept as a client called so"
+    assert manifest.left_out() == ["empty (null or NaN): hospital (9 rows)", said]
+
+
+def test_rows_that_settings_leave_out_are_said(written: Callable[..., str], byte_level: Any):
+    settings = hospitals(
+        written, ["a", "b", "c"] * 20, where={"hospital": ["a", "b"]}, num_examples=30
+    )
+    manifest = federate(settings, byte_level).manifest
+    assert manifest.left_out() == [
+        "20 rows left out by data.where",
+        "10 rows left out by data.num_examples",
+    ]
+    assert manifest.num_rows == 60
+    assert sum(c.train + c.validation + c.test for c in manifest.clients.values()) == 30
+
+
 def test_the_manifest_counts_what_there_is(base: DataSettings, byte_level: Any):
-    federation = federate(replace(base, partition=Natural("language"), num_clients=3), byte_level)
+    federation = federate(
+        replace(base, partition=Natural("language", 3), num_clients=None), byte_level
+    )
     manifest = federation.manifest
     assert (manifest.partition, manifest.by, manifest.num_rows, manifest.num_unassigned) == (
         "natural",
@@ -239,7 +283,8 @@ def test_tiers_are_dealt_out_by_their_shares_and_nothing_else_changes(
     dealt = {client: profile["tier"] for client, profile in tiered.profiles.items()}
     clients, count = len(dealt), Counter(dealt.values())
     assert all(abs(count[tier] - share * clients) < 1 for tier, share in tiers.items())
-    assert tiered.manifest == plain.manifest
+    assert replace(tiered.manifest, profiles=plain.profiles) == plain.manifest
+    assert tiered.manifest.profiles == tiered.profiles
     assert federate(replace(base, tiers=tiers), byte_level).profiles == tiered.profiles
     others = [{n: v for n, v in p.items() if n != "tier"} for p in tiered.profiles.values()]
     assert others == list(plain.profiles.values())
@@ -334,7 +379,7 @@ def test_a_natural_client_that_loses_everything_is_an_error(
     )
     message = (
         "the client of language 'de' is empty: data.max_length 32 cuts off the whole answer of all its examples; "
-        "raise it, set data.truncate to prompt, or leave it out in data.where"
+        "raise it, or set data.truncate to prompt, or leave it out in data.where"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         federate(settings, byte_level)
@@ -346,3 +391,39 @@ def test_examples_are_told_apart_by_identity(byte_level: Any, base: DataSettings
     first: Example = federate(base, byte_level).shards["client-000"].train[0]
     assert first == first  # tensors have no single truth value, so examples compare as objects
     assert first != replace(first)
+
+
+def test_what_of_the_rows_is_not_learnt_is_in_the_manifest_and_its_lines(
+    written: Callable[..., str], byte_level: Any, tmp_path: Path
+):
+    """Rows read = examples + rows told."""
+    turn = {"role": "user", "content": "Hi"}
+    answers: list[dict[str, Any]] = [{"weight": 0}, {"weight": 1}, {"weight": 1, "name": "Bob"}]
+    talks = [
+        {"messages": [turn, {"role": "assistant", "content": f"Hello {i}", **mark}], "id": i}
+        for i, mark in enumerate(answers * 10)
+    ]
+    written("folder/a.jsonl", [*talks, {"messages": None}])
+    written("folder/b.txt", "notes")
+    settings = DataSettings(source=str(tmp_path / "folder"), prompt="plain", num_clients=2)
+    manifest = federate(settings, byte_level).manifest
+    held = sum(c.train + c.validation + c.test for c in manifest.clients.values())
+    assert manifest.num_rows == 31 == held + manifest.losses.num_unlearnt + manifest.num_empty
+    assert manifest.losses.read_as() == "messages (guessed from messages)"
+    assert manifest.left_out() == [
+        "1 rows without an answer, left out",
+        "10 rows left out: none of their answers is to be learnt",
+        "empty (null or NaN): messages (1 rows)",
+        "not used: id (30 rows), messages[].name (10 rows)",
+        "files not read: b.txt",
+    ]
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))).left_out() == (
+        manifest.left_out()
+    )
+
+
+def test_many_columns_are_told_in_part(written: Callable[..., str], byte_level: Any):
+    wide = [{**row, **{f"c{n:02d}": "1" for n in range(30)}} for row in rows(20)]
+    settings = DataSettings(source=written("a.jsonl", wide), prompt="plain", num_clients=2)
+    (told,) = federate(settings, byte_level).manifest.left_out()
+    assert told.endswith("c10 (20 rows), c11 (20 rows) and 18 more")

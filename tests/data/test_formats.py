@@ -1,11 +1,12 @@
 """Every format becomes a conversation; what cannot is named with its place."""
 
+import math
 import re
 from typing import Any
 
 import pytest
 
-from fedloom.data.formats import FORMATS, Record, to_records
+from fedloom.data.formats import FORMATS, Conversations, Record, to_records
 from fedloom.data.partition import Dirichlet
 from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
@@ -39,14 +40,22 @@ SAID = {
     "dolly": ("Who?\n\nAda wrote.", "Ada", "Ada"),
     "sharegpt": ("Hi", "Hello", "Hello"),
     "squad": ("Ada wrote.\n\nWho?", "Ada", "Ada"),
-    "gsm8k": ("How many?", "1,000 + 1 = 1,001\n#### 1,001", "1001"),
+    "gsm8k": (
+        "How many?",
+        "1,000 + 1 = 1,001\n#### 1,001",
+        "1,000 + 1 = 1,001\n#### 1,001",
+    ),
     "natural-instructions": ("Negate.\n\nyes", "no", "no"),
 }
 
 
-def records(*rows: dict[str, Any], **given: Any) -> list[Record]:
+def read(*rows: dict[str, Any], **given: Any) -> Conversations:
     placed = [Row(row, "a.jsonl", line, "line") for line, row in enumerate(rows, start=1)]
     return to_records(placed, DataSettings(source="a.jsonl", **given))
+
+
+def records(*rows: dict[str, Any], **given: Any) -> list[Record]:
+    return list(read(*rows, **given).records)
 
 
 def said(record: Record) -> list[tuple[str, str]]:
@@ -104,8 +113,9 @@ def test_squad_answers_in_the_file_form_and_without_answer():
     assert [record.answer for record in found] == ["Ada"]
 
 
-def test_question_and_answer_without_a_number_compare_the_text():
-    assert records({"question": "Who?", "answer": "Ada"})[0].answer == "Ada"
+@pytest.mark.parametrize("answer", ["Ada", "#### Heading\nAda\n#### Another\nBabbage"])
+def test_question_and_answer_compare_the_whole_text(answer: str):
+    assert records({"question": "Who?", "answer": answer})[0].answer == answer
 
 
 def test_a_row_without_an_answer_is_left_out():
@@ -188,16 +198,19 @@ def test_known_labels_are_kept_and_others_on_request():
             {"partition": Dirichlet("topic")},
             "data.partition.by names 'topic', but the columns are prompt, completion",
         ),
-        ({"messages": "hi"}, {}, "a.jsonl, line 1: messages must be a list of turns, got 'hi'"),
+        ({"messages": "hi"}, {}, 'a.jsonl, line 1: messages must be a list of turns, got "hi"'),
         (
             {"messages": [{"role": "user"}]},
             {},
-            "a turn of messages must have role and content, got {'role': 'user'}",
+            "a.jsonl, line 1: messages[0], a turn, must have role and content (or from and value), "
+            'got {"role": "user"}',
         ),
         (
-            {"conversations": [{"from": "tool", "value": "x"}]},
+            {"conversations": [{"from": "narrator", "value": "x"}]},
             {},
-            "the from of a turn must be one of system, developer, user, human, assistant, gpt, chatgpt, bot, model, got 'tool'",
+            "a.jsonl, line 1: conversations[0].from must be one of system, developer, user, human, prompter, assistant, "
+            "gpt, chatgpt, bot, model, function_call, tool_call, tool, function, observation, ipython, tool_response, "
+            'got "narrator"',
         ),
     ],
 )
@@ -206,3 +219,157 @@ def test_a_row_that_cannot_be_read_says_where_and_what_is_known(
 ):
     with pytest.raises(ValueError, match=re.escape(message)):
         records(row, **given)
+
+
+# --- what is not read, and what is no answer --------------------------------------------------------
+
+
+def test_rows_are_records_or_counted_and_columns_used_missing_or_named():
+    losses = read(
+        {"instruction": "a", "input": None, "output": "b", "language": "en", "id": 1, "note": None},
+        {"instruction": "a", "output": True, "language": math.nan, "id": 2},
+        {"instruction": "a", "output": math.nan, "topic": "x", "source": "y"},
+        where={"source": ["y"]},
+    ).losses
+    assert losses.formats == {"alpaca (guessed from instruction and output)": 3}
+    assert (losses.num_empty, losses.num_unlearnt, losses.num_turns) == (1, 0, 0)
+    assert losses.ignored == {"id": 2}
+    assert losses.missing == {"input": 3, "language": 2, "output": 1, "topic": 2}
+
+
+def test_a_format_that_is_named_is_no_guess():
+    said = read(SAMPLES["gsm8k"], format="gsm8k").losses.formats
+    assert said == {"gsm8k (as data.format says)": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"instruction": "a", "output": ["x", 1, None]}, '["x", 1, null]'),
+        ({"prompt": "a", "completion": {"known": True}}, '{"known": true}'),
+        ({"prompt": "a", "completion": [{"type": "text", "text": "x"}]}, "x"),
+        ({"question": "a", "answer": False}, "false"),
+        ({"definition": "a", "input": "b", "output": [{"c": 1}]}, '{"c": 1}'),
+        ({"context": "a", "question": "b", "answers": "Ada"}, "Ada"),
+        ({"context": "a", "question": "b", "answers": ["Ada", "B"]}, "Ada"),
+        ({"context": "a", "question": "b", "answers": {"text": [3]}}, "3"),
+        ({"context": "a", "question": "b", "answers": '{"text": ["Ada"]}'}, "Ada"),
+    ],
+)
+def test_an_answer_of_any_type_is_text_or_json(row: dict[str, Any], text: str):
+    assert records(row)[0].answer == text
+
+
+def test_a_context_beside_question_and_answer_is_read():
+    (record,) = records({"context": "c", "question": "q", "answer": "a"})
+    assert said(record) == [("user", "c\n\nq"), ("assistant", "a")]
+
+
+def test_the_system_message_of_a_row_stands_where_its_turns_have_none():
+    row = {**SAMPLES["alpaca"], "system": "Be odd."}
+    assert said(records(row, system="Be kind.")[0])[0] == ("system", "Be odd.")
+    found = read({**SAMPLES["messages"], "system": "Be odd."})
+    assert said(found.records[0])[0] == ("system", "Be brief.")
+    assert found.losses.ignored == {"system": 1}
+
+
+def test_a_class_is_compared_as_the_cell_says_it():
+    classes = {"true": "A", "false": "B"}
+    rows = [{"prompt": "a", "completion": value} for value in (True, False, "true")]
+    assert [record.answer for record in records(*rows, classes=classes)] == ["A", "B", "A"]
+
+
+def test_labels_are_text_as_any_cell():
+    row = {**SAMPLES["alpaca"], "language": True, "task": 1.0, "topic": ["a"], "domain": math.nan}
+    assert records(row)[0].labels == {
+        "language": "true",
+        "task": "1.0",
+        "topic": '["a"]',
+        "domain": "unknown",
+    }
+
+
+def test_renaming_displaces_no_column():
+    row = {"prompt": "p", "q": "q", "completion": "c"}
+    message = "a.jsonl, line 1: data.columns calls 'q' 'prompt', but there is a column 'prompt', which would be lost"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        records(row, columns={"prompt": "q"})
+    found = read(row, columns={"prompt": "q", "old_prompt": "prompt"})
+    assert said(found.records[0]) == [("user", "q"), ("assistant", "c")]
+    assert found.losses.ignored == {"old_prompt": 1}
+    swapped = records(row, columns={"prompt": "completion", "completion": "prompt"})
+    assert said(swapped[0]) == [("user", "c"), ("assistant", "p")]
+
+
+YOU, ME = {"role": "user", "content": "q"}, {"role": "assistant", "content": "good"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "q", "chosen": "good", "rejected": "b"}, {"completion": "chosen"}),
+        ({"prompt": "q", "chosen": [YOU, ME], "rejected": []}, {"messages": "chosen"}),
+        ({"chosen": [YOU, ME], "rejected": [YOU]}, {"messages": "chosen"}),
+        ({"prompt": [YOU], "chosen": [ME], "rejected": [ME]}, {"completion": "chosen"}),
+        (
+            {"messages": [YOU], "chosen": ME, "rejected": ME},
+            {"prompt": "messages", "completion": "chosen"},
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "good"},
+                "rejected": {"from": "gpt", "value": "bad"},
+            },
+            {"prompt": "conversations", "completion": "chosen"},
+        ),
+        ({"instruction": "q", "chosen": "good", "rejected": "b"}, {"output": "chosen"}),
+        (
+            {"question": "q", "chosen": "good", "rejected": ""},
+            {"prompt": "question", "completion": "chosen"},
+        ),
+        (
+            {"input": "q", "preferred_output": [ME], "non_preferred_output": [ME]},
+            {"prompt": "input", "completion": "preferred_output"},
+        ),
+    ],
+)
+def test_preference_pairs_are_refused_with_what_would_learn_the_better_answer(
+    row: dict[str, Any], columns: dict[str, str]
+):
+    with pytest.raises(ValueError, match=r"a.jsonl, line 1: .* are a pair of preference") as caught:
+        records(row)
+    remedy = ", ".join(f"{new}: {old}" for new, old in columns.items())
+    assert str(caught.value).endswith(f"data.columns={{{remedy}}}")
+    assert said(records(row, columns=columns)[0]) == [("user", "q"), ("assistant", "good")]
+
+
+def test_answers_marked_as_bad_are_not_learnt_by_mistake():
+    row = {**SAMPLES["messages"], "label": False}
+    with pytest.raises(ValueError, match=r"line 1: label is false, as in preference data \(KTO\)"):
+        records(row)
+    assert len(records(row, where={"label": ["false"]})) == 1
+    assert records(row, labels=["label"])[0].labels == {"label": "false"}
+    assert read({**row, "label": "a"}).losses.ignored == {"label": 1}
+    assert read({**SAMPLES["alpaca"], "label": False}).losses.ignored == {"label": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        (
+            {"query": "a", "response": "b"},
+            ", such as data.columns={prompt: query, completion: response}",
+        ),
+        (
+            {"inputs": "a", "targets": "b"},
+            ", such as data.columns={prompt: inputs, completion: targets}",
+        ),
+        ({"dialog": [YOU, ME]}, ", such as data.columns={messages: dialog}"),
+        ({"text": "a"}, "; a text alone has no answer: part it into prompt and completion"),
+        ({"a": 1}, "rename columns in data.columns"),
+    ],
+)
+def test_columns_of_no_format_come_with_a_remedy(row: dict[str, Any], hint: str):
+    with pytest.raises(ValueError, match=re.escape(hint) + "$"):
+        records(row)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.encoding import lengths
 from fedloom.data.federation import Federation, federate
 from fedloom.data.formats import to_records
 from fedloom.data.partition import Dirichlet, Natural
 from fedloom.data.settings import DataSettings, Sample
 from fedloom.data.sources import load_rows
-from fedloom.data.tokens import lengths
 from fedloom.recipe import load_recipe
 
 DOLLY = {
@@ -74,7 +74,10 @@ def test_a_row_is_held_out_for_any_of_its_labels(base: DataSettings, byte_level:
 
 def test_natural_clients_have_judges_of_their_own(base: DataSettings, byte_level: Any):
     settings = replace(
-        base, partition=Natural("language"), num_clients=2, held_out={"task": ["t1", "t2"]}
+        base,
+        partition=Natural("language", largest=2),
+        num_clients=None,
+        held_out={"task": ["t1", "t2"]},
     )
     federation = federate(settings, byte_level)
     assert list(federation.shards) == ["held-out-l0", "held-out-l1", "held-out-l2", "l0", "l1"]
@@ -140,7 +143,7 @@ def test_dolly_is_split_as_in_the_paper(alpha: float, written: Callable[..., str
     path = written("dolly.jsonl", rows)
     overrides = [f"data.source={path}", f"data.partition.dirichlet.alpha={alpha}"]
     data = load_recipe("dolly", overrides).data
-    records = to_records(load_rows(data), data)
+    records = to_records(load_rows(data), data).records
     judged = Counter(record.labels["category"] for record in records if record.held_out)
     assert judged == {"summarization": DOLLY["summarization"]}
     learnt = [record.labels for record in records if not record.held_out]

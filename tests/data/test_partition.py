@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedloom.data.dealing import apportion, shuffled
 from fedloom.data.mixtures import Clusters, MultiDomain
-from fedloom.data.names import client_names, safe_names
+from fedloom.data.names import client_names, fingerprint, safe_names
 from fedloom.data.partition import (
     PARTITIONS,
     Dirichlet,
@@ -190,17 +190,22 @@ def test_natural_makes_a_client_of_every_value():
 def test_natural_with_fewer_clients_than_values_keeps_the_largest():
     """fs_llm B2: clients < categories and clients > categories are both defined."""
     labels = [{"author": author} for author in "abbccc"]
-    assert Natural("author").assign(labels, 2, 0) == {"b": [1, 2], "c": [3, 4, 5]}
-    message = "data.num_clients is 4, but the label 'author' has only 3 values: lower it, or leave it out to take them all"
+    assert Natural("author", 2).assign(labels, None, 0) == {"b": [1, 2], "c": [3, 4, 5]}
+    message = (
+        "data.partition.natural.largest is 4, but the label 'author' has only 3 values: "
+        "lower it, or leave it out to take them all"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
-        Natural("author").assign(labels, 4, 0)
+        Natural("author", 4).assign(labels, None, 0)
+    with pytest.raises(ValueError, match=r"natural\.largest must be at least 1, got 0"):
+        Natural("author", 0)
 
 
 # --- names and numbers ---------------------------------------------------------------------------
 
 
 def test_names_are_safe_for_every_file_system_and_distinct():
-    names = safe_names(["a/b", "a b", "A-B", "../..", "Türkçe", "中文", "x" * 200, "ok_1.2"])
+    names = safe_names(["a/b", "a b", "A-B", "../..", "Türkçe", "中文", "x" * 80, "ok_1.2"])
     assert list(names.values()) == [
         "a-b",
         "a-b-2",
@@ -211,6 +216,38 @@ def test_names_are_safe_for_every_file_system_and_distinct():
         "x" * 80,
         "ok_1.2",
     ]
+    assert safe_names(["../../etc/passwd"])["../../etc/passwd"] == "etc-passwd"
+    composed, apart = "\u00e9cole", "e\u0301cole"
+    assert len({name.casefold() for name in safe_names([composed, apart]).values()}) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Patient number 3 was admitted with a fever of 39 degrees",
+        "was seen at noon by us",
+        "x" * 81,
+        "患者因发烧三十九度入院治疗患者因发烧三十九度入院治疗",
+        "con",
+        "NUL.txt",
+        "lost \ud800" * 9,
+    ],
+)
+def test_what_is_no_name_gives_a_hash_of_itself(value: str):
+    (name,) = safe_names([value]).values()
+    assert name == f"client-{fingerprint(value)}"
+    assert re.fullmatch(r"client-[0-9a-f]{12}", name)
+
+
+@given(st.lists(st.text(max_size=120), unique=True, max_size=12))
+def test_any_values_give_distinct_names_of_letters_and_digits(values: list[str]):
+    names = safe_names(values)
+    assert list(names) == values
+    assert len({name.casefold() for name in names.values()}) == len(values)
+    for name in names.values():
+        assert re.fullmatch(r"[\w.-]+", name)
+        assert len(name.encode()) <= 200
+        assert not name.startswith((".", "-"))
 
 
 def test_names_sort_as_they_count():

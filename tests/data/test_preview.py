@@ -49,7 +49,7 @@ def test_the_tables_show_clients_lengths_and_what_was_left_out(
     )
     assert "dirichlet by task, 10 clients" in text
     assert "1 rows without an answer, left out" in text
-    assert "1 examples left out: no token of the answer fits in 64" in text
+    assert "1 examples left out: the answer does not fit in 64" in text
     assert "1 examples cut to 64 tokens, kept" in text
     assert "client-009" in text
     assert "task-0" in text
@@ -58,10 +58,8 @@ def test_the_tables_show_clients_lengths_and_what_was_left_out(
 
 
 def test_natural_clients_left_out_are_reported(written: Callable[..., str], byte_level: Any):
-    text = shown(
-        byte_level, source=written("a.jsonl", rows()), partition=Natural("task"), num_clients=4
-    )
-    assert "80 examples of natural clients beyond data.num_clients, left out" in text
+    text = shown(byte_level, source=written("a.jsonl", rows()), partition=Natural("task", 4))
+    assert "80 examples of natural clients beyond data.partition.natural.largest" in text
 
 
 def test_samples_show_what_is_learnt_in_green_and_the_rest_dim(

@@ -1,14 +1,17 @@
 """Conversations as text: what each prompt writes, and what of it is learnt."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from fedloom.data.formats import Message, Record
-from fedloom.data.prompts import ChatTemplate, Segment, make_render
+from fedloom.data.prompts import Segment
+from fedloom.data.rendering import make_render
 from fedloom.data.settings import DataSettings
+from fedloom.data.templates import ChatTemplate
 
 ASK = Message("user", "Add.\n\n1 and 2", context="1 and 2")
 SHORT = Message("user", "Hi")
@@ -22,6 +25,8 @@ class Templated:
 
     chat_template: str | None = None
     eos_token: str | None = "</s>"
+    added_tokens_decoder: Mapping[int, Any] = field(default_factory=dict)
+    all_special_ids: list[int] = field(default_factory=list)
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
@@ -118,11 +123,6 @@ def test_braces_in_the_data_stay():
     assert text(written(said, prompt="plain")) == "{content} {x}\n{content}\\1</s>"
 
 
-def test_an_end_token_in_the_data_is_not_doubled():
-    segments = written(record(SHORT, Message("assistant", "Hello </s>")), prompt="plain")
-    assert text(segments) == "Hi\nHello</s>"
-
-
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
@@ -145,7 +145,7 @@ def test_a_wrong_prompt_of_ones_own_is_refused(prompt: dict[str, str], message: 
 def test_a_system_message_needs_a_text_for_it():
     own = {"user": "{content}", "assistant": "{content}"}
     with pytest.raises(ValueError, match=r"data\.prompt needs a text for the role system"):
-        written(record(Message("system", "s"), SHORT, HELLO), prompt=own)
+        written(record(Message("system", "s"), SHORT, HELLO), prompt=own, system_role="refuse")
 
 
 def test_a_tokenizer_without_end_token_is_refused():
@@ -214,9 +214,11 @@ def test_chat_without_a_template_says_what_else_there_is():
 
 
 def test_a_template_that_refuses_a_role_says_what_to_change():
-    message = "the chat template of model.name refuses the roles system, user (no system role): set data.system to null"
+    message = "the chat template of model.name refuses the roles system, user (no system role): set data.system_role to fold"
     with pytest.raises(ValueError, match=re.escape(message)):
-        written(record(Message("system", "s"), SHORT, HELLO), Templated(STRICT))
+        written(
+            record(Message("system", "s"), SHORT, HELLO), Templated(STRICT), system_role="refuse"
+        )
 
 
 def test_a_template_whose_generation_prompt_is_no_prefix_is_refused():

@@ -152,3 +152,46 @@ def test_what_selects_nothing_is_refused(given: dict[str, Any], message: str, fo
 def test_a_setting_without_effect_is_refused(make: Callable[[], Any], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+ODD = [True, False, None, 1, 1.0, "no", " no", "None", "True", ["a"], float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("no", ["no", " no"]),
+        ("true", [True]),
+        ("True", [True, "True"]),
+        ("FALSE", [False]),
+        (True, [True]),
+        ("None", ["None"]),
+        ("nan", []),
+        ("1", [1]),
+        ("1.0", [1.0]),
+        (1, [1]),
+        ('["a"]', [["a"]]),
+    ],
+)
+@pytest.mark.parametrize("setting", ["where", "held_out"])
+def test_values_are_compared_as_text(
+    setting: str, value: Any, found: list[Any], written: Callable[..., str]
+):
+    path = written("a.jsonl", [{"x": x, "n": n} for n, x in enumerate(ODD)])
+    given: dict[str, Any] = {setting: {"x": [value]}}
+    settings = DataSettings(source=path, **given)
+    if not found:
+        with pytest.raises(ValueError, match=r"nan"):
+            load_rows(settings)
+        return
+    rows = [row for row in load_rows(settings) if setting == "where" or row.held_out]
+    assert [row.values["x"] for row in rows] == found
+
+
+@pytest.mark.parametrize(
+    "given", [{"where": {"x": ["a"]}}, {"held_out": {"x": ["a"]}}, {"shorter": {"x": 5}}]
+)
+def test_what_is_no_text_selects_nothing(given: dict[str, Any], written: Callable[..., str]):
+    path = written("a.jsonl", '{"x": "a"}\n{"x": "\\ud800"}')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: x holds '\\ud800', half a character"):
+        load_rows(DataSettings(source=path, **given))

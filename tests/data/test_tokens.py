@@ -1,6 +1,6 @@
 """The boundary between prompt and answer, whatever the tokenizer; truncation; what is learnt."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -123,6 +123,8 @@ def test_a_tokenizer_that_reads_no_special_token_from_text_still_ends(byte_level
         """Takes the end token in a text for letters."""
 
         eos_token, eos_token_id, bos_token_id, chat_template = "</s>", 2, None, None
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+        all_special_ids: ClassVar[list[int]] = []
 
         def __call__(self, text: list[str], *, add_special_tokens: bool, verbose: bool) -> Any:
             return {"input_ids": [[10 + ord(letter) for letter in one] for one in text]}
@@ -197,10 +199,10 @@ def test_the_prompt_gives_way_from_its_beginning_where_asked(tokenizers: dict[st
         assert example.num_targets == whole.num_targets
 
 
-def test_an_answer_longer_than_everything_keeps_one_token_of_its_prompt(byte_level: Any):
+def test_an_answer_longer_than_everything_is_dropped_where_the_prompt_gives_way(byte_level: Any):
     settings = DataSettings(prompt="plain", max_length=16, truncate="prompt")
-    ((example,),) = tokenise([record("Hi there", LONG)], settings, byte_level).examples
-    assert (example.prompt_length, example.num_targets, len(example.ids)) == (1, 15, 16)
+    made = tokenise([record("Hi there", LONG)], settings, byte_level)
+    assert (made.examples, made.num_truncated, made.num_dropped) == ([()], 0, 1)
 
 
 def test_a_conversation_that_is_cut_ends_in_the_last_answer_begun(byte_level: Any):

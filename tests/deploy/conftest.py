@@ -24,7 +24,7 @@ def tree(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
     for at, site in enumerate(SITES):
         rows = [
             {"prompt": f"say {i}", "completion": f"{i * (at + 2)}", "language": site[:2], "id": "7"}
-            for i in range(12)
+            for i in range(24)
         ]
         (folder / f"{site}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return {

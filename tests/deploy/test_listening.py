@@ -1,6 +1,7 @@
 """Addresses, what a server tells of its sites, and what is missing for an engine."""
 
 import io
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fedloom.deploy import connect as connecting
-from fedloom.deploy.listening import Listening, address, write_status
+from fedloom.deploy.listening import Listening, address, check_free, write_status
 from fedloom.deploy.preview import status
 from fedloom.engines.remote import SiteRecord
 from fedloom.run.session import build
@@ -76,3 +77,15 @@ def test_sites_cannot_join_a_plain_run(recipe: Callable[..., Recipe], tmp_path: 
     assert session.learners == {}
     with pytest.raises(ValueError, match="start it with `fedloom serve`"):
         connecting.connect(session, Console(quiet=True))
+
+
+def test_a_port_that_another_program_listens_at_is_refused():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ValueError, match=f"--listen 127.0.0.1:{port} cannot be listened at"):
+            check_free("127.0.0.1", port)
+    check_free("127.0.0.1", port)
+    with pytest.raises(ValueError, match=r"--listen 203\.0\.113\.1:9 cannot be listened at"):
+        check_free("203.0.113.1", 9)

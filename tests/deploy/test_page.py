@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
+from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.data.settings import DataSettings
-from fedloom.data.tokens import Tokenizer
 from fedloom.deploy.site import SiteSettings, own_data
 from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe

@@ -1,6 +1,7 @@
 """A site answers letters with its own data and within its own limits."""
 
 import io
+import json
 import os
 import re
 from collections.abc import Callable
@@ -50,13 +51,58 @@ def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path
     head, _, _ = letter(asked, "hello", tmp_path)
     said, pieces = Site(settings(asked, tmp_path)).answer(head, [])
     assert pieces == []
-    assert said["identity"] == head["identity"]
+    assert said.get("identity") == head["identity"], said
     assert list(said["clients"]) == ["alba"]
     told = said["clients"]["alba"]
     assert told["profile"]["language"] == "al"
     assert int(told["profile"]["num_examples"]) == told["counts"]["rows"] > 0
     assert told["counts"]["labels"] == {}
     assert "say" not in str(said)
+
+
+def test_a_text_that_all_rows_of_a_site_share_travels_as_a_hash(recipe: Make, tmp_path: Path):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    told = settings(asked, tmp_path)
+    assert told.data
+    text = "The patient was admitted with a fever of 39 degrees"
+    for value, shown in ((text, False), ("cardiology", True)):
+        rows = [json.loads(row) | {"topic": value} for row in told.data.read_text().splitlines()]
+        told.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows[:1] + rows))
+        heard: list[str] = []
+        said, _ = Site(told, heard.append).answer(head, [])
+        profile = said["clients"]["alba"]["profile"]
+        assert (profile["topic"] == value) == shown
+        assert ("admitted" in str(said)) is False
+        assert any("rows repeat an earlier one, kept" in line for line in heard)
+        out = io.StringIO()
+        for part in preview(told, shared_recipe(asked)):
+            Console(file=out, width=160).print(part)
+        assert profile["topic"] in out.getvalue()
+        assert "rows repeat an earlier one" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"messages": [{"who": "user", "content": "It's a \"secret\" of Anna's"}]}],
+        [{"messages": [{"role": "nurse's secret", "content": "hm"}]}],
+        [{"messages": "a secret of Anna's"}],
+    ],
+)
+def test_a_refusal_does_not_quote_the_data_of_a_site(
+    recipe: Make, tmp_path: Path, rows: list[dict[str, Any]]
+):
+    asked = recipe(engine=REMOTE)
+    head, _, _ = letter(asked, "hello", tmp_path)
+    told = settings(asked, tmp_path)
+    assert told.data
+    told.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    heard: list[str] = []
+    said, _ = Site(told, heard.append).answer(head, [])
+    assert "secret" in heard[-1]
+    assert "secret" not in str(said)
+    assert "alba.jsonl, line 1" in said["refusal"]
 
 
 def test_a_site_trains_and_keeps_its_clip(recipe: Make, tmp_path: Path):
@@ -245,3 +291,65 @@ def test_a_full_disk_at_a_site_is_told(
     monkeypatch.setattr(os, "fsync", full)
     said, _ = site.answer(head, pieces)
     assert re.search(r"writing .*/memory/alba/1 needs \d+ bytes .*: make room", said["refusal"])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"where": {"language": ["al"]}},
+        {"shorter": {"language": 3}},
+        {"columns": {"completion": "language"}},
+    ],
+)
+def test_a_column_that_is_not_opened_is_not_there_for_any_filter(
+    recipe: Make, tmp_path: Path, asked: dict[str, Any]
+):
+    """A filter on a hidden column would tell it row by row, by how many rows are left."""
+    made = recipe(engine=REMOTE, data=asked)
+    head, _, _ = letter(made, "hello", tmp_path)
+    site = Site(settings(made, tmp_path, columns=["prompt", "completion"]))
+    refusal = site.answer(head, [])[0]["refusal"]
+    assert re.search(r"data\.(where|shorter|columns) names \(see the site\)", refusal)
+    assert "the columns are prompt, completion" in refusal
+
+
+def test_a_site_takes_part_with_twenty_examples_or_more(recipe: Make, tmp_path: Path):
+    assert Limits().min_examples == 20
+    made = recipe(engine=REMOTE, data={"where": {"completion": ["0", "2", "4"]}})
+    head, _, _ = letter(made, "hello", tmp_path)
+    said = Site(settings(made, tmp_path)).answer(head, [])[0]
+    assert "no part with fewer than --min-examples 20" in said["refusal"]
+
+
+def test_the_log_of_a_site_says_what_each_greeting_asked_of_its_data(recipe: Make, tmp_path: Path):
+    made = recipe(engine=REMOTE, data={"where": {"language": ["al"]}})
+    head, _, _ = letter(made, "hello", tmp_path)
+    heard: list[str] = []
+    Site(settings(made, tmp_path), heard.append).answer(head, [])
+    assert heard[0].startswith("asked for data: ")
+    assert '"where": {"language": ("al")}' in heard[0]
+
+
+def test_a_site_with_another_name_than_its_key_says_so(recipe: Make, tmp_path: Path):
+    made = recipe(engine=REMOTE)
+    head, _, _ = letter(made, "hello", tmp_path)
+    said = Site(settings(made, tmp_path)).answer({**head, "site": "brno"}, [])[0]
+    assert said["refusal"] == (
+        "the server knows the key in --keys as brno, not as alba: start `fedloom join` with --name brno"
+    )
+
+
+def test_rows_that_are_judged_apart_are_refused_at_a_site(recipe: Make, tmp_path: Path):
+    made = recipe(engine=REMOTE, data={"held_out": {"completion": ["0"]}})
+    head, _, _ = letter(made, "hello", tmp_path)
+    assert (
+        "data.held_out is for data in one place"
+        in Site(settings(made, tmp_path)).answer(head, [])[0]["refusal"]
+    )
+
+
+def test_a_clip_refuses_integers_that_it_could_not_scale():
+    Limits(clip=1.0).check_upload({"delta": {"w": torch.ones(2)}})
+    Limits().check_upload({"votes": {"w": torch.ones(2, dtype=torch.uint8)}})
+    with pytest.raises(ValueError, match="keeps --clip 1, but votes/w of an upload is uint8"):
+        Limits(clip=1.0).check_upload({"votes": {"w": torch.ones(2, dtype=torch.uint8)}})

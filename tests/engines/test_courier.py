@@ -1,6 +1,9 @@
 """Hostile and unlucky messages: each an absence that names the field, and the round goes on."""
 
 import dataclasses
+import math
+import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,14 +11,20 @@ import pytest
 import torch
 
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.core.metrics import MEASURED
 from fedloom.core.protocols import Absence, Delivery, Reply, Task
 from fedloom.engines.courier import Courier
+from fedloom.wire.body import encode_body
 from fedloom.wire.format import encode_reply
+from fedloom.wire.frame import frame, split
 from fedloom.wire.settings import WireSettings
 
 WIRE = WireSettings()
 TASK = Task("train", 1, "c", 7, {}, {"params": {"w": torch.zeros(3), "b": torch.zeros(2)}})
 GOOD = Reply("c", {"delta": {"w": torch.ones(3), "b": torch.ones(2)}}, 2.0, {"loss": 1.0})
+
+NOT_WEIGHTS: tuple[Any, ...] = (-1, -1e-9, 1e300, 10**400, math.nan, math.inf, True, None, "1", [1])
+NOT_LOSSES: tuple[Any, ...] = (-0.5, 1e7, 10**400, math.nan, math.inf, False, None, "1", {})
 
 
 def received(message: bytes) -> Delivery:
@@ -92,3 +101,76 @@ def test_clients_that_share_a_payload_share_its_encoding() -> None:
     body = courier.bodies([TASK])[id(TASK.download)]
     assert bytes_a == len(courier.message(TASK, body))
     assert bytes_b == len(courier.message(other, body))
+
+
+def sent(task: Task = TASK, reply: Reply = GOOD, **header: Any) -> Delivery:
+    """Return what becomes of a reply whose header was tampered with, under a right checksum."""
+    (known, body) = split(encode_reply(reply, settings=WIRE))
+    return Courier(FedAvg(), WIRE).receive(
+        task, frame(bytes(body), {**known, **header}), download_bytes=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        *(({"weight": weight}, r"weight must be a number in \(0, ") for weight in NOT_WEIGHTS),
+        *(({"metrics": {"loss": loss}}, "loss must be ") for loss in NOT_LOSSES),
+        ({"metrics": {"num_tokens": -1e6}}, r"num_tokens must be in \(0, "),
+        ({"metrics": {"token_accuracy": 1.01}}, r"token_accuracy must be in \(0, 1\)"),
+        ({"metrics": {"personal/exact_match": 2}}, "personal/exact_match must be in"),
+        ({"metrics": {"<script>": 1.0}}, r"a metric must be one of loss, .* got '\(script\)'"),
+        ({"metrics": {"\ud800": 1.0}}, "a metric must be one of"),
+        ({"metrics": {f"k{i}": 1.0 for i in range(9)}}, "a metric must be one of"),
+        ({"metrics": {f"k{i}": 1.0 for i in range(100_000)}}, "the header has .* bytes"),
+        ({"metrics": []}, "the header of the reply is malformed"),
+        ({"client": 5}, "the header of the reply is malformed"),
+        ({"more": 1}, "the header of the reply is malformed"),
+        ({"client": "\x1b]0;x\x07[/red]"}, r"a reply for c names  \)0;x \(/red\)"),
+    ],
+)
+def test_a_header_of_another_type_size_or_range_is_an_absence(header: Any, reason: str) -> None:
+    answer = sent(**header).answer
+    assert isinstance(answer, Absence)
+    assert re.search(reason, answer.reason), answer.reason
+    assert answer.reason.isprintable()
+    assert not set("[]<>") & set(answer.reason)
+
+
+@pytest.mark.parametrize("missing", MEASURED)
+def test_an_evaluation_that_could_not_be_averaged_is_an_absence(missing: str) -> None:
+    whole = {"loss": 1.0, "num_tokens": 4.0, "num_examples": 2.0}
+    task = dataclasses.replace(TASK, kind="test")
+    nothing = Reply("c", {}, 2.0, whole)
+    assert isinstance(sent(task, nothing).answer, Reply)
+    told = {name: value for name, value in whole.items() if name != missing}
+    answer = sent(task, nothing, metrics=told).answer
+    assert isinstance(answer, Absence)
+    assert f"got no {missing}" in answer.reason
+    empty = sent(task, nothing, metrics={**whole, "num_examples": 0}).answer
+    assert isinstance(empty, Absence)
+
+
+def test_a_diverged_model_may_say_so_in_an_evaluation_and_nowhere_else() -> None:
+    told = {"loss": math.nan, "num_tokens": 4.0, "num_examples": 2.0}
+    assert isinstance(sent(metrics=told).answer, Absence)
+    task = dataclasses.replace(TASK, kind="test")
+    assert isinstance(sent(task, Reply("c"), metrics=told).answer, Reply)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_small_message_that_would_fill_the_memory_is_refused_before_it_does(
+    compression: Any,
+) -> None:
+    """Sixty bytes describe a mask of 4 GB: what was asked for is known before anything is allocated."""
+    mask = torch.zeros(1, dtype=torch.bool).expand(1 << 27)
+    bomb = encode_body({"delta": {"w": mask}}, compression=compression)
+    assert len(bomb) < 200
+    message = frame(bomb, {"client": "c", "weight": 1.0, "metrics": {}})
+    tracemalloc.start()
+    answer = received(message).answer
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(answer, Absence)
+    assert "upload delta/b: expected float32 (2,), got nothing" in answer.reason
+    assert most < 1 << 22

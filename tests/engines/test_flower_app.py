@@ -1,12 +1,13 @@
 """The two halves that Flower runs: letters in its messages, in pieces of bounded size, and no code from elsewhere."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.supernode.runtime import run_clientapp
 
 from fedloom.engines.flower import app, node
@@ -30,6 +31,50 @@ def test_a_chunk_that_is_cut_is_noticed(monkeypatch: pytest.MonkeyPatch):
     chunks[name] = Array("uint8", (1,), "fedloom.chunk/1", b"y")
     with pytest.raises(ValueError, match="piece 0 of a letter has 16 bytes, not 25"):
         app._opened(content)
+
+
+class Pulled:
+    """A Grid that holds these messages."""
+
+    def __init__(self, *contents: Any) -> None:
+        self.messages = [
+            SimpleNamespace(
+                metadata=SimpleNamespace(reply_to_message_id=str(at)),
+                content=content,
+                has_error=lambda: False,
+            )
+            for at, content in enumerate(contents)
+        ]
+
+    def pull_messages(self, ids: Any) -> Any:
+        return self.messages
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({}),
+        RecordDict({"letter": ConfigRecord({"text": "{"})}),
+        RecordDict({"letter": ConfigRecord({"text": '{"header": 5, "sizes": []}'})}),
+        RecordDict({"letter": ConfigRecord({"text": '{"header": {}, "sizes": [1e9]}'})}),
+        RecordDict(
+            {
+                "letter": ConfigRecord({"text": f'{{"header": {{}}, "sizes": [{10**15}]}}'}),
+                "chunks": ArrayRecord({}),
+            }
+        ),
+        RecordDict({"letter": ConfigRecord({"text": "[" * 100_000})}),
+    ],
+)
+def test_one_sites_malformed_answer_is_its_own_refusal_and_nobody_elses(content: Any):
+    good = app._packed({"answers": [None]}, [b"reply"])
+    grid: Any = Pulled(good, content, good)
+    said, pieces = app._pull(grid, ["1", "2", "3"])
+    first, odd, last = said["answers"]
+    assert first["header"] == last["header"] == {"answers": [None]}
+    assert pieces == [b"reply", b"reply"]
+    assert odd["header"]["refusal"].startswith("its answer is no letter of fedloom's: ")
+    assert odd["pieces"] == 0
 
 
 def test_what_is_put_in_place_at_a_site_is_there_in_this_version_of_flower():

@@ -1,5 +1,6 @@
 """Keys, pipes, programs and the proxy by themselves; Flower itself is not started."""
 
+import datetime
 import os
 import socket
 import stat
@@ -69,18 +70,24 @@ def test_a_worker_answers_the_next_letter_whatever_the_last_one_did(tmp_path: Pa
     def answer(header: dict[str, Any], pieces: list[bytes]) -> tuple[dict[str, Any], list[bytes]]:
         if header["n"] == 1:
             raise OSError("no room on the disk")
+        if header["n"] == 2:
+            raise ZeroDivisionError("of a model's own code")
         return {"n": header["n"]}, pieces
 
     door = threading.Thread(target=resident.serve, args=(tmp_path / "w", answer), daemon=True)
     door.start()
     until((tmp_path / "w").exists)
     said = []
-    for n in (1, 2):
+    for n in (1, 2, 3):
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(tmp_path / "w"))
             pipe.send(caller, {"n": n}, [b"x"])
             said.append(pipe.receive(caller)[0])
-    assert said == [{"refusal": "OSError: no room on the disk"}, {"n": 2}]
+    assert said == [
+        {"refusal": "OSError: no room on the disk"},
+        {"refusal": "ZeroDivisionError: of a model's own code"},
+        {"n": 3},
+    ]
 
 
 def test_a_program_is_ended_with_what_it_started(tmp_path: Path):
@@ -151,3 +158,53 @@ def test_keys_are_made_once_and_private(tmp_path: Path):
         keys.add("alba")
     with pytest.raises(ValueError, match=r"small letters, digits, - and _, at most 63, got 'A/b'"):
         keys.add("A/b")
+
+
+def at(monkeypatch: pytest.MonkeyPatch, days: float) -> None:
+    from fedloom.engines.flower import keys
+
+    when = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    monkeypatch.setattr(keys, "_now", lambda: when)
+
+
+def test_a_certificate_that_has_expired_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from fedloom.engines.flower.keys import Keys, check_dates
+
+    keys = Keys(tmp_path / "keys")
+    at(monkeypatch, -800)
+    keys.init(["site.example"])
+    at(monkeypatch, 0)
+    keys.check()
+    at(monkeypatch, 26)
+    with pytest.raises(
+        ValueError, match=r"ca\.crt expired on .*: make new keys with `fedloom keys init`"
+    ):
+        keys.check()
+    at(monkeypatch, -900)
+    with pytest.raises(ValueError, match=r"ca\.crt is valid from .* set this machine's clock"):
+        check_dates(keys.ca, "")
+
+
+def test_a_server_gets_a_new_certificate_that_sites_know_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from cryptography import x509
+
+    from fedloom.engines.flower.keys import Keys
+
+    keys = Keys(tmp_path / "keys")
+    with pytest.raises(ValueError, match=r"ca\.crt does not exist: `fedloom keys init` makes it"):
+        keys.renew()
+    keys.init(["site.example"])
+    authority, old = keys.ca.read_bytes(), keys.certificate.read_bytes()
+    at(monkeypatch, 10)
+    keys.renew(["other.example"])
+    assert keys.ca.read_bytes() == authority
+    assert keys.certificate.read_bytes() != old
+    assert keys.covers("site.example")
+    assert keys.covers("other.example")
+    made = x509.load_pem_x509_certificate(keys.certificate.read_bytes())
+    made.verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    assert keys.certificate_key.stat().st_mode & 0o777 == 0o600

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from fedloom.engines.mail import Gone, Letter, Mail, PostDown
+import pytest
+
+from fedloom.engines.mail import Gone, Letter, Mail, NotSent, Outage, PostDown
 
 HELLO = Letter({"say": "hello"})
 
@@ -160,3 +162,37 @@ def test_a_site_that_does_not_come_back_is_absent_for_good():
     answers = mail(office).exchange({"a": HELLO}, seconds=600)
     assert "not connected" in str(answers["a"])
     assert 90 <= office.now < 92
+
+
+def test_a_letter_that_never_went_out_says_so():
+    office = Office({"a": 1.0}, gone={"b"})
+    out = mail(office).exchange({"a": HELLO, "b": HELLO}, seconds=10)
+    assert isinstance(out["a"], Letter)
+    assert isinstance(out["b"], NotSent)
+
+
+def test_an_outage_is_waited_for_and_said_once():
+    office = Office({"a": 1.0, "b": 1.0}, gone={"a", "b"})
+    office.events = [(20.0, office.gone.clear)]
+    said: list[str] = []
+    box = mail(office)
+    box.on_trouble = said.append
+    box.wait(["a", "b"], 1, seconds=60)
+    assert 20 <= office.now < 21
+    assert said == ["waiting up to 60 seconds for a, b", "going on"]
+
+
+def test_enough_sites_are_not_waited_for():
+    office = Office({"a": 1.0, "b": 1.0}, gone={"b"})
+    mail(office).wait(["a", "b"], 1, seconds=60)
+    assert office.now == 0
+    with pytest.raises(
+        Outage, match=r"^b did not come back within 5 seconds \(run\.patience_seconds\)"
+    ):
+        mail(office).wait(["a", "b"], 2, seconds=5)
+
+
+def test_a_link_that_is_down_is_made_anew_while_waiting():
+    office = Office({"a": 1.0}, down_at=0.0)
+    mail(office).wait(["a"], 1, seconds=60)
+    assert office.reopened == 1

@@ -9,7 +9,7 @@ import torch
 
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Absence, Payload, Reply, Task
-from fedloom.engines.mail import Gone, Letter, Mail
+from fedloom.engines.mail import Gone, Letter, Mail, Outage
 from fedloom.engines.remote import Remote
 from fedloom.wire.format import decode_task, encode_reply
 from fedloom.wire.settings import WireSettings
@@ -24,6 +24,7 @@ COUNTS = {
     "tokens": 9,
     "target_tokens": 5,
     "labels": {},
+    "num_values": {},
 }
 DOWN: Payload = {"params": {"w": torch.zeros(3)}}
 Talk = Callable[[Letter], Letter | str]
@@ -34,11 +35,12 @@ class Office:
     """Hands each letter to its site's function at once."""
 
     talks: dict[str, Talk]
+    connection: dict[str, str] = field(default_factory=dict)
     _answers: dict[str, Letter | str] = field(default_factory=dict)
     _number: int = 0
 
     def sites(self) -> Mapping[str, str]:
-        return dict.fromkeys(self.talks, "1")
+        return {site: self.connection.get(site, "1") for site in self.talks}
 
     def send(self, letters: Mapping[str, Letter], *, seconds: float) -> Mapping[str, str]:
         tickets = {}
@@ -133,11 +135,42 @@ def test_a_body_that_tasks_share_travels_once():
             "its introduction",
         ),
         ({"clients": ["b"]}, "its introduction is malformed"),
+        ({"clients": {}}, "its introduction is malformed"),
+        *(
+            ({"clients": {"b": {"profile": {}, "counts": {**COUNTS, name: value}}}}, words)
+            for name, value, words in (
+                ("rows", True, r"the count rows must be in \[0, 2\^53\], got True"),
+                ("tokens", -1, "the count tokens"),
+                ("target_tokens", 10**400, "the count target_tokens .* got 1000"),
+                ("test", 2.0, "the count test"),
+                ("labels", {"language": {"de": 4}}, "and no labels"),
+                ("labels", 5, "and no labels"),
+                ("more", 1, "counts must be train, validation"),
+            )
+        ),
+        *(
+            ({"clients": {"b": {"profile": profile, "counts": COUNTS}}}, words)
+            for profile, words in (
+                ({"a": 1}, "a label must be a printable text"),
+                ({"a": "x" * 101}, "a label must be"),
+                ({"a": "\x1b[31m"}, "a label must be"),
+                ({str(i): "v" for i in range(33)}, "at most 32 labels, got 33"),
+                ([], "must be introduced by profile and counts"),
+            )
+        ),
+        *(
+            ({"clients": {name: {"profile": {}, "counts": COUNTS}}}, "a client's name must be")
+            for name in ("[/x]", "a b", "<script>", "", "x" * 101, "a/../b", "\ud800")
+        ),
+        (
+            {"clients": {f"c{i}": {"profile": {}, "counts": COUNTS} for i in range(10_001)}},
+            "must introduce 1 to 10000 clients",
+        ),
     ],
 )
 def test_a_site_that_does_not_fit_is_refused_by_name(said: Mapping[str, Any], words: str):
     engine = remote(north=site("a"), south=site("b", said=said))
-    with pytest.raises(ValueError, match=f"south: {words}"):
+    with pytest.raises(ValueError, match=f"south: (its introduction is malformed: .*)?{words}"):
         engine.meet(["north", "south"], seconds=10)
 
 
@@ -204,3 +237,123 @@ def test_a_site_that_leaves_at_the_goodbye_is_no_trouble():
     engine.meet(["north"], seconds=10)
     engine.part()
     assert heard == ["hello", "bye"]
+
+
+def test_a_site_is_the_client_its_key_was_made_for():
+    engine = remote(alba=site("brno"), brno=site("brno"))
+    engine.one_client = True
+    heard: list[str] = []
+    engine.mail.on_trouble = heard.append
+    ticks = iter(range(100))
+    engine.mail.clock = lambda: float(next(ticks))
+    with pytest.raises(ValueError, match=r"^alba: its key is that of alba, but it comes as brno"):
+        engine.meet(["alba", "brno"], seconds=20, patient=True)
+    assert list(engine.population()) == ["brno"]
+    assert len(heard) == 1, "it is told once, and not asked again before it comes anew"
+    assert "start `fedloom join` there with --name alba" in heard[0]
+
+
+def test_one_site_may_not_introduce_others():
+    engine = remote(alba=site("alba", "brno", "cork"))
+    engine.one_client = True
+    with pytest.raises(
+        ValueError, match="its key is that of alba, but it comes as alba, brno, cork"
+    ):
+        engine.meet(["alba"], seconds=10)
+
+
+def test_a_site_that_was_refused_and_mended_comes_again_while_others_wait():
+    engine = remote(north=site("a"), south=site("b", said={"refusal": "its data is bad"}))
+    office = engine.mail.post
+    assert isinstance(office, Office)
+    heard: list[str] = []
+    naps = iter(range(100))
+
+    def nap(_: float) -> None:
+        if next(naps) == 3:
+            office.talks["south"] = site("b")
+            office.connection["south"] = "2"
+
+    engine.mail.on_trouble, engine.mail.sleep = heard.append, nap
+    engine.meet(["north", "south"], seconds=10, patient=True)
+    assert heard == ["south cannot join: its data is bad; start it again when that is mended"]
+    assert list(engine.population()) == ["a", "b"]
+
+
+def test_every_letter_says_whose_key_it_is_for():
+    names: list[Any] = []
+
+    def spy(letter: Letter) -> Letter | str:
+        names.append(letter.header["site"])
+        return site("a")(letter)
+
+    engine = remote(north=spy)
+    engine.meet(["north"], seconds=10)
+    list(engine.run(tasks("a")))
+    assert names == ["north", "north"]
+
+
+def test_a_round_that_loses_all_its_sites_waits_and_is_sent_again():
+    engine = remote(north=site("a"), south=site("b"))
+    engine.meet(["north", "south"], seconds=10)
+    engine.min_sites = 1
+    office = engine.mail.post
+    assert isinstance(office, Office)
+    working, naps = dict(office.talks), iter(range(100))
+    work = 0
+
+    def dying(letter: Letter) -> Letter | str:
+        nonlocal work
+        work += 1
+        if work == 2:
+            office.talks.clear()
+        return "its SuperNode is gone"
+
+    office.talks["south"] = office.talks["north"] = dying
+
+    def nap(_: float) -> None:
+        if next(naps) == 5:
+            office.talks.update(working)
+
+    heard: list[str] = []
+    engine.mail.sleep, engine.mail.on_trouble = nap, heard.append
+    deliveries = list(engine.run(tasks("a", "b")))
+    assert [isinstance(d.answer, Reply) for d in deliveries] == [True, True]
+    assert work == 2
+    assert heard == ["waiting up to 600 seconds for north, south", "going on"]
+
+
+def test_an_outage_that_lasts_ends_the_run_with_the_round_unspent():
+    engine = remote(north=site("a"))
+    engine.meet(["north"], seconds=10)
+    engine.min_sites, engine.patience = 1, 30.0
+    office = engine.mail.post
+    assert isinstance(office, Office)
+    office.talks.clear()
+    ticks = iter(range(100))
+    engine.mail.clock = lambda: float(next(ticks))
+    with pytest.raises(Outage, match="north did not come back within 30 seconds"):
+        list(engine.run(tasks("a")))
+
+
+def test_who_is_there_and_says_no_is_not_waited_for():
+    engine = remote(north=site("a", said={}))
+    engine.meet(["north"], seconds=10)
+    engine.min_sites = 1
+    office = engine.mail.post
+    assert isinstance(office, Office)
+    office.talks["north"] = lambda _: "its worker died"
+    (delivery,) = engine.run(tasks("a"))
+    assert isinstance(delivery.answer, Absence)
+
+
+def test_nobody_is_charged_for_a_letter_that_never_went_out():
+    engine = remote(north=site("a"), south=site("b"))
+    engine.meet(["north", "south"], seconds=10)
+    office = engine.mail.post
+    assert isinstance(office, Office)
+    del office.talks["south"]
+    here, gone = engine.run(tasks("a", "b"))
+    assert here.download_bytes > 0
+    assert (gone.download_bytes, gone.upload_bytes) == (0, 0)
+    assert engine.sites["south"].download_bytes == 0

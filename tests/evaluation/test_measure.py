@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import Example
@@ -154,8 +155,8 @@ def test_generation_starts_from_exactly_the_prompt_of_training(
             row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)
         )
         assert attention_mask[:, -1].all()
-        assert settings["use_cache"]
-        assert not settings["do_sample"]
+        assert settings["generation_config"].use_cache
+        assert not settings["generation_config"].do_sample
         return input_ids
 
     monkeypatch.setattr(model, "generate", generate)
@@ -183,11 +184,13 @@ class Parrot(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
         self.texts, self.tokenizer = texts, tokenizer
         self.rows: list[int] = []
-        self.config = type("Config", (), {"to_dict": lambda _: {}})()
+        self.config = PretrainedConfig()
+        self.device, self.get_input_embeddings = torch.device("cpu"), lambda: nn.Embedding(103, 1)
         self.generation_config = type("Generation", (), {"eos_token_id": None})()
 
-    def forward(self, *, input_ids: Any, **_: Any) -> Any:
-        self.rows.append(len(input_ids))
+    def forward(self, *, input_ids: Any, attention_mask: Any = None, **_: Any) -> Any:
+        if attention_mask is None:  # else it is asked whether it reads its padding
+            self.rows.append(len(input_ids))
         logits = nn.functional.one_hot(input_ids.roll(-1, 1), 103).float() * 100
         return type("Output", (), {"logits": logits})()
 

@@ -14,9 +14,12 @@ NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 FILE, ALGORITHM, FUNCTION, PUBLIC = 300, 150, 50, 5
 WIDE = {
     "cli.py": "one function a command",
+    "cli_sites.py": "one function a command",
     "core/params.py": "arithmetic, one short function an operation",
     "core/protocols.py": "the words every other module speaks",
     "data/partition.py": "a family: one class an entry of the table PARTITIONS",
+    "deploy/site.py": "a site's settings, its session, and what it answers",
+    "engines/mail.py": "letters, the post that carries them, and each way in which one is lost",
     "models/build.py": "settings, model and the two names a model goes by",
     "models/parts.py": "one small class a part, and how each is found",
     "recipe.py": "both ways: text to recipe, recipe to text",

@@ -45,7 +45,7 @@ from fedloom.spaces.live import Live
 from fedloom.spaces.seeds import SeedSpace
 
 VOCAB = 64
-NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
 
 BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
 

@@ -12,8 +12,9 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.freeze import Freeze
-from fedloom.client.rehearsal import rehearse, schema
+from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import Absence, Algorithm, Reply, Round
+from fedloom.core.schema import schema
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.run.checkpoint import Checkpoints, state_sha256

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fedloom.models.build import Base
-from fedloom.models.parts import frozen_linears, has_dropout, keeps_rows_apart, lora_layers, readout
+from fedloom.models.parts import frozen_linears, keeps_rows_apart, lora_layers, readout
+from fedloom.models.probe import draws
 from fedloom.models.seeded import seeded
 from fedloom.spaces.build import TuneSettings, make_space
 
@@ -70,11 +71,11 @@ def test_other_things_that_learn_are_not_plain_adapters(tiny_llama, tune):
 
 
 def test_dropout_is_found_in_adapters_and_in_the_base(tiny_llama):
-    assert not has_dropout(adapted(tiny_llama()))
-    assert has_dropout(adapted(tiny_llama(), dropout=0.1))
+    assert not draws(adapted(tiny_llama()))
+    assert draws(adapted(tiny_llama(), dropout=0.1))
     model = tiny_llama()
     model.model.layers[0].self_attn.attention_dropout = 0.1
-    assert has_dropout(model)
+    assert draws(model)
 
 
 def test_a_fork_of_the_global_generator_starts_at_its_seed_and_goes_back():

@@ -10,7 +10,7 @@ from fedloom.recipe import build_recipe
 from fedloom.run.settings import Recipe
 
 
-def small_tree(model: Path, **sections: Any) -> dict[str, Any]:
+def small_tree(model: Path, /, **sections: Any) -> dict[str, Any]:
     """Return a recipe of four clients and three rounds; `sections` are merged over it."""
     tree: dict[str, Any] = {
         "name": "small",

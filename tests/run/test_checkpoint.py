@@ -254,7 +254,9 @@ def test_no_good_checkpoint_is_an_error_that_says_what_was_there(tmp_path: Path)
         checkpoints.load(run())
     for number in (1, 2):
         damage(checkpoints.save(run(number)))
-    with pytest.raises(DamagedFile, match=r"is whole: .*000002\.ckpt does not .*; .*000001\.ckpt"):
+    with pytest.raises(
+        DamagedFile, match=r"can be gone on from: .*000002\.ckpt does not .*; .*000001\.ckpt"
+    ):
         checkpoints.load(run())
 
 
@@ -342,7 +344,6 @@ def test_a_kill_at_any_step_leaves_a_good_checkpoint(
     assert resumed.run.number == expected
     assert state_sha256(resumed.run) == state_sha256(run(expected))
     assert resumed.damaged == ()
-    assert not list(tmp_path.glob("*.part"))
     checkpoints.save(run(2))
     assert [path.name for path in tmp_path.iterdir()] == ["round-000002.ckpt"]
 

@@ -14,9 +14,10 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.evaluation.measure import combine
 from fedloom.launch import baseline_of, run_recipe
-from fedloom.run.answer import AUTO, Chat, last_run
+from fedloom.run.answer import AUTO, Chat
 from fedloom.run.clusters import grouping_of, tell_clusters
 from fedloom.run.export import deliverables
+from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
 from fedloom.server.clustering_given import Given, Random

@@ -2,15 +2,18 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from fedloom.launch import run_recipe
+from fedloom.run.plan import make_plan
 from fedloom.run.settings import Recipe
 
 Make = Callable[..., Recipe]
@@ -52,6 +55,57 @@ def test_a_run_directory_holds_what_it_promises(small_recipe: Make, tmp_path: Pa
     samples = json.loads((folder / "samples.json").read_text())
     assert len(samples) == 2
     assert {"client", "prompt", "reference", "before", "after"} <= samples[0].keys()
+
+
+def test_what_is_left_out_is_said_once_and_stands_in_the_report(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"{i}?", "completion": f"{i}" if i else "", "hospital": "abc"[i % 3]}
+        for i in range(30)
+    ]
+    source = tmp_path / "mine.jsonl"
+    text = "Patient number {} was admitted with a fever"
+    source.write_text(
+        "".join(json.dumps(row | {"topic": text.format(i)}) + "\n" for i, row in enumerate(rows))
+    )
+    data = {
+        "source": str(source),
+        "num_examples": None,
+        "num_clients": None,
+        "where": {},
+        "partition": {"natural": {"by": "hospital", "largest": 2}},
+    }
+    recipe = small_recipe(data=data, run={"rounds": 1, "baselines": ["local", "centralised"]})
+    out, folder = io.StringIO(), tmp_path / "run"
+    run_recipe(recipe, folder, console=Console(file=out, width=200))
+    page = (folder / "report.html").read_text()
+    for line in (
+        "1 rows without an answer, left out",
+        "9 examples of natural clients beyond data.partition.natural.largest, left out",
+        "values of topic are not shown: 29 different ones, too many or too long for a label",
+    ):
+        assert out.getvalue().count(line) == 1
+        assert f"{line[0].upper()}{line[1:]}." in page
+        assert line in make_plan(recipe).left_out
+    written = [file for file in folder.rglob("*") if file.is_file()]
+    assert not [file for file in written if b"was admitted" in file.read_bytes()]
+
+
+def test_results_by_a_hidden_label_are_told_by_hash(small_recipe: Make, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i}?", "completion": f"{i}", "topic": f"The patient of bed {i % 3} was seen"}
+        for i in range(30)
+    ]
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data: dict[str, Any] = {"source": str(source), "num_examples": None, "where": {}}
+    recipe = small_recipe(data=data, evaluation={"by": "topic"}, run={"rounds": 1})
+    summary = run_recipe(recipe, tmp_path / "run")[""]
+    told = json.loads((tmp_path / "run" / "by_label.json").read_text())
+    assert all(re.fullmatch(r"sha256:[0-9a-f]{12}", value) for value in told["own"])
+    assert 1 < len(told["own"]) <= 3
+    assert summary["worst"]["loss"]["value"] in told["own"]
 
 
 def test_the_same_recipe_gives_the_same_run(small_recipe: Make, tmp_path: Path) -> None:
@@ -142,3 +196,63 @@ def test_engines_agree_and_the_wire_is_lossy_in_process_too(
     small = run_recipe(small_recipe(wire={"upload": "int8"}), tmp_path / "c")[""]
     assert small["state_sha256"] != here["state_sha256"]
     assert small["upload_bytes"] < 0.6 * here["upload_bytes"]
+
+
+@pytest.fixture(scope="session")
+def sighted_folder(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a random Gemma 3, whose vision tower takes no part in a pass over text."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = Gemma3Config(
+        text_config={
+            **sizes,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "vocab_size": 110,
+            "max_position_embeddings": 256,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        vision_config={**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=107,
+        boi_token_index=108,
+        eoi_token_index=109,
+    )
+    folder = tmp_path_factory.mktemp("models") / "sighted"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_what_stays_frozen_is_named_once(
+    small_recipe: Make, sighted_folder: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        model={"name": str(sighted_folder)}, run={"rounds": 1, "baselines": ["local"]}
+    )
+    file = io.StringIO()
+    console = Console(width=400, file=file)
+    run_recipe(recipe, tmp_path / "run", console=console)
+    said = "tune.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
+    assert file.getvalue().count(said) == 1
+    plan = make_plan(recipe)
+    assert plan.left_frozen.startswith(said)
+    console.print(plan.table())
+    assert "left frozen" in file.getvalue()
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_rows_longer_than_the_model_are_refused_before_training(
+    small_recipe: Make, sighted_folder: Path, tmp_path: Path, command: str
+) -> None:
+    """Of nested configurations too."""
+    recipe = small_recipe(model={"name": str(sighted_folder)}, data={"max_length": 257})
+    with pytest.raises(ValueError, match=r"data.max_length must be at most 256, .* got 257"):
+        run_recipe(recipe, tmp_path / "run") if command == "run" else make_plan(recipe)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -41,7 +43,9 @@ def start(recipe: Recipe, folder: Path, die_at: int | None = None, *, late: bool
 
             os.replace = last_words  # type: ignore[assignment]
         run_recipe(recipe, folder)
-    except BaseException:  # noqa: BLE001 a fork must not return into pytest
+    except BaseException as error:  # noqa: BLE001 a fork must not return into pytest
+        said = folder.with_name(f"{folder.name}-{os.getpid()}.said")
+        said.write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
     os._exit(0)
 
@@ -100,3 +104,47 @@ def test_twenty_of_twenty_killed_runs_end_as_the_uninterrupted_one(
         assert ended(start(recipe, folder)) == 0
         survived += left_behind(folder) == expected
     assert survived == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_two_processes_on_one_folder_one_wins_and_the_other_says_who(
+    small_recipe: Callable[..., Recipe], tmp_path: Path, *, killed: bool
+) -> None:
+    """A run and a resume, and two that resume: the same bytes as one alone, whoever comes first."""
+    recipe = small_recipe(
+        algorithm=[{"ditto": {"steps": 1}}, {"fedavg": {"server": "adam"}}],
+        cohort={"uniform": {"size": 3}},
+        run={"rounds": 4, "samples": 0, "baselines": ["local"]},
+        evaluation={"every": 1, "generate": False},
+    )
+    began = time.monotonic()
+    assert ended(start(recipe, tmp_path / "whole")) == 0
+    seconds = time.monotonic() - began
+    expected = left_behind(tmp_path / "whole")
+    rows = (tmp_path / "whole" / "clients.jsonl").read_text().count("\n")
+    chance = random.Random(derive(1, "races"))
+    for number in range(4):
+        folder = tmp_path / f"raced-{number}"
+        if killed:
+            pid = start(recipe, folder)
+            time.sleep(chance.uniform(0.3, 0.8) * seconds)
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
+        pids = [start(recipe, folder)]
+        time.sleep(chance.uniform(0.0, 0.3) * seconds)
+        pids.append(start(recipe, folder))
+        codes = dict(zip(pids, map(ended, pids), strict=True))
+        for pid, code in codes.items():
+            if code:
+                said = folder.with_name(f"{folder.name}-{pid}.said").read_text()
+                (other,) = set(pids) - {pid}
+                assert re.search(
+                    rf"^InUse: .*raced-{number} is in use by process {other} on ", said
+                )
+        # The second may come when the first is done, and find nothing left to do.
+        assert sorted(codes.values()) in ([0, 1], [0, 0])
+        assert left_behind(folder) == expected
+        assert (folder / "clients.jsonl").read_text().count("\n") == rows
+        assert not (folder / "lock").exists()
+        shutil.rmtree(folder)

@@ -1,6 +1,7 @@
 """New clients find their model by what they hold, without a label."""
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from rich.console import Console
 
 from fedloom.data.formats import Message, Record
 from fedloom.launch import run_recipe
-from fedloom.run.answer import last_run
 from fedloom.run.export import deliverables
+from fedloom.run.restore import last_run
 from fedloom.run.route import Route, Router, read_probe, route_table
 from fedloom.run.session import Session, build
 
@@ -116,6 +117,22 @@ def test_a_probe_is_read_from_a_file_like_the_data_or_from_lines_of_prompts(
         read_probe(session, tmp_path / "empty.txt", 16)
 
 
+def test_a_model_without_numbers_is_never_chosen(router: tuple[Session, Router]) -> None:
+    session, routes = router
+    broken = {
+        name: ({key: torch.full_like(value, torch.nan) for key, value in params.items()}, clients)
+        for name, (params, clients) in routes.models.items()
+    }
+    name = next(iter(broken))
+    for probe in (records(name, 3), ["Say w1."]):
+        others = {key: value for key, value in routes.models.items() if key != name}
+        route = Router(session, {name: broken[name], **others}).route(probe)
+        assert route.model != name
+        assert route.surprise[name] == math.inf
+        with pytest.raises(ValueError, match=r"no model of .* can be chosen: none gives numbers"):
+            Router(session, broken).route(probe)
+
+
 def test_a_probe_that_does_not_fit_is_an_error(router: tuple[Session, Router]) -> None:
     with pytest.raises(
         ValueError, match=r"must fit data\.max_length \(192 tokens\), which none of its 2"
@@ -162,7 +179,7 @@ def test_twenty_new_clients_find_their_language_from_sixteen_examples(
     }
     assert sorted(speaks.values()) == ["de", "pt", "sv"]
     data = replace(recipe.data, seed=99, num_examples=1200)
-    rows = to_records(load_rows(data), data)
+    rows = to_records(load_rows(data), data).records
     right = 0
     for at in range(20):
         language = ("de", "pt", "sv")[at % 3]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedloom.launch import run_recipe
-from fedloom.run.answer import last_run
 from fedloom.run.export import deliverables
+from fedloom.run.restore import last_run
 from fedloom.run.session import build
 from fedloom.run.settings import Recipe
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedloom.run.trackers import TRACKERS, JsonLines, make_trackers
+from fedloom.run.records import JsonLines
+from fedloom.run.trackers import TRACKERS, make_trackers
 
 Calls = list[tuple[Any, ...]]
 

@@ -87,11 +87,12 @@ def test_a_reply_comes_back_with_its_metrics() -> None:
     assert decoded == Reply("c", decoded.upload, 0.1, {"loss": 1 / 3, "num_tokens": 12})
 
 
-def test_a_metric_may_be_nan() -> None:
-    decoded = decode_reply(
-        encode_reply(Reply("c", metrics={"loss": math.nan}), settings=WireSettings())
-    )
-    assert math.isnan(decoded.metrics["loss"])
+def test_the_loss_of_an_evaluation_may_be_nan() -> None:
+    told = {"loss": math.nan, "num_tokens": 2.0, "num_examples": 1.0}
+    message = encode_reply(Reply("c", metrics=told), settings=WireSettings())
+    assert math.isnan(decode_reply(message, measured=True).metrics["loss"])
+    with pytest.raises(WireError, match="loss must be in"):
+        decode_reply(message)
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,10 @@ class Clustered(Generic[State]):
         if self.label:
             known = [c for c, profile in round.population.items() if self.label in profile]
             if not known:
+                given = ", ".join(sorted({n for p in round.population.values() for n in p}))
                 raise ValueError(
-                    f"clustered.label must be in clients' profiles, got {self.label!r}"
+                    f"clustered.label must be in clients' profiles ({given}), got {self.label!r}; "
+                    "name one of them, or none with algorithm.clustered.label='\"\"'"
                 )
             labels = [round.population[c][self.label] for c in known]
             said["adjusted_rand"] = adjusted_rand(labels, [found.assignment.get(c) for c in known])

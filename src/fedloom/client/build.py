@@ -4,7 +4,7 @@ from statistics import median
 
 import torch
 
-from fedloom.client.cohort import Cohort
+from fedloom.client.cohort import Cohort, keeps_lanes_apart
 from fedloom.client.fast.kernels import make_fast
 from fedloom.client.mezo import Mezo
 from fedloom.client.projected import Projected
@@ -14,7 +14,8 @@ from fedloom.client.trainer import Evaluator, Sequential
 from fedloom.client.zeroth_order import SeedWalk
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
-from fedloom.models.parts import forgets_activations, has_dropout, lora_layers
+from fedloom.models.parts import forgets_activations, keeps_rows_apart, lora_layers
+from fedloom.models.probe import draws
 from fedloom.spaces.build import LoRASpace
 from fedloom.spaces.live import Live
 from fedloom.spaces.seeds import SeedSpace
@@ -38,6 +39,7 @@ def make_trainer(
     Raises:
         ValueError: for a setting that would have no effect, or that the space cannot have.
     """
+    _check_packing(space, federation)
     order = local.order or ("zeroth" if isinstance(space, SeedSpace) else "first")
     if order == "first":
         local.refuse(ZEROTH, "belongs to local.order zeroth, got first")
@@ -53,13 +55,24 @@ def make_trainer(
     if order == "zeroth":
         return _guessing(sequential)
     layers = lora_layers(space.model)
-    if local.batched == "off" or not layers or has_dropout(space.model):
+    if local.batched == "off" or not layers or draws(space.model):
         return sequential
     group_tokens = local.group_tokens or GROUP_TOKENS[space.device.type]
     lengths = [len(row.ids) for shard in federation.shards.values() for row in shard.train]
     typical = median(lengths) if lengths else 1
     per_group = max(1, int(group_tokens // (local.batch_size * typical)))
-    return Cohort(sequential, layers, group_tokens, GROUPS * per_group)
+    cohort = Cohort(sequential, layers, group_tokens, GROUPS * per_group)
+    return cohort if keeps_lanes_apart(cohort, space.model) else sequential
+
+
+def _check_packing(space: Live | SeedSpace, federation: Federation) -> None:
+    shards = federation.shards.values()
+    packed = any(row.positions is not None for shard in shards for row in shard.train)
+    if packed and not keeps_rows_apart(space.model):
+        raise ValueError(
+            f"data.packing must be false for this model ({type(space.model).__name__}), in which examples of one"
+            " row would see each other"
+        )
 
 
 def _guessing(sequential: Sequential) -> Trainer:

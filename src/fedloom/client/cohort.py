@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedloom.client.edits import rows
 from fedloom.client.fast.functions import lora_linear
@@ -16,7 +16,9 @@ from fedloom.client.objectives import collate
 from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
+from fedloom.core.seeds import generator
 from fedloom.models.parts import LoRALayer
+from fedloom.models.probe import asked, plain_ids
 
 
 class LoRALanes:
@@ -42,7 +44,9 @@ class LoRALanes:
                 )
                 losses = fast.loss(batch)
                 # Lanes do not mix in the sum, so its gradient is each lane's own.
-                parts = torch.autograd.grad(losses.sum(), list(leaves.values()))
+                parts = torch.autograd.grad(
+                    losses.sum(), list(leaves.values()), materialize_grads=True
+                )
                 flat = torch.cat([part.flatten(1) for part in parts], dim=1)
                 gradient = flat if gradient is None else gradient.add_(flat)
                 total += losses.detach()
@@ -110,6 +114,40 @@ class Cohort:
                 forward = _forward_of(layer, products[id(layer.base.module)], a, b)
                 stack.enter_context(replaced_forward(layer.module, forward))
             yield
+
+
+@torch.no_grad()
+def keeps_lanes_apart(cohort: Cohort, model: nn.Module) -> bool:
+    """Return whether clients in one batch compute what each computes alone.
+
+    Adapted layers must see as many vectors of every client, client by client: not so where a router sends tokens to
+    experts, or rows are turned. Models differ, so the model is asked.
+    """
+    space = cohort.sequential.setup.space
+    own, draw = space.values.clone(), generator(0, "lanes")
+    noise = torch.randn((2, len(own)), generator=draw, dtype=torch.float32)
+    lanes = own + 0.1 * noise.to(own)
+    ids = plain_ids(model, 18).view(2, 9)
+
+    def alone(row: int, lane: int) -> Tensor:
+        space.values.copy_(lanes[lane])
+        logits: Tensor = model(input_ids=ids[row : row + 1], use_cache=False).logits[0].float()
+        return logits
+
+    with asked(model):
+        try:
+            apart = torch.stack([alone(0, 0), alone(1, 1)])
+            swapped = torch.stack([alone(0, 1), alone(1, 0)])
+        finally:
+            space.values.copy_(own)
+        try:
+            with cohort.adapted(space.layout.split(lanes)):
+                together = model(input_ids=ids, use_cache=False).logits.float()
+        except (RuntimeError, TypeError):  # shapes that are not lane by lane
+            return False
+    off, effect = (apart - together).norm(), (apart - swapped).norm()
+    low = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return bool(off < (0.1 if low else 1e-3) * effect)
 
 
 def _forward_of(

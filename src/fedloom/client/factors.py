@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedloom.client.leaves import Ground, Leaf, watched
 from fedloom.core.protocols import Params
 from fedloom.models.int8 import Int8Linear
+from fedloom.models.parts import is_transposed
 from fedloom.spaces.seeds import SeedSpace
 
 
@@ -99,7 +100,7 @@ class Factored(Ground):
         """Return U (out, R) and V (in, R); kept until the next layer, since a head is asked chunk by chunk."""
         if self._held is not leaf:
             u, v = self._update(name, ks, by)
-            self._pair = (v, u) if _is_transposed(leaf.module) else (u, v)
+            self._pair = (v, u) if is_transposed(leaf.module) else (u, v)
             self._held = leaf
         return self._pair
 
@@ -116,13 +117,8 @@ class Factored(Ground):
         return u * far.repeat_interleave(u.shape[1] // len(by)), v
 
 
-def _is_transposed(module: nn.Module) -> bool:
-    """Return whether this is GPT-2's linear layer, whose weight is (in, out)."""
-    return type(module).__name__ == "Conv1D"
-
-
 def _is_product(leaf: Leaf) -> bool:
     """Return whether a layer multiplies with its weight and adds its bias, or looks up rows: then so does its update."""
-    linear = type(leaf.module) in (nn.Linear, Int8Linear) or _is_transposed(leaf.module)
+    linear = type(leaf.module) in (nn.Linear, Int8Linear) or is_transposed(leaf.module)
     moves = any(name.endswith("weight") for name, _ in leaf.tensors)
     return moves and (leaf.is_table or linear)

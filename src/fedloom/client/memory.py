@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedloom.core.files import PART, write_atomic
 from fedloom.core.protocols import ClientId, Payload, Refusal
@@ -26,13 +28,33 @@ class MemoryStore:
         if not older:
             return {}
         path = self._path(client, max(older))
-        try:
-            header, memory = decode_with_header(path.read_bytes(), max_bytes=None)
-        except (WireError, OSError) as error:
-            raise Refusal(f"the memory of {client} cannot be read from {path}: {error}") from error
+        header, memory = _read(path, client)
         if header != {"client": client, "round": max(older)}:
             raise Refusal(f"{path} is not the memory of {client}: it says {dict(header)}")
         return memory
+
+    def kept(self, before: int) -> dict[str, int]:
+        """Return, by the name of each client's folder, the round of the memory that `load(client, before)` reads."""
+        found = {folder.name: _rounds(folder) for folder in self._folders()}
+        older = {name: [n for n in rounds if n < before] for name, rounds in found.items()}
+        return {name: max(rounds) for name, rounds in older.items() if rounds}
+
+    def check(self, kept: Mapping[str, int]) -> None:
+        """Read all that `kept` returned once.
+
+        Raises:
+            Refusal: saying what is missing or damaged.
+        """
+        for name, number in kept.items():
+            path = self.folder / name / str(number)
+            if not path.is_file():
+                raise Refusal(
+                    f"the memory of {name} after round {number} is missing from {self.folder}"
+                )
+            header, _ = _read(path, name)
+            client = str(header.get("client"))
+            if header.get("round") != number or _file_name(client) != name:
+                raise Refusal(f"{path} is not the memory of {name}: it says {dict(header)}")
 
     def save(self, client: ClientId, round: int, memory: Payload) -> None:
         """Keep `memory` as of the end of `round`; nothing is written for a client without any."""
@@ -56,7 +78,8 @@ class MemoryStore:
                     (folder / str(number)).unlink()
 
     def _folders(self) -> list[Path]:
-        return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in found if path.is_dir())
 
     def _path(self, client: ClientId, round: int) -> Path:
         return self.folder / _file_name(client) / str(round)
@@ -65,8 +88,17 @@ class MemoryStore:
         return _rounds(self.folder / _file_name(client))
 
 
+def _read(path: Path, client: str) -> tuple[Mapping[str, Any], Payload]:
+    try:
+        return decode_with_header(path.read_bytes(), max_bytes=None)
+    except (WireError, OSError) as error:
+        raise Refusal(f"the memory of {client} cannot be read from {path}: {error}") from error
+
+
 def _rounds(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name))
+    """Return the rounds there are files of; whatever else lies there is left alone."""
+    files = [path.name for path in folder.glob("*") if path.is_file()]
+    return sorted(int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def _file_name(client: ClientId) -> str:

@@ -15,7 +15,6 @@ from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
 from fedloom.core.seeds import derive
 from fedloom.data.tokens import Example
-from fedloom.models.parts import has_dropout
 from fedloom.models.seeded import seeded
 from fedloom.spaces.live import Live, Seated, Space
 
@@ -118,12 +117,9 @@ def _measured(
 
 @contextmanager
 def training(model: nn.Module, seed: int) -> Iterator[None]:
-    """Put the model in training mode; its dropout draws from `seed`, and nobody else's numbers move."""
+    """Put the model in training mode; what it draws is from `seed`, and nobody else's numbers move."""
     model.train()
     try:
-        if not has_dropout(model):
-            yield
-            return
         with seeded(derive(seed, "dropout")):
             yield
     finally:

@@ -6,11 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedloom.data.formats import Message, Record
+from fedloom.data.encoding import Tokenizer
+from fedloom.data.formats import Message
 from fedloom.data.settings import DataSettings
-from fedloom.data.tokens import IGNORED, Example, Tokenised, Tokenizer, tokenise
+from fedloom.data.targets import posed
+from fedloom.data.tokens import IGNORED, Example, Tokenised, tokenise
 
-_ASKED = "?"
+_ASKED = (Message("user", "?"),)
 """Stands for a prompt where only the answer's tokens are looked at."""
 
 
@@ -23,7 +25,7 @@ def class_tokens(settings: DataSettings, tokenizer: Tokenizer) -> dict[str, int]
     words = list(settings.classes.values())
     roomy = replace(settings, classes={}, max_length=4096)
     tokens: dict[str, int] = {}
-    told = tokenise([_said(word, settings) for word in words], roomy, tokenizer)
+    told = tokenise([posed(_ASKED, settings, word) for word in words], roomy, tokenizer)
     for word, (example, *_) in zip(words, told.examples, strict=True):
         token = int(example.labels[_answer(example)])
         other = next((known for known in tokens if tokens[known] == token), None)
@@ -67,8 +69,9 @@ def _decided(example: Example, tokens: Mapping[str, int]) -> Example:
     assert example.record is not None  # packing comes later
     at, word = _answer(example), example.record.answer
     if int(example.labels[at]) != tokens[word]:
+        where = f"{example.record.place}: " if example.record.place else ""
         raise ValueError(
-            f"data.classes: the word {word!r} begins with another token after the prompt"
+            f"{where}data.classes: the word {word!r} begins with another token after the prompt"
             f" {example.record.messages[0].content[:40]!r} than elsewhere; end the prompt with a line break"
         )
     labels = torch.full_like(example.labels, IGNORED)
@@ -80,8 +83,3 @@ def _answer(example: Example) -> int:
     """Return where the last answer begins."""
     learnt = (example.labels != IGNORED).tolist()
     return max(at for at in range(1, len(learnt)) if learnt[at] and not learnt[at - 1])
-
-
-def _said(word: str, settings: DataSettings) -> Record:
-    system = (Message("system", settings.system),) if settings.system else ()
-    return Record((*system, Message("user", _ASKED), Message("assistant", word)), {}, word)

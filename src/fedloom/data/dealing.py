@@ -11,6 +11,8 @@ Labels = Mapping[str, str]
 Assignment = dict[ClientId, list[int]]
 
 DEFAULT_CLIENTS = 10
+UNKNOWN = "unknown"
+"""The value of a label that a row lacks."""
 
 
 def at_most(num_clients: int | None, num_examples: int, each: int = 1) -> int:

@@ -3,26 +3,26 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from fedloom.core.protocols import ClientId, Profile
-from fedloom.core.seeds import derive, generator
+from fedloom.core.seeds import derive
 from fedloom.data.classes import class_tokens, only_classes
-from fedloom.data.dealing import Labels
+from fedloom.data.dealing import UNKNOWN, Labels
+from fedloom.data.duplicates import Duplicates, conversation, first_of_each, leaks
+from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.formats import Record, to_records
+from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
-from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.names import safe_names
 from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
-from fedloom.data.readers import Row
+from fedloom.data.profiles import profiles_of
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut
-from fedloom.data.tokens import Example, Tokenised, Tokenizer, lengths, tokenise
+from fedloom.data.tokens import Example, Tokenised, tokenise
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,63 +57,79 @@ Kept = Sequence[tuple[Example, ...]]
 
 def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Read, tokenise and split: the same settings give the same federation on every machine."""
-    rows = load_rows(settings, lambda texts: lengths(texts, tokenizer))
-    return divide(rows, settings, tokenizer)
+    taken = take_rows(settings, lambda texts: lengths(texts, tokenizer))
+    federation = divide(taken, settings, tokenizer)
+    manifest = replace(federation.manifest, files_unread=tuple(passed_over(settings)))
+    return replace(federation, manifest=manifest)
 
 
-def divide(rows: Sequence[Row], settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Tokenise and split rows.
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
     """
-    records = to_records(rows, settings)
-    tokenised = tokenise(records, settings, tokenizer)
-    classes = class_tokens(settings, tokenizer)
-    if classes:
-        tokenised = only_classes(tokenised, classes)
+    rows, read = taken.rows, to_records(taken.rows, settings)
+    found = read.records
+    said = [conversation(record) for record in found]
+    first = first_of_each(said)
+    drop = settings.duplicates == "drop"
+    chosen = first if drop else range(len(found))
+    records = [found[i] for i in chosen]
+    tokenised, classes = _tokenised(records, settings, tokenizer)
     kept = [i for i, examples in enumerate(tokenised.examples) if examples]
     if not kept:
         raise ValueError(_nothing_left(settings, len(rows), len(records)))
-    _check_natural(records, tokenised, settings)
+    _check_natural(found, records, tokenised, settings)
     examples = [tokenised.examples[i] for i in kept]
     labels = [records[i].labels for i in kept]
     learnt = [i for i, at in enumerate(kept) if not records[at].held_out]
     held_out = [i for i, at in enumerate(kept) if records[at].held_out]
     judges = _judges(held_out, labels, settings)
     cuts = _together(_dealt(learnt, labels, settings), judges)
+    num_shared, leaked = leaks(cuts, [said[chosen[i]] for i in kept])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
-    sha256 = _hash(cuts, examples)
+    sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
         cuts = _pooled(cuts)
     shards = {client: _shard(parts, examples, settings) for client, parts in cuts.items()}
+    by = stratum(settings.partition)
+    hidden = hidden_labels(labels, named=_named(settings), known=settings.classes)
     manifest = Manifest(
         sha256=sha256,
         source=settings.source,
-        partition=next(
-            name for name, kind in PARTITIONS.items() if kind is type(settings.partition)
-        ),
-        by=stratum(settings.partition),
+        partition=_kind(settings),
+        by=by,
         seed=settings.seed,
         max_length=settings.max_length,
-        num_rows=len(rows),
-        num_empty=len(rows) - len(records),
+        num_rows=len(rows) + sum(taken.left_out.values()),
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
         num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
-        clients={c: _counts(shards[c], cuts[c], examples, labels) for c in cuts},
+        clients={c: _counts(shards[c], cuts[c], examples, labels, hidden) for c in cuts},
+        not_taken=taken.left_out,
+        num_unlabelled=sum(of_record[by] == UNKNOWN for of_record in labels) if by else 0,
+        num_untested=untested,
+        duplicates=Duplicates(len(found) - len(first), drop, num_shared, leaked),
+        hidden=hidden,
+        notes=tokenised.notes,
+        losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
     )
-    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
-    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
-    groups = _groups([labels[i] for i in learnt], settings)
-    profiles = {
-        client: {
-            **_shared([labels[i] for i in parts.all]),
-            **tiers.get(client, {}),
-            **groups.get(client, {}),
-        }
-        for client, parts in cuts.items()
-    }
+    profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
+    manifest = replace(manifest, profiles={c: manifest.told(p) for c, p in profiles.items()})
     return Federation(shards, profiles, manifest, classes)
+
+
+def _tokenised(
+    records: Sequence[Record], settings: DataSettings, tokenizer: Tokenizer
+) -> tuple[Tokenised, dict[str, int]]:
+    """Return the examples of the records, and the tokens of the classes they are decided between."""
+    tokenised = tokenise(records, settings, tokenizer)
+    classes = class_tokens(settings, tokenizer)
+    return (only_classes(tokenised, classes) if classes else tokenised), classes
+
+
+def _kind(settings: DataSettings) -> str:
+    return next(name for name, kind in PARTITIONS.items() if kind is type(settings.partition))
 
 
 def _dealt(
@@ -141,12 +157,25 @@ def _judges(
         raise ValueError(
             f"data.held_out has no example left: data.max_length {settings.max_length} cuts off their whole answers"
         )
-    own = settings.partition.by if isinstance(settings.partition, Natural) else None
+    own = _named(settings)
     groups: dict[str, list[int]] = {}
     for i in held_out:
-        groups.setdefault(f"{JUDGE}-{labels[i][own]}" if own else JUDGE, []).append(i)
+        groups.setdefault(labels[i][own] if own else JUDGE, []).append(i)
     names = safe_names(sorted(groups))
-    return {names[group]: Cut((), (), tuple(indices)) for group, indices in groups.items()}
+    return {
+        f"{JUDGE}-{names[group]}" if own else JUDGE: Cut((), (), tuple(indices))
+        for group, indices in groups.items()
+    }
+
+
+def _named(settings: DataSettings) -> str | None:
+    """Return the label that clients are called by."""
+    return settings.partition.by if isinstance(settings.partition, Natural) else None
+
+
+def _num_untested(cuts: Mapping[ClientId, Cut], settings: DataSettings) -> int:
+    wanted = settings.fractions[2] > 0
+    return sum(wanted and bool(parts.train) and not parts.test for parts in cuts.values())
 
 
 def _together(
@@ -180,8 +209,14 @@ def _chosen(indices: Sequence[int], examples: Kept) -> list[Example]:
     return [example for i in indices for example in examples[i]]
 
 
-def _counts(shard: Shard, parts: Cut, examples: Kept, labels: Sequence[Labels]) -> ClientCounts:
-    values = [labels[i] for i in parts.all]
+def _counts(
+    shard: Shard,
+    parts: Cut,
+    examples: Kept,
+    labels: Sequence[Labels],
+    hidden: Collection[str],
+) -> ClientCounts:
+    counts = {name: Counter(labels[i][name] for i in parts.all) for name in labels[0]}
     return ClientCounts(
         train=len(_chosen(parts.train, examples)),
         validation=len(shard.validation),
@@ -190,37 +225,12 @@ def _counts(shard: Shard, parts: Cut, examples: Kept, labels: Sequence[Labels]) 
         tokens=sum(len(example.ids) for example in shard.train),
         target_tokens=sum(example.num_targets for example in shard.train),
         labels={
-            name: dict(sorted(Counter(of_record[name] for of_record in values).items()))
-            for name in labels[0]
+            name: dict(sorted(of_client.items()))
+            for name, of_client in counts.items()
+            if name not in hidden
         },
+        num_values={name: len(of_client) for name, of_client in counts.items() if name in hidden},
     )
-
-
-def _shared(labels: Sequence[Labels]) -> Profile:
-    """Return the labels that do not vary; a client of a pooled run may be left with no example at all."""
-    first = labels[0] if labels else {}
-    return {name: first[name] for name in first if all(one[name] == first[name] for one in labels)}
-
-
-def _groups(labels: Sequence[Labels], settings: DataSettings) -> Mapping[ClientId, Profile]:
-    """Return the group of each client where they are dealt out in groups; a mixed client shares no label."""
-    if not isinstance(settings.partition, Clusters | MultiDomain):
-        return {}
-    groups = settings.partition.groups(labels, settings.num_clients)
-    return {client: {"group": group} for client, group in groups.items()}
-
-
-def _tiers(clients: Sequence[ClientId], settings: DataSettings) -> Mapping[ClientId, Profile]:
-    """Deal the tiers out, each to its share of the clients, rounded where the shares before it end."""
-    source = generator(settings.seed, "tiers")
-    drawn = [clients[i] for i in torch.randperm(len(clients), generator=source).tolist()]
-    tiers: dict[ClientId, Profile] = {}
-    share = 0.0
-    for tier, part in settings.tiers.items():
-        share += part
-        for client in drawn[len(tiers) : round(share * len(drawn))]:
-            tiers[client] = {"tier": tier}
-    return tiers
 
 
 def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
@@ -230,7 +240,10 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
         for split, indices in splits.items():
             for example in _chosen(indices, examples):
                 assert example.record is not None  # only packed rows lose theirs
-                said = [[message.role, message.content] for message in example.record.messages]
+                said = [
+                    [message.role, message.content, *([] if message.learn else ["given"])]
+                    for message in example.record.messages
+                ]
                 digest.update(json.dumps([client, split, said]).encode() + b"\n")
     return digest.hexdigest()
 
@@ -238,23 +251,41 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
 def _nothing_left(settings: DataSettings, num_rows: int, num_records: int) -> str:
     if not num_records:
         return f"data.source {settings.source} has {num_rows} rows and none with a prompt and an answer"
-    return (
-        f"data.max_length is {settings.max_length}, which cuts off the whole answer of all {num_records} examples: "
-        "raise it, or set data.truncate to prompt"
-    )
+    what, remedy = _no_room(settings)
+    return f"data.max_length is {settings.max_length}, which {what} of all {num_records} examples: {remedy}"
 
 
-def _check_natural(records: Sequence[Record], tokenised: Tokenised, settings: DataSettings) -> None:
+def _no_room(settings: DataSettings) -> tuple[str, str]:
+    """Return what becomes of answers that do not fit, and what to do."""
+    if settings.truncate == "prompt":
+        return "has no room for the answer", "raise it"
+    return "cuts off the whole answer", "raise it, or set data.truncate to prompt"
+
+
+def _check_natural(
+    found: Sequence[Record],
+    records: Sequence[Record],
+    tokenised: Tokenised,
+    settings: DataSettings,
+) -> None:
     """Refuse a natural client that loses all it has: the others would be split as if it had never been."""
-    if not isinstance(settings.partition, Natural):
+    by = _named(settings)
+    if by is None:
         return
-    by = settings.partition.by
+    there = {record.labels[by] for record in found}
+    single = {record.labels[by] for record in records}
+    if repeated := sorted(there - single):
+        raise ValueError(
+            f"the client of {by} {repeated[0][:40]!r} is empty: all its rows repeat earlier ones, which data.duplicates "
+            "drop leaves out; set it to keep, or leave the client out in data.where"
+        )
     left: Counter[str] = Counter()
     for record, examples in zip(records, tokenised.examples, strict=True):
         left[record.labels[by]] += len(examples)
     empty = sorted(value for value, count in left.items() if not count)
     if empty:
+        what, remedy = _no_room(settings)
         raise ValueError(
-            f"the client of {by} {empty[0]!r} is empty: data.max_length {settings.max_length} cuts off the whole "
-            "answer of all its examples; raise it, set data.truncate to prompt, or leave it out in data.where"
+            f"the client of {by} {empty[0][:40]!r} is empty: data.max_length {settings.max_length} {what} of all its "
+            f"examples; {remedy}, or leave it out in data.where"
         )

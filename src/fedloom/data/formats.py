@@ -1,37 +1,20 @@
 """From rows, however their columns are called, to conversations with labels and an answer to compare with."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from fedloom.data.partition import stratum
+from fedloom.data.cells import PRINTED, is_printed, to_text
+from fedloom.data.columns import label_columns, renamed
+from fedloom.data.dealing import UNKNOWN
+from fedloom.data.hints import desirability, no_format, preference
+from fedloom.data.jsontext import json_of
+from fedloom.data.losses import Losses, Tally
 from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
+from fedloom.data.turns import is_talk, joined_parts, read_turns
 
 Role = Literal["system", "user", "assistant"]
-
-KNOWN_LABELS = (
-    "language",
-    "task",
-    "category",
-    "client",
-    "user",
-    "author",
-    "domain",
-    "topic",
-    "file",
-)
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,161 +36,227 @@ class Record:
     messages: tuple[Message, ...]
     labels: Mapping[str, str]
     answer: str
-    """What exact match compares with: the last answer, or what counts in it (GSM8K's number)."""
+    """What exact match compares with: the last answer, or the word of its class."""
     held_out: bool = False
     """Whether it is only judged on, never learnt."""
     place: str = ""
     """Where its row was read, for error messages."""
 
 
-Talk = tuple[tuple[Message, ...], str]
-"""Messages, and the answer to compare with."""
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """What rows became."""
+
+    records: Sequence[Record]
+    losses: Losses
 
 
-def to_records(rows: Sequence[Row], settings: DataSettings) -> list[Record]:
-    """Return the conversations of the rows; rows without an answer are left out."""
-    renamed = [_renamed(row, settings.columns) for row in rows]
-    wanted = _label_columns(renamed, settings)
-    chosen: dict[frozenset[str], str] = {}
-    records = []
-    for row in renamed:
-        name: str = settings.format
-        if name == "auto":
-            columns = frozenset(row.values)
-            name = chosen.get(columns) or chosen.setdefault(columns, _recognised(row))
-        needed, convert = FORMATS[name]
-        missing = [column for column in needed if column not in row.values]
-        if missing:
-            raise ValueError(
-                f"{row.place}: data.format {name} needs the columns {', '.join(needed)}, found "
-                f"{', '.join(row.values)}; data.columns can rename them"
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """What a format makes of a row."""
+
+    messages: tuple[Message, ...]
+    ignored: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
+
+
+def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
+    """Return the conversations of the rows, and what of the rows is in none.
+
+    Raises:
+        ValueError: with row and column, where a cell is no text or a row fits no format.
+    """
+    rows = [renamed(row, settings.columns) for row in rows]
+    found = {column: None for row in rows for column in row.values}
+    labels = label_columns(found, settings) if rows else ()
+    used = {*labels, *settings.where, *settings.held_out, *settings.shorter}
+    records: list[Record] = []
+    tally = Tally()
+    chosen: dict[tuple[str, ...], str] = {}
+    for row in rows:
+        columns = tuple(row.values)
+        name = chosen.get(columns) or chosen.setdefault(columns, _format_of(row, settings))
+        needed, optional, convert = FORMATS[name]
+        if name in _LEARNT_WHOLE and (wrong := desirability(row, used)):
+            raise ValueError(wrong)
+        talk = convert(row)
+        guess = f"guessed from {' and '.join(needed)}"
+        tally.formats[name, guess if settings.format == "auto" else "as data.format says"] += 1
+        asked = [
+            column for column in dict.fromkeys([*needed, *optional, *labels]) if column in found
+        ]
+        tally.add_columns_(row.values, asked, used)
+        tally.ignored.update(talk.ignored)
+        tally.missing.update(talk.missing)
+        learnt = _closed(talk.messages)
+        if not learnt:
+            if wrong := preference(row):
+                raise ValueError(wrong)
+            unlearnt = any(
+                m.role == "assistant" and m.content and not m.learn for m in talk.messages
             )
-        messages, answer = convert(row)
-        messages = _opened(_closed(messages), settings.system)
-        if any(message.role == "assistant" for message in messages):
-            if settings.classes:
-                messages, answer = _classified(messages, row, settings)
-            labels = {column: _label(row.values.get(column)) for column in wanted}
-            compared = answer or messages[-1].content
-            records.append(Record(messages, labels, compared, row.held_out, row.place))
-    return records
+            tally.num_unlearnt += unlearnt
+            tally.num_empty += not unlearnt
+            continue
+        tally.num_turns += _num_lost(talk.messages, learnt)
+        messages, answer = _opened(learnt, _system(row, optional, settings)), learnt[-1].content
+        if settings.classes:
+            messages, answer = _classified(messages, row, settings)
+        values = {column: row.text(column) or UNKNOWN for column in labels}
+        records.append(Record(messages, values, answer, row.held_out, row.place))
+    return Conversations(records, tally.losses())
 
 
 # --- one function a format ----------------------------------------------------------------------
 
 
 def _prompt_completion(row: Row) -> Talk:
-    return _pair(row.text("prompt"), row.text("completion"))
+    sides = ("prompt", "completion")
+    talks = {column for column in sides if is_talk(row.values[column])}
+    if all(is_printed(row.values[column]) for column in sides):
+        raise ValueError(f"{row.place}: prompt and completion {PRINTED}")
+    if len(talks) == 1 and isinstance(row.values[min(talks)], str):
+        talks = set()  # a text that happens to be JSON
+    if not talks:
+        return _pair(_said(row, "prompt"), _said(row, "completion"))
+    asked, told = (_talk(row, column) if column in talks else _one(row, column) for column in sides)
+    # As in TRL: the completion alone is learnt.
+    given = tuple(replace(m, learn=m.role != "assistant") for m in asked.messages)
+    return Talk(
+        (*given, *told.messages), asked.ignored | told.ignored, asked.missing | told.missing
+    )
 
 
 def _alpaca(row: Row) -> Talk:
-    return _pair(row.text("instruction"), row.text("output"), context=row.text("input"))
+    return _pair(_said(row, "instruction"), _said(row, "output"), context=_said(row, "input"))
 
 
 def _dolly(row: Row) -> Talk:
-    return _pair(row.text("instruction"), row.text("response"), context=row.text("context"))
+    return _pair(_said(row, "instruction"), _said(row, "response"), context=_said(row, "context"))
 
 
 def _squad(row: Row) -> Talk:
-    answers = row.values["answers"]
-    texts: object = answers
-    if isinstance(answers, Mapping):  # the Hub's form: {"text": [...], "answer_start": [...]}
-        texts = answers.get("text")
-    first = texts[0] if isinstance(texts, Sequence) and not isinstance(texts, str) and texts else ""
-    if isinstance(first, Mapping):  # the file's form: [{"text": ..., "answer_start": ...}]
-        first = first.get("text")
     # XQuAD's files have a byte order mark in front of some paragraphs.
     context = row.text("context").strip("\ufeff \n")
-    return _pair(f"{context}\n\n{row.text('question')}", str(first or ""))
+    return _pair(f"{context}\n\n{row.text('question')}", _first_answer(row))
 
 
-def _gsm8k(row: Row) -> Talk:
-    solution = row.text("answer")
-    messages, _ = _pair(row.text("question"), solution)
-    _, mark, number = solution.rpartition("####")
-    return messages, number.strip().replace(",", "") if mark else ""
+def _question_answer(row: Row) -> Talk:
+    context = _said(row, "context")
+    question = _said(row, "question")
+    return _pair(f"{context}\n\n{question}" if context else question, _said(row, "answer"))
 
 
 def _natural_instructions(row: Row) -> Talk:
     output = row.values["output"]
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        output = output[0] if output else ""
-    return _pair(row.text("definition"), str(output or ""), context=row.text("input"))
+    if isinstance(output, list | tuple):
+        output = output[0] if output else None
+    said = replace(row, values={**row.values, "output": output}).text("output")
+    return _pair(row.text("definition"), said, context=row.text("input"))
 
 
 def _messages(row: Row) -> Talk:
-    return _turns(row, "messages", "role", "content")
+    return _conversation(row, "messages")
 
 
 def _sharegpt(row: Row) -> Talk:
-    return _turns(row, "conversations", "from", "value")
+    return _conversation(row, "conversations")
 
 
-def _turns(row: Row, column: str, role: str, content: str) -> Talk:
-    turns = row.values[column]
-    if not isinstance(turns, Iterable) or isinstance(turns, str | Mapping):
-        raise ValueError(f"{row.place}: {column} must be a list of turns, got {turns!r}")
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, Mapping) or role not in turn or content not in turn:
-            raise ValueError(
-                f"{row.place}: a turn of {column} must have {role} and {content}, got {turn!r}"
-            )
-        name = ROLES.get(str(turn[role]))
-        if name is None:
-            raise ValueError(
-                f"{row.place}: the {role} of a turn must be one of {', '.join(ROLES)}, got {turn[role]!r}"
-            )
-        messages.append(Message(name, _clean(turn[content])))
-    return tuple(messages), ""
-
-
+_LEARNT_WHOLE = ("messages", "sharegpt", "prompt-completion")
+"""Formats that preference data has too, with a column `label`."""
 Converter = Callable[[Row], Talk]
-FORMATS: dict[str, tuple[tuple[str, ...], Converter]] = {
-    # Columns a format needs; the first one that has all its columns is recognised.
-    "messages": (("messages",), _messages),
-    "sharegpt": (("conversations",), _sharegpt),
-    "natural-instructions": (("definition", "input", "output"), _natural_instructions),
-    "squad": (("context", "question", "answers"), _squad),
-    "alpaca": (("instruction", "output"), _alpaca),
-    "dolly": (("instruction", "response"), _dolly),
-    "gsm8k": (("question", "answer"), _gsm8k),
-    "prompt-completion": (("prompt", "completion"), _prompt_completion),
+FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Converter]] = {
+    # Columns a format needs, and others it reads; the first one that has all it needs is recognised.
+    "messages": (("messages",), ("system",), _messages),
+    "sharegpt": (("conversations",), ("system",), _sharegpt),
+    "natural-instructions": (("definition", "input", "output"), (), _natural_instructions),
+    "squad": (("context", "question", "answers"), (), _squad),
+    "alpaca": (("instruction", "output"), ("input", "system"), _alpaca),
+    "dolly": (("instruction", "response"), ("context",), _dolly),
+    "gsm8k": (("question", "answer"), ("context",), _question_answer),
+    "prompt-completion": (("prompt", "completion"), (), _prompt_completion),
 }
 
 
-def _recognised(row: Row) -> str:
-    for name, (needed, _) in FORMATS.items():
-        if all(column in row.values for column in needed):
-            return name
-    known = "; ".join(f"{name} ({', '.join(needed)})" for name, (needed, _) in FORMATS.items())
-    raise ValueError(
-        f"{row.place}: no known format has the columns {', '.join(row.values)}; the formats are {known}; "
-        "name one in data.format and rename columns in data.columns"
-    )
+def _format_of(row: Row, settings: DataSettings) -> str:
+    if settings.format == "auto":
+        for name, (needed, _, _) in FORMATS.items():
+            if all(column in row.values for column in needed):
+                return name
+        known = [(name, needed) for name, (needed, _, _) in FORMATS.items()]
+        raise ValueError(preference(row) or no_format(row, known))
+    needed, _, _ = FORMATS[settings.format]
+    if any(column not in row.values for column in needed):
+        raise ValueError(
+            f"{row.place}: data.format {settings.format} needs the columns {', '.join(needed)}, found "
+            f"{', '.join(row.values)}; data.columns can rename them"
+        )
+    return settings.format
 
 
 # --- what all formats share ---------------------------------------------------------------------
 
 
+def _said(row: Row, column: str) -> str:
+    """Return a cell as text, parts of content as what they say."""
+    try:
+        return to_text(joined_parts(row.values.get(column))).strip()
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {column} {error}") from error
+
+
 def _pair(prompt: str, completion: str, context: str = "") -> Talk:
     whole = f"{prompt}\n\n{context}" if context and prompt else prompt or context
-    return (Message("user", whole, context if prompt else ""), Message("assistant", completion)), ""
+    asked = Message("user", whole, context if prompt else "")
+    return Talk((asked, Message("assistant", completion)))
 
 
-def _clean(value: object) -> str:
-    """Return the text of a cell; null is empty, never the word None."""
-    return "" if value is None else str(value).strip()
+def _talk(row: Row, column: str) -> Talk:
+    try:
+        found = read_turns(row.values[column], column)
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from error
+    messages = tuple(Message(turn.role, turn.content, learn=turn.learn) for turn in found.turns)
+    return Talk(messages, found.ignored, found.missing)
 
 
-def _label(value: object) -> str:
-    return _clean(value) or "unknown"
+def _conversation(row: Row, column: str) -> Talk:
+    talk = _talk(row, column)
+    if any(message.role == "system" for message in talk.messages) and row.text("system"):
+        return replace(talk, ignored=talk.ignored | {"system"})
+    return talk
+
+
+def _one(row: Row, column: str) -> Talk:
+    return Talk((Message("user" if column == "prompt" else "assistant", _said(row, column)),))
+
+
+def _first_answer(row: Row) -> str:
+    """Return the first of the answers: of a list, in the file's form or the Hub's, or the one there is."""
+    if is_printed(row.values["answers"]):
+        raise ValueError(f"{row.place}: answers {PRINTED}")
+    first: object = json_of(row.values["answers"])
+    if (
+        isinstance(first, Mapping) and "text" in first
+    ):  # the Hub's form: {"text": [...], "answer_start": [...]}
+        first = first["text"]
+    if isinstance(first, list | tuple):
+        first = first[0] if first else None
+    if (
+        isinstance(first, Mapping) and "text" in first
+    ):  # the file's form: [{"text": ..., "answer_start": ...}]
+        first = first["text"]
+    return replace(row, values={"answers": first}).text("answers")
 
 
 def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Cut what follows the last answer and answers nobody asked for; drop empty answers at the end."""
-    kept = list(messages)
-    while kept and (kept[-1].role != "assistant" or not kept[-1].content):
+    """Cut what follows the last answer that is learnt and answers nobody asked for; no empty answer is learnt."""
+    kept = [
+        replace(m, learn=m.learn and bool(m.content)) if m.role == "assistant" else m
+        for m in messages
+    ]
+    while kept and not (kept[-1].role == "assistant" and kept[-1].learn):
         kept.pop()
     asked = [i for i, message in enumerate(kept) if message.role == "user"]
     if not asked:
@@ -215,7 +264,14 @@ def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(m for i, m in enumerate(kept) if i >= asked[0] or m.role == "system")
 
 
-def _classified(messages: tuple[Message, ...], row: Row, settings: DataSettings) -> Talk:
+def _num_lost(messages: Sequence[Message], kept: Sequence[Message]) -> int:
+    empty = sum(message.role == "assistant" and not message.content for message in kept)
+    return len(messages) - len(kept) + empty
+
+
+def _classified(
+    messages: tuple[Message, ...], row: Row, settings: DataSettings
+) -> tuple[tuple[Message, ...], str]:
     said = messages[-1].content
     if said not in settings.classes:
         raise ValueError(
@@ -226,32 +282,12 @@ def _classified(messages: tuple[Message, ...], row: Row, settings: DataSettings)
     return (*messages[:-1], replace(messages[-1], content=word)), word
 
 
+def _system(row: Row, optional: Collection[str], settings: DataSettings) -> str | None:
+    """Return the system message of a conversation that has none: the row's own, else the recipe's."""
+    return (row.text("system") if "system" in optional else "") or settings.system
+
+
 def _opened(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
     if system is None or any(message.role == "system" for message in messages):
         return messages
-    return (Message("system", system), *messages) if messages else ()
-
-
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
-    if not columns:
-        return row
-    for name in columns.values():
-        if name not in row.values:
-            raise ValueError(
-                f"{row.place}: data.columns names {name!r}, but the columns are {', '.join(row.values)}"
-            )
-    kept = {name: value for name, value in row.values.items() if name not in columns.values()}
-    return replace(row, values=kept | {new: row.values[old] for new, old in columns.items()})
-
-
-def _label_columns(rows: Sequence[Row], settings: DataSettings) -> tuple[str, ...]:
-    found = {column: None for row in rows for column in row.values}
-    by = stratum(settings.partition)
-    wanted = dict.fromkeys(settings.labels or (name for name in KNOWN_LABELS if name in found))
-    for where, names in (("data.labels", wanted), ("data.partition.by", [by] if by else [])):
-        for name in names:
-            if rows and name not in found:
-                raise ValueError(f"{where} names {name!r}, but the columns are {', '.join(found)}")
-    if by:
-        wanted.setdefault(by)
-    return tuple(wanted)
+    return (Message("system", system), *messages)

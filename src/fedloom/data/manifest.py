@@ -1,10 +1,14 @@
 """What a federation holds, without its text: for the run directory, the report and the preview."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedloom.core.protocols import ClientId
+from fedloom.core.protocols import ClientId, Profile
+from fedloom.data.dealing import UNKNOWN
+from fedloom.data.duplicates import Duplicates, Leak
+from fedloom.data.labels import HiddenLabel, told
+from fedloom.data.losses import Losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,9 @@ class ClientCounts:
     target_tokens: int
     """Of the training split: tokens with a loss."""
     labels: Mapping[str, Mapping[str, int]]
-    """Label -> value -> number of examples of all three splits."""
+    """Label -> value -> number of examples of all three splits; of labels that are not hidden."""
+    num_values: Mapping[str, int] = field(default_factory=dict)
+    """Hidden label -> how many values of it this client has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +45,76 @@ class Manifest:
     max_length: int
     num_rows: int
     """Rows read."""
-    num_empty: int
-    """Rows without an answer, left out."""
     num_dropped: int
     """Examples whose answer did not fit `max_length`, left out."""
     num_truncated: int
     """Examples that lost a part of their prompt or answer, kept."""
     num_unassigned: int
-    """Examples of natural clients beyond `num_clients`, left out."""
+    """Examples of natural clients beyond the `largest`, left out."""
     clients: Mapping[ClientId, ClientCounts]
+    not_taken: Mapping[str, int] = field(default_factory=dict)
+    """Rows left out before anything else, by the settings that say so."""
+    num_unlabelled: int = 0
+    """Rows without a value of the label `by`: they have the value unknown."""
+    num_untested: int = 0
+    """Clients that learn and have too few examples for a test split."""
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    hidden: Mapping[str, HiddenLabel] = field(default_factory=dict)
+    """Labels whose values are not told."""
+    notes: Sequence[str] = ()
+    """What was done to the text on the way to tokens."""
+    profiles: Mapping[ClientId, Profile] = field(default_factory=dict)
+    """What both sides know of each client: with it a run is read where its data is not."""
+    losses: Losses = field(default_factory=Losses)
+    """How rows were read, and what of them is in no example."""
+    files_unread: Sequence[str] = ()
+    """What is in the folder and is not read."""
+
+    @property
+    def num_empty(self) -> int:
+        """Return the rows without an answer, left out."""
+        return self.losses.num_empty
 
     def left_out(self) -> list[str]:
-        """Return a line for each kind of loss between the rows read and what is learnt, as all commands say it."""
+        """Return a line for each kind of loss or change between the rows read and what is learnt, as all commands say it."""
+        natural = self.partition == "natural"
         counts = (
-            (self.num_empty, "rows without an answer, left out"),
+            *((count, f"rows left out by {names}") for names, count in self.not_taken.items()),
             (
                 self.num_dropped,
-                f"examples left out: no token of the answer fits in {self.max_length}",
+                f"examples left out: the answer does not fit in {self.max_length}",
             ),
             (self.num_truncated, f"examples cut to {self.max_length} tokens, kept"),
-            (self.num_unassigned, "examples of natural clients beyond data.num_clients, left out"),
+            (
+                self.num_unassigned,
+                "examples of natural clients beyond data.partition.natural.largest, left out",
+            ),
+            (
+                self.num_unlabelled,
+                f"rows whose {self.by} is missing, or {UNKNOWN}, kept as "
+                + ("a client called so" if natural else "a value of its own"),
+            ),
+            (
+                self.num_untested,
+                "clients with too few examples for a test split, learnt from and not measured",
+            ),
         )
-        return [f"{count:,} {what}" for count, what in counts if count]
+        hidden = [
+            f"values of {name} are not shown: {label.num_values:,} different ones, too many or too long for a label"
+            for name, label in self.hidden.items()
+        ]
+        lines = [f"{count:,} {what}" for count, what in counts if count]
+        files = [f"files not read: {', '.join(self.files_unread)}"] if self.files_unread else []
+        return [*self.losses.told(), *lines, *files, *self.notes, *self.duplicates.told(), *hidden]
+
+    def told(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Return the labels of an example, or a client's profile, as they may be written down or sent.
+
+        A hidden value gives a hash, so that equal ones stay equal; `group` is made of values of the label `by`.
+        """
+        group = {"group"} if self.by in self.hidden else set()
+        # Not a label, even where a column is called so.
+        return told(labels, (self.hidden.keys() | group) - {"num_examples"})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, strings and numbers."""
@@ -69,5 +123,16 @@ class Manifest:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Manifest":
         """Return the manifest that `to_json` wrote."""
-        clients = {name: ClientCounts(**counts) for name, counts in data["clients"].items()}
-        return cls(**{**data, "clients": clients})
+        repeated = dict(data.get("duplicates", {}))
+        repeated["leaks"] = {k: Leak(**leak) for k, leak in repeated.get("leaks", {}).items()}
+        given = {
+            "clients": {name: ClientCounts(**counts) for name, counts in data["clients"].items()},
+            "duplicates": Duplicates(**repeated),
+            "losses": Losses(**data.get("losses", {})),
+            "files_unread": tuple(data.get("files_unread", ())),
+            "notes": tuple(data.get("notes", ())),
+            "hidden": {
+                name: HiddenLabel(**label) for name, label in data.get("hidden", {}).items()
+            },
+        }
+        return cls(**{**data, **given})

@@ -166,16 +166,25 @@ class Natural:
 
     by: str
     """The label; `file` where the source is a folder with one file per client."""
+    largest: int | None = None
+    """Take only as many clients, those with the most examples; what the others have is left out, and counted."""
+
+    def __post_init__(self) -> None:
+        """Refuse to take nobody."""
+        if self.largest is not None and self.largest < 1:
+            raise ValueError(
+                f"data.partition.natural.largest must be at least 1, got {self.largest}"
+            )
 
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
-        """Return the indices of the examples of each client; of the `num_clients` largest where it is given."""
+        """Return the indices of the examples of each client: as many as values, or the `largest`; no other number counts."""
         groups = by_value(labels, self.by)
-        if num_clients is not None and num_clients > len(groups):
+        if self.largest is not None and self.largest > len(groups):
             raise ValueError(
-                f"data.num_clients is {num_clients}, but the label {self.by!r} has only {len(groups)} values: "
-                f"lower it, or leave it out to take them all"
+                f"data.partition.natural.largest is {self.largest}, but the label {self.by!r} has only "
+                f"{len(groups)} values: lower it, or leave it out to take them all"
             )
-        largest = sorted(groups, key=lambda value: -len(groups[value]))[:num_clients]
+        largest = sorted(groups, key=lambda value: -len(groups[value]))[: self.largest]
         names = safe_names(sorted(largest))
         return dict(sorted((names[value], groups[value]) for value in largest))
 

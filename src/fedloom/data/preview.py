@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.core.protocols import ClientId
+from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.data.manifest import ClientCounts, Manifest
-from fedloom.data.tokens import IGNORED, Example, Tokenizer
+from fedloom.data.tokens import IGNORED, Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,9 +54,15 @@ def split_figure(manifest: Mapping[str, Any]) -> "Figure":
 
     `manifest` is what `Manifest.to_json` returns.
     """
-    from matplotlib.figure import Figure  # slow to import
+    from matplotlib import rc_context  # slow to import
 
-    read = Manifest.from_json(manifest)
+    with rc_context({"text.parse_math": False}):  # names may hold dollars
+        return _split_figure(Manifest.from_json(manifest))
+
+
+def _split_figure(read: Manifest) -> "Figure":
+    from matplotlib.figure import Figure
+
     label, values, stacks = _stacks(read)
     clients = list(read.clients)
     figure = Figure(
@@ -139,7 +146,7 @@ def _stacks(manifest: Manifest) -> tuple[str, list[str], list[Mapping[str, int]]
 def _telling(manifest: Manifest) -> str:
     """Return the label worth showing: the partition's, unless the clients are named for it; empty if there is none."""
     clients = list(manifest.clients.values())
-    if manifest.by and manifest.partition != "natural":
+    if manifest.by and manifest.partition != "natural" and manifest.by not in manifest.hidden:
         return manifest.by
     names = [name for name in clients[0].labels if name != manifest.by]
     varied = (name for name in names if any(len(client.labels[name]) > 1 for client in clients))
@@ -151,10 +158,11 @@ def _telling(manifest: Manifest) -> str:
 
 def _summary(manifest: Manifest) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
-    lines.add_row("source", manifest.source)
+    lines.add_row("source", Text(manifest.source))
     by = f" by {manifest.by}" if manifest.by else ""
     lines.add_row("partition", f"{manifest.partition}{by}, {len(manifest.clients)} clients")
     lines.add_row("rows read", f"{manifest.num_rows:,}")
+    lines.add_row("read as", Text(manifest.losses.read_as()))
     for said in manifest.left_out():
         lines.add_row("", Text(said, style="yellow"))
     lines.add_row("sha256 of the split", manifest.sha256)
@@ -186,7 +194,7 @@ def _clients(manifest: Manifest) -> RenderableType:
             client.target_tokens,
         )
         shown = [_histogram(client, label)] if label else []
-        table.add_row(name, *(f"{number:,}" for number in numbers), *shown)
+        table.add_row(Text(name), *(f"{number:,}" for number in numbers), *map(Text, shown))
     if len(counts) > NAMED_CLIENTS:
         return Group(table, f"... and {len(counts) - NAMED_CLIENTS} more")
     return table
@@ -240,7 +248,8 @@ def _samples(federation: Federation, tokenizer: Tokenizer, count: int) -> list[R
     ]
     for client, train in holders[::step][:count]:
         labels = train[0].record.labels if train[0].record else {}
-        title = ", ".join(dict.fromkeys([client, *labels.values()]))
+        shown_labels = [v for k, v in labels.items() if k not in federation.manifest.hidden]
+        title = Text(", ".join(dict.fromkeys([client, *shown_labels])))
         shown.append(Panel(_masked(train[0], tokenizer), title=title, title_align="left"))
     return shown
 

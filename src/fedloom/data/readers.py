@@ -1,12 +1,18 @@
 """Files of rows, whatever their kind; rows that hold many examples are opened."""
 
 import csv
-import gzip
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+from fedloom.data.cells import short, to_text
+from fedloom.data.decoding import read_text
+from fedloom.data.jsontext import NotJson, loads, loads_each
+
+_LONGEST = 2**31 - 1
+"""Characters of a CSV cell; Python's own limit of 131,072 is for a whole process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +33,41 @@ class Row:
         """Say where the row is, for error messages."""
         return self.file if self.line is None else f"{self.file}, {self.unit} {self.line}"
 
+    def cell(self, column: str) -> str:
+        """Return a cell as text, spaces and all; null, NaN and a missing column are empty."""
+        try:
+            return to_text(self.values.get(column))
+        except ValueError as error:
+            raise ValueError(f"{self.place}: {column} {error}") from error
+
     def text(self, column: str) -> str:
-        """Return a cell as text; null and a missing column are empty."""
-        value = self.values.get(column)
-        return "" if value is None else str(value).strip()
+        """Return a cell as text without spaces around it."""
+        return self.cell(column).strip()
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, one an example."""
+    """Yield the rows of a file, one an example.
+
+    Raises:
+        ValueError: with the file and the line where it cannot be read, or where it has no rows.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"data.source {str(path)!a} has a name that is not UTF-8; rename it"
+        ) from error
     kind = kind_of(path)
     if not kind:
         raise ValueError(f"data.source {path} must end in one of {', '.join(sorted(READERS))}")
-    try:
-        yield from flattened(READERS[kind](path))
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
+    known: set[tuple[str, ...]] = set()
+    for row in flattened(READERS[kind](path)):
+        if (names := tuple(row.values)) not in known:
+            known.add(names)
+            _check_names(row)
+        yield row
+    if not known:
+        raise ValueError(f"{path} has no rows")
 
 
 def kind_of(path: Path) -> str:
@@ -49,79 +75,160 @@ def kind_of(path: Path) -> str:
     return next((kind for kind in READERS if path.name.lower().endswith(kind)), "")
 
 
-def _text(path: Path) -> str:
-    raw = path.read_bytes()
-    return (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8-sig")
+def _check_names(row: Row) -> None:
+    for name in row.values:
+        try:
+            to_text(name)
+        except ValueError as error:
+            raise ValueError(f"{row.place}: the name of a column {error}") from error
+
+
+# --- JSON and JSON Lines, whatever the file is called ---------------------------------------------
 
 
 def _json(path: Path) -> Iterator[Row]:
+    text = read_text(path)
+    if not text.strip():
+        return
     try:
-        data = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-    if isinstance(data, dict) and isinstance(data.get("data"), list):
-        data = data["data"]
-    if isinstance(data, dict) and "Instances" in data:
-        data = [data | {"task": path.name.removesuffix(".gz").removesuffix(".json")}]
-    if not isinstance(data, list):
-        raise ValueError(
-            f'{path} must hold a list of rows or {{"data": [...]}}, got {_short(data)}'
-        )
-    for line, values in enumerate(data, start=1):
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{path}, row {line}: must be an object with columns, got {_short(values)}"
-            )
-        yield Row(values, str(path), line)
+        yield from _whole(text, path)
+    except NotJson as error:
+        if not _is_object(text.lstrip().split("\n", 1)[0]):
+            raise ValueError(f"{path}, line {error.line}: {error}") from error
+        yield from _lines(text, path)
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    for line, text in enumerate(_text(path).split("\n"), start=1):
-        if not text.strip():
+    text = read_text(path)
+    try:
+        yield from (_whole if text.lstrip().startswith("[") else _lines)(text, path)
+    except NotJson as error:
+        raise ValueError(f"{path}, line {error.line}: {error}") from error
+
+
+def _whole(text: str, path: Path) -> Iterator[Row]:
+    try:
+        data, fault = loads_each(text)
+    except NotJson:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+    whole = data
+    if isinstance(data, dict) and isinstance(data.get("data"), list):
+        data = data["data"]
+    if isinstance(data, dict) and "Instances" in data:
+        data = [{"task": path.name[: -len(kind_of(path))]} | data]
+    if not isinstance(data, list):
+        raise ValueError(f'{path} must hold a list of rows or {{"data": [...]}}, got {short(data)}')
+    for line, values in enumerate(data, start=1):
+        row = Row(values, str(path), line)
+        if not isinstance(values, dict):
+            raise ValueError(f"{row.place}: must be an object with columns, got {short(values)}")
+        if said := fault(values):
+            raise ValueError(f"{row.place}: {said}")
+        yield row
+    if said := fault(whole):
+        raise ValueError(f"{path} {said}")
+
+
+def _lines(text: str, path: Path) -> Iterator[Row]:
+    for line, said in enumerate(text.split("\n"), start=1):
+        if not said.strip():
             continue
         try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {line}: not JSON ({error.msg})") from error
+            values = loads(said)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(
-                f"{path}, line {line}: must be an object with columns, got {_short(values)}"
+                f"{path}, line {line}: must be an object with columns, got {short(values)}"
             )
         yield Row(values, str(path), line, "line")
 
 
-def _csv(path: Path) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
+def _is_object(text: str) -> bool:
     try:
-        names = next(reader, [])
+        return isinstance(loads(text), dict)
+    except ValueError:
+        return False
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, delimiter: str = ",") -> Iterator[Row]:
+    records = _records(read_text(path), path, delimiter)
+    if not records:
+        return
+    line, names = records[0]
+    if len(names) == 1 and (other := next((c for c in ",;\t" if c in names[0]), "")):
+        raise ValueError(
+            f"{path}, line {line}: the header has no {delimiter!r}, but {other!r}; cells must be parted by {delimiter!r}"
+        )
+    for at, name in enumerate(names, start=1):
+        if not name.strip():
+            raise ValueError(
+                f"{path}, line {line}: column {at} has no name; give it one or leave it out "
+                "(pandas writes its index so without index=False)"
+            )
+        if name in names[: at - 1]:
+            raise ValueError(f"{path}, line {line}: two columns are called {name!r}; rename one")
+        if "\0" in name:
+            raise ValueError(f"{path}, line {line}: not UTF-8 (NUL characters); save it as UTF-8")
+    for line, cells in records[1:]:
+        if len(cells) != len(names):
+            raise ValueError(f"{path}, line {line}: must have {len(names)} cells, got {len(cells)}")
+        yield Row(dict(zip(names, cells, strict=True)), str(path), line, "line")
+
+
+def _records(text: str, path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Return the cells of each record that has any, and the line it begins in."""
+    # Strict: an open quote would otherwise swallow the rest of the file into one cell.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    records: list[tuple[int, list[str]]] = []
+    line = 1
+    limit = csv.field_size_limit(_LONGEST)
+    try:
         for cells in reader:
-            if cells and len(cells) != len(names):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: must have {len(names)} cells, got {len(cells)}"
-                )
             if cells:
-                yield Row(dict(zip(names, cells, strict=True)), str(path), reader.line_num, "line")
+                records.append((line, cells))
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        raise ValueError(f"{path}, line {line}: not CSV ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+    return records
 
 
 def _parquet(path: Path) -> Iterator[Row]:
     from pyarrow import ArrowException, parquet  # slow to import
 
     try:
-        rows = parquet.read_table(path).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            names, table = file.schema_arrow.names, file.read()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not Parquet: {error}") from error
+        raise ValueError(f"{path} is not Parquet: {' '.join(str(error).split())}") from error
+    if twin := next((name for at, name in enumerate(names) if name in names[:at]), None):
+        raise ValueError(f"{path}: two columns are called {twin!r}; rename one")
+    try:
+        rows = table.to_pylist(maps_as_pydicts="strict")
+    except (ArrowException, ValueError, KeyError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} holds a value that cannot be read: {reason}") from error
     for line, values in enumerate(rows, start=1):
         yield Row(values, str(path), line)
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_PLAIN: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": _json,
-    ".json.gz": _json,
     ".jsonl": _jsonl,
-    ".jsonl.gz": _jsonl,
+    ".ndjson": _jsonl,
     ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+}
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    **_PLAIN,
+    **{f"{kind}.gz": read for kind, read in _PLAIN.items()},
     ".parquet": _parquet,
 }
 
@@ -159,14 +266,9 @@ def _task(row: Row) -> Iterator[Row]:
 
 def _objects(row: Row, value: object, name: str) -> Sequence[Mapping[str, object]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{row.place}: {name} must be a list of objects, got {_short(value)}")
+        raise ValueError(f"{row.place}: {name} must be a list of objects, got {short(value)}")
     return value
 
 
 def _first(value: object) -> object:
     return value[0] if isinstance(value, list) and value else value
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fedloom.core.seeds import derive
+from fedloom.data.cells import to_text
 from fedloom.data.dealing import shuffled
 from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings, Sample
@@ -22,7 +23,8 @@ def select(
         file: The number of the file; it decides what is drawn.
         count_tokens: Lengths of texts; needed where `shorter_in` is tokens.
     """
-    kept = [row for row in rows if all(_matches(row, settings.where, "where"))]
+    where, held_out = _texts(settings.where), _texts(settings.held_out)
+    kept = [row for row in rows if all(_matches(row, where, "where"))]
     for column, limit in settings.shorter.items():
         texts = [_cell(row, column) for row in kept]
         if settings.shorter_in == "tokens":
@@ -34,7 +36,7 @@ def select(
     if not settings.held_out:
         return _drawn(kept, settings.sample, derive(settings.seed, "sample", file))
     marked = [
-        replace(row, held_out=True) if any(_matches(row, settings.held_out, "held_out")) else row
+        replace(row, held_out=True) if any(_matches(row, held_out, "held_out")) else row
         for row in kept
     ]
     learnt = _drawn(
@@ -53,22 +55,40 @@ def select(
 
 def check_held_out(rows: Sequence[Row], settings: DataSettings) -> None:
     """Refuse to hold out what is not there, or all there is."""
-    for column, values in settings.held_out.items():
-        found = {str(row.values[column]) for row in rows if row.held_out}
-        for value in map(str, values):
+    for column, values in _texts(settings.held_out).items():
+        found = {said for row in rows if row.held_out for said in _spelt(row, column)}
+        for value in values:
             if value not in found:
                 raise ValueError(f"data.held_out.{column} has {value!r}, which no row taken has")
     if settings.held_out and all(row.held_out for row in rows):
         raise ValueError("data.held_out leaves no row to learn from")
 
 
-def _matches(row: Row, wanted: Mapping[str, Sequence[str]], setting: str) -> list[bool]:
+def _texts(wanted: Mapping[str, Sequence[object]]) -> dict[str, dict[str, None]]:
+    """Return the values wanted as cells would say them."""
+    return {
+        column: dict.fromkeys(to_text(value).strip() for value in values)
+        for column, values in wanted.items()
+    }
+
+
+def _spelt(row: Row, column: str) -> tuple[str, ...]:
+    """Return what a cell says; true and false in Python's spelling too, for a recipe may have either."""
+    said = row.text(column)
+    return (
+        (said, said.title(), said.upper()) if isinstance(row.values.get(column), bool) else (said,)
+    )
+
+
+def _matches(row: Row, wanted: Mapping[str, Mapping[str, None]], setting: str) -> list[bool]:
     for column in wanted:
         if column not in row.values:
             raise ValueError(
                 f"{row.place}: data.{setting} names {column!r}, but the columns are {', '.join(row.values)}"
             )
-    return [str(row.values[column]) in map(str, values) for column, values in wanted.items()]
+    return [
+        any(said in values for said in _spelt(row, column)) for column, values in wanted.items()
+    ]
 
 
 def _cell(row: Row, column: str) -> str:
@@ -76,8 +96,7 @@ def _cell(row: Row, column: str) -> str:
         raise ValueError(
             f"{row.place}: data.shorter names {column!r}, but the columns are {', '.join(row.values)}"
         )
-    value = row.values[column]
-    return "" if value is None else str(value)
+    return row.cell(column)
 
 
 def _drawn(rows: Sequence[Row], sample: Sample, seed: int) -> list[Row]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from fedloom.data.partition import Iid, Partition
+from fedloom.data.partition import Iid, Natural, Partition
 
 Format = Literal[
     "auto",
@@ -20,7 +20,9 @@ Format = Literal[
 ]
 PromptName = Literal["chat", "alpaca", "vicuna", "plain"]
 Truncate = Literal["answer", "prompt"]
+SystemRole = Literal["fold", "refuse"]
 Unit = Literal["characters", "tokens"]
+Repeated = Literal["keep", "drop"]
 
 BUILTIN = "builtin:polyglot"
 
@@ -58,7 +60,8 @@ class DataSettings:
     """Which text, in which form, and who holds it."""
 
     source: str = BUILTIN
-    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.parquet file, or a folder with one file per client."""
+    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), or a folder with one file per
+    client."""
     config: str | Sequence[str] | None = None
     """Configuration of a Hub data set; of several, each becomes the label `file` of its rows. Like `split` and
     `revision` it belongs to a Hub id, so that a recipe takes the same data from a path instead."""
@@ -69,7 +72,7 @@ class DataSettings:
     num_examples: int | None = None
     """How many rows to write (built-in; None is 6000), or to take at most, drawn with `seed`."""
     where: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Keep rows whose column has one of these values."""
+    """Keep rows whose column has one of these values, compared as text: `[no]` is no, and JSON's true is `true`."""
     shorter: Mapping[str, int] = field(default_factory=dict)
     """Keep rows whose column is shorter than this."""
     shorter_in: Unit = "characters"
@@ -84,7 +87,8 @@ class DataSettings:
     format: Format = "auto"
     """How a row becomes a conversation; `auto` goes by the names of the columns."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The name a format knows -> the name in the file: `{prompt: question, completion: reply}`."""
+    """The name a format knows -> the name in the file: `{prompt: question, completion: reply}`. No column may be
+    displaced: one of the new name gets another too, as in `{completion: reply, old: completion}`."""
     labels: Sequence[str] = ()
     """Columns kept for partition and report; empty keeps the known ones (language, task, category, client, ...)."""
     prompt: str | Mapping[str, str] = "chat"
@@ -92,23 +96,30 @@ class DataSettings:
     with `{content}` in them: `{user: "Q: {content}\\n", assistant: "A: {content}"}`."""
     system: str | None = None
     """System message of every conversation that has none."""
+    system_role: SystemRole = "fold"
+    """Where the prompt has no place for a system message: it goes in front of the question, or its row is refused."""
     max_length: int = 256
     """Tokens of one example, prompt and answer together."""
     truncate: Truncate = "answer"
-    """What gives way where an example is longer: the end of the answer, or the beginning of the prompt.
-    An example that keeps no token of its answer is dropped, and counted."""
+    """What gives way where an example is longer: the end of the answer, or the beginning of the prompt: whole turns,
+    oldest first, then the head of the question left (of its context first), all but a token; the system message and
+    what the prompt writes around them stay. An example that keeps no token of its answer is dropped, and counted; where
+    the prompt gives way, one whose last answer does not fit whole."""
     classes: Mapping[str, str] = field(default_factory=dict)
     """Of `local.objective: classification`: each answer that occurs -> the word the model decides for, such as
     `{alt.atheism: A, comp.graphics: B}`. Words must begin with different tokens."""
     packing: bool = False
     """Join training examples into rows of up to `max_length` tokens."""
     num_clients: int | None = None
-    """None is 10, or as many as there are where the partition is natural."""
+    """None is 10. A natural partition has as many clients as its label has values, and takes no number."""
     partition: Partition = field(default_factory=Iid)
     """Which client holds which example."""
     tiers: Mapping[str, float] = field(default_factory=dict)
     """Share of the clients of each tier, such as `{phone: 0.5, desk: 0.5}`, drawn with `seed`: the `tier` of
     their profile, which settings by tier go by."""
+    duplicates: Repeated = "keep"
+    """What becomes of a row whose conversation an earlier row has: it is kept, or left out. Counted either way, and
+    with it how much of the test data is learnt."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -129,6 +140,17 @@ class DataSettings:
                 f"data.tiers must be shares above 0 that sum to 1, got {dict(self.tiers)}"
             )
         _check_rows(self)
+        _check_natural(self)
+
+
+def _check_natural(settings: DataSettings) -> None:
+    natural, count = settings.partition, settings.num_clients
+    if isinstance(natural, Natural) and count is not None:
+        raise ValueError(
+            f"data.num_clients is {count}, but a natural partition has a client for every value of {natural.by!r}: "
+            f"leave it out, or take only the largest with data.partition={{natural: {{by: {natural.by}, largest: "
+            f"{count}}}}}"
+        )
 
 
 def _check_rows(settings: DataSettings) -> None:
@@ -168,6 +190,10 @@ def _check_names(settings: DataSettings) -> None:
         raise ValueError(
             f"data.prompt must be one of {known}, or a mapping of roles to texts, got {settings.prompt!r}"
         )
+    if settings.duplicates not in get_args(Repeated):
+        raise ValueError(f"data.duplicates must be keep or drop, got {settings.duplicates!r}")
+    if settings.system_role not in get_args(SystemRole):
+        raise ValueError(f"data.system_role must be fold or refuse, got {settings.system_role!r}")
     if settings.truncate not in get_args(Truncate):
         raise ValueError(f"data.truncate must be answer or prompt, got {settings.truncate!r}")
 

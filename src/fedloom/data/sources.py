@@ -1,17 +1,26 @@
 """Where rows come from: the built-in corpus, the Hub, files, a folder of files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedloom.core.seeds import derive
 from fedloom.data.dealing import shuffled
 from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
 from fedloom.data.selection import CountTokens, check_held_out, select
-from fedloom.data.settings import BUILTIN, DataSettings
+from fedloom.data.settings import BUILTIN, DataSettings, Sample
 
 DEFAULT_ROWS = 6000
 """Rows the built-in corpus writes where the recipe does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The rows that are gone on with, and how many are not."""
+
+    rows: list[Row]
+    left_out: Mapping[str, int]
+    """Rows left out, by the settings that say so."""
 
 
 def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -> list[Row]:
@@ -21,17 +30,50 @@ def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -
         settings: The recipe's section.
         count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
     """
+    return take_rows(settings, count_tokens).rows
+
+
+def take_rows(
+    settings: DataSettings,
+    count_tokens: CountTokens | None = None,
+    *,
+    readable: Sequence[str] = (),
+) -> Taken:
+    """Return what `load_rows` does, and how many rows were left out.
+
+    Args:
+        settings: The recipe's section.
+        count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
+        readable: The only columns that exist for all that follows, filters and samples too; empty: all.
+    """
     rows: list[Row] = []
-    for number, found in enumerate(_files(settings)):
-        rows += select(list(found), settings, file=number, count_tokens=count_tokens)
+    num_read = 0
+    for number, file in enumerate(_files(settings)):
+        found = list(_opened(file, readable) if readable else file)
+        num_read += len(found)
+        rows += select(found, settings, file=number, count_tokens=count_tokens)
     if not rows:
         raise ValueError(f"data.source {settings.source} has no rows" + _under(settings))
+    left_out = {_selecting(settings): num_read - len(rows)}
     if settings.num_examples is not None and settings.num_examples < len(rows):
+        left_out["data.num_examples"] = len(rows) - settings.num_examples
         # A file sorted by language or author must not lose the last ones.
         order = shuffled(range(len(rows)), derive(settings.seed, "rows"))
         rows = [rows[i] for i in sorted(order[: settings.num_examples])]
     check_held_out(rows, settings)
-    return rows
+    return Taken(rows, {name: count for name, count in left_out.items() if count})
+
+
+def _selecting(settings: DataSettings) -> str:
+    """Return the names of the settings that rows are selected by."""
+    plain = Sample()
+    given = {
+        "where": bool(settings.where),
+        "shorter": bool(settings.shorter),
+        "sample": settings.sample != plain,
+        "held_out_sample": settings.held_out_sample != plain,
+    }
+    return ", ".join(f"data.{name}" for name, there in given.items() if there)
 
 
 def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
@@ -51,6 +93,11 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         yield from _hub(settings)
 
 
+def _opened(rows: Iterable[Row], readable: Sequence[str]) -> Iterator[Row]:
+    for row in rows:
+        yield replace(row, values={k: v for k, v in row.values.items() if k in readable})
+
+
 def _under(settings: DataSettings) -> str:
     said = [f"with {column} in {list(values)}" for column, values in settings.where.items()]
     said += [
@@ -65,14 +112,39 @@ def _under(settings: DataSettings) -> str:
 # --- folders ------------------------------------------------------------------------------------
 
 
+def passed_over(settings: DataSettings) -> list[str]:
+    """Return what is in the folder that `data.source` names and is not read; hidden files are not told."""
+    folder = Path(settings.source).expanduser()
+    if not folder.is_dir() or (folder / "splits" / "default").is_dir():
+        return []
+    return sorted(
+        path.name.encode(errors="backslashreplace").decode() + "/" * path.is_dir()
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and not _is_read(path)
+    )
+
+
+def _is_read(path: Path) -> bool:
+    # What begins with a point is a system's own, such as the twins a Mac leaves (._a.jsonl).
+    return path.is_file() and kind_of(path) != "" and not path.name.startswith(".")
+
+
 def _folder(folder: Path) -> Iterator[Iterable[Row]]:
-    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path))
+    files = sorted(path for path in folder.iterdir() if _is_read(path))
     if not files:
         raise ValueError(
             f"data.source {folder} holds no file that ends in {', '.join(sorted(READERS))}"
         )
+    stems: dict[str, Path] = {}
     for path in files:
-        stem = path.name.removesuffix(".gz").removesuffix(kind_of(path).removesuffix(".gz"))
+        stem = path.name[: -len(kind_of(path))]
+        if stem in stems:
+            raise ValueError(
+                f"data.source {folder} holds {stems[stem].name} and {path.name}, which would be one client "
+                f"{stem!r}: rename one, or take it out"
+            )
+        stems[stem] = path
+    for stem, path in stems.items():
         yield _told(read_file(path), "file", stem)
 
 
@@ -92,6 +164,11 @@ def _tasks(folder: Path, lists: Path) -> Iterator[Iterable[Row]]:
 
 def _told(rows: Iterable[Row], column: str, value: str) -> Iterator[Row]:
     for row in rows:
+        if row.values.get(column, value) != value:
+            raise ValueError(
+                f"{row.place}: has a column {column!r} of its own, whose place the name of the {column} would take; "
+                "rename it"
+            )
         yield replace(row, values={**row.values, column: value})
 
 
@@ -133,7 +210,7 @@ def _hub_config(settings: DataSettings, config: str | None) -> Iterator[Row]:
         found = datasets.load_dataset(
             settings.source, config, split=settings.split, revision=settings.revision
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"data.source {settings.source} is no file here, and the Hub did not give it (config {config}, "

@@ -1,50 +1,23 @@
 """From conversations to token ids and targets, once and for all."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedloom.data.encoding import Encoder, Pieces, Tokenizer
 from fedloom.data.formats import Record
-from fedloom.data.prompts import ChatTemplate, Rendering, Segment, make_render
+from fedloom.data.remarks import remarks
+from fedloom.data.rendering import Rendering, make_render
 from fedloom.data.settings import DataSettings
+from fedloom.data.targets import asked, unended, up_to_answer
+from fedloom.data.truncation import Shortener
 
 IGNORED = -100
 """The label of a token that is not learnt."""
 CHUNK = 1024
 """Conversations tokenised at a time: many enough for a fast tokenizer's threads, few enough for memory."""
-
-
-class Tokenizer(ChatTemplate, Protocol):
-    """What is needed of a Hugging Face tokenizer."""
-
-    @property
-    def bos_token_id(self) -> int | None:
-        """Return the id of the begin-of-sequence token."""
-        ...
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """Return the id of the end-of-sequence token."""
-        ...
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Return the ids that are not text."""
-        ...
-
-    def __call__(
-        self, text: list[str], *, add_special_tokens: bool, verbose: bool
-    ) -> Mapping[str, Any]:
-        """Return `input_ids`, a list of ids for every text."""
-        ...
-
-    def decode(self, token_ids: list[int]) -> Any:
-        """Return the text of the ids."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,9 +48,13 @@ class Tokenised:
     examples: Sequence[tuple[Example, ...]]
     """Of each record: mostly one; none where the answer was truncated away."""
     num_truncated: int
-    """Examples kept that lost some of their prompt or answer."""
+    """Examples kept that lost some of their prompt or answer, or whole turns."""
     num_dropped: int
-    """Examples that lost all of their answer."""
+    """Examples that lost all of their answer, or would have lost a part where the prompt gives way."""
+    num_empty: int = 0
+    """Records without an answer to learn."""
+    notes: tuple[str, ...] = ()
+    """What was done to the text on the way, a line each."""
 
 
 def tokenise(records: Sequence[Record], settings: DataSettings, tokenizer: Tokenizer) -> Tokenised:
@@ -85,23 +62,32 @@ def tokenise(records: Sequence[Record], settings: DataSettings, tokenizer: Token
 
     tokens(prompt) is a prefix of every example. Where the tokenizer would merge across the boundary, the two
     sides are encoded apart; elsewhere the whole text is encoded at once, as the model has seen text before.
+
+    Raises:
+        ValueError: where the prompt cannot write a record, with the place of its row.
     """
-    render = make_render(settings, tokenizer)
+    render, encoder = make_render(settings, tokenizer), Encoder.of(tokenizer)
     start = _start(tokenizer) if settings.prompt != "chat" else []
+    shorten = Shortener(render, encoder, settings.max_length - len(start))
+    records, ends = unended(records, render.ends)
+    wanted = [asked(record, only_last=bool(settings.classes)) for record in records]
     made: list[tuple[Example, ...]] = []
+    noted: list[Rendering] = []
     num_truncated = num_dropped = 0
-    for first in range(0, len(records), CHUNK):
-        renderings = [render(record) for record in records[first : first + CHUNK]]
-        pieces = _encode([one for of_record in renderings for one in of_record], tokenizer)
+    for first in range(0, len(wanted), CHUNK):
+        renderings = [render(one) if one else [] for one in wanted[first : first + CHUNK]]
+        noted += [one for of_record in renderings for one in of_record[:1] if one.remarkable]
+        pieces = encoder.pieces([one for of_record in renderings for one in of_record])
         for of_record in renderings:
             kept = []
             for rendering in of_record:
-                example, truncated = _example(rendering, next(pieces), start, settings)
-                num_dropped += example is None
-                num_truncated += truncated and example is not None
-                kept += [example] if example else []
+                for example, cut in _examples(rendering, next(pieces), start, settings, shorten):
+                    num_dropped += example is None
+                    num_truncated += cut and example is not None
+                    kept += [example] if example else []
             made.append(tuple(kept))
-    return Tokenised(made, num_truncated, num_dropped)
+    num_empty = sum(one is None for one in wanted)
+    return Tokenised(made, num_truncated, num_dropped, num_empty, remarks(noted, ends))
 
 
 def _start(tokenizer: Tokenizer) -> list[int]:
@@ -114,114 +100,43 @@ def _start(tokenizer: Tokenizer) -> list[int]:
     )
 
 
-# --- encoding -----------------------------------------------------------------------------------
-
-
-def _encode(renderings: Sequence[Rendering], tokenizer: Tokenizer) -> Iterator[list[list[int]]]:
-    """Yield, for every rendering, the ids of each of its segments."""
-    eos = tokenizer.eos_token or ""
-    growing = [
-        list(accumulate(segment.text + eos * segment.end for segment in rendering.segments))
-        for rendering in renderings
-    ]
-    flat = iter(_ids([text for texts in growing for text in texts], tokenizer))
-    for rendering, texts in zip(renderings, growing, strict=True):
-        wholes = [next(flat) for _ in texts]
-        pieces = _differences(wholes)
-        if pieces is None or not _ends_once(rendering.segments, pieces, tokenizer):
-            pieces = _apart(rendering.segments, tokenizer)
-        yield pieces
-
-
-def lengths(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Return the number of tokens of every text, special ones not counted."""
-    return [len(ids) for ids in _ids(list(texts), tokenizer)] if texts else []
-
-
-def _ids(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
-
-
-def _differences(wholes: list[list[int]]) -> list[list[int]] | None:
-    """Return what each prefix adds to the one before; None where one is not a prefix of the next."""
-    pieces = wholes[:1]
-    for shorter, longer in pairwise(wholes):
-        if longer[: len(shorter)] != shorter:
-            return None
-        pieces.append(longer[len(shorter) :])
-    return pieces
-
-
-def _ends_once(
-    segments: Sequence[Segment], pieces: Sequence[list[int]], tokenizer: Tokenizer
-) -> bool:
-    """Return whether every answer ends in exactly one end token."""
-    end = tokenizer.eos_token_id
-    return all(
-        ids[-1:] == [end] and ids[-2:] != [end, end]
-        for segment, ids in zip(segments, pieces, strict=True)
-        if segment.end
+def _examples(
+    rendering: Rendering,
+    pieces: Pieces,
+    start: list[int],
+    settings: DataSettings,
+    shorten: Shortener,
+) -> list[tuple[Example | None, bool]]:
+    """Return each example, None where no target is left of one, and whether anything was cut."""
+    over = sum(map(len, pieces)) > settings.max_length - len(start)
+    left = (
+        shorten(rendering, pieces)
+        if over and settings.truncate == "prompt"
+        else [(rendering, pieces)]
     )
-
-
-def _apart(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[list[int]]:
-    """Encode every segment by itself.
-
-    Behind a line break, which is cut off again: a vocabulary that puts a space in front of every text
-    (SentencePiece) would otherwise put one inside this one.
-    """
-    anchor, *behind = _ids(["\n", *("\n" + segment.text for segment in segments)], tokenizer)
-    alone = _ids([segment.text for segment in segments], tokenizer)
-    pieces = [
-        ids[len(anchor) :] if first_or_merged and ids[: len(anchor)] == anchor else plain
-        for first_or_merged, ids, plain in zip(
-            [False, *[True] * (len(segments) - 1)], behind, alone, strict=True
-        )
-    ]
-    end = tokenizer.eos_token_id
-    assert end is not None  # make_render refused a tokenizer without
-    return [ids + [end] * segment.end for ids, segment in zip(pieces, segments, strict=True)]
-
-
-# --- one example --------------------------------------------------------------------------------
+    return [(_example(*one, start, settings.max_length) if one else None, over) for one in left]
 
 
 def _example(
-    rendering: Rendering, pieces: list[list[int]], start: list[int], settings: DataSettings
-) -> tuple[Example | None, bool]:
-    """Return the example, None where no target is left, and whether anything was cut."""
-    pieces = [start + pieces[0], *pieces[1:]]
-    over = sum(map(len, pieces)) - settings.max_length
-    if over > 0 and settings.truncate == "prompt":
-        # The begin token stays, and one token of the prompt, from which the answer is predicted.
-        first = pieces[0][len(start) :]
-        pieces[0] = start + first[min(over, max(0, len(first) - 1)) :]
-    ids: list[int] = []
-    labels: list[int] = []
+    rendering: Rendering, pieces: Pieces, start: list[int], max_length: int
+) -> Example | None:
+    """Return the example of the tokens there is room for, None where no target is among them."""
+    ids: list[int] = list(start)
+    labels: list[int] = [IGNORED] * len(start)
     record = rendering.record
-    prompt_length = 0
-    for number, (segment, piece) in enumerate(zip(rendering.segments, pieces, strict=True)):
+    prompt_length = begun = 0
+    for segment, piece in zip(rendering.segments, pieces, strict=True):
         if segment.learn:
-            if len(ids) >= settings.max_length:
-                record = _shortened(record, number)
+            if len(ids) >= max_length:
+                # What is asked is the last answer that has begun.
+                record = up_to_answer(record, begun) if begun else record
                 break
             prompt_length = len(ids)
+            begun += 1
         ids += piece
         labels += piece if segment.learn else [IGNORED] * len(piece)
     # The first token has nothing to be predicted from; in a packed row it would be another example's end.
-    ids, labels = ids[: settings.max_length], [IGNORED, *labels[1 : settings.max_length]]
+    ids, labels = ids[:max_length], [IGNORED, *labels[1:max_length]]
     if all(label == IGNORED for label in labels):
-        return None, over > 0
-    example = Example(torch.tensor(ids), torch.tensor(labels), min(prompt_length, len(ids)), record)
-    return example, over > 0
-
-
-def _shortened(record: Record, segment: int) -> Record:
-    """Return the conversation up to the last answer before `segment` (each answer is every second one)."""
-    answers = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
-    last = segment // 2 - 1
-    if last < 0:
-        return record
-    messages = record.messages[: answers[last] + 1]
-    return replace(record, messages=messages, answer=messages[-1].content)
+        return None
+    return Example(torch.tensor(ids), torch.tensor(labels), min(prompt_length, len(ids)), record)

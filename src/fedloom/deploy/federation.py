@@ -14,7 +14,7 @@ from rich.console import Console
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
-from fedloom.deploy.listening import Listening, write_status
+from fedloom.deploy.listening import Listening, check_free, write_status
 from fedloom.deploy.site import SiteSettings
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.flower.link import Link
@@ -78,6 +78,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         raise ValueError(
             f"{listening.keys} has no site: `fedloom keys add SITE` makes a key for one"
         )
+    check_free(listening.host, listening.port)
     folder = session.folder.resolve() / "flower" / "server"
     with ExitStack() as stack:
         link = Link(SuperLink(folder, keys, free_port()))
@@ -93,8 +94,13 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
             f"listening on {listening.host}:{listening.port}, waiting for {', '.join(names)}"
         )
         remote = _remote(session, session.recipe, link, console)
-        remote.meet(names, seconds=settings.patience)
-        manifest = dataclasses.replace(session.federation.manifest, clients=remote.counts)
+        remote.one_client = True
+        remote.min_sites = max(1, session.recipe.run.min_replies)
+        remote.patience = session.recipe.run.patience_seconds
+        remote.meet(names, seconds=settings.patience, patient=True)
+        manifest = dataclasses.replace(
+            session.federation.manifest, clients=remote.counts, profiles=remote.profiles
+        )
         federation = Federation({}, remote.profiles, manifest, session.federation.classes)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedloom.deploy.federation import resident, supernode
 from fedloom.deploy.site import ENDED, SiteSettings
+from fedloom.engines.flower.keys import check_dates
 from fedloom.engines.flower.processes import Program
 
 _UNKNOWN = (
@@ -23,6 +24,12 @@ _OTHER_AUTHORITY = (
     "the server at {server} does not show a certificate of {keys}/ca.crt ({error}): copy the site's folder"
     " from the server's keys again; `fedloom keys init --host` there names what sites connect to"
 )
+_EXPIRED = (
+    "the certificate of the server at {server} is not valid now ({error}): `fedloom keys renew` there makes a new one,"
+    " and this site keeps its folder; or one of the two clocks is wrong"
+)
+_DATES = (9, 10)
+"""OpenSSL's codes: not yet valid, expired."""
 _NOBODY = (
     "nobody answers at {server} ({error}): is `fedloom serve` running there, and its port open?"
 )
@@ -59,6 +66,9 @@ class Visit:
                     f"{self.keys / name} does not exist: --keys is the folder that `fedloom keys add"
                     f" {self.settings.name}` made at the server"
                 )
+        check_dates(
+            self.keys / "ca.crt", "the server makes new keys, and hands this site its folder again"
+        )
         self._reach()
         folder = self.settings.folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +118,8 @@ class Visit:
                     context.wrap_socket(wire, server_hostname=host).close()
                 return
             except ssl.SSLCertVerificationError as error:
+                if error.verify_code in _DATES:
+                    raise ValueError(self._filled(_EXPIRED, error.verify_message)) from error
                 raise ValueError(self._filled(_OTHER_AUTHORITY, error.verify_message)) from error
             except OSError as error:
                 if not said:

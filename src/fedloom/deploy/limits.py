@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedloom.core.protocols import Reply
-from fedloom.data.readers import Row
+from fedloom.core.protocols import Payload, Reply
 from fedloom.privacy.clipping import clipped
 from fedloom.recipe import to_tree
 from fedloom.run.settings import Recipe
@@ -24,8 +23,8 @@ class Limits:
     """What may be tuned, lora or full; empty: either."""
     columns: Sequence[str] = ()
     """Columns of the file that are read; empty: all."""
-    min_examples: int = 0
-    """Training examples without which the site takes no part."""
+    min_examples: int = 20
+    """Examples, of all splits together, without which the site takes no part: the fewer, the more an answer tells of each."""
     clip: float | None = None
     """Largest joint norm of an upload; a larger one is scaled down to it."""
 
@@ -80,14 +79,20 @@ class Limits:
                 f"this site takes no part with fewer than --min-examples {self.min_examples}"
             )
 
-    def readable(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows with the columns that may be read."""
-        if not self.columns:
-            return list(rows)
-        kept = set(self.columns)
-        return [
-            replace(row, values={k: v for k, v in row.values.items() if k in kept}) for row in rows
-        ]
+    def check_upload(self, upload: Payload) -> None:
+        """Refuse uploads that a clip cannot bound.
+
+        Raises:
+            ValueError: naming the tensor that is not of floating-point numbers.
+        """
+        for group, params in upload.items():
+            for name, tensor in params.items():
+                if self.clip is not None and not tensor.is_floating_point():
+                    kind = str(tensor.dtype).removeprefix("torch.")
+                    raise ValueError(
+                        f"this site keeps --clip {self.clip:g}, but {group}/{name} of an upload is {kind}, which"
+                        " cannot be scaled: leave --clip out, or take no part in this recipe"
+                    )
 
     def bounded(self, reply: Reply) -> Reply:
         """Return the reply with its upload at most `clip` long."""

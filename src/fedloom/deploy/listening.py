@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -52,6 +53,25 @@ def address(text: str, *, local_only: bool = False) -> tuple[str, int]:
             f"{host} can be reached from other machines: say so with --public, or listen on 127.0.0.1"
         )
     return host, int(port)
+
+
+def check_free(host: str, port: int) -> None:
+    """Refuse an address that another program listens at: sites would talk to it.
+
+    Raises:
+        ValueError: saying why nobody can listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((host, port))
+            door.listen()
+        except OSError as error:
+            raise ValueError(
+                f"--listen {host}:{port} cannot be listened at ({error.strerror or error}): end the program that"
+                " does, or take another port"
+            ) from error
 
 
 def is_loopback(host: str) -> bool:

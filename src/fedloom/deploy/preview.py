@@ -9,13 +9,12 @@ from typing import Any
 import yaml
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from fedloom.client.rehearsal import rehearse
-from fedloom.core.protocols import Payload, Reply, Task
-from fedloom.deploy.site import SiteSettings, open_session
+from fedloom.core.protocols import Payload, Reply
+from fedloom.deploy.site import SiteSettings, open_session, rehearsed
 from fedloom.recipe import build_recipe, to_tree
 from fedloom.run.history import History
-from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session
 from fedloom.run.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
@@ -35,8 +34,10 @@ def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType
         ValueError: where the site would refuse the recipe.
     """
     session = open_session(settings, build_recipe(yaml.safe_load(recipe_text)))
-    task, reply = _rehearsed(session)
+    task, reply = rehearsed(session)
     wire = session.recipe.wire
+    for said in session.federation.manifest.left_out():
+        yield Text(said, style="yellow")
     yield _introduction(session)
     received = len(encode_task(task, settings=wire))
     yield _payload("received in a round", task.download, received, wire.download)
@@ -45,20 +46,12 @@ def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType
     yield _privacy(session, settings, reply)
 
 
-def _rehearsed(session: Session) -> tuple[Task, Reply]:
-    algorithm = session.recipe.algorithm
-    run = begin(algorithm, session.space.start(), session.recipe.run.seed)
-    round = draw(run, session.engine.population(), None)
-    (task,) = tasks("train", round, algorithm.broadcast(run.state, round))
-    # Noise, as a tensor that does not move would not travel.
-    return task, rehearse(algorithm, task, noise=1e-2)
-
-
 def _introduction(session: Session) -> Table:
     table = Table("sent once, when the site joins", "value", title_justify="left")
     for client, counts in session.counts.items():
         table.add_row("client", client)
-        for label, value in session.engine.population()[client].items():
+        told = session.federation.manifest.told(session.engine.population()[client])
+        for label, value in told.items():
             table.add_row(label.replace("_", " "), value)
         table.add_row("validation examples", str(counts.validation))
         table.add_row("test examples", str(counts.test))
@@ -110,7 +103,16 @@ def status(folder: Path) -> Table:
         raise ValueError(
             f"{folder} has no status.json: give the folder of a run with engine=flower"
         )
-    told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return _status(folder, told)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{file} is not what a server wrote: remove it and start it again"
+        ) from error
+
+
+def _status(folder: Path, told: Mapping[str, Any]) -> Table:
     table = Table(title=_standing(folder, told), title_justify="left")
     for column in ("site", "connected", "last answer", "down", "up", "absent", "last reason"):
         table.add_column(column)

@@ -1,6 +1,7 @@
 """A site: its own data, its limits, and the answers to the server's letters."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,18 +9,21 @@ from typing import Any
 
 import yaml
 
+from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
+from fedloom.data.columns import KNOWN_LABELS
+from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.federation import Federation, divide
-from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
-from fedloom.data.tokens import Tokenizer, lengths
+from fedloom.data.sources import take_rows
 from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
+from fedloom.engines.introductions import plain
 from fedloom.engines.settings import FlowerSettings
-from fedloom.recipe import build_recipe, load_recipe
+from fedloom.recipe import build_recipe, load_recipe, to_tree
+from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
@@ -28,6 +32,8 @@ from fedloom.wire.format import decode_task, encode_reply
 ENDED = "the run has ended"
 """Said when the server says goodbye."""
 _LABEL = "site"
+_QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
+"""The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class Site:
             if header["kind"] == "bye":
                 self.say(ENDED)
                 return {}, []
+            self._check_name(header)
             self.settings.limits.check_size(pieces, "the message")
             session = self._session(header)
             if header["kind"] == "hello":
@@ -80,7 +87,16 @@ class Site:
             return self._work(header, pieces, session)
         except (ValueError, OSError, Refusal) as error:
             self.say(f"refused: {error}")
-            return {"refusal": str(error)}, []
+            mine = isinstance(error, _OwnData)
+            return {"refusal": _discreet(str(error)) if mine else str(error)}, []
+
+    def _check_name(self, header: Mapping[str, Any]) -> None:
+        known = header.get("site", self.settings.name)
+        if known != self.settings.name:
+            raise ValueError(
+                f"the server knows the key in --keys as {known}, not as {self.settings.name}:"
+                f" start `fedloom join` with --name {known}"
+            )
 
     def _session(self, header: Mapping[str, Any]) -> Session:
         text, asked = header["recipe"], header["identity"]
@@ -88,7 +104,10 @@ class Site:
             known = versions()
             agree({name: asked.get(name) for name in known}, known, where=SERVER_AND_SITE)
             self._check_recipe(text)
+            self.say(f"asked for {_asked(text)}")
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
+            for said in session.federation.manifest.left_out() if self.settings.data else ():
+                self.say(said)
             self._ready = {text: (session, greeting(text, session)["identity"])}
         session, own = self._ready[text]
         agree(asked, own, where=SERVER_AND_SITE)
@@ -104,13 +123,15 @@ class Site:
     def _introduction(self, header: Mapping[str, Any], session: Session) -> dict[str, Any]:
         counts, population = session.counts, session.engine.population()
         hosted = self.settings.clients or list(population)
+        # Nodes on the server's machine have its data: nothing is hidden from it.
+        told = session.federation.manifest.told if self.settings.data else dict
         return {
             "identity": self._ready[header["recipe"]][1],
             # How many of each label would tell more than the server needs.
             "clients": {
                 client: {
-                    "profile": dict(population[client]),
-                    "counts": asdict(replace(counts[client], labels={})),
+                    "profile": told(population[client]),
+                    "counts": asdict(replace(counts[client], labels={}, num_values={})),
                 }
                 for client in hosted
             },
@@ -174,27 +195,70 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
     settings.limits.check_recipe(recipe)
     if settings.data is None:
         return build(recipe, settings.folder)
-    session = build(recipe, settings.folder, own=lambda data, tok: own_data(settings, data, tok))
-    (counts,) = session.counts.values()
-    settings.limits.check_examples(counts.rows)
+    if recipe.data.held_out:
+        raise ValueError(
+            "data.held_out is for data in one place: a site judges on the test split of its own examples"
+        )
+
+    def own(data: DataSettings, tokenizer: Tokenizer) -> Federation:
+        try:
+            return own_data(settings, data, tokenizer)
+        except ValueError as error:
+            raise _OwnData(str(error)) from error
+
+    session = build(recipe, settings.folder, own=own)
+    for counts in session.counts.values():
+        settings.limits.check_examples(counts.train + counts.validation + counts.test)
+    settings.limits.check_upload(rehearsed(session)[1].upload)
     return session
+
+
+class _OwnData(ValueError):
+    """An error in this site's data, whose sentence may quote it."""
+
+
+def _discreet(sentence: str) -> str:
+    """Return what the server is told of an error in the data: where it is and what is wanted, not what stands there."""
+    return _QUOTED.sub(
+        lambda found: "got (see the site)" if found[1] else "(see the site)", sentence
+    )
+
+
+def rehearsed(session: Session) -> tuple[Task, Reply]:
+    """Return the task of a client here in round 1, and a stand-in for its reply."""
+    algorithm = session.recipe.algorithm
+    run = begin(algorithm, session.space.start(), session.recipe.run.seed)
+    round = draw(run, session.engine.population(), None)
+    task = tasks("train", round, algorithm.broadcast(run.state, round))[0]
+    # Noise, as a tensor that does not move would not travel.
+    return task, rehearse(algorithm, task, noise=1e-2)
 
 
 def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) -> Federation:
     """Return the federation of one client: this site's file, prepared as the recipe says."""
     data = replace(asked, source=str(settings.data), pooled=False, num_clients=None, tiers={})
-    rows = load_rows(data, lambda texts: lengths(texts, tokenizer))
-    rows = settings.limits.readable(rows)
+    columns = settings.limits.columns
+    taken = take_rows(data, lambda texts: lengths(texts, tokenizer), readable=columns)
+    rows = taken.rows
     rows = [replace(row, values={**row.values, _LABEL: settings.name}) for row in rows]
     found = {column for row in rows for column in row.values}
     labels = [name for name in asked.labels or KNOWN_LABELS if name in found]
     data = replace(data, partition=Natural(by=_LABEL), labels=(*labels, _LABEL))
-    federation = divide(rows, data, tokenizer)
+    federation = divide(replace(taken, rows=rows), data, tokenizer)
     profiles = {
         client: {name: value for name, value in profile.items() if name != _LABEL}
         for client, profile in federation.profiles.items()
     }
     return replace(federation, profiles=profiles)
+
+
+def _asked(recipe_text: str) -> str:
+    """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults."""
+    tree = yaml.safe_load(recipe_text)
+    default = to_tree(build_recipe({"name": "default", "algorithm": "fedavg"}))["data"]
+    asked = tree.get("data") if isinstance(tree, dict) else None
+    odd = {k: v for k, v in (asked or {}).items() if v != default.get(k)}
+    return plain(f"data: {json.dumps(odd, ensure_ascii=False, default=str)}")
 
 
 def agreed_recipe(file: Path) -> str:

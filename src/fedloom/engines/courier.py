@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedloom.client.rehearsal import Schema, check, rehearse, schema
+from fedloom.client.rehearsal import check_finite, rehearse
 from fedloom.core.protocols import Absence, Algorithm, Delivery, Payload, Refusal, Reply, Task
+from fedloom.core.schema import Schema, schema
+from fedloom.engines.introductions import plain
 from fedloom.wire.body import decode_body, encode_body
 from fedloom.wire.format import WireError, decode_reply, encode_reply, encode_task
 from fedloom.wire.settings import WireSettings
@@ -60,12 +62,17 @@ class Courier:
     def receive(self, task: Task, message: bytes, *, download_bytes: int) -> Delivery:
         """Read a reply; one that is malformed, of the wrong shape or not finite is an absence that says so."""
         try:
-            reply = decode_reply(message, max_bytes=self.wire.max_bytes)
+            reply = decode_reply(
+                message,
+                expected=self._expected(task),
+                measured=task.kind != "train",
+                max_bytes=self.wire.max_bytes,
+            )
             if reply.client != task.client:
-                raise Refusal(f"a reply for {task.client} names {reply.client}")
-            check(reply.upload, self._expected(task))
+                raise Refusal(f"a reply for {task.client} names {plain(reply.client, 80)}")
+            check_finite(reply.upload)
         except (WireError, Refusal) as reason:
-            return Delivery(Absence(task.client, str(reason)), download_bytes, len(message))
+            return Delivery(Absence(task.client, plain(reason)), download_bytes, len(message))
         return Delivery(reply, download_bytes, len(message))
 
     def _expected(self, task: Task) -> Schema:

@@ -49,6 +49,16 @@ class Gone(str):
     __slots__ = ()
 
 
+class NotSent(str):
+    """Why a letter never went out: nobody was charged for it."""
+
+    __slots__ = ()
+
+
+class Outage(ValueError):
+    """Too few sites are there, and none came back in time; the round they were wanted for is not spent."""
+
+
 @dataclass
 class _Sent:
     ticket: Ticket
@@ -109,6 +119,37 @@ class Mail:
                 pause = min(pause * 1.5, 0.5)
         return it.out
 
+    def wait(self, wanted: Collection[Site], number: int, *, seconds: float) -> None:
+        """Return when so many of `wanted` are connected.
+
+        Raises:
+            Outage: where that takes longer than `seconds`; the message names who is missing.
+        """
+        end, said = self.clock() + seconds, False
+        while len(missing := self._missing(wanted)) > len(wanted) - number:
+            names = ", ".join(missing)
+            if self.clock() >= end:
+                raise Outage(
+                    f"{names} did not come back within {seconds:g} seconds (run.patience_seconds), so the run stops"
+                    " here, no round is spent on it: `fedloom resume` goes on when they are there"
+                )
+            if not said:
+                self.on_trouble(f"waiting up to {seconds:g} seconds for {names}")
+                said = True
+            self.sleep(0.5)
+        if said:
+            self.on_trouble("going on")
+
+    def _missing(self, wanted: Collection[Site]) -> list[Site]:
+        try:
+            connected = self.post.sites()
+        except PostDown as error:
+            self.on_trouble(f"{error}; making a new link")
+            self.post.reopen()
+            self._late.clear()
+            return list(wanted)
+        return [site for site in wanted if site not in connected]
+
     def _connected(self, it: _Exchange) -> Mapping[Site, str]:
         connected = self.post.sites()
         for waiting in (it.sent, self._late):
@@ -125,7 +166,7 @@ class Mail:
             if site in it.sent or site not in connected:
                 continue
             if site in self._late:
-                it.out[site] = (
+                it.out[site] = NotSent(
                     "still at work for an earlier round; engine.flower.deadline is too short for it"
                 )
             else:
@@ -156,7 +197,9 @@ class Mail:
     def _give_up(self, it: _Exchange, now: float) -> None:
         for site in it.open():
             if site not in it.sent and now >= min(it.missing_until, it.end):
-                it.out[site] = "not connected; check `fedloom join` at the site and its network"
+                it.out[site] = NotSent(
+                    "not connected; check `fedloom join` at the site and its network"
+                )
             elif now >= it.end:
                 it.out[site] = f"no answer within {it.seconds:g} seconds (engine.flower.deadline)"
                 self._late[site] = it.sent[site]

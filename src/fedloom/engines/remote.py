@@ -8,7 +8,8 @@ from typing import Any
 from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Refusal, Task
 from fedloom.data.manifest import ClientCounts
 from fedloom.engines.courier import Courier
-from fedloom.engines.mail import Letter, Mail, PostDown, Site
+from fedloom.engines.introductions import introduced, plain
+from fedloom.engines.mail import Letter, Mail, NotSent, PostDown, Site
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.settings import WireSettings
 
@@ -36,6 +37,12 @@ class Remote:
     greeting: Mapping[str, Any]
     """Versions, recipe and base model: in every letter, so that a worker that was started again needs no other."""
     deadline: float
+    one_client: bool = False
+    """Whether a site is one client, of the name its key was made for."""
+    min_sites: int = 0
+    """With fewer connected a round waits; 0 never waits."""
+    patience: float = 600.0
+    """Seconds that it waits."""
     on_change: Callable[["Remote", int], None] = lambda *_: None
     connected: Mapping[Site, str] = field(default_factory=dict)
     """Who was there at the last look."""
@@ -44,27 +51,35 @@ class Remote:
     counts: dict[ClientId, ClientCounts] = field(default_factory=dict)
     """What each client holds, in numbers."""
     _host: dict[ClientId, Site] = field(default_factory=dict)
+    _refused: dict[Site, tuple[str, str]] = field(default_factory=dict)
+    """The connection at which a site was refused, and why: it is greeted again when it connects anew."""
 
-    def meet(self, wanted: Sequence[Site], *, seconds: float) -> None:
+    def meet(self, wanted: Sequence[Site], *, seconds: float, patient: bool = False) -> None:
         """Shake hands with all of `wanted` before round 1.
+
+        Args:
+            wanted: Who must come.
+            seconds: How long they are waited for.
+            patient: Let a site that does not fit be mended and come again, while the others wait.
 
         Raises:
             ValueError: where one of them does not come, or does not fit; the message names it.
         """
         end = self.mail.clock() + seconds
         while missing := [site for site in wanted if site not in self.sites]:
-            here = [site for site in missing if site in self._look()]
+            here = self._new(missing)
             left = end - self.mail.clock()
             if left <= 0:
-                raise ValueError(
-                    f"{', '.join(missing)} did not join within {seconds:g} seconds: start `fedloom join` there,"
-                    " or raise engine.flower.patience"
-                )
+                raise ValueError(self._who_is_missing(missing, seconds))
             refused = self._greet(here, seconds=left) if here else {}
-            if refused:
+            if refused and not patient:
                 raise ValueError("; ".join(f"{site}: {why}" for site, why in refused.items()))
-            if not here:
-                self.mail.sleep(min(0.3, left))
+            for site, why in refused.items():
+                self.mail.on_trouble(
+                    f"{site} cannot join: {why}; start it again when that is mended"
+                )
+            if refused or not here:
+                self.mail.sleep(min(2.0 if refused else 0.3, left))
         self.on_change(self, 0)
 
     def part(self) -> None:
@@ -92,12 +107,14 @@ class Remote:
             heads.append(message[: len(message) - len(body)])
             at.setdefault(self._host[task.client], []).append(i)
         letters = {
-            site: self._letter([(heads[i], bodies[id(tasks[i].download)]) for i in mine])
+            site: self._letter(site, [(heads[i], bodies[id(tasks[i].download)]) for i in mine])
             for site, mine in at.items()
         }
-        answers = self.mail.exchange(letters, seconds=self.deadline)
+        answers = self._exchange(letters)
         arrived: dict[int, bytes | str] = {}
         for site, mine in at.items():
+            if isinstance(answers[site], NotSent):
+                sizes = [0 if i in mine else size for i, size in enumerate(sizes)]
             arrived |= dict(zip(mine, _answers(answers[site], len(mine)), strict=True))
             self._note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
         self.on_change(self, tasks[0].round if tasks else 0)
@@ -108,6 +125,44 @@ class Remote:
             else:
                 yield courier.receive(task, answer, download_bytes=sizes[i])
 
+    def _exchange(self, letters: Mapping[Site, Letter]) -> dict[Site, Letter | str]:
+        """Return every site's answer; while too few are there, wait, and send again what nobody answered."""
+        needed = min(self.min_sites, len(letters))
+        answers: dict[Site, Letter | str] = {}
+        while True:
+            if needed:
+                self.mail.wait(list(letters), needed, seconds=self.patience)
+            due = {
+                s: letter for s, letter in letters.items() if not isinstance(answers.get(s), Letter)
+            }
+            answers |= self.mail.exchange(due, seconds=self.deadline)
+            arrived = sum(isinstance(answer, Letter) for answer in answers.values())
+            here = sum(site in self._look() for site in letters) if arrived < needed else needed
+            if here >= needed:
+                # Who is there and says no will say so again.
+                return answers
+
+    def _new(self, sites: Sequence[Site]) -> list[Site]:
+        """Return who is here and was not met, nor refused since it connected."""
+        here = self._look()
+        return [
+            site
+            for site in sites
+            if site in here
+            and site not in self.sites
+            and self._refused.get(site, ("", ""))[0] != here[site]
+        ]
+
+    def _who_is_missing(self, missing: Sequence[Site], seconds: float) -> str:
+        absent = [site for site in missing if site not in self._refused]
+        told = [f"{site}: {self._refused[site][1]}" for site in missing if site in self._refused]
+        if absent:
+            told.append(
+                f"{', '.join(absent)} did not join within {seconds:g} seconds: start `fedloom join` there,"
+                " or raise engine.flower.patience"
+            )
+        return "; ".join(told)
+
     def _look(self) -> Mapping[Site, str]:
         try:
             self.connected = self.mail.post.sites()
@@ -116,7 +171,7 @@ class Remote:
             self.connected = {}
         return self.connected
 
-    def _letter(self, parts: Sequence[tuple[bytes, bytes]]) -> Letter:
+    def _letter(self, site: Site, parts: Sequence[tuple[bytes, bytes]]) -> Letter:
         """Return one letter of several tasks; a body they share is in it once."""
         pieces: list[bytes] = []
         where: dict[int, int] = {}
@@ -127,25 +182,26 @@ class Remote:
                 pieces.append(body)
             tasks.append([len(pieces), where[id(body)]])
             pieces.append(head)
-        return Letter({**self.greeting, "kind": "work", "tasks": tasks}, pieces)
+        return Letter({**self.greeting, "kind": "work", "site": site, "tasks": tasks}, pieces)
 
     def _welcome(self) -> None:
         """Shake hands with who joined since; one that does not fit is told so and left out."""
-        new = [site for site in self._look() if site not in self.sites]
+        new = self._new(list(self._look()))
         for site, why in (self._greet(new, seconds=self.deadline) if new else {}).items():
             self.mail.on_trouble(f"{site} cannot join: {why}")
 
     def _greet(self, sites: Sequence[Site], *, seconds: float) -> dict[Site, str]:
         """Return who was refused, and why."""
-        hello = Letter({**self.greeting, "kind": "hello"})
+        connections = {site: self.connected.get(site, "") for site in sites}
+        hellos = {s: Letter({**self.greeting, "kind": "hello", "site": s}) for s in sites}
         refused: dict[Site, str] = {}
-        for site, answer in self.mail.exchange(
-            dict.fromkeys(sites, hello), seconds=seconds
-        ).items():
+        for site, answer in self.mail.exchange(hellos, seconds=seconds).items():
             try:
                 self._admit(site, answer)
             except ValueError as error:
                 refused[site] = str(error)
+                if isinstance(answer, Letter):
+                    self._refused[site] = connections[site], refused[site]
         return refused
 
     def _admit(self, site: Site, answer: Letter | str) -> None:
@@ -153,15 +209,22 @@ class Remote:
             raise ValueError(answer)
         said = answer.header
         if "refusal" in said:
-            raise ValueError(_plain(said["refusal"]))
+            raise ValueError(plain(said["refusal"]))
         try:
-            identity = {str(k): _plain(v) for k, v in said["identity"].items()}
+            identity = {str(k): plain(v) for k, v in said["identity"].items()}
             agree(self.greeting["identity"], identity, where=SERVER_AND_SITE)
-            clients = {str(client): _introduced(told) for client, told in said["clients"].items()}
+            clients = introduced(said["clients"])
         except Refusal as refusal:
             raise ValueError(str(refusal)) from refusal
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("its introduction is malformed: install the same fedloom") from error
+        except ValueError as error:
+            raise ValueError(f"its introduction is malformed: {error}") from error
+        if self.one_client and clients.keys() != {site}:
+            raise ValueError(
+                f"its key is that of {site}, but it comes as {', '.join(list(clients)[:3])}:"
+                f" start `fedloom join` there with --name {site}"
+            )
         for client in clients:
             if self._host.get(client, site) != site:
                 raise ValueError(
@@ -191,25 +254,11 @@ class Remote:
 def _answers(answer: Letter | str, number: int) -> list[bytes | str]:
     """Return one answer a task."""
     if isinstance(answer, str):
-        return [answer] * number
+        return [plain(answer)] * number
     if "refusal" in answer.header:
-        return [_plain(answer.header["refusal"])] * number
+        return [plain(answer.header["refusal"])] * number
     reasons, pieces = answer.header.get("answers"), iter(answer.pieces)
     wanted = [None] if not isinstance(reasons, list) else reasons
     if len(wanted) != number or wanted.count(None) != len(answer.pieces):
         return [f"sent {len(answer.pieces)} replies to {number} tasks"] * number
-    return [next(pieces) if reason is None else _plain(reason) for reason in wanted]
-
-
-def _introduced(told: Mapping[str, Any]) -> tuple[Profile, ClientCounts]:
-    counts = ClientCounts(**told["counts"])
-    for number in (counts.train, counts.validation, counts.test, counts.rows, counts.tokens):
-        if type(number) is not int or number < 0:
-            raise TypeError(f"a count is {number!r}")
-    return {str(k): str(v) for k, v in told["profile"].items()}, counts
-
-
-def _plain(words: object) -> str:
-    """Return what a site says as one short line that a terminal takes as text."""
-    text = "".join(c if c.isprintable() else " " for c in str(words))
-    return text[:400].replace("[", "(").replace("]", ")")
+    return [next(pieces) if reason is None else plain(reason) for reason in wanted]

@@ -1,8 +1,9 @@
 """The two passes of an evaluation: loss of given answers, and answers of the model's own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,6 +12,11 @@ from torch.nn import functional
 
 from fedloom.data.classes import decide
 from fedloom.data.tokens import Example
+from fedloom.models.generation import write_greedily
+from fedloom.models.positions import positions_of
+from fedloom.models.probe import keeps_padding_out
+
+NOTHING = -1
 
 
 class Decoder(Protocol):
@@ -35,8 +41,6 @@ class _Generates(Protocol):
     config: Any
     generation_config: Any
 
-    def generate(self, **settings: Any) -> Tensor: ...
-
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -48,7 +52,7 @@ class Score:
     """Target tokens that are also the most likely ones."""
     num_tokens: int
     choice: int
-    """The most likely one for the last target: a place among the classes, or a token."""
+    """The most likely one for the last target: a place among the classes, or a token; NOTHING where it is none."""
 
 
 @contextmanager
@@ -98,7 +102,8 @@ def _score(batch: Sequence[Example], model: nn.Module, classes: Sequence[int]) -
     chosen, targets = logits[rows, columns].float(), labels[rows, columns]
     chosen, targets = decide(chosen, targets, classes)
     losses = functional.cross_entropy(chosen, targets, reduction="none").double()
-    best = chosen.argmax(-1)
+    # Where a logit is NaN nothing is the most likely, whatever argmax says.
+    best = chosen.argmax(-1).masked_fill(chosen.isnan().any(-1), NOTHING)
     hits = (best == targets).long()
     last = torch.zeros(len(batch), dtype=torch.long, device=device)
     last.scatter_reduce_(0, rows, torch.arange(len(rows), device=device), "amax")
@@ -118,57 +123,67 @@ class Generation:
     max_new_tokens: int
     batch_size: int
 
-    def answers(self, model: nn.Module, prompts: Sequence[Tensor]) -> list[str]:
-        """Return the answers in the order of the prompts."""
+    def answers(
+        self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()
+    ) -> list[str]:
+        """Return the answers in the order of the prompts; nothing where the model has no numbers for them.
+
+        `ends` are tokens that end an answer besides the tokenizer's and the model's own.
+        """
         writer = cast(_Generates, model)
         self._check_room(writer, max(len(prompt) for prompt in prompts))
-        stops = _stops(self.tokenizer, writer)
+        stops = sorted({*_stops(self.tokenizer, writer), *ends})
         answers: dict[int, str] = {}
-        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            for at, ids in zip(
-                chosen, self._write([prompts[at] for at in chosen], model, stops), strict=True
-            ):
+        alike = len({len(prompt) for prompt in prompts}) == 1
+        padded = alike or keeps_padding_out(model)
+        for chosen in _batches(prompts, self.batch_size, padded=padded):
+            written, sound = self._write([prompts[at] for at in chosen], model, stops)
+            for at, ids, numbered in zip(chosen, written, sound, strict=True):
                 length = next((n for n, token in enumerate(ids) if token in stops), len(ids))
+                if numbered < min(length + 1, len(ids)):
+                    answers[at] = ""
+                    continue
                 text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True))
                 answers[at] = text.strip()
         return [answers[at] for at in range(len(prompts))]
 
     def _write(
         self, prompts: Sequence[Tensor], model: nn.Module, stops: list[int]
-    ) -> list[list[int]]:
+    ) -> tuple[list[list[int]], list[int]]:
         device = next(model.parameters()).device
         pad = self.tokenizer.pad_token_id
         fill = stops[0] if pad is None and stops else pad or 0
-        ids = _pad_left(prompts, fill)
         mask = _pad_left([torch.ones_like(prompt) for prompt in prompts], 0)
-        # The neutral values override what a model's own generation_config may ask for.
-        written = cast(_Generates, model).generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
+        written, sound = write_greedily(
+            cast(Any, model),
+            _pad_left(prompts, fill).to(device),
+            mask.to(device),
             max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            temperature=None,
-            top_k=None,
-            top_p=None,
-            use_cache=True,
-            eos_token_id=stops or None,
-            pad_token_id=fill,
+            ends=stops,
+            fill=fill,
         )
-        answers: list[list[int]] = written[:, ids.shape[1] :].tolist()
-        return answers
+        return written.tolist(), sound.tolist()
 
     def _check_room(self, model: _Generates, longest: int) -> None:
-        config: dict[str, Any] = model.config.to_dict()
-        places = config.get("max_position_embeddings") or config.get("n_positions")
+        places = positions_of(model.config)
         if places is not None and longest + self.max_new_tokens > places:
             raise ValueError(
                 f"evaluation.max_new_tokens must be at most {places - longest} for prompts of "
                 f"{longest} tokens in a model of {places} positions, got {self.max_new_tokens}"
             )
+
+
+def _batches(
+    prompts: Sequence[Tensor], batch_size: int, *, padded: bool
+) -> Iterator[Sequence[int]]:
+    """Yield places of prompts, longest first; where padding would be read, prompts of one length at a time."""
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    runs = [order]
+    if not padded:
+        runs = [list(run) for _, run in groupby(order, key=lambda at: len(prompts[at]))]
+    for run in runs:
+        for start in range(0, len(run), batch_size):
+            yield run[start : start + batch_size]
 
 
 def _stops(tokenizer: Decoder, model: _Generates) -> list[int]:

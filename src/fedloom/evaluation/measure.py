@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fedloom.core.protocols import Metrics, Split
 from fedloom.data.tokens import Example
 from fedloom.evaluation.chrf import chrf
-from fedloom.evaluation.forward import Decoder, Generation, Score, evaluating, score
+from fedloom.evaluation.forward import NOTHING, Decoder, Generation, Score, evaluating, score
 from fedloom.evaluation.settings import EvaluationSettings
 from fedloom.evaluation.text import extract, paper_rouge, rouge
 
@@ -68,7 +68,8 @@ class Evaluator:
         with evaluating(model):
             if self.classes:
                 words = list(self.classes)
-                return [words[score.choice] for score in self._scores(model, examples)]
+                choices = [score.choice for score in self._scores(model, examples)]
+                return ["" if choice == NOTHING else words[choice] for choice in choices]
             return self._answers(model, examples)
 
     def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
@@ -92,9 +93,17 @@ class Evaluator:
         generation = Generation(
             self.tokenizer, self.settings.max_new_tokens, self.settings.batch_size
         )
-        written = generation.answers(model, list(rows.values()))
+        written = generation.answers(model, list(rows.values()), self._ends(examples))
         by_row = dict(zip(rows, written, strict=True))
         return [by_row[_key(prompt)] for prompt in prompts]
+
+    def _ends(self, examples: Sequence[Example]) -> set[int]:
+        """Return what a chat template ends a turn with, where that is not the end token: learnt right before it."""
+        end = self.tokenizer.eos_token_id
+        tails = {tuple(example.labels[-2:].tolist()) for example in examples}
+        learnt = {before for before, *last in tails if last == [end] and before >= 0}
+        # Text is left of what is no special token.
+        return {t for t in learnt if not self.tokenizer.decode([t], skip_special_tokens=True)}
 
     def _grade(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
         hits, unigrams, longest, runs, paper = 0, 0.0, 0.0, 0.0, 0.0

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from fedloom.core.seeds import derive, generator
 from fedloom.models.build import clean
+from fedloom.models.found import found
+from fedloom.models.generation import keep_file
+from fedloom.models.parts import is_transposed
 from fedloom.models.quiet import quiet
+from fedloom.models.reach import unread, without_gradient
 from fedloom.models.seeded import seeded
+from fedloom.models.targets import choose_targets, left_frozen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,8 +40,10 @@ class LoRA:
 class Adapter:
     """A PEFT adapter on the model's own layers."""
 
-    def __init__(self, peft: "PeftModel") -> None:
+    def __init__(self, peft: "PeftModel", left_frozen: str) -> None:
         self._peft = peft
+        self.left_frozen = left_frozen
+        """What might have got an adapter and has none, in a sentence; empty where there is nothing."""
 
     def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
         """Write absolute values as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` reads."""
@@ -64,6 +71,7 @@ class Adapter:
                 # A head that was tuned on its own would be tied to the embedding again when loaded.
                 merged.config.tie_word_embeddings = False
             merged.save_pretrained(folder)
+            keep_file(merged, folder)
             tokenizer.save_pretrained(folder)
 
 
@@ -71,24 +79,29 @@ def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: s
     """Attach a fresh adapter, in place; the same seed gives the same one on any machine.
 
     Raises:
-        ValueError: where a target or a module to save does not exist.
+        ValueError: where a target or a module to save does not exist, or a loss would have no gradient there.
     """
     from peft import LoraConfig, get_peft_model
 
-    linear = linear_layers(model)
+    chosen = choose_targets(model, lora.targets, saved=lora.modules_to_save)
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
-        target_modules=_targets(lora, linear),
+        target_modules=chosen.told,
+        exclude_modules=chosen.untold or None,
         modules_to_save=_saved(model, lora),
-        fan_in_fan_out=any(_is_transposed(layer) for layer in linear.values()),
+        fan_in_fan_out=any(is_transposed(model.get_submodule(name)) for name in chosen.layers),
         task_type="CAUSAL_LM",
     )
-    with quiet(), seeded(derive(seed, "peft")):
+    with found("tune cannot be had for this model"), seeded(derive(seed, "peft")):
         peft = get_peft_model(model, config)
+    # PEFT may put adapters on fused experts instead of some of the layers.
+    for parameter in without_gradient(model, waiting=chosen.layers).values():
+        parameter.requires_grad_(False)
+    left = left_frozen(model, lora.targets, chosen, saved=lora.modules_to_save)
     peft.peft_config["default"].base_model_name_or_path = base_name
     for name, parameter in trainable(model).items():
         wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -100,7 +113,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: s
             fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
             parameter.data.copy_(fresh)
     model.eval()  # the adapter's own layers come in training mode
-    return Adapter(peft)
+    return Adapter(peft, left)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -108,36 +121,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def linear_layers(model: "PreTrainedModel") -> dict[str, nn.Module]:
-    """Return the layers a LoRA can sit on, by full name; the output head is none of them."""
-    head = model.get_output_embeddings()
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or _is_transposed(module)) and module is not head
-    }
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Return whether this is GPT-2's linear layer, whose weight is (in, out)."""
-    return type(module).__name__ == "Conv1D"
-
-
-def _targets(lora: LoRA, linear: Mapping[str, nn.Module]) -> str | list[str]:
-    if lora.targets == "all-linear":
-        return "all-linear"
-    wanted = [lora.targets] if isinstance(lora.targets, str) else list(lora.targets)
-    for target in wanted:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-            raise ValueError(
-                f"tune.targets must be all-linear or name linear layers of the model ({', '.join(known)}),"
-                f" got {target}"
-            )
-    return wanted
-
-
-def _saved(model: nn.Module, lora: LoRA) -> list[str] | None:
+def _saved(model: "PreTrainedModel", lora: LoRA) -> list[str] | None:
     names = [name for name, _ in model.named_modules() if name]
     for module in lora.modules_to_save:
         if not any(name == module or name.endswith(f".{module}") for name in names):
@@ -145,6 +129,14 @@ def _saved(model: nn.Module, lora: LoRA) -> list[str] | None:
             raise ValueError(
                 f"tune.modules_to_save must name modules of the model ({', '.join(known)}), got {module}"
             )
+    if lora.modules_to_save:
+        silent = unread(model)
+        for module in lora.modules_to_save:
+            own = {n for n, _ in model.named_parameters() if f".{module}." in f".{n}"}
+            if own and own <= silent:
+                raise ValueError(
+                    f"tune.modules_to_save must name modules that a pass over text reads, got {module}"
+                )
     low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
     if lora.modules_to_save and low:
         raise ValueError(

@@ -1,22 +1,26 @@
 """The base model: any Hugging Face causal language model, frozen, once per device."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from fedloom.models.found import check_folder, check_loaded, check_tokenizer, found
+from fedloom.models.generation import PLAIN, fresh, settle_
 from fedloom.models.int8 import quantize_
+from fedloom.models.probe import check_causal
 from fedloom.models.quiet import quiet
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HASHING = 4
+"""Tensors that are hashed at once."""
 ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
 
 
@@ -75,22 +79,25 @@ def load_base(settings: ModelSettings) -> Base:
     """Load model and tokenizer; nothing requires a gradient, and no embedding is resized.
 
     Raises:
-        ValueError: where there is no such model, or it and its tokenizer do not fit.
+        ValueError: where there is no such model, it is no whole or no causal one, or its tokenizer does not fit.
     """
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(settings)
     chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     device = _device(settings.device)
-    place = locate(settings.name)
-    with _found(settings):
-        model = AutoModelForCausalLM.from_pretrained(
-            place,
+    with found(_otherwise(settings)):
+        model, told = AutoModelForCausalLM.from_pretrained(
             dtype=DTYPES[settings.dtype],
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            generation_config=fresh(),
+            **_place(settings),
+            **PLAIN,
             **chosen,
         )
+        settle_(model, locate(settings.name), settings.revision)
+    check_loaded(model, told, settings.name)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
@@ -102,40 +109,57 @@ def load_base(settings: ModelSettings) -> Base:
         quantize_(model)
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
-    return Base(model.to(device).eval(), tokenizer, settings.name)
+    model = model.to(device).eval()
+    check_causal(model, settings.name)
+    return Base(model, tokenizer, settings.name)
 
 
 def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
     """Load the tokenizer alone; one without padding pads with a token of its own.
 
     Raises:
-        ValueError: where there is no such model.
+        ValueError: where there is no such model, or it has no tokenizer.
     """
     from transformers import AutoTokenizer
 
-    place = locate(settings.name)
-    with _found(settings):
-        tokenizer = AutoTokenizer.from_pretrained(
-            place,
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-        )
+    load_config(settings)  # so that a model that is not there is no missing tokenizer
+    with found(
+        f"model.name {settings.name} has no tokenizer that can be read; save one beside its weights, with"
+        " tokenizer.save_pretrained"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(**_place(settings))
+    check_tokenizer(tokenizer, settings.name)
     _pad(tokenizer, settings.name)
     return tokenizer
 
 
-@contextmanager
-def _found(settings: ModelSettings) -> Iterator[None]:
-    """Turn the many ways in which transformers says that a model is not there into one sentence."""
-    try:
-        with quiet():
-            yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:300]
-        raise ValueError(
-            f'model.name must be a causal language model on the Hub or in a folder, got "{settings.name}"'
-            f" (revision {settings.revision or 'default'}): {reason}"
-        ) from error
+def load_config(settings: ModelSettings) -> "PretrainedConfig":
+    """Load the configuration alone: no weight is read.
+
+    Raises:
+        ValueError: where there is no such model.
+    """
+    from transformers import AutoConfig
+
+    place = _place(settings)
+    with found(_otherwise(settings)):
+        return AutoConfig.from_pretrained(**place)
+
+
+def _place(settings: ModelSettings) -> dict[str, Any]:
+    """Return what tells transformers where to load from."""
+    return {
+        "pretrained_model_name_or_path": locate(settings.name),
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+def _otherwise(settings: ModelSettings) -> str:
+    return (
+        f'model.name must be a causal language model on the Hub or in a folder, got "{settings.name}"'
+        f" (revision {settings.revision or 'default'})"
+    )
 
 
 def enable_checkpointing(model: "PreTrainedModel") -> None:
@@ -156,32 +180,41 @@ def enable_checkpointing(model: "PreTrainedModel") -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of the frozen weights: names, types, shapes and bytes.
+    """Return the SHA-256 of the frozen weights and of the buffers kept with them: names, types, shapes and bytes.
 
     Adapters do not count, so a model has the same one before and after they are attached.
     """
-    digest = hashlib.sha256()
-    frozen = {clean(n): p for n, p in model.named_parameters() if not p.requires_grad}
-    for name in sorted(frozen):
-        weight = frozen[name].detach().cpu().contiguous()
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
-        digest.update(weight.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    # The scales of quantised layers are buffers: integers alone say nothing of a weight's size.
+    held = model.state_dict(keep_vars=True)
+    kept = {clean(n): t for n, t in held.items() if not t.requires_grad}
+    names = sorted(kept)
+    # Each by itself, several at once: hashing lets go of the interpreter, and a gigabyte takes most of a second.
+    with ThreadPoolExecutor(_HASHING) as pool:
+        digests = pool.map(lambda name: _digest(name, kept[name]), names)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest(name: str, weight: torch.Tensor) -> bytes:
+    flat = weight.detach().cpu().contiguous().flatten()
+    digest = hashlib.sha256(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def clean(name: str) -> str:
     """Return a parameter's name without what PEFT's wrapping adds."""
     name = name.removeprefix("base_model.model.")
-    for extra in (".base_layer", ".original_module", ".modules_to_save.default", ".default"):
+    for extra in (".original_module", ".modules_to_save.default", ".default"):
         name = name.replace(extra, "")
-    return name
+    # Fused experts are wrapped once for each of their tensors, so that only the nesting tells their adapters apart.
+    return name if ".lora_" in name else name.replace(".base_layer", "")
 
 
 def locate(name: str) -> str:
     """Return what transformers loads from: a folder for built-in and local models, else the Hub id.
 
     Raises:
-        ValueError: where a folder that is named holds no model.
+        ValueError: where a folder that is named holds no whole model.
     """
     if name.startswith("builtin:"):
         folder = Path(__file__).parent / name.removeprefix("builtin:")
@@ -192,8 +225,7 @@ def locate(name: str) -> str:
     if not looks_local:
         return name
     folder = Path(name).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"model.name must be a folder with a config.json or a Hub id, got {name}")
+    check_folder(folder, name)
     return str(folder)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fedloom.models.build import Base
+from fedloom.models.generation import keep_file
 from fedloom.models.int8 import Int8Linear
 from fedloom.models.quiet import quiet
 
@@ -17,4 +18,5 @@ def write_model(base: Base, folder: Path) -> None:
             state[f"{name}.weight"] = module.whole().to(base.model.dtype).cpu()
     with quiet():
         base.model.save_pretrained(folder, state_dict=state)
+        keep_file(base.model, folder)
         base.tokenizer.save_pretrained(folder)

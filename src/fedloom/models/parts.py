@@ -1,6 +1,6 @@
-"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters, its dropout."""
+"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.models.build import clean
+from fedloom.models.probe import plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,20 +45,6 @@ class Readout:
     """The head's weights, where they do not learn."""
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Return whether a forward in training mode draws random numbers."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and module.p > 0:
-            return True
-        # Models keep the rates of functional dropout in attributes such as attention_dropout and layerdrop.
-        if any(
-            "drop" in key and isinstance(rate, float) and rate > 0
-            for key, rate in vars(module).items()
-        ):
-            return True
-    return False
-
-
 def forgets_activations(model: "PreTrainedModel") -> bool:
     """Return whether gradient checkpointing is on."""
     # transformers 5 renames the attribute within its major version.
@@ -76,7 +63,7 @@ def frozen_linear(module: nn.Module) -> FrozenLinear | None:
     weight: Tensor
     if type(module) is nn.Linear:
         weight = module.weight
-    elif type(module).__name__ == "Conv1D":
+    elif is_transposed(module):
         weight = module.get_parameter("weight").t()
     else:
         return None
@@ -85,13 +72,24 @@ def frozen_linear(module: nn.Module) -> FrozenLinear | None:
     return FrozenLinear(module, weight.detach(), dict(module.named_parameters()).get("bias"))
 
 
-def lora_layers(model: nn.Module) -> list[LoRALayer]:
-    """Return the adapted layers, if plain low-rank adapters of linear layers are all that learns; else nothing."""
+def is_transposed(module: nn.Module) -> bool:
+    """Return whether this is GPT-2's linear layer, whose weight is (in, out)."""
+    return type(module).__name__ == "Conv1D"
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Return whether this is a linear layer with a low-rank adapter."""
     from peft.tuners.lora import Linear
 
+    return isinstance(module, Linear)
+
+
+def lora_layers(model: nn.Module) -> list[LoRALayer]:
+    """Return the adapted layers, if plain low-rank adapters of linear layers are all that learns; else nothing."""
     layers: list[LoRALayer] = []
-    for full_name, module in model.named_modules():
-        if not isinstance(module, Linear):
+    modules: Iterable[tuple[str, Any]] = model.named_modules()
+    for full_name, module in modules:
+        if not is_adapted(module):
             continue
         base = frozen_linear(module.get_base_layer())
         if base is None or not _is_plain(module):
@@ -125,10 +123,11 @@ def readout(model: "PreTrainedModel") -> Readout | None:
     mode = model.training
     model.eval()
     try:
-        rows = model.get_input_embeddings().weight.shape[0]
-        ids = (torch.arange(16, device=model.device) % rows).view(2, 8)
+        ids = plain_ids(model, 16).view(2, 8)
         whole = model(input_ids=ids, use_cache=False).logits
         same = torch.equal(whole, head(hidden(input_ids=ids, use_cache=False)))
+    except (RuntimeError, TypeError, AttributeError):  # something stands between the two
+        return None
     finally:
         model.train(mode)
     return Readout(hidden, head, frozen_linear(head)) if same else None
@@ -141,9 +140,8 @@ def keeps_rows_apart(model: "PreTrainedModel") -> bool:
     Models differ, so the model is asked: a row must not change by a bit with what stands before it, and must be
     what it is alone, up to rounding.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(8, device=model.device) % rows
-    other = torch.cat([(ids[:5] + 3) % rows, ids[5:]])
+    ids = plain_ids(model, 13)
+    ids, other = ids[:8], torch.cat([ids[8:], ids[5:8]])
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=model.device)
     mode = model.training
     model.eval()

@@ -2,8 +2,8 @@
 
 import torch
 
-from fedloom.models.build import DTYPES, ModelSettings, locate
-from fedloom.models.quiet import quiet
+from fedloom.models.build import DTYPES, ModelSettings, load_config
+from fedloom.models.found import found
 
 
 def model_bytes(settings: ModelSettings) -> int:
@@ -12,23 +12,13 @@ def model_bytes(settings: ModelSettings) -> int:
     Raises:
         ValueError: where there is no such model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                locate(settings.name),
-                revision=settings.revision,
-                trust_remote_code=settings.trust_remote_code,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"model.name {settings.name} has no readable configuration: {reason}"
-            ) from error
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=settings.trust_remote_code
-            )
+    config = load_config(settings)
+    otherwise = f"model.name must be a causal language model, got {settings.name}"
+    with found(otherwise), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
     width = torch.empty((), dtype=DTYPES[settings.dtype]).element_size()
     return sum(width * parameter.numel() for parameter in model.parameters())

@@ -5,59 +5,56 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.core.protocols import ClientId, Params
-from fedloom.data.formats import Message, Record
+from fedloom.data.formats import Message
+from fedloom.data.targets import posed
 from fedloom.data.tokens import tokenise
 from fedloom.evaluation.measure import combine
-from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.export import deliverables
-from fedloom.run.loop import Run, begin, measure
+from fedloom.run.loop import Run, measure
+from fedloom.run.restore import last_run
 from fedloom.run.route import Router
-from fedloom.run.seeds import seed_identity
 from fedloom.run.session import Session
 
 AUTO = "auto"
 """In place of a model's name: the first message chooses."""
 
 
-def last_run(session: Session) -> Run[Any]:
-    """Return the run of the newest good checkpoint.
+def measure_again(session: Session, run: Run[Any] | None = None) -> Table:
+    """Return the test metrics of the deployed weights, a row per client and one over all; of the newest checkpoint, if no run is given.
 
     Raises:
-        ValueError: where the folder has none, or the model is another one by now.
-    """
-    recipe = session.recipe
-    fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    space = seed_identity(session)
-    return Checkpoints(session.folder / "checkpoints", space=space).load(fresh).run
-
-
-def measure_again(session: Session) -> Table:
-    """Return the test metrics of the deployed weights, a row per client and one over all.
-
-    Raises:
-        ValueError: where the test data is at sites.
+        ValueError: where the test data is at sites, or there is none.
     """
     if session.recipe.elsewhere:
         raise ValueError(
             f"the test data of this run is at its sites; {session.folder / 'summary.json'} has what they measured last"
         )
-    run = last_run(session)
+    clients = [c for c in session.judges if session.counts[c].test]
+    if not clients:
+        shares = ", ".join(f"{share:g}" for share in session.recipe.data.fractions)
+        raise ValueError(
+            f"no client of {session.folder} holds test data: data.fractions {shares} (training, validation, test)"
+            " left none, so begin a run with a larger third share"
+        )
+    run = run or last_run(session)
     measured, absences = measure(
         run,
         session.recipe.algorithm,
         session.engine,
         kind="test",
         population=session.engine.population(),
-        clients=[c for c in session.judges if session.counts[c].test],
+        clients=clients,
     )
     if not measured:
         raise ValueError(f"no client could be measured: {absences[0].reason}")
     total = combine(measured.values())
     names = [n for n in total if not n.startswith("num_")]
     table = Table(
-        title=f"{session.recipe.name} after round {run.number}, test data", title_justify="left"
+        title=Text(f"{session.recipe.name} after round {run.number}, test data"),
+        title_justify="left",
     )
     table.add_column("client")
     for name in ("num_examples", *names):
@@ -65,7 +62,7 @@ def measure_again(session: Session) -> Table:
     for client, metrics in {**measured, "all": total}.items():
         cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
         table.add_row(
-            client,
+            Text(client),
             f"{metrics['num_examples']:.0f}",
             *cells,
             end_section=client == list(measured)[-1],
@@ -84,13 +81,13 @@ class Chat:
     """What was said so far."""
 
     @classmethod
-    def open(cls, session: Session, name: str | None) -> "Chat":
+    def open(cls, session: Session, name: str | None, *, run: Run[Any] | None = None) -> "Chat":
         """Load the model called so, or that of the client called so; or the shared one; or leave it to be chosen, `auto`.
 
         Raises:
             ValueError: where there is no such model or client, or models differ and none was named.
         """
-        models = deliverables(session, last_run(session))
+        models = deliverables(session, run or last_run(session))
         if name != AUTO:
             name = _pick(models, name)
             models = {name: models[name]}
@@ -114,10 +111,10 @@ class Chat:
             self.models = {chosen: self.models[chosen]}
             self.session.space.load(self.models[chosen][0])
         asked = (*self.messages, Message("user", text))
-        # The answer is a stand-in: only the tokens before it are read.
-        record = Record((*asked, Message("assistant", "?")), {}, "?")
+        record = posed(asked, settings)
         (examples,) = tokenise([record], settings, tokenizer).examples
-        whole = [e for e in examples if e.record and len(e.record.messages) == len(asked) + 1]
+        # Where answers give way, only an earlier one may be left; where prompts do, the oldest turns are gone.
+        whole = [e for e in examples if e.record and e.record.messages[-1] is record.messages[-1]]
         if not whole:
             raise ValueError(
                 f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"

@@ -1,6 +1,7 @@
 """How good every model is on every value of a label: each client's own, and each shared one on everybody's."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ def check_label(session: Session) -> None:
         ValueError: where no label is called so.
     """
     by, clients = session.recipe.evaluation.by, session.federation.manifest.clients.values()
-    known = next(iter(clients)).labels
+    first = next(iter(clients))
+    known = [*first.labels, *first.num_values]
     if by is not None and by not in known:
         raise ValueError(
             f"evaluation.by must be a label of the data ({', '.join(known) or 'none'}), got {by!r}; "
@@ -73,13 +75,15 @@ Group = tuple[str, bool]
 
 
 def _held_out(session: Session, by: str) -> Held:
-    """Return the test examples by value and client, no more of a client than `max_examples`."""
+    """Return the test examples by value, or its hash, and client, no more of a client than `max_examples`."""
+    told = session.federation.manifest.told
     held: dict[str, dict[ClientId, list[Example]]] = {}
     for client in session.judges:
         examples = session.federation.shards[client].test
         for example in examples[: session.recipe.evaluation.max_examples]:
             if example.record is not None:
-                clients = held.setdefault(example.record.labels[by], {})
+                (value,) = told({by: example.record.labels[by]}).values()
+                clients = held.setdefault(value, {})
                 clients.setdefault(client, []).append(example)
     return dict(sorted(held.items()))
 
@@ -117,7 +121,8 @@ def _worst(own: Mapping[str, Metrics]) -> dict[str, dict[str, Any]]:
     for metric in _TOLD:
         values = {value: metrics[metric] for value, metrics in own.items() if metric in metrics}
         if values:
-            choose = max if lower_is_better(metric) else min
-            at = choose(values, key=lambda value: values[value])
+            sign = 1 if lower_is_better(metric) else -1
+            # What is not a number is the worst.
+            at = max(values, key=lambda value: (math.isnan(values[value]), sign * values[value]))
             worst[metric] = {"value": at, "result": values[at]}
     return worst

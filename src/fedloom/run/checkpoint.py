@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -35,6 +35,7 @@ class Numbered(Protocol):
 
 
 R = TypeVar("R", bound=Numbered)
+Check = Callable[[R, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ class Checkpoints:
     settings: Mapping[str, Any] | None = None
     """The recipe by dotted path, JSON values, less what may change when a run is resumed; None reads any run's."""
     space: Mapping[str, str] = field(default_factory=dict)
-    """What a checkpoint's params mean weights by, see `spaces.handshake`; nothing where they are weights."""
+    """What a checkpoint's params mean weights by, see `spaces.handshake`."""
+    sections: Sequence[str] | None = None
+    """Of `settings`, those compared with a checkpoint's; None: all."""
 
     def __post_init__(self) -> None:
         """Refuse to keep none."""
@@ -67,8 +70,11 @@ class Checkpoints:
 
     def rounds(self) -> list[int]:
         """Return the rounds there are files of, ascending; client memory is needed from the first."""
-        names = (re.fullmatch(r"round-([0-9]+)\.ckpt", path.name) for path in self.folder.glob("*"))
-        return sorted(int(name[1]) for name in names if name)
+        names = [path.name for path in self.folder.glob("*")]
+        found = (re.fullmatch(r"round-([0-9]+)\.ckpt", name) for name in names)
+        rounds = sorted(int(name[1]) for name in found if name)
+        # A foreign name that reads like one of ours is not one.
+        return [number for number in rounds if self._path(number).name in names]
 
     def save(self, run: Numbered, extra: Mapping[str, Any] | None = None) -> Path:
         """Write a run, then drop what is older than the `keep` newest and what is from its future.
@@ -88,50 +94,68 @@ class Checkpoints:
         # Later rounds belong to a course that was given up; a damaged one must not displace a good one.
         past = [number for number in numbers if number <= run.number][-self.keep :]
         for number in set(numbers) - set(past):
-            self._path(number).unlink()
-        self._clean()
+            if not self._path(number).is_dir():
+                self._path(number).unlink()
+        for leftover in self.folder.glob(f"round-*{PART}"):
+            leftover.unlink()
         return path
 
-    def load(self, fresh: R) -> Resumed[R]:
-        """Return the newest good checkpoint; `fresh` is the same recipe's run before its first round.
+    def load(self, fresh: R, *, check: Check[R] | None = None) -> Resumed[R]:
+        """Return the newest good checkpoint, and change nothing: another process may be writing here.
+
+        Args:
+            fresh: The same recipe's run before its first round.
+            check: Takes the run and what was saved beside it; a DamagedFile that it raises passes the checkpoint over.
 
         Raises:
             DamagedFile: where there is none.
             ValueError: where it was written under another recipe, or in another space.
         """
-        self._clean()
-        damaged: list[str] = []
-        for number in reversed(self.rounds()):
-            path = self._path(number)
+        rounds, damaged = self.rounds(), list[str]()
+        for number in reversed(rounds):
             try:
-                header, payload = decode_with_header(read_hashed(path), max_bytes=None)
+                trees = self._read(self._path(number), fresh)
+                run, extra = trees["run"], trees["extra"]
+                if check is not None:
+                    check(run, extra)
             except (DamagedFile, WireError, OSError) as error:
                 damaged.append(str(error))
                 continue
-            types = {_type_name(kind): kind for kind in _types(fresh)}
-            trees = _Decoder(types, payload, str(path)).decode(header["trees"])
-            self._compare(trees["settings"], path)
+            if damaged and self.rounds() != rounds:
+                break
             try:
                 agree(self.space, trees.get("space", {}))
             except Refusal as refusal:
+                path = self._path(number)
                 raise ValueError(f"{path} cannot be gone on with: {refusal}") from None
-            return Resumed(trees["run"], trees["extra"], tuple(damaged))
+            return Resumed(run, extra, tuple(damaged))
+        if damaged and self.rounds() != rounds:
+            # They were not damaged: a run that goes on replaced them meanwhile.
+            return self.load(fresh, check=check)
         if damaged:
-            raise DamagedFile(f"no checkpoint in {self.folder} is whole: {'; '.join(damaged)}")
-        raise DamagedFile(f"{self.folder} holds no checkpoint to resume from")
+            raise DamagedFile(
+                f"no checkpoint in {self.folder} can be gone on from: {'; '.join(dict.fromkeys(damaged))};"
+                " put back what is missing, or begin a new run"
+            )
+        raise DamagedFile(
+            f"{self.folder} holds no checkpoint to resume from: put it back, or begin a new run"
+        )
+
+    def _read(self, path: Path, fresh: object) -> Mapping[str, Any]:
+        header, payload = decode_with_header(read_hashed(path), max_bytes=None)
+        types = {_type_name(kind): kind for kind in _types(fresh)}
+        trees: Mapping[str, Any] = _Decoder(types, payload, str(path)).decode(header["trees"])
+        self._compare(trees["settings"], path)
+        return trees
 
     def _path(self, number: int) -> Path:
         return self.folder / f"round-{number:06d}.ckpt"
 
-    def _clean(self) -> None:
-        for leftover in self.folder.glob(f"round-*{PART}"):
-            leftover.unlink()
-
     def _compare(self, stored: Mapping[str, Any], path: Path) -> None:
         if self.settings is None:
             return
-        was = {key: json.dumps(value) for key, value in stored.items()}
-        now = {key: json.dumps(value) for key, value in self.settings.items()}
+        was = {key: json.dumps(value) for key, value in stored.items() if self._counts(key)}
+        now = {key: json.dumps(value) for key, value in self.settings.items() if self._counts(key)}
         changed = [
             f"{key} was {was.get(key, 'not set')} and is {now.get(key, 'not set')}"
             for key in sorted(was.keys() | now.keys())
@@ -139,9 +163,12 @@ class Checkpoints:
         ]
         if changed:
             raise ValueError(
-                f"{path} was written under another recipe, {'; '.join(changed)}: resume with the "
-                "recipe in the run's folder, or begin a new run"
+                f"{path} was written under another recipe, {'; '.join(changed)}: take the "
+                "recipe it was written under, or begin a new run"
             )
+
+    def _counts(self, key: str) -> bool:
+        return self.sections is None or key.partition(".")[0] in self.sections
 
 
 def state_sha256(value: Any) -> str:

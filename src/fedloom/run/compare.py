@@ -1,11 +1,13 @@
 """Runs beside each other: one table, and one page with quality against bytes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.core.files import write_atomic
 from fedloom.run import report_figures as figures
@@ -59,7 +61,7 @@ def compare(
         style = "bold" if head[at] == "after" else ""
         table.add_column(head[at], justify="right" if at > 1 else "left", style=style)
     for row in rows:
-        table.add_row(*(row[at] for at in _TERMINAL))
+        table.add_row(*(Text(row[at]) for at in _TERMINAL))
     return table
 
 
@@ -82,7 +84,9 @@ def _metric(runs: Mapping[str, Results], asked: str | None) -> str:
 
 def _level(metric: str, runs: Mapping[str, Results]) -> float:
     """Return what the least good of the runs ends with."""
-    finals = [run.history.of(metric)[-1][1] for run in runs.values()]
+    finals = [value[-1][1] for run in runs.values() if (value := run.history.of(metric))]
+    if not finals:
+        return math.nan
     return max(finals) if lower_is_better(metric) else min(finals)
 
 
@@ -116,7 +120,7 @@ def _row(name: str, run: Results, metric: str, runs: Mapping[str, Results]) -> l
         shown(metric, run.history.best(metric)[1]),
         human_bytes(run.history.total("comm/upload_bytes")),
         human_bytes(run.history.total("comm/download_bytes")),
-        human_bytes(total[reached[0]]),
+        human_bytes(total[reached[0]]) if reached else "\u2013",
         duration(summary["train_seconds"]) if "train_seconds" in summary else "\u2013",
     ]
 

@@ -9,14 +9,19 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.run.binding import changed_sites
 from fedloom.run.by_label import check_label
 from fedloom.run.execute import execute
 from fedloom.run.finish import finish, record_setup
+from fedloom.run.lock import held
 from fedloom.run.loop import begin, draw
+from fedloom.run.notes import said, write_note
 from fedloom.run.report import write_report
+from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
@@ -27,10 +32,14 @@ from fedloom.run.wording import MEASURES, duration, shown, title
 _FREE = (
     "name",
     "description",
+    # A model is known by the hash of its weights, wherever it lies.
+    "model.name",
+    "model.revision",
     "run.trackers",
     "run.baselines",
     "run.samples",
     "run.keep_checkpoints",
+    "run.patience_seconds",
     "engine.flower.deadline",
     "engine.flower.patience",
     "evaluation.by",
@@ -65,6 +74,7 @@ def conduct(
     baseline: Callable[[Baseline, Mapping[str, Any]], Job],
     connect: Connect,
     console: Console,
+    anyway: bool = False,
 ) -> Mapping[str, Mapping[str, Any]]:
     """Run the job and its baselines, and write the report.
 
@@ -74,36 +84,35 @@ def conduct(
         baseline: Makes the job of a baseline from its name and the summary of the run.
         connect: Connects to clients that are not in this process.
         console: Where progress and notes go.
+        anyway: Whether to go on although data or model are not what the run was begun with.
 
     Returns:
         The summaries by name; "" is the job's own.
+
+    Raises:
+        InUse: where another process writes into the folder.
     """
-    summaries = {"": _one(job, folder, connect, console)}
-    for name in job.recipe.run.baselines:
-        console.print(f"baseline [bold]{name}[/]: same data, seed and evaluation")
-        made = baseline(name, summaries[""])
-        summaries[name] = _one(made, folder / "baselines" / name, connect, console)
-    write_report(folder)
+    with held(folder):
+        summaries = {"": _one(job, folder, connect, console, anyway=anyway)}
+        for name in job.recipe.run.baselines:
+            console.print(
+                Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation")
+            )
+            made, below = baseline(name, summaries[""]), folder / "baselines" / name
+            summaries[name] = _one(made, below, connect, console, anyway=anyway)
+        write_report(folder)
     return summaries
 
 
-def _one(job: Job, folder: Path, connect: Connect, console: Console) -> Mapping[str, Any]:
+def _one(
+    job: Job, folder: Path, connect: Connect, console: Console, *, anyway: bool
+) -> Mapping[str, Any]:
     began = time.perf_counter()
     check_trackers(job.recipe.run.trackers)
-    with connect(build(job.recipe, folder), console) as session:
-        return _connected(job, session, console, began=began)
-
-
-def _connected(job: Job, session: Session, console: Console, *, began: float) -> Mapping[str, Any]:
-    folder = session.folder
-    # Nothing is written before the recipe is known to fit its data.
-    check_label(session)
-    check_turnout(job.recipe.algorithm, job.recipe.cohort, len(session.learners))
-    draw(begin(job.recipe.algorithm, session.space.start(), 0), session.learners, job.recipe.cohort)
-    for said in session.federation.manifest.left_out():
-        console.print(said, style="yellow", markup=False, highlight=False)
-    record_setup(session)
-    write_atomic(folder / "recipe.yaml", job.text.encode())
+    session = build(job.recipe, folder)
+    # Nothing is started or written before the recipe is known to fit its data and what the folder holds.
+    if not job.recipe.elsewhere:
+        _check_data(session)
     # Width and kernels decide the order of sums; `auto` is a measurement that another day may turn out otherwise.
     kernels = choose_kernels(job.recipe.local, session.space.model)
     bound = {
@@ -111,20 +120,57 @@ def _connected(job: Job, session: Session, console: Console, *, began: float) ->
         "trainer.width": session.trainer.width,
         "local.kernels": kernels,
     }
+    stands = standing(session, bound, anyway=anyway)
+    with connect(session, console) as connected:
+        return _connected(job, connected, stands, console, began=began)
+
+
+def _check_data(session: Session) -> None:
+    check_label(session)
+    check_turnout(session.recipe.algorithm, session.recipe.cohort, len(session.learners))
+    draw(
+        begin(session.recipe.algorithm, session.space.start(), 0),
+        session.learners,
+        session.recipe.cohort,
+    )
+
+
+def _connected(
+    job: Job, session: Session, stands: Standing, console: Console, *, began: float
+) -> Mapping[str, Any]:
+    folder = session.folder
+    if job.recipe.elsewhere:
+        _check_data(session)
+    # A baseline has the same data and model.
+    if folder.parent.name != "baselines":
+        _say_how_read(session, console)
+    if differences := (*stands.differences, *changed_sites(session)):
+        note = write_note(folder, f"resume after round {stands.run.number}", differences)
+        console.print(said(note), style="yellow", markup=False, highlight=False)
+    record_setup(session)
+    write_atomic(folder / "recipe.yaml", job.text.encode())
     names = job.recipe.run.trackers
     trackers = make_trackers(folder, names, name=job.recipe.name)
-    run = execute(session, bound, trackers=trackers, console=console)
+    run = execute(session, stands, trackers=trackers, console=console)
     summary = finish(session, run, began=began)
     for tracker in trackers:
         tracker.finish(summary)
     return summary
 
 
+def _say_how_read(session: Session, console: Console) -> None:
+    manifest = session.federation.manifest
+    if manifest.losses.formats:
+        console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
+    for line in filter(None, (*manifest.left_out(), session.space.left_frozen)):
+        console.print(line, style="yellow", markup=False, highlight=False)
+
+
 def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return the result of a run beside its baselines: before, after, bytes, time."""
     own = summaries[""]
     table = Table(
-        title=f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients",
+        title=Text(f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients"),
         title_justify="left",
     )
     table.add_column("metric")
@@ -140,7 +186,7 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     for metric in own["worst"]:
         found = (s["worst"].get(metric) for s in summaries.values())
         cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
-        table.add_row(f"Worst {title(metric).lower()}", "", *cells)
+        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
     times = (duration(s["train_seconds"]) for s in summaries.values())

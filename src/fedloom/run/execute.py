@@ -2,10 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
@@ -15,55 +16,54 @@ from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
 from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.influence import told_apart
-from fedloom.run.loop import Run, advance, begin, measure
+from fedloom.run.loop import Run, advance, measure
 from fedloom.run.progress import RoundBar, round_bar
-from fedloom.run.seeds import seed_identity, seed_metrics
+from fedloom.run.records import RECORDS, records
+from fedloom.run.restore import Standing
+from fedloom.run.seeds import seed_metrics
 from fedloom.run.session import Session
 from fedloom.run.settings import RunSettings
-from fedloom.run.trackers import JsonLines, Tracker
+from fedloom.run.trackers import Tracker
 
 
 def execute(
     session: Session,
-    settings: Mapping[str, Any],
+    stands: Standing,
     *,
     trackers: Sequence[Tracker],
     console: Console,
 ) -> Run[Any]:
-    """Run the recipe's rounds in its folder, resuming where a checkpoint says so.
+    """Run the recipe's rounds in its folder, from where it stands.
 
     Args:
         session: The recipe, built.
-        settings: The recipe as flat settings; a checkpoint of other settings is refused.
+        stands: Where to go on from.
         trackers: Take the metrics of every round.
         console: Where progress and notes go.
 
     Returns:
         The run after its last round.
     """
-    recipe, folder = session.recipe, session.folder
-    keep = recipe.run.keep_checkpoints
-    checkpoints = Checkpoints(
-        folder / "checkpoints", keep=keep, settings=settings, space=seed_identity(session)
-    )
-    fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    run = _last_good(checkpoints, fresh, console)
+    recipe, checkpoints, run = session.recipe, stands.checkpoints, stands.run
+    for reason in stands.damaged:
+        console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
+    if not stands.fresh:
+        console.print(f"going on after round {run.number}")
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
     _prune(session, checkpoints)
-    for name in ("metrics.jsonl", "clients.jsonl", INFLUENCE_FILE):
-        JsonLines(folder / name).truncate_after(run.number if checkpoints.rounds() else -1)
-    recorder = _Recorder(session, trackers, console)
-    title = recipe.name
-    with round_bar(console, title, done=run.number, total=recipe.run.rounds) as bar:
+    for name in RECORDS:
+        records(session.folder / name).truncate_after(-1 if stands.fresh else run.number)
+    recorder = _Recorder(session, trackers, console, dict(stands.lines))
+    with round_bar(console, recipe.name, done=run.number, total=recipe.run.rounds) as bar:
         if not recorder.history().lines:
             bar.say("measuring the model before training")
             recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
             _check_monitor(recipe.run, recorder.history())
-            checkpoints.save(run)
+            checkpoints.save(run, recorder.beside(run))
         while run.number < recipe.run.rounds and not recorder.stopped():
             run = _round(run, session, recorder, bar)
-            checkpoints.save(run)
+            checkpoints.save(run, recorder.beside(run))
             _prune(session, checkpoints)
     return run
 
@@ -74,7 +74,7 @@ def _prune(session: Session, checkpoints: Checkpoints) -> None:
 
 
 def _check_monitor(settings: RunSettings, history: History) -> None:
-    if settings.patience and not history.of(settings.monitor):
+    if settings.patience and settings.monitor not in history.measured():
         known = ", ".join(history.measured())
         raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
@@ -106,21 +106,18 @@ def _round(run: Run[Any], session: Session, recorder: "_Recorder", bar: RoundBar
     return run
 
 
-def _last_good(checkpoints: Checkpoints, fresh: Run[Any], console: Console) -> Run[Any]:
-    if not checkpoints.rounds():
-        return fresh
-    resumed = checkpoints.load(fresh)
-    for reason in resumed.damaged:
-        console.print(f"[yellow]left out a damaged checkpoint: {reason}[/]")
-    console.print(f"going on after round {resumed.run.number}")
-    return resumed.run
-
-
 class _Recorder:
     """Measures the model and writes down what came of each round."""
 
-    def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
+    def __init__(
+        self,
+        session: Session,
+        trackers: Sequence[Tracker],
+        console: Console,
+        lines: dict[str, int],
+    ) -> None:
         self.session, self.trackers, self.console = session, trackers, console
+        self.lines = lines
         self.began = time.perf_counter() - self.history().total("time/round_seconds")
         self.last = time.perf_counter()
 
@@ -172,20 +169,25 @@ class _Recorder:
         self.last = now
         for tracker in self.trackers:
             tracker.log(run.number, line)
+        self.lines["metrics.jsonl"] += 1
+
+    def beside(self, run: Run[Any]) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the run: which memory and how many records belong to it."""
+        return {"memory": self.session.store.kept(before=run.number + 1), "lines": self.lines}
 
     def note(self, number: int, absences: Sequence[Absence]) -> None:
         for absence in absences:
-            self.console.print(
-                f"[yellow]round {number}: {absence.client} is absent: {absence.reason}[/]"
-            )
+            said = f"round {number}: {absence.client} is absent: {absence.reason}"
+            self.console.print(Text(said, "yellow"))
 
     def say(self, said: str) -> None:
         """Print a note in which names are no markup."""
-        self.console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(Text(said, "yellow"), soft_wrap=True)
 
-    def append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to a file of the run."""
-        JsonLines(self.session.folder / file).append(rows)
+    def append(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to a file of the run's records, and count them."""
+        self.lines[file] += len(rows)
+        records(self.session.folder / file).append(rows)
 
     def _believed(
         self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
@@ -204,10 +206,8 @@ class _Recorder:
         return kept
 
     def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
-        self.append(
-            "clients.jsonl",
-            (
-                {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
-                for client, metrics in measured.items()
-            ),
-        )
+        rows = [
+            {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
+            for client, metrics in measured.items()
+        ]
+        self.append("clients.jsonl", rows)

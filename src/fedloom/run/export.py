@@ -20,7 +20,9 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
     """
     grouping = grouping_of(run.state) or Grouping()
     groups: dict[int, tuple[Params, list[ClientId]]] = {}
-    for client, params in session.deployed(run, also=grouping.assignment).items():
+    # Where nobody has anything to measure on, whoever learns uses what was learnt.
+    users = set(grouping.assignment) | (set() if session.judges else set(session.learners))
+    for client, params in session.deployed(run, also=users).items():
         groups.setdefault(id(params), (params, []))[1].append(client)
     if len(groups) == 1:
         return {"global": next(iter(groups.values()))}
@@ -45,10 +47,10 @@ def export_models(
     written: dict[str, Path] = {}
     for name, (params, clients) in deliverables(session, run).items():
         target = folder / name
+        card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
         target.mkdir(parents=True, exist_ok=True)
         save = session.space.save_merged if merged else session.space.save
         save(target, params)
-        card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
         (target / "README.md").write_text(card)
         written[name] = target
     return written

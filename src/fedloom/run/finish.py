@@ -9,6 +9,7 @@ from typing import Any
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.data.tokens import Example
+from fedloom.run.binding import bind
 from fedloom.run.by_label import tell_by_label
 from fedloom.run.checkpoint import state_sha256
 from fedloom.run.clusters import grouping_of, tell_clusters
@@ -16,6 +17,7 @@ from fedloom.run.environment import collect, peak_gpu_memory_bytes, peak_memory_
 from fedloom.run.export import export_models
 from fedloom.run.history import History
 from fedloom.run.loop import Run
+from fedloom.run.records import finite
 from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
 
@@ -55,14 +57,14 @@ def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write `value` atomically, readable by people."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=False)
+    """Write `value` atomically, readable by people; what is not finite becomes null."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomic(file, (text + "\n").encode())
 
 
 def record_setup(session: Session) -> None:
-    """Write what is known before training: the split and the machine."""
-    session.folder.mkdir(parents=True, exist_ok=True)
+    """Write what is known before training: what the run is bound to, the split and the machine."""
+    bind(session)
     write_json(session.folder / "manifest.json", session.federation.manifest.to_json())
     write_json(session.folder / "environment.json", collect())
 
@@ -73,12 +75,13 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
     best = {
         m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
     }
+    ends = {m: history.ends(m) for m in history.measured()}
     return {
         "name": recipe.name,
         "algorithm": type(recipe.algorithm).__name__,
         "rounds": run.number,
-        "before": {m: history.of(m)[0][1] for m in history.measured()},
-        "final": {m: history.of(m)[-1][1] for m in history.measured()},
+        "before": {m: before for m, (before, _) in ends.items() if before is not None},
+        "final": {m: final for m, (_, final) in ends.items()},
         "best": best,
         "upload_bytes": int(history.total("comm/upload_bytes")),
         "download_bytes": int(history.total("comm/download_bytes")),
@@ -116,7 +119,7 @@ def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "client": client,
-                    "labels": dict(record.labels),
+                    "labels": session.federation.manifest.told(record.labels),
                     "prompt": record.messages[-2].content if len(record.messages) > 1 else "",
                     "reference": record.messages[-1].content,
                     "before": was,

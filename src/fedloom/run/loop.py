@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
+from fedloom.core.metrics import has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
     Absence,
@@ -137,12 +138,22 @@ def measure(
     population: Mapping[ClientId, Profile],
     clients: Sequence[ClientId],
 ) -> tuple[Mapping[ClientId, Metrics], Sequence[Absence]]:
-    """Measure what each of `clients` would use now."""
+    """Measure what each of `clients` would use now.
+
+    A client whose loss alone is not finite is an absence, so that it takes the others' means with it no more than one
+    that is gone; where all say so, the model has diverged.
+    """
     round = draw(run, population, None)
     sent = algorithm.broadcast(run.state, round)
     tally = Tally()
     replies = tally.replies(engine.run(tasks(kind, round, {c: sent[c] for c in clients})))
-    return {reply.client: reply.metrics for reply in replies}, tally.absences
+    measured = {reply.client: reply.metrics for reply in replies}
+    lost = {client for client, metrics in measured.items() if has_diverged(metrics)}
+    if len(lost) == len(measured):
+        return measured, tally.absences
+    odd = [Absence(client, "it measured a loss that is not finite") for client in sorted(lost)]
+    sound = {client: metrics for client, metrics in measured.items() if client not in lost}
+    return sound, [*tally.absences, *odd]
 
 
 def draw(run: Run[Any], population: Mapping[ClientId, Profile], sampler: Sampler | None) -> Round:

@@ -2,11 +2,13 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import ClientId, Fit, Job
@@ -38,13 +40,17 @@ class Plan:
     train_seconds: float
     """Of all rounds, without evaluation."""
     peak_memory_bytes: int
+    left_out: Sequence[str] = ()
+    """What of the data is not learnt, in words."""
+    left_frozen: str = ""
+    """What stays frozen although it might have been expected to learn; empty where there is nothing."""
 
     def table(self) -> Table:
         """Return the forecast as a table."""
         rounds = self.recipe.run.rounds
         total = rounds * self.cohort * (self.download_bytes + self.upload_bytes)
         table = Table(
-            "forecast", "value", title=f"plan of {self.recipe.name}", title_justify="left"
+            "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
         share = 100 * self.num_trainable / self.num_total
         table.add_row(
@@ -56,6 +62,10 @@ class Plan:
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
+        if self.left_frozen:
+            table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
+        for at, said in enumerate(self.left_out):
+            table.add_row("" if at else "data", Text(said, style="yellow"))
         return table
 
 
@@ -88,6 +98,8 @@ def make_plan(recipe: Recipe) -> Plan:
         upload_bytes=upload,
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
+        left_frozen=session.space.left_frozen,
+        left_out=session.federation.manifest.left_out(),
     )
 
 

@@ -42,10 +42,10 @@ class RoundBar:
 def round_bar(console: Console, name: str, *, done: int, total: int) -> Iterator[RoundBar]:
     """Show a bar over rounds, `done` of `total` behind it."""
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[said]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

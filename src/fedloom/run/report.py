@@ -1,5 +1,6 @@
 """report.html: everything about one run on one page that loads nothing; a pure function of the run directory."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedloom.core.files import write_atomic
+from fedloom.data.manifest import Manifest
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text import extract
 from fedloom.run import report_figures as figures
+from fedloom.run.notes import said
 from fedloom.run.report_clusters import clusters_section
 from fedloom.run.report_figures import Line
 from fedloom.run.report_influence import influence_section
@@ -200,7 +203,10 @@ def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
     alone = local.by_client(metric)[1] if local else {}
     held = own.manifest.get("clients", {})
     color = 1 + list(own.baselines).index("local") if local else 1
-    draw = partial(figures.clients, metric, before, after, alone, color=color)
+    drawn = [{c: v for c, v in at.items() if math.isfinite(v)} for at in (before, after, alone)]
+    if not drawn[1]:
+        return None
+    draw = partial(figures.clients, metric, *drawn, color=color)
     rows = [
         {
             "client": client,
@@ -225,6 +231,8 @@ def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
 
 def _main_labels(counts: Mapping[str, Any], by: str | None) -> str:
     labels: Mapping[str, Mapping[str, int]] = counts.get("labels", {})
+    if (hidden := counts.get("num_values", {}).get(by, 0)) > 1:
+        return f"{hidden} values of {by}"
     values = labels.get(by or "") or next(iter(labels.values()), {})
     total = sum(values.values())
     most = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:2]
@@ -241,10 +249,11 @@ def _split(own: Results) -> str | None:
 
 def _samples(own: Results) -> list[dict[str, Any]]:
     what = (own.recipe.get("evaluation") or {}).get("extract", "text")
+    hidden = own.manifest.get("hidden", {})
     return [
         {
             "client": sample["client"],
-            "labels": list(sample["labels"].values()),
+            "labels": [v for k, v in sample["labels"].items() if k not in hidden],
             **{key: _short(sample[key]) for key in ("prompt", "reference", "before", "after")},
             "right": {
                 key: extract(sample[key], what) == extract(sample["reference"], what)
@@ -262,16 +271,14 @@ def _short(text: str) -> str:
 def _notes(own: Results) -> list[str]:
     absent = int(own.history.total("comm/num_absent"))
     skipped = int(own.history.total("train/skipped_steps"))
+    broken = sum(math.isnan(line.get("test/loss", 0.0)) for line in own.history.lines)
     notes = [
         (absent, "client-rounds brought no reply"),
+        (broken, "evaluations found a loss that is not finite: the model gave no numbers"),
         (skipped, "training steps were skipped because their loss was not finite"),
-        (
-            own.manifest.get("num_dropped", 0),
-            "examples were left out: no part of the answer fitted",
-        ),
-        (own.manifest.get("num_truncated", 0), "examples were shortened to data.max_length"),
-        (own.manifest.get("num_empty", 0), "rows without an answer were left out"),
     ]
-    told = [f"{count:,} {what}." for count, what in notes if count]
-    early = ["The run stopped early."] if own.summary.get("stopped_early") else []
-    return early + told
+    told = [f"{count:,} {what}" for count, what in notes if count]
+    told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
+    early = ["The run stopped early"] if own.summary.get("stopped_early") else []
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + told]
+    return [*sentences, *(said(row) for row in own.anyway)]

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fedloom.core.protocols import ClientId
 from fedloom.run.history import lower_is_better
@@ -31,6 +32,7 @@ _VARIABLES = {
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # the page's own font, and text that can be searched
     "svg.hashsalt": "fedloom",  # the same bytes for the same run
+    "text.parse_math": False,  # a client's name may hold dollars
     "font.size": 8,
     "text.color": INK,
     "axes.edgecolor": _RULE,
@@ -78,7 +80,9 @@ class Line:
 
 def svg(draw: Callable[[], Figure], label: str) -> str:
     """Return what `draw` returns as inline SVG; `label` is what a screen reader says."""
-    with rc_context(_STYLE):
+    with rc_context(_STYLE), catch_warnings():
+        # Names may be of any script: the page's own font draws them.
+        filterwarnings("ignore", message="Glyph .* missing from font")
         figure = draw()
         out = StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
@@ -107,6 +111,7 @@ def quality_by_bytes(metric: str, lines: Sequence[Line], *, log: bool = False) -
     figure, axes = panel()
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     _draw(axes, lines)
     heading(figure, f"{title(metric)} by bytes")
     axes.set_xlabel("bytes sent and received, all clients")

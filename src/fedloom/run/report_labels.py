@@ -1,5 +1,6 @@
 """Results by the values of a label: a row a language beside the baselines, and every model on every language."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -48,15 +49,14 @@ def _table(runs: Sequence[tuple[str, Results]], metric: str) -> dict[str, Any]:
     """Return a row a value, one of their mean and one of the worst; the best run of each row is marked."""
     values = list(runs[0][1].by_label["own"])
     columns = [
-        {v: m[metric] for v, m in run.by_label.get("own", {}).items() if metric in m}
+        {v: _number(m[metric]) for v, m in run.by_label.get("own", {}).items() if metric in m}
         for _, run in runs
     ]
-    worst = max if lower_is_better(metric) else min
     rows = [(value, [column.get(value) for column in columns]) for value in values]
     whole = [column if column.keys() >= set(values) else {} for column in columns]
     rows += [
         ("mean", [sum(column.values()) / len(column) if column else None for column in whole]),
-        ("worst", [worst(column.values()) if column else None for column in whole]),
+        ("worst", [_worst(metric, list(column.values())) if column else None for column in whole]),
     ]
     return {
         "title": f"{title(metric)} ({better(metric)})",
@@ -67,8 +67,18 @@ def _table(runs: Sequence[tuple[str, Results]], metric: str) -> dict[str, Any]:
     }
 
 
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _worst(metric: str, values: Sequence[float]) -> float:
+    if any(map(math.isnan, values)):
+        return math.nan
+    return max(values) if lower_is_better(metric) else min(values)
+
+
 def _marked(metric: str, cells: Sequence[float | None]) -> list[dict[str, Any]]:
-    known = [cell for cell in cells if cell is not None]
+    known = [cell for cell in cells if cell is not None and not math.isnan(cell)]
     best = (min if lower_is_better(metric) else max)(known) if known else None
     return [{"text": shown(metric, cell), "best": cell == best is not None} for cell in cells]
 
@@ -83,11 +93,11 @@ def _matrix(told: Mapping[str, Any], metric: str) -> Figure:
     sign = -1 if lower_is_better(metric) else 1
     for x, value in enumerate(values):
         found = {
-            y: model["metrics"][value][metric]
+            y: result
             for y, model in enumerate(models)
-            if metric in model["metrics"].get(value, {})
+            if (result := model["metrics"].get(value, {}).get(metric)) is not None
         }
-        low, high = (end(sign * v for v in found.values()) for end in (min, max))
+        low, high = (end((sign * v for v in found.values()), default=0) for end in (min, max))
         for y, result in found.items():
             deep = _DEEPEST * (sign * result - low) / (high - low) if high > low else 0.0
             box = Rectangle((x - 0.49, y - 0.46), 0.98, 0.92, facecolor=figures.SERIES[0])

@@ -56,7 +56,7 @@ def _sent(own: Results) -> dict[str, Any] | None:
     told = {
         name.removeprefix(_DENSITY): own.history.of(name)
         for name in own.metrics()
-        if name.startswith(_DENSITY)
+        if name.startswith(_DENSITY) and own.history.of(name)
     }
     if not told:
         return None

@@ -1,18 +1,22 @@
 """A run directory, read."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, TypeVar
 
 from fedloom.core.protocols import ClientId
 from fedloom.run.history import History
 from fedloom.run.influence import FILE as INFLUENCE_FILE
-from fedloom.run.trackers import JsonLines
+from fedloom.run.notes import read_notes
+from fedloom.run.reading import read_json, read_recipe_text
+from fedloom.run.records import records
+
+T = TypeVar("T")
+_GONE = "remove it to go on without it"
+_SAMPLE = {"client", "labels", "prompt", "reference", "before", "after"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Results:
     """Of runs whose server may leave clients out: lines of influence.jsonl."""
     by_label: Mapping[str, Any]
     """Of runs with evaluation.by: by_label.json."""
+    anyway: Sequence[Mapping[str, Any]]
+    """Lines of anyway.jsonl: commands that went on although data or model had changed."""
     baselines: Mapping[str, "Results"]
 
     @property
@@ -45,15 +51,12 @@ class Results:
         return str(self.summary.get("name") or self.recipe.get("name") or self.folder.name)
 
     def metrics(self) -> list[str]:
-        """Return the metrics with a value in some round."""
+        """Return the metrics that were measured in some round."""
         return list(dict.fromkeys(name for line in self.history.lines for name in line))
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
         """Return a metric before training and at the end; before is None where only the end was measured."""
-        values = self.history.of(metric)
-        if not values:
-            return None, None
-        return (values[0][1] if values[0][0] == 0 else None), values[-1][1]
+        return self.history.ends(metric)
 
     def total_bytes(self) -> dict[int, float]:
         """Return the bytes of all rounds up to each one, both ways."""
@@ -62,14 +65,14 @@ class Results:
         return {int(x["round"]): total for x, total in zip(lines, accumulate(each), strict=True)}
 
     def by_client(self, metric: str) -> tuple[dict[ClientId, float], dict[ClientId, float]]:
-        """Return every client's value of a metric, before training and when last measured."""
+        """Return every client's value of a metric, before training and when last measured, NaN where not finite."""
         split, _, name = metric.rpartition("/")
         before: dict[ClientId, float] = {}
         last: dict[ClientId, float] = {}
         for row in self.clients:
-            value = row["metrics"].get(name)
-            if row["split"] == split and value is not None:
-                last[row["client"]] = value
+            if row["split"] == split and name in row["metrics"]:
+                found = row["metrics"][name]
+                last[row["client"]] = value = math.nan if found is None else found
                 if row["round"] == 0:
                     before[row["client"]] = value
         return before, last
@@ -81,29 +84,65 @@ def read_results(folder: Path) -> Results:
     Raises:
         ValueError: where the folder holds no run, or a file in it is damaged.
     """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder of a run")
     if not (folder / "metrics.jsonl").exists():
         raise ValueError(
             f"{folder} is no run directory: it holds no metrics.jsonl; give the folder of a run"
         )
-    recipe = folder / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8") if recipe.exists() else ""
+    text, recipe = ("", {}) if not (folder / "recipe.yaml").exists() else read_recipe_text(folder)
     below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
-    return Results(
+    samples = _json(folder / "samples.json", list)
+    if not all(isinstance(one, dict) and one.keys() >= _SAMPLE for one in samples):
+        raise ValueError(
+            f"{folder / 'samples.json'} holds no samples as a run writes them: {_GONE}"
+        )
+    results = Results(
         folder=folder,
         history=History.read(folder / "metrics.jsonl"),
-        clients=JsonLines(folder / "clients.jsonl").rows(),
-        samples=_json(folder / "samples.json", []),
+        clients=records(folder / "clients.jsonl").rows(),
+        samples=samples,
         recipe_text=text,
-        recipe=yaml.safe_load(text) or {},
-        manifest=_json(folder / "manifest.json", {}),
-        environment=_json(folder / "environment.json", {}),
-        summary=_json(folder / "summary.json", {}),
-        seeds=_json(folder / "seeds.json", {}),
-        clusters=_json(folder / "clusters.json", {}),
-        influence=JsonLines(folder / INFLUENCE_FILE).rows(),
-        by_label=_json(folder / "by_label.json", {}),
+        recipe=recipe,
+        manifest=_json(folder / "manifest.json", dict),
+        environment=_json(folder / "environment.json", dict),
+        summary=_json(folder / "summary.json", dict),
+        seeds=_json(folder / "seeds.json", dict),
+        clusters=_json(folder / "clusters.json", dict),
+        influence=records(folder / INFLUENCE_FILE).rows(),
+        by_label=_json(folder / "by_label.json", dict),
+        anyway=read_notes(folder),
         baselines={file.parent.name: read_results(file.parent) for file in below},
     )
+    _check_whole(results)
+    return results
+
+
+def _check_whole(run: Results) -> None:
+    """Refuse records that tell of less than the run did, and a split that is none."""
+    said, told = run.summary.get("rounds"), len(run.history.lines) - 1
+    if isinstance(said, int) and told < said:
+        ends = f"ends at round {told}" if run.history.lines else "holds no round"
+        raise ValueError(
+            f"{run.folder / 'metrics.jsonl'} {ends}, but summary.json tells of {said} rounds: put it back as the run"
+            f" wrote it, or go on with `fedloom resume {run.folder}`"
+        )
+    measured: dict[tuple[int, str], float] = {}
+    for row in run.clients:
+        at = row["round"], row["split"]
+        measured[at] = measured.get(at, 0) + (row["metrics"].get("num_examples") or 0)
+    for line in run.history.lines:
+        for split in ("validation", "test"):
+            wanted = line.get(f"{split}/num_examples", 0)
+            found = measured.get((int(line["round"]), split), 0)
+            if wanted and found != wanted:
+                raise ValueError(
+                    f"{run.folder / 'clients.jsonl'} tells of {found:.0f} of the {wanted:.0f} {split} examples of"
+                    f" round {line['round']}: put it back as the run wrote it"
+                )
+    clients = run.manifest.get("clients", {})
+    if not isinstance(clients, dict) or not all(isinstance(one, dict) for one in clients.values()):
+        raise ValueError(f"{run.folder / 'manifest.json'} is no manifest of a split: {_GONE}")
 
 
 def by_name(runs: Sequence[Results], *, reserved: Sequence[str] = ()) -> dict[str, Results]:
@@ -115,10 +154,5 @@ def by_name(runs: Sequence[Results], *, reserved: Sequence[str] = ()) -> dict[st
     }
 
 
-def _json(path: Path, missing: Any) -> Any:
-    if not path.exists():
-        return missing
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): remove it to go on without it") from error
+def _json(path: Path, kind: type[T]) -> T:
+    return read_json(path, kind, remedy=_GONE) if path.exists() else kind()

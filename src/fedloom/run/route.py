@@ -5,11 +5,13 @@ that is surest of how to begin its answers.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from fedloom.core.protocols import ClientId, Params
 from fedloom.core.seeds import derive
@@ -17,6 +19,8 @@ from fedloom.data.dealing import shuffled
 from fedloom.data.formats import Message, Record, to_records
 from fedloom.data.partition import Iid
 from fedloom.data.readers import read_file
+from fedloom.data.settings import DataSettings
+from fedloom.data.targets import posed
 from fedloom.data.tokens import Example, tokenise
 from fedloom.evaluation.doubt import doubts
 from fedloom.evaluation.forward import evaluating, score
@@ -32,7 +36,7 @@ class Route:
 
     model: str
     surprise: Mapping[str, float]
-    """Of each model, nats a token; the least is chosen."""
+    """Of each model, nats a token, infinite where it has no numbers; the least is chosen."""
 
     @property
     def margin(self) -> float:
@@ -53,11 +57,16 @@ class Router:
         """Return the model for whoever holds the probe.
 
         Raises:
-            ValueError: where nothing of it fits `data.max_length`.
+            ValueError: where nothing of it fits `data.max_length`, or no model has numbers for it.
         """
         answered = not isinstance(probe[0], str)
-        examples = self._examples([_record(one) for one in probe])
+        examples = self._examples([_record(one, self.session.recipe.data) for one in probe])
         surprise = {name: self._surprise(name, examples, answered=answered) for name in self.models}
+        if all(map(math.isinf, surprise.values())):
+            raise ValueError(
+                f"no model of {self.session.folder} can be chosen: none gives numbers for this probe, as the loss of"
+                " its training may have shown"
+            )
         return Route(min(surprise, key=lambda name: surprise[name]), surprise)
 
     def _examples(self, records: Sequence[Record]) -> list[Example]:
@@ -77,10 +86,12 @@ class Router:
         model = self.session.space.model
         if not answered:
             prompts = [example.ids[: example.prompt_length] for example in examples]
-            return sum(doubts(model, prompts, batch_size)) / len(prompts)
-        with evaluating(model):
-            scores = score(model, examples, batch_size)
-        return sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
+            found = sum(doubts(model, prompts, batch_size)) / len(prompts)
+        else:
+            with evaluating(model):
+                scores = score(model, examples, batch_size)
+            found = sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
+        return math.inf if math.isnan(found) else found
 
 
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
@@ -91,7 +102,7 @@ def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
     else:
         # Whoever asks need not know the labels that the run was dealt out by.
         settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=())
-        found = to_records(list(read_file(file)), settings)
+        found = to_records(list(read_file(file)), settings).records
     if not found:
         raise ValueError(f"{file} holds no example to find a model by")
     chosen = shuffled(range(len(found)), derive(session.recipe.data.seed, "probe"))[:num_examples]
@@ -103,7 +114,7 @@ def route_table(router: Router, probe: Probe) -> Table:
     route = router.route(probe)
     kind = "doubt of the first token" if isinstance(probe[0], str) else "loss of the answers"
     table = Table(
-        title=f"{route.model} suits these {len(probe)} examples best", title_justify="left"
+        title=Text(f"{route.model} suits these {len(probe)} examples best"), title_justify="left"
     )
     table.add_column("model")
     table.add_column(f"{kind}, nats", justify="right")
@@ -111,12 +122,10 @@ def route_table(router: Router, probe: Probe) -> Table:
     for name in sorted(route.surprise, key=lambda name: route.surprise[name]):
         clients = router.models[name][1]
         more = f" and {len(clients) - 4} more" if len(clients) > 4 else ""
-        table.add_row(name, f"{route.surprise[name]:.3f}", ", ".join(clients[:4]) + more)
+        serves = Text(", ".join(clients[:4]) + more)
+        table.add_row(Text(name), f"{route.surprise[name]:.3f}", serves)
     return table
 
 
-def _record(one: Record | str) -> Record:
-    if isinstance(one, Record):
-        return one
-    # The answer is a stand-in: only the tokens before it are read.
-    return Record((Message("user", one), Message("assistant", "?")), {}, "?")
+def _record(one: Record | str, settings: DataSettings) -> Record:
+    return one if isinstance(one, Record) else posed([Message("user", one)], settings)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -18,15 +17,9 @@ from fedloom.run.loop import Run
 from fedloom.run.parts import parts_of
 from fedloom.run.session import Session
 from fedloom.server.importance import SEED_SAMPLINGS
-from fedloom.spaces.seeds import SeedSpace
 
 _MODELS = 7
 """Models whose coefficients are written down."""
-
-
-def seed_identity(session: Session) -> Mapping[str, str]:
-    """Return what the coefficients mean weights by, see `spaces.handshake`; nothing in any other space."""
-    return session.space.identity() if isinstance(session.space, SeedSpace) else {}
 
 
 def seed_metrics(session: Session, run: Run[Any]) -> Metrics:

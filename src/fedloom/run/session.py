@@ -1,8 +1,7 @@
 """Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
 
-import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedloom.client.build import make_trainer
@@ -10,16 +9,21 @@ from fedloom.client.memory import MemoryStore
 from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
 from fedloom.core.seeds import derive
+from fedloom.data.classes import class_tokens
+from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.settings import DataSettings
-from fedloom.data.tokens import Tokenizer
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.engines.settings import LoopbackSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.build import Base, load_base
+from fedloom.models.identity import identity
+from fedloom.models.positions import check_length
+from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
+from fedloom.run.reading import read_manifest
 from fedloom.run.settings import Recipe
 from fedloom.spaces.build import FullSpace, LoRASpace, make_space
 from fedloom.spaces.seeds import SeedSpace
@@ -56,6 +60,10 @@ class Session:
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
 
+    def identity(self) -> dict[str, str]:
+        """Return the hashes of the model, of what is learnt of it and of its tokenizer, see `spaces.handshake`."""
+        return {**identity(self.base), **self.space.identity()}
+
     def deployed(
         self, run: Run[object], *, also: Collection[ClientId] = ()
     ) -> dict[ClientId, Params]:
@@ -79,21 +87,30 @@ class Session:
 Federate = Callable[[DataSettings, Tokenizer], Federation]
 
 
-def build(recipe: Recipe, folder: Path, *, own: Federate | None = None) -> Session:
+def build(
+    recipe: Recipe, folder: Path, *, own: Federate | None = None, data: bool = True
+) -> Session:
     """Load the model, tokenise the data and connect the parts.
 
     Clients that are behind a network are not connected to: the engine is one of this process.
 
     Args:
-        recipe: What to build.
+        recipe: What to build; paths that are not here are looked for where the run in the folder was begun.
         folder: The run's, or the site's.
         own: Gives the data where that is not as the recipe says.
+        data: Whether the data is read; without, who the clients are is what the run wrote down.
     """
-    base = load_base(recipe.model)
-    if own is None and recipe.elsewhere:
-        federation = _remembered(recipe, folder)
+    model, source = located(recipe.model, recipe.data, folder)
+    check_length(model, recipe.data.max_length)
+    base = load_base(model)
+    if not data or (own is None and recipe.elsewhere):
+        federation = _remembered(recipe, folder, base.tokenizer)
     else:
-        federation = (own or federate)(recipe.data, base.tokenizer)
+        federation = (own or federate)(source, base.tokenizer)
+    if federation.manifest.source == source.source:
+        # However it was found: what a run writes down is the name that the recipe has for it.
+        manifest = replace(federation.manifest, source=recipe.data.source)
+        federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = make_space(base, recipe.tune, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
@@ -110,12 +127,9 @@ def build(recipe: Recipe, folder: Path, *, own: Federate | None = None) -> Sessi
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
 
 
-def _remembered(recipe: Recipe, folder: Path) -> Federation:
-    """Return what an earlier command wrote down of sites whose data is not here; nobody before the first."""
-    file = folder / "manifest.json"
-    if file.exists():
-        manifest = Manifest.from_json(json.loads(file.read_text(encoding="utf-8")))
-    else:
+def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
+    """Return what an earlier command wrote down of data that is not read; of sites, nobody before the first."""
+    if recipe.elsewhere and not (folder / "manifest.json").exists():
         manifest = Manifest(
             sha256="",
             source="sites",
@@ -124,10 +138,11 @@ def _remembered(recipe: Recipe, folder: Path) -> Federation:
             seed=recipe.data.seed,
             max_length=recipe.data.max_length,
             num_rows=0,
-            num_empty=0,
             num_dropped=0,
             num_truncated=0,
             num_unassigned=0,
             clients={},
         )
-    return Federation({}, {client: {} for client in manifest.clients}, manifest)
+    else:
+        manifest = read_manifest(folder)
+    return Federation({}, manifest.profiles, manifest, class_tokens(recipe.data, tokenizer))

@@ -19,6 +19,7 @@ Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
 """Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance."""
 
 
+_PATIENCE = 600.0
 MAX_UPDATE_NORM = 1e4
 """The default of run.max_update_norm."""
 
@@ -31,7 +32,10 @@ class RunSettings:
     seed: int = 0
     """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
     min_replies: int = 0
-    """A round with fewer replies changes nothing; most algorithms need one in any case."""
+    """A round with fewer replies changes nothing; most algorithms need one in any case. Where sites join from elsewhere,
+    the server waits while fewer of them, or none, are connected."""
+    patience_seconds: float = _PATIENCE
+    """How long it waits then, before the run stops with the round unspent."""
     max_update_norm: float = MAX_UPDATE_NORM
     """A client's delta beyond this norm is left out, and so is a round that moves a model farther or to what is not
     finite. Far above what training does: it is there against what would end a run, and `combine` against what bends it."""
@@ -59,6 +63,10 @@ class RunSettings:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
         if not self.max_update_norm > 0:
             raise ValueError(f"run.max_update_norm must be positive, got {self.max_update_norm}")
+        if not 1 <= self.patience_seconds <= 1e7:
+            raise ValueError(
+                f"run.patience_seconds must be in [1, 1e7], got {self.patience_seconds}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,15 @@ class Recipe:
         return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
 
     def __post_init__(self) -> None:
+        # It becomes the name of a folder and of a figure, a / in it a -.
+        if (
+            self.name.strip() in ("", ".", "..")
+            or len(self.name) > 100
+            or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name must be a word of 1 to 100 printable letters, got {self.name!r}"
+            )
         if self.run.patience and not self.evaluation.every:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
@@ -92,6 +109,10 @@ class Recipe:
             raise ValueError(
                 "local.objective classification and data.classes go together: got"
                 f" {self.local.objective} and {len(self.data.classes)} classes"
+            )
+        if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
+            raise ValueError(
+                "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
             )
         if self.algorithm.server_sees == "noisy mean":
             self._check_private()

@@ -1,9 +1,8 @@
 """Where a run's numbers go: JSON lines always, dashboards when named."""
 
 import json
-import math
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,8 +11,8 @@ from typing import Any, Protocol
 
 import yaml
 
-from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Metrics
+from fedloom.run.records import records
 
 
 class Tracker(Protocol):
@@ -30,48 +29,6 @@ class Tracker(Protocol):
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Take what remains of the run, and close."""
         ...
-
-
-class JsonLines:
-    """A file of one JSON object a line, each with its round; a line may be cut short by a kill."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows and flush; NaN and infinite numbers become null, which any reader of JSON takes."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_lines(rows))
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the complete rows; a half-written last one is left out."""
-        if not self.path.exists():
-            return []
-        rows: list[dict[str, Any]] = []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                if number < len(lines):
-                    raise ValueError(
-                        f"line {number} of {self.path} is not JSON: remove it, or the file"
-                    ) from error
-        return rows
-
-    def truncate_after(self, round: int) -> None:
-        """Keep the rows of rounds up to `round`, in one atomic step."""
-        if not self.path.exists():
-            return
-        kept = [row for row in self.rows() if row["round"] <= round]
-        write_atomic(self.path, _lines(kept).encode())
-
-    def log(self, round: int, metrics: Metrics) -> None:
-        """Take the metrics of one round."""
-        self.append([{"round": round, **metrics}])
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Do nothing: every line is on disk."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -103,7 +60,7 @@ def make_trackers(folder: Path, names: Sequence[str], *, name: str) -> list[Trac
     recipe = folder / "recipe.yaml"
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.exists() else {}
     run = _Opening(folder, name, settings)
-    jsonl: Tracker = JsonLines(folder / "metrics.jsonl")
+    jsonl: Tracker = records(folder / "metrics.jsonl")
     return [jsonl, *(TRACKERS[tracker](run) for tracker in names)]
 
 
@@ -230,18 +187,6 @@ TRACKERS: dict[str, Callable[[_Opening], Tracker]] = {
     "mlflow": _Mlflow,
     "trackio": _Trackio,
 }
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in rows)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    return value
 
 
 def _flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fedloom.models.int8 import is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Law
 from fedloom.spaces.live import Live, Origin
-from fedloom.spaces.named import chosen
+from fedloom.spaces.named import learnable
 from fedloom.spaces.seeds import SeedSpace
 
 Kind = Literal["lora", "full", "seeds"]
@@ -113,7 +113,10 @@ def _one_of(kinds: object) -> str:
 
 
 class Tuned(Protocol):
-    """What make_space adds to a space's coordinates: folders of deployed weights."""
+    """What make_space adds to a space's coordinates: folders of deployed weights, and what is none of them."""
+
+    left_frozen: str
+    """What stays frozen although it might have been expected to learn, in a sentence; empty where there is nothing."""
 
     def save(self, folder: Path, params: Params) -> None:
         """Write params as others read them: a PEFT folder, or of full tuning a whole model."""
@@ -139,7 +142,7 @@ class LoRASpace(Live):
         )
         self._adapter = attach_lora(base.model, lora, seed=seed, base_name=base.name)
         self._tokenizer = base.tokenizer
-        self.dropout = tune.dropout
+        self.dropout, self.left_frozen = tune.dropout, self._adapter.left_frozen
         super().__init__(base.model, trainable(base.model), origin=tune.origin)
 
     def save(self, folder: Path, params: Params) -> None:
@@ -165,7 +168,8 @@ class FullSpace(Live):
                 f" got {str(low.pop()).removeprefix('torch.')}; local.precision bfloat16 makes it fast"
             )
         base.model.requires_grad_(False)
-        for parameter in chosen(base.model, tune.weights).values():
+        tensors, self.left_frozen = learnable(base.model, tune.weights)
+        for parameter in tensors.values():
             parameter.requires_grad_(True)
         self._base = base
         super().__init__(base.model, trainable(base.model), origin=tune.origin)

@@ -5,6 +5,10 @@ from collections.abc import Mapping
 from fedloom.core.protocols import Refusal
 
 MEANING = {
+    "data": "split of the data (data.source)",
+    "tokenizer": "tokenizer (model.name, revision; versions of transformers)",
+    "template": "chat template (model.name, revision)",
+    "config": "configuration of the model (model.name, revision)",
     "fedloom": "version of fedloom (install the same)",
     "wire": "version of the messages (install the same fedloom)",
     "draws": "random draws (install the same torch)",
@@ -36,13 +40,19 @@ def agree(
     Raises:
         Refusal: saying the first thing that differs, and what decides it.
     """
-    for key in [*MEANING, *sorted((ours.keys() | theirs.keys()) - MEANING.keys())]:
-        if ours.get(key) != theirs.get(key):
-            raise Refusal(
-                f"both sides must have the same {MEANING.get(key, key)}:"
-                f" {where[0]} {_short(ours.get(key))}, {where[1]} {_short(theirs.get(key))}"
-            )
+    for key in differing(ours, theirs):
+        raise Refusal(
+            f"both sides must have the same {MEANING.get(key, key)}:"
+            f" {where[0]} {short(ours.get(key))}, {where[1]} {short(theirs.get(key))}"
+        )
 
 
-def _short(value: str | None) -> str:
+def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Return the keys in which two identities differ, in the order of MEANING."""
+    known = [*MEANING, *sorted((ours.keys() | theirs.keys()) - MEANING.keys())]
+    return [key for key in known if ours.get(key) != theirs.get(key)]
+
+
+def short(value: str | None) -> str:
+    """Return what a message shows of a hash."""
     return "none" if value is None else value[:16]

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -139,8 +140,8 @@ class Live(Seated):
         start = self._initial if self._origin is None else torch.zeros_like(self._initial)
         return self.layout.split(start.to("cpu", copy=True))
 
-    def identity(self) -> Mapping[str, str]:
-        """Return what both sides must have in common, see handshake."""
+    @cached_property
+    def _identity(self) -> Mapping[str, str]:
         names = [f"{name} {tuple(shape)}" for name, shape in self.layout.shapes.items()]
         start = self._initial.cpu().view(torch.uint8).numpy()
         return {
@@ -148,6 +149,10 @@ class Live(Seated):
             "start": hashlib.sha256(start.data).hexdigest(),
             "tensors": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         }
+
+    def identity(self) -> Mapping[str, str]:
+        """Return what both sides must have in common, see handshake; hashed once."""
+        return self._identity
 
     def load(self, params: Params) -> None:
         with torch.no_grad():

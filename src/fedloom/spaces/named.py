@@ -5,6 +5,25 @@ from collections.abc import Sequence
 from torch import nn
 
 from fedloom.models.build import clean
+from fedloom.models.reach import listed_groups, unread
+
+
+def learnable(model: nn.Module, names: Sequence[str]) -> tuple[dict[str, nn.Parameter], str]:
+    """Return what is chosen and read by a pass over text, and a sentence on the others, empty where there are none.
+
+    Raises:
+        ValueError: where no tensor has a name, or none of a name is read.
+    """
+    silent = unread(model)
+    named = chosen(model, names)
+    kept = {name: p for name, p in named.items() if name not in silent}
+    for part in names:
+        if not any(_has(name, part) for name in kept):
+            raise ValueError(
+                f"tune.weights must name tensors that a pass over text reads, got {part}"
+            )
+    left = listed_groups(named.keys() & silent)
+    return kept, f"no pass over text reads these tensors, which stay frozen: {left}" if left else ""
 
 
 def chosen(model: nn.Module, names: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -8,6 +8,7 @@ float32 and rounded once, so that nothing adds up over rounds but the coefficien
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from fedloom.models.int8 import Int8Linear
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION
 from fedloom.spaces.live import Layout, Seated
-from fedloom.spaces.named import chosen
+from fedloom.spaces.named import chosen, learnable
 from fedloom.spaces.stored import Stored
 
 BASE = "base"
@@ -41,14 +42,15 @@ class SeedSpace:
         names: Sequence[str] = (),
         decays: bool = False,
     ) -> None:
-        named = chosen(base.model, names)
-        floats = {name: p for name, p in named.items() if p.is_floating_point()}
-        if len({p.dtype for p in floats.values()}) > 1:
+        types = {p.dtype for p in chosen(base.model, names).values() if p.is_floating_point()}
+        if len(types) > 1:
             raise ValueError(
                 "tune.space seeds needs weights of one type, got "
-                + " and ".join(sorted({str(p.dtype)[6:] for p in floats.values()}))
+                + " and ".join(sorted(str(dtype)[6:] for dtype in types))
                 + ": set model.dtype"
             )
+        named, self.left_frozen = learnable(base.model, names)
+        floats = {name: p for name, p in named.items() if p.is_floating_point()}
         self.model: nn.Module = base.model
         self.num_seeds = num_seeds
         self.tensors: Mapping[str, nn.Parameter] = named
@@ -135,7 +137,11 @@ class SeedSpace:
         write_model(self._base, folder)
 
     def identity(self) -> Mapping[str, str]:
-        """Return what both sides must have in common, see handshake."""
+        """Return what both sides must have in common, see handshake; hashed once."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Mapping[str, str]:
         shapes = [f"{name} {tuple(shape)}" for name, shape in self.directions.shapes.items()]
         law = self.directions.law
         return {

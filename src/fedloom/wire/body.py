@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Payload
+from fedloom.core.schema import Schema, difference
 from fedloom.wire.compact import read_lengths, write_lengths
 from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
 from fedloom.wire.quantize import VALUE_CODECS
@@ -69,12 +70,18 @@ def encode_body(
     return b"".join([head, _CHECKSUM.pack(checksum), *content])
 
 
-def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) -> Payload:
+def decode_body(
+    body: bytes | memoryview,
+    *,
+    max_bytes: int | None = MAX_BYTES,
+    expected: Schema | None = None,
+) -> Payload:
     """Return the payload of a body, in memory of its own.
 
     Args:
         body: What `encode_body` returned.
         max_bytes: Limit of the decoded tensors; None trusts the sender.
+        expected: The tensors that must be in it; None takes any.
 
     Raises:
         WireError: where the body is damaged, malformed or too large; nothing was allocated then.
@@ -102,6 +109,8 @@ def decode_body(body: bytes | memoryview, *, max_bytes: int | None = MAX_BYTES) 
         raise WireError(f"the table has {table_bytes} bytes, the content only {len(content)}")
     limit = None if max_bytes is None else MAX_JSON_BYTES
     table = read_table(content[:table_bytes], limit=limit)
+    if expected is not None and (wrong := difference(_schema(table), expected)):
+        raise WireError(f"upload {wrong}")
     blocks = content[table_bytes:]
     _check_lengths(table, len(blocks), max_bytes)
     return _decode_blocks(table, blocks)
@@ -181,6 +190,14 @@ def _bits(tensor: Tensor) -> Tensor:
     """Return (numel,) integers: -0.0 is an entry then, and every type can be indexed."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(_BITS[tensor.element_size()])
+
+
+def _schema(table: Table) -> Schema:
+    return {
+        (group, block.name): (DTYPES[block.dtype], torch.Size(block.shape))
+        for group, blocks in table.items()
+        for block in blocks
+    }
 
 
 def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:

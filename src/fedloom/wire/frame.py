@@ -35,9 +35,14 @@ def frame_size(body_bytes: int, header: Mapping[str, Any] | None = None) -> int:
 
 
 def split(
-    data: bytes, *, max_bytes: int | None = MAX_BYTES
+    data: bytes, *, max_bytes: int | None = MAX_BYTES, header_bytes: int = MAX_JSON_BYTES
 ) -> tuple[Mapping[str, Any], memoryview]:
     """Return header and body, the inverse of `frame`; the body is not looked at.
+
+    Args:
+        data: The whole message.
+        max_bytes: None trusts the sender with a header of any length.
+        header_bytes: Limit of a stranger's header, as text.
 
     Raises:
         WireError: where the frame is damaged.
@@ -51,21 +56,21 @@ def split(
     if version != VERSION:
         raise WireError(f"the message has wire version {version}, this fedloom reads {VERSION}")
     try:
-        (header_bytes, body_bytes), end = read_lengths(view, _HEAD.size, 2)
+        (text_bytes, body_bytes), end = read_lengths(view, _HEAD.size, 2)
     except ValueError as error:
         raise WireError(f"the message of {len(data)} bytes begins with lengths: {error}") from None
     start = end + _CHECKSUM.size
-    if len(data) != start + header_bytes + body_bytes:
-        announced = start + header_bytes + body_bytes
+    if len(data) != start + text_bytes + body_bytes:
+        announced = start + text_bytes + body_bytes
         raise WireError(f"the message has {len(data)} bytes and announces {announced}")
-    limit = None if max_bytes is None else MAX_JSON_BYTES
-    if limit is not None and header_bytes > limit:
-        raise WireError(f"the header has {header_bytes} bytes, allowed are {limit}")
-    text = view[start : start + header_bytes]
+    limit = None if max_bytes is None else header_bytes
+    if limit is not None and text_bytes > limit:
+        raise WireError(f"the header has {text_bytes} bytes, allowed are {limit}")
+    text = view[start : start + text_bytes]
     (stored,) = _CHECKSUM.unpack_from(view, end)
     if zlib.crc32(text, zlib.crc32(view[:end])) != stored:
         raise WireError("the header of the message does not match its checksum")
     header = read_json(text, "header", limit=limit)
     if not isinstance(header, dict):
         raise WireError(f"the header of the message is a {type(header).__name__}, not an object")
-    return header, view[start + header_bytes :]
+    return header, view[start + text_bytes :]

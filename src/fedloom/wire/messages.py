@@ -1,13 +1,19 @@
 """Task, reply <-> message."""
 
 import base64
-import math
 
-from fedloom.core.protocols import Metrics, Reply, Task
+from fedloom.core.metrics import checked
+from fedloom.core.protocols import Reply, Task
+from fedloom.core.schema import Schema, num_bytes
 from fedloom.wire.body import decode_body, encode_body
 from fedloom.wire.frame import frame, split
 from fedloom.wire.settings import MAX_BYTES, WireSettings
 from fedloom.wire.table import WireError
+
+_HEADER_BYTES = 1 << 16
+"""Of a reply: a name, a weight and a few metrics."""
+_MAX_WEIGHT = 2.0**53
+_SLACK = 1 << 16
 
 
 def encode_task(task: Task, *, settings: WireSettings, body: bytes | None = None) -> bytes:
@@ -44,7 +50,7 @@ def decode_task(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Task:
             seed = _number(digits)
             download = decode_body(body, max_bytes=max_bytes)
             return Task(kind, round, client, seed, profile, download)
-    raise WireError(f"the header of the task is malformed: {repr(header)[:200]}")
+    raise WireError(f"the header of the task is malformed: {ascii(header)[:200]}")
 
 
 def encode_reply(reply: Reply, *, settings: WireSettings) -> bytes:
@@ -54,26 +60,47 @@ def encode_reply(reply: Reply, *, settings: WireSettings) -> bytes:
     return frame(encode_body(reply.upload, values=values, compression=compression), header)
 
 
-def decode_reply(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Reply:
-    """Return the reply of a message.
+def decode_reply(
+    data: bytes,
+    *,
+    expected: Schema | None = None,
+    measured: bool = False,
+    max_bytes: int | None = MAX_BYTES,
+) -> Reply:
+    """Return the reply of a message; nothing is allocated for one that is not what was asked for.
+
+    Args:
+        data: The message.
+        expected: The tensors that were asked for; None takes any.
+        measured: Whether it answers an evaluation, whose metrics are averaged.
+        max_bytes: Limit of the decoded tensors; None trusts the sender.
 
     Raises:
-        WireError: where the message is damaged, malformed or too large.
+        WireError: where the message is damaged, malformed, too large or of other tensors.
     """
-    header, body = split(data, max_bytes=max_bytes)
+    header, body = split(data, max_bytes=max_bytes, header_bytes=_HEADER_BYTES)
     match header:
-        case {
-            "client": str(client),
-            "weight": (int() | float()) as weight,
-            "metrics": dict(metrics),
-            **others,
-        } if not others and math.isfinite(weight) and _are_numbers(metrics):
-            return Reply(client, decode_body(body, max_bytes=max_bytes), weight, metrics)
-    raise WireError(f"the header of the reply is malformed: {repr(header)[:200]}")
+        case {"client": str(client), "weight": weight, "metrics": dict(metrics), **others} if (
+            not others
+        ):
+            try:
+                told = checked(metrics, measured=measured)
+                heavy = _weight(weight)
+            except ValueError as error:
+                raise WireError(f"the header of the reply is malformed: {error}") from None
+            if expected is not None and max_bytes is not None:
+                # A little more may come in, so that it is the wrong tensor that is named.
+                max_bytes = min(max_bytes, num_bytes(expected) + _SLACK)
+            upload = decode_body(body, max_bytes=max_bytes, expected=expected)
+            return Reply(client, upload, heavy, told)
+    raise WireError(f"the header of the reply is malformed: {ascii(header)[:200]}")
 
 
-def _are_numbers(metrics: Metrics) -> bool:
-    return all(isinstance(value, int | float) for value in metrics.values())
+def _weight(weight: object) -> float:
+    # Compared as it is: a whole number may be too large for a float.
+    if type(weight) in (int, float) and 0 <= weight <= _MAX_WEIGHT:  # type: ignore[operator]
+        return weight  # type: ignore[return-value]
+    raise ValueError(f"weight must be a number in [0, {_MAX_WEIGHT:g}], got {ascii(weight)[:60]}")
 
 
 def _digits(seed: int) -> str:

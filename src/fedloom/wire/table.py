@@ -188,4 +188,4 @@ def _read_row(
 
 
 def _short(value: Any) -> str:
-    return repr(value)[:80]
+    return ascii(value)[:80]

@@ -79,7 +79,6 @@ def manifest(clients: list[str]) -> dict[str, Any]:
         "seed": 0,
         "max_length": 256,
         "num_rows": 120,
-        "num_empty": 0,
         "num_dropped": 7,
         "num_truncated": 11,
         "num_unassigned": 0,

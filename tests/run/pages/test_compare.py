@@ -53,7 +53,7 @@ def test_a_metric_can_be_asked_for(fabricate: Make) -> None:
 def test_runs_without_anything_in_common_are_refused(fabricate: Make, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
-    (bare / "metrics.jsonl").write_text('{"round": 1, "seconds": 1.0}\n')
+    (bare / "metrics.jsonl").write_text('{"round": 0, "seconds": 1.0}\n')
     with pytest.raises(ValueError, match="runs demo, bare have no loss or exact match in common"):
         compare([fabricate(), bare])
 

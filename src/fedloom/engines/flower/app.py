@@ -104,11 +104,20 @@ def _pull(grid: Grid, ids: Sequence[str]) -> tuple[dict[str, Any], list[bytes]]:
         if message.has_error():
             answer["error"] = [message.error.code, str(message.error.reason)]
         else:
-            header, pieces = _opened(message.content)
+            header, pieces = _opened_of_site(message)
             answer |= {"header": header, "pieces": len(pieces)}
             out += pieces
         answers.append(answer)
     return {"answers": answers}, out
+
+
+def _opened_of_site(message: Message) -> tuple[dict[str, Any], list[bytes]]:
+    """Return a site's letter; one that is none of ours is a refusal of that site, and ends nobody else's round."""
+    try:
+        return _opened(message.content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
+        return {"refusal": f"its answer is no letter of fedloom's: {reason}"}, []
 
 
 def _packed(header: dict[str, Any], pieces: Sequence[bytes]) -> RecordDict:
@@ -124,11 +133,16 @@ def _packed(header: dict[str, Any], pieces: Sequence[bytes]) -> RecordDict:
 
 def _opened(content: RecordDict) -> tuple[dict[str, Any], list[bytes]]:
     said = json.loads(str(content["letter"]["text"]))
+    header, sizes = said["header"], said["sizes"]
+    if not isinstance(header, dict) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError("a letter without a header, or of pieces without a length")
     chunks = content["chunks"]
     pieces = []
-    for i, size in enumerate(said["sizes"]):
-        names = [f"{i:06d}.{at:012d}" for at in range(0, size, CHUNK)]
-        pieces.append(b"".join(cast(Array, chunks[name]).data for name in names))
+    for i, size in enumerate(sizes):
+        # One after another: a size that is a lie ends at the first chunk that is missing.
+        starts = range(0, size, CHUNK)
+        parts = (cast(Array, chunks[f"{i:06d}.{at:012d}"]).data for at in starts)
+        pieces.append(b"".join(parts))
         if len(pieces[-1]) != size:
             raise ValueError(f"piece {i} of a letter has {len(pieces[-1])} bytes, not {size}")
-    return said["header"], pieces
+    return header, pieces

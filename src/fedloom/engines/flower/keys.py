@@ -92,25 +92,77 @@ class Keys:
         _write(folder / "node.pub", public + b"\n")
         return folder
 
+    def renew(self, hosts: Sequence[str] = ()) -> None:
+        """Make a new server certificate of the same authority, so that no site needs another folder.
+
+        Args:
+            hosts: Besides those that the old one names.
+
+        Raises:
+            ValueError: where the authority itself has expired, or its key is not here.
+        """
+        for path in (self.ca, self.folder / "ca.key", self.certificate):
+            if not path.is_file():
+                raise ValueError(f"{path} does not exist: `fedloom keys init` makes it")
+        check_dates(self.ca, _NEW_AUTHORITY)
+        authority = load_pem_private_key((self.folder / "ca.key").read_bytes(), None)
+        assert isinstance(authority, ec.EllipticCurvePrivateKey)
+        server = ec.generate_private_key(ec.SECP256R1())
+        named = (*_ALWAYS, *sorted(self._hosts()), *hosts)
+        issued = _certificate("fedloom server", server, authority, named)
+        _write_private(self.certificate_key, server, PrivateFormat.PKCS8)
+        _write(self.certificate, issued.public_bytes(Encoding.PEM))
+
     def covers(self, host: str) -> bool:
         """Return whether the server's certificate names `host`."""
-        read = x509.load_pem_x509_certificate(self.certificate.read_bytes())
-        names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        return host in {
-            *names.get_values_for_type(x509.DNSName),
-            *map(str, names.get_values_for_type(x509.IPAddress)),
-        }
+        return host in self._hosts()
 
     def check(self) -> None:
         """Refuse a folder that a server cannot be started with.
 
         Raises:
-            ValueError: naming the file that is missing.
+            ValueError: naming the file that is missing, or the certificate that has expired.
         """
         for path in (self.ca, self.certificate, self.certificate_key):
             if not path.is_file():
                 raise ValueError(f"{path} does not exist: `fedloom keys init` makes it")
         load_pem_private_key(self.certificate_key.read_bytes(), None)
+        check_dates(self.ca, _NEW_AUTHORITY)
+        check_dates(
+            self.certificate, "`fedloom keys renew` makes a new one, and no site needs another"
+        )
+
+    def _hosts(self) -> set[str]:
+        read = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return {
+            *names.get_values_for_type(x509.DNSName),
+            *map(str, names.get_values_for_type(x509.IPAddress)),
+        }
+
+
+_NEW_AUTHORITY = (
+    "make new keys with `fedloom keys init` in another folder, and hand all sites theirs"
+)
+
+
+def check_dates(certificate: Path, remedy: str) -> None:
+    """Refuse a certificate that is not valid now.
+
+    Raises:
+        ValueError: with the day, and `remedy`.
+    """
+    read = x509.load_pem_x509_certificate(certificate.read_bytes())
+    now = _now()
+    if now > read.not_valid_after_utc:
+        day = read.not_valid_after_utc.date().isoformat()
+        raise ValueError(f"the certificate {certificate} expired on {day}: {remedy}")
+    if now < read.not_valid_before_utc:
+        day = read.not_valid_before_utc.isoformat(timespec="minutes")
+        raise ValueError(
+            f"the certificate {certificate} is valid from {day} on, and it is {now.isoformat(timespec='minutes')}"
+            " here: set this machine's clock"
+        )
 
 
 def _certificate(
@@ -119,7 +171,7 @@ def _certificate(
     issuer: ec.EllipticCurvePrivateKey,
     hosts: Sequence[str],
 ) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
+    now = _now()
     is_authority = key is issuer
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     by = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fedloom authority")])
@@ -145,6 +197,10 @@ def _certificate(
         names = x509.SubjectAlternativeName([_name(host) for host in dict.fromkeys(hosts)])
         builder = builder.add_extension(names, critical=False)
     return builder.sign(issuer, hashes.SHA256())
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def _usage(is_authority: bool) -> x509.KeyUsage:

@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ def _answer(caller: socket.socket, answer: Answer) -> None:
         return
     try:
         said = answer(header, pieces)
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
-        # Whatever one letter does, the next one is answered; anything worse ends the process, which is seen.
+    except Exception as error:  # noqa: BLE001 whatever one letter does, the next one is answered
+        traceback.print_exc()
         said = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, []
     try:
         pipe.send(caller, *said)

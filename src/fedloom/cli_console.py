@@ -1,0 +1,51 @@
+"""What the command line prints: text as it is, never read as markup, on any terminal."""
+
+import codecs
+import io
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN = {
+    "→": "->",
+    "…": "...",
+    "\u2013": "-",
+    "\u2212": "-",
+    "·": "-",
+    "\u00d7": "x",
+    "±": "+/-",
+    "¶": "|",
+}
+"""What a terminal gets that has no letter for it; other letters get their number."""
+
+
+def console() -> "Console":
+    """Return a console for whatever a user's files hold: brackets and colons stay as they are."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
+
+
+def open_terminal() -> None:
+    """Let output and errors take every letter, those that the terminal does not know by a stand-in."""
+    codecs.register_error("fedloom", _stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="fedloom")
+
+
+def complain(sentence: str) -> None:
+    """Print one sentence as one line to the errors."""
+    print(f"fedloom: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201
+
+
+def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    plain = "".join(
+        _PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode()
+        for letter in letters
+    )
+    return plain, error.end

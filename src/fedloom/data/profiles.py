@@ -1,0 +1,69 @@
+"""What is known of every client besides its counts: labels that all its examples share, its tier, its group."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+
+from fedloom.core.protocols import ClientId, Profile
+from fedloom.core.seeds import generator
+from fedloom.data.dealing import Labels
+from fedloom.data.mixtures import Clusters, MultiDomain
+from fedloom.data.settings import DataSettings
+from fedloom.data.splits import Cut
+
+
+def profiles_of(
+    cuts: Mapping[ClientId, Cut],
+    labels: Sequence[Labels],
+    settings: DataSettings,
+    *,
+    judges: Collection[ClientId],
+    learnt: Sequence[int],
+) -> dict[ClientId, Profile]:
+    """Return the profile of every client.
+
+    Args:
+        cuts: Indices of every client's examples.
+        labels: Of every example.
+        settings: The recipe's section.
+        judges: Clients that only test.
+        learnt: The examples that were dealt out.
+    """
+    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
+    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
+    groups = _groups([labels[i] for i in learnt], settings)
+    return {
+        client: {
+            **_shared([labels[i] for i in parts.all]),
+            **tiers.get(client, {}),
+            **groups.get(client, {}),
+        }
+        for client, parts in cuts.items()
+    }
+
+
+def _shared(labels: Sequence[Labels]) -> Profile:
+    """Return the labels that do not vary; a client of a pooled run may be left with no example at all."""
+    first = labels[0] if labels else {}
+    return {name: first[name] for name in first if all(one[name] == first[name] for one in labels)}
+
+
+def _groups(labels: Sequence[Labels], settings: DataSettings) -> Mapping[ClientId, Profile]:
+    """Return the group of each client where they are dealt out in groups; a mixed client shares no label."""
+    if not isinstance(settings.partition, Clusters | MultiDomain):
+        return {}
+    groups = settings.partition.groups(labels, settings.num_clients)
+    return {client: {"group": group} for client, group in groups.items()}
+
+
+def _tiers(clients: Sequence[ClientId], settings: DataSettings) -> Mapping[ClientId, Profile]:
+    """Deal the tiers out, each to its share of the clients, rounded where the shares before it end."""
+    source = generator(settings.seed, "tiers")
+    drawn = [clients[i] for i in torch.randperm(len(clients), generator=source).tolist()]
+    tiers: dict[ClientId, Profile] = {}
+    share = 0.0
+    for tier, part in settings.tiers.items():
+        share += part
+        for client in drawn[len(tiers) : round(share * len(drawn))]:
+            tiers[client] = {"tier": tier}
+    return tiers

@@ -1,0 +1,156 @@
+"""From a record to the sequences that are learnt from it, under the recipe's prompt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedloom.data.control import Controls, Hidden
+from fedloom.data.formats import Message, Record
+from fedloom.data.prompts import PROMPTS, Segment, own_prompt
+from fedloom.data.settings import DataSettings
+from fedloom.data.targets import up_to_answer
+from fedloom.data.templates import Chat, ChatTemplate, holds
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """One sequence to learn from; its last learnt segment answers `record`."""
+
+    segments: tuple[Segment, ...]
+    record: Record
+    hidden: Hidden = field(default_factory=dict)
+    """What characters in the segments stand for texts that read like control tokens."""
+    folded: bool = False
+    """Whether what the system says stands in a question."""
+    rewritten: bool = False
+    """Whether an answer is not what the record says: the template left a part of it out."""
+
+    @property
+    def remarkable(self) -> bool:
+        """Return whether it is not simply what the record says."""
+        return bool(self.hidden) or self.folded or self.rewritten
+
+
+Write = Callable[[Sequence[Message]], list[tuple[Segment, ...]]]
+Render = Callable[[Record], list[Rendering]]
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """How conversations are written under `data.prompt`."""
+
+    write: Write
+    controls: Controls
+    ends: tuple[str, ...]
+    """Texts that may end an answer: of the end-of-sequence token, and of those the prompt writes."""
+    fold: bool
+    """Whether a system message goes into the question where the prompt has no place for it."""
+    may_rewrite: bool
+
+    def __call__(self, record: Record) -> list[Rendering]:
+        """Return one sequence, or one for each answer that is learnt.
+
+        Raises:
+            ValueError: where the prompt cannot write it, with the place of its row.
+        """
+        messages, hidden = self.controls.hide(record.messages)
+        try:
+            sequences, folded = self._sequences(messages)
+        except ValueError as error:
+            where = f"{record.place}: " if record.place else ""
+            raise ValueError(f"{where}{error}") from error
+        if len(sequences) == 1:
+            parts = [record]
+        else:
+            parts = [_alone(up_to_answer(record, at + 1)) for at in range(len(sequences))]
+        rewritten = self.may_rewrite and not _said_whole(messages, sequences)
+        return [
+            Rendering(segments, part, hidden, folded, rewritten)
+            for segments, part in zip(sequences, parts, strict=True)
+        ]
+
+    def _sequences(self, messages: Sequence[Message]) -> tuple[list[tuple[Segment, ...]], bool]:
+        """Return what is written, and whether the system's part was folded."""
+        try:
+            return self.write(messages), False
+        except ValueError:
+            if not (self.fold and any(message.role == "system" for message in messages)):
+                raise
+        return self.write(_folded(messages)), True
+
+
+def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
+    """Return how conversations are written under `data.prompt`.
+
+    Raises:
+        ValueError: where the tokenizer lacks what that needs, or the prompt is not one.
+    """
+    eos = tokenizer.eos_token
+    if not eos:
+        raise ValueError(
+            "the tokenizer of model.name has no end-of-sequence token, so no answer could end"
+        )
+    write, written = _writer(settings, tokenizer)
+    controls = Controls.of(tokenizer, written)
+    ends = tuple({eos, *(text for text in controls.texts if text in written)})
+    return Renderer(
+        write,
+        controls,
+        ends,
+        fold=settings.system_role == "fold",
+        may_rewrite=settings.prompt == "chat",
+    )
+
+
+def _writer(settings: DataSettings, tokenizer: ChatTemplate) -> tuple[Write, str]:
+    """Return what writes a conversation, and the text it writes itself."""
+    if settings.prompt != "chat":
+        named = settings.prompt
+        turns = PROMPTS[named] if isinstance(named, str) else own_prompt(named)
+        written = "\0".join((turns.user, turns.assistant, turns.system or ""))
+        return (lambda messages: [turns(messages)]), written
+    if not tokenizer.chat_template:
+        raise ValueError(
+            "data.prompt is chat, but the tokenizer of model.name has no chat template: "
+            f"set data.prompt to one of {', '.join(PROMPTS)}"
+        )
+    template = Chat(tokenizer)
+    return template, template.sample()
+
+
+def _alone(record: Record) -> Record:
+    """Return the record with its last answer as the only one that is learnt."""
+    before = tuple(replace(message, learn=False) for message in record.messages[:-1])
+    return replace(record, messages=(*before, record.messages[-1]))
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """Put what the system says in front of the next question, or behind the one it comes after."""
+    folded: list[Message] = []
+    waiting = ""
+    for message in messages:
+        if message.role == "system":
+            waiting = _lines(waiting, message.content)
+            continue
+        if waiting and message.role != "user":
+            _add_(folded, waiting)
+            waiting = ""
+        folded.append(replace(message, content=_lines(waiting, message.content)))
+        waiting = ""
+    if waiting:
+        _add_(folded, waiting)
+    return folded
+
+
+def _add_(folded: list[Message], said: str) -> None:
+    last = max(at for at, message in enumerate(folded) if message.role == "user")
+    folded[last] = replace(folded[last], content=_lines(folded[last].content, said), context="")
+
+
+def _lines(*texts: str) -> str:
+    return "\n\n".join(text for text in texts if text)
+
+
+def _said_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segment]]) -> bool:
+    learnt = [m.content for m in messages if m.role == "assistant" and m.learn]
+    texts = [one.text for segments in sequences for one in segments if one.learn]
+    return all(holds(text, said) for said, text in zip(learnt, texts, strict=True))

@@ -1,0 +1,259 @@
+"""What a model's files say of generation and of outputs changes no answer and hinders no loading, saving or training."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from fedloom.data.formats import Message, Record
+from fedloom.data.tokens import Example
+from fedloom.evaluation.measure import Evaluator
+from fedloom.evaluation.settings import EvaluationSettings
+from fedloom.models.adapters import LoRA, attach_lora
+from fedloom.models.build import ModelSettings, load_base
+from fedloom.models.folder import write_model
+
+CONTENT = {"eos_token_id": "what a chat model ends its turns with is part of the model"}
+"""Fields that may change an answer, and why."""
+FIELDS = sorted(f for f in vars(GenerationConfig()) if not f.startswith("_") and f not in CONTENT)
+ODD: dict[str, Any] = {
+    "assistant_ensemble_weight": 0.5,
+    "bad_words_ids": [[at] for at in range(7, 60)],
+    "begin_suppress_tokens": list(range(7, 103)),
+    "cache_config": {"nbits": 4},
+    "cache_implementation": "static",
+    "compile_config": {"mode": "max-autotune"},
+    "do_sample": True,
+    "early_stopping": "never",
+    "exponential_decay_length_penalty": [1, 1.9],
+    "num_beam_groups": 2,
+    "num_beams": 4,
+    "sequence_bias": [[[40], 90.0]],
+    "stop_strings": ["e", "a"],
+    "suppress_tokens": list(range(7, 103)),
+    "temperature": 0.01,
+    "transformers_version": "1.0.0",
+    "use_cache": False,
+    "watermarking_config": {"greenlist_ratio": 0.1, "bias": 90.0},
+}
+BROKEN = [
+    "",
+    "{",
+    "[1]",
+    "null",
+    "[" * 100_000,
+    '{"early_stopping": "x"}',
+    '{"max_new_tokens": -1}',
+]
+
+
+def example(tokenizer: Any, prompt: str, answer: str) -> Example:
+    start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([*start, *tokenizer(answer, add_special_tokens=False)["input_ids"], 2])
+    labels = ids.clone()
+    labels[: len(start)] = -100
+    record = Record((Message("user", prompt), Message("assistant", answer)), {}, answer)
+    return Example(ids, labels, len(start), record, None)
+
+
+@pytest.fixture
+def asked(tiny_tokenizer: Any) -> list[Example]:
+    return [example(tiny_tokenizer, prompt, "one") for prompt in ("a", "what is it?", "qqq")]
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def said(model: Any, tokenizer: Any, asked: list[Example]) -> list[str]:
+    return Evaluator(EvaluationSettings(max_new_tokens=6), tokenizer).answers(model, asked)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_folder: Path, tiny_tokenizer: Any) -> list[str]:
+    """Return the answers where nobody says how to generate."""
+    prompts = [example(tiny_tokenizer, prompt, "one") for prompt in ("a", "what is it?", "qqq")]
+    base = load_base(ModelSettings(name=str(tiny_folder)))
+    answers = said(base.model, base.tokenizer, prompts)
+    assert all(answers)
+    return answers
+
+
+def odd(field: str) -> Any:
+    return ODD.get(field, 3)
+
+
+def test_the_fields_are_all_there_are() -> None:
+    assert len(FIELDS) > 50
+    assert {"min_new_tokens", "no_repeat_ngram_size", "forced_eos_token_id", "guidance_scale"} <= {
+        *FIELDS
+    }
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "num_beam_groups", "penalty_alpha", "a_key_to_come"])
+def test_no_key_of_a_models_file_changes_an_answer(
+    field: str, folder: Path, asked: list[Example], plain: list[str]
+) -> None:
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, field: odd(field)})
+    )
+    base = load_base(ModelSettings(name=str(folder)))
+    assert said(base.model, base.tokenizer, asked) == plain
+    # Nor one that somebody sets on the model.
+    setattr(base.model.generation_config, field, odd(field))
+    own = base.model.generation_config
+    assert said(base.model, base.tokenizer, asked) == plain
+    assert base.model.generation_config is own
+    assert getattr(own, field) == odd(field)
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+def test_a_broken_file_hinders_nobody(
+    text: str, folder: Path, asked: list[Example], plain: list[str], tmp_path: Path
+) -> None:
+    (folder / "generation_config.json").write_text(text)
+    base = load_base(ModelSettings(name=str(folder)))
+    assert said(base.model, base.tokenizer, asked) == plain
+    write_model(base, tmp_path / "saved")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.5, "do_sample": False}, {"top_p": 0.9}, {"min_new_tokens": 6}]
+)
+def test_a_saved_model_keeps_its_own_file(
+    settings: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    text = json.dumps({"eos_token_id": [2, 5], **settings})
+    (folder / "generation_config.json").write_text(text)
+    base = load_base(ModelSettings(name=str(folder)))
+    write_model(base, tmp_path / "whole")
+    shape = LoRA(2, 4.0, 0.0, False, False, "all-linear", ())
+    attach_lora(base.model, shape, seed=0, base_name="x").save_merged(
+        tmp_path / "merged", base.tokenizer
+    )
+    for saved in ("whole", "merged"):
+        assert (tmp_path / saved / "generation_config.json").read_text() == text
+        own = AutoModelForCausalLM.from_pretrained(tmp_path / saved).generation_config
+        assert own.eos_token_id == [2, 5]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"return_dict": False},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"torchscript": True},
+        {"use_cache": False},
+        {"is_encoder_decoder": True},
+        {"min_length": 9, "no_repeat_ngram_size": 1, "num_beams": 3},
+    ],
+)
+def test_no_switch_of_a_models_configuration_does(
+    config: dict[str, Any], folder: Path, asked: list[Example], plain: list[str], tmp_path: Path
+) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    base = load_base(ModelSettings(name=str(folder)))
+    assert said(base.model, base.tokenizer, asked) == plain
+    base.model.train()
+    assert base.model(input_ids=asked[0].ids[None]).logits.shape[:2] == (1, len(asked[0].ids))
+    write_model(base, tmp_path / "saved")
+
+
+def test_parts_of_a_model_have_plain_outputs_too(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    config = Gemma3Config(
+        text_config={**small, **heads, "vocab_size": 103, "return_dict": False},
+        vision_config={**small, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        image_token_index=3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    model = load_base(ModelSettings(name=str(tmp_path))).model
+    assert model(input_ids=torch.arange(4)[None]).logits.shape == (1, 4, 103)
+
+
+@pytest.mark.parametrize("own", [[2, "x"], ["x", 2, -1, 99_999, None, 2.5, True], 2])
+def test_end_tokens_of_a_configuration_count_where_the_file_names_none(
+    own: Any, folder: Path, asked: list[Example], plain: list[str]
+) -> None:
+    letter = load_base(ModelSettings(name=str(folder))).tokenizer.convert_tokens_to_ids(plain[0][2])
+    listed = [*own, letter] if isinstance(own, list) else [own, letter]
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["eos_token_id"] = [each for each in listed if type(each) is int]
+    file.write_text(json.dumps(config))
+    for text in ("{}", json.dumps({"eos_token_id": listed}), json.dumps({"eos_token_id": "x"})):
+        (folder / "generation_config.json").write_text(text)
+        base = load_base(ModelSettings(name=str(folder)))
+        assert said(base.model, base.tokenizer, asked)[0] == plain[0].split(plain[0][2])[0].strip()
+
+
+def test_settings_are_put_back_when_a_model_fails(
+    folder: Path, asked: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(ModelSettings(name=str(folder)))
+    own = base.model.generation_config
+    monkeypatch.setattr(base.model, "forward", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        said(base.model, base.tokenizer, asked)
+    assert base.model.generation_config is own
+
+
+def test_the_token_a_template_ends_a_turn_with_ends_an_answer(
+    folder: Path, tiny_tokenizer: Any, asked: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template may end a turn with a token of its own, behind which training sees the end token."""
+    base = load_base(ModelSettings(name=str(folder)))
+    turn = tiny_tokenizer.convert_tokens_to_ids("<user>")
+    x = tiny_tokenizer.convert_tokens_to_ids("x")
+    script = iter([x, turn, x, x, x, x])
+    monkeypatch.setattr(
+        base.model,
+        "forward",
+        lambda input_ids, **_: type(
+            "Output",
+            (dict,),
+            {"logits": torch.nn.functional.one_hot(input_ids * 0 + next(script), 103).float()},
+        )(),
+    )
+    ids = torch.cat([asked[0].ids[:-1], torch.tensor([turn, 2])])
+    labels = ids.clone()
+    labels[: asked[0].prompt_length] = -100
+    ended = Example(ids, labels, asked[0].prompt_length, asked[0].record, None)
+    assert said(base.model, base.tokenizer, [ended]) == ["x"]
+
+
+def test_a_model_without_numbers_scores_nothing(
+    folder: Path, asked: list[Example], tiny_tokenizer: Any, tiny_llama: Callable[..., Any]
+) -> None:
+    model = tiny_llama(vocab=len(tiny_tokenizer))
+    torch.nn.init.constant_(model.lm_head.weight[50], torch.nan)
+    # Token 50 is what argmax finds, and 0 where all are NaN.
+    word = tiny_tokenizer.decode([50])
+    told = [example(tiny_tokenizer, "a", word)]
+    judge = Evaluator(EvaluationSettings(max_new_tokens=1), tiny_tokenizer)
+    measured = judge.measure(model, told, split="test")
+    assert measured["loss"] != measured["loss"]
+    assert measured["token_accuracy"] == measured["exact_match"] == measured["rouge1"] == 0
+    assert judge.answers(model, told) == [""]
+    labels = torch.full_like(told[0].labels, -100)
+    labels[-2] = 50
+    asked_class = Example(told[0].ids, labels, told[0].prompt_length, told[0].record, None)
+    chooser = Evaluator(EvaluationSettings(), tiny_tokenizer, {word: 50, "other": 51})
+    assert chooser.measure(model, [asked_class], split="test")["accuracy"] == 0
+    assert chooser.answers(model, [asked_class]) == [""]
