@@ -7,7 +7,7 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.recipe import RecipeError, build_recipe
-from fedloom.run.turnout import check_turnout
+from fedloom.run.turnout import check_turnout, least_replies
 from fedloom.server.combine_chosen import Bulyan, Krum
 from fedloom.server.samplers import Fixed, Full, Poisson, Sampler, Uniform, Weighted
 
@@ -128,3 +128,8 @@ def test_bulyan_needs_more_than_krum() -> None:
         ValueError, match="bulyan needs at least 11 replies a round, got a cohort of"
     ):
         check_turnout(FedAvg(combine=Bulyan(2)), Full(), 8)
+
+
+def test_the_replies_a_server_waits_for_are_those_of_the_rule() -> None:
+    assert least_replies(FedAvg()) == 1
+    assert least_replies(Ditto(Clustered(FedAvg(combine=Krum(2))))) == 7
