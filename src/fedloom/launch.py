@@ -25,6 +25,9 @@ from fedloom.server.clustering_modes import Mode
 from fedloom.server.clustering_sharing import Sharing
 from fedloom.server.samplers import SAMPLERS
 
+_UNBOUNDED = 1e30
+"""A run.max_update_norm that no training reaches."""
+
 
 def run_recipe(
     recipe: Recipe,
@@ -137,6 +140,8 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
         cohort=SAMPLERS["full"](),
         data=dataclasses.replace(recipe.data, pooled=True),
         local=dataclasses.replace(recipe.local, steps=steps),
+        # It goes as far in a round as a cohort would, and has no stranger to fear.
+        run=dataclasses.replace(recipe.run, max_update_norm=_UNBOUNDED),
     )
 
 

@@ -13,31 +13,13 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
-from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
-from fedloom.data.partition import PARTITIONS, Partition
-from fedloom.engines.settings import ENGINES, EngineSettings
+from fedloom.recipe_tables import BARE, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.settings import Recipe
-from fedloom.server.clustering_modes import MODES, Mode
-from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
-from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
-from fedloom.server.samplers import SAMPLERS, Sampler
 
 SHIPPED = Path(__file__).parent / "recipes"
-
-_TABLES: dict[Any, Mapping[str, type]] = {
-    Partition: PARTITIONS,
-    ServerOptimizer: SERVER_OPTIMIZERS,
-    Sampler: SAMPLERS,
-    EngineSettings: ENGINES,
-    Mode: MODES,
-    SeedSampling: SEED_SAMPLINGS,
-}
-
-_BARE: dict[Any, str] = {Density: "start"}
-"""Sections that may be one number: the field it stands for."""
 
 
 class RecipeError(ValueError):
@@ -187,22 +169,22 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         return cls(**values, **given)
     except (ValueError, TypeError) as error:
         # What may occur in several places cannot know its own.
-        where = f"{path}: " if cls in _BARE else ""
+        where = f"{path}: " if cls in BARE else ""
         raise RecipeError(f"{where}{error}") from error
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    if hint in _TABLES:
+    if hint in TABLES:
         if isinstance(value, str):
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
             raise RecipeError(
-                f"{path} must be one of {', '.join(_TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
+                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
             )
         ((name, fields),) = value.items()
-        return _dataclass(_named(_TABLES[hint], name, path), fields or {}, f"{path}.{name}")
-    if hint in _BARE and isinstance(value, int | float | str):
-        value = {_BARE[hint]: value}
+        return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+    if hint in BARE and isinstance(value, int | float | str):
+        value = {BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, {} if value is None else value, path)
     if value is False and "off" in typing.get_args(hint):
@@ -280,7 +262,7 @@ def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        for table in _TABLES.values():
+        for table in TABLES.values():
             for name, cls in table.items():
                 if type(value) is cls:
                     return {name: fields}

@@ -34,6 +34,9 @@ from fedloom.models.build import Base
 from fedloom.run.loop import Run, advance, begin
 from fedloom.server.clustering_modes import Auto, Paper
 from fedloom.server.clustering_sharing import Sharing
+from fedloom.server.combine_bounded import CentredClip, GeometricMedian, NormBound
+from fedloom.server.combine_chosen import Krum, MultiKrum
+from fedloom.server.combine_sorted import Median, TrimmedMean
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
 from fedloom.server.samplers import Sampler, Uniform
@@ -62,6 +65,14 @@ CASES: dict[str, Algorithm[Any]] = {
     "local": LocalOnly(),
     "ditto(fedavg)": Ditto(FedAvg(), 0.1, 3),
     "ditto(scaffold)": Ditto(Scaffold(), 0.1),
+    "fedavg krum": FedAvg(combine=Krum(1)),
+    "fedadam geometric median": FedAvg(Adam(0.1), combine=GeometricMedian()),
+    "pfedme norm bound": PFedMe(1.0, local_rounds=2, lr=0.5, combine=NormBound(0.05)),
+    "ditto(fedavg centred clip)": Ditto(FedAvg(combine=CentredClip(0.1)), 0.1, 2),
+    "freeze(fedavg median)": Freeze(FedAvg(combine=Median())),
+    "flasc(fedavg trimmed mean)": Flasc(FedAvg(combine=TrimmedMean(0.2)), BY_TIER, Density(1.0)),
+    "prune(fedavg median)": Prune(FedAvg(combine=Median()), Density(0.5, warm=1)),
+    "clustered(fedavg multi krum)": Clustered(FedAvg(combine=MultiKrum(1)), Auto(2, enough=0.25)),
     "freeze(fedavg)": Freeze(FedAvg()),
     "freeze(scaffold)": Freeze(Scaffold()),
     "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
@@ -198,7 +209,11 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
     The space is LoRA, or of seeds where the test is of an algorithm that knows no other.
     """
     named = {"algorithm", "averaged"}.intersection(request.fixturenames)
-    seeds = any(in_seed_space(request.getfixturevalue(name)) for name in named)
+    given = [request.getfixturevalue(name) for name in named]
+    seeds = any(map(in_seed_space, given))
+    # Rules that compare LoRA's products need to know the factors.
+    whole = any(one.server_sees == "each in full" for one in given)
+    origin = {"origin": "zero"} if whole else {}
 
     def make(
         dtype: torch.dtype = torch.float32,
@@ -207,7 +222,7 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
         **local: Any,
     ) -> Bench:
         model = tiny_llama(dtype=dtype).requires_grad_(False) if model is None else model
-        tune = SEEDS if seeds else tune or {}
+        tune = SEEDS if seeds else {**origin, **(tune or {})}
         if tune.get("space") != "seeds":
             tune = {"rank": 4, "targets": ["q_proj", "v_proj"], **tune}
         settings = TuneSettings(**tune)

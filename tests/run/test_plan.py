@@ -2,16 +2,21 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from rich.console import Console
 
+from fedloom.algorithms.fedavg import FedAvg
 from fedloom.launch import run_recipe
 from fedloom.run.history import History
 from fedloom.run.plan import make_plan
 from fedloom.run.settings import Recipe
+from fedloom.server.combine_chosen import Krum
+from fedloom.server.samplers import Full
 
 Make = Callable[..., Recipe]
 
@@ -30,6 +35,23 @@ def test_planned_bytes_are_the_bytes_of_the_run(
     assert plan.cohort == 4
     assert plan.upload_bytes == pytest.approx(line["comm/upload_bytes"] / 4, rel=0.1, abs=100)
     assert plan.download_bytes == pytest.approx(line["comm/download_bytes"] / 4, rel=0.1, abs=100)
+
+
+@pytest.mark.parametrize("around", [[], ["clustered"], ["ditto"]])
+@pytest.mark.parametrize("rule", [{"krum": {"attackers": 1}}, {"trimmed_mean": {"share": 0.2}}])
+def test_a_rule_that_needs_many_replies_is_planned_with_as_many(
+    around: list[str], rule: dict[str, Any], small_recipe: Make
+) -> None:
+    recipe = small_recipe(
+        algorithm=[*around, {"fedavg": {"combine": rule}}],
+        tune={"origin": "zero"},
+        data={"num_clients": 5},
+    )
+    plan, plain = make_plan(recipe), make_plan(replace(recipe, algorithm=FedAvg()))
+    assert plan.upload_bytes >= plain.upload_bytes > 0
+    few = replace(recipe, data=replace(recipe.data, num_clients=None), cohort=Full())
+    with pytest.raises(ValueError, match="krum needs at least 43 replies a round, got a cohort of"):
+        make_plan(replace(few, algorithm=FedAvg(combine=Krum(20))))
 
 
 def test_a_plan_counts_parameters_memory_and_time(small_recipe: Make) -> None:

@@ -17,7 +17,7 @@ late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ti
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic
+from typing import Generic
 
 import torch
 
@@ -52,8 +52,6 @@ _WALK = 64
 class Clustered(Generic[State]):
     """Holds one state of any algorithm for all, and one for each cluster."""
 
-    server_sees: ClassVar[Sees] = "each"
-
     inner: Algorithm[State]
     """Trains each cluster, its server optimizer included."""
     mode: Mode = Auto()
@@ -68,6 +66,10 @@ class Clustered(Generic[State]):
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
         if not isinstance(self.mode, Auto) and self.share != Sharing():
             raise ValueError("clustered.share has an effect in mode auto only: leave it out")
+
+    @property
+    def server_sees(self) -> Sees:
+        return "each in full" if self.inner.server_sees == "each in full" else "each"
 
     def init(self, params: Params, seed: int) -> ClusteredState[State]:
         self.mode.begin(params)

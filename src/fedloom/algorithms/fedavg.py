@@ -18,10 +18,10 @@ size, and its pull goes through whatever local optimizer is chosen.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from fedloom.core.params import sub
-from fedloom.core.payloads import mean_upload, to_all
+from fedloom.core.payloads import to_all
 from fedloom.core.protocols import (
     ClientId,
     ClientUpdate,
@@ -35,6 +35,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
+from fedloom.server.combine import Combine, Mean
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
 
@@ -50,14 +51,14 @@ class FedAvgState:
 class FedAvg:
     """Clients train from the shared model; the server steps along the mean of their deltas."""
 
-    server_sees: ClassVar[Sees] = "mean"
-
     server: ServerOptimizer = SGD()
     """How the server steps along the mean delta."""
     mu: float = 0.0
     """Strength of FedProx's pull towards the download; 0 is FedAvg."""
     weighting: Literal["examples", "uniform"] = "examples"
-    """Whether clients count by their training examples or alike."""
+    """Whether clients count by their training examples or alike; rules that choose or sort count them alike."""
+    combine: Combine = Mean()
+    """How one delta is made of many: their mean, or a rule that bad clients cannot bend."""
 
     def __post_init__(self) -> None:
         if not self.mu >= 0:
@@ -67,7 +68,12 @@ class FedAvg:
                 f"fedavg.weighting must be examples or uniform, got {self.weighting!r}"
             )
 
+    @property
+    def server_sees(self) -> Sees:
+        return self.combine.sees
+
     def init(self, params: Params, seed: int) -> FedAvgState:
+        self.combine.begin(params)
         return FedAvgState(params, self.server.init(params))
 
     def broadcast(self, state: FedAvgState, round: Round) -> Mapping[ClientId, Payload]:
@@ -85,6 +91,6 @@ class FedAvg:
     def server_update(
         self, state: FedAvgState, round: Round, replies: Iterable[Reply]
     ) -> tuple[FedAvgState, Metrics]:
-        delta = mean_upload(replies)["delta"]
+        delta, told = self.combine.combine(state.params, replies)
         params, moments = self.server.step(state.params, delta, state.moments)
-        return FedAvgState(params, moments), {}
+        return FedAvgState(params, moments), told

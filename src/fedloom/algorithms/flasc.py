@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, get_args
 
-from fedloom.core.density import Density
+from fedloom.core.density import Density, check_comparable
 from fedloom.core.masks import kept_shares
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import once_each
@@ -57,6 +57,7 @@ class Flasc(Generic[State]):
     def __post_init__(self) -> None:
         if self.scope not in get_args(Scope):
             raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
+        check_comparable(self.inner, "flasc.upload", apart=self.upload.thins)
 
     @property
     def server_sees(self) -> Sees:

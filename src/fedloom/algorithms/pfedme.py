@@ -13,10 +13,9 @@ inner solve.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from fedloom.core.params import axpy, sub
-from fedloom.core.payloads import mean_upload, to_all
+from fedloom.core.payloads import to_all
 from fedloom.core.protocols import (
     ClientId,
     ClientUpdate,
@@ -30,6 +29,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
+from fedloom.server.combine import Combine, Mean
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,6 @@ class PFedMeState:
 class PFedMe:
     """Clients pull a personal model towards theirs and theirs towards it, several times a round."""
 
-    server_sees: ClassVar[Sees] = "mean"
-
     strength: float = 15.0
     """lambda: how close a personal model stays to the local copy of the shared one."""
     lr: float = 0.005
@@ -53,6 +51,8 @@ class PFedMe:
     """R: inner solves a round, each of the recipe's `local` steps."""
     server_mix: float = 1.0
     """beta: how far the shared model goes to the mean of the local copies; above 1 is past it."""
+    combine: Combine = Mean()
+    """How one delta is made of many: their mean, or a rule that bad clients cannot bend."""
 
     def __post_init__(self) -> None:
         positive = {"strength": self.strength, "lr": self.lr, "server_mix": self.server_mix}
@@ -62,7 +62,12 @@ class PFedMe:
         if self.local_rounds < 1:
             raise ValueError(f"pfedme.local_rounds must be at least 1, got {self.local_rounds}")
 
+    @property
+    def server_sees(self) -> Sees:
+        return self.combine.sees
+
     def init(self, params: Params, seed: int) -> PFedMeState:
+        self.combine.begin(params)
         return PFedMeState(params)
 
     def broadcast(self, state: PFedMeState, round: Round) -> Mapping[ClientId, Payload]:
@@ -85,4 +90,5 @@ class PFedMe:
         self, state: PFedMeState, round: Round, replies: Iterable[Reply]
     ) -> tuple[PFedMeState, Metrics]:
         # (1 - beta) w + beta mean(w_i)
-        return PFedMeState(axpy(self.server_mix, mean_upload(replies)["delta"], state.params)), {}
+        delta, told = self.combine.combine(state.params, replies)
+        return PFedMeState(axpy(self.server_mix, delta, state.params)), told

@@ -84,7 +84,7 @@ class Private(Generic[State]):
         if (reads := self.inner.server_sees) != "mean":
             raise ValueError(
                 f"private needs an algorithm whose server reads the mean of uploads, got"
-                f" {type(self.inner).__name__}, which reads {reads}"
+                f" {type(self.inner).__name__}, which reads {reads}: only a mean bounds each one's part"
             )
         if (on := self.noise_on) not in ("everywhere", "support"):
             raise ValueError(f"private.noise_on must be everywhere or support, got {on!r}")

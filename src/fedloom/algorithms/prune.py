@@ -16,7 +16,7 @@ from typing import Generic, get_args
 
 import torch
 
-from fedloom.core.density import Density
+from fedloom.core.density import Density, check_comparable
 from fedloom.core.masks import fill, kept_shares, num_kept, pick
 from fedloom.core.params import params_map
 from fedloom.core.payloads import once_each
@@ -64,6 +64,7 @@ class Prune(Generic[State]):
             raise ValueError(f"prune.scope must be global or tensor, got {self.scope!r}")
         if self.density.tiers and not self.regrow:
             raise ValueError("prune.density.tiers needs prune.regrow, got one mask for all clients")
+        check_comparable(self.inner, "prune.density", apart=bool(self.density.tiers))
 
     @property
     def server_sees(self) -> Sees:

@@ -7,7 +7,8 @@ Deviations: `weighting: examples` weighs deltas and control deltas alike, so tha
 of the c_i that the weighted objective asks for; the code of OpenFedLLM (arXiv:2402.06954) weighs
 the deltas only. That code also takes the displacement of AdamW for a gradient, which is refused
 here. c moves by the expected share of clients times the mean of those that replied; a client whose
-reply is lost keeps its new c_i.
+reply is lost keeps its new c_i. Robust rules (`fedavg.combine`) are not for it: clients that a rule
+leaves out go on with the c_i they computed, and c would be the mean of others.
 """
 
 from collections.abc import Iterable, Mapping

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from fedloom.core.protocols import Profile
+from fedloom.core.protocols import Algorithm, Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +45,17 @@ class Density:
             return 1.0
         share = self.tiers.get(profile.get("tier", ""), self.start)
         return max(share * self.decay ** ((round - 1 - self.warm) // self.every), self.least)
+
+    @property
+    def thins(self) -> bool:
+        """Return whether there may be a client in whose messages anything is left out."""
+        return min(self.start, self.decay, *self.tiers.values()) < 1
+
+
+def check_comparable(inner: Algorithm[Any], setting: str, *, apart: bool) -> None:
+    """Refuse uploads of entries that differ by client where the server compares whole ones: what is missing is no zero."""
+    if apart and inner.server_sees == "each in full":
+        raise ValueError(
+            f"{setting} gives every client a mask of its own, but a robust combine below it compares uploads entry by"
+            " entry: take one share for all of them, or combine: mean"
+        )

@@ -14,8 +14,8 @@ Payload = Mapping[str, Params]
 Metrics = Mapping[str, float]
 Profile = Mapping[str, str]
 """What both sides may know of a client: tier, language."""
-Sees = Literal["each", "mean", "noisy mean"]
-"""What a server half reads of the uploads."""
+Sees = Literal["each", "each in full", "mean", "noisy mean"]
+"""What a server half reads of the uploads; in full where it compares all of their entries."""
 State = TypeVar("State")
 """A frozen dataclass of Params, tensors, numbers, tuples and dicts."""
 Split = Literal["validation", "test"]

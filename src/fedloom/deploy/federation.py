@@ -25,6 +25,7 @@ from fedloom.engines.remote import Remote
 from fedloom.engines.settings import FlowerSettings
 from fedloom.run.session import Session
 from fedloom.run.settings import Recipe
+from fedloom.run.turnout import least_replies
 
 
 @contextmanager
@@ -95,7 +96,8 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         )
         remote = _remote(session, session.recipe, link, console)
         remote.one_client = True
-        remote.min_sites = max(1, session.recipe.run.min_replies)
+        recipe = session.recipe
+        remote.min_sites = max(recipe.run.min_replies, least_replies(recipe.algorithm))
         remote.patience = session.recipe.run.patience_seconds
         remote.meet(names, seconds=settings.patience, patient=True)
         manifest = dataclasses.replace(

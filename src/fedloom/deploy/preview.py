@@ -21,6 +21,7 @@ from fedloom.wire.format import encode_reply, encode_task
 
 _SEEN = {
     "each": "the server reads every upload by itself",
+    "each in full": "the server compares the uploads, entry by entry",
     "mean": "the server needs only the mean of the uploads, and receives each of them",
     "noisy mean": "the server adds noise to the mean; it receives each upload, clipped at the site",
 }

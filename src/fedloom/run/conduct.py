@@ -25,6 +25,7 @@ from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Baseline, Recipe
 from fedloom.run.trackers import check_trackers, make_trackers
+from fedloom.run.turnout import check_turnout
 from fedloom.run.units import human_bytes
 from fedloom.run.wording import MEASURES, duration, shown, title
 
@@ -126,6 +127,7 @@ def _one(
 
 def _check_data(session: Session) -> None:
     check_label(session)
+    check_turnout(session.recipe.algorithm, session.recipe.cohort, len(session.learners))
     draw(
         begin(session.recipe.algorithm, session.space.start(), 0),
         session.learners,

@@ -5,6 +5,7 @@ not made a second time, with other replies. Its line in metrics.jsonl, which hol
 else is in it waits in the checkpoint.
 """
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,12 @@ from rich.text import Text
 from fedloom.core.protocols import Absence, ClientId, Metrics
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
+from fedloom.run.belief import evaluation_doubt
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.environment import phase_memory
 from fedloom.run.history import History
+from fedloom.run.influence import FILE as INFLUENCE_FILE
+from fedloom.run.influence import told_apart
 from fedloom.run.loop import Run, advance, measure
 from fedloom.run.privacy import KNOWN_SEED
 from fedloom.run.progress import RoundBar, round_bar
@@ -101,7 +105,8 @@ def _truncate(folder: Path, number: int) -> int:
         lines.truncate_after(number - 1)
         last = max((int(row["round"]) for row in rows[:-1]), default=-1)
     # A round without a line is measured again, client by client.
-    clients.truncate_after(last)
+    for name in RECORDS:
+        records(folder / name).truncate_after(last)
     return last
 
 
@@ -130,7 +135,7 @@ def _round(
     run: Run[Any], session: Session, recorder: "_Recorder"
 ) -> tuple[Run[Any], dict[str, float]]:
     """Return the run after one more round, and what is told of it before it is measured."""
-    recipe, began = session.recipe, time.perf_counter()
+    recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
     with phase_memory("train") as memory:
         run, metrics, absences = advance(
             run,
@@ -139,6 +144,8 @@ def _round(
             population=session.learners,
             sampler=recipe.cohort,
             min_replies=recipe.run.min_replies,
+            max_update_norm=recipe.run.max_update_norm,
+            say=lambda said: recorder.say(f"round {number}: {said}"),
         )
         session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
@@ -158,8 +165,11 @@ def _tell(
     every = session.recipe.evaluation.every
     due = last or (every > 0 and run.number % every == 0)
     measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
-    recorder.record(run, {**told, **measured})
-    bar.advance(run.number, {**told, **measured})
+    metrics, influence = told_apart(told)
+    if influence:
+        recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
+    recorder.record(run, {**metrics, **measured})
+    bar.advance(run.number, {**metrics, **measured})
 
 
 class _Recorder:
@@ -208,6 +218,7 @@ class _Recorder:
                 clients=clients,
             )
             self.note(run.number, absences)
+            measured = self._believed(run.number, measured, held_out)
             if measured and not self.quiet:
                 self._write_clients(run.number, split, measured)
             if measured:
@@ -233,9 +244,34 @@ class _Recorder:
             said = f"round {number}: {absence.client} is absent: {absence.reason}"
             self.console.print(Text(said, "yellow"))
 
+    def say(self, said: str) -> None:
+        """Print a note in which names are no markup."""
+        self.console.print(Text(said, "yellow"), soft_wrap=True)
+
+    def append(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to a file of the run's records, and count them."""
+        self.lines[file] += len(rows)
+        records(self.session.folder / file).append(rows)
+
+    def _believed(
+        self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
+    ) -> Mapping[ClientId, Metrics]:
+        """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
+        longest, kept = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        usual = statistics.median([held_out[client] for client in measured] or [0])
+        for client, metrics in measured.items():
+            doubt = evaluation_doubt(
+                metrics, held_out=held_out[client], usual=usual, max_length=longest
+            )
+            if doubt is None:
+                kept[client] = metrics
+            else:
+                self.say(f"round {number}: the evaluation of {client} is left out: {doubt}")
+        return kept
+
     def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
-        self.lines["clients.jsonl"] += len(measured)
-        records(self.session.folder / "clients.jsonl").append(
+        rows = [
             {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
             for client, metrics in measured.items()
-        )
+        ]
+        self.append("clients.jsonl", rows)

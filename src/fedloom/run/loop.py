@@ -1,6 +1,7 @@
 """The round, once, for every algorithm and every engine."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
@@ -21,6 +22,8 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seeds import derive
+from fedloom.run.belief import Belief
+from fedloom.run.soundness import flaw_of
 from fedloom.server.samplers import Sampler
 
 
@@ -41,6 +44,8 @@ class Tally:
     upload_bytes: int = 0
     num_replies: int = 0
     absences: list[Absence] = field(default_factory=list)
+    belief: Belief | None = None
+    """Holds every reply against what its client declared; None takes all as they are."""
     _sums: dict[str, float] = field(default_factory=dict)
     _weights: dict[str, float] = field(default_factory=dict)
 
@@ -50,6 +55,8 @@ class Tally:
             self.download_bytes += delivery.download_bytes
             self.upload_bytes += delivery.upload_bytes
             answer = delivery.answer
+            if self.belief and isinstance(answer, Reply):
+                answer = self.belief.of(answer)
             if isinstance(answer, Absence):
                 self.absences.append(answer)
                 continue
@@ -89,23 +96,35 @@ def advance(
     population: Mapping[ClientId, Profile],
     sampler: Sampler,
     min_replies: int = 0,
+    max_update_norm: float = math.inf,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Run[State], Metrics, Sequence[Absence]]:
     """Run one round.
 
-    With fewer than `min_replies` replies, or none where the algorithm needs one, the round is spent and the state
-    stays as it was: server halves are pure, so the new state is simply not kept.
+    With fewer than `min_replies` replies, with too few for the algorithm, or where the new state is not finite or a model
+    moved farther than `max_update_norm`, the round is spent and the state stays as it was: server halves are pure, so the
+    new one is simply not kept. `say` is told why.
     """
     round = draw(run, population, sampler)
-    tally = Tally()
+    belief = Belief(population, max_update_norm, algorithm.server_sees)
+    tally = Tally(belief=belief)
     deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
-    state, server, kept = run.state, dict[str, float](), False
+    state, server, kept, why = run.state, dict[str, float](), False, ""
     try:
         updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
-        kept = tally.num_replies >= min_replies
-        if kept:
-            state, server = updated, {f"server/{name}": value for name, value in reported.items()}
-    except NoReplies:
-        pass
+        most = math.inf if algorithm.server_sees == "noisy mean" else max_update_norm
+        flaw = flaw_of(run.state, updated, most=most)
+        if flaw:
+            why = f"{flaw}; most of it came from {', '.join(belief.suspects()[:5]) or 'nobody'}"
+        elif tally.num_replies < min_replies:
+            why = f"{tally.num_replies} clients replied, run.min_replies is {min_replies}"
+        else:
+            kept, state = True, updated
+            server = {f"server/{name}": value for name, value in reported.items()}
+    except NoReplies as error:
+        why = str(error)
+    if why and say:
+        say(f"the model stays as it was: {why}")
     metrics = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
     return replace(run, number=round.number, state=state), metrics, tally.absences
 

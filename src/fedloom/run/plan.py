@@ -18,6 +18,7 @@ from fedloom.run.environment import peak_memory_bytes
 from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.session import Session, build
 from fedloom.run.settings import Recipe
+from fedloom.run.turnout import check_turnout, least_replies
 from fedloom.run.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
@@ -82,6 +83,7 @@ def make_plan(recipe: Recipe) -> Plan:
         )
     with tempfile.TemporaryDirectory() as folder:
         session = build(recipe, Path(folder))
+        check_turnout(recipe.algorithm, recipe.cohort, len(session.learners))
         download, upload = _bytes(session)
         clients = _cohort(session)
         seconds = _probe(session, clients)
@@ -111,15 +113,18 @@ def _bytes(session: Session) -> tuple[int, int]:
     recipe = session.recipe
     algorithm, wire = recipe.algorithm, recipe.wire
     run = begin(algorithm, session.space.start(), recipe.run.seed)
-    upload = 0
+    upload, least = 0, least_replies(algorithm)
     for _ in range(2):
         round = draw(run, session.learners, None)
         client, payload = next(iter(algorithm.broadcast(run.state, round).items()))
+        others = [name for name in round.population if name != client]
         (task,) = tasks("train", round, {client: payload})
         reply = rehearse(algorithm, task, noise=1e-2)
         upload = len(encode_reply(reply, settings=wire))
         download = len(encode_task(task, settings=wire))
-        state, _ = algorithm.server_update(run.state, round, [reply])
+        # As many of one kind as a robust rule asks for.
+        replies = [replace(reply, client=name) for name in (client, *others[: least - 1])]
+        state, _ = algorithm.server_update(run.state, round, replies)
         run = replace(run, number=run.number + 1, state=state)
     return download, upload
 

@@ -89,8 +89,20 @@ def _no_client(row: Mapping[str, Any]) -> str | None:
     return not_numbers(row["metrics"])
 
 
-RECORDS: Mapping[str, Wrong] = {"metrics.jsonl": not_numbers, "clients.jsonl": _no_client}
-"""A line a round; a line a client and evaluation."""
+def _no_influence(row: Mapping[str, Any]) -> str | None:
+    if not isinstance(row.get("influence"), dict):
+        return "has no influence as a run writes it"
+    if not all(type(part) in (int, float) for part in row["influence"].values()):
+        return "has an influence that is no number"
+    return None
+
+
+RECORDS: Mapping[str, Wrong] = {
+    "metrics.jsonl": not_numbers,
+    "clients.jsonl": _no_client,
+    "influence.jsonl": _no_influence,
+}
+"""A line a round; a line a client and evaluation; a line a round of a robust rule."""
 
 
 def records(file: Path) -> JsonLines:

@@ -16,6 +16,7 @@ from fedloom.run import report_figures as figures
 from fedloom.run.notes import said
 from fedloom.run.report_clusters import clusters_section
 from fedloom.run.report_figures import Line
+from fedloom.run.report_influence import influence_section
 from fedloom.run.report_labels import labels_section
 from fedloom.run.report_machine import machine_rows
 from fedloom.run.report_seeds import seeds_section
@@ -85,6 +86,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         **server_sections(own),
         "seeds": seeds_section(own),
         "clusters": clusters_section(own),
+        "influence": influence_section(own),
         "by_label": labels_section(runs),
         "clients": _clients(own, metric),
         "split": _split(own),

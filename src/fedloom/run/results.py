@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fedloom.core.protocols import ClientId
 from fedloom.run.history import History
+from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.notes import read_notes
 from fedloom.run.reading import read_json, read_recipe_text
 from fedloom.run.records import records
@@ -36,6 +37,8 @@ class Results:
     """Of runs in seed space: seeds.json."""
     clusters: Mapping[str, Any]
     """Of runs that group their clients: clusters.json."""
+    influence: Sequence[Mapping[str, Any]]
+    """Of runs whose server may leave clients out: lines of influence.jsonl."""
     by_label: Mapping[str, Any]
     """Of runs with evaluation.by: by_label.json."""
     anyway: Sequence[Mapping[str, Any]]
@@ -106,6 +109,7 @@ def read_results(folder: Path) -> Results:
         summary=_json(folder / "summary.json", dict),
         seeds=_json(folder / "seeds.json", dict),
         clusters=_json(folder / "clusters.json", dict),
+        influence=records(folder / INFLUENCE_FILE).rows(),
         by_label=_json(folder / "by_label.json", dict),
         anyway=read_notes(folder),
         baselines={file.parent.name: read_results(file.parent) for file in below},

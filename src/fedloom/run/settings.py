@@ -11,6 +11,7 @@ from fedloom.engines.settings import EngineSettings, FlowerSettings, InProcessSe
 from fedloom.evaluation.settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
 from fedloom.run.quiet import is_quiet
+from fedloom.run.turnout import check_turnout
 from fedloom.server.samplers import Full, Poisson, Sampler
 from fedloom.spaces.build import TuneSettings
 from fedloom.wire.settings import WireSettings
@@ -20,6 +21,8 @@ Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
 
 
 _PATIENCE = 600.0
+MAX_UPDATE_NORM = 1e4
+"""The default of run.max_update_norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class RunSettings:
     the server waits while fewer of them, or none, are connected."""
     patience_seconds: float = _PATIENCE
     """How long it waits then, before the run stops with the round unspent."""
+    max_update_norm: float = MAX_UPDATE_NORM
+    """A client's delta beyond this norm is left out, and so is a round that moves a model farther or to what is not
+    finite. Far above what training does: it is there against what would end a run, and `combine` against what bends it."""
     patience: int = 0
     """Stop after this many evaluations without a better `monitor`; 0 never stops early."""
     monitor: str = "validation/loss"
@@ -56,6 +62,8 @@ class RunSettings:
         ):
             if value < least:
                 raise ValueError(f"run.{name} must be at least {least}, got {value}")
+        if not self.max_update_norm > 0:
+            raise ValueError(f"run.max_update_norm must be positive, got {self.max_update_norm}")
         if not 1 <= self.patience_seconds <= 1e7:
             raise ValueError(
                 f"run.patience_seconds must be in [1, 1e7], got {self.patience_seconds}"
@@ -109,6 +117,8 @@ class Recipe:
             )
         if self.algorithm.server_sees == "noisy mean":
             self._check_private()
+        num_clients = None if self.elsewhere else self.data.num_clients
+        check_turnout(self.algorithm, self.cohort, num_clients)
 
     def _check_private(self) -> None:
         if not isinstance(self.cohort, Poisson):
@@ -126,6 +136,11 @@ class Recipe:
             raise ValueError(
                 "run.patience must be 0 for private, as clients' held-out data would decide when to"
                 f" stop, which no epsilon counts, got {self.run.patience}"
+            )
+        if self.run.max_update_norm != MAX_UPDATE_NORM:
+            raise ValueError(
+                "run.max_update_norm has no effect beside private, whose clip bounds what a client adds, got"
+                f" {self.run.max_update_norm:g}"
             )
         if is_quiet(self.algorithm):
             self._check_quiet()

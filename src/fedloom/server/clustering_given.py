@@ -56,7 +56,8 @@ class _Known(Silent, Protocol):
         whole, told = inner.server_update(state.whole, round, iter(arrived))
         grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
         models = {k: state.centers.get(k, state.whole) for k in grouping.members}
-        centers, said = teach(inner, models, share.teaching(grouping), round, arrived)
+        taught = share.teaching(grouping)
+        centers, said = teach(inner, models, taught, round, arrived, instead=whole)
         after = replace(state, whole=whole, centers=centers, grouping=grouping)
         return after, {**told, **said}
 

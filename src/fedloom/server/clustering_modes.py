@@ -101,7 +101,7 @@ class Auto:
             k: state.centers.get(begins[k], state.whole if k in came else whole)
             for k in grouping.members
         }
-        centers, said = teach(inner, models, taught, round, arrived)
+        centers, said = teach(inner, models, taught, round, arrived, instead=whole)
         after = replace(state, whole=whole, centers=centers, grouping=grouping)
         return after, {**told, **said}
 

@@ -6,7 +6,6 @@ sign, to a hashed place, so that inner products of sketches are those of the row
 an outer product is the circular convolution of its factors' sketches, so that LoRA's B A is never written down.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fedloom.core.protocols import Params
 from fedloom.core.seeds import derive, generator
+from fedloom.server.combine_products import pairs
 
 Compare = Literal["B", "last_B", "all", "BA"]
 """LoRA's B (where a space has none, all), the last such tensor of a file, all tensors, or the product B A."""
@@ -23,7 +23,7 @@ _CHUNK = 1 << 15
 """Entries sketched at once: few, so that memory is not left in pieces between the rows that stay."""
 _TABLE = 1 << 20
 """Hashes there are; each chunk reads them from a place of its own, turned and signed anew."""
-_A, _B = "lora_A", "lora_B"
+_B = "lora_B"
 
 
 def compared(delta: Params, compare: Compare) -> Params:
@@ -78,7 +78,7 @@ def check_product(start: Params) -> None:
     Raises:
         ValueError: where there are no factors, or A counts from its own start.
     """
-    factors = [start[a] for a, _ in _pairs(start)]
+    factors = [start[a] for a, _ in pairs(start)]
     if not factors:
         raise ValueError(
             "clustered.mode.auto.compare BA needs tune.space lora, got a space without factors"
@@ -94,7 +94,7 @@ def _product_sketch(start: Params, delta: Params, size: int) -> Tensor:
     """Sketch (B + dB)(A + dA) - B A, all layers together."""
     spectrum = torch.zeros(size // 2 + 1, dtype=torch.complex128)
     end = {name: t + delta[name] if name in delta else t for name, t in start.items()}
-    for a, b in _pairs(start):
+    for a, b in pairs(start):
         columns = torch.cat([end[b], -start[b]], dim=1)  # (out, 2 rank)
         rows = torch.cat([end[a], start[a]])  # (2 rank, in)
         left = _columns_sketch(columns.double(), b, size)
@@ -109,13 +109,6 @@ def _columns_sketch(matrix: Tensor, name: str, size: int) -> Tensor:
     places, signs, turn = _hashes(name, 0, len(matrix), size)
     sums = torch.zeros(size, matrix.shape[1], dtype=matrix.dtype)
     return sums.index_add_(0, places, matrix * signs[:, None]).roll(turn, dims=0)
-
-
-def _pairs(params: Params) -> Iterator[tuple[str, str]]:
-    """Yield the names of each layer's two factors."""
-    for name in sorted(params):
-        if _A in name and name.replace(_A, _B) in params:
-            yield name, name.replace(_A, _B)
 
 
 def _hashes(name: str, at: int, count: int, size: int) -> tuple[Tensor, Tensor, int]:

@@ -8,6 +8,7 @@ from typing import Generic
 import torch
 
 from fedloom.core.params import axpy, scale
+from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -19,6 +20,7 @@ from fedloom.core.protocols import (
     State,
 )
 from fedloom.server.clustering_members import WHOLE, Grouping
+from fedloom.server.combine_robust import TooFew
 
 _LEAST = 0.01
 """Clusters a client belongs to by less are none of its."""
@@ -106,8 +108,10 @@ def teach(
     weights: Weights,
     round: Round,
     replies: Sequence[Reply],
+    *,
+    instead: State | None = None,
 ) -> tuple[dict[int, State], Metrics]:
-    """Return every model after the replies of those who teach it, and the mean of what is told; without any it stands.
+    """Return every model after the replies of those who teach it, and the mean of what is told; without enough it stands.
 
     Args:
         inner: Trains each model.
@@ -115,17 +119,27 @@ def teach(
         weights: How much of which model a client teaches.
         round: The whole round.
         replies: Of all.
+        instead: Taken by a model whom too few teach for the inner rule, whoever replies.
     """
-    after, told = dict[int, State](), list[Metrics]()
+    after, told, small = dict[int, State](), list[Metrics](), 0
     for k, model in models.items():
         own = {client: parts[k] for client, parts in weights.items() if k in parts}
         mine = [replace(r, weight=r.weight * own[r.client]) for r in replies if r.client in own]
         after[k] = model
-        if mine:
+        if not mine:
+            continue
+        try:
             after[k], said = inner.server_update(model, narrowed(round, own), iter(mine))
             told.append(said)
+        except TooFew as few:
+            small += 1
+            if instead is not None and len(own) < few.needed:
+                after[k] = instead
+        except NoReplies:
+            continue
     names = dict.fromkeys(name for said in told for name in said)
-    return after, {n: statistics.fmean(said[n] for said in told if n in said) for n in names}
+    means = {n: statistics.fmean(said[n] for said in told if n in said) for n in names}
+    return after, {**means, **({"num_too_small": float(small)} if small else {})}
 
 
 def downloads(

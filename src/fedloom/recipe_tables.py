@@ -1,0 +1,26 @@
+"""Sections of a recipe that are a choice by name, and what they may be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedloom.core.density import Density
+from fedloom.data.partition import PARTITIONS, Partition
+from fedloom.engines.settings import ENGINES, EngineSettings
+from fedloom.server.clustering_modes import MODES, Mode
+from fedloom.server.combine import COMBINES, Combine
+from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
+from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
+from fedloom.server.samplers import SAMPLERS, Sampler
+
+TABLES: dict[Any, Mapping[str, type]] = {
+    Partition: PARTITIONS,
+    ServerOptimizer: SERVER_OPTIMIZERS,
+    Combine: COMBINES,
+    Sampler: SAMPLERS,
+    EngineSettings: ENGINES,
+    Mode: MODES,
+    SeedSampling: SEED_SAMPLINGS,
+}
+
+BARE: dict[Any, str] = {Density: "start"}
+"""Sections that may be one number: the field it stands for."""
