@@ -11,7 +11,7 @@ import typer
 
 from fedloom import cli_recipes, cli_sites
 from fedloom.cli_console import console as _console
-from fedloom.cli_console import open_terminal
+from fedloom.cli_console import open_terminal, show_outcome
 from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
@@ -278,13 +278,12 @@ def _conduct(recipe: "Recipe", folder: Path, *, anyway: bool = False) -> None:
     from rich.text import Text
 
     from fedloom.launch import run_recipe
-    from fedloom.run.conduct import results_table
 
     about(folder)
     console = _console()
     console.print(Text.assemble((recipe.name, "bold"), f" → {folder}"))
-    console.print(results_table(run_recipe(recipe, folder, console=console, anyway=anyway)))
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    summaries = run_recipe(recipe, folder, console=console, anyway=anyway)
+    show_outcome(summaries, folder, console=console)
 
 
 if __name__ == "__main__":

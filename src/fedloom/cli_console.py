@@ -3,11 +3,15 @@
 import codecs
 import io
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+NOTHING_CHANGED = 3
+"""Exit code of a run no round of which changed the model."""
 _PLAIN = {
     "→": "->",
     "…": "...",
@@ -49,3 +53,17 @@ def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
         for letter in letters
     )
     return plain, error.end
+
+
+def show_outcome(
+    summaries: Mapping[str, Mapping[str, Any]], folder: Path, *, console: "Console"
+) -> None:
+    """Print what came of a run, and end with exit code 3 where no round of it changed the model."""
+    from fedloom.run.conduct import results_table
+
+    console.print(results_table(summaries))
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    own = summaries[""]
+    if own["rounds"] and own.get("rounds_unchanged") == own["rounds"]:
+        console.print("no round changed the model", style="yellow")
+        sys.exit(NOTHING_CHANGED)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fedloom.cli_console import console as _console
+from fedloom.cli_console import show_outcome
 from fedloom.cli_errors import about
 
 keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
@@ -76,7 +77,6 @@ def serve(
     from fedloom.engines.flower.keys import Keys
     from fedloom.launch import run_recipe
     from fedloom.recipe import load_recipe
-    from fedloom.run.conduct import results_table
 
     host, port = address(listen, local_only=not public)
     keyring = Keys(keys)
@@ -91,8 +91,8 @@ def serve(
     about(folder)
     console = _console()
     listening = Listening(host, port, keys)
-    console.print(results_table(run_recipe(loaded, folder, console=console, listening=listening)))
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    summaries = run_recipe(loaded, folder, console=console, listening=listening)
+    show_outcome(summaries, folder, console=console)
 
 
 def join(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fedloom.cli_console import NOTHING_CHANGED, show_outcome
 from fedloom.launch import run_recipe
 from fedloom.run.plan import make_plan
 from fedloom.run.settings import Recipe
@@ -256,3 +257,20 @@ def test_rows_longer_than_the_model_are_refused_before_training(
     with pytest.raises(ValueError, match=r"data.max_length must be at most 256, .* got 257"):
         run_recipe(recipe, tmp_path / "run") if command == "run" else make_plan(recipe)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_rounds_that_change_nothing_are_counted_and_end_a_command_with_a_code_of_their_own(
+    small_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe(run={"rounds": 2, "min_replies": 5, "samples": 0})
+    summaries = run_recipe(recipe, tmp_path / "run")
+    assert summaries[""]["rounds_unchanged"] == 2
+    with pytest.raises(SystemExit) as end:
+        show_outcome(summaries, tmp_path / "run", console=Console())
+    assert end.value.code == NOTHING_CHANGED
+    said = capsys.readouterr().out
+    assert "2 of 2" in said
+    assert "no round changed the model" in said
+    some = {"": {**summaries[""], "rounds_unchanged": 1}}
+    show_outcome(some, tmp_path / "run", console=Console())
+    assert "1 of 2" in capsys.readouterr().out

@@ -187,6 +187,9 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         found = (s["worst"].get(metric) for s in summaries.values())
         cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
         table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
+    if any(s.get("rounds_unchanged") for s in summaries.values()):
+        unchanged = (f"{s.get('rounds_unchanged', 0)} of {s['rounds']}" for s in summaries.values())
+        table.add_row("Rounds that changed nothing", "", *unchanged, style="yellow")
     counted = all("upload_bytes" in s for s in summaries.values())
     for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
         if counted:

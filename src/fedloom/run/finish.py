@@ -113,6 +113,7 @@ def _totals(history: History) -> dict[str, Any]:
         "upload_bytes": int(history.total("comm/upload_bytes")),
         "download_bytes": int(history.total("comm/download_bytes")),
         "num_absent": int(history.total("comm/num_absent")),
+        "rounds_unchanged": sum(not kept for _, kept in history.of("comm/round_kept")),
         "skipped_steps": int(history.total("train/skipped_steps")),
         "train_seconds": round(history.total("time/train_seconds"), 3),
         "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
