@@ -282,13 +282,13 @@ def test_a_server_measures_nothing_whose_data_is_at_sites(recipe: Make, tmp_path
 def test_a_full_disk_at_a_site_is_told(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full(descriptor: int) -> None:
+    def full(*paths: Path) -> None:
         raise OSError(28, "No space left on device")
 
     asked = recipe(engine=REMOTE, algorithm="scaffold")
     head, pieces, _ = letter(asked, "work", tmp_path)
     site = Site(settings(asked, tmp_path))
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     said, _ = site.answer(head, pieces)
     assert re.search(r"writing .*/memory/alba/1 needs \d+ bytes .*: make room", said["refusal"])
 

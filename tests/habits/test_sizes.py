@@ -24,6 +24,7 @@ WIDE = {
     "models/parts.py": "one small class a part, and how each is found",
     "recipe.py": "both ways: text to recipe, recipe to text",
     "run/loop.py": "a round is drawn, tasks are made, the run advances or is measured",
+    "run/reading.py": "one short function a file",
     "run/report_figures.py": "one function a picture",
     "run/wording.py": "one short function a wording",
     "server/optimizers.py": "a family: one class an entry of the table SERVER_OPTIMIZERS",

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from fedloom.launch import run_recipe
+from fedloom.models import build
 from fedloom.run.compare import compare
 from fedloom.run.conduct import results_table
 from fedloom.run.history import History
@@ -59,7 +60,10 @@ def test_a_run_of_a_broken_model_has_valid_files_and_says_so(
     tiny_llama: Callable[..., Any],
     tiny_tokenizer: Any,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A model that is broken from the start is refused; this one has to pass for one that breaks later.
+    monkeypatch.setattr(build, "check_causal", lambda *_: None)
     model = tiny_llama(vocab=len(tiny_tokenizer))
     torch.nn.init.constant_(model.model.layers[1].mlp.down_proj.weight, torch.nan)
     model.save_pretrained(tmp_path / "model")

@@ -1,16 +1,20 @@
 """What clients keep, on their own disk, by round: a resumed or repeated task finds what it found before."""
 
 import hashlib
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedloom.core.files import PART, write_atomic
 from fedloom.core.protocols import ClientId, Payload, Refusal
 from fedloom.wire.format import WireError, decode_with_header, encode
+from fedloom.wire.table import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,8 @@ class MemoryStore:
     def save(self, client: ClientId, round: int, memory: Payload) -> None:
         """Keep `memory` as of the end of `round`; nothing is written for a client without any."""
         if memory or self._rounds(client):
-            data = encode(memory, {"client": client, "round": round})
+            packed, layout = _packed(memory)
+            data = encode(packed, {"client": client, "round": round, "layout": layout})
             write_atomic(self._path(client, round), data, private=self.folder, sync=False)
             self._unsynced.add(client)
 
@@ -99,9 +104,41 @@ class MemoryStore:
 
 def _read(path: Path, client: str) -> tuple[Mapping[str, Any], Payload]:
     try:
-        return decode_with_header(path.read_bytes(), max_bytes=None)
-    except (WireError, OSError) as error:
+        header, packed = decode_with_header(path.read_bytes(), max_bytes=None)
+        told = {name: value for name, value in header.items() if name != "layout"}
+        return told, _unpacked(packed, header["layout"])
+    except (WireError, OSError, KeyError) as error:
         raise Refusal(f"the memory of {client} cannot be read from {path}: {error}") from error
+
+
+def _packed(memory: Payload) -> tuple[Payload, list[list[Any]]]:
+    """Return all tensors as the bytes of one, and where each lies: many small ones cost their number, not their size."""
+    layout: list[list[Any]] = []
+    pieces = []
+    for group, params in memory.items():
+        layout.append([group, None, []])
+        for name, tensor in params.items():
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            layout.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+            pieces.append(flat.view(torch.uint8))
+    whole = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.uint8)
+    return {"memory": {"bytes": whole}}, layout
+
+
+def _unpacked(packed: Payload, layout: Sequence[Sequence[Any]]) -> Payload:
+    whole, at = packed["memory"]["bytes"], 0
+    memory: dict[str, dict[str, torch.Tensor]] = {}
+    group = ""
+    for name, kind, shape in layout:
+        if kind is None:
+            group = name
+            memory[group] = {}
+            continue
+        size = math.prod(shape) * DTYPES[kind].itemsize
+        # A copy of its own begins where its type may.
+        memory[group][name] = whole[at : at + size].clone().view(DTYPES[kind]).reshape(shape)
+        at += size
+    return memory
 
 
 def _rounds(folder: Path) -> list[int]:

@@ -126,7 +126,7 @@ def _prune(session: Session, checkpoints: Checkpoints) -> None:
 
 
 def _check_monitor(settings: RunSettings, history: History) -> None:
-    if settings.patience and not history.of(settings.monitor):
+    if settings.patience and settings.monitor not in history.measured():
         known = ", ".join(history.measured())
         raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
