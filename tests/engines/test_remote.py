@@ -40,7 +40,7 @@ class Office:
     _number: int = 0
 
     def sites(self) -> Mapping[str, str]:
-        return {site: self.connection.get(site, "1") for site in self.talks}
+        return {site: self.connection.get(site, "") for site in self.talks}
 
     def send(self, letters: Mapping[str, Letter], *, seconds: float) -> Mapping[str, str]:
         tickets = {}

@@ -150,7 +150,7 @@ class Remote:
             for site in sites
             if site in here
             and site not in self.sites
-            and self._refused.get(site, ("", ""))[0] != here[site]
+            and (site not in self._refused or self._refused[site][0] != here[site])
         ]
 
     def _who_is_missing(self, missing: Sequence[Site], seconds: float) -> str:
