@@ -86,7 +86,7 @@ def changed_sites(session: Session) -> tuple[Difference, ...]:
     """Return which sites hold other numbers of examples than when they were last met; a site's data is its own."""
     if not session.recipe.elsewhere or not (session.folder / "manifest.json").exists():
         return ()
-    before = read_manifest(session.folder).clients
+    before = read_manifest(session.folder, elsewhere=True).clients
     return tuple(
         Difference(f"examples of {client}", _told(before[client]), _told(counts))
         for client, counts in session.counts.items()

@@ -80,8 +80,8 @@ def manifest_of(folder: Path) -> Path:
     return quiet if quiet.exists() else folder / "manifest.json"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Return the manifest of a run.
+def read_manifest(folder: Path, *, elsewhere: bool = False) -> Manifest:
+    """Return the manifest of a run; of one whose data is `elsewhere`, sites tell their profiles again.
 
     Raises:
         ValueError: where it is not there, or not whole.
@@ -92,6 +92,6 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest.from_json(told)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no manifest of a split ({error}): {remedy}") from error
-    if manifest.profiles.keys() != manifest.clients.keys():
+    if not elsewhere and manifest.profiles.keys() != manifest.clients.keys():
         raise ValueError(f"{file} does not tell the profile of every client: {remedy}")
     return manifest

@@ -144,5 +144,6 @@ def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federatio
             clients={},
         )
     else:
-        manifest = read_manifest(folder)
-    return Federation({}, manifest.profiles, manifest, class_tokens(recipe.data, tokenizer))
+        manifest = read_manifest(folder, elsewhere=recipe.elsewhere)
+    profiles = {client: manifest.profiles.get(client, {}) for client in manifest.clients}
+    return Federation({}, profiles, manifest, class_tokens(recipe.data, tokenizer))
