@@ -56,8 +56,11 @@ RULES: Mapping[str, Any] = {
 }
 TOLD = (
     "Test loss, mean over the seeds. In brackets, of the seed where it is most: without attackers the difference from the"
-    " mean's, with attackers that from the same rule's without. Two attackers of eight clients, of eleven for bulyan; a"
-    " model that training cannot leave is not finite."
+    " mean's, with attackers that from the same rule's without. Two attackers of eight clients, of eleven for bulyan; not"
+    " finite is a model that no training leads out of. Rejected is who counted by less than a tenth; the gauge attack sends"
+    " an honest model, which no rule has to reject. After more rounds the losses without attackers differ by up to a third"
+    " from rule to rule, by the course of one seed: smaller differences than that say little. Median, trimmed mean and what"
+    " is clipped lose to a sign flip all the same, as a quarter of the clients pulls every number one way."
 )
 ATTACKS = ("none", "sign flip", "1e30", "noise", "labels", "ALIE", "gauge")
 
