@@ -185,8 +185,8 @@ def export(
     from fedloom.run.lock import held
     from fedloom.run.reading import require_run
 
-    target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
     require_run(folder)
+    target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
     console = _console()
     inside = folder.resolve() in target.resolve().parents
     about(folder)

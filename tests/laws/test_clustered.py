@@ -77,7 +77,11 @@ def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: P
 
 @pytest.mark.slow
 def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_path: Path) -> None:
-    """fedmllm C12: ten clients, ten local steps, nobody says how many languages there are."""
+    """fedmllm C12: ten clients, ten local steps, nobody says how many languages there are.
+
+    With 360 examples a client: of 120, a model for two clients is learnt by heart, and whether it or the one for all
+    ends better is a matter of a machine's rounding.
+    """
     loss = {}
     for name, algorithm in (
         ("clustered", [{"clustered": {"label": "language"}}, "fedavg"]),
@@ -88,7 +92,7 @@ def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_pa
             "algorithm": algorithm,
             "data": {
                 "num_clients": 10,
-                "num_examples": 1200,
+                "num_examples": 3600,
                 "where": {"language": LANGUAGES},
                 "partition": {"shards": {"by": "language", "per_client": 1}},
                 "max_length": 96,

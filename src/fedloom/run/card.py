@@ -27,7 +27,10 @@ def model_card(
     """
     run = read_results(folder)
     base = str((run.recipe.get("model") or {}).get("name", ""))
-    builtin, privacy = base.startswith("builtin:"), tell_privacy(run)
+    builtin, privacy = (
+        base.startswith("builtin:"),
+        tell_privacy(run.recipe.get("algorithm"), run.history),
+    )
     sections = [
         _head(base, merged=merged, builtin=builtin),
         f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",

@@ -20,9 +20,8 @@ from fedloom.run.history import History
 from fedloom.run.loop import Run
 from fedloom.run.privacy import tell_privacy
 from fedloom.run.quiet import is_quiet
-from fedloom.run.reading import QUIET_MANIFEST
+from fedloom.run.reading import QUIET_MANIFEST, read_recipe_text
 from fedloom.run.records import finite
-from fedloom.run.results import read_results
 from fedloom.run.seeds import seed_record
 from fedloom.run.session import Session
 
@@ -104,7 +103,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "num_clusters": _num_clusters(run),
         "state_sha256": state_sha256(run),
         "stopped_early": run.number < recipe.run.rounds,
-        "privacy": tell_privacy(read_results(session.folder)),
+        "privacy": tell_privacy(read_recipe_text(session.folder)[1].get("algorithm"), history),
     }
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedloom.run.results import Results
+from fedloom.run.history import History
 from fedloom.run.wording import shown
 
 EPSILON = "server/epsilon"
@@ -19,12 +19,16 @@ _COVERED = (
 )
 
 
-def tell_privacy(own: Results) -> dict[str, Any] | None:
+def tell_privacy(algorithm: object, history: History) -> dict[str, Any] | None:
     """Return epsilon (None where nothing is promised), delta, and both in a short and a whole sentence.
 
     None where the run is not private.
+
+    Args:
+        algorithm: As the resolved recipe has it.
+        history: The run's metrics.
     """
-    private, points = private_settings(own.recipe.get("algorithm")), own.history.of(EPSILON)
+    private, points = private_settings(algorithm), history.of(EPSILON)
     if private is None and not points:
         return None
     private = private or {}

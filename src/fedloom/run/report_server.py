@@ -77,7 +77,7 @@ def _sent(own: Results) -> dict[str, Any] | None:
 
 
 def _privacy(own: Results) -> dict[str, str] | None:
-    told = tell_privacy(own)
+    told = tell_privacy(own.recipe.get("algorithm"), own.history)
     if told is None:
         return None
     draw, promised = partial(_epsilon, own.history.of(EPSILON)), told["epsilon"] is not None
