@@ -102,8 +102,10 @@ class Golomb:
         if 2 * where.size > size:
             where = np.flatnonzero(mask_of(where, size, value=False))
         gaps = _gaps(where)
-        index, num_bits = _best_divisor(gaps, size)
-        return Plan(1 + -(-num_bits // 8), partial(self._encode, gaps, index, num_bits))
+        largest = int(gaps.max())
+        index, num_bits = _best_divisor(gaps, size, largest)
+        write = partial(self._encode, gaps, index, num_bits, largest)
+        return Plan(1 + -(-num_bits // 8), write)
 
     def decode(self, block: memoryview, size: int, count: int) -> Index:
         """Read planes, lowest bits and quotients, each at once."""
@@ -140,19 +142,19 @@ class Golomb:
             raise ValueError(f"a Golomb code of positions beyond {size} entries")
         # Quotients up to the i-th sum to ends[i] - i. Below 10 * size, so in 63 bits: of the rests
         # _num_divisors takes care.
-        steps, found = np.arange(number), ends
-        found -= steps
+        found = ends
         found *= divisor
-        found += steps
+        if divisor > 1:
+            found -= np.arange(0, number * (divisor - 1), divisor - 1)
         found += np.cumsum(rests, dtype=np.int64)
         if found[-1] >= size:
             raise ValueError(f"a Golomb code of position {found[-1]} of {size} entries")
         return found if number == count else mask_of(found, size, value=False)
 
-    def _encode(self, gaps: Positions, index: int, num_bits: int) -> bytes:
+    def _encode(self, gaps: Positions, index: int, num_bits: int, largest: int) -> bytes:
         divisor, number = _DIVISORS[index], gaps.size
         num_planes, num_short = _rest_bits(divisor)
-        gaps = gaps.astype(_narrow(max(int(gaps.max()), divisor)))
+        gaps = gaps.astype(_narrow(max(largest, divisor)))
         quotients = gaps // divisor
         rests = gaps - quotients * divisor
         lowest = rests
@@ -171,9 +173,9 @@ class Golomb:
         return bytes([index]) + np.packbits(bits[1:]).tobytes()
 
 
-def _best_divisor(gaps: Positions, size: int) -> tuple[int, int]:
+def _best_divisor(gaps: Positions, size: int, largest: int) -> tuple[int, int]:
     """Return the index of the divisor that takes the fewest bits for all gaps, and these bits."""
-    if int(gaps.max()) < 4 * gaps.size + (1 << 16):
+    if largest < 4 * gaps.size + (1 << 16):
         numbers = np.bincount(gaps)
         values = np.flatnonzero(numbers > 0)
         numbers = numbers[values]
@@ -209,7 +211,8 @@ def _narrow(limit: int) -> np.dtype[Any]:
 
 def _gaps(where: Positions) -> Positions:
     """Return how many entries lie between each position and the one before."""
-    gaps = where.copy()
+    gaps = np.empty_like(where)
+    gaps[:1] = where[:1]
     np.subtract(where[1:], where[:-1], out=gaps[1:])
     gaps[1:] -= 1
     return gaps

@@ -152,7 +152,8 @@ def _copy(block: memoryview) -> Tensor:
 
 
 def _largest(values: Tensor) -> float:
-    largest = float(values.abs().max()) if values.numel() else 0.0
+    low, high = map(float, torch.aminmax(values)) if values.numel() else (0.0, 0.0)
+    largest = max(-low, high)
     if not np.isfinite(largest):
         raise ValueError(f"holds {largest}, and only finite entries can be rounded")
     return largest
