@@ -20,7 +20,7 @@ import torch
 
 from fedloom.core.seeds import derive
 from fedloom.data.formats import Record, to_records
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import take_rows
 from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe
 from fedloom.run.export import deliverables
@@ -60,7 +60,7 @@ def newcomers(session: Session, count: int, size: int) -> list[tuple[str, list[R
         session.recipe.data, seed=derive(session.recipe.data.seed, "newcomers"), num_examples=3000
     )
     by_language: dict[str, list[Record]] = {}
-    for record in to_records(load_rows(data), data):
+    for record in to_records(take_rows(data).rows, data).records:
         by_language.setdefault(record.labels["language"], []).append(record)
     languages = sorted(by_language)
     found = []

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedloom.data.formats import Conversations, Record, to_records
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import take_rows
 
 COLUMNS = ("prompt", "completion", "language", "note")
 READ = ("prompt", "completion", "language")
@@ -72,7 +72,7 @@ def read(path: Path) -> Conversations | str:
     """Return what became of a file, or the sentence that refuses it."""
     asked = DataSettings(source=str(path), format="prompt-completion")
     try:
-        return to_records(load_rows(asked), asked)
+        return to_records(take_rows(asked).rows, asked)
     except ValueError as error:
         str(error).encode()  # every terminal can show it
         return str(error)

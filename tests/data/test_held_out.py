@@ -13,7 +13,7 @@ from fedloom.data.federation import Federation, federate
 from fedloom.data.formats import to_records
 from fedloom.data.partition import Dirichlet, Natural
 from fedloom.data.settings import DataSettings, Sample
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import take_rows
 from fedloom.recipe import load_recipe
 
 DOLLY = {
@@ -143,7 +143,7 @@ def test_dolly_is_split_as_in_the_paper(alpha: float, written: Callable[..., str
     path = written("dolly.jsonl", rows)
     overrides = [f"data.source={path}", f"data.partition.dirichlet.alpha={alpha}"]
     data = load_recipe("dolly", overrides).data
-    records = to_records(load_rows(data), data).records
+    records = to_records(take_rows(data).rows, data).records
     judged = Counter(record.labels["category"] for record in records if record.held_out)
     assert judged == {"summarization": DOLLY["summarization"]}
     learnt = [record.labels for record in records if not record.held_out]
@@ -205,7 +205,7 @@ def test_natural_instructions_is_chosen_as_in_the_paper(checkout: Callable[..., 
     test = {f"task{n:04d}": task(sizes.get(n, 24), 1, n) for n in range(757, 876)}
     source = checkout(train=train, test=test)
     data = load_recipe("natural_instructions", [f"data.source={source}"]).data
-    rows = load_rows(data)
+    rows = take_rows(data).rows
     learnt = Counter(str(row.values["task"]) for row in rows if not row.held_out)
     judged = Counter(str(row.values["task"]) for row in rows if row.held_out)
     assert (len(learnt), len(judged)) == (738, 119)

@@ -10,7 +10,7 @@ from fedloom.data.federation import federate
 from fedloom.data.formats import to_records
 from fedloom.data.partition import Natural
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import take_rows
 from fedloom.evaluation.text import extract
 
 pytestmark = pytest.mark.realtext
@@ -20,7 +20,7 @@ def test_gsm8k_ends_in_its_numbers(real_text: Path, byte_level: Any):
     settings = DataSettings(
         source=str(real_text / "gsm8k" / "train.jsonl"), prompt="plain", max_length=512
     )
-    records = to_records(load_rows(settings), settings).records
+    records = to_records(take_rows(settings).rows, settings).records
     assert len(records) == 7473
     for record in records:
         number = record.answer.rpartition("####")[2].strip().replace(",", "")
@@ -92,7 +92,7 @@ def test_xquad_is_one_client_a_language_and_keeps_its_answers(real_text: Path, b
 
 def test_xquad_rows_are_parallel(real_text: Path):
     settings = DataSettings(source=str(real_text / "xquad"))
-    rows = load_rows(settings)
+    rows = take_rows(settings).rows
     ids: dict[object, set[object]] = {}
     for row in rows:
         ids.setdefault(row.values["file"], set()).add(row.values["id"])

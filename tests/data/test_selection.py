@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedloom.data.settings import DataSettings, Sample
-from fedloom.data.sources import load_rows
+from fedloom.data.sources import take_rows
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def folder(written: Callable[..., str], tmp_path: Path) -> str:
 
 def taken(source: str, **given: Any) -> dict[str, list[int]]:
     """Return the length of `x` of every row taken, by file."""
-    rows = load_rows(
+    rows = take_rows(
         DataSettings(source=source, **given), lambda texts: [2 * len(t) for t in texts]
-    )
+    ).rows
     out: dict[str, list[int]] = {}
     for row in rows:
         out.setdefault(str(row.values["file"]), []).append(len(str(row.values["x"])))
@@ -72,7 +72,7 @@ def test_what_is_held_out_has_a_sample_of_its_own(folder: str):
         sample=Sample(share=0.1),
         held_out_sample=Sample(share=0.5, at_least=2),
     )
-    rows = load_rows(settings)
+    rows = take_rows(settings).rows
     held = [row for row in rows if row.held_out]
     assert {str(row.values["kind"]) for row in held} == {"k3"}
     assert "k3" not in {str(row.values["kind"]) for row in rows if not row.held_out}
@@ -81,7 +81,7 @@ def test_what_is_held_out_has_a_sample_of_its_own(folder: str):
 
 
 def test_the_built_in_corpus_can_hold_out_a_task():
-    rows = load_rows(DataSettings(num_examples=60, held_out={"task": ["capital"]}))
+    rows = take_rows(DataSettings(num_examples=60, held_out={"task": ["capital"]})).rows
     assert len(rows) == 60
     assert {row.held_out for row in rows if row.values["task"] == "capital"} == {True}
     assert {row.held_out for row in rows if row.values["task"] != "capital"} == {False}
@@ -109,7 +109,7 @@ def test_the_built_in_corpus_can_hold_out_a_task():
 )
 def test_what_selects_nothing_is_refused(given: dict[str, Any], message: str, folder: str):
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_rows(DataSettings(source=folder, **given))
+        take_rows(DataSettings(source=folder, **given))
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_values_are_compared_as_text(
     settings = DataSettings(source=path, **given)
     if not found:
         with pytest.raises(ValueError, match=r"nan"):
-            load_rows(settings)
+            take_rows(settings)
         return
-    rows = [row for row in load_rows(settings) if setting == "where" or row.held_out]
+    rows = [row for row in take_rows(settings).rows if setting == "where" or row.held_out]
     assert [row.values["x"] for row in rows] == found
 
 
@@ -194,4 +194,4 @@ def test_values_are_compared_as_text(
 def test_what_is_no_text_selects_nothing(given: dict[str, Any], written: Callable[..., str]):
     path = written("a.jsonl", '{"x": "a"}\n{"x": "\\ud800"}')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: x holds '\\ud800', half a character"):
-        load_rows(DataSettings(source=path, **given))
+        take_rows(DataSettings(source=path, **given))

@@ -12,13 +12,13 @@ import pytest
 
 from fedloom.data.readers import Row
 from fedloom.data.settings import DataSettings
-from fedloom.data.sources import load_rows, passed_over
+from fedloom.data.sources import passed_over, take_rows
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
 
 def values(source: str, **given: Any) -> list[dict[str, object]]:
-    return [dict(row.values) for row in load_rows(DataSettings(source=source, **given))]
+    return [dict(row.values) for row in take_rows(DataSettings(source=source, **given)).rows]
 
 
 # --- what can be read ----------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def test_json_holds_a_list_or_a_list_under_data(written: Callable[..., str]):
 
 def test_json_lines_skip_empty_lines_and_keep_line_numbers(written: Callable[..., str]):
     path = written("a.jsonl", '{"prompt": "a"}\n\n{"prompt": "b\\u2028c"}\n')
-    assert load_rows(DataSettings(source=path)) == [
+    assert take_rows(DataSettings(source=path)).rows == [
         Row({"prompt": "a"}, path, 1, "line"),
         Row({"prompt": "b\u2028c"}, path, 3, "line"),
     ]
@@ -83,7 +83,7 @@ def test_hidden_files_are_no_clients_and_others_are_named(
     for name in ("a.jsonl", "._a.jsonl", ".DS_Store", "README.md", "b.xlsx", "old/c.jsonl"):
         written(f"clients/{name}", json.dumps(ROWS[0]) if name == "a.jsonl" else "\0")
     settings = DataSettings(source=str(tmp_path / "clients"))
-    assert [dict(row.values) for row in load_rows(settings)] == [{**ROWS[0], "file": "a"}]
+    assert [dict(row.values) for row in take_rows(settings).rows] == [{**ROWS[0], "file": "a"}]
     assert passed_over(settings) == ["README.md", "b.xlsx", "old/"]
     assert passed_over(DataSettings()) == []
 
@@ -97,7 +97,7 @@ def test_two_files_that_would_be_one_client_are_refused(
     with pytest.raises(
         ValueError, match=r"holds a\..* and a\..*, which would be one client 'a': rename"
     ):
-        load_rows(DataSettings(source=str(tmp_path / "clients")))
+        take_rows(DataSettings(source=str(tmp_path / "clients")))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_client_of_a_folder_is_never_lost_or_renamed(
     written("clients/a.jsonl", ROWS)
     written("clients/b.jsonl", content)
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_rows(DataSettings(source=str(tmp_path / "clients")))
+        take_rows(DataSettings(source=str(tmp_path / "clients")))
 
 
 def test_squad_articles_open_into_questions(written: Callable[..., str]):
@@ -197,12 +197,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]
 
 def test_a_hub_id_goes_through_datasets_with_class_names(hub: list[tuple[Any, ...]]):
     settings = DataSettings(source="org/data", config="main", revision="v1")
-    assert [row.values["kind"] for row in load_rows(settings)] == ["plain", "fancy"]
+    assert [row.values["kind"] for row in take_rows(settings).rows] == ["plain", "fancy"]
     assert hub == [("org/data", "main", "train", "v1")]
 
 
 def test_several_configurations_become_the_label_file(hub: list[tuple[Any, ...]]):
-    rows = load_rows(DataSettings(source="org/data", config=["de", "en"]))
+    rows = take_rows(DataSettings(source="org/data", config=["de", "en"])).rows
     assert [row.values["file"] for row in rows] == ["de", "de", "en", "en"]
     assert [call[1] for call in hub] == ["de", "en"]
 
@@ -213,7 +213,7 @@ def test_a_hub_id_that_cannot_be_reached_is_one_sentence(hub: list[tuple[Any, ..
         "Dataset org/other doesn't exist"
     )
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        load_rows(DataSettings(source="org/other"))
+        take_rows(DataSettings(source="org/other"))
     assert "\n" not in str(caught.value)
 
 
@@ -221,7 +221,7 @@ def test_a_hub_id_without_network_is_one_sentence():
     with pytest.raises(
         ValueError, match=r"data\.source org/no-such-data is no file here, and the Hub did not"
     ) as caught:
-        load_rows(DataSettings(source="org/no-such-data"))
+        take_rows(DataSettings(source="org/no-such-data"))
     assert "\n" not in str(caught.value)
 
 
@@ -274,7 +274,7 @@ def test_an_unreadable_file_names_itself_and_the_line(
     name: str, content: str, message: str, written: Callable[..., str]
 ):
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_rows(DataSettings(source=written(name, content)))
+        take_rows(DataSettings(source=written(name, content)))
 
 
 def test_a_long_cell_of_csv_is_read_whole_and_pythons_limit_stays(written: Callable[..., str]):
@@ -289,7 +289,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"a\.jsonl, line 1: not UTF-8 \(byte 0xff\); save the file as"
     ):
-        load_rows(DataSettings(source=str(tmp_path / "a.jsonl")))
+        take_rows(DataSettings(source=str(tmp_path / "a.jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -297,24 +297,24 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path):
 )
 def test_a_missing_file_is_one_sentence(source: str):
     with pytest.raises(ValueError, match=re.escape(f"data.source {source} does not exist")):
-        load_rows(DataSettings(source=source))
+        take_rows(DataSettings(source=source))
 
 
 def test_a_folder_without_data_says_what_it_looks_for(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no file that ends in \.csv, \.csv\.gz,"):
-        load_rows(DataSettings(source=str(tmp_path)))
+        take_rows(DataSettings(source=str(tmp_path)))
 
 
 def test_where_must_name_a_column_and_keep_something(written: Callable[..., str]):
     path = written("a.jsonl", [{"language": "en"}])
     with pytest.raises(ValueError, match=r"data\.where names 'lang', but the columns are language"):
-        load_rows(DataSettings(source=path, where={"lang": ["en"]}))
+        take_rows(DataSettings(source=path, where={"lang": ["en"]}))
     with pytest.raises(ValueError, match=r"has no rows with language in \['de'\]"):
-        load_rows(DataSettings(source=path, where={"language": ["de"]}))
+        take_rows(DataSettings(source=path, where={"language": ["de"]}))
     with pytest.raises(
         ValueError, match=r"data\.where of builtin:polyglot takes language and task, got topic"
     ):
-        load_rows(DataSettings(where={"topic": ["x"]}))
+        take_rows(DataSettings(where={"topic": ["x"]}))
 
 
 def test_a_row_without_a_line_is_placed_by_its_file():
@@ -327,4 +327,4 @@ def test_the_built_in_corpus_names_its_languages():
         "data.where.language of builtin:polyglot must be among en, de, es, pt, sv, da, got 'xx'"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        load_rows(DataSettings(where={"language": ["de", "xx"]}))
+        take_rows(DataSettings(where={"language": ["de", "xx"]}))

@@ -153,7 +153,7 @@ def test_twenty_new_clients_find_their_language_from_sixteen_examples(
     from dataclasses import replace
 
     from fedloom.data.formats import to_records
-    from fedloom.data.sources import load_rows
+    from fedloom.data.sources import take_rows
     from fedloom.recipe import load_recipe
 
     overrides = [
@@ -179,7 +179,7 @@ def test_twenty_new_clients_find_their_language_from_sixteen_examples(
     }
     assert sorted(speaks.values()) == ["de", "pt", "sv"]
     data = replace(recipe.data, seed=99, num_examples=1200)
-    rows = to_records(load_rows(data), data).records
+    rows = to_records(take_rows(data).rows, data).records
     right = 0
     for at in range(20):
         language = ("de", "pt", "sv")[at % 3]

@@ -23,23 +23,13 @@ class Taken:
     """Rows left out, by the settings that say so."""
 
 
-def load_rows(settings: DataSettings, count_tokens: CountTokens | None = None) -> list[Row]:
-    """Return the rows that `data` asks for, in the order of the source, read file by file.
-
-    Args:
-        settings: The recipe's section.
-        count_tokens: Lengths of texts; needed where `data.shorter_in` is tokens.
-    """
-    return take_rows(settings, count_tokens).rows
-
-
 def take_rows(
     settings: DataSettings,
     count_tokens: CountTokens | None = None,
     *,
     readable: Sequence[str] = (),
 ) -> Taken:
-    """Return what `load_rows` does, and how many rows were left out.
+    """Return the rows that `data` asks for, in the order of the source, read file by file, and how many were left out.
 
     Args:
         settings: The recipe's section.
