@@ -114,7 +114,8 @@ class Remote:
         arrived: dict[int, bytes | str] = {}
         for site, mine in at.items():
             if isinstance(answers[site], NotSent):
-                sizes = [0 if i in mine else size for i, size in enumerate(sizes)]
+                for i in mine:
+                    sizes[i] = 0
             arrived |= dict(zip(mine, _answers(answers[site], len(mine)), strict=True))
             self._note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
         self.on_change(self, tasks[0].round if tasks else 0)

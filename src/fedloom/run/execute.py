@@ -27,7 +27,7 @@ from fedloom.run.loop import Run, advance, measure
 from fedloom.run.privacy import KNOWN_SEED
 from fedloom.run.progress import RoundBar, round_bar
 from fedloom.run.quiet import covered, is_quiet
-from fedloom.run.records import RECORDS, records
+from fedloom.run.records import RECORDS, records, unaccounted
 from fedloom.run.releases import Releases
 from fedloom.run.restore import Standing
 from fedloom.run.seeds import seed_metrics
@@ -101,23 +101,14 @@ def _truncate(folder: Path, number: int) -> int:
     lines.truncate_after(number)
     rows = lines.rows()
     last = max((int(row["round"]) for row in rows), default=-1)
-    if rows and last == number and not _is_whole(rows[-1], clients.rows()):
+    of_last = [row for row in clients.rows() if row["round"] == last]
+    if rows and last == number and unaccounted(rows[-1], of_last):
         lines.truncate_after(number - 1)
         last = max((int(row["round"]) for row in rows[:-1]), default=-1)
     # A round without a line is measured again, client by client.
     for name in RECORDS:
         records(folder / name).truncate_after(last)
     return last
-
-
-def _is_whole(line: Mapping[str, Any], clients: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether the clients' own lines add up to a round's."""
-    of_round = [row for row in clients if row["round"] == line["round"]]
-    found = {
-        split: sum(r["metrics"].get("num_examples") or 0 for r in of_round if r["split"] == split)
-        for split in ("validation", "test")
-    }
-    return all(found[split] == line.get(f"{split}/num_examples", 0) for split in found)
 
 
 def _prune(session: Session, checkpoints: Checkpoints) -> None:

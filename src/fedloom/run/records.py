@@ -110,6 +110,26 @@ def records(file: Path) -> JsonLines:
     return JsonLines(file, RECORDS[file.name])
 
 
+def unaccounted(
+    line: Mapping[str, Any], clients: Iterable[Mapping[str, Any]]
+) -> tuple[str, float, float] | None:
+    """Return a split whose clients' own lines do not add up to a round's: its name, the examples found, those wanted.
+
+    Args:
+        line: Of a round, in metrics.jsonl.
+        clients: The lines of that round in clients.jsonl.
+    """
+    found = dict.fromkeys(("validation", "test"), 0.0)
+    for row in clients:
+        if row["split"] in found:
+            found[row["split"]] += row["metrics"].get("num_examples") or 0
+    for split, there in found.items():
+        wanted = line.get(f"{split}/num_examples", 0)
+        if wanted and there != wanted:
+            return split, there, wanted
+    return None
+
+
 def _foreign(row: Any, wrong: Wrong) -> str | None:
     if not isinstance(row, dict) or type(row.get("round")) is not int or row["round"] < 0:
         return "is no object with the number of a round"

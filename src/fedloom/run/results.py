@@ -12,7 +12,7 @@ from fedloom.run.history import History
 from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.notes import read_notes
 from fedloom.run.reading import read_json, read_recipe_text
-from fedloom.run.records import records
+from fedloom.run.records import records, unaccounted
 
 T = TypeVar("T")
 _GONE = "remove it to go on without it"
@@ -127,19 +127,16 @@ def _check_whole(run: Results) -> None:
             f"{run.folder / 'metrics.jsonl'} {ends}, but summary.json tells of {said} rounds: put it back as the run"
             f" wrote it, or go on with `fedloom resume {run.folder}`"
         )
-    measured: dict[tuple[int, str], float] = {}
+    of_round: dict[int, list[Mapping[str, Any]]] = {}
     for row in run.clients:
-        at = row["round"], row["split"]
-        measured[at] = measured.get(at, 0) + (row["metrics"].get("num_examples") or 0)
+        of_round.setdefault(row["round"], []).append(row)
     for line in run.history.lines:
-        for split in ("validation", "test"):
-            wanted = line.get(f"{split}/num_examples", 0)
-            found = measured.get((int(line["round"]), split), 0)
-            if wanted and found != wanted:
-                raise ValueError(
-                    f"{run.folder / 'clients.jsonl'} tells of {found:.0f} of the {wanted:.0f} {split} examples of"
-                    f" round {line['round']}: put it back as the run wrote it"
-                )
+        if lost := unaccounted(line, of_round.get(int(line["round"]), ())):
+            split, found, wanted = lost
+            raise ValueError(
+                f"{run.folder / 'clients.jsonl'} tells of {found:.0f} of the {wanted:.0f} {split} examples of"
+                f" round {line['round']}: put it back as the run wrote it"
+            )
     clients = run.manifest.get("clients", {})
     if not isinstance(clients, dict) or not all(isinstance(one, dict) for one in clients.values()):
         raise ValueError(f"{run.folder / 'manifest.json'} is no manifest of a split: {_GONE}")
