@@ -22,13 +22,13 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error"}
 import torch
 
 from fedloom.core.protocols import Fit, Job
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.launch import run_recipe
-from fedloom.models.build import ModelSettings, load_tokenizer
-from fedloom.models.quiet import quiet
+from fedloom.models.base_model import ModelSettings, load_tokenizer
+from fedloom.models.hf_logging import quiet
 from fedloom.recipe import load_recipe
-from fedloom.run.answer import last_run
-from fedloom.run.export import deliverables
+from fedloom.results.chat import last_run
+from fedloom.results.export import deliverables
 from fedloom.run.session import Session, build
 from timing import write_page
 

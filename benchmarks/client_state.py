@@ -25,11 +25,11 @@ import torch
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.client.memory import MemoryStore
+from fedloom.client.client_state import ClientStateStore
 from fedloom.core.params import params_map
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.engines.inprocess import InProcess
-from fedloom.models.build import ModelSettings, load_base
+from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.run.loop import Run, advance, begin
 from fedloom.server.samplers import Full
 from fedloom.spaces.build import TuneSettings, make_space
@@ -58,22 +58,22 @@ def _done(job: Job) -> Done:
 
 
 @dataclass
-class Course:
+class Trajectory:
     """One method's run, a round at a time."""
 
     algorithm: Any
     engine: InProcess
-    store: MemoryStore
+    store: ClientStateStore
     run: Run[Any]
 
     def round(self) -> tuple[float, float]:
         """Return the CPU and wall seconds of the next round."""
         cpu, wall = time.process_time(), time.perf_counter()
         population = self.engine.population()
-        self.run, _, absences = advance(
+        self.run, _, failures = advance(
             self.run, self.algorithm, self.engine, population=population, sampler=Full()
         )
-        assert not absences
+        assert not failures
         self.store.flush()
         self.store.prune(below=self.run.number - 1)
         return time.process_time() - cpu, time.perf_counter() - wall
@@ -93,9 +93,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         courses = {}
         for name, algorithm in METHODS.items():
-            store = MemoryStore(Path(folder) / name)
+            store = ClientStateStore(Path(folder) / name)
             engine = InProcess(algorithm, Standin(), store, profiles)
-            courses[name] = Course(algorithm, engine, store, begin(algorithm, start, 0))
+            courses[name] = Trajectory(algorithm, engine, store, begin(algorithm, start, 0))
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in courses}
         memory = []
         for number in range(asked.rounds + 1):

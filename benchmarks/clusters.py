@@ -34,14 +34,14 @@ from sklearn.metrics import silhouette_score
 
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.clustering.groups import adjusted_rand, cosines, ward_cut
+from fedloom.clustering.modes import Auto
+from fedloom.clustering.rows import row_of
 from fedloom.core.params import sub
 from fedloom.core.protocols import ClientId, Fit, Job, Reply, Round
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
 from fedloom.run.session import build
-from fedloom.server.clustering import adjusted_rand, cosines, ward_cut
-from fedloom.server.clustering_modes import Auto
-from fedloom.server.clustering_rows import row_of
 from fedloom.server.samplers import Full, Sampler, Uniform
 from timing import write_page
 

@@ -182,7 +182,7 @@ def lost(home: Path) -> None:
         print(_indented("\n".join(li for li in said(log).splitlines() if _telling(li))))
         told = json.loads((sites.out / "summary.json").read_text())
     rounds = [line["round"] for line in metrics(sites.out)]
-    print(f"absences {told['num_absent']}; rounds {rounds}")
+    print(f"failures {told['num_absent']}; rounds {rounds}")
     print(f"state undisturbed {here['state_sha256'][:16]}, here {told['state_sha256'][:16]}")
     if told["state_sha256"] != here["state_sha256"] or told["num_absent"]:
         raise SystemExit("a round was lost")
@@ -210,7 +210,7 @@ def resumed(home: Path) -> None:
         print(_indented(said(home / "lab" / "brno.log")))
         told = json.loads((sites.out / "summary.json").read_text())
         rounds = [line["round"] for line in metrics(sites.out)]
-    print(f"absences {told['num_absent']}; rounds {rounds}")
+    print(f"failures {told['num_absent']}; rounds {rounds}")
     if any(codes) or told["num_absent"] or rounds != list(range(6)):
         raise SystemExit("a round or a site was lost")
 
@@ -283,7 +283,7 @@ def outage(home: Path) -> None:
         print(f"ended with {codes}; the server's words:")
         print(_indented("\n".join(li for li in said(home / "lab" / "serve.log").splitlines())))
     empty = [li["round"] for li in metrics(sites.out)[1:] if not li["comm/num_replies"]]
-    print(f"rounds without a reply {empty}; absences {told['num_absent']}")
+    print(f"rounds without a reply {empty}; failures {told['num_absent']}")
     if any(codes) or empty:
         raise SystemExit("a round was spent on nobody")
 
@@ -312,7 +312,7 @@ def hostile(home: Path) -> None:
         thief.wait(60)
         alba = sites.join("alba", data["alba"])
         print(f"alba itself then: all ended with {[p.wait(600) for p in (server, brno, alba)]}")
-        print(f"absences {json.loads((sites.out / 'summary.json').read_text())['num_absent']}")
+        print(f"failures {json.loads((sites.out / 'summary.json').read_text())['num_absent']}")
     with Sites(home / "malformed", recipe, ("alba", "brno")) as sites:
         server = sites.serve()
         odd = sites.join("alba", data["alba"], environment=sites.injected(*MALFORMED, program=NODE))

@@ -25,11 +25,11 @@ import torch
 from fedloom.evaluation.measure import combine
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from fedloom.run.history import History
 from fedloom.run.loop import measure
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import build
-from fedloom.run.settings import Recipe
+from fedloom.tracking.metrics_log import MetricsLog
 from timing import write_page
 
 TARGET = 1.1
@@ -146,7 +146,7 @@ def run(recipe: Recipe, folder: Path) -> None:
         clients=[c for c in session.judges if session.federation.shards[c].test],
     )
     final = combine(measured.values())
-    history = History.read(folder / "metrics.jsonl")
+    history = MetricsLog.read(folder / "metrics.jsonl")
     spent, curve = 0.0, []
     for line in history.lines:
         spent += line.get("comm/upload_bytes", 0.0) + line.get("comm/download_bytes", 0.0)

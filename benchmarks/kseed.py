@@ -22,8 +22,8 @@ import torch
 
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from fedloom.run.plan import make_plan
-from fedloom.run.settings import Recipe
+from fedloom.results.plan import make_plan
+from fedloom.run.recipe_settings import Recipe
 from flasc import interval
 from timing import write_page
 

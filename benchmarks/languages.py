@@ -29,11 +29,11 @@ from fedloom.data import polyglot
 from fedloom.evaluation.measure import combine
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from fedloom.run.history import lower_is_better
 from fedloom.run.loop import measure
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
-from fedloom.run.settings import Recipe
+from fedloom.tracking.metrics_log import lower_is_better
 from flasc import interval
 from timing import write_page
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 from fedloom.spaces.directions import kernels, reference
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Law

@@ -28,15 +28,15 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import torch
 
 from fedloom.core.protocols import ClientId, Delivery, Engine, Params, Profile, Reply, Task
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, federate
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import Example, Tokenizer
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
 from fedloom.run.loop import advance, begin, measure
+from fedloom.run.recipe_settings import MAX_UPDATE_NORM
 from fedloom.run.session import Session, build
-from fedloom.run.settings import MAX_UPDATE_NORM
 from timing import write_page
 
 ATTACKERS = 2

@@ -22,17 +22,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import torch
 from torch import Tensor
 
-from fedloom.client.build import make_trainer
-from fedloom.client.settings import LocalSettings
+from fedloom.client.local_settings import LocalSettings
+from fedloom.client.make_trainer import make_trainer
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload
 from fedloom.core.protocols import Fit, Job, Params, Reply, Trainer
-from fedloom.core.seeds import derive, generator
+from fedloom.core.randomness import derive, generator
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
-from fedloom.models.build import Base
-from fedloom.models.quiet import quiet
+from fedloom.models.base_model import Base
+from fedloom.models.hf_logging import quiet
 from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.wire.format import decode, encode
 from scenery import VOCABULARY, Unasked, random_llama

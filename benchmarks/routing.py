@@ -18,14 +18,14 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.formats import Record, to_records
 from fedloom.data.sources import take_rows
 from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe
-from fedloom.run.export import deliverables
+from fedloom.results.export import deliverables
+from fedloom.results.route import Router
 from fedloom.run.restore import last_run
-from fedloom.run.route import Router
 from fedloom.run.session import Session, build
 from timing import write_page
 

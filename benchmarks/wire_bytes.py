@@ -3,7 +3,7 @@
     python benchmarks/wire_bytes.py [--rounds 3]
 
 One site tunes all weights of random models, so that a message is a few kilobytes, 1 MB or 50 MB each way; node and server
-talk TLS. What the wire carries beside the messages is polls, handshakes and letters, whatever the size of a message.
+talk TLS. What the wire carries beside the messages is polls, handshakes and envelopes, whatever the size of a message.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from fedloom.models.build import ModelSettings, load_tokenizer
+from fedloom.models.base_model import ModelSettings, load_tokenizer
 from scenery import random_llama
 from sites import Sites, said
 from timing import about

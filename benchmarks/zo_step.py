@@ -29,17 +29,17 @@ import psutil
 import torch
 from torch import Tensor
 
-from fedloom.client.build import make_trainer
 from fedloom.client.fast.kernels import make_fast
+from fedloom.client.local_settings import LocalSettings
+from fedloom.client.make_trainer import make_trainer
 from fedloom.client.objectives import collate
-from fedloom.client.settings import LocalSettings
 from fedloom.core.protocols import Fit, Job
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
-from fedloom.models.build import Base
-from fedloom.models.quiet import quiet
+from fedloom.models.base_model import Base
+from fedloom.models.hf_logging import quiet
 from fedloom.spaces.build import TuneSettings, make_space
 from scenery import VOCABULARY, Unasked, random_llama
 from timing import about, paired

@@ -3,7 +3,7 @@
     python scripts/pretrain_tiny.py --text FOLDER --minutes 25
 
 Text files hold documents separated by a blank line. The built-in corpus gives the rest: statements of facts, never
-questions or instructions, so that fine-tuning has something to teach. With `--tokens` the result depends on the seed
+questions or instructions, so that fine-tuning has something to update_clusters. With `--tokens` the result depends on the seed
 and the machine's arithmetic only; with `--minutes` also on its speed.
 """
 
@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data import polyglot
 
 END, PAD = "<|endoftext|>", "<|pad|>"

@@ -14,7 +14,7 @@ from fedloom import cli_errors
 from fedloom.cli_errors import OURS, STOPPED, USER, about, guard
 from fedloom.core.files import DiskFull
 from fedloom.core.places import folder_at
-from fedloom.core.protocols import Refusal
+from fedloom.core.protocols import ClientError
 
 Told = Callable[..., str]
 
@@ -54,7 +54,7 @@ def test_what_the_package_words_is_said_and_nothing_else(told: Told, tmp_path: P
 
 def test_a_refusal_that_escapes_is_a_users(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_errors, "_PACKAGE", str(Path(__file__).parent))
-    assert told(raising(Refusal("client-1 has no\nexamples")), USER) == (
+    assert told(raising(ClientError("client-1 has no\nexamples")), USER) == (
         "fedloom: client-1 has no examples\n"
     )
 

@@ -11,9 +11,10 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
+from fedloom.baselines import baseline_of
 from fedloom.core.density import Density
 from fedloom.data.partition import Dirichlet
-from fedloom.launch import baseline_of, flatten
+from fedloom.launch import flatten
 from fedloom.recipe import (
     RecipeError,
     build_recipe,
@@ -23,7 +24,7 @@ from fedloom.recipe import (
     to_yaml,
 )
 from fedloom.recipe_yaml import read_yaml
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
 

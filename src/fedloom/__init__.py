@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedloom.algorithms import ALGORITHMS
     from fedloom.core.protocols import (
-        Absence,
         Algorithm,
+        ClientError,
+        ClientFailure,
         Done,
         Engine,
         Evaluate,
         Fit,
         Proximal,
-        Refusal,
         Reply,
         Round,
         Task,
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     )
     from fedloom.launch import run_recipe
     from fedloom.recipe import RecipeError, load_recipe
-    from fedloom.run.settings import Recipe
+    from fedloom.run.recipe_settings import Recipe
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "fedloom.algorithms": ("ALGORITHMS",),
     "fedloom.core.protocols": (
-        "Absence",
+        "ClientFailure",
         "Algorithm",
         "Done",
         "Engine",
         "Evaluate",
         "Fit",
         "Proximal",
-        "Refusal",
+        "ClientError",
         "Reply",
         "Round",
         "Task",
@@ -46,13 +46,14 @@ _HOMES = {
     ),
     "fedloom.launch": ("run_recipe",),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
-    "fedloom.run.settings": ("Recipe",),
+    "fedloom.run.recipe_settings": ("Recipe",),
 }
 
 __all__ = [
     "ALGORITHMS",
-    "Absence",
     "Algorithm",
+    "ClientError",
+    "ClientFailure",
     "Done",
     "Engine",
     "Evaluate",
@@ -60,7 +61,6 @@ __all__ = [
     "Proximal",
     "Recipe",
     "RecipeError",
-    "Refusal",
     "Reply",
     "Round",
     "Task",

@@ -15,7 +15,7 @@ from fedloom.cli_console import open_terminal, show_outcome
 from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from fedloom.run.settings import Recipe
+    from fedloom.run.recipe_settings import Recipe
 
 app = typer.Typer(
     help="Fine-tune large language models across clients whose data never leaves them.",
@@ -80,7 +80,7 @@ def resume(folder: RunFolder, overrides: Overrides = None, anyway: Anyway = Fals
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Predict parameters, bytes, memory and time without training, and refuse what cannot fit."""
     from fedloom.recipe import load_recipe
-    from fedloom.run.plan import make_plan
+    from fedloom.results.plan import make_plan
 
     _console().print(make_plan(load_recipe(recipe, overrides or [])).table())
 
@@ -97,7 +97,7 @@ def data(
     from fedloom.core.places import file_at, file_name
     from fedloom.data.federation import federate
     from fedloom.data.preview import preview, split_figure
-    from fedloom.models.build import load_tokenizer
+    from fedloom.models.base_model import load_tokenizer
     from fedloom.models.positions import check_length
     from fedloom.recipe import load_recipe
 
@@ -119,12 +119,12 @@ def data(
 def evaluate(folder: RunFolder, anyway: Anyway = False, model: ModelPath = None) -> None:
     """Measure the deployed weights of a run on every client's test data."""
     from fedloom.reopen import open_run
-    from fedloom.run.answer import measure_again
+    from fedloom.results.chat import evaluate_run
 
     console = _console()
     about(folder)
     found = open_run(folder, "evaluate", console=console, data=True, anyway=anyway, model=model)
-    console.print(measure_again(found.session, found.run))
+    console.print(evaluate_run(found.session, found.run))
 
 
 @app.command()
@@ -134,8 +134,8 @@ def report(
     ],
 ) -> None:
     """Write report.html anew, drawing the other runs given into it."""
+    from fedloom.report.page import write_report
     from fedloom.run.reading import require_run
-    from fedloom.run.report import write_report
 
     for folder in folders:
         require_run(folder)
@@ -154,7 +154,7 @@ def compare(
 ) -> None:
     """Put runs into one table and one figure: quality against bytes."""
     from fedloom.core.places import file_at
-    from fedloom.run.compare import compare as compare_runs
+    from fedloom.report.compare import compare as compare_runs
     from fedloom.run.reading import require_run
 
     for folder in folders:
@@ -181,7 +181,7 @@ def export(
 
     from fedloom.core.places import folder_at
     from fedloom.reopen import open_run
-    from fedloom.run.export import export_models
+    from fedloom.results.export import export_models
     from fedloom.run.lock import held
     from fedloom.run.reading import require_run
 
@@ -216,7 +216,7 @@ def chat(
     from rich.text import Text
 
     from fedloom.reopen import open_run
-    from fedloom.run.answer import Chat
+    from fedloom.results.chat import Chat
 
     if client and cluster:
         raise ValueError(f"take --client or --cluster, got both ({client} and {cluster})")
@@ -244,8 +244,8 @@ def route(
 ) -> None:
     """Find the model of a run that suits a new client, from a few examples without a label."""
     from fedloom.reopen import open_run
-    from fedloom.run.export import deliverables
-    from fedloom.run.route import Router, read_probe, route_table
+    from fedloom.results.export import deliverables
+    from fedloom.results.route import Router, read_probe, route_table
 
     console = _console()
     about(folder)
@@ -258,7 +258,7 @@ def route(
 @app.command()
 def doctor() -> None:
     """Show versions, devices and which extras are installed."""
-    from fedloom.run.doctor import doctor as examine
+    from fedloom.tracking.doctor import doctor as examine
 
     _console().print(examine())
 

@@ -59,7 +59,7 @@ def show_outcome(
     summaries: Mapping[str, Mapping[str, Any]], folder: Path, *, console: "Console"
 ) -> None:
     """Print what came of a run, and end with exit code 3 where no round of it changed the model."""
-    from fedloom.run.conduct import results_table
+    from fedloom.experiment import results_table
 
     console.print(results_table(summaries))
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)

@@ -115,9 +115,11 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _is_worded(error: Exception) -> bool:
-    """Return whether a `raise` of this package made the error for a user: a ValueError, OSError or Refusal."""
+    """Return whether a `raise` of this package made the error for a user: a ValueError, OSError or ClientError."""
     # By name: core.protocols would load torch.
-    refused = f"{type(error).__module__}.{type(error).__name__}" == "fedloom.core.protocols.Refusal"
+    refused = (
+        f"{type(error).__module__}.{type(error).__name__}" == "fedloom.core.protocols.ClientError"
+    )
     if not isinstance(error, ValueError | OSError) and not refused:
         return False
     place = _last(error.__traceback__)

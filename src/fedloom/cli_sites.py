@@ -148,7 +148,7 @@ def join(
 def status(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, such as runs/xquad.")],
 ) -> None:
-    """Show the sites of a running federation: last answers, bytes, absences."""
+    """Show the sites of a running federation: last answers, bytes, failures."""
     about(folder)
     from fedloom.deploy.preview import status as shown
 

@@ -17,7 +17,7 @@ from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
 from fedloom.recipe_tables import BARE, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 

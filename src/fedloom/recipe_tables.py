@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedloom.clustering.modes import MODES, Mode
 from fedloom.core.density import Density
 from fedloom.data.partition import PARTITIONS, Partition
-from fedloom.engines.settings import ENGINES, EngineSettings
-from fedloom.server.clustering_modes import MODES, Mode
+from fedloom.engines.engine_settings import ENGINES, EngineSettings
 from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer

@@ -8,18 +8,18 @@ from typing import Any
 
 from rich.console import Console
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
-from fedloom.data.settings import DataSettings
 from fedloom.launch import job_of
 from fedloom.recipe import apply_overrides, build_recipe
 from fedloom.run.binding import compare
 from fedloom.run.loop import Run
 from fedloom.run.notes import said, write_note
 from fedloom.run.reading import read_recipe_text, require_run
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import newest
 from fedloom.run.session import Federate, Session, build
-from fedloom.run.settings import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from fedloom.core.protocols import (
     Task,
     Work,
 )
-from fedloom.core.seeds import derive
-from fedloom.core.walks import COEFFICIENTS, uniform_walk
+from fedloom.core.randomness import derive
+from fedloom.core.seed_sequences import COEFFICIENTS, uniform_seeds
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Descent:
         """Follow the exact derivative along one coordinate a step, as a trainer in seed space does."""
         start = work.start[COEFFICIENTS].double()
         steps = work.steps or self.steps
-        walk = work.walk[COEFFICIENTS] if work.walk else uniform_walk(seed, steps, len(start))
+        walk = work.walk[COEFFICIENTS] if work.walk else uniform_seeds(seed, steps, len(start))
         values, scalars = start.clone(), []
         for k in walk.tolist():
             g = loss.gradient((start if work.at_start else values)[k])
@@ -145,13 +145,13 @@ def _drive(half: ClientUpdate, answer: Callable[[Work], Done]) -> tuple[Reply, P
             asked.append(work)
             work = half.send(answer(work))
     except StopIteration as stop:
-        reply, memory = stop.value
-        return reply, memory, asked
+        reply, client_state = stop.value
+        return reply, client_state, asked
 
 
 @pytest.fixture(scope="session")
 def drive() -> Callable[..., tuple[Reply, Payload, list[Any]]]:
-    """Return `drive(half, answer) -> (reply, memory, work asked for)`."""
+    """Return `drive(half, answer) -> (reply, client_state, work asked for)`."""
     return _drive
 
 

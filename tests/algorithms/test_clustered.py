@@ -14,10 +14,10 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.scaffold import Scaffold
+from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import Algorithm, Done, Fit, Payload, Reply, Round, Task
-from fedloom.core.seeds import derive
-from fedloom.server.clustering_modes import Auto, Paper
-from fedloom.server.clustering_sharing import Sharing
+from fedloom.core.randomness import derive
 from fedloom.server.optimizers import Adam
 
 LENGTH = 400

@@ -9,13 +9,13 @@ import torch
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.private import Private
 from fedloom.core.protocols import Reply, Round
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
+from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
 from fedloom.core.standin import play
-from fedloom.core.walks import COEFFICIENTS, landed, uniform_walk
 from fedloom.run.loop import tasks
 from fedloom.server.optimizers import SGD, Momentum
 from fedloom.wire.format import encode_reply, encode_task
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 
 def seeds(num_seeds: int = 16) -> dict[str, torch.Tensor]:
@@ -43,7 +43,7 @@ def test_everybody_walks_the_same_way_and_every_round_another(
 def test_the_server_takes_the_walk_by_the_mean_scalars(world: Any, losses: Any) -> None:
     place = world(DeComFL(steps=6), losses, seeds(), lr=0.1)
     place.play(1)
-    walk = uniform_walk(derive(1, "walk"), 6, 16)
+    walk = uniform_seeds(derive(1, "walk"), 6, 16)
     start = seeds()[COEFFICIENTS].float().double()
     expected = torch.zeros(16).double()
     for loss in losses:
@@ -70,7 +70,7 @@ def test_baffle_measures_all_directions_at_the_start(world: Any, losses: Any) ->
     place = world(DeComFL(steps=40, at_start=True), losses, seeds(), lr=0.01)
     place.play(1)
     assert all(work.at_start for work in place.asked)
-    walk = uniform_walk(derive(1, "walk"), 40, 16)
+    walk = uniform_seeds(derive(1, "walk"), 40, 16)
     start = seeds()[COEFFICIENTS].float().double()
     slope = sum(loss.gradient(start) for loss in losses) / 3
     moved = place.state.params[COEFFICIENTS] - seeds()[COEFFICIENTS]
@@ -86,7 +86,7 @@ def test_feedsign_moves_by_the_majority(world: Any, parabola: Any) -> None:
     assert all(
         not r.metrics and r.upload["votes"][COEFFICIENTS].shape == (2,) for r in place.replies
     )
-    walk = uniform_walk(derive(1, "walk"), 9, 16)
+    walk = uniform_seeds(derive(1, "walk"), 9, 16)
     moved = place.state.params[COEFFICIENTS] - seeds()[COEFFICIENTS]
     assert torch.allclose(moved, 0.5 * landed(walk, torch.ones(9), 16))
 

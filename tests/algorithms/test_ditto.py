@@ -20,13 +20,13 @@ def test_the_personal_model_is_trained_after_the_shared_one(
     half = Ditto(FedAvg(), 0.3, steps=2).client_update(
         task(params=[1.0]), {"ditto": {"w": torch.tensor([5.0])}}
     )
-    reply, memory, (first, second) = drive(
+    reply, client_state, (first, second) = drive(
         half, lambda fit: Done({"w": fit.start["w"] + 1}, 1, metrics={"loss": 2.0})
     )
     assert (float(first.start["w"]), float(second.start["w"])) == (1.0, 5.0)
     assert (second.proximal.strength, second.steps) == (0.3, 2)
     assert float(second.proximal.center["w"]) == 1.0  # the download, not what it was trained to
-    assert float(memory["ditto"]["w"]) == 6.0
+    assert float(client_state["ditto"]["w"]) == 6.0
     assert reply.metrics == {"loss": 2.0, "personal/loss": 2.0}
     assert float(reply.upload["delta"]["w"]) == 1.0
 

@@ -15,11 +15,11 @@ ROUND = Round(1, 0, {"a": {}, "b": {}}, ("a", "b"), 1.0)
 def test_a_client_sends_how_far_it_went(drive: Callable[..., Any], task: Any) -> None:
     half = FedAvg().client_update(task(params=[1.0, 2.0]), {})
     answer = Done({"w": torch.tensor([2.0, 4.0])}, 7, metrics={"loss": 0.5})
-    reply, memory, (fit,) = drive(half, lambda fit: answer)
+    reply, client_state, (fit,) = drive(half, lambda fit: answer)
     assert reply == Reply("c", reply.upload, 7, {"loss": 0.5})
     assert reply.upload["delta"]["w"].tolist() == [1.0, 2.0]
     assert fit.proximal is None
-    assert memory == {}
+    assert client_state == {}
 
 
 def test_fedprox_pulls_to_the_download(drive: Callable[..., Any], task: Any) -> None:

@@ -11,19 +11,19 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
+from fedloom.core.bitpacking import unpack
 from fedloom.core.density import Density
-from fedloom.core.packing import unpack
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import Done, Fit, Reply, Round, Task
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
+from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
 from fedloom.core.standin import play
-from fedloom.core.walks import COEFFICIENTS, landed, uniform_walk
 from fedloom.run.checkpoint import Checkpoints, state_sha256
 from fedloom.run.loop import Run, begin, tasks
 from fedloom.server.importance import Power, Pro
 from fedloom.server.optimizers import Adam, Momentum
 from fedloom.wire.format import encode_reply, encode_task
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 PRO = Pro()
 
@@ -35,9 +35,9 @@ class FedAvgInFloat32(FedAvg):
     def broadcast(self, state: Any, round: Any) -> Any:
         return to_all(round, {"params": {n: t.float() for n, t in state.params.items()}})
 
-    def client_update(self, task: Any, memory: Any) -> Any:
+    def client_update(self, task: Any, client_state: Any) -> Any:
         start = {n: t.double() for n, t in task.download["params"].items()}
-        return FedAvg.client_update(self, replace(task, download={"params": start}), memory)
+        return FedAvg.client_update(self, replace(task, download={"params": start}), client_state)
 
 
 def seeds(num_seeds: int = 64) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def test_a_round_is_the_weighted_mean_of_the_clients_models(world: Any, losses: 
     place.play(1)
     ends = []
     for client, loss in place.trainer.clients.items():
-        walk = uniform_walk(derive(derive(1, client), 0), 20, 64)
+        walk = uniform_seeds(derive(derive(1, client), 0), 20, 64)
         fit = Fit({COEFFICIENTS: seeds()[COEFFICIENTS].float().double()}, walk={COEFFICIENTS: walk})
         moved = place.trainer.run(client, fit).params[COEFFICIENTS] - fit.start[COEFFICIENTS]
         ends.append(loss.num_examples / 8 * moved)

@@ -175,23 +175,25 @@ def test_densities_follow_their_schedule_on_both_sides(world: Any, parabola: Any
 def test_error_feedback_sends_in_the_end_what_was_left_out(drive: Any) -> None:
     algorithm = Flasc(FedAvg(), Density(1.0), Density(0.25), error_feedback=True)
     start, end = vector([0.0] * 4), vector([4.0, 3.0, 2.0, 1.0])
-    memory: Payload = {}
+    client_state: Payload = {}
     total = torch.zeros(4, dtype=torch.float64)
     for _ in range(40):
-        half = algorithm.client_update(Task("train", 1, "c", 0, {}, {"params": start}), memory)
-        reply, memory, _ = drive(half, lambda work: Done(end, 1))
+        half = algorithm.client_update(
+            Task("train", 1, "c", 0, {}, {"params": start}), client_state
+        )
+        reply, client_state, _ = drive(half, lambda work: Done(end, 1))
         assert int(reply.upload["delta"]["w"].count_nonzero()) == 1
         total += reply.upload["delta"]["w"]
-    assert torch.equal(total + memory["unsent"]["w"], 40 * end["w"])
-    assert float(memory["unsent"]["w"].abs().max()) <= 10.0, "one round's delta at most"
+    assert torch.equal(total + client_state["unsent"]["w"], 40 * end["w"])
+    assert float(client_state["unsent"]["w"].abs().max()) <= 10.0, "one round's delta at most"
 
 
 def test_without_error_feedback_a_client_keeps_nothing(drive: Any) -> None:
     half = example(SGD()).client_update(
         Task("train", 1, "c", 0, {}, {"params": vector([0.0] * 8)}), {"unsent": vector([9.0] * 8)}
     )
-    reply, memory, _ = drive(half, lambda work: Done(vector(ENDS["c0"]), 1))
-    assert not memory
+    reply, client_state, _ = drive(half, lambda work: Done(vector(ENDS["c0"]), 1))
+    assert not client_state
     assert float(reply.upload["delta"]["w"].abs().max()) < 9
 
 

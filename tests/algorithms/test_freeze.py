@@ -32,8 +32,8 @@ def test_only_b_is_trained_sent_and_kept(inner: Any, world: Any, parabola: Any) 
     place.play(3)
     for reply in place.replies:
         assert all(set(group) == {LORA_B} for group in reply.upload.values())
-    for memory in place.memories.values():
-        assert all(set(group) == {LORA_B} for group in memory.values())
+    for client_state in place.memories.values():
+        assert all(set(group) == {LORA_B} for group in client_state.values())
     for payload in place.downloads.values():
         assert set(payload["params"]) == {LORA_A, LORA_B}
         assert all(set(group) == {LORA_B} for name, group in payload.items() if name != "params")
@@ -142,7 +142,7 @@ def test_an_evaluation_the_inner_algorithm_asks_for_gets_every_name(
     drive: Callable[..., Any],
 ) -> None:
     class Look:
-        def client_update(self, task: Task, memory: Payload) -> Any:
+        def client_update(self, task: Task, client_state: Payload) -> Any:
             done = yield Evaluate(task.download["params"], "test")
             return Reply(task.client, {}, done.num_examples), {}
 

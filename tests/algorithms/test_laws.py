@@ -112,10 +112,10 @@ def test_an_uploads_table_depends_on_neither_data_nor_memory(
 ) -> None:
     place.play(1)
 
-    def table(memory: Any, push: float) -> list[tuple[str, str, torch.dtype, torch.Size]]:
+    def table(client_state: Any, push: float) -> list[tuple[str, str, torch.dtype, torch.Size]]:
         task = Task("train", 2, "c0", 3, {}, place.downloads["c0"])
         reply, _, _ = drive(
-            algorithm.client_update(task, memory),
+            algorithm.client_update(task, client_state),
             lambda work: Done(
                 params_map(lambda t: t + push, work.start),
                 9,
@@ -131,7 +131,7 @@ def test_an_uploads_table_depends_on_neither_data_nor_memory(
         ]
 
     memories: list[Payload] = [{}, place.memories["c0"]]
-    tables = [table(memory, push) for memory in memories for push in (0.0, 5.0)]
+    tables = [table(client_state, push) for client_state in memories for push in (0.0, 5.0)]
     assert all(other == tables[0] for other in tables)
 
 
@@ -154,8 +154,8 @@ def test_the_keys_of_a_broadcast_are_the_cohort_and_the_same_payload_is_one_obje
 def test_a_client_can_use_what_it_gets_before_and_after_training(place: Any) -> None:
     place.play(1)
     memories: list[Payload] = [{}, place.memories["c0"]]
-    for memory in memories:
-        deployed = place.algorithm.deployed(place.downloads["c0"], memory)
+    for client_state in memories:
+        deployed = place.algorithm.deployed(place.downloads["c0"], client_state)
         assert {name: t.shape for name, t in deployed.items()} == {
             name: t.shape for name, t in start_of(place.algorithm).items()
         }

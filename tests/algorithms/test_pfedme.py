@@ -11,10 +11,10 @@ CLIENTS = [(0.0, 1.0), (2.0, 3.0), (7.0, 0.5)]  # center, curvature
 
 def test_a_round_is_several_solves_and_one_message(drive: Callable[..., Any], task: Any) -> None:
     half = PFedMe(local_rounds=4).client_update(task(params=[1.0]), {})
-    reply, memory, asked = drive(half, lambda fit: Done({"w": fit.start["w"] + 1}, 1))
+    reply, client_state, asked = drive(half, lambda fit: Done({"w": fit.start["w"] + 1}, 1))
     assert [float(fit.start["w"]) for fit in asked] == [1.0, 2.0, 3.0, 4.0]
     assert set(reply.upload) == {"delta"}
-    assert float(memory["personal"]["w"]) == 5.0
+    assert float(client_state["personal"]["w"]) == 5.0
 
 
 @pytest.mark.parametrize("local_rounds", [1, 4])

@@ -63,13 +63,13 @@ def vector(values: Sequence[float]) -> Params:
 
 def test_what_leaves_a_client_is_clipped_and_says_nothing_else(drive: Any, task: Any) -> None:
     half = Private(FedAvg(), 1.0, noise_multiplier=1.0).client_update(task(params=[0.0, 0.0]), {})
-    reply, memory, _ = drive(
+    reply, client_state, _ = drive(
         half, lambda fit: Done({"w": torch.tensor([3.0, 4.0])}, 777, 5, 0.1, metrics={"loss": 2.0})
     )
     assert reply.upload["delta"]["w"].tolist() == pytest.approx([0.6, 0.8])
     assert norm(reply.upload) <= 1 + 1e-6
     assert reply == Reply("c", reply.upload, weight=1.0, metrics={})
-    assert memory == {}
+    assert client_state == {}
 
 
 def test_a_short_upload_is_sent_as_it_is(drive: Any, task: Any) -> None:
@@ -82,10 +82,12 @@ def test_all_groups_are_clipped_as_one(drive: Any, task: Any) -> None:
     half = Private(Scaffold(), 0.1, noise_multiplier=1.0).client_update(
         task(params=[0.0, 0.0], control=[0.0, 0.0]), {}
     )
-    reply, memory, _ = drive(half, lambda fit: Done({"w": torch.tensor([3.0, 4.0])}, 1, 1, 0.5))
+    reply, client_state, _ = drive(
+        half, lambda fit: Done({"w": torch.tensor([3.0, 4.0])}, 1, 1, 0.5)
+    )
     assert set(reply.upload) == {"delta", "control_delta"}
     assert norm(reply.upload) == pytest.approx(0.1, rel=1e-6)
-    assert float(memory["control"]["w"][0]) == -6, "what is kept is not clipped"
+    assert float(client_state["control"]["w"][0]) == -6, "what is kept is not clipped"
 
 
 @pytest.mark.parametrize("name", INNER)

@@ -200,7 +200,7 @@ def test_it_nests_with_freeze_either_way(drive: Any) -> None:
 
 def test_an_evaluation_the_inner_algorithm_asks_for_is_passed_on(drive: Any) -> None:
     class Look:
-        def client_update(self, task: Task, memory: Any) -> Any:
+        def client_update(self, task: Task, client_state: Any) -> Any:
             done = yield Evaluate(task.download["params"])
             return Reply(task.client, {}, done.num_examples), {}
 

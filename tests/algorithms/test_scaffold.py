@@ -12,11 +12,11 @@ SLOPES = (0.5, -1.5, 4.0)
 
 def test_a_client_remembers_its_mean_gradient(drive: Callable[..., Any], task: Any) -> None:
     half = Scaffold().client_update(task(params=[0.0], control=[1.0]), {})
-    reply, memory, (fit,) = drive(
+    reply, client_state, (fit,) = drive(
         half, lambda fit: Done({"w": torch.tensor([-2.0])}, 5, 4, lr_sum=2.0)
     )
     assert fit.gradient_offset["w"].tolist() == [1.0]
-    assert memory["control"]["w"].tolist() == [0.0]  # 0 - 1 + 2 / 2
+    assert client_state["control"]["w"].tolist() == [0.0]  # 0 - 1 + 2 / 2
     assert reply.upload["control_delta"]["w"].tolist() == [0.0]
     assert reply.weight == 1.0
 
@@ -67,8 +67,10 @@ def test_the_control_moves_by_the_share_of_clients_that_were_drawn(
 def test_a_client_that_took_no_step_keeps_its_control(drive: Callable[..., Any], task: Any) -> None:
     given = task(params=[1.0], control=[2.0])
     half = Scaffold().client_update(given, {"control": {"w": torch.tensor([3.0])}})
-    reply, memory, _ = drive(half, lambda fit: Done({"w": torch.tensor([1.0])}, 5, lr_sum=0.0))
-    assert memory["control"]["w"].tolist() == [3.0]
+    reply, client_state, _ = drive(
+        half, lambda fit: Done({"w": torch.tensor([1.0])}, 5, lr_sum=0.0)
+    )
+    assert client_state["control"]["w"].tolist() == [3.0]
     assert reply.upload["control_delta"]["w"].tolist() == [0.0]
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedloom.client.build import make_trainer
-from fedloom.client.settings import LocalSettings
+from fedloom.client.local_settings import LocalSettings
+from fedloom.client.make_trainer import make_trainer
 from fedloom.core.protocols import Fit, Job, Metrics, Params, Split, Trainer
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
-from fedloom.models.build import Base
+from fedloom.models.base_model import Base
 from fedloom.spaces.build import TuneSettings, make_space
 
 VOCAB = 64

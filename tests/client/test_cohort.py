@@ -7,7 +7,7 @@ from fedloom.client import fit as fit_module
 from fedloom.client.cohort import Cohort, LoRALanes, keeps_lanes_apart
 from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 
 EVERYBODY = tuple(f"c{i}" for i in range(8))
 LOCALS = {

@@ -6,8 +6,8 @@ from fedloom.client.fast import products
 from fedloom.client.fast.functions import frozen_linear, fused_cross_entropy, lora_linear
 from fedloom.client.fast.kernels import TargetLoss, choose_kernels, make_fast
 from fedloom.client.fast.products import PackedProduct, TorchProduct, packed_is_faster
+from fedloom.client.local_settings import LocalSettings
 from fedloom.client.objectives import ReferenceLoss
-from fedloom.client.settings import LocalSettings
 
 HAS_PACKED = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_reorder_linear_weight"

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from fedloom.client.setup import batches
-from fedloom.core.protocols import Fit, Job, Proximal, Refusal
-from fedloom.core.seeds import derive
+from fedloom.core.protocols import ClientError, Fit, Job, Proximal
+from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
 
 PLAIN = {"kernels": "reference", "batched": "off"}
@@ -217,7 +217,7 @@ def test_the_answer_is_fresh_and_the_start_untouched(bench):
 def test_a_client_that_never_has_a_finite_loss_is_refused(bench, batched):
     one = bench(batched=batched)
     broken = {name: torch.full_like(t, torch.nan) for name, t in one.space.start().items()}
-    with pytest.raises(Refusal, match="c1: no step had a finite loss and gradient"):
+    with pytest.raises(ClientError, match="c1: no step had a finite loss and gradient"):
         one.fit(["c1"], broken)
     (done,) = one.fit(["c1"])
     assert math.isfinite(done.metrics["loss"])
@@ -226,9 +226,9 @@ def test_a_client_that_never_has_a_finite_loss_is_refused(bench, batched):
 @pytest.mark.parametrize("batched", ["auto", "off"])
 def test_a_client_without_examples_is_refused(bench, federation_of, rows, batched):
     one = bench(data=federation_of([rows(1, 2), []]), batched=batched)
-    with pytest.raises(Refusal, match="c1 has no training examples"):
+    with pytest.raises(ClientError, match="c1 has no training examples"):
         one.fit(["c0", "c1"])
-    with pytest.raises(Refusal, match="stranger is not among the clients"):
+    with pytest.raises(ClientError, match="stranger is not among the clients"):
         one.fit(["stranger"])
 
 

@@ -5,7 +5,7 @@ from fedloom.client.mezo import Mezo
 from fedloom.client.objectives import collate
 from fedloom.client.setup import batches
 from fedloom.core.protocols import Evaluate, Job
-from fedloom.core.seeds import derive, generator
+from fedloom.core.randomness import derive, generator
 
 ZEROTH = {"order": "zeroth", "optimizer": "sgd", "max_grad_norm": None}
 
@@ -88,7 +88,7 @@ def test_what_has_no_effect_is_refused(bench):
 
 
 def test_gradient_checkpointing_has_no_place_where_nothing_is_kept(bench, tiny_llama):
-    from fedloom.models.build import enable_checkpointing
+    from fedloom.models.base_model import enable_checkpointing
 
     model = tiny_llama()
     enable_checkpointing(model)

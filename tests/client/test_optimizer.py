@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from fedloom.client.local_settings import LocalSettings
 from fedloom.client.optimizer import Optimizer
-from fedloom.client.settings import LocalSettings
 
 LOCALS = {
     "sgd": LocalSettings(optimizer="sgd", lr=0.1, max_grad_norm=None),

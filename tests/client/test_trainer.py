@@ -5,9 +5,9 @@ import torch
 
 from fedloom.client.trainer import Sequential
 from fedloom.core.params import add, scale, sub
-from fedloom.core.protocols import Evaluate, Fit, Job, Refusal
-from fedloom.core.seeds import derive
-from fedloom.models.build import enable_checkpointing, fingerprint
+from fedloom.core.protocols import ClientError, Evaluate, Fit, Job
+from fedloom.core.randomness import derive
+from fedloom.models.base_model import enable_checkpointing, fingerprint
 
 
 @pytest.mark.parametrize("batched", ["auto", "off"])
@@ -29,7 +29,7 @@ def test_a_client_without_held_out_examples_is_refused(bench, federation):
     shard = federation.shards["c0"]
     shards = {"c0": type(shard)(shard.train, [], shard.test)}
     one = bench(data=type(federation)(shards, {"c0": {}}, federation.manifest))
-    with pytest.raises(Refusal, match="c0 has no validation examples"):
+    with pytest.raises(ClientError, match="c0 has no validation examples"):
         one.trainer.run([Job("c0", 1, 0, Evaluate(one.space.start()))])
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedloom.client.leaves import Ground
 from fedloom.client.objectives import collate
+from fedloom.client.perturbed_weights import Ground
 from fedloom.client.setup import batches
 from fedloom.client.zeroth_order import SeedWalk
 from fedloom.core.params import add, scale, sub
-from fedloom.core.protocols import Evaluate, Fit, Job, Params, Proximal, Refusal
-from fedloom.core.seeds import derive
+from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
+from fedloom.core.randomness import derive
 from fedloom.data.tokens import IGNORED, Example
 
 NAME = "coefficients"
@@ -172,14 +172,14 @@ def test_steps_with_a_loss_that_is_not_finite_move_nothing(walker, federation_of
     assert done.metrics["skipped_steps"] == 2
     assert int((scalars == 0).sum()) == 2
     assert done.lr_sum == pytest.approx(0.04)
-    with pytest.raises(Refusal, match="c1: no step had a finite loss"):
+    with pytest.raises(ClientError, match="c1: no step had a finite loss"):
         one.fit(["c1"])
     model = tiny_llama()
     with torch.no_grad():
         model.model.embed_tokens.weight[int(good[0].ids[0])] = math.inf
     broken = walker(model=model, data=federation_of([good, good[:1]]), batch_size=1, steps=8)
     before = broken.space.values.clone()
-    with pytest.raises(Refusal, match="no step had a finite loss"):
+    with pytest.raises(ClientError, match="no step had a finite loss"):
         broken.fit(["c1"], walk={NAME: torch.arange(8)})
     assert torch.equal(broken.space.values, before)
 

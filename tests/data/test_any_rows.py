@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Conversations, Record, to_records
-from fedloom.data.settings import DataSettings
 from fedloom.data.sources import take_rows
 
 COLUMNS = ("prompt", "completion", "language", "note")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedloom.data.classes import decide
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, federate
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import IGNORED
 from fedloom.launch import run_recipe
 from fedloom.recipe import RecipeError, load_recipe

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedloom.data.control import Controls
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Encoder, lengths
 from fedloom.data.formats import Message, Record
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import IGNORED, Example, Tokenised, tokenise
 
 CONTROLS = ("</s>", "<s>", "<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>")

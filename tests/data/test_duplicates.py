@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.duplicates import Leak, conversation, first_of_each, leaks
 from fedloom.data.federation import federate
 from fedloom.data.formats import Message, Record
 from fedloom.data.partition import Natural
-from fedloom.data.settings import DataSettings
 from fedloom.data.splits import Cut
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, Shard, federate
 from fedloom.data.manifest import Manifest
 from fedloom.data.partition import Dirichlet, Iid, Natural, Shards
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import IGNORED, Example
 
 LANGUAGES = ("da", "de", "en", "sv")
@@ -280,15 +280,15 @@ def test_tiers_are_dealt_out_by_their_shares_and_nothing_else_changes(
     plain = federate(base, byte_level)
     tiers = {"phone": 0.5, "desk": 0.3, "server": 0.2}
     tiered = federate(replace(base, tiers=tiers), byte_level)
-    dealt = {client: profile["tier"] for client, profile in tiered.profiles.items()}
-    clients, count = len(dealt), Counter(dealt.values())
+    sharded = {client: profile["tier"] for client, profile in tiered.profiles.items()}
+    clients, count = len(sharded), Counter(sharded.values())
     assert all(abs(count[tier] - share * clients) < 1 for tier, share in tiers.items())
     assert replace(tiered.manifest, profiles=plain.profiles) == plain.manifest
     assert tiered.manifest.profiles == tiered.profiles
     assert federate(replace(base, tiers=tiers), byte_level).profiles == tiered.profiles
     others = [{n: v for n, v in p.items() if n != "tier"} for p in tiered.profiles.values()]
     assert others == list(plain.profiles.values())
-    assert set(dealt.values()) == set(tiers)
+    assert set(sharded.values()) == set(tiers)
 
 
 def test_pooling_without_held_out_examples_leaves_the_others_nothing(

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import FORMATS, Conversations, Record, to_records
 from fedloom.data.partition import Dirichlet
 from fedloom.data.readers import Row
-from fedloom.data.settings import DataSettings
 
 SAMPLES: dict[str, dict[str, Any]] = {
     "prompt-completion": {"prompt": "Capital of France?", "completion": "Paris"},

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings, Sample
 from fedloom.data.encoding import lengths
 from fedloom.data.federation import Federation, federate
 from fedloom.data.formats import to_records
 from fedloom.data.partition import Dirichlet, Natural
-from fedloom.data.settings import DataSettings, Sample
 from fedloom.data.sources import take_rows
 from fedloom.recipe import load_recipe
 

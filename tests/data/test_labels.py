@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.data.labels import hidden_labels, told
 from fedloom.data.manifest import Manifest
 from fedloom.data.mixtures import Clusters
 from fedloom.data.partition import Dirichlet, Iid, Natural
-from fedloom.data.settings import DataSettings
 
 SENTENCE = "Patient number {} was admitted with a fever of 39 degrees"
 

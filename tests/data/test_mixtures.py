@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.data.mixtures import Clusters, MultiDomain
-from fedloom.data.settings import DataSettings
 
 FIVE = ("English", "Dutch", "Turkish", "Portuguese", "Spanish")
 Labels = list[dict[str, str]]

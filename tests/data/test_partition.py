@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.data.dealing import apportion, shuffled
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.names import client_names, fingerprint, safe_names
 from fedloom.data.partition import (
@@ -23,6 +22,7 @@ from fedloom.data.partition import (
     Shards,
     stratum,
 )
+from fedloom.data.sharding import apportion, shuffled
 from fedloom.data.splits import cut
 
 Labels = list[dict[str, str]]

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.data.partition import Dirichlet, Natural
 from fedloom.data.preview import COLOURS, preview, split_figure
-from fedloom.data.settings import DataSettings
 
 
 def rows(count: int = 240, kinds: int = 6) -> list[dict[str, str]]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.prompts import Segment
 from fedloom.data.rendering import make_render
-from fedloom.data.settings import DataSettings
 from fedloom.data.templates import ChatTemplate
 
 ASK = Message("user", "Add.\n\n1 and 2", context="1 and 2")

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.data.formats import to_records
 from fedloom.data.partition import Natural
-from fedloom.data.settings import DataSettings
 from fedloom.data.sources import take_rows
-from fedloom.evaluation.text import extract
+from fedloom.evaluation.text_metrics import extract
 
 pytestmark = pytest.mark.realtext
 

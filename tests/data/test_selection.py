@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.data.settings import DataSettings, Sample
+from fedloom.data.data_settings import DataSettings, Sample
 from fedloom.data.sources import take_rows
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.readers import Row
-from fedloom.data.settings import DataSettings
 from fedloom.data.sources import passed_over, take_rows
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]

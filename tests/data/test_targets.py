@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
-from fedloom.data.settings import DataSettings
 from fedloom.data.targets import asked, posed, unended
 from fedloom.data.tokens import IGNORED, Example, tokenise
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.data.formats import Message, Record
 from fedloom.data.manifest import Manifest
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import Tokenised, tokenise
 
 TURN = "{{ '<|' + m['role'] + '|>\n' + m['content'] | trim }}{% if m['role'] == 'assistant' %}</s>{% endif %}"

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import IGNORED, Example, tokenise
 
 PROMPTS: dict[str, Any] = {

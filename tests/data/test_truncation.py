@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
-from fedloom.data.settings import DataSettings
 from fedloom.data.tokens import IGNORED, Example, Tokenised, tokenise
 
 LONG = "and now a long one " * 12

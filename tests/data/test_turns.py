@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import to_records
 from fedloom.data.losses import Losses
 from fedloom.data.readers import Row
-from fedloom.data.settings import DataSettings
 from fedloom.data.turns import ROLES, Role, is_talk
 
 

@@ -19,16 +19,16 @@ from typing import Any
 import pytest
 import yaml
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
-from fedloom.data.settings import DataSettings
 from fedloom.deploy.site import SiteSettings, own_data
 from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe
 from fedloom.run.checkpoint import state_sha256
 from fedloom.run.loop import advance, begin
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import build
-from fedloom.run.settings import Recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]

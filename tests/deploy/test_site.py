@@ -1,4 +1,4 @@
-"""A site answers letters with its own data and within its own limits."""
+"""A site answers envelopes with its own data and within its own limits."""
 
 import io
 import json
@@ -20,10 +20,10 @@ from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
-from fedloom.run.answer import measure_again
+from fedloom.results.chat import evaluate_run
 from fedloom.run.loop import begin, draw, tasks
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import Session, build
-from fedloom.run.settings import Recipe
 from fedloom.wire.format import decode_reply, encode_task
 
 REMOTE = {"flower": {"nodes": 0}}
@@ -35,7 +35,9 @@ def settings(recipe: Recipe, folder: Path, **limits: Any) -> SiteSettings:
     return SiteSettings("alba", folder / "site", data, limits=Limits(**limits))
 
 
-def letter(recipe: Recipe, kind: str, folder: Path) -> tuple[dict[str, Any], list[bytes], Session]:
+def envelope(
+    recipe: Recipe, kind: str, folder: Path
+) -> tuple[dict[str, Any], list[bytes], Session]:
     """Return what the server would send alba in round 1, and the server's session."""
     server = build(recipe, folder / "server")
     head = dict(greeting(shared_recipe(recipe), server))
@@ -48,7 +50,7 @@ def letter(recipe: Recipe, kind: str, folder: Path) -> tuple[dict[str, Any], lis
 
 def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
-    head, _, _ = letter(asked, "hello", tmp_path)
+    head, _, _ = envelope(asked, "hello", tmp_path)
     said, pieces = Site(settings(asked, tmp_path)).answer(head, [])
     assert pieces == []
     assert said.get("identity") == head["identity"], said
@@ -62,7 +64,7 @@ def test_a_site_introduces_its_one_client_in_numbers_only(recipe: Make, tmp_path
 
 def test_a_text_that_all_rows_of_a_site_share_travels_as_a_hash(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
-    head, _, _ = letter(asked, "hello", tmp_path)
+    head, _, _ = envelope(asked, "hello", tmp_path)
     told = settings(asked, tmp_path)
     assert told.data
     text = "The patient was admitted with a fever of 39 degrees"
@@ -94,7 +96,7 @@ def test_a_refusal_does_not_quote_the_data_of_a_site(
     recipe: Make, tmp_path: Path, rows: list[dict[str, Any]]
 ):
     asked = recipe(engine=REMOTE)
-    head, _, _ = letter(asked, "hello", tmp_path)
+    head, _, _ = envelope(asked, "hello", tmp_path)
     told = settings(asked, tmp_path)
     assert told.data
     told.data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -107,7 +109,7 @@ def test_a_refusal_does_not_quote_the_data_of_a_site(
 
 def test_a_site_trains_and_keeps_its_clip(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
-    head, pieces, _ = letter(asked, "work", tmp_path)
+    head, pieces, _ = envelope(asked, "work", tmp_path)
     said, free = Site(settings(asked, tmp_path)).answer(head, pieces)
     assert said == {"answers": [None]}
     _, bounded = Site(settings(asked, tmp_path, clip=1e-3)).answer(head, pieces)
@@ -129,7 +131,7 @@ def test_what_a_site_does_not_allow_is_refused_in_a_sentence(
     recipe: Make, tmp_path: Path, limits: dict[str, Any], words: str
 ):
     asked = recipe(engine=REMOTE)
-    head, pieces, _ = letter(asked, "work", tmp_path)
+    head, pieces, _ = envelope(asked, "work", tmp_path)
     said: list[str] = []
     site = Site(settings(asked, tmp_path, **limits), said.append)
     answer, out = site.answer(head, pieces)
@@ -140,7 +142,7 @@ def test_what_a_site_does_not_allow_is_refused_in_a_sentence(
 
 def test_columns_that_may_be_read_are_enough(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
-    head, _, _ = letter(asked, "hello", tmp_path)
+    head, _, _ = envelope(asked, "hello", tmp_path)
     site = Site(settings(asked, tmp_path, columns=["prompt", "completion"]))
     said, _ = site.answer(head, [])
     assert "language" not in said["clients"]["alba"]["profile"]
@@ -164,7 +166,7 @@ def test_a_server_that_does_not_fit_is_refused(
     recipe: Make, tmp_path: Path, changed: dict[str, Any], words: str
 ):
     asked = recipe(engine=REMOTE)
-    head, _, _ = letter(asked, "hello", tmp_path)
+    head, _, _ = envelope(asked, "hello", tmp_path)
     said, _ = Site(settings(asked, tmp_path)).answer(
         {**head, "identity": {**head["identity"], **changed}}, []
     )
@@ -177,15 +179,15 @@ def test_a_site_with_a_recipe_of_its_own_takes_no_other(recipe: Make, tmp_path: 
     file.write_text(shared_recipe(asked))
     assert agreed_recipe(file) == shared_recipe(asked)
     own = replace(settings(asked, tmp_path), recipe=file)
-    head, _, _ = letter(asked, "hello", tmp_path)
+    head, _, _ = envelope(asked, "hello", tmp_path)
     assert "clients" in Site(own).answer(head, [])[0]
-    other, _, _ = letter(recipe(engine=REMOTE, local={"lr": 9.0}), "hello", tmp_path / "b")
+    other, _, _ = envelope(recipe(engine=REMOTE, local={"lr": 9.0}), "hello", tmp_path / "b")
     assert "another recipe than" in Site(own).answer(other, [])[0]["refusal"]
 
 
 def test_a_task_for_somebody_else_is_refused(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
-    head, pieces, _ = letter(asked, "work", tmp_path)
+    head, pieces, _ = envelope(asked, "work", tmp_path)
     own = replace(settings(asked, tmp_path), name="brno")
     assert "alba is no client of brno" in Site(own).answer(head, pieces)[0]["refusal"]
 
@@ -213,7 +215,7 @@ def test_the_model_is_loaded_once_for_all_rounds(
 
     monkeypatch.setattr(site_module, "open_session", counting)
     asked = recipe(engine=REMOTE)
-    head, pieces, _ = letter(asked, "work", tmp_path)
+    head, pieces, _ = envelope(asked, "work", tmp_path)
     site = Site(settings(asked, tmp_path))
     said = [site.answer({**head, "kind": kind}, pieces)[0] for kind in ("hello", "work", "work")]
     assert not any("refusal" in answer for answer in said)
@@ -222,13 +224,13 @@ def test_the_model_is_loaded_once_for_all_rounds(
 
 def test_a_repeated_task_finds_the_memory_it_found_before(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE, algorithm="scaffold")
-    head, pieces, _ = letter(asked, "work", tmp_path)
+    head, pieces, _ = envelope(asked, "work", tmp_path)
     own = settings(asked, tmp_path)
     _, first = Site(own).answer(head, pieces)
     # Another process: what is not on the disk is gone.
     _, again = Site(own).answer(head, pieces)
     assert first == again
-    assert list((own.folder / "memory" / "alba").iterdir())
+    assert list((own.folder / "client_state" / "alba").iterdir())
 
 
 def test_settings_of_a_site_survive_their_file(tmp_path: Path):
@@ -276,7 +278,7 @@ def test_a_server_measures_nothing_whose_data_is_at_sites(recipe: Make, tmp_path
     with pytest.raises(
         ValueError, match=r"is at its sites; .*summary\.json has what they measured"
     ):
-        measure_again(session)
+        evaluate_run(session)
 
 
 def test_a_full_disk_at_a_site_is_told(
@@ -286,7 +288,7 @@ def test_a_full_disk_at_a_site_is_told(
         raise OSError(28, "No space left on device")
 
     asked = recipe(engine=REMOTE, algorithm="scaffold")
-    head, pieces, _ = letter(asked, "work", tmp_path)
+    head, pieces, _ = envelope(asked, "work", tmp_path)
     site = Site(settings(asked, tmp_path))
     monkeypatch.setattr(os, "replace", full)
     said, _ = site.answer(head, pieces)
@@ -306,7 +308,7 @@ def test_a_column_that_is_not_opened_is_not_there_for_any_filter(
 ):
     """A filter on a hidden column would tell it row by row, by how many rows are left."""
     made = recipe(engine=REMOTE, data=asked)
-    head, _, _ = letter(made, "hello", tmp_path)
+    head, _, _ = envelope(made, "hello", tmp_path)
     site = Site(settings(made, tmp_path, columns=["prompt", "completion"]))
     refusal = site.answer(head, [])[0]["refusal"]
     assert re.search(r"data\.(where|shorter|columns) names \(see the site\)", refusal)
@@ -316,14 +318,14 @@ def test_a_column_that_is_not_opened_is_not_there_for_any_filter(
 def test_a_site_takes_part_with_twenty_examples_or_more(recipe: Make, tmp_path: Path):
     assert Limits().min_examples == 20
     made = recipe(engine=REMOTE, data={"where": {"completion": ["0", "2", "4"]}})
-    head, _, _ = letter(made, "hello", tmp_path)
+    head, _, _ = envelope(made, "hello", tmp_path)
     said = Site(settings(made, tmp_path)).answer(head, [])[0]
     assert "no part with fewer than --min-examples 20" in said["refusal"]
 
 
 def test_the_log_of_a_site_says_what_each_greeting_asked_of_its_data(recipe: Make, tmp_path: Path):
     made = recipe(engine=REMOTE, data={"where": {"language": ["al"]}})
-    head, _, _ = letter(made, "hello", tmp_path)
+    head, _, _ = envelope(made, "hello", tmp_path)
     heard: list[str] = []
     Site(settings(made, tmp_path), heard.append).answer(head, [])
     assert heard[0].startswith("asked for data: ")
@@ -332,7 +334,7 @@ def test_the_log_of_a_site_says_what_each_greeting_asked_of_its_data(recipe: Mak
 
 def test_a_site_with_another_name_than_its_key_says_so(recipe: Make, tmp_path: Path):
     made = recipe(engine=REMOTE)
-    head, _, _ = letter(made, "hello", tmp_path)
+    head, _, _ = envelope(made, "hello", tmp_path)
     said = Site(settings(made, tmp_path)).answer({**head, "site": "brno"}, [])[0]
     assert said["refusal"] == (
         "the server knows the key in --keys as brno, not as alba: start `fedloom join` with --name brno"
@@ -341,7 +343,7 @@ def test_a_site_with_another_name_than_its_key_says_so(recipe: Make, tmp_path: P
 
 def test_rows_that_are_judged_apart_are_refused_at_a_site(recipe: Make, tmp_path: Path):
     made = recipe(engine=REMOTE, data={"held_out": {"completion": ["0"]}})
-    head, _, _ = letter(made, "hello", tmp_path)
+    head, _, _ = envelope(made, "hello", tmp_path)
     assert (
         "data.held_out is for data in one place"
         in Site(settings(made, tmp_path)).answer(head, [])[0]["refusal"]

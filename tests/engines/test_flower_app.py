@@ -1,4 +1,4 @@
-"""The two halves that Flower runs: letters in its messages, in pieces of bounded size, and no code from elsewhere."""
+"""The two halves that Flower runs: envelopes in its messages, in pieces of bounded size, and no code from elsewhere."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ def test_a_chunk_that_is_cut_is_noticed(monkeypatch: pytest.MonkeyPatch):
     chunks: Any = content["chunks"]
     name = sorted(chunks)[0]
     chunks[name] = Array("uint8", (1,), "fedloom.chunk/1", b"y")
-    with pytest.raises(ValueError, match="piece 0 of a letter has 16 bytes, not 25"):
+    with pytest.raises(ValueError, match="piece 0 of an envelope has 16 bytes, not 25"):
         app._opened(content)
 
 
@@ -54,16 +54,16 @@ class Pulled:
     "content",
     [
         RecordDict({}),
-        RecordDict({"letter": ConfigRecord({"text": "{"})}),
-        RecordDict({"letter": ConfigRecord({"text": '{"header": 5, "sizes": []}'})}),
-        RecordDict({"letter": ConfigRecord({"text": '{"header": {}, "sizes": [1e9]}'})}),
+        RecordDict({"envelope": ConfigRecord({"text": "{"})}),
+        RecordDict({"envelope": ConfigRecord({"text": '{"header": 5, "sizes": []}'})}),
+        RecordDict({"envelope": ConfigRecord({"text": '{"header": {}, "sizes": [1e9]}'})}),
         RecordDict(
             {
-                "letter": ConfigRecord({"text": f'{{"header": {{}}, "sizes": [{10**15}]}}'}),
+                "envelope": ConfigRecord({"text": f'{{"header": {{}}, "sizes": [{10**15}]}}'}),
                 "chunks": ArrayRecord({}),
             }
         ),
-        RecordDict({"letter": ConfigRecord({"text": "[" * 100_000})}),
+        RecordDict({"envelope": ConfigRecord({"text": "[" * 100_000})}),
     ],
 )
 def test_one_sites_malformed_answer_is_its_own_refusal_and_nobody_elses(content: Any):
@@ -73,7 +73,7 @@ def test_one_sites_malformed_answer_is_its_own_refusal_and_nobody_elses(content:
     first, odd, last = said["answers"]
     assert first["header"] == last["header"] == {"answers": [None]}
     assert pieces == [b"reply", b"reply"]
-    assert odd["header"]["refusal"].startswith("its answer is no letter of fedloom's: ")
+    assert odd["header"]["refusal"].startswith("its answer is no envelope of fedloom's: ")
     assert odd["pieces"] == 0
 
 

@@ -18,12 +18,12 @@ from tests.engines.test_remote import COUNTS, GREETING, Office, Talk
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Reply, Task
 from fedloom.engines.flower.app import _opened
-from fedloom.engines.mail import Letter, Mail
 from fedloom.engines.remote import Remote
+from fedloom.engines.requests import Envelope, Requests
 from fedloom.wire.body import encode_body
 from fedloom.wire.compact import deflate, write_lengths
 from fedloom.wire.format import decode_task, encode_reply
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 DOWN = {"params": {"w": torch.zeros(40), "b": torch.zeros(3)}}
 VALUES: list[Any] = [
@@ -48,17 +48,19 @@ NAMES = [
 ]
 
 
-def honest(letter: Letter) -> Letter:
-    if letter.header["kind"] == "hello":
-        clients = {name: {"profile": {}, "counts": COUNTS} for name in letter.header["to"]}
-        return Letter({**GREETING, "clients": clients})
-    tasks = [decode_task(letter.pieces[h] + letter.pieces[b]) for h, b in letter.header["tasks"]]
+def honest(envelope: Envelope) -> Envelope:
+    if envelope.header["kind"] == "hello":
+        clients = {name: {"profile": {}, "counts": COUNTS} for name in envelope.header["to"]}
+        return Envelope({**GREETING, "clients": clients})
+    tasks = [
+        decode_task(envelope.pieces[h] + envelope.pieces[b]) for h, b in envelope.header["tasks"]
+    ]
     delta = {"w": torch.ones(40), "b": torch.ones(3)}
     replies = [
         Reply(t.client, {"delta": delta}, 4.0, {"loss": 1.0, "num_tokens": 9.0}) for t in tasks
     ]
     messages = [encode_reply(reply, settings=WireSettings()) for reply in replies]
-    return Letter({"answers": [None] * len(messages)}, messages)
+    return Envelope({"answers": [None] * len(messages)}, messages)
 
 
 def message(chance: random.Random, client: str) -> bytes:
@@ -91,26 +93,26 @@ def sealed(text: str, body: bytes) -> bytes:
     return head + struct.pack("<I", zlib.crc32(squeezed, zlib.crc32(head))) + squeezed + body
 
 
-def letter_of(chance: random.Random) -> Letter | str:
-    """Return a reply for every client of the attacker's, or now and then a letter that is odd as a whole."""
+def letter_of(chance: random.Random) -> Envelope | str:
+    """Return a reply for every client of the attacker's, or now and then an envelope that is odd as a whole."""
     odd = chance.random()
     if odd < 0.8:
-        return Letter({"answers": [None] * CROWD}, [message(chance, name) for name in EVIL])
+        return Envelope({"answers": [None] * CROWD}, [message(chance, name) for name in EVIL])
     if odd < 0.87:
-        return Letter({chance.choice(["answers", "refusal", "x"]): chance.choice(VALUES)}, [b"?"])
+        return Envelope({chance.choice(["answers", "refusal", "x"]): chance.choice(VALUES)}, [b"?"])
     if odd < 0.94:
-        return Letter({"answers": [chance.choice(VALUES)] * CROWD}, [b""] * chance.randrange(3))
+        return Envelope({"answers": [chance.choice(VALUES)] * CROWD}, [b""] * chance.randrange(3))
     return str(chance.choice(VALUES))
 
 
-def attacked(rounds: int, evil: Callable[[], Letter | str]) -> tuple[int, int]:
+def attacked(rounds: int, evil: Callable[[], Envelope | str]) -> tuple[int, int]:
     """Return (honest replies, replies of the attacker that passed) of so many rounds."""
 
-    def hostile(letter: Letter) -> Letter | str:
-        return honest(letter) if letter.header["kind"] == "hello" else evil()
+    def hostile(envelope: Envelope) -> Envelope | str:
+        return honest(envelope) if envelope.header["kind"] == "hello" else evil()
 
     def told(to: Sequence[str], talk: Talk) -> Talk:
-        return lambda letter: talk(Letter({**letter.header, "to": to}, letter.pieces))
+        return lambda envelope: talk(Envelope({**envelope.header, "to": to}, envelope.pieces))
 
     office = Office(
         {
@@ -119,8 +121,8 @@ def attacked(rounds: int, evil: Callable[[], Letter | str]) -> tuple[int, int]:
             "evil": told(EVIL, hostile),
         }
     )
-    mail = Mail(office, clock=lambda: 0.0, sleep=lambda _: None)
-    engine = Remote(FedAvg(), WireSettings(), mail, GREETING, deadline=10.0)
+    requests = Requests(office, clock=lambda: 0.0, sleep=lambda _: None)
+    engine = Remote(FedAvg(), WireSettings(), requests, GREETING, deadline=10.0)
     engine.meet(list(office.talks), seconds=10)
     good = passed = 0
     for number in range(rounds):
@@ -151,7 +153,7 @@ def test_what_one_site_sends_takes_no_memory() -> None:
     """At most what a header of 64 KiB takes when it is read."""
     peaks = []
     for evil in (
-        lambda: Letter({"answers": ["no data"] * CROWD}),
+        lambda: Envelope({"answers": ["no data"] * CROWD}),
         partial(letter_of, random.Random(1)),
     ):
         attacked(2, evil)
@@ -175,6 +177,6 @@ def test_a_hundred_thousand_hostile_replies() -> None:
 
 @pytest.mark.parametrize("text", ["", "5", "null", '{"header": 5, "sizes": []}', "[" * 100_000])
 def test_a_letter_that_is_none_is_refused_with_a_plain_error(text: str) -> None:
-    content: Any = {"letter": {"text": text}, "chunks": {}}
+    content: Any = {"envelope": {"text": text}, "chunks": {}}
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError, RecursionError)):
         _opened(content)

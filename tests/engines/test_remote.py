@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedloom.algorithms.fedavg import FedAvg
-from fedloom.core.protocols import Absence, Payload, Reply, Task
-from fedloom.engines.mail import Gone, Letter, Mail, Outage
+from fedloom.core.protocols import ClientFailure, Payload, Reply, Task
 from fedloom.engines.remote import Remote
+from fedloom.engines.requests import Envelope, Outage, Requests, Retryable
 from fedloom.wire.format import decode_task, encode_reply
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 IDENTITY = {"fedloom": "1", "wire": "1", "recipe": "r", "base": "b"}
 GREETING = {"recipe": "name: x", "identity": IDENTITY}
@@ -27,30 +27,30 @@ COUNTS = {
     "num_values": {},
 }
 DOWN: Payload = {"params": {"w": torch.zeros(3)}}
-Talk = Callable[[Letter], Letter | str]
+Talk = Callable[[Envelope], Envelope | str]
 
 
 @dataclass
 class Office:
-    """Hands each letter to its site's function at once."""
+    """Hands each envelope to its site's function at once."""
 
     talks: dict[str, Talk]
     connection: dict[str, str] = field(default_factory=dict)
-    _answers: dict[str, Letter | str] = field(default_factory=dict)
+    _answers: dict[str, Envelope | str] = field(default_factory=dict)
     _number: int = 0
 
     def sites(self) -> Mapping[str, str]:
         return {site: self.connection.get(site, "") for site in self.talks}
 
-    def send(self, letters: Mapping[str, Letter], *, seconds: float) -> Mapping[str, str]:
+    def send(self, envelopes: Mapping[str, Envelope], *, seconds: float) -> Mapping[str, str]:
         tickets = {}
-        for site, letter in letters.items():
+        for site, envelope in envelopes.items():
             self._number += 1
             tickets[site] = str(self._number)
-            self._answers[tickets[site]] = self.talks[site](letter)
+            self._answers[tickets[site]] = self.talks[site](envelope)
         return tickets
 
-    def collect(self, tickets: Collection[str]) -> Mapping[str, Letter | str]:
+    def collect(self, tickets: Collection[str]) -> Mapping[str, Envelope | str]:
         return {ticket: self._answers.pop(ticket) for ticket in tickets}
 
     def reopen(self) -> None:
@@ -60,23 +60,25 @@ class Office:
 def site(*clients: str, said: Mapping[str, Any] = {}) -> Talk:
     """Return a site that answers each task with a delta of ones, its introduction changed by `said`."""
 
-    def talk(letter: Letter) -> Letter | str:
-        if letter.header["kind"] == "hello":
+    def talk(envelope: Envelope) -> Envelope | str:
+        if envelope.header["kind"] == "hello":
             told = {c: {"profile": {"num_examples": "4"}, "counts": COUNTS} for c in clients}
-            return Letter({**GREETING, "clients": told, **said})
-        pieces = letter.pieces
-        tasks = [decode_task(pieces[head] + pieces[body]) for head, body in letter.header["tasks"]]
+            return Envelope({**GREETING, "clients": told, **said})
+        pieces = envelope.pieces
+        tasks = [
+            decode_task(pieces[head] + pieces[body]) for head, body in envelope.header["tasks"]
+        ]
         replies = [Reply(task.client, {"delta": {"w": torch.ones(3)}}) for task in tasks]
         messages = [encode_reply(reply, settings=WireSettings()) for reply in replies]
-        return Letter({"answers": [None] * len(messages)}, messages)
+        return Envelope({"answers": [None] * len(messages)}, messages)
 
     return talk
 
 
 def remote(**talks: Talk) -> Remote:
     office = Office(dict(talks))
-    mail = Mail(office, clock=lambda: 0.0, sleep=lambda _: None)
-    return Remote(FedAvg(), WireSettings(), mail, GREETING, deadline=10.0)
+    requests = Requests(office, clock=lambda: 0.0, sleep=lambda _: None)
+    return Remote(FedAvg(), WireSettings(), requests, GREETING, deadline=10.0)
 
 
 def tasks(*clients: str) -> list[Task]:
@@ -102,16 +104,16 @@ def test_replies_come_in_task_order_whoever_hosts_them():
 
 
 def test_a_body_that_tasks_share_travels_once():
-    letters: list[Letter] = []
+    envelopes: list[Envelope] = []
 
-    def spy(letter: Letter) -> Letter | str:
-        letters.append(letter)
-        return site("a", "b")(letter)
+    def spy(envelope: Envelope) -> Envelope | str:
+        envelopes.append(envelope)
+        return site("a", "b")(envelope)
 
     engine = remote(north=spy)
     engine.meet(["north"], seconds=10)
     list(engine.run(tasks("a", "b")))
-    assert len(letters[-1].pieces) == 3
+    assert len(envelopes[-1].pieces) == 3
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_two_sites_cannot_host_one_client():
 def test_a_site_that_does_not_come_is_named():
     engine = remote(north=site("a"))
     ticks = iter(range(100))
-    engine.mail.clock = lambda: float(next(ticks))
+    engine.requests.clock = lambda: float(next(ticks))
     with pytest.raises(ValueError, match="south did not join within 5 seconds"):
         engine.meet(["north", "south"], seconds=5)
 
@@ -191,7 +193,7 @@ def test_a_site_that_does_not_come_is_named():
 def test_who_joins_later_takes_part_from_the_next_round():
     engine = remote(north=site("a"))
     engine.meet(["north"], seconds=10)
-    office = engine.mail.post
+    office = engine.requests.transport
     assert isinstance(office, Office)
     office.talks["south"] = site("b")
     list(engine.run(tasks("a")))
@@ -202,25 +204,25 @@ def test_who_joins_later_takes_part_from_the_next_round():
     ("answer", "words"),
     [
         ("its worker died", "north: its worker died"),
-        (Letter({"refusal": "too large"}), "north: too large"),
-        (Letter({"refusal": "[/bold]\x1b[31m\n"}), "north: (/bold) (31m "),
-        (Letter({"answers": ["no data", None]}, [b"?"]), "north: no data"),
-        (Letter({"answers": [None]}, []), "north: sent 0 replies to 2 tasks"),
-        (Letter({}, [b"?"]), "north: sent 1 replies to 2 tasks"),
+        (Envelope({"refusal": "too large"}), "north: too large"),
+        (Envelope({"refusal": "[/bold]\x1b[31m\n"}), "north: (/bold) (31m "),
+        (Envelope({"answers": ["no data", None]}, [b"?"]), "north: no data"),
+        (Envelope({"answers": [None]}, []), "north: sent 0 replies to 2 tasks"),
+        (Envelope({}, [b"?"]), "north: sent 1 replies to 2 tasks"),
     ],
 )
 def test_whatever_a_site_sends_back_its_clients_are_at_worst_absent(
-    answer: Letter | str, words: str
+    answer: Envelope | str, words: str
 ):
-    def broken(letter: Letter) -> Letter | str:
-        return site("a", "b")(letter) if letter.header["kind"] == "hello" else answer
+    def broken(envelope: Envelope) -> Envelope | str:
+        return site("a", "b")(envelope) if envelope.header["kind"] == "hello" else answer
 
     engine = remote(north=broken, south=site("c"))
     engine.meet(["north", "south"], seconds=10)
     first, second, third = [d.answer for d in engine.run(tasks("a", "b", "c"))]
-    assert isinstance(first, Absence)
+    assert isinstance(first, ClientFailure)
     assert first.reason == words
-    assert isinstance(second, Absence)
+    assert isinstance(second, ClientFailure)
     assert isinstance(third, Reply)
     assert engine.sites["north"].num_absent >= 1
 
@@ -228,12 +230,12 @@ def test_whatever_a_site_sends_back_its_clients_are_at_worst_absent(
 def test_a_site_that_leaves_at_the_goodbye_is_no_trouble():
     heard: list[str] = []
 
-    def leaving(letter: Letter) -> Letter | str:
-        heard.append(letter.header["kind"])
-        return Gone("its node is gone") if heard[-1] == "bye" else site("a")(letter)
+    def leaving(envelope: Envelope) -> Envelope | str:
+        heard.append(envelope.header["kind"])
+        return Retryable("its node is gone") if heard[-1] == "bye" else site("a")(envelope)
 
     engine = remote(north=leaving)
-    engine.mail.on_trouble = heard.append
+    engine.requests.on_trouble = heard.append
     engine.meet(["north"], seconds=10)
     engine.part()
     assert heard == ["hello", "bye"]
@@ -243,9 +245,9 @@ def test_a_site_is_the_client_its_key_was_made_for():
     engine = remote(alba=site("brno"), brno=site("brno"))
     engine.one_client = True
     heard: list[str] = []
-    engine.mail.on_trouble = heard.append
+    engine.requests.on_trouble = heard.append
     ticks = iter(range(100))
-    engine.mail.clock = lambda: float(next(ticks))
+    engine.requests.clock = lambda: float(next(ticks))
     with pytest.raises(ValueError, match=r"^alba: its key is that of alba, but it comes as brno"):
         engine.meet(["alba", "brno"], seconds=20, patient=True)
     assert list(engine.population()) == ["brno"]
@@ -264,7 +266,7 @@ def test_one_site_may_not_introduce_others():
 
 def test_a_site_that_was_refused_and_mended_comes_again_while_others_wait():
     engine = remote(north=site("a"), south=site("b", said={"refusal": "its data is bad"}))
-    office = engine.mail.post
+    office = engine.requests.transport
     assert isinstance(office, Office)
     heard: list[str] = []
     naps = iter(range(100))
@@ -274,7 +276,7 @@ def test_a_site_that_was_refused_and_mended_comes_again_while_others_wait():
             office.talks["south"] = site("b")
             office.connection["south"] = "2"
 
-    engine.mail.on_trouble, engine.mail.sleep = heard.append, nap
+    engine.requests.on_trouble, engine.requests.sleep = heard.append, nap
     engine.meet(["north", "south"], seconds=10, patient=True)
     assert heard == ["south cannot join: its data is bad; start it again when that is mended"]
     assert list(engine.population()) == ["a", "b"]
@@ -283,9 +285,9 @@ def test_a_site_that_was_refused_and_mended_comes_again_while_others_wait():
 def test_every_letter_says_whose_key_it_is_for():
     names: list[Any] = []
 
-    def spy(letter: Letter) -> Letter | str:
-        names.append(letter.header["site"])
-        return site("a")(letter)
+    def spy(envelope: Envelope) -> Envelope | str:
+        names.append(envelope.header["site"])
+        return site("a")(envelope)
 
     engine = remote(north=spy)
     engine.meet(["north"], seconds=10)
@@ -297,12 +299,12 @@ def test_a_round_that_loses_all_its_sites_waits_and_is_sent_again():
     engine = remote(north=site("a"), south=site("b"))
     engine.meet(["north", "south"], seconds=10)
     engine.min_sites = 1
-    office = engine.mail.post
+    office = engine.requests.transport
     assert isinstance(office, Office)
     working, naps = dict(office.talks), iter(range(100))
     work = 0
 
-    def dying(letter: Letter) -> Letter | str:
+    def dying(envelope: Envelope) -> Envelope | str:
         nonlocal work
         work += 1
         if work == 2:
@@ -316,7 +318,7 @@ def test_a_round_that_loses_all_its_sites_waits_and_is_sent_again():
             office.talks.update(working)
 
     heard: list[str] = []
-    engine.mail.sleep, engine.mail.on_trouble = nap, heard.append
+    engine.requests.sleep, engine.requests.on_trouble = nap, heard.append
     deliveries = list(engine.run(tasks("a", "b")))
     assert [isinstance(d.answer, Reply) for d in deliveries] == [True, True]
     assert work == 2
@@ -327,11 +329,11 @@ def test_an_outage_that_lasts_ends_the_run_with_the_round_unspent():
     engine = remote(north=site("a"))
     engine.meet(["north"], seconds=10)
     engine.min_sites, engine.patience = 1, 30.0
-    office = engine.mail.post
+    office = engine.requests.transport
     assert isinstance(office, Office)
     office.talks.clear()
     ticks = iter(range(100))
-    engine.mail.clock = lambda: float(next(ticks))
+    engine.requests.clock = lambda: float(next(ticks))
     with pytest.raises(Outage, match="north did not come back within 30 seconds"):
         list(engine.run(tasks("a")))
 
@@ -340,17 +342,17 @@ def test_who_is_there_and_says_no_is_not_waited_for():
     engine = remote(north=site("a", said={}))
     engine.meet(["north"], seconds=10)
     engine.min_sites = 1
-    office = engine.mail.post
+    office = engine.requests.transport
     assert isinstance(office, Office)
     office.talks["north"] = lambda _: "its worker died"
     (delivery,) = engine.run(tasks("a"))
-    assert isinstance(delivery.answer, Absence)
+    assert isinstance(delivery.answer, ClientFailure)
 
 
 def test_nobody_is_charged_for_a_letter_that_never_went_out():
     engine = remote(north=site("a"), south=site("b"))
     engine.meet(["north", "south"], seconds=10)
-    office = engine.mail.post
+    office = engine.requests.transport
     assert isinstance(office, Office)
     del office.talks["south"]
     here, gone = engine.run(tasks("a", "b"))

@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import Example
 from fedloom.evaluation.chrf import chrf
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator, combine
-from fedloom.evaluation.settings import EvaluationSettings
 
 Maker = Callable[..., Any]
 

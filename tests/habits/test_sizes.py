@@ -11,26 +11,7 @@ SOURCE = ROOT / "src" / "fedloom"
 FILES = sorted(SOURCE.rglob("*.py"))
 NAMES = [str(path.relative_to(SOURCE)) for path in FILES]
 
-FILE, ALGORITHM, FUNCTION, PUBLIC = 300, 150, 50, 5
-WIDE = {
-    "cli.py": "one function a command",
-    "cli_sites.py": "one function a command",
-    "core/params.py": "arithmetic, one short function an operation",
-    "core/protocols.py": "the words every other module speaks",
-    "data/partition.py": "a family: one class an entry of the table PARTITIONS",
-    "deploy/site.py": "a site's settings, its session, and what it answers",
-    "engines/mail.py": "letters, the post that carries them, and each way in which one is lost",
-    "models/build.py": "settings, model and the two names a model goes by",
-    "models/parts.py": "one small class a part, and how each is found",
-    "recipe.py": "both ways: text to recipe, recipe to text",
-    "run/loop.py": "a round is drawn, tasks are made, the run advances or is measured",
-    "run/reading.py": "one short function a file",
-    "run/report_figures.py": "one function a picture",
-    "run/wording.py": "one short function a wording",
-    "server/optimizers.py": "a family: one class an entry of the table SERVER_OPTIMIZERS",
-    "server/samplers.py": "a family: one class an entry of the table SAMPLERS",
-}
-"""Modules of more than five public names, and why; at most one in seven."""
+FILE, ALGORITHM, FUNCTION = 400, 200, 50
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -46,15 +27,8 @@ def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.name, lines
 
 
-def public(tree: ast.Module) -> list[str]:
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [n.name for n in tree.body if isinstance(n, kinds) and not n.name.startswith("_")]
-
-
 def test_the_guards_see_the_source():
     assert len(FILES) > 20
-    assert set(NAMES) >= WIDE.keys()
-    assert len(WIDE) <= len(FILES) / 7
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
@@ -64,15 +38,6 @@ def test_a_file_and_its_functions_stay_short(path: Path):
     assert len(text.splitlines()) <= limit
     long = {name: lines for name, lines in functions(ast.parse(text)) if lines > FUNCTION}
     assert not long
-
-
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
-def test_a_module_offers_few_names(path: Path):
-    names = public(ast.parse(path.read_text()))
-    if str(path.relative_to(SOURCE)) in WIDE:
-        assert len(names) > PUBLIC, "no longer an exception: take it off the list"
-    else:
-        assert len(names) <= PUBLIC, names
 
 
 def test_a_function_that_is_too_long_is_seen():

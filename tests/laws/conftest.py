@@ -21,28 +21,28 @@ from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.client.build import make_trainer
-from fedloom.client.memory import MemoryStore
-from fedloom.client.settings import LocalSettings
+from fedloom.client.client_state import ClientStateStore
+from fedloom.client.local_settings import LocalSettings
+from fedloom.client.make_trainer import make_trainer
+from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.sharing import Sharing
 from fedloom.core.density import Density
-from fedloom.core.protocols import Absence, Algorithm, Engine, Metrics, Split, Trainer
+from fedloom.core.protocols import Algorithm, ClientFailure, Engine, Metrics, Split, Trainer
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.engines.inprocess import InProcess
-from fedloom.models.build import Base
+from fedloom.models.base_model import Base
 from fedloom.run.loop import Run, advance, begin
-from fedloom.server.clustering_modes import Auto, Paper
-from fedloom.server.clustering_sharing import Sharing
-from fedloom.server.combine_bounded import CentredClip, GeometricMedian, NormBound
-from fedloom.server.combine_chosen import Krum, MultiKrum
-from fedloom.server.combine_sorted import Median, TrimmedMean
+from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
+from fedloom.server.combine.chosen import Krum, MultiKrum
+from fedloom.server.combine.sorted import Median, TrimmedMean
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
 from fedloom.server.samplers import Sampler, Uniform
 from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.spaces.live import Live
-from fedloom.spaces.seeds import SeedSpace
+from fedloom.spaces.seed_space import SeedSpace
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
@@ -160,13 +160,13 @@ class Bench:
         alike: bool = False,
         **extra: Any,
     ) -> Any:
-        """Return an engine of a kind, its clients' memory in `folder`; `alike`, their profiles tell none apart."""
+        """Return an engine of a kind, its clients' client_state in `folder`; `alike`, their profiles tell none apart."""
         clients = {
             c: {"tier": "phone" if i % 3 == 0 and not alike else "desk"}
             | ({} if alike else {"num_examples": str(len(s.train))})
             for i, (c, s) in enumerate(self.federation.shards.items())
         }
-        return kind(algorithm, self.trainer, MemoryStore(folder), clients, **extra)
+        return kind(algorithm, self.trainer, ClientStateStore(folder), clients, **extra)
 
     def rounds(
         self,
@@ -178,12 +178,12 @@ class Bench:
         sampler: Sampler | None = None,
         after: Callable[[Run[Any]], None] = lambda run: None,
         min_replies: int = 0,
-    ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[Absence]]]]:
+    ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[ClientFailure]]]]:
         """Run up to round `count`; return the run and what each round said."""
         run = run or begin(algorithm, self.space.start(), 5)
         said = []
         while run.number < count:
-            run, metrics, absences = advance(
+            run, metrics, failures = advance(
                 run,
                 algorithm,
                 engine,
@@ -191,7 +191,7 @@ class Bench:
                 sampler=sampler or Uniform(5),
                 min_replies=min_replies,
             )
-            said.append((metrics, absences))
+            said.append((metrics, failures))
             after(run)
         return run, said
 

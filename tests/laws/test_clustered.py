@@ -11,13 +11,13 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.scaffold import Scaffold
+from fedloom.clustering.modes import Auto
 from fedloom.engines.inprocess import InProcess
 from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
+from fedloom.report.run_folder import read_results
 from fedloom.run.checkpoint import Checkpoints, state_sha256
 from fedloom.run.loop import begin
-from fedloom.run.results import read_results
-from fedloom.server.clustering_modes import Auto
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full
 

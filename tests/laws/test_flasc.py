@@ -14,12 +14,12 @@ from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.setup import batches
 from fedloom.core.density import Density
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.engines.inprocess import InProcess
 from fedloom.run.checkpoint import state_sha256
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Uniform
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 DENSE = Density(1.0)
 FEDADAM = FedAvg(Adam(0.05), weighting="uniform")
@@ -109,18 +109,18 @@ def test_at_density_one_both_are_their_inner_to_the_bit(
 def test_counted_bytes_are_those_of_the_encoded_messages(
     wire: WireSettings, bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedloom.engines import courier
+    from fedloom.engines import codec
 
     lengths: dict[str, list[int]] = {"encode_task": [], "encode_reply": []}
     for name, said in lengths.items():
-        encode = vars(courier)[name]
+        encode = vars(codec)[name]
 
         def counted(*args: Any, encode: Any = encode, said: list[int] = said, **rest: Any) -> bytes:
             message: bytes = encode(*args, **rest)
             said.append(len(message))
             return message
 
-        monkeypatch.setattr(courier, name, counted)
+        monkeypatch.setattr(codec, name, counted)
     it = bench()
     algorithm = Flasc(FEDADAM, Density(0.25), Density(0.0625), error_feedback=True)
     engine = it.engine(InProcess, algorithm, tmp_path, wire=wire)

@@ -14,7 +14,7 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
 from fedloom.client.rehearsal import rehearse
-from fedloom.core.protocols import Absence, Algorithm, Reply, Round
+from fedloom.core.protocols import Algorithm, ClientFailure, Reply, Round
 from fedloom.core.schema import schema
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
@@ -22,8 +22,8 @@ from fedloom.run.checkpoint import Checkpoints, state_sha256
 from fedloom.run.loop import begin, draw, measure, tasks
 from fedloom.run.parts import with_parts
 from fedloom.server.samplers import Full, Uniform
-from fedloom.spaces.seeds import SeedSpace
-from fedloom.wire.settings import WireSettings
+from fedloom.spaces.seed_space import SeedSpace
+from fedloom.wire.wire_settings import WireSettings
 
 Any_ = Algorithm[Any]
 
@@ -129,7 +129,7 @@ def test_replies_are_what_was_asked_for_whoever_is_drawn(
     engine = it.engine(InProcess, algorithm, tmp_path, alike=True)
     run, said = it.rounds(algorithm, engine, 6, sampler=Uniform(4))
     assert run.number == 6
-    assert [absences for _, absences in said if absences] == []
+    assert [failures for _, failures in said if failures] == []
 
 
 def test_downloads_are_not_written_to(
@@ -153,7 +153,7 @@ def test_lost_clients_are_absences_and_too_few_replies_change_nothing(
     it = bench()
     engine = it.engine(Loopback, algorithm, tmp_path / "a", lost=frozenset({"c3"}))
     _, said = it.rounds(algorithm, engine, 2, sampler=Full())
-    assert [absences for _, absences in said] == [[Absence("c3", "lost on the way")]] * 2
+    assert [failures for _, failures in said] == [[ClientFailure("c3", "lost on the way")]] * 2
     fresh = begin(algorithm, it.space.start(), 5)
     for lost, least in ((frozenset(f"c{i}" for i in range(8)), 1), (frozenset({"c3"}), 8)):
         engine = it.engine(Loopback, algorithm, tmp_path / f"b{least}", lost=lost)

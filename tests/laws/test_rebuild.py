@@ -11,8 +11,8 @@ import torch
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.client.zeroth_order import SeedWalk
 from fedloom.core.protocols import Done, Job
-from fedloom.core.seeds import generator
-from fedloom.core.walks import widened
+from fedloom.core.randomness import generator
+from fedloom.core.seed_sequences import widened
 from fedloom.engines.inprocess import InProcess
 from fedloom.server.samplers import Full
 from fedloom.spaces.directions import compiled

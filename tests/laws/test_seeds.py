@@ -18,8 +18,8 @@ from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.client.setup import batches
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import ClientId, ClientUpdate, Payload, Round, Task
-from fedloom.core.seeds import derive
-from fedloom.core.walks import COEFFICIENTS, uniform_walk, widened
+from fedloom.core.randomness import derive
+from fedloom.core.seed_sequences import COEFFICIENTS, uniform_seeds, widened
 from fedloom.engines.inprocess import InProcess
 from fedloom.run.checkpoint import state_sha256
 from fedloom.run.loop import begin, draw, measure
@@ -37,9 +37,9 @@ class FedAvgInFloat32(FedAvg):
     def broadcast(self, state: Any, round: Round) -> Mapping[ClientId, Payload]:
         return to_all(round, {"params": {n: t.float() for n, t in state.params.items()}})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         wide = {"params": widened(task.download["params"])}
-        return FedAvg.client_update(self, replace(task, download=wide), memory)
+        return FedAvg.client_update(self, replace(task, download=wide), client_state)
 
 
 def test_sending_vectors_fedkseed_is_fedavg_in_seed_space_to_the_bit(
@@ -99,7 +99,7 @@ def reference(bench: Any, rounds: int, *, lr: float, steps: int) -> list[float]:
             values = {n: t.clone() for n, t in w.items()}
             job = derive(derive(seed, client), 0)
             stream = batches(shard.train, 4, job)
-            for k in uniform_walk(job, steps, space.num_seeds).tolist():
+            for k in uniform_seeds(job, steps, space.num_seeds).tolist():
                 rows = next(stream)
                 ahead = loss({n: t + EPS * z(k)[n] for n, t in values.items()}, rows)
                 behind = loss({n: t - EPS * z(k)[n] for n, t in values.items()}, rows)

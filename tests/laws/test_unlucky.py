@@ -1,4 +1,4 @@
-"""A client that fails is an absence, and takes nobody with it."""
+"""A client that fails is an failure, and takes nobody with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +9,11 @@ import torch
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
-from fedloom.core.protocols import Absence
+from fedloom.core.protocols import ClientFailure
 from fedloom.data.federation import Shard
 from fedloom.engines.inprocess import InProcess
 from fedloom.server.samplers import Full
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 
 def test_a_value_the_wire_cannot_hold_is_the_clients_absence(
@@ -21,10 +21,10 @@ def test_a_value_the_wire_cannot_hold_is_the_clients_absence(
 ) -> None:
     it = bench(lr=1e7, max_grad_norm=None, steps=1)
     engine = it.engine(InProcess, FedAvg(), tmp_path, wire=WireSettings(upload="float16"))
-    _, ((metrics, absences),) = it.rounds(FedAvg(), engine, 1, sampler=Full())
-    assert metrics["comm/num_replies"] + len(absences) == 8
-    assert absences
-    assert all("float16" in absence.reason for absence in absences)
+    _, ((metrics, failures),) = it.rounds(FedAvg(), engine, 1, sampler=Full())
+    assert metrics["comm/num_replies"] + len(failures) == 8
+    assert failures
+    assert all("float16" in failure.reason for failure in failures)
 
 
 def test_a_client_whose_update_is_not_finite_is_left_out(
@@ -47,9 +47,9 @@ def test_a_client_whose_update_is_not_finite_is_left_out(
 
     it.trainer = Broken()
     engine = it.engine(InProcess, FedAvg(), tmp_path)
-    run, ((metrics, absences),) = it.rounds(FedAvg(), engine, 1, sampler=Full())
-    assert [a.client for a in absences] == ["c2"]
-    assert "is not finite" in absences[0].reason
+    run, ((metrics, failures),) = it.rounds(FedAvg(), engine, 1, sampler=Full())
+    assert [a.client for a in failures] == ["c2"]
+    assert "is not finite" in failures[0].reason
     assert metrics["comm/num_replies"] == 7
     assert all(bool(torch.isfinite(p).all()) for p in run.state.params.values())
 
@@ -61,8 +61,8 @@ def test_a_client_without_examples_takes_nobody_with_it(
     it = bench(batched=batched)
     it.federation.shards["c2"] = Shard([], [], [])
     engine = it.engine(InProcess, Ditto(FedAvg()), tmp_path)
-    _, ((metrics, absences),) = it.rounds(Ditto(FedAvg()), engine, 1, sampler=Full())
-    assert absences == [Absence("c2", "c2 has no training examples")]
+    _, ((metrics, failures),) = it.rounds(Ditto(FedAvg()), engine, 1, sampler=Full())
+    assert failures == [ClientFailure("c2", "c2 has no training examples")]
     assert metrics["comm/num_replies"] == 7
 
 
@@ -74,6 +74,6 @@ def test_damaged_memory_is_an_absence_that_names_the_file(
     run, _ = it.rounds(Ditto(FedAvg()), engine, 1, sampler=Full())
     file = tmp_path / "c4" / "1"
     file.write_bytes(file.read_bytes()[:-3])
-    _, ((_, absences),) = it.rounds(Ditto(FedAvg()), engine, 2, run=run, sampler=Full())
-    assert [a.client for a in absences] == ["c4"]
-    assert str(file) in absences[0].reason
+    _, ((_, failures),) = it.rounds(Ditto(FedAvg()), engine, 2, run=run, sampler=Full())
+    assert [a.client for a in failures] == ["c4"]
+    assert str(file) in failures[0].reason

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.models.build import Base, fingerprint
-from fedloom.models.quiet import quiet
+from fedloom.models.base_model import Base, fingerprint
+from fedloom.models.hf_logging import quiet
 from fedloom.spaces.build import LoRASpace, TuneSettings, make_space
 
 IDS = torch.arange(20).view(2, 10)

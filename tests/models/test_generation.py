@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import Example
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.evaluation.settings import EvaluationSettings
 from fedloom.models.adapters import LoRA, attach_lora
-from fedloom.models.build import ModelSettings, load_base
+from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.models.folder import write_model
 
 CONTENT = {"eos_token_id": "what a chat model ends its turns with is part of the model"}

@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers as t
 
-from fedloom.models.build import Base
+from fedloom.models.base_model import Base
 from fedloom.models.targets import choose_targets
 from fedloom.spaces.build import TuneSettings, make_space
 
@@ -145,7 +145,7 @@ def test_an_ordinary_model_is_told_to_peft_as_the_recipe_has_it(tiny_llama):
 def test_plain_peft_reads_what_is_written(tmp_path, name, targets):
     from peft import PeftModel
 
-    from fedloom.models.quiet import quiet
+    from fedloom.models.hf_logging import quiet
 
     model = made(name)
     if targets != "all-linear":

@@ -10,7 +10,7 @@ import pytest
 
 from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe, shipped
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 
 SMALL = (
     "run.rounds=1",
@@ -59,7 +59,7 @@ HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
         "answers": {"text": [f"{i} metres"], "answer_start": [0]},
     },
     "SetFit/20_newsgroups": lambda i, config: {
-        "text": f"Letter {i}.",
+        "text": f"Envelope {i}.",
         "label": i % 20,
         "label_text": list(NEWSGROUPS)[i % 20],
     },

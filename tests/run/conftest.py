@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedloom.recipe import build_recipe
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 
 
 def small_tree(model: Path, /, **sections: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from fedloom.launch import run_recipe
 from fedloom.reopen import recipe_of
 from fedloom.run.binding import changed_sites, identity_of
 from fedloom.run.lock import InUse, held
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
-from fedloom.run.settings import Recipe
 
 Make = Callable[..., Recipe]
 

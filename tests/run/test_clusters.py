@@ -12,18 +12,19 @@ import torch
 
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.baselines import baseline_of
+from fedloom.clustering.given import Given, Random
+from fedloom.clustering.members import Grouping
+from fedloom.clustering.modes import Paper
+from fedloom.clustering.sharing import Sharing
 from fedloom.evaluation.measure import combine
-from fedloom.launch import baseline_of, run_recipe
-from fedloom.run.answer import AUTO, Chat
-from fedloom.run.clusters import grouping_of, tell_clusters
-from fedloom.run.export import deliverables
+from fedloom.launch import run_recipe
+from fedloom.results.chat import AUTO, Chat
+from fedloom.results.export import deliverables
+from fedloom.run.clusters import describe_clusters, grouping_of
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
-from fedloom.run.settings import Recipe
-from fedloom.server.clustering_given import Given, Random
-from fedloom.server.clustering_members import Grouping
-from fedloom.server.clustering_modes import Paper
-from fedloom.server.clustering_sharing import Sharing
 
 Make = Callable[..., Recipe]
 LANGUAGES: dict[str, Any] = {
@@ -101,7 +102,7 @@ def test_a_run_without_a_grouping_has_none() -> None:
     assert grouping_of(FedAvg().init({"w": torch.zeros(1)}, 0)) is None
     algorithm: Clustered[Any] = Clustered(FedAvg())
     assert grouping_of(algorithm.init({"x.lora_B": torch.zeros(4)}, 0)) is not None
-    assert tell_clusters(Grouping(), {})["assignment"] == {}
+    assert describe_clusters(Grouping(), {})["assignment"] == {}
 
 
 @pytest.mark.parametrize("label", ["language", "file"])
@@ -112,7 +113,7 @@ def test_agreement_is_told_of_labels_that_all_have_and_some_share(label: str) ->
         "b": {"group": "x", label: "x", "name": "2", "all": "-", "tier": "s"},
         "c": {"group": "y", label: "y", "name": "3", "all": "-"},
     }
-    assert tell_clusters(grouping, profiles)["agreement"] == {
+    assert describe_clusters(grouping, profiles)["agreement"] == {
         label: {"adjusted_rand": 1.0, "num_values": 2}
     }
 

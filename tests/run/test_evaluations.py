@@ -10,22 +10,22 @@ import pytest
 from rich.console import Console
 
 from fedloom.core.protocols import Reply
-from fedloom.engines.courier import Courier
+from fedloom.engines.codec import MessageCodec
 from fedloom.launch import run_recipe
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 
 
 def test_a_client_that_claims_a_million_examples_is_left_out_of_the_means(
     small_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Courier.send
+    honest = MessageCodec.send
 
-    def send(self: Courier, reply: Reply) -> bytes:
+    def send(self: MessageCodec, reply: Reply) -> bytes:
         if reply.client.endswith("2") and "loss" in reply.metrics and not reply.upload:
             reply = replace(reply, metrics={**reply.metrics, "num_examples": 1e6, "loss": 0.0})
         return honest(self, reply)
 
-    monkeypatch.setattr(Courier, "send", send)
+    monkeypatch.setattr(MessageCodec, "send", send)
     said = io.StringIO()
     run_recipe(small_recipe(run={"rounds": 1}), tmp_path, console=Console(file=said, width=200))
     rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from fedloom.launch import run_recipe
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.loop import Run
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import build
-from fedloom.run.settings import Recipe
 
 Make = Callable[..., Recipe]
 SEEDS: dict[str, Any] = {
@@ -52,7 +52,7 @@ def other_weights(model: Path, _monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_stream(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.spaces.seeds.NOISE_VERSION", 2)
+    monkeypatch.setattr("fedloom.spaces.seed_space.NOISE_VERSION", 2)
 
 
 def other_names(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

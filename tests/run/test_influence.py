@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from fedloom.core.protocols import Reply
-from fedloom.engines.courier import Courier
+from fedloom.engines.codec import MessageCodec
 from fedloom.launch import run_recipe
-from fedloom.run.influence import told_apart
-from fedloom.run.report_influence import influence_section
-from fedloom.run.results import read_results
-from fedloom.run.settings import Recipe
+from fedloom.report.influence import influence_section
+from fedloom.report.run_folder import read_results
+from fedloom.run.influence import split_influence
+from fedloom.run.recipe_settings import Recipe
 
 KRUM = {"fedavg": {"combine": {"multi_krum": {"attackers": 1}}}}
 SECTIONS: dict[str, Any] = {
@@ -29,24 +29,24 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def test_names_leave_the_metrics_and_counts_take_their_place() -> None:
     told = {"server/influence/a/b": 0.0, "server/influence/c": 0.5, "server/influence/d": 1.0}
-    metrics, parts = told_apart({"train/loss": 1.0, **told})
+    metrics, parts = split_influence({"train/loss": 1.0, **told})
     assert metrics == {"train/loss": 1.0, "server/num_rejected": 1.0, "server/num_clipped": 1.0}
     assert parts == {"a/b": 0.0, "c": 0.5, "d": 1.0}
-    assert told_apart({"train/loss": 1.0}) == ({"train/loss": 1.0}, {})
+    assert split_influence({"train/loss": 1.0}) == ({"train/loss": 1.0}, {})
 
 
 def test_a_client_that_flips_its_update_is_named_and_the_run_learns(
     small_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = Courier.send
+    honest = MessageCodec.send
 
-    def send(self: Courier, reply: Reply) -> bytes:
+    def send(self: MessageCodec, reply: Reply) -> bytes:
         if reply.client.endswith("3") and reply.upload:
             delta = {name: -100 * t for name, t in reply.upload["delta"].items()}
             reply = Reply(reply.client, {"delta": delta}, reply.weight, reply.metrics)
         return honest(self, reply)
 
-    monkeypatch.setattr(Courier, "send", send)
+    monkeypatch.setattr(MessageCodec, "send", send)
     run_recipe(small_recipe(**SECTIONS), tmp_path)
     told = lines(tmp_path / "influence.jsonl")
     assert [line["round"] for line in told] == [1, 2, 3]

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.launch import run_recipe
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 
 SECONDS = 120
 
@@ -68,7 +68,7 @@ def left_behind(folder: Path) -> tuple[Any, ...]:
     summary = json.loads((folder / "summary.json").read_text())
     kept = {
         str(file.relative_to(folder)): file.read_bytes()
-        for name in ("memory", "adapters")
+        for name in ("client_state", "adapters")
         for file in sorted((folder / name).rglob("*"))
         if file.is_file() and file.name != "README.md"
     }

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedloom.experiment import results_table
 from fedloom.launch import run_recipe
-from fedloom.run.conduct import results_table
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 

@@ -14,16 +14,16 @@ from rich.console import Console
 
 from fedloom.algorithms.ditto import Ditto
 from fedloom.core.files import read_hashed, write_hashed
-from fedloom.core.protocols import Absence, Delivery, Params, Task
+from fedloom.core.protocols import ClientFailure, Delivery, Params, Task
 from fedloom.engines.inprocess import InProcess
+from fedloom.experiment import results_table
 from fedloom.launch import run_recipe
 from fedloom.privacy.accountant import Ledger
-from fedloom.run import execute
+from fedloom.run import training
 from fedloom.run.checkpoint import Checkpoints
-from fedloom.run.conduct import results_table
-from fedloom.run.records import JsonLines
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.releases import Releases
-from fedloom.run.settings import Recipe
+from fedloom.tracking.records import JsonLines
 
 Make = Callable[..., Recipe]
 Z, CLIP, DELTA = 1.0, 0.05, 0.1
@@ -67,7 +67,7 @@ class Watch:
             ):
                 training = task.kind == "train" and task.round == 1
                 if training and task.client == self.absent:
-                    yield Delivery(Absence(task.client, "its disk is full"))
+                    yield Delivery(ClientFailure(task.client, "its disk is full"))
                 else:
                     yield delivery
                 if training and at == self.die_after_deliveries:
@@ -112,12 +112,12 @@ POINTS: dict[str, Callable[[Watch, pytest.MonkeyPatch], None]] = {
     for n in range(1, CLIENTS + 1)
 } | {
     # Call 0 of save and measure is round 0's; measure is called for either split.
-    "after the server's update": lambda _, p: dies(p, execute, "advance", call=0, after=True),
+    "after the server's update": lambda _, p: dies(p, training, "advance", call=0, after=True),
     "before the save": lambda _, p: dies(p, Checkpoints, "save", call=1, after=False),
     "after the save": lambda _, p: dies(p, Checkpoints, "save", call=1, after=True),
     "after the release is on record": lambda _, p: dies(p, Releases, "record", call=1, after=True),
-    "when half was measured": lambda _, p: dies(p, execute, "measure", call=2, after=True),
-    "when all was measured": lambda _, p: dies(p, execute, "measure", call=3, after=True),
+    "when half was measured": lambda _, p: dies(p, training, "measure", call=2, after=True),
+    "when all was measured": lambda _, p: dies(p, training, "measure", call=3, after=True),
     "before the round's line": lambda _, p: dies(p, JsonLines, "log", call=1, after=False),
     "after the round's line": lambda _, p: dies(p, JsonLines, "log", call=1, after=True),
 }
@@ -138,7 +138,7 @@ def on_record(folder: Path) -> list[tuple[int, str, float, float]]:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     # A report takes longer than a run of these.
-    monkeypatch.setattr("fedloom.run.conduct.write_report", lambda folder: None)
+    monkeypatch.setattr("fedloom.experiment.write_report", lambda folder: None)
     return Watch(monkeypatch)
 
 
@@ -273,7 +273,7 @@ def test_what_holds_a_secret_is_its_owners_only(
     recipe = private(small_recipe)
     recipe = dataclasses.replace(recipe, algorithm=Ditto(recipe.algorithm))
     run_recipe(recipe, tmp_path)
-    for name in ("checkpoints", "memory"):
+    for name in ("checkpoints", "client_state"):
         modes = {p.is_dir(): stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / name).rglob("*")}
         assert modes[False] == 0o600, name
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700

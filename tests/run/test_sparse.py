@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from fedloom.launch import run_recipe
-from fedloom.run.export import deliverables
+from fedloom.results.export import deliverables
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import build
-from fedloom.run.settings import Recipe
 
 Make = Callable[..., Recipe]
 LAYERS: dict[str, list[dict[str, Any]]] = {

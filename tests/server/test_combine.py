@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from fedloom.core.payloads import NoReplies, mean_upload
 from fedloom.core.protocols import Reply
 from fedloom.server.combine import COMBINES, Combine, Mean
-from fedloom.server.combine_bounded import CentredClip, GeometricMedian, NormBound
-from fedloom.server.combine_chosen import Bulyan, Krum, MultiKrum
-from fedloom.server.combine_products import inner_products, squared_distances
-from fedloom.server.combine_robust import TooFew
-from fedloom.server.combine_sorted import Median, TrimmedMean
-from fedloom.server.combine_weights import krum_scores
+from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
+from fedloom.server.combine.chosen import Bulyan, Krum, MultiKrum
+from fedloom.server.combine.products import inner_products, squared_distances
+from fedloom.server.combine.robust import TooFew
+from fedloom.server.combine.sorted import Median, TrimmedMean
+from fedloom.server.combine.weights import krum_scores
 
 HAND = [(1.0, 1.0), (1.1, 0.9), (0.9, 1.2), (1.0, 1.1), (-8.0, 9.0)]
 RULES: dict[str, Combine] = {

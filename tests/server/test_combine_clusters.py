@@ -7,11 +7,11 @@ import torch
 
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.clustering.given import Given
+from fedloom.clustering.sharing import update_clusters
 from fedloom.core.protocols import Reply, Round
-from fedloom.server.clustering_given import Given
-from fedloom.server.clustering_sharing import teach
-from fedloom.server.combine_chosen import Krum
-from fedloom.server.combine_robust import TooFew
+from fedloom.server.combine.chosen import Krum
+from fedloom.server.combine.robust import TooFew
 
 RULE = FedAvg(combine=Krum(1))
 PUSH = {"big": 1.0, "small": -3.0}
@@ -74,7 +74,7 @@ def test_replies_of_no_weight_stop_their_own_cluster_only() -> None:
         Reply("b", {"delta": {"w": torch.ones(1)}}, 0.0),
     ]
     round = Round(1, 0, {"a": {}, "b": {}}, ("a", "b"), 1.0)
-    after, _ = teach(plain, models, {"a": {0: 1.0}, "b": {1: 1.0}}, round, replies)
+    after, _ = update_clusters(plain, models, {"a": {0: 1.0}, "b": {1: 1.0}}, round, replies)
     assert float(after[0].params["w"]) == 1
     assert after[1] is models[1]
 

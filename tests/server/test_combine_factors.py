@@ -10,12 +10,12 @@ from torch import Tensor
 from fedloom.core.payloads import mean_upload
 from fedloom.core.protocols import Params, Reply
 from fedloom.server.combine import Combine, Mean
-from fedloom.server.combine_bounded import CentredClip, GeometricMedian, NormBound
-from fedloom.server.combine_chosen import Bulyan, Krum, MultiKrum
-from fedloom.server.combine_gauge import settled
-from fedloom.server.combine_products import inner_products, pairs, squared_distances
-from fedloom.server.combine_sorted import Median, TrimmedMean
-from fedloom.server.combine_weights import best, krum_scores
+from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
+from fedloom.server.combine.chosen import Bulyan, Krum, MultiKrum
+from fedloom.server.combine.gauge import settled
+from fedloom.server.combine.products import inner_products, pairs, squared_distances
+from fedloom.server.combine.sorted import Median, TrimmedMean
+from fedloom.server.combine.weights import best, krum_scores
 
 LAYERS = ("layers.0.q_proj", "layers.1.v_proj")
 RANK, WIDTH, HEIGHT = 4, 40, 24

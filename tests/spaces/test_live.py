@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.models.build import Base
-from fedloom.models.quiet import quiet
+from fedloom.models.base_model import Base
+from fedloom.models.hf_logging import quiet
 from fedloom.spaces.build import FullSpace, TuneSettings, make_space
 
 IDS = torch.arange(20).view(2, 10)

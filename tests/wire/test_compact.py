@@ -17,7 +17,7 @@ from fedloom.wire.compact import (
     write_lengths,
 )
 from fedloom.wire.format import decode, encode_reply
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=4), st.binary(max_size=3))

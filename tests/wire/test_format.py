@@ -21,8 +21,8 @@ from fedloom.wire.format import (
     encoded_size,
 )
 from fedloom.wire.quantize import VALUE_CODECS
-from fedloom.wire.settings import Compression, ValueType
 from fedloom.wire.table import DTYPES
+from fedloom.wire.wire_settings import Compression, ValueType
 
 VALUES: list[ValueType] = ["float32", "bfloat16", "float16", "int8", "int4"]
 

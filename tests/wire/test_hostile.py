@@ -30,8 +30,8 @@ from fedloom.wire.format import (
 )
 from fedloom.wire.frame import frame, split
 from fedloom.wire.positions import POSITION_CODECS
-from fedloom.wire.settings import WireSettings
 from fedloom.wire.table import DTYPES, MAX_JSON_BYTES
+from fedloom.wire.wire_settings import WireSettings
 
 LIMIT = 1 << 20
 

@@ -19,7 +19,7 @@ from fedloom.wire.format import (
 )
 from fedloom.wire.frame import frame, split
 from fedloom.wire.quantize import BLOCK
-from fedloom.wire.settings import ValueType, WireSettings
+from fedloom.wire.wire_settings import ValueType, WireSettings
 
 
 def same(a: Payload, b: Payload) -> bool:

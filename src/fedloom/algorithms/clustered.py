@@ -21,6 +21,11 @@ from typing import Generic
 
 import torch
 
+from fedloom.clustering.groups import adjusted_rand
+from fedloom.clustering.members import Grouping
+from fedloom.clustering.modes import Auto, Mode
+from fedloom.clustering.rows import row_of
+from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
 from fedloom.core.params import sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -37,12 +42,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.walks import COEFFICIENTS
-from fedloom.server.clustering import adjusted_rand
-from fedloom.server.clustering_members import Grouping
-from fedloom.server.clustering_modes import Auto, Mode
-from fedloom.server.clustering_rows import row_of
-from fedloom.server.clustering_sharing import ClusteredState, Sharing, downloads
+from fedloom.core.seed_sequences import COEFFICIENTS
 
 _WALK = 64
 """Steps of a probe there."""
@@ -92,8 +92,8 @@ class Clustered(Generic[State]):
             lambda p, asked: {**p, **start} if asked else p,
         )
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, memory)
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, client_state)
         if not isinstance(self.mode, Auto) or "start" not in task.download:
             return reply, kept
         start, delta = task.download["start"], reply.upload.get("delta", {})
@@ -114,8 +114,8 @@ class Clustered(Generic[State]):
         row = row_of(start, delta, compare=self.mode.compare, size=self.mode.sketch)
         return replace(reply, upload={**reply.upload, "probe": {"row": row}}), kept
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return self.inner.deployed(download, memory)
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return self.inner.deployed(download, client_state)
 
     def server_update(
         self, state: ClusteredState[State], round: Round, replies: Iterable[Reply]

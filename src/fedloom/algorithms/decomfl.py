@@ -26,7 +26,7 @@ from typing import Literal
 
 import torch
 
-from fedloom.core.packing import pack, unpack
+from fedloom.core.bitpacking import pack, unpack
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -41,9 +41,9 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.core.seeds import derive
-from fedloom.core.walks import COEFFICIENTS as NAME
-from fedloom.core.walks import landed, pace, uniform_walk, widened
+from fedloom.core.randomness import derive
+from fedloom.core.seed_sequences import COEFFICIENTS as NAME
+from fedloom.core.seed_sequences import landed, pace, uniform_seeds, widened
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
 
@@ -95,9 +95,9 @@ class DeComFL:
         walk = torch.tensor(self._seed(round))
         return to_all(round, {"params": params, "walk": {"seed": walk}})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start = widened(task.download["params"])
-        walk = uniform_walk(int(task.download["walk"]["seed"]), self.steps, start[NAME].numel())
+        walk = uniform_seeds(int(task.download["walk"]["seed"]), self.steps, start[NAME].numel())
         done = yield Fit(start, walk={NAME: walk}, at_start=self.at_start or self.votes)
         weight = done.num_examples if self.weighting == "examples" else 1.0
         scalars = done.record["scalars"][NAME]
@@ -106,7 +106,7 @@ class DeComFL:
         moves = -pace(sub(done.params, start), walk, scalars) * scalars
         return Reply(task.client, {"moves": {NAME: moves.float()}}, weight, done.metrics), {}
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
         return widened(download["params"])
 
     def server_update(
@@ -122,7 +122,7 @@ class DeComFL:
         mean = mean_upload(map(read, replies))["moves"][NAME]
         moves = mean.sign() if self.votes else mean
         num_seeds = state.params[NAME].numel()
-        walk = uniform_walk(self._seed(round), self.steps, num_seeds)
+        walk = uniform_seeds(self._seed(round), self.steps, num_seeds)
         delta = {NAME: landed(walk, moves, num_seeds)}
         params, moments = self.server.step(state.params, delta, state.moments)
         agreed = {"agreement": float(mean.abs().mean())} if self.votes else {}

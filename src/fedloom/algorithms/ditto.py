@@ -6,7 +6,7 @@ Ditto: Fair and Robust Federated Learning Through Personalization. Li, Hu, Beira
 Deviations: a personal model begins at the shared model of its client's first round, not of round 1,
 and its pull goes through whatever local optimizer is chosen. The code of FederatedScope-LLM
 (arXiv:2309.00363) copies the whole model twice a client; here a personal model is one more set of
-the tuned coordinates, kept in the client's memory.
+the tuned coordinates, kept in the client's client_state.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,17 +57,21 @@ class Ditto(Generic[State]):
     def broadcast(self, state: State, round: Round) -> Mapping[ClientId, Payload]:
         return self.inner.broadcast(state, round)
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, memory)
-        shared = self.inner.deployed(task.download, memory)
-        start = memory.get("ditto", shared)
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, client_state)
+        shared = self.inner.deployed(task.download, client_state)
+        start = client_state.get("ditto", shared)
         pull = Proximal(self.strength, shared) if self.strength else None
         done = yield Fit(start, proximal=pull, steps=self.steps)
         personal = {f"personal/{name}": value for name, value in done.metrics.items()}
         return replace(reply, metrics={**reply.metrics, **personal}), {**kept, "ditto": done.params}
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return memory["ditto"] if "ditto" in memory else self.inner.deployed(download, memory)
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return (
+            client_state["ditto"]
+            if "ditto" in client_state
+            else self.inner.deployed(download, client_state)
+        )
 
     def server_update(
         self, state: State, round: Round, replies: Iterable[Reply]

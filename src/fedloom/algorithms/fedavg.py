@@ -79,13 +79,13 @@ class FedAvg:
     def broadcast(self, state: FedAvgState, round: Round) -> Mapping[ClientId, Payload]:
         return to_all(round, {"params": state.params})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start = task.download["params"]
         done = yield Fit(start, proximal=Proximal(self.mu, start) if self.mu else None)
         weight = done.num_examples if self.weighting == "examples" else 1.0
         return Reply(task.client, {"delta": sub(done.params, start)}, weight, done.metrics), {}
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
         return download["params"]
 
     def server_update(

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedloom.core.packing import pack, unpack
+from fedloom.core.bitpacking import pack, unpack
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -34,9 +34,9 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.core.seeds import derive, generator
-from fedloom.core.walks import COEFFICIENTS as NAME
-from fedloom.core.walks import landed, pace, uniform_walk, widened
+from fedloom.core.randomness import derive, generator
+from fedloom.core.seed_sequences import COEFFICIENTS as NAME
+from fedloom.core.seed_sequences import landed, pace, uniform_seeds, widened
 from fedloom.server.importance import Alike, SeedSampling
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
@@ -100,7 +100,7 @@ class FedKSeed:
         walks = {c: self._walk(derive(round.seed, c), chances, len(chances)) for c in round.cohort}
         return {c: {**sent, "walk": {NAME: pack(w, len(chances))}} for c, w in walks.items()}
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start = widened(task.download["params"])
         if "walk" in task.download:
             walk = unpack(task.download["walk"][NAME], start[NAME].numel(), self.steps)
@@ -116,7 +116,7 @@ class FedKSeed:
         upload = {"scalars": {NAME: scalars.float(), "lr": lr}}
         return Reply(task.client, upload, weight, done.metrics), {}
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
         return widened(download["params"])
 
     def server_update(
@@ -145,6 +145,6 @@ class FedKSeed:
     def _walk(self, seed: int, chances: Tensor | None, num_seeds: int) -> Tensor:
         """Return the walk of the task of that seed; without chances as its first work would draw it."""
         if chances is None:
-            return uniform_walk(derive(seed, 0), self.steps, num_seeds)
+            return uniform_seeds(derive(seed, 0), self.steps, num_seeds)
         source = generator(seed, "walk")
         return torch.multinomial(chances, self.steps, replacement=True, generator=source)

@@ -76,20 +76,20 @@ class Flasc(Generic[State]):
 
         return once_each(self.inner.broadcast(state, round), density, thin)
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, memory)
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, client_state)
         if "delta" not in reply.upload:
             return reply, kept
         delta = reply.upload["delta"]
-        if self.error_feedback and "unsent" in memory:
-            delta = add(delta, memory["unsent"])
+        if self.error_feedback and "unsent" in client_state:
+            delta = add(delta, client_state["unsent"])
         sent = keep_largest(delta, self.upload.at(task.round, task.profile), scope=self.scope)
         if self.error_feedback:
             kept = {**kept, "unsent": sub(delta, sent)}
         return replace(reply, upload={**reply.upload, "delta": sent}), kept
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return self.inner.deployed(download, memory)
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return self.inner.deployed(download, client_state)
 
     def server_update(
         self, state: State, round: Round, replies: Iterable[Reply]

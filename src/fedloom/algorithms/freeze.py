@@ -4,7 +4,7 @@ Improving LoRA in Privacy-preserving Federated Learning. Sun, Li, Li, Ding, ICLR
 (arXiv:2403.12313), section 4: A stays as it was drawn, B is trained and sent, so that the mean of
 the products is the product of the means.
 
-The inner algorithm lives in the space of the moving names: they alone are in its state, its memory
+The inner algorithm lives in the space of the moving names: they alone are in its state, its client_state
 and its uploads. On a client its work is extended by the frozen names, masked. A download holds
 them too, but with `tune.origin: initial` they are zeros, which the wire leaves out; with `zero`
 they are sent every time, and the model is the same.
@@ -81,10 +81,10 @@ class Freeze(Generic[State]):
 
         return once_each(self.inner.broadcast(state.inner, round), lambda _: 0.0, complete)
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         moving, frozen = self._split(task.download["params"])
         download = {**task.download, "params": moving}
-        half = self.inner.client_update(replace(task, download=download), memory)
+        half = self.inner.client_update(replace(task, download=download), client_state)
         try:
             work = next(half)
             while True:
@@ -95,8 +95,8 @@ class Freeze(Generic[State]):
             answer: tuple[Reply, Payload] = stop.value
             return answer
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        params = self.inner.deployed(download, memory)
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        params = self.inner.deployed(download, client_state)
         missing = {n: t for n, t in download["params"].items() if n not in params}
         # The same object where clients share it, so that it is measured once.
         return {**params, **missing} if missing else params

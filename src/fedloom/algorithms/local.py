@@ -45,13 +45,13 @@ class LocalOnly:
     def broadcast(self, state: LocalState, round: Round) -> Mapping[ClientId, Payload]:
         return to_all(round, {"params": state.params})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
-        done = yield Fit(self.deployed(task.download, memory))
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        done = yield Fit(self.deployed(task.download, client_state))
         kept = {"personal": done.params}
         return Reply(task.client, {}, done.num_examples, done.metrics), kept
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return memory.get("personal", download["params"])
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return client_state.get("personal", download["params"])
 
     def server_update(
         self, state: LocalState, round: Round, replies: Iterable[Reply]

@@ -73,9 +73,9 @@ class PFedMe:
     def broadcast(self, state: PFedMeState, round: Round) -> Mapping[ClientId, Payload]:
         return to_all(round, {"params": state.params})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start = local = task.download["params"]
-        personal = memory.get("personal", start)
+        personal = client_state.get("personal", start)
         for _ in range(self.local_rounds):
             done = yield Fit(personal, proximal=Proximal(self.strength, local))  # eq. 7
             personal = done.params
@@ -83,8 +83,8 @@ class PFedMe:
         upload = {"delta": sub(local, start)}
         return Reply(task.client, upload, metrics=done.metrics), {"personal": personal}
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return memory.get("personal", download["params"])
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return client_state.get("personal", download["params"])
 
     def server_update(
         self, state: PFedMeState, round: Round, replies: Iterable[Reply]

@@ -8,7 +8,7 @@ Differentially Private Learning with Adaptive Clipping. Andrew, Thakkar, McMahan
 2021 (arXiv:1905.03871), Algorithm 1: `quantile`.
 
 Covered are the models of all rounds, repeated or not; not what the server sees and writes down (uploads,
-counts, bytes, absences, evaluations, samples), nor what a wrapper around `private` sends.
+counts, bytes, failures, evaluations, samples), nor what a wrapper around `private` sends.
 
 Deviations: privacy loss is counted by its distribution, not by moments. The cohort is drawn here,
 from the secret key and with the recipe's chance: one that follows from a published seed amplifies
@@ -114,16 +114,16 @@ class Private(Generic[State]):
         told = {SIGNAL: {"clip": torch.tensor(state.mechanism.clip, dtype=torch.float64)}}
         return once_each(sent, lambda _: 0.0, lambda payload, _: {**payload, **told})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, memory)
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        reply, kept = yield from self.inner.client_update(task, client_state)
         clip = self.clip if self.quantile is None else float(task.download[SIGNAL]["clip"])
         upload, size = clipped(within(reply.upload, self._kept([task.download])), clip)
         if self.quantile is not None:
             upload = {**upload, SIGNAL: {"below": torch.tensor(size <= clip)}}
         return Reply(task.client, upload), kept  # weight and metrics would tell of the data
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return self.inner.deployed(download, memory)
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return self.inner.deployed(download, client_state)
 
     def server_update(
         self, state: PrivateState[State], round: Round, replies: Iterable[Reply]

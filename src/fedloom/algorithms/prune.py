@@ -85,9 +85,9 @@ class Prune(Generic[State]):
 
         return once_each(self.inner.broadcast(state.inner, round), density, cut)
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         mask = task.download.get("mask", {})
-        half = self.inner.client_update(replace(task, download=_whole(task.download)), memory)
+        half = self.inner.client_update(replace(task, download=_whole(task.download)), client_state)
         try:
             work = next(half)
             while True:
@@ -96,8 +96,8 @@ class Prune(Generic[State]):
             reply, kept = stop.value
         return _recut(reply, mask, pick), kept
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
-        return self.inner.deployed(_whole(download), memory)
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        return self.inner.deployed(_whole(download), client_state)
 
     def server_update(
         self, state: PruneState[State], round: Round, replies: Iterable[Reply]

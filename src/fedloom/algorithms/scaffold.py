@@ -64,9 +64,9 @@ class Scaffold:
     def broadcast(self, state: ScaffoldState, round: Round) -> Mapping[ClientId, Payload]:
         return to_all(round, {"params": state.params, "control": state.control})
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start, shared = task.download["params"], task.download["control"]
-        own = memory.get("control", zeros_like(shared))
+        own = client_state.get("control", zeros_like(shared))
         done = yield Fit(start, gradient_offset=sub(shared, own))
         if done.lr_sum is None:
             raise ValueError(
@@ -80,7 +80,7 @@ class Scaffold:
         upload = {"delta": delta, "control_delta": sub(new, own)}
         return Reply(task.client, upload, weight, done.metrics), {"control": new}
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
         return download["params"]
 
     def server_update(

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.edits import rows
 from fedloom.client.fast.functions import lora_linear
 from fedloom.client.fast.kernels import replaced_forward
 from fedloom.client.fast.products import Product
 from fedloom.client.fit import fit
+from fedloom.client.gradient_transforms import rows
 from fedloom.client.objectives import collate
 from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 from fedloom.models.asking import asked, plain_ids
-from fedloom.models.parts import LoRALayer
+from fedloom.models.introspection import LoRALayer
 
 
 class LoRALanes:

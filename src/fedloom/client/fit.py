@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedloom.client.edits import Edits
+from fedloom.client.gradient_transforms import GradientTransforms
 from fedloom.client.optimizer import Optimizer
 from fedloom.client.setup import Setup, Step, batches
-from fedloom.core.protocols import Done, Fit, Job, Params, Refusal
+from fedloom.core.protocols import ClientError, Done, Fit, Job, Params
 from fedloom.spaces.live import Tunable
 
 
@@ -48,7 +48,7 @@ class _Client:
         """Return the answer, or refuse where nothing was learnt."""
         applied = len(self.losses)
         if self.num_steps and not applied:
-            raise Refusal(f"{self.job.client}: no step had a finite loss and gradient")
+            raise ClientError(f"{self.job.client}: no step had a finite loss and gradient")
         skipped = self.num_steps - applied
         metrics = {"num_tokens": float(self.num_tokens), "skipped_steps": float(skipped)}
         if applied:
@@ -66,7 +66,7 @@ def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup[Tunable]) -> list[Done]:
     local, space = setup.local, setup.space
     lr = local.lr_at(jobs[0].round, setup.num_rounds)
     clients = [_client(job, setup) for job in jobs]
-    edits = Edits.of([client.fit for client in clients], space)
+    edits = GradientTransforms.of([client.fit for client in clients], space)
     optimizer = Optimizer(local, lr, lanes.values, edits.mask)
     linear = local.optimizer == "sgd" and not local.momentum and not local.weight_decay
     out: dict[int, Done] = {}
@@ -102,7 +102,9 @@ def _client(job: Job, setup: Setup[Tunable]) -> _Client:
     return _Client(job, job.work, batches(examples, size, job.seed), len(examples), num_steps)
 
 
-def _step(clients: Sequence[_Client], lanes: Lanes, edits: Edits, optimizer: Optimizer) -> None:
+def _step(
+    clients: Sequence[_Client], lanes: Lanes, edits: GradientTransforms, optimizer: Optimizer
+) -> None:
     """Take one optimizer step in every lane."""
     steps = [next(client.stream) for client in clients]
     counts = [sum(example.num_targets for example in step) for step in steps]

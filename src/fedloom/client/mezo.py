@@ -18,7 +18,7 @@ from fedloom.client.objectives import Batch, collate
 from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, one_by_one
 from fedloom.core.protocols import Done, Fit, Job
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 
 EPS = 1e-3
 """How far to look, as in the paper."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedloom.client.settings import LocalSettings
+from fedloom.client.local_settings import LocalSettings
 
 
 class Optimizer:

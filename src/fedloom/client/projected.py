@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedloom.client.course import drawn_walk
 from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
 from fedloom.client.setup import Setup
 from fedloom.client.trainer import Evaluator, OneLane, one_by_one, training
+from fedloom.client.zo_trajectory import drawn_seeds
 from fedloom.core.protocols import Done, Fit, Job, Params
-from fedloom.core.walks import COEFFICIENTS
+from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.spaces.live import Layout
-from fedloom.spaces.seeds import SeedSpace
+from fedloom.spaces.seed_space import SeedSpace
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Projected:
         if work.walk is None:
             return list(range(self.setup.space.num_seeds))
         plain = replace(work, steps=None)
-        walk = drawn_walk(plain, self.setup.space, steps=0, per_step=1, seed=0)
+        walk = drawn_seeds(plain, self.setup.space, steps=0, per_step=1, seed=0)
         return [int(k) for k in walk.flatten()]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedloom.client.worker import client_half
-from fedloom.core.protocols import Algorithm, Payload, Refusal, Reply, Task
+from fedloom.core.protocols import Algorithm, ClientError, Payload, Reply, Task
 from fedloom.core.standin import play
 
 
@@ -22,9 +22,9 @@ def check_finite(upload: Payload) -> None:
     """Refuse an upload that holds NaN or infinity, naming the field.
 
     Raises:
-        Refusal: for the first such tensor.
+        ClientError: for the first such tensor.
     """
     for group, params in upload.items():
         for name, t in params.items():
             if t.is_floating_point() and not bool(torch.isfinite(t).all()):
-                raise Refusal(f"upload {group}/{name} is not finite")
+                raise ClientError(f"upload {group}/{name} is not finite")

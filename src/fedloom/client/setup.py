@@ -6,9 +6,9 @@ from typing import Generic, TypeVar
 
 import torch
 
-from fedloom.client.settings import LocalSettings
-from fedloom.core.protocols import ClientId, Refusal, Split
-from fedloom.core.seeds import generator
+from fedloom.client.local_settings import LocalSettings
+from fedloom.core.protocols import ClientError, ClientId, Split
+from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import Example
 
@@ -36,10 +36,10 @@ class Setup(Generic[S]):
         """Return a client's examples, training ones by default; a client without any cannot take part."""
         shard = self.federation.shards.get(client)
         if shard is None:
-            raise Refusal(f"{client} is not among the clients of this data set")
+            raise ClientError(f"{client} is not among the clients of this data set")
         rows = {None: shard.train, "validation": shard.validation, "test": shard.test}[split]
         if not rows:
-            raise Refusal(f"{client} has no {split or 'training'} examples")
+            raise ClientError(f"{client} has no {split or 'training'} examples")
         return rows
 
 

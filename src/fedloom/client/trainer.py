@@ -13,7 +13,7 @@ from fedloom.client.fit import fit
 from fedloom.client.objectives import collate
 from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
 from fedloom.models.seeded import seeded
 from fedloom.spaces.live import Live, Seated, Space

@@ -10,43 +10,43 @@ from typing import Any
 
 import torch
 
-from fedloom.client.memory import MemoryStore
+from fedloom.client.client_state import ClientStateStore
 from fedloom.core.protocols import (
-    Absence,
     Algorithm,
+    ClientError,
+    ClientFailure,
     ClientUpdate,
     Done,
     Evaluate,
     Job,
     Params,
     Payload,
-    Refusal,
     Reply,
     Task,
     Trainer,
     Work,
 )
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 
 
-def client_half(algorithm: Algorithm[Any], task: Task, memory: Payload) -> ClientUpdate:
+def client_half(algorithm: Algorithm[Any], task: Task, client_state: Payload) -> ClientUpdate:
     """Return the generator that answers the task."""
-    return _half(Deployed(algorithm), task, memory)
+    return _half(Deployed(algorithm), task, client_state)
 
 
 @dataclass
 class Deployed:
-    """What clients would use; those without memory that share a download share one object, measured once."""
+    """What clients would use; those without client_state that share a download share one object, measured once."""
 
     algorithm: Algorithm[Any]
     _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
 
-    def of(self, download: Payload, memory: Payload) -> Params:
-        """Return what a client with this memory would use."""
-        if memory:
-            return self.algorithm.deployed(download, memory)
+    def of(self, download: Payload, client_state: Payload) -> Params:
+        """Return what a client with this client_state would use."""
+        if client_state:
+            return self.algorithm.deployed(download, client_state)
         if id(download) not in self._shared:
-            params = self.algorithm.deployed(download, memory)
+            params = self.algorithm.deployed(download, client_state)
             # Downloads may differ beside the model: in what a client alone has to know.
             alike = (known for _, known in self._shared.values() if _same(known, params))
             # The payload is kept beside it: an id is unique only while its object lives.
@@ -60,33 +60,33 @@ def _same(a: Params, b: Params) -> bool:
     )
 
 
-def _half(deployed: Deployed, task: Task, memory: Payload) -> ClientUpdate:
+def _half(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpdate:
     if task.kind == "train":
-        return deployed.algorithm.client_update(task, memory)
-    return _measure(deployed.of(task.download, memory), task, memory)
+        return deployed.algorithm.client_update(task, client_state)
+    return _measure(deployed.of(task.download, client_state), task, client_state)
 
 
-def _measure(params: Params, task: Task, memory: Payload) -> ClientUpdate:
+def _measure(params: Params, task: Task, client_state: Payload) -> ClientUpdate:
     split: Any = "test" if task.kind == "test" else "validation"
     done = yield Evaluate(params, split)
-    return Reply(task.client, {}, done.num_examples, done.metrics), memory
+    return Reply(task.client, {}, done.num_examples, done.metrics), client_state
 
 
 def run_tasks(
-    algorithm: Algorithm[Any], trainer: Trainer, store: MemoryStore, tasks: Sequence[Task]
-) -> list[Reply | Absence]:
+    algorithm: Algorithm[Any], trainer: Trainer, store: ClientStateStore, tasks: Sequence[Task]
+) -> list[Reply | ClientFailure]:
     """Answer the tasks side by side, in their order; a refusal takes nobody else with it."""
-    answers: dict[int, Reply | Absence] = {}
+    answers: dict[int, Reply | ClientFailure] = {}
     halves: dict[int, ClientUpdate] = {}
     deployed = Deployed(algorithm)
     for i, task in enumerate(tasks):
         try:
-            memory = store.load(task.client, before=task.round)
-        except Refusal as refusal:
-            answers[i] = Absence(task.client, str(refusal))
+            client_state = store.load(task.client, before=task.round)
+        except ClientError as refusal:
+            answers[i] = ClientFailure(task.client, str(refusal))
             continue
-        halves[i] = _half(deployed, task, memory)
-    told: dict[int, Done | Refusal | None] = dict.fromkeys(halves)
+        halves[i] = _half(deployed, task, client_state)
+    told: dict[int, Done | ClientError | None] = dict.fromkeys(halves)
     turn = 0
     while told:
         asked: dict[int, Work] = {}
@@ -94,11 +94,11 @@ def run_tasks(
             try:
                 asked[i] = _advance(halves[i], last)
             except StopIteration as stop:
-                answers[i], memory = stop.value
+                answers[i], client_state = stop.value
                 if tasks[i].kind == "train":
-                    store.save(tasks[i].client, tasks[i].round, memory)
-            except Refusal as refusal:
-                answers[i] = Absence(tasks[i].client, str(refusal))
+                    store.save(tasks[i].client, tasks[i].round, client_state)
+            except ClientError as refusal:
+                answers[i] = ClientFailure(tasks[i].client, str(refusal))
         jobs = [
             Job(tasks[i].client, tasks[i].round, derive(tasks[i].seed, turn), work)
             for i, work in asked.items()
@@ -108,17 +108,17 @@ def run_tasks(
     return [answers[i] for i in range(len(tasks))]
 
 
-def _advance(half: ClientUpdate, last: Done | Refusal | None) -> Work:
-    if isinstance(last, Refusal):
+def _advance(half: ClientUpdate, last: Done | ClientError | None) -> Work:
+    if isinstance(last, ClientError):
         return half.throw(last)
     return next(half) if last is None else half.send(last)
 
 
-def _attempt(trainer: Trainer, jobs: Sequence[Job]) -> list[Done | Refusal]:
+def _attempt(trainer: Trainer, jobs: Sequence[Job]) -> list[Done | ClientError]:
     """Run the jobs together; if one is refused, one by one, so that it takes nobody with it."""
     try:
         return list(trainer.run(jobs)) if jobs else []
-    except Refusal as refusal:
+    except ClientError as refusal:
         if len(jobs) == 1:
             return [refusal]
     return [answer for job in jobs for answer in _attempt(trainer, [job])]

@@ -13,15 +13,15 @@ from functools import cached_property
 
 import torch
 
-from fedloom.client.course import Course, drawn_walk
-from fedloom.client.factors import Factored
 from fedloom.client.fast.kernels import FastPath
-from fedloom.client.leaves import Ground, Leaf, leaves_of
 from fedloom.client.objectives import Batch, collate
+from fedloom.client.perturbed_lowrank import PerturbedLowRank
+from fedloom.client.perturbed_weights import Ground, PerturbedWeight, perturbed_weights_of
 from fedloom.client.setup import Setup, Step, batches
 from fedloom.client.trainer import Evaluator, one_by_one
-from fedloom.core.protocols import Done, Fit, Job, Refusal
-from fedloom.spaces.seeds import SeedSpace
+from fedloom.client.zo_trajectory import Trajectory, drawn_seeds
+from fedloom.core.protocols import ClientError, Done, Fit, Job
+from fedloom.spaces.seed_space import SeedSpace
 
 EPS = 5e-4
 """How far to look, as in FedKSeed."""
@@ -37,9 +37,9 @@ class SeedWalk:
     width: int = 1
 
     @cached_property
-    def leaves(self) -> Sequence[Leaf]:
+    def leaves(self) -> Sequence[PerturbedWeight]:
         """Return the layers that tensors are read through; looked for once."""
-        return leaves_of(self.setup.space)
+        return perturbed_weights_of(self.setup.space)
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
         return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._walk)
@@ -48,12 +48,12 @@ class SeedWalk:
         local, space = self.setup.local, self.setup.space
         examples = self.setup.examples(job.client)
         num_steps = local.num_steps(len(examples), fit.steps)
-        walk = drawn_walk(fit, space, steps=num_steps, per_step=local.directions, seed=job.seed)
-        course = Course(fit, space, local, local.lr_at(job.round, self.setup.num_rounds))
+        walk = drawn_seeds(fit, space, steps=num_steps, per_step=local.directions, seed=job.seed)
+        course = Trajectory(fit, space, local, local.lr_at(job.round, self.setup.num_rounds))
         stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         losses: list[float] = []
         num_tokens = 0
-        kind = Factored if space.directions.law == "lowrank" else Ground
+        kind = PerturbedLowRank if space.directions.law == "lowrank" else Ground
         space.model.eval()
         with (
             torch.no_grad(),
@@ -73,7 +73,7 @@ class SeedWalk:
                 if not fit.at_start:
                     ground.move_(ks, by, shrink=shrink)
         if len(walk) and not losses:
-            raise Refusal(f"{job.client}: no step had a finite loss")
+            raise ClientError(f"{job.client}: no step had a finite loss")
         metrics = {"num_tokens": float(num_tokens), "skipped_steps": float(len(walk) - len(losses))}
         if losses:
             metrics["loss"] = math.fsum(losses) / len(losses)

@@ -64,7 +64,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Absence:
+class ClientFailure:
     """A task that brought no reply."""
 
     client: ClientId
@@ -75,13 +75,13 @@ class Absence:
 class Delivery:
     """What became of one task, and the length of its two messages."""
 
-    answer: Reply | Absence
+    answer: Reply | ClientFailure
     download_bytes: int = 0
     upload_bytes: int = 0
 
 
-class Refusal(Exception):
-    """Raised on a client that cannot do its task: it becomes an Absence, and the round goes on."""
+class ClientError(Exception):
+    """Raised on a client that cannot do its task: it becomes an ClientFailure, and the round goes on."""
 
 
 # --- local work is data: a trainer may run it for one client, or for a cohort in one batch --------
@@ -143,7 +143,7 @@ ClientUpdate = Generator[Work, Done, tuple[Reply, Payload]]
 """Returns what is sent and what is kept.
 
 An upload's groups, names and shapes must follow from the names and shapes of the download, the round and the profile, not
-from data, memory, a download's values or who the client is: the server rehearses the half once for all who share those.
+from data, client_state, a download's values or who the client is: the server rehearses the half once for all who share those.
 """
 
 
@@ -195,11 +195,11 @@ class Algorithm(Protocol[State]):
 
     # On a client: sees self and its arguments, never State, never a model.
 
-    def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
-        """Yield work, return (reply, memory)."""
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        """Yield work, return (reply, client_state)."""
         ...
 
-    def deployed(self, download: Payload, memory: Payload) -> Params:
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
         """Return what this client would use now."""
         ...
 

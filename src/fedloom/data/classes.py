@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.formats import Message
-from fedloom.data.settings import DataSettings
 from fedloom.data.targets import posed
 from fedloom.data.tokens import IGNORED, Example, Tokenised, tokenise
 

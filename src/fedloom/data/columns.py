@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.partition import stratum
 from fedloom.data.readers import Row
-from fedloom.data.settings import DataSettings
 
 KNOWN_LABELS = (
     "language",

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedloom.data.settings import BUILTIN
+from fedloom.data.data_settings import BUILTIN
 
 _WRITTEN = ("num_examples", "where")
 """Of the built-in corpus they say what is written; of other text they would leave rows out."""

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedloom.core.protocols import ClientId, Profile
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.classes import class_tokens, only_classes
-from fedloom.data.dealing import UNKNOWN, Labels
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.duplicates import Duplicates, conversation, first_of_each, leaks
 from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.formats import Record, to_records
@@ -19,7 +19,7 @@ from fedloom.data.names import safe_names
 from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
 from fedloom.data.profiles import profiles_of
-from fedloom.data.settings import DataSettings
+from fedloom.data.sharding import UNKNOWN, Labels
 from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut
 from fedloom.data.tokens import Example, Tokenised, tokenise

@@ -6,12 +6,12 @@ from typing import Literal
 
 from fedloom.data.cells import PRINTED, is_printed, to_text
 from fedloom.data.columns import label_columns, renamed
-from fedloom.data.dealing import UNKNOWN
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.hints import desirability, no_format, preference
 from fedloom.data.jsontext import json_of
 from fedloom.data.losses import Losses, Tally
 from fedloom.data.readers import Row
-from fedloom.data.settings import DataSettings
+from fedloom.data.sharding import UNKNOWN
 from fedloom.data.turns import is_talk, joined_parts, read_turns
 
 Role = Literal["system", "user", "assistant"]

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedloom.data.dealing import Labels
 from fedloom.data.names import fingerprint, is_name
+from fedloom.data.sharding import Labels
 
 MOST_VALUES = 64
 LONGEST = 40

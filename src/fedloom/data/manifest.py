@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedloom.core.protocols import ClientId, Profile
-from fedloom.data.dealing import UNKNOWN
 from fedloom.data.duplicates import Duplicates, Leak
 from fedloom.data.labels import HiddenLabel, told
 from fedloom.data.losses import Losses
+from fedloom.data.sharding import UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedloom.core.protocols import ClientId
-from fedloom.core.seeds import derive
-from fedloom.data.dealing import Assignment, Labels, apportion, at_most, by_value, dealt, shuffled
+from fedloom.core.randomness import derive
 from fedloom.data.names import client_names
+from fedloom.data.sharding import (
+    Assignment,
+    Labels,
+    apportion,
+    at_most,
+    by_value,
+    sharded,
+    shuffled,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class MultiDomain:
     """The values in the order in which they are next to each other, the first after the last; empty is alphabetical."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be dealt."""
+        """Refuse what cannot be sharded."""
         _check_share(self.share)
         if self.num_values < 2:
             raise ValueError(
@@ -82,7 +90,7 @@ class MultiDomain:
 
 @dataclass(frozen=True, slots=True)
 class _Deal:
-    """Values of a label and how they are dealt: the part j of value v goes to the group v - j, around the circle."""
+    """Values of a label and how they are sharded: the part j of value v goes to the group v - j, around the circle."""
 
     values: Mapping[str, list[int]]
     parts: int
@@ -150,7 +158,7 @@ def _cut(items: Sequence[int], parts: int) -> list[Sequence[int]]:
 
 
 def _give(clients: Assignment, items: Sequence[int], sizes: Sequence[int]) -> None:
-    for name, indices in dealt(items, sizes).items():
+    for name, indices in sharded(items, sizes).items():
         clients[name] += indices
 
 

@@ -9,10 +9,18 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedloom.core.seeds import derive
-from fedloom.data.dealing import Assignment, Labels, apportion, at_most, by_value, dealt, shuffled
+from fedloom.core.randomness import derive
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.names import client_names, safe_names
+from fedloom.data.sharding import (
+    Assignment,
+    Labels,
+    apportion,
+    at_most,
+    by_value,
+    sharded,
+    shuffled,
+)
 
 DRAWS = 200
 """Dirichlet draws tried before a client below `min_examples` is an error."""
@@ -25,7 +33,7 @@ class Iid:
     def assign(self, labels: Sequence[Labels], num_clients: int | None, seed: int) -> Assignment:
         """Return the indices of the examples of each client."""
         count = at_most(num_clients, len(labels))
-        return dealt(shuffled(range(len(labels)), seed), apportion(len(labels), [1.0] * count))
+        return sharded(shuffled(range(len(labels)), seed), apportion(len(labels), [1.0] * count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ class Dirichlet:
             )
         clients: Assignment = {name: [] for name in client_names(count)}
         for value, members in groups.items():
-            some = dealt(shuffled(members, derive(seed, "members", value)), shares[value])
+            some = sharded(shuffled(members, derive(seed, "members", value)), shares[value])
             for name, indices in some.items():
                 clients[name] += indices
         return {name: sorted(indices) for name, indices in clients.items()}
@@ -103,7 +111,7 @@ class Shards:
     """Shards of a client, which sees about as many labels."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be dealt."""
+        """Refuse what cannot be sharded."""
         if self.per_client < 1:
             raise ValueError(f"data.partition.per_client must be at least 1, got {self.per_client}")
 
@@ -116,7 +124,7 @@ class Shards:
             for index in shuffled(members, derive(seed, "members", value))
         ]
         sizes = apportion(len(ordered), [1.0] * (count * self.per_client))
-        shards = list(dealt(ordered, sizes).values())
+        shards = list(sharded(ordered, sizes).values())
         order = shuffled(range(len(shards)), derive(seed, "shards"))
         return {
             name: sorted(index for shard in order[i::count] for index in shards[shard])
@@ -133,7 +141,7 @@ class Quantity:
     sigma: float | None = None
     """Sizes are log-normal instead, with this standard deviation of the log; 0 is equal sizes."""
     min_examples: int = 3
-    """Every client has as many before the rest is dealt."""
+    """Every client has as many before the rest is sharded."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
@@ -157,7 +165,7 @@ class Quantity:
             weights = [math.exp(rng.gauss(0.0, self.sigma)) for _ in range(count)]
         rest = apportion(len(labels) - count * self.min_examples, weights)
         sizes = [self.min_examples + more for more in rest]
-        return dealt(shuffled(range(len(labels)), seed), sizes)
+        return sharded(shuffled(range(len(labels)), seed), sizes)
 
 
 @dataclass(frozen=True, slots=True)

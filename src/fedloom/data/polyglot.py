@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.polyglot_lexicon import LANGUAGES as LANGUAGES
 from fedloom.data.polyglot_lexicon import lexicon
 

@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 
 from fedloom.core.protocols import ClientId, Profile
-from fedloom.core.seeds import generator
-from fedloom.data.dealing import Labels
+from fedloom.core.randomness import generator
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.mixtures import Clusters, MultiDomain
-from fedloom.data.settings import DataSettings
+from fedloom.data.sharding import Labels
 from fedloom.data.splits import Cut
 
 

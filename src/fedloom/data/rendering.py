@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedloom.data.control import Controls, Hidden
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.prompts import PROMPTS, Segment, own_prompt
-from fedloom.data.settings import DataSettings
 from fedloom.data.targets import up_to_answer
 from fedloom.data.templates import Chat, ChatTemplate, holds
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.cells import to_text
-from fedloom.data.dealing import shuffled
+from fedloom.data.data_settings import DataSettings, Sample
 from fedloom.data.readers import Row
-from fedloom.data.settings import DataSettings, Sample
+from fedloom.data.sharding import shuffled
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 

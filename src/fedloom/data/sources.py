@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedloom.core.seeds import derive
-from fedloom.data.dealing import shuffled
+from fedloom.core.randomness import derive
+from fedloom.data.data_settings import BUILTIN, DataSettings, Sample
 from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
 from fedloom.data.selection import CountTokens, check_held_out, select
-from fedloom.data.settings import BUILTIN, DataSettings, Sample
+from fedloom.data.sharding import shuffled
 
 DEFAULT_ROWS = 6000
 """Rows the built-in corpus writes where the recipe does not say."""

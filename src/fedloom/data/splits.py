@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedloom.core.seeds import derive
-from fedloom.data.dealing import Labels, apportion
+from fedloom.core.randomness import derive
+from fedloom.data.sharding import Labels, apportion
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
-from fedloom.data.settings import DataSettings
 
 
 def posed(messages: Sequence[Message], settings: DataSettings, answer: str = "?") -> Record:

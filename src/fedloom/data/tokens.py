@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Encoder, Pieces, Tokenizer
 from fedloom.data.formats import Record
 from fedloom.data.remarks import remarks
 from fedloom.data.rendering import Rendering, make_render
-from fedloom.data.settings import DataSettings
 from fedloom.data.targets import asked, unended, up_to_answer
 from fedloom.data.truncation import Shortener
 

@@ -8,10 +8,10 @@ from functools import partial
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.site import Site, SiteSettings
-from fedloom.engines.mail import Mail
+from fedloom.engines.engine_settings import RaySettings
 from fedloom.engines.ray import Actors, Answer
 from fedloom.engines.remote import Remote
-from fedloom.engines.settings import RaySettings
+from fedloom.engines.requests import Requests
 from fedloom.run.session import Session
 
 _LONG = 1e6
@@ -32,15 +32,15 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
     kernels = choose_kernels(session.recipe.local, session.space.model)
     local = dataclasses.replace(session.recipe.local, kernels=kernels)
     recipe = dataclasses.replace(session.recipe, local=local)
-    post = Actors(settings, {site: partial(_open, told) for site, told in sites.items()})
+    transport = Actors(settings, {site: partial(_open, told) for site, told in sites.items()})
     told = greeting(shared_recipe(recipe), session)
-    remote = Remote(recipe.algorithm, recipe.wire, Mail(post), told, _LONG)
-    post.open()
+    remote = Remote(recipe.algorithm, recipe.wire, Requests(transport), told, _LONG)
+    transport.open()
     try:
         remote.meet(list(sites), seconds=_LONG)
         yield dataclasses.replace(session, engine=remote)
     finally:
-        post.close()
+        transport.close()
 
 
 def _open(settings: SiteSettings) -> Answer:

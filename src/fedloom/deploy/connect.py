@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from rich.console import Console
 
 from fedloom.deploy.listening import Listening
-from fedloom.engines.settings import FlowerSettings, RaySettings
+from fedloom.engines.engine_settings import FlowerSettings, RaySettings
 from fedloom.run.session import Session
 
 

@@ -16,16 +16,16 @@ from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.listening import Listening, check_free, write_status
 from fedloom.deploy.site import SiteSettings
+from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.flower.link import Link
 from fedloom.engines.flower.processes import Keeper, Program, free_port, start
 from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
-from fedloom.engines.mail import Mail
 from fedloom.engines.remote import Remote
-from fedloom.engines.settings import FlowerSettings
+from fedloom.engines.requests import Requests
+from fedloom.run.quorum import quorum_of
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import Session
-from fedloom.run.settings import Recipe
-from fedloom.run.turnout import least_replies
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote = _remote(session, session.recipe, link, console)
         remote.one_client = True
         recipe = session.recipe
-        remote.min_sites = max(recipe.run.min_replies, least_replies(recipe.algorithm))
+        remote.min_sites = max(recipe.run.min_replies, quorum_of(recipe.algorithm))
         remote.patience = session.recipe.run.patience_seconds
         remote.meet(names, seconds=settings.patience, patient=True)
         manifest = dataclasses.replace(
@@ -161,7 +161,7 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
     return Remote(
         recipe.algorithm,
         recipe.wire,
-        Mail(link, on_trouble=warn),
+        Requests(link, on_trouble=warn),
         greeting(shared_recipe(recipe), session),
         settings.deadline,
         on_change=note,

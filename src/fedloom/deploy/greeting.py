@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 from fedloom.recipe import to_yaml
 from fedloom.run.binding import identity_of
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import Session
-from fedloom.run.settings import Recipe
 from fedloom.wire.frame import VERSION
 
 
@@ -26,7 +26,7 @@ def shared_recipe(recipe: Recipe) -> str:
 
 
 def greeting(recipe_text: str, session: Session) -> Mapping[str, Any]:
-    """Return what a server says first in every letter: the recipe, and what sites must have in common with it."""
+    """Return what a server says first in every envelope: the recipe, and what sites must have in common with it."""
     identity = {**versions(), "recipe": recipe_sha256(recipe_text), **identity_of(session)}
     # Two versions of transformers may tell the same configuration in other words.
     del identity["config"]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.files import write_atomic
-from fedloom.engines.mail import Site
 from fedloom.engines.remote import SiteRecord
+from fedloom.engines.requests import Site
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from rich.text import Text
 from fedloom.core.protocols import Payload, Reply
 from fedloom.deploy.site import SiteSettings, open_session, rehearsed
 from fedloom.recipe import build_recipe, to_tree
-from fedloom.run.history import History
 from fedloom.run.session import Session
-from fedloom.run.units import human_bytes
+from fedloom.tracking.metrics_log import MetricsLog
+from fedloom.tracking.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
 _SEEN = {
@@ -131,7 +131,7 @@ def _status(folder: Path, told: Mapping[str, Any]) -> Table:
 
 
 def _standing(folder: Path, told: Mapping[str, Any]) -> str:
-    lines = History.read(folder / "metrics.jsonl")
+    lines = MetricsLog.read(folder / "metrics.jsonl")
     finished = int(lines.lines[-1]["round"]) if lines.lines else 0
     words = [f"{folder.name}: round {finished} finished, at {told['at']}"]
     if (folder / "summary.json").exists():

@@ -1,4 +1,4 @@
-"""A site: its own data, its limits, and the answers to the server's letters."""
+"""A site: its own data, its limits, and the answers to the server's envelopes."""
 
 import json
 import re
@@ -11,21 +11,21 @@ import yaml
 
 from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
-from fedloom.core.protocols import Absence, ClientId, Refusal, Reply, Task
+from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Reply, Task
 from fedloom.data.columns import KNOWN_LABELS
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.federation import Federation, divide
 from fedloom.data.partition import Natural
-from fedloom.data.settings import DataSettings
 from fedloom.data.sources import take_rows
 from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
+from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
-from fedloom.engines.settings import FlowerSettings
 from fedloom.recipe import build_recipe, load_recipe, to_tree
 from fedloom.run.loop import begin, draw, tasks
+from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import Session, build
-from fedloom.run.settings import Recipe
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import decode_task, encode_reply
 
@@ -64,7 +64,7 @@ class SiteSettings:
 
 @dataclass
 class Site:
-    """Answers letters; the model and the data of a recipe are loaded when it is first heard of."""
+    """Answers envelopes; the model and the data of a recipe are loaded when it is first heard of."""
 
     settings: SiteSettings
     say: Callable[[str], None] = lambda _: None
@@ -73,7 +73,7 @@ class Site:
     def answer(
         self, header: dict[str, Any], pieces: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
-        """Return the answer to a letter, or a refusal in one sentence."""
+        """Return the answer to an envelope, or a refusal in one sentence."""
         try:
             if header["kind"] == "bye":
                 self.say(ENDED)
@@ -85,7 +85,7 @@ class Site:
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             return self._work(header, pieces, session)
-        except (ValueError, OSError, Refusal) as error:
+        except (ValueError, OSError, ClientError) as error:
             self.say(f"refused: {error}")
             mine = isinstance(error, _OwnData)
             return {"refusal": _discreet(str(error)) if mine else str(error)}, []
@@ -159,7 +159,7 @@ class Site:
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")
         return {"answers": reasons}, out
 
-    def _answers(self, tasks: Sequence[Task], session: Session) -> list[Reply | Absence]:
+    def _answers(self, tasks: Sequence[Task], session: Session) -> list[Reply | ClientFailure]:
         hosted = self.settings.clients or list(session.engine.population())
         if strangers := [task.client for task in tasks if task.client not in hosted]:
             raise ValueError(f"{strangers[0]} is no client of {self.settings.name}")
@@ -172,8 +172,8 @@ class Site:
             )
         ]
 
-    def _message(self, task: Task, answer: Reply | Absence, session: Session) -> bytes:
-        if isinstance(answer, Absence):
+    def _message(self, task: Task, answer: Reply | ClientFailure, session: Session) -> bytes:
+        if isinstance(answer, ClientFailure):
             raise ValueError(answer.reason)
         limits = self.settings.limits
         bounded = limits.bounded(answer) if task.kind == "train" else answer

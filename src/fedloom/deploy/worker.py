@@ -9,7 +9,7 @@ from fedloom.engines.flower.resident import serve
 
 
 def main() -> None:
-    """Answer letters until the process that started this one ends."""
+    """Answer envelopes until the process that started this one ends."""
     serve(Path(sys.argv[2]), Site(SiteSettings.read(Path(sys.argv[1])), _say).answer)
 
 

@@ -4,21 +4,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.client.memory import MemoryStore
+from fedloom.client.client_state import ClientStateStore
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import (
-    Absence,
     Algorithm,
+    ClientError,
+    ClientFailure,
     ClientId,
     Delivery,
     Profile,
-    Refusal,
     Reply,
     Task,
     Trainer,
 )
-from fedloom.engines.courier import Courier
-from fedloom.wire.settings import WireSettings
+from fedloom.engines.codec import MessageCodec
+from fedloom.wire.wire_settings import WireSettings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class InProcess:
 
     algorithm: Algorithm[Any]
     trainer: Trainer
-    store: MemoryStore
+    store: ClientStateStore
     clients: Mapping[ClientId, Profile]
     wire: WireSettings = WireSettings()
 
@@ -37,21 +37,23 @@ class InProcess:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Run the tasks `trainer.width` at a time."""
-        courier, width = Courier(self.algorithm, self.wire), self.trainer.width
-        delivered = courier.deliver(tasks)
+        codec, width = MessageCodec(self.algorithm, self.wire), self.trainer.width
+        delivered = codec.deliver(tasks)
         for at in range(0, len(tasks), width):
             chunk = delivered[at : at + width]
             read = [task for task, _ in chunk]
             answers = run_tasks(self.algorithm, self.trainer, self.store, read)
             for (task, size), answer in zip(chunk, answers, strict=True):
-                yield _returned(courier, task, size, answer)
+                yield _returned(codec, task, size, answer)
 
 
-def _returned(courier: Courier, task: Task, size: int, answer: Reply | Absence) -> Delivery:
-    if isinstance(answer, Absence):
+def _returned(
+    codec: MessageCodec, task: Task, size: int, answer: Reply | ClientFailure
+) -> Delivery:
+    if isinstance(answer, ClientFailure):
         return Delivery(answer, size)
     try:
-        message = courier.send(answer)
-    except Refusal as refusal:
-        return Delivery(Absence(task.client, str(refusal)), size)
-    return courier.receive(task, message, download_bytes=size)
+        message = codec.send(answer)
+    except ClientError as refusal:
+        return Delivery(ClientFailure(task.client, str(refusal)), size)
+    return codec.receive(task, message, download_bytes=size)

@@ -7,28 +7,28 @@ from typing import Any
 
 import torch
 
-from fedloom.client.memory import MemoryStore
+from fedloom.client.client_state import ClientStateStore
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import (
-    Absence,
     Algorithm,
+    ClientError,
+    ClientFailure,
     ClientId,
     Delivery,
     Profile,
-    Refusal,
     Task,
     Trainer,
 )
-from fedloom.core.seeds import generator
-from fedloom.engines.courier import Courier
+from fedloom.core.randomness import generator
+from fedloom.engines.codec import MessageCodec
 from fedloom.wire.format import WireError, decode_task, encode_reply
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 
 def answer(
     algorithm: Algorithm[Any],
     trainer: Trainer,
-    store: MemoryStore,
+    store: ClientStateStore,
     message: bytes,
     *,
     wire: WireSettings,
@@ -36,13 +36,13 @@ def answer(
     """Answer one message: all that a network node has to call.
 
     Raises:
-        Refusal: where the client cannot do the task.
+        ClientError: where the client cannot do the task.
     """
     (reply,) = run_tasks(
         algorithm, trainer, store, [decode_task(message, max_bytes=wire.max_bytes)]
     )
-    if isinstance(reply, Absence):
-        raise Refusal(reply.reason)
+    if isinstance(reply, ClientFailure):
+        raise ClientError(reply.reason)
     return encode_reply(reply, settings=wire)
 
 
@@ -52,7 +52,7 @@ class Loopback:
 
     algorithm: Algorithm[Any]
     trainer: Trainer
-    store: MemoryStore
+    store: ClientStateStore
     clients: Mapping[ClientId, Profile]
     wire: WireSettings = WireSettings()
     lost: frozenset[ClientId] = frozenset()
@@ -66,20 +66,20 @@ class Loopback:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Deliver the tasks in a shuffled order."""
-        courier = Courier(self.algorithm, self.wire)
-        bodies = courier.bodies(tasks)
+        codec = MessageCodec(self.algorithm, self.wire)
+        bodies = codec.bodies(tasks)
         arrived: dict[int, Delivery] = {}
         for i in torch.randperm(len(tasks), generator=generator(len(tasks), "arrival")).tolist():
-            message = courier.message(tasks[i], bodies[id(tasks[i].download)])
-            arrived[i] = self._exchange(courier, tasks[i], message)
+            message = codec.message(tasks[i], bodies[id(tasks[i].download)])
+            arrived[i] = self._exchange(codec, tasks[i], message)
         yield from (arrived[i] for i in range(len(tasks)))
 
-    def _exchange(self, courier: Courier, task: Task, message: bytes) -> Delivery:
+    def _exchange(self, codec: MessageCodec, task: Task, message: bytes) -> Delivery:
         if task.client in self.lost:
-            return Delivery(Absence(task.client, "lost on the way"), len(message))
+            return Delivery(ClientFailure(task.client, "lost on the way"), len(message))
         client_side = copy.deepcopy(self.algorithm)
         try:
             back = answer(client_side, self.trainer, self.store, message, wire=self.wire)
-        except (Refusal, WireError) as refusal:
-            return Delivery(Absence(task.client, str(refusal)), len(message))
-        return courier.receive(task, self.tamper(back), download_bytes=len(message))
+        except (ClientError, WireError) as refusal:
+            return Delivery(ClientFailure(task.client, str(refusal)), len(message))
+        return codec.receive(task, self.tamper(back), download_bytes=len(message))

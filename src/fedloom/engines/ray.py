@@ -1,4 +1,4 @@
-"""Clients on Ray actors, on one host or many: each actor stays, with its own base model, and answers letters."""
+"""Clients on Ray actors, on one host or many: each actor stays, with its own base model, and answers envelopes."""
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from fedloom.engines.mail import Letter, Site, Ticket
-from fedloom.engines.settings import RaySettings
+from fedloom.engines.engine_settings import RaySettings
+from fedloom.engines.requests import Envelope, Site, Ticket
 
 Answer = Callable[[dict[str, Any], list[bytes]], tuple[dict[str, Any], list[bytes]]]
 
@@ -23,13 +23,13 @@ class Actor:
     def answer(
         self, header: dict[str, Any], pieces: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
-        """Answer one letter."""
+        """Answer one envelope."""
         return self._answer(header, pieces)
 
 
 @dataclass
 class Actors:
-    """A Post over Ray; an actor that died is started again by Ray and knows nothing of earlier letters."""
+    """A Transport over Ray; an actor that died is started again by Ray and knows nothing of earlier envelopes."""
 
     settings: RaySettings
     make: Mapping[Site, Callable[[], Answer]]
@@ -69,22 +69,22 @@ class Actors:
     def sites(self) -> Mapping[Site, str]:
         return dict.fromkeys(self._actors, "")
 
-    def send(self, letters: Mapping[Site, Letter], *, seconds: float) -> Mapping[Site, Ticket]:
+    def send(self, envelopes: Mapping[Site, Envelope], *, seconds: float) -> Mapping[Site, Ticket]:
         tickets = {}
-        for site, letter in letters.items():
+        for site, envelope in envelopes.items():
             self._number += 1
             tickets[site] = str(self._number)
-            asked = self._actors[site].answer.remote(dict(letter.header), list(letter.pieces))
+            asked = self._actors[site].answer.remote(dict(envelope.header), list(envelope.pieces))
             self._waiting[tickets[site]] = asked
         return tickets
 
-    def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Letter | str]:
+    def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Envelope | str]:
         of = {self._waiting[ticket]: ticket for ticket in tickets}
         ready: Sequence[Any] = ray.wait(list(of), num_returns=len(of), timeout=0)[0] if of else []
-        out: dict[Ticket, Letter | str] = {}
+        out: dict[Ticket, Envelope | str] = {}
         for reference in ready:
             try:
-                out[of[reference]] = Letter(*ray.get(reference))
+                out[of[reference]] = Envelope(*ray.get(reference))
             except RayError as error:
                 reason = " ".join(str(error).split())[:300]
                 out[of[reference]] = f"its actor failed and is started again: {reason}"

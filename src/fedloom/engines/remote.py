@@ -1,17 +1,25 @@
-"""Clients at sites: the handshake before round 1, and every round's tasks as letters of the wire's own bytes."""
+"""Clients at sites: the handshake before round 1, and every round's tasks as envelopes of the wire's own bytes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedloom.core.protocols import Absence, Algorithm, ClientId, Delivery, Profile, Refusal, Task
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientError,
+    ClientFailure,
+    ClientId,
+    Delivery,
+    Profile,
+    Task,
+)
 from fedloom.data.manifest import ClientCounts
-from fedloom.engines.courier import Courier
+from fedloom.engines.codec import MessageCodec
 from fedloom.engines.introductions import introduced, plain
-from fedloom.engines.mail import Letter, Mail, NotSent, PostDown, Site
+from fedloom.engines.requests import Envelope, NotSent, Requests, Site, TransportDown
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
-from fedloom.wire.settings import WireSettings
+from fedloom.wire.wire_settings import WireSettings
 
 
 @dataclass
@@ -33,9 +41,9 @@ class Remote:
 
     algorithm: Algorithm[Any]
     wire: WireSettings
-    mail: Mail
+    requests: Requests
     greeting: Mapping[str, Any]
-    """Versions, recipe and base model: in every letter, so that a worker that was started again needs no other."""
+    """Versions, recipe and base model: in every envelope, so that a worker that was started again needs no other."""
     deadline: float
     one_client: bool = False
     """Whether a site is one client, of the name its key was made for."""
@@ -65,52 +73,52 @@ class Remote:
         Raises:
             ValueError: where one of them does not come, or does not fit; the message names it.
         """
-        end = self.mail.clock() + seconds
+        end = self.requests.clock() + seconds
         while missing := [site for site in wanted if site not in self.sites]:
             here = self._new(missing)
-            left = end - self.mail.clock()
+            left = end - self.requests.clock()
             if left <= 0:
                 raise ValueError(self._who_is_missing(missing, seconds))
             refused = self._greet(here, seconds=left) if here else {}
             if refused and not patient:
                 raise ValueError("; ".join(f"{site}: {why}" for site, why in refused.items()))
             for site, why in refused.items():
-                self.mail.on_trouble(
+                self.requests.on_trouble(
                     f"{site} cannot join: {why}; start it again when that is mended"
                 )
             if refused or not here:
-                self.mail.sleep(min(2.0 if refused else 0.3, left))
+                self.requests.sleep(min(2.0 if refused else 0.3, left))
         self.on_change(self, 0)
 
     def part(self) -> None:
         """Tell everybody that the run has ended; who does not hear it goes on waiting."""
-        bye = Letter({**self.greeting, "kind": "bye"})
+        bye = Envelope({**self.greeting, "kind": "bye"})
         # Who hears it is gone at once, which is no trouble now.
-        last = replace(self.mail, grace=0.0, on_trouble=lambda _: None)
+        last = replace(self.requests, grace=0.0, on_trouble=lambda _: None)
         last.exchange(dict.fromkeys(self._look(), bye), seconds=20.0)
 
     def population(self) -> Mapping[ClientId, Profile]:
-        """Return all clients that ever joined; the tasks of one that is gone become absences with its name."""
+        """Return all clients that ever joined; the tasks of one that is gone become failures with its name."""
         return {client: self.profiles[client] for client in sorted(self.profiles)}
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
-        """Send each site its tasks in one letter and yield the answers in task order."""
-        courier = Courier(self.algorithm, self.wire)
+        """Send each site its tasks in one envelope and yield the answers in task order."""
+        codec = MessageCodec(self.algorithm, self.wire)
         self._welcome()
-        bodies = courier.bodies(tasks)
+        bodies = codec.bodies(tasks)
         heads, sizes = list[bytes](), list[int]()
         at: dict[Site, list[int]] = {}
         for i, task in enumerate(tasks):
             body = bodies[id(task.download)]
-            message = courier.message(task, body)
+            message = codec.message(task, body)
             sizes.append(len(message))
             heads.append(message[: len(message) - len(body)])
             at.setdefault(self._host[task.client], []).append(i)
-        letters = {
+        envelopes = {
             site: self._letter(site, [(heads[i], bodies[id(tasks[i].download)]) for i in mine])
             for site, mine in at.items()
         }
-        answers = self._exchange(letters)
+        answers = self._exchange(envelopes)
         arrived: dict[int, bytes | str] = {}
         for site, mine in at.items():
             if isinstance(answers[site], NotSent):
@@ -122,23 +130,27 @@ class Remote:
         for i, task in enumerate(tasks):
             answer = arrived.pop(i)
             if isinstance(answer, str):
-                yield Delivery(Absence(task.client, self._named(task.client, answer)), sizes[i])
+                yield Delivery(
+                    ClientFailure(task.client, self._named(task.client, answer)), sizes[i]
+                )
             else:
-                yield courier.receive(task, answer, download_bytes=sizes[i])
+                yield codec.receive(task, answer, download_bytes=sizes[i])
 
-    def _exchange(self, letters: Mapping[Site, Letter]) -> dict[Site, Letter | str]:
+    def _exchange(self, envelopes: Mapping[Site, Envelope]) -> dict[Site, Envelope | str]:
         """Return every site's answer; while too few are there, wait, and send again what nobody answered."""
-        needed = min(self.min_sites, len(letters))
-        answers: dict[Site, Letter | str] = {}
+        needed = min(self.min_sites, len(envelopes))
+        answers: dict[Site, Envelope | str] = {}
         while True:
             if needed:
-                self.mail.wait(list(letters), needed, seconds=self.patience)
+                self.requests.wait(list(envelopes), needed, seconds=self.patience)
             due = {
-                s: letter for s, letter in letters.items() if not isinstance(answers.get(s), Letter)
+                s: envelope
+                for s, envelope in envelopes.items()
+                if not isinstance(answers.get(s), Envelope)
             }
-            answers |= self.mail.exchange(due, seconds=self.deadline)
-            arrived = sum(isinstance(answer, Letter) for answer in answers.values())
-            here = sum(site in self._look() for site in letters) if arrived < needed else needed
+            answers |= self.requests.exchange(due, seconds=self.deadline)
+            arrived = sum(isinstance(answer, Envelope) for answer in answers.values())
+            here = sum(site in self._look() for site in envelopes) if arrived < needed else needed
             if here >= needed:
                 # Who is there and says no will say so again.
                 return answers
@@ -166,14 +178,14 @@ class Remote:
 
     def _look(self) -> Mapping[Site, str]:
         try:
-            self.connected = self.mail.post.sites()
-        except PostDown:
+            self.connected = self.requests.transport.sites()
+        except TransportDown:
             # The exchange that follows makes a new link, and finds out who is back.
             self.connected = {}
         return self.connected
 
-    def _letter(self, site: Site, parts: Sequence[tuple[bytes, bytes]]) -> Letter:
-        """Return one letter of several tasks; a body they share is in it once."""
+    def _letter(self, site: Site, parts: Sequence[tuple[bytes, bytes]]) -> Envelope:
+        """Return one envelope of several tasks; a body they share is in it once."""
         pieces: list[bytes] = []
         where: dict[int, int] = {}
         tasks = []
@@ -183,29 +195,29 @@ class Remote:
                 pieces.append(body)
             tasks.append([len(pieces), where[id(body)]])
             pieces.append(head)
-        return Letter({**self.greeting, "kind": "work", "site": site, "tasks": tasks}, pieces)
+        return Envelope({**self.greeting, "kind": "work", "site": site, "tasks": tasks}, pieces)
 
     def _welcome(self) -> None:
         """Shake hands with who joined since; one that does not fit is told so and left out."""
         new = self._new(list(self._look()))
         for site, why in (self._greet(new, seconds=self.deadline) if new else {}).items():
-            self.mail.on_trouble(f"{site} cannot join: {why}")
+            self.requests.on_trouble(f"{site} cannot join: {why}")
 
     def _greet(self, sites: Sequence[Site], *, seconds: float) -> dict[Site, str]:
         """Return who was refused, and why."""
         connections = {site: self.connected.get(site, "") for site in sites}
-        hellos = {s: Letter({**self.greeting, "kind": "hello", "site": s}) for s in sites}
+        hellos = {s: Envelope({**self.greeting, "kind": "hello", "site": s}) for s in sites}
         refused: dict[Site, str] = {}
-        for site, answer in self.mail.exchange(hellos, seconds=seconds).items():
+        for site, answer in self.requests.exchange(hellos, seconds=seconds).items():
             try:
                 self._admit(site, answer)
             except ValueError as error:
                 refused[site] = str(error)
-                if isinstance(answer, Letter):
+                if isinstance(answer, Envelope):
                     self._refused[site] = connections[site], refused[site]
         return refused
 
-    def _admit(self, site: Site, answer: Letter | str) -> None:
+    def _admit(self, site: Site, answer: Envelope | str) -> None:
         if isinstance(answer, str):
             raise ValueError(answer)
         said = answer.header
@@ -215,7 +227,7 @@ class Remote:
             identity = {str(k): plain(v) for k, v in said["identity"].items()}
             agree(self.greeting["identity"], identity, where=SERVER_AND_SITE)
             clients = introduced(said["clients"])
-        except Refusal as refusal:
+        except ClientError as refusal:
             raise ValueError(str(refusal)) from refusal
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError("its introduction is malformed: install the same fedloom") from error
@@ -252,7 +264,7 @@ class Remote:
             record.last_seen = time.time()
 
 
-def _answers(answer: Letter | str, number: int) -> list[bytes | str]:
+def _answers(answer: Envelope | str, number: int) -> list[bytes | str]:
     """Return one answer a task."""
     if isinstance(answer, str):
         return [plain(answer)] * number

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from fedloom.core.protocols import Metrics, Split
 from fedloom.data.tokens import Example
 from fedloom.evaluation.chrf import chrf
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.forward import NOTHING, Decoder, Generation, Score, evaluating, score
-from fedloom.evaluation.settings import EvaluationSettings
-from fedloom.evaluation.text import extract, paper_rouge, rouge
+from fedloom.evaluation.text_metrics import extract, paper_rouge, rouge
 
 _BY_TOKEN = ("loss", "token_accuracy")
 _COUNTS = ("num_tokens", "num_examples")

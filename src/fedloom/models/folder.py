@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fedloom.models.build import Base
+from fedloom.models.base_model import Base
 from fedloom.models.generation import keep_file
+from fedloom.models.hf_logging import quiet
 from fedloom.models.int8 import Int8Linear
-from fedloom.models.quiet import quiet
 
 
 def write_model(base: Base, folder: Path) -> None:

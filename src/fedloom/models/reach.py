@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.models.asking import asked, plain_ids
-from fedloom.models.build import clean
+from fedloom.models.base_model import clean
+from fedloom.models.introspection import is_transposed
 from fedloom.models.kinds import numberless
-from fedloom.models.parts import is_transposed
 from fedloom.models.positions import positions_of
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import torch
 
-from fedloom.models.build import DTYPES, ModelSettings, load_config
+from fedloom.models.base_model import DTYPES, ModelSettings, load_config
 from fedloom.models.found import found
 
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from fedloom.core.files import PART, DamagedFile, read_hashed, write_hashed
-from fedloom.core.protocols import Payload, Refusal
+from fedloom.core.protocols import ClientError, Payload
 from fedloom.spaces.handshake import agree
 from fedloom.wire.format import WireError, decode_with_header, encode
 
@@ -126,7 +126,7 @@ class Checkpoints:
                 break
             try:
                 agree(self.space, trees.get("space", {}))
-            except Refusal as refusal:
+            except ClientError as refusal:
                 path = self._path(number)
                 raise ValueError(f"{path} cannot be gone on with: {refusal}") from None
             return Resumed(run, extra, tuple(damaged))

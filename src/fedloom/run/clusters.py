@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fedloom.clustering.groups import adjusted_rand
+from fedloom.clustering.members import WHOLE, Grouping
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.run.parts import parts_of
-from fedloom.server.clustering import adjusted_rand
-from fedloom.server.clustering_members import WHOLE, Grouping
 
 _MOST = 300
 """Clients whose similarities are written down, all with all."""
@@ -24,7 +24,7 @@ def cluster_name(number: int) -> str:
     return "global" if number == WHOLE else f"cluster-{number}"
 
 
-def tell_clusters(grouping: Grouping, profiles: Mapping[ClientId, Profile]) -> dict[str, Any]:
+def describe_clusters(grouping: Grouping, profiles: Mapping[ClientId, Profile]) -> dict[str, Any]:
     """Return what clusters.json holds: who is where and since when, and what that rests on."""
     groups = grouping.groups
     return {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedloom.core.protocols import ClientId, Metrics
-from fedloom.server.combine_robust import INFLUENCE
+from fedloom.server.combine.robust import INFLUENCE
 
 FILE = "influence.jsonl"
 """A line a round: client -> influence, 1 as it weighs in a mean."""
@@ -12,7 +12,7 @@ REJECTED, WHOLE = 0.1, 0.99
 _TOLD = f"server/{INFLUENCE}"
 
 
-def told_apart(metrics: Metrics) -> tuple[Metrics, Mapping[ClientId, float]]:
+def split_influence(metrics: Metrics) -> tuple[Metrics, Mapping[ClientId, float]]:
     """Return the metrics with numbers in the place of names, and every client's influence; none where nobody's was told."""
     parts = {n.removeprefix(_TOLD): v for n, v in metrics.items() if n.startswith(_TOLD)}
     if not parts:

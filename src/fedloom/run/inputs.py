@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedloom.data.settings import DataSettings
-from fedloom.models.build import ModelSettings
+from fedloom.data.data_settings import DataSettings
+from fedloom.models.base_model import ModelSettings
 from fedloom.run.reading import read_json
 
 FILE = "inputs.json"

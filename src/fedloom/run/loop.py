@@ -8,8 +8,8 @@ from typing import Any, Generic, Literal
 from fedloom.core.metrics import has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
-    Absence,
     Algorithm,
+    ClientFailure,
     ClientId,
     Delivery,
     Engine,
@@ -21,9 +21,9 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.seeds import derive
-from fedloom.run.belief import Belief
-from fedloom.run.soundness import flaw_of
+from fedloom.core.randomness import derive
+from fedloom.run.plausibility import Plausibility
+from fedloom.run.state_checks import state_fault
 from fedloom.server.samplers import Sampler
 
 
@@ -43,22 +43,22 @@ class Tally:
     download_bytes: int = 0
     upload_bytes: int = 0
     num_replies: int = 0
-    absences: list[Absence] = field(default_factory=list)
-    belief: Belief | None = None
+    failures: list[ClientFailure] = field(default_factory=list)
+    plausibility: Plausibility | None = None
     """Holds every reply against what its client declared; None takes all as they are."""
     _sums: dict[str, float] = field(default_factory=dict)
     _weights: dict[str, float] = field(default_factory=dict)
 
     def replies(self, deliveries: Iterable[Delivery]) -> Iterator[Reply]:
-        """Yield the replies; note bytes, absences and what clients report."""
+        """Yield the replies; note bytes, failures and what clients report."""
         for delivery in deliveries:
             self.download_bytes += delivery.download_bytes
             self.upload_bytes += delivery.upload_bytes
             answer = delivery.answer
-            if self.belief and isinstance(answer, Reply):
-                answer = self.belief.of(answer)
-            if isinstance(answer, Absence):
-                self.absences.append(answer)
+            if self.plausibility and isinstance(answer, Reply):
+                answer = self.plausibility.of(answer)
+            if isinstance(answer, ClientFailure):
+                self.failures.append(answer)
                 continue
             self.num_replies += 1
             self._note(answer.metrics)
@@ -79,7 +79,7 @@ class Tally:
             "comm/download_bytes": float(self.download_bytes),
             "comm/upload_bytes": float(self.upload_bytes),
             "comm/num_replies": float(self.num_replies),
-            "comm/num_absent": float(len(self.absences)),
+            "comm/num_absent": float(len(self.failures)),
         }
 
 
@@ -98,7 +98,7 @@ def advance(
     min_replies: int = 0,
     max_update_norm: float = math.inf,
     say: Callable[[str], None] | None = None,
-) -> tuple[Run[State], Metrics, Sequence[Absence]]:
+) -> tuple[Run[State], Metrics, Sequence[ClientFailure]]:
     """Run one round.
 
     With fewer than `min_replies` replies, with too few for the algorithm, or where the new state is not finite or a model
@@ -106,16 +106,18 @@ def advance(
     new one is simply not kept. `say` is told why.
     """
     round = draw(run, population, sampler)
-    belief = Belief(population, max_update_norm, algorithm.server_sees)
-    tally = Tally(belief=belief)
+    plausibility = Plausibility(population, max_update_norm, algorithm.server_sees)
+    tally = Tally(plausibility=plausibility)
     deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
     state, server, kept, why = run.state, dict[str, float](), False, ""
     try:
         updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
         most = math.inf if algorithm.server_sees == "noisy mean" else max_update_norm
-        flaw = flaw_of(run.state, updated, most=most)
+        flaw = state_fault(run.state, updated, most=most)
         if flaw:
-            why = f"{flaw}; most of it came from {', '.join(belief.suspects()[:5]) or 'nobody'}"
+            why = (
+                f"{flaw}; most of it came from {', '.join(plausibility.suspects()[:5]) or 'nobody'}"
+            )
         elif tally.num_replies < min_replies:
             why = f"{tally.num_replies} clients replied, run.min_replies is {min_replies}"
         else:
@@ -126,7 +128,7 @@ def advance(
     if why and say:
         say(f"the model stays as it was: {why}")
     metrics = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
-    return replace(run, number=round.number, state=state), metrics, tally.absences
+    return replace(run, number=round.number, state=state), metrics, tally.failures
 
 
 def measure(
@@ -137,10 +139,10 @@ def measure(
     kind: Literal["validate", "test"],
     population: Mapping[ClientId, Profile],
     clients: Sequence[ClientId],
-) -> tuple[Mapping[ClientId, Metrics], Sequence[Absence]]:
+) -> tuple[Mapping[ClientId, Metrics], Sequence[ClientFailure]]:
     """Measure what each of `clients` would use now.
 
-    A client whose loss alone is not finite is an absence, so that it takes the others' means with it no more than one
+    A client whose loss alone is not finite is an failure, so that it takes the others' means with it no more than one
     that is gone; where all say so, the model has diverged.
     """
     round = draw(run, population, None)
@@ -150,10 +152,12 @@ def measure(
     measured = {reply.client: reply.metrics for reply in replies}
     lost = {client for client, metrics in measured.items() if has_diverged(metrics)}
     if len(lost) == len(measured):
-        return measured, tally.absences
-    odd = [Absence(client, "it measured a loss that is not finite") for client in sorted(lost)]
+        return measured, tally.failures
+    odd = [
+        ClientFailure(client, "it measured a loss that is not finite") for client in sorted(lost)
+    ]
     sound = {client: metrics for client, metrics in measured.items() if client not in lost}
-    return sound, [*tally.absences, *odd]
+    return sound, [*tally.failures, *odd]
 
 
 def draw(run: Run[Any], population: Mapping[ClientId, Profile], sampler: Sampler | None) -> Round:

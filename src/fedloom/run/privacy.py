@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fedloom.run.history import History
-from fedloom.run.wording import shown
+from fedloom.tracking.metric_format import shown
+from fedloom.tracking.metrics_log import MetricsLog
 
 EPSILON = "server/epsilon"
 """The metric."""
@@ -19,7 +19,7 @@ _COVERED = (
 )
 
 
-def tell_privacy(algorithm: object, history: History) -> dict[str, Any] | None:
+def describe_privacy(algorithm: object, history: MetricsLog) -> dict[str, Any] | None:
     """Return epsilon (None where nothing is promised), delta, and both in a short and a whole sentence.
 
     None where the run is not private.

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedloom.core.files import DamagedFile
-from fedloom.core.protocols import Metrics, Refusal
+from fedloom.core.protocols import ClientError, Metrics
 from fedloom.run.binding import compare, meaning_of
 from fedloom.run.checkpoint import Checkpoints, Resumed
 from fedloom.run.inputs import FILE
 from fedloom.run.loop import Run, begin
 from fedloom.run.notes import Difference, read_notes
-from fedloom.run.records import RECORDS, records
 from fedloom.run.session import Session
+from fedloom.tracking.records import RECORDS, records
 
 _MEANT = ("model", "tune", "data", "algorithm", "wire")
 """Sections that decide what a checkpoint's state is and what is deployed of it."""
@@ -47,7 +47,7 @@ def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> 
             which a part is missing.
     """
     folder = session.folder
-    for name in ("checkpoints", "memory"):
+    for name in ("checkpoints", "client_state"):
         if (folder / name).exists() and not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is no folder: remove it")
     read_notes(folder)
@@ -125,6 +125,6 @@ def _check_records(rounds: Mapping[str, list[int]], number: int, lines: Mapping[
 
 def _check_memory(session: Session, extra: Mapping[str, Any]) -> None:
     try:
-        session.store.check(extra.get("memory", {}))
-    except Refusal as refusal:
+        session.store.check(extra.get("client_state", {}))
+    except ClientError as refusal:
         raise DamagedFile(str(refusal)) from refusal

@@ -4,29 +4,29 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedloom.client.build import make_trainer
-from fedloom.client.memory import MemoryStore
+from fedloom.client.client_state import ClientStateStore
+from fedloom.client.make_trainer import make_trainer
 from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.data.classes import class_tokens
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
 from fedloom.data.manifest import ClientCounts, Manifest
-from fedloom.data.settings import DataSettings
+from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
-from fedloom.engines.settings import LoopbackSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.build import Base, load_base
+from fedloom.models.base_model import Base, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import manifest_of, read_manifest
-from fedloom.run.settings import Recipe
+from fedloom.run.recipe_settings import Recipe
 from fedloom.spaces.build import FullSpace, LoRASpace, make_space
-from fedloom.spaces.seeds import SeedSpace
+from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.body import roundtrip
 
 
@@ -42,7 +42,7 @@ class Session:
     evaluator: Evaluator
     trainer: Trainer
     engine: Engine
-    store: MemoryStore
+    store: ClientStateStore
 
     @property
     def counts(self) -> Mapping[ClientId, ClientCounts]:
@@ -117,7 +117,7 @@ def build(
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
     )
-    store = MemoryStore(folder / "memory")
+    store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from fedloom.core.protocols import ClientId, Profile
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 
 
 class Sampler(Protocol):

@@ -9,16 +9,16 @@ from typing import Literal, Protocol, get_args
 import torch
 
 from fedloom.core.protocols import Params
-from fedloom.core.seeds import derive
+from fedloom.core.randomness import derive
 from fedloom.models.adapters import LoRA, attach_lora, trainable
-from fedloom.models.build import Base
+from fedloom.models.base_model import Base
 from fedloom.models.folder import write_model
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Law
 from fedloom.spaces.live import Live, Origin
 from fedloom.spaces.named import learnable
-from fedloom.spaces.seeds import SeedSpace
+from fedloom.spaces.seed_space import SeedSpace
 
 Kind = Literal["lora", "full", "seeds"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fedloom.core.protocols import Refusal
+from fedloom.core.protocols import ClientError
 
 MEANING = {
     "data": "split of the data (data.source)",
@@ -38,10 +38,10 @@ def agree(
         where: What the message calls the two sides.
 
     Raises:
-        Refusal: saying the first thing that differs, and what decides it.
+        ClientError: saying the first thing that differs, and what decides it.
     """
     for key in differing(ours, theirs):
-        raise Refusal(
+        raise ClientError(
             f"both sides must have the same {MEANING.get(key, key)}:"
             f" {where[0]} {short(ours.get(key))}, {where[1]} {short(theirs.get(key))}"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.protocols import Params
-from fedloom.models.build import fingerprint
+from fedloom.models.base_model import fingerprint
 
 Origin = Literal["initial", "zero"]
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedloom.models.build import clean
+from fedloom.models.base_model import clean
 from fedloom.models.kinds import listed_groups
 from fedloom.models.reach import unread
 

@@ -19,7 +19,6 @@ from fedloom.core.schema import Schema, difference
 from fedloom.wire.compact import read_lengths, write_lengths
 from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
 from fedloom.wire.quantize import VALUE_CODECS
-from fedloom.wire.settings import MAX_BYTES, Compression, ValueType
 from fedloom.wire.table import (
     DTYPES,
     MAX_JSON_BYTES,
@@ -29,6 +28,7 @@ from fedloom.wire.table import (
     read_table,
     write_table,
 )
+from fedloom.wire.wire_settings import MAX_BYTES, Compression, ValueType
 
 _CHECKSUM = struct.Struct("<I")
 _COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")

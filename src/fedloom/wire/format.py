@@ -15,8 +15,8 @@ from fedloom.wire.messages import decode_reply as decode_reply
 from fedloom.wire.messages import decode_task as decode_task
 from fedloom.wire.messages import encode_reply as encode_reply
 from fedloom.wire.messages import encode_task as encode_task
-from fedloom.wire.settings import MAX_BYTES, Compression, ValueType
 from fedloom.wire.table import WireError as WireError
+from fedloom.wire.wire_settings import MAX_BYTES, Compression, ValueType
 
 
 def encode(

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedloom.wire.compact import read_lengths, write_json, write_lengths
-from fedloom.wire.settings import MAX_BYTES
 from fedloom.wire.table import MAX_JSON_BYTES, WireError, read_json
+from fedloom.wire.wire_settings import MAX_BYTES
 
 VERSION = 1
 _MAGIC = b"FDLM"

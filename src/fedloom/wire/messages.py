@@ -7,8 +7,8 @@ from fedloom.core.protocols import Reply, Task
 from fedloom.core.schema import Schema, num_bytes
 from fedloom.wire.body import decode_body, encode_body
 from fedloom.wire.frame import frame, split
-from fedloom.wire.settings import MAX_BYTES, WireSettings
 from fedloom.wire.table import WireError
+from fedloom.wire.wire_settings import MAX_BYTES, WireSettings
 
 _HEADER_BYTES = 1 << 16
 """Of a reply: a name, a weight and a few metrics."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedloom.core.seeds import generator
+from fedloom.core.randomness import generator
 from fedloom.spaces.directions import kernels, reference
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Law

@@ -16,11 +16,17 @@ from fedloom.client.fast.products import (
     TorchProduct,
     packed_is_faster,
 )
+from fedloom.client.local_settings import LocalSettings
 from fedloom.client.objectives import Batch, Loss, ReferenceLoss
-from fedloom.client.settings import LocalSettings
 from fedloom.data.classes import decide
 from fedloom.data.tokens import IGNORED
-from fedloom.models.parts import FrozenLinear, Readout, frozen_linears, keeps_rows_apart, readout
+from fedloom.models.introspection import (
+    FrozenLinear,
+    Readout,
+    frozen_linears,
+    keeps_rows_apart,
+    readout,
+)
 
 Chosen = Literal["onednn", "torch", "reference"]
 PACKED_BYTES = 4 * 2**30

@@ -1,4 +1,4 @@
-"""What Flower runs for us, on the server and at each site: both only hand letters on to our own processes."""
+"""What Flower runs for us, on the server and at each site: both only hand envelopes on to our own processes."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def relay(grid: Grid, context: Context) -> None:
 
 @client_app.train()
 def forward(message: Message, _: Context) -> Message:
-    """Hand a letter to the resident worker and its answer back."""
+    """Hand an envelope to the resident worker and its answer back."""
     header, pieces = _opened(message.content)
     try:
         with _connected(os.environ[WORKER]) as worker:
@@ -85,12 +85,12 @@ def _serve(
 def _push(grid: Grid, header: dict[str, Any], pieces: list[bytes]) -> list[str | None]:
     messages = [
         Message(
-            _packed(letter["header"], [pieces[i] for i in letter["pieces"]]),
-            int(letter["node"]),
+            _packed(envelope["header"], [pieces[i] for i in envelope["pieces"]]),
+            int(envelope["node"]),
             "train",
             ttl=float(header["seconds"]),
         )
-        for letter in header["letters"]
+        for envelope in header["envelopes"]
     ]
     return list(grid.push_messages(messages))
 
@@ -112,12 +112,12 @@ def _pull(grid: Grid, ids: Sequence[str]) -> tuple[dict[str, Any], list[bytes]]:
 
 
 def _opened_of_site(message: Message) -> tuple[dict[str, Any], list[bytes]]:
-    """Return a site's letter; one that is none of ours is a refusal of that site, and ends nobody else's round."""
+    """Return a site's envelope; one that is none of ours is a refusal of that site, and ends nobody else's round."""
     try:
         return _opened(message.content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
-        return {"refusal": f"its answer is no letter of fedloom's: {reason}"}, []
+        return {"refusal": f"its answer is no envelope of fedloom's: {reason}"}, []
 
 
 def _packed(header: dict[str, Any], pieces: Sequence[bytes]) -> RecordDict:
@@ -128,14 +128,14 @@ def _packed(header: dict[str, Any], pieces: Sequence[bytes]) -> RecordDict:
         if (chunk := piece[at : at + CHUNK])
     }
     text = json.dumps({"header": header, "sizes": [len(piece) for piece in pieces]})
-    return RecordDict({"letter": ConfigRecord({"text": text}), "chunks": ArrayRecord(chunks)})
+    return RecordDict({"envelope": ConfigRecord({"text": text}), "chunks": ArrayRecord(chunks)})
 
 
 def _opened(content: RecordDict) -> tuple[dict[str, Any], list[bytes]]:
-    said = json.loads(str(content["letter"]["text"]))
+    said = json.loads(str(content["envelope"]["text"]))
     header, sizes = said["header"], said["sizes"]
     if not isinstance(header, dict) or not all(type(size) is int and size >= 0 for size in sizes):
-        raise ValueError("a letter without a header, or of pieces without a length")
+        raise ValueError("an envelope without a header, or of pieces without a length")
     chunks = content["chunks"]
     pieces = []
     for i, size in enumerate(sizes):
@@ -144,5 +144,5 @@ def _opened(content: RecordDict) -> tuple[dict[str, Any], list[bytes]]:
         parts = (cast(Array, chunks[f"{i:06d}.{at:012d}"]).data for at in starts)
         pieces.append(b"".join(parts))
         if len(pieces[-1]) != size:
-            raise ValueError(f"piece {i} of a letter has {len(pieces[-1])} bytes, not {size}")
+            raise ValueError(f"piece {i} of an envelope has {len(pieces[-1])} bytes, not {size}")
     return header, pieces

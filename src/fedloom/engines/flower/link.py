@@ -1,4 +1,4 @@
-"""Our end of the relay: starts SuperLink and run, and carries letters through them; a new link replaces one that died."""
+"""Our end of the relay: starts SuperLink and run, and carries envelopes through them; a new link replaces one that died."""
 
 import contextlib
 import socket
@@ -11,7 +11,7 @@ from typing import Any
 from fedloom.engines.flower import pipe
 from fedloom.engines.flower.processes import Program
 from fedloom.engines.flower.programs import FlowerError, SuperLink
-from fedloom.engines.mail import Gone, Letter, PostDown, Site, Ticket
+from fedloom.engines.requests import Envelope, Retryable, Site, Ticket, TransportDown
 
 _NODE_UNAVAILABLE = 5
 _REASONS = {
@@ -26,7 +26,7 @@ _LIVELY = 120.0
 
 @dataclass
 class Link:
-    """A Post over Flower."""
+    """A Transport over Flower."""
 
     superlink: SuperLink
     _program: Program | None = None
@@ -76,37 +76,37 @@ class Link:
             if node in self._names
         }
 
-    def send(self, letters: Mapping[Site, Letter], *, seconds: float) -> Mapping[Site, Ticket]:
+    def send(self, envelopes: Mapping[Site, Envelope], *, seconds: float) -> Mapping[Site, Ticket]:
         nodes = {site: node for node, site in self._names.items()}
         pieces: list[bytes] = []
         at: dict[int, int] = {}
         packed = []
-        for site, letter in letters.items():
-            for piece in letter.pieces:
+        for site, envelope in envelopes.items():
+            for piece in envelope.pieces:
                 if id(piece) not in at:
                     at[id(piece)] = len(pieces)
                     pieces.append(piece)
-            where = [at[id(piece)] for piece in letter.pieces]
-            packed.append({"node": nodes[site], "header": dict(letter.header), "pieces": where})
-        said, _ = self._ask({"do": "send", "letters": packed, "seconds": seconds}, pieces)
-        if len(said["ids"]) != len(letters):
-            raise PostDown("the SuperLink took no message")
-        return {site: str(ticket) for site, ticket in zip(letters, said["ids"], strict=True)}
+            where = [at[id(piece)] for piece in envelope.pieces]
+            packed.append({"node": nodes[site], "header": dict(envelope.header), "pieces": where})
+        said, _ = self._ask({"do": "send", "envelopes": packed, "seconds": seconds}, pieces)
+        if len(said["ids"]) != len(envelopes):
+            raise TransportDown("the SuperLink took no message")
+        return {site: str(ticket) for site, ticket in zip(envelopes, said["ids"], strict=True)}
 
-    def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Letter | str]:
+    def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Envelope | str]:
         if not tickets:
             return {}
         said, pieces = self._ask({"do": "collect", "ids": list(tickets)})
-        out: dict[Ticket, Letter | str] = {}
+        out: dict[Ticket, Envelope | str] = {}
         for answer in said["answers"]:
             if "error" in answer:
                 code, reason = answer["error"]
                 words = _REASONS.get(code, f"Flower's error {code}: {{}}")
                 why = words.format(" ".join(reason.split())[:300])
-                out[answer["id"]] = Gone(why) if code == _NODE_UNAVAILABLE else why
+                out[answer["id"]] = Retryable(why) if code == _NODE_UNAVAILABLE else why
             else:
                 number = answer["pieces"]
-                out[answer["id"]] = Letter(answer["header"], pieces[:number])
+                out[answer["id"]] = Envelope(answer["header"], pieces[:number])
                 pieces = pieces[number:]
         return out
 
@@ -114,9 +114,9 @@ class Link:
         self, header: Mapping[str, Any], pieces: Collection[bytes] = ()
     ) -> tuple[dict[str, Any], list[bytes]]:
         if not self._relay:
-            raise PostDown("the link is closed")
+            raise TransportDown("the link is closed")
         try:
             pipe.send(self._relay, header, list(pieces))
             return pipe.receive(self._relay)
         except OSError as error:
-            raise PostDown(f"the SuperLink or its run is gone ({error})") from error
+            raise TransportDown(f"the SuperLink or its run is gone ({error})") from error

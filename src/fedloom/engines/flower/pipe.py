@@ -1,4 +1,4 @@
-"""Letters between two processes of one machine, over a socket that only their user can open."""
+"""Envelopes between two processes of one machine, over a socket that only their user can open."""
 
 import json
 import os
@@ -13,7 +13,7 @@ _MAX_JSON, _MAX_PIECES = 1 << 26, 1 << 20
 
 
 def send(pipe: socket.socket, header: Mapping[str, Any], pieces: Sequence[bytes] = ()) -> None:
-    """Write one letter."""
+    """Write one envelope."""
     text = json.dumps(dict(header)).encode()
     sizes = b"".join(_SIZE.pack(len(piece)) for piece in pieces)
     pipe.sendall(_HEAD.pack(len(text), len(pieces)) + sizes + text)
@@ -22,14 +22,16 @@ def send(pipe: socket.socket, header: Mapping[str, Any], pieces: Sequence[bytes]
 
 
 def receive(pipe: socket.socket) -> tuple[dict[str, Any], list[bytes]]:
-    """Read one letter.
+    """Read one envelope.
 
     Raises:
         ConnectionError: where the other side is gone, or is not one of ours.
     """
     text_bytes, number = _HEAD.unpack(_read(pipe, _HEAD.size))
     if text_bytes > _MAX_JSON or number > _MAX_PIECES:
-        raise ConnectionError(f"a letter announces {text_bytes} bytes of header, {number} pieces")
+        raise ConnectionError(
+            f"an envelope announces {text_bytes} bytes of header, {number} pieces"
+        )
     sizes = [_SIZE.unpack(_read(pipe, _SIZE.size))[0] for _ in range(number)]
     header = json.loads(_read(pipe, text_bytes))
     return header, [_read(pipe, size) for size in sizes]

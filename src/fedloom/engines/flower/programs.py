@@ -23,7 +23,7 @@ _BIN = Path(sys.executable).parent
 _APP = """[project]
 name = "fedloom-relay"
 version = "{version}"
-description = "Hands letters on; the code is the one installed at each site."
+description = "Hands envelopes on; the code is the one installed at each site."
 license = {{ text = "Apache-2.0" }}
 dependencies = []
 [tool.flwr.app]

@@ -1,4 +1,4 @@
-"""The worker that stays at a site while Flower's processes come and go: it keeps the model, and answers letters."""
+"""The worker that stays at a site while Flower's processes come and go: it keeps the model, and answers envelopes."""
 
 import socket
 import sys
@@ -10,11 +10,11 @@ from typing import Any
 from fedloom.engines.flower import pipe
 
 Answer = Callable[[dict[str, Any], list[bytes]], tuple[dict[str, Any], list[bytes]]]
-"""Letter in, letter out."""
+"""Envelope in, envelope out."""
 
 
 def serve(path: Path, answer: Answer) -> None:
-    """Answer letters one by one, without end."""
+    """Answer envelopes one by one, without end."""
     with pipe.listen(path) as door:
         while True:
             caller, _ = door.accept()
@@ -29,7 +29,7 @@ def _answer(caller: socket.socket, answer: Answer) -> None:
         return
     try:
         said = answer(header, pieces)
-    except Exception as error:  # noqa: BLE001 whatever one letter does, the next one is answered
+    except Exception as error:  # noqa: BLE001 whatever one envelope does, the next one is answered
         traceback.print_exc()
         said = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, []
     try:

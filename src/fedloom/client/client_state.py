@@ -1,0 +1,159 @@
+"""What clients keep, on their own disk, by round: a resumed or repeated task finds what it found before."""
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedloom.core.files import PART, write_atomic
+from fedloom.core.protocols import ClientError, ClientId, Payload
+from fedloom.wire.format import WireError, decode_with_header, encode
+from fedloom.wire.table import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStateStore:
+    """One folder a client, one file a round, always lossless."""
+
+    folder: Path
+    _unsynced: set[ClientId] = field(default_factory=set, compare=False, repr=False)
+
+    def load(self, client: ClientId, before: int) -> Payload:
+        """Return the newest client_state older than round `before`, empty if there is none.
+
+        Raises:
+            ClientError: where that client_state is damaged; an older one would silently give other results.
+        """
+        older = [number for number in self._rounds(client) if number < before]
+        if not older:
+            return {}
+        path = self._path(client, max(older))
+        header, client_state = _read(path, client)
+        if header != {"client": client, "round": max(older)}:
+            raise ClientError(f"{path} is not the client_state of {client}: it says {dict(header)}")
+        return client_state
+
+    def kept(self, before: int) -> dict[str, int]:
+        """Return, by the name of each client's folder, the round of the client_state that `load(client, before)` reads."""
+        found = {folder.name: _rounds(folder) for folder in self._folders()}
+        older = {name: [n for n in rounds if n < before] for name, rounds in found.items()}
+        return {name: max(rounds) for name, rounds in older.items() if rounds}
+
+    def check(self, kept: Mapping[str, int]) -> None:
+        """Read all that `kept` returned once.
+
+        Raises:
+            ClientError: saying what is missing or damaged.
+        """
+        for name, number in kept.items():
+            path = self.folder / name / str(number)
+            if not path.is_file():
+                raise ClientError(
+                    f"the client_state of {name} after round {number} is missing from {self.folder}"
+                )
+            header, _ = _read(path, name)
+            client = str(header.get("client"))
+            if header.get("round") != number or _file_name(client) != name:
+                raise ClientError(
+                    f"{path} is not the client_state of {name}: it says {dict(header)}"
+                )
+
+    def save(self, client: ClientId, round: int, client_state: Payload) -> None:
+        """Keep `client_state` as of the end of `round`; nothing is written for a client without any."""
+        if client_state or self._rounds(client):
+            packed, layout = _packed(client_state)
+            data = encode(packed, {"client": client, "round": round, "layout": layout})
+            write_atomic(self._path(client, round), data, private=self.folder, sync=False)
+            self._unsynced.add(client)
+
+    def flush(self) -> None:
+        """See that all that was saved is on the disk: once for many clients, whose files are small."""
+        if self._unsynced:
+            os.sync()
+            self._unsynced.clear()
+
+    def prune(self, below: int) -> None:
+        """Drop what `load(client, before)` no longer returns for any `before >= below`."""
+        for folder in self._folders():
+            for leftover in folder.glob(f"*{PART}"):
+                leftover.unlink()
+            for number in [number for number in _rounds(folder) if number < below][:-1]:
+                (folder / str(number)).unlink()
+
+    def rewind(self, to: int) -> None:
+        """Drop what was kept after round `to`: a resumed run may take another course from there."""
+        for folder in self._folders():
+            for number in _rounds(folder):
+                if number > to:
+                    (folder / str(number)).unlink()
+
+    def _folders(self) -> list[Path]:
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(path for path in found if path.is_dir())
+
+    def _path(self, client: ClientId, round: int) -> Path:
+        return self.folder / _file_name(client) / str(round)
+
+    def _rounds(self, client: ClientId) -> list[int]:
+        return _rounds(self.folder / _file_name(client))
+
+
+def _read(path: Path, client: str) -> tuple[Mapping[str, Any], Payload]:
+    try:
+        header, packed = decode_with_header(path.read_bytes(), max_bytes=None)
+        told = {name: value for name, value in header.items() if name != "layout"}
+        return told, _unpacked(packed, header["layout"])
+    except (WireError, OSError, KeyError) as error:
+        raise ClientError(
+            f"the client_state of {client} cannot be read from {path}: {error}"
+        ) from error
+
+
+def _packed(client_state: Payload) -> tuple[Payload, list[list[Any]]]:
+    """Return all tensors as the bytes of one, and where each lies: many small ones cost their number, not their size."""
+    layout: list[list[Any]] = []
+    pieces = []
+    for group, params in client_state.items():
+        layout.append([group, None, []])
+        for name, tensor in params.items():
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            layout.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+            pieces.append(flat.view(torch.uint8))
+    whole = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.uint8)
+    return {"client_state": {"bytes": whole}}, layout
+
+
+def _unpacked(packed: Payload, layout: Sequence[Sequence[Any]]) -> Payload:
+    whole, at = packed["client_state"]["bytes"], 0
+    client_state: dict[str, dict[str, torch.Tensor]] = {}
+    group = ""
+    for name, kind, shape in layout:
+        if kind is None:
+            group = name
+            client_state[group] = {}
+            continue
+        size = math.prod(shape) * DTYPES[kind].itemsize
+        # A copy of its own begins where its type may.
+        client_state[group][name] = whole[at : at + size].clone().view(DTYPES[kind]).reshape(shape)
+        at += size
+    return client_state
+
+
+def _rounds(folder: Path) -> list[int]:
+    """Return the rounds there are files of; whatever else lies there is left alone."""
+    files = [path.name for path in folder.glob("*") if path.is_file()]
+    return sorted(int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def _file_name(client: ClientId) -> str:
+    """Return a name that is safe on every file system and differs from client to client."""
+    if re.fullmatch(r"[a-z0-9_][a-z0-9_-]{0,63}", client):
+        return client
+    digest = hashlib.blake2b(client.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+    return f"{re.sub('[^a-z0-9_-]', '_', client.lower())[:40]}.{digest}"

@@ -1,0 +1,1 @@
+"""Who shares a model with whom, found by the clients' updates."""

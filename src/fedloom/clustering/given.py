@@ -1,0 +1,132 @@
+"""Clusters that nobody has to find: those a label names, and those chance makes. What finding them is measured against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from fedloom.clustering.groups import Groups
+from fedloom.clustering.members import Grouping
+from fedloom.clustering.sharing import ClusteredState, Sharing, update_clusters
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    Metrics,
+    Params,
+    Reply,
+    Round,
+    State,
+)
+from fedloom.core.randomness import derive
+
+
+class Silent(Protocol):
+    """A mode that asks clients for nothing beyond their uploads."""
+
+    def begin(self, params: Params) -> None:
+        """Take any space."""
+        return
+
+    def turnout(self, state: ClusteredState[State], round: Round) -> Round:
+        """Return the round: the cohort is the sampler's."""
+        return round
+
+    def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
+        """Return nobody."""
+        return []
+
+
+class _Known(Silent, Protocol):
+    """A mode whose clusters are known beforehand."""
+
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return whose cluster is which from now on."""
+        ...
+
+    def update(
+        self,
+        inner: Algorithm[State],
+        state: ClusteredState[State],
+        round: Round,
+        arrived: Sequence[Reply],
+        share: Sharing,
+    ) -> tuple[ClusteredState[State], Metrics]:
+        """Return the state after a round: every cluster its members' uploads."""
+        whole, told = inner.server_update(state.whole, round, iter(arrived))
+        grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
+        models = {k: state.centers.get(k, state.whole) for k in grouping.members}
+        taught = share.teaching(grouping)
+        centers, said = update_clusters(inner, models, taught, round, arrived, instead=whole)
+        after = replace(state, whole=whole, centers=centers, grouping=grouping)
+        return after, {**told, **said}
+
+
+@dataclass(frozen=True, slots=True)
+class Given(_Known):
+    """One cluster for each value of an entry of clients' profiles."""
+
+    by: str
+    """The entry: `language`, `group`, ..."""
+
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return the number of each client's value."""
+        known = {c: p[self.by] for c, p in round.population.items() if self.by in p}
+        if not known:
+            raise ValueError(
+                f"clustered.mode.given.by must be in clients' profiles, got {self.by!r}"
+            )
+        return _numbered(grouping, known)
+
+
+@dataclass(frozen=True, slots=True)
+class Random(_Known):
+    """Clusters of nearly equal size, drawn once."""
+
+    num_clusters: int
+    """How many."""
+    seed: int = 0
+    """Of the draw."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        if self.num_clusters < 1:
+            raise ValueError(
+                f"clustered.mode.random.num_clusters must be at least 1, got {self.num_clusters}"
+            )
+
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return everybody's number: what it was, or the next in turn."""
+        old = grouping.assignment
+        new = [client for client in round.population if client not in old]
+        # Dealt in turn, so that no cluster is empty; whoever comes later goes on where the others stopped.
+        new.sort(key=lambda client: derive(self.seed, "random cluster", client))
+        turns = {c: (len(old) + at) % self.num_clusters for at, c in enumerate(new)}
+        return {**old, **turns}
+
+
+def _numbered(grouping: Grouping, values: Mapping[ClientId, str]) -> dict[ClientId, int]:
+    """Return the number of each client's value: that of those who have it, else the next."""
+    numbers = {values[c]: k for c, k in grouping.assignment.items() if c in values}
+    count = grouping.num_born
+    for value in sorted(set(values.values()) - numbers.keys()):
+        numbers[value], count = count, count + 1
+    return {**grouping.assignment, **{c: numbers[value] for c, value in values.items()}}
+
+
+def _regrouped(old: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:
+    moves = {c: k for c, k in sorted(assignment.items()) if old.assignment.get(c) != k}
+    if not moves:
+        return old
+    clients = sorted(assignment)
+    labels = tuple(assignment[client] for client in clients)
+    # Nothing is compared: no similarities, no tree.
+    nothing = torch.zeros(0, 0), torch.zeros(0, 4, dtype=torch.float64)
+    return replace(
+        old,
+        assignment={client: assignment[client] for client in clients},
+        clients=tuple(clients),
+        groups=Groups(labels, 1.0, 0.0, *nothing),
+        num_born=max(old.num_born, *(k + 1 for k in labels)),
+        changes={**old.changes, round: moves},
+    )

@@ -1,0 +1,224 @@
+"""The two ways to come to clusters: ours, and that of FedMLLM's code."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from fedloom.clustering.given import Given, Random, Silent
+from fedloom.clustering.groups import Groups, cosines, ward_cut
+from fedloom.clustering.members import listened, regrouped, renamed
+from fedloom.clustering.rows import Compare, check_product, whole_row
+from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
+from fedloom.core.protocols import Algorithm, ClientId, Metrics, Params, Reply, Round, State
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """Clusters are found from probes: updates that begin at the model everybody holds."""
+
+    num_clusters: int | None = None
+    """How many; None finds out."""
+    at_round: int = 1
+    """The first round that may group clients."""
+    enough: float = 0.5
+    """Share of the clients that must have been heard before they are grouped, (0, 1]."""
+    probes: int = 2
+    """How often a client is probed the first times it takes part: the mean of two tells close relatives apart."""
+    every: int = 10
+    """Rounds after which a client that takes part is probed again; 0 never."""
+    hysteresis: float = 0.5
+    """How much more similar clients of one cluster count, in units of the noise, so that groupings do not flicker."""
+    compare: Compare = "B"
+    """What is compared: LoRA's B, its last tensor (last_B), all, or the product BA, which needs tune.origin zero."""
+    sketch: int = 8192
+    """Numbers a client is compared by; updates that are no longer are compared whole."""
+    probe: int | None = None
+    """Optimizer steps of a probe; None: as many as `local` says, in seed space 64."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _check("auto", self.num_clusters, self.at_round, self.compare, get_args(Compare))
+        if not 0 < self.enough <= 1:
+            raise ValueError(f"clustered.mode.auto.enough must be in (0, 1], got {self.enough}")
+        for name, value, least in (
+            ("probes", self.probes, 1),
+            ("every", self.every, 0),
+            ("hysteresis", self.hysteresis, 0),
+            ("sketch", self.sketch, 16),
+            ("probe", 1 if self.probe is None else self.probe, 1),
+        ):
+            if not value >= least:
+                raise ValueError(
+                    f"clustered.mode.auto.{name} must be at least {least}, got {value}"
+                )
+
+    def begin(self, params: Params) -> None:
+        """Refuse a space that cannot be compared so."""
+        if self.compare == "BA":
+            check_product(params)
+
+    def turnout(self, state: ClusteredState[State], round: Round) -> Round:
+        """Return the round: the cohort is the sampler's."""
+        return round
+
+    def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
+        """Return whom of the cohort to probe."""
+        if self.num_clusters == 1:
+            return []
+        heard, counts = state.grouping.heard, state.grouping.counts
+        return [
+            client
+            for client in round.cohort
+            if counts.get(client, 0) < self.probes or 0 < self.every <= round.number - heard[client]
+        ]
+
+    def update(
+        self,
+        inner: Algorithm[State],
+        state: ClusteredState[State],
+        round: Round,
+        arrived: Sequence[Reply],
+        share: Sharing,
+    ) -> tuple[ClusteredState[State], Metrics]:
+        """Return the state after a round: the grouping first, then every cluster its members' uploads."""
+        whole, told = inner.server_update(state.whole, round, iter(arrived))
+        rows = {r.client: r.upload["probe"]["row"] for r in arrived if "probe" in r.upload}
+        grouping = listened(state.grouping, rows, round.number)
+        begins: Mapping[int, int] = {k: k for k in state.centers}
+        if rows and self._has_heard_enough(len(grouping.rows), round):
+            grouping, begins = regrouped(
+                grouping,
+                round.number,
+                num_clusters=self.num_clusters,
+                hysteresis=self.hysteresis,
+            )
+        taught = share.teaching(grouping)
+        came = {k for reply in arrived for k in taught.get(reply.client, ())}
+        # A cluster that begins without replies of its own begins where this round leaves the model for all.
+        models = {
+            k: state.centers.get(begins[k], state.whole if k in came else whole)
+            for k in grouping.members
+        }
+        centers, said = update_clusters(inner, models, taught, round, arrived, instead=whole)
+        after = replace(state, whole=whole, centers=centers, grouping=grouping)
+        return after, {**told, **said}
+
+    def _has_heard_enough(self, num_heard: int, round: Round) -> bool:
+        if self.num_clusters == 1 or round.number < self.at_round:
+            return False
+        if self.num_clusters is not None and self.num_clusters > len(round.population):
+            raise ValueError(
+                f"clustered.mode.auto.num_clusters must be at most the {len(round.population)}"
+                f" clients there are, got {self.num_clusters}"
+            )
+        enough = max(self.enough * len(round.population), self.num_clusters or 2)
+        return num_heard >= enough
+
+
+@dataclass(frozen=True, slots=True)
+class Paper(Silent):
+    """FedMLLM's rule as its code has it: full turnout once, clusters a round later, plain means, labels that stay.
+
+    Where merges tie, so that no height gives the asked number of clusters, that code puts everybody in one and stops;
+    here the last merges are undone until there are as many as asked.
+    """
+
+    num_clusters: int
+    """How many; the reference is told the number of languages."""
+    at_round: int = 1
+    """The round whose updates are compared, everybody taking part; clusters act in the round after it."""
+    compare: Literal["last_B", "B", "all"] = "last_B"
+    """The one tensor the reference compares (of lora_B, the last in a file), LoRA's B, or all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        _check("paper", self.num_clusters, self.at_round, self.compare, ("last_B", "B", "all"))
+
+    def turnout(self, state: ClusteredState[State], round: Round) -> Round:
+        """Return the round with everybody in it where it is to group them."""
+        if state.grouping.assignment or round.number < self.at_round:
+            return round
+        return replace(round, cohort=tuple(round.population), rate=1.0)
+
+    def update(
+        self,
+        inner: Algorithm[State],
+        state: ClusteredState[State],
+        round: Round,
+        arrived: Sequence[Reply],
+        share: Sharing,
+    ) -> tuple[ClusteredState[State], Metrics]:
+        """Return the state after a round: one model up to `at_round`, clusters from the round after it."""
+        if not state.grouping.assignment:
+            whole, told = inner.server_update(state.whole, round, iter(arrived))
+            if round.number >= self.at_round:
+                state = _labelled(state, round, arrived, _sent(inner, state.whole, round), self)
+            return replace(state, whole=whole), told
+        models = state.centers or dict.fromkeys(state.grouping.members, state.whole)
+        stale = [] if state.centers else _stale(inner, state, round, arrived)
+        plain = [replace(reply, weight=1.0) for reply in (*arrived, *stale)]
+        models = {k: models[k] for k in state.grouping.members}
+        centers, told = update_clusters(inner, models, share.teaching(state.grouping), round, plain)
+        return replace(state, centers=centers, held={}), told
+
+
+Mode = Auto | Paper | Given | Random
+MODES: dict[str, type[Mode]] = {"auto": Auto, "paper": Paper, "given": Given, "random": Random}
+
+
+def _check(
+    mode: str, num_clusters: int | None, at_round: int, compare: str, known: Sequence[str]
+) -> None:
+    for name, value in (("num_clusters", num_clusters), ("at_round", at_round)):
+        if value is not None and value < 1:
+            raise ValueError(f"clustered.mode.{mode}.{name} must be at least 1, got {value}")
+    if compare not in known:
+        raise ValueError(
+            f"clustered.mode.{mode}.compare must be one of {', '.join(known)}, got {compare!r}"
+        )
+
+
+def _labelled(
+    state: ClusteredState[State],
+    round: Round,
+    arrived: Sequence[Reply],
+    sent: Params,
+    rule: Paper,
+) -> ClusteredState[State]:
+    ordered = sorted(arrived, key=lambda reply: reply.client)
+    deltas = {reply.client: reply.upload["delta"] for reply in ordered}
+    if rule.num_clusters > len(deltas):
+        raise ValueError(
+            f"clustered.mode.paper.num_clusters must be at most the {len(deltas)} clients that"
+            f" replied, got {rule.num_clusters}"
+        )
+    similarity = cosines(torch.stack([whole_row(delta, rule.compare) for delta in deltas.values()]))
+    labels = ward_cut(similarity, rule.num_clusters)
+    groups = Groups(labels, 1.0, 0.0, similarity, torch.zeros(0, 4, dtype=torch.float64))
+    grouping = replace(state.grouping, clients=tuple(deltas), groups=groups)
+    held = {c: {n: sent[n] + t for n, t in delta.items()} for c, delta in deltas.items()}
+    named, _ = renamed(grouping, round.number, single=True)
+    return replace(state, grouping=named, held=held)
+
+
+def _stale(
+    inner: Algorithm[State], state: ClusteredState[State], round: Round, arrived: Sequence[Reply]
+) -> list[Reply]:
+    """Return where members that did not train stood the round before, as deltas from what is sent now."""
+    fresh = {reply.client for reply in arrived}
+    sent = _sent(inner, state.whole, round)
+    return [
+        Reply(client, {"delta": {n: t - sent[n] for n, t in stood.items()}})
+        for client, stood in state.held.items()
+        if client not in fresh
+    ]
+
+
+def _sent(inner: Algorithm[State], whole: State, round: Round) -> Params:
+    one: ClientId = next(iter(round.population))
+    params: Params = inner.broadcast(whole, narrowed(replace(round, cohort=(one,)), {one}))[one][
+        "params"
+    ]
+    return params

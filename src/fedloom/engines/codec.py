@@ -1,0 +1,98 @@
+"""Between server and clients: every message is encoded, counted, decoded and checked, on every engine alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedloom.client.rehearsal import check_finite, rehearse
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientError,
+    ClientFailure,
+    Delivery,
+    Payload,
+    Reply,
+    Task,
+)
+from fedloom.core.schema import Schema, schema
+from fedloom.engines.introductions import plain
+from fedloom.wire.body import decode_body, encode_body
+from fedloom.wire.format import WireError, decode_reply, encode_reply, encode_task
+from fedloom.wire.wire_settings import WireSettings
+
+
+@dataclass
+class MessageCodec:
+    """Encodes a payload once however many clients share it, and refuses replies that are not what was asked for."""
+
+    algorithm: Algorithm[Any]
+    wire: WireSettings
+    _schemas: dict[Any, Schema] = field(default_factory=dict)
+
+    def bodies(self, tasks: Sequence[Task]) -> dict[int, bytes]:
+        """Return the encoded payload of every distinct download, by its id."""
+        distinct = {id(task.download): task.download for task in tasks}
+        return {
+            key: encode_body(payload, values=self.wire.download, compression=self.wire.compression)
+            for key, payload in distinct.items()
+        }
+
+    def deliver(self, tasks: Sequence[Task]) -> list[tuple[Task, int]]:
+        """Return each task as its client reads it, and the length of its message.
+
+        Clients that share a payload share the decoded one too; client halves never write to a download.
+        """
+        bodies = self.bodies(tasks)
+        limit = self.wire.max_bytes
+        arrived: dict[int, Payload] = {
+            key: decode_body(body, max_bytes=limit) for key, body in bodies.items()
+        }
+        return [
+            (replace(task, download=arrived[key]), len(self.message(task, bodies[key])))
+            for task, key in ((task, id(task.download)) for task in tasks)
+        ]
+
+    def message(self, task: Task, body: bytes) -> bytes:
+        """Return the message of a task whose download is encoded already."""
+        return encode_task(task, settings=self.wire, body=body)
+
+    def send(self, reply: Reply) -> bytes:
+        """Return the message of a reply.
+
+        Raises:
+            ClientError: where the wire's value type cannot hold it.
+        """
+        try:
+            return encode_reply(reply, settings=self.wire)
+        except WireError as error:
+            raise ClientError(str(error)) from error
+
+    def receive(self, task: Task, message: bytes, *, download_bytes: int) -> Delivery:
+        """Read a reply; one that is malformed, of the wrong shape or not finite is an failure that says so."""
+        try:
+            reply = decode_reply(
+                message,
+                expected=self._expected(task),
+                measured=task.kind != "train",
+                max_bytes=self.wire.max_bytes,
+            )
+            if reply.client != task.client:
+                raise ClientError(f"a reply for {task.client} names {plain(reply.client, 80)}")
+            check_finite(reply.upload)
+        except (WireError, ClientError) as reason:
+            return Delivery(ClientFailure(task.client, plain(reason)), download_bytes, len(message))
+        return Delivery(reply, download_bytes, len(message))
+
+    def _expected(self, task: Task) -> Schema:
+        shape = schema(task.download)
+        key = (
+            task.kind,
+            task.round,
+            tuple(task.profile.items()),
+            tuple(sorted(shape.items(), key=str)),
+        )
+        if key not in self._schemas:
+            if len(self._schemas) > 64:
+                self._schemas.clear()
+            self._schemas[key] = schema(rehearse(self.algorithm, task).upload)
+        return self._schemas[key]

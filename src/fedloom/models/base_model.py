@@ -1,0 +1,252 @@
+"""The base model: any Hugging Face causal language model, frozen, once per device."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from fedloom.models.found import check_folder, check_loaded, check_tokenizer, found
+from fedloom.models.generation import PLAIN, fresh, settle_
+from fedloom.models.hf_logging import quiet
+from fedloom.models.int8 import quantize_
+from fedloom.models.probe import check_causal
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HASHING = 4
+"""Tensors that are hashed at once."""
+ATTENTION = ("auto", "eager", "sdpa", "flash_attention_2")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which base model, and how it is held: the recipe's `model` section."""
+
+    name: str = "builtin:tiny"
+    """A Hub id, a folder, or builtin:tiny."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; None: the default branch."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen weights; adapters are float32 whatever this says."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8: linear layers as integers with one scale a row; for tune.space lora, or seeds with tune.law lowrank."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Implementation of attention; auto leaves the choice to transformers."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: about a third slower, much less memory."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    trust_remote_code: bool = False
+    """Run the modelling code that a Hub repository brings along."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError(
+                "model.name must be a Hub id, a folder or builtin:tiny, got an empty one"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        if self.quantize not in ("none", "int8"):
+            raise ValueError(f"model.quantize must be none or int8, got {self.quantize}")
+        if self.attention not in ATTENTION:
+            raise ValueError(
+                f"model.attention must be one of {', '.join(ATTENTION)}, got {self.attention}"
+            )
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (
+            index and not (kind == "cuda" and index.isdigit())
+        ):
+            raise ValueError(f"model.device must be auto, cpu, cuda or cuda:N, got {self.device}")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A frozen model and its tokenizer."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    """As the recipe gives it; adapters refer to it."""
+
+
+def load_base(settings: ModelSettings) -> Base:
+    """Load model and tokenizer; nothing requires a gradient, and no embedding is resized.
+
+    Raises:
+        ValueError: where there is no such model, it is no whole or no causal one, or its tokenizer does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(settings)
+    chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
+    device = _device(settings.device)
+    with found(_otherwise(settings)):
+        model, told = AutoModelForCausalLM.from_pretrained(
+            dtype=DTYPES[settings.dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            generation_config=fresh(),
+            **_place(settings),
+            **PLAIN,
+            **chosen,
+        )
+        settle_(model, locate(settings.name), settings.revision)
+    check_loaded(model, told, settings.name)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"model.name {settings.name}: its tokenizer knows {len(tokenizer)} tokens, but its embedding has"
+            f" {rows} rows; save the model with a tokenizer that fits"
+        )
+    model.requires_grad_(False)
+    if settings.quantize == "int8":
+        quantize_(model)
+    if settings.gradient_checkpointing:
+        enable_checkpointing(model)
+    model = model.to(device).eval()
+    check_causal(model, settings.name)
+    return Base(model, tokenizer, settings.name)
+
+
+def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer alone; one without padding pads with a token of its own.
+
+    Raises:
+        ValueError: where there is no such model, or it has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    load_config(settings)  # so that a model that is not there is no missing tokenizer
+    with found(
+        f"model.name {settings.name} has no tokenizer that can be read; save one beside its weights, with"
+        " tokenizer.save_pretrained"
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(**_place(settings))
+    check_tokenizer(tokenizer, settings.name)
+    _pad(tokenizer, settings.name)
+    return tokenizer
+
+
+def load_config(settings: ModelSettings) -> "PretrainedConfig":
+    """Load the configuration alone: no weight is read.
+
+    Raises:
+        ValueError: where there is no such model.
+    """
+    from transformers import AutoConfig
+
+    place = _place(settings)
+    with found(_otherwise(settings)):
+        return AutoConfig.from_pretrained(**place)
+
+
+def _place(settings: ModelSettings) -> dict[str, Any]:
+    """Return what tells transformers where to load from."""
+    return {
+        "pretrained_model_name_or_path": locate(settings.name),
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+def _otherwise(settings: ModelSettings) -> str:
+    return (
+        f'model.name must be a causal language model on the Hub or in a folder, got "{settings.name}"'
+        f" (revision {settings.revision or 'default'})"
+    )
+
+
+def enable_checkpointing(model: "PreTrainedModel") -> None:
+    """Let the model forget activations and compute them again in its backward pass, in training mode.
+
+    Raises:
+        ValueError: where its architecture cannot.
+    """
+    # transformers 5 renames the method within its major version.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    try:
+        with quiet():
+            enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ValueError(
+            f"model.gradient_checkpointing must be false for this model: {error}"
+        ) from error
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of the frozen weights and of the buffers kept with them: names, types, shapes and bytes.
+
+    Adapters do not count, so a model has the same one before and after they are attached.
+    """
+    # The scales of quantised layers are buffers: integers alone say nothing of a weight's size.
+    held = model.state_dict(keep_vars=True)
+    kept = {clean(n): t for n, t in held.items() if not t.requires_grad}
+    names = sorted(kept)
+    # Each by itself, several at once: hashing lets go of the interpreter, and a gigabyte takes most of a second.
+    with ThreadPoolExecutor(_HASHING) as pool:
+        digests = pool.map(lambda name: _digest(name, kept[name]), names)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _digest(name: str, weight: torch.Tensor) -> bytes:
+    flat = weight.detach().cpu().contiguous().flatten()
+    digest = hashlib.sha256(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def clean(name: str) -> str:
+    """Return a parameter's name without what PEFT's wrapping adds."""
+    name = name.removeprefix("base_model.model.")
+    for extra in (".original_module", ".modules_to_save.default", ".default"):
+        name = name.replace(extra, "")
+    # Fused experts are wrapped once for each of their tensors, so that only the nesting tells their adapters apart.
+    return name if ".lora_" in name else name.replace(".base_layer", "")
+
+
+def locate(name: str) -> str:
+    """Return what transformers loads from: a folder for built-in and local models, else the Hub id.
+
+    Raises:
+        ValueError: where a folder that is named holds no whole model.
+    """
+    if name.startswith("builtin:"):
+        folder = Path(__file__).parent / name.removeprefix("builtin:")
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"model.name: the only built-in model is builtin:tiny, got {name}")
+        return str(folder)
+    looks_local = name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
+    if not looks_local:
+        return name
+    folder = Path(name).expanduser()
+    check_folder(folder, name)
+    return str(folder)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"model.device must be a device of this machine, got {name} with {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def _pad(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    """Give a tokenizer without padding one of its own tokens; masks and labels keep it out of the loss."""
+    if tokenizer.pad_token_id is not None:
+        return
+    stand_in = tokenizer.eos_token or tokenizer.unk_token
+    if stand_in is None:
+        raise ValueError(
+            f"model.name {name}: its tokenizer has no pad, eos or unk token; add one to its tokenizer_config.json"
+        )
+    tokenizer.pad_token = stand_in

@@ -1,0 +1,160 @@
+"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.models.asking import plain_ids
+from fedloom.models.base_model import clean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenLinear:
+    """A linear layer that does not learn."""
+
+    module: nn.Module
+    weight: Tensor
+    """(out, in); a view where the layer keeps it transposed."""
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoRALayer:
+    """A linear layer with a plain low-rank adapter, whose tensors are called `name`.lora_A.weight and lora_B."""
+
+    name: str
+    module: nn.Module
+    base: FrozenLinear
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """A model in two: hidden states, and the head that makes logits of them."""
+
+    hidden: Callable[..., Tensor]
+    """Takes the model's inputs, returns (rows, length, width)."""
+    head: nn.Module
+    frozen: FrozenLinear | None
+    """The head's weights, where they do not learn."""
+
+
+def forgets_activations(model: "PreTrainedModel") -> bool:
+    """Return whether gradient checkpointing is on."""
+    # transformers 5 renames the attribute within its major version.
+    new, old = "is_activation_checkpointing", "is_gradient_checkpointing"
+    return bool(getattr(model, new if hasattr(type(model), new) else old))
+
+
+def frozen_linears(model: nn.Module) -> list[FrozenLinear]:
+    """Return every linear layer without a trainable tensor, adapted ones' base layers included."""
+    found = (frozen_linear(module) for module in model.modules())
+    return [linear for linear in found if linear is not None]
+
+
+def frozen_linear(module: nn.Module) -> FrozenLinear | None:
+    """Return a module's weights if it is a linear layer that does not learn."""
+    weight: Tensor
+    if type(module) is nn.Linear:
+        weight = module.weight
+    elif is_transposed(module):
+        weight = module.get_parameter("weight").t()
+    else:
+        return None
+    if any(p.requires_grad for p in module.parameters()):
+        return None
+    return FrozenLinear(module, weight.detach(), dict(module.named_parameters()).get("bias"))
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Return whether this is GPT-2's linear layer, whose weight is (in, out)."""
+    return type(module).__name__ == "Conv1D"
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Return whether this is a linear layer with a low-rank adapter."""
+    from peft.tuners.lora import Linear
+
+    return isinstance(module, Linear)
+
+
+def lora_layers(model: nn.Module) -> list[LoRALayer]:
+    """Return the adapted layers, if plain low-rank adapters of linear layers are all that learns; else nothing."""
+    layers: list[LoRALayer] = []
+    modules: Iterable[tuple[str, Any]] = model.named_modules()
+    for full_name, module in modules:
+        if not is_adapted(module):
+            continue
+        base = frozen_linear(module.get_base_layer())
+        if base is None or not _is_plain(module):
+            return []
+        layers.append(LoRALayer(clean(full_name), module, base, float(module.scaling["default"])))
+    covered = {f"{layer.name}.lora_{x}.weight" for layer in layers for x in "AB"}
+    tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
+    return layers if covered == tuned else []
+
+
+def _is_plain(module: Any) -> bool:
+    # A variant is what DoRA and its like replace the product with.
+    return not module.lora_variant and not module.merged and not any(module.lora_bias.values())
+
+
+@torch.no_grad()
+def readout(model: "PreTrainedModel") -> Readout | None:
+    """Return the model in two, or nothing where its logits are not exactly head(hidden state).
+
+    Soft caps and scales on logits differ by architecture, so the model itself is asked: two short rows must give
+    the same bits both ways.
+    """
+    head, backbone = model.get_output_embeddings(), model.base_model
+    if head is None or backbone is model:
+        return None
+
+    def hidden(**inputs: Tensor | bool) -> Tensor:
+        states: Tensor = backbone(**inputs).last_hidden_state
+        return states
+
+    mode = model.training
+    model.eval()
+    try:
+        ids = plain_ids(model, 16).view(2, 8)
+        whole = model(input_ids=ids, use_cache=False).logits
+        same = torch.equal(whole, head(hidden(input_ids=ids, use_cache=False)))
+    except (RuntimeError, TypeError, AttributeError):  # something stands between the two
+        return None
+    finally:
+        model.train(mode)
+    return Readout(hidden, head, frozen_linear(head)) if same else None
+
+
+@torch.no_grad()
+def keeps_rows_apart(model: "PreTrainedModel") -> bool:
+    """Return whether rows that share one, told apart by positions that start again, are as if they were alone.
+
+    Models differ, so the model is asked: a row must not change by a bit with what stands before it, and must be
+    what it is alone, up to rounding.
+    """
+    ids = plain_ids(model, 13)
+    ids, other = ids[:8], torch.cat([ids[8:], ids[5:8]])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=model.device)
+    mode = model.training
+    model.eval()
+    try:
+        shared, changed = (
+            model(input_ids=row[None], position_ids=positions, use_cache=False).logits[0, 5:]
+            for row in (ids, other)
+        )
+        alone = model(input_ids=ids[None, 5:], use_cache=False).logits[0]
+    except TypeError:  # it takes no positions
+        return False
+    finally:
+        model.train(mode)
+    far = (shared - alone).float().norm() / alone.float().norm()
+    low = alone.dtype in (torch.bfloat16, torch.float16)
+    return torch.equal(shared, changed) and bool(far < (0.03 if low else 1e-4))

@@ -1,0 +1,1 @@
+"""Pages, figures and tables over finished run folders."""

@@ -1,0 +1,124 @@
+"""The README.md of an exported model: what it is, how it was made, how to load it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.protocols import ClientId
+from fedloom.report.run_folder import Results, read_results
+from fedloom.run.privacy import describe_privacy
+from fedloom.tracking.metric_format import shown, title
+from fedloom.tracking.units import human_bytes
+
+_NAMED = 8
+"""Clients that are named; of more, the number."""
+
+
+def model_card(
+    folder: Path, *, adapter: str, clients: Sequence[ClientId], merged: bool = False
+) -> str:
+    """Return the Markdown of one exported model.
+
+    Args:
+        folder: The run directory.
+        adapter: The name of the exported folder.
+        clients: Who uses this model.
+        merged: Whether the folder holds a whole model instead of an adapter.
+    """
+    run = read_results(folder)
+    base = str((run.recipe.get("model") or {}).get("name", ""))
+    builtin, privacy = (
+        base.startswith("builtin:"),
+        describe_privacy(run.recipe.get("algorithm"), run.history),
+    )
+    sections = [
+        _head(base, merged=merged, builtin=builtin),
+        f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",
+        f"## Use\n\n```python\n{_usage(base, merged=merged, builtin=builtin)}\n```",
+        _metrics(run, clients),
+        f"## Privacy\n\n{privacy['said']}" if privacy else "",
+        f"## Recipe\n\n```yaml\n{run.recipe_text.strip()}\n```" if run.recipe_text else "",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _head(base: str, *, merged: bool, builtin: bool) -> str:
+    lines = [] if builtin or not base else [f"base_model: {base}"]
+    library = "transformers" if merged else "peft"
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
+    return "\n".join(["---", *lines, "tags:", "- federated-learning", "- fedloom", "---"])
+
+
+def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool) -> str:
+    kind = "A model" if merged else "An adapter"
+    summary, data = run.summary, run.recipe.get("data") or {}
+    version = run.environment.get("versions", {}).get("fedloom")
+    rounds = int(max((line["round"] for line in run.history.lines), default=0))
+    source = data.get("source") or run.manifest.get("source")
+    algorithm = summary.get("algorithm")
+    everybody = len(run.manifest.get("clients", {})) or summary.get("num_clients") or len(clients)
+    who = f"all {everybody} clients"
+    if len(clients) < everybody:
+        few = len(clients) <= _NAMED
+        who = ", ".join(clients) if few else f"{len(clients)} of {everybody} clients"
+    sent = run.history.total("comm/upload_bytes") + run.history.total("comm/download_bytes")
+    text = [
+        f"{kind} of `{base}`" if base else kind,
+        f"fine-tuned with fedloom {version}" if version else "fine-tuned with fedloom",
+        f"by {algorithm}" if algorithm else "",
+        f"over {everybody} clients whose data stayed with them",
+        f"({source})" if source else "",
+    ]
+    first = " ".join(part for part in text if part)
+    traffic = f", {human_bytes(sent)} of traffic" if sent else ""
+    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}."
+
+
+def _usage(base: str, *, merged: bool, builtin: bool) -> str:
+    if merged:
+        return "\n".join(
+            [
+                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                "",
+                'folder = "."  # this folder',
+                "model = AutoModelForCausalLM.from_pretrained(folder)",
+                "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            ]
+        )
+    load = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'base = "{base}"',
+    ]
+    if builtin:
+        load = [
+            "from peft import PeftModel",
+            "",
+            "from fedloom.models.base_model import ModelSettings, load_base",
+            "",
+            f'base = load_base(ModelSettings(name="{base}"))',
+            'model = PeftModel.from_pretrained(base.model, ".")  # this folder',
+            "tokenizer = base.tokenizer",
+        ]
+        return "\n".join(load)
+    load += [
+        'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")',
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+    ]
+    return "\n".join(load)
+
+
+def _metrics(run: Results, clients: Sequence[ClientId]) -> str:
+    rows: list[str] = []
+    for metric in run.history.measured():
+        before, after = run.ends(metric)
+        rows.append(f"| {title(metric)} | {shown(metric, before)} | {shown(metric, after)} |")
+    if not rows:
+        return ""
+    everybody: Any = run.manifest.get("clients", {})
+    whose = "of all clients together" if len(clients) < len(everybody) else ""
+    head = f"Means over the held-out data {whose}".strip()
+    return "\n".join(
+        ["## Results", "", f"{head}.", "", "| | before | after |", "|---|---:|---:|", *rows]
+    )

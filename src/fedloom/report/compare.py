@@ -1,0 +1,152 @@
+"""Runs beside each other: one table, and one page with quality against bytes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedloom.core.files import write_atomic
+from fedloom.report import figures
+from fedloom.report.figures import Line
+from fedloom.report.page import bytes_line, render
+from fedloom.report.run_folder import Results, by_name, read_results
+from fedloom.tracking.metric_format import duration, quality, shown, title
+from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.tracking.units import human_bytes
+
+_LOG = 20
+"""How many times more bytes the most talkative run must take for a logarithmic axis."""
+
+
+_TERMINAL = (0, 1, 2, 4, 6, 7, 8)
+
+
+def compare(
+    folders: Sequence[Path], *, out: Path | None = None, metric: str | None = None
+) -> Table:
+    """Return a table of the runs, and write a page with table and figures.
+
+    Args:
+        folders: Run directories.
+        out: Where the page goes; None writes none.
+        metric: As in metrics.jsonl; None takes exact match where all runs have it, else a loss.
+
+    Raises:
+        ValueError: where the runs have no metric in common, or not the one asked for.
+    """
+    runs = by_name([read_results(folder) for folder in dict.fromkeys(folders)])
+    chosen = _metric(runs, metric)
+    head, rows = (
+        _columns(chosen, runs),
+        [_row(name, run, chosen, runs) for name, run in runs.items()],
+    )
+    if out is not None:
+        page = {
+            "name": f"{title(chosen)} of {len(runs)} runs",
+            "head": head,
+            "rows": rows,
+            "legend": [
+                {"label": name, "color": at % len(figures.SERIES)} for at, name in enumerate(runs)
+            ],
+            "panels": _panels(chosen, runs),
+        }
+        write_atomic(out, render("compare.html.j2", page).encode())
+    table = Table(title=f"{title(chosen)} of {len(runs)} runs", title_justify="left")
+    # What fits a terminal of 80 columns; the page has the rest.
+    for at in _TERMINAL:
+        style = "bold" if head[at] == "after" else ""
+        table.add_column(head[at], justify="right" if at > 1 else "left", style=style)
+    for row in rows:
+        table.add_row(*(Text(row[at]) for at in _TERMINAL))
+    return table
+
+
+def _metric(runs: Mapping[str, Results], asked: str | None) -> str:
+    measured = [run.metrics() for run in runs.values()]
+    shared = [name for name in measured[0] if all(name in each for each in measured)]
+    if asked is None:
+        found = quality(measured)
+        if found is None:
+            raise ValueError(
+                f"the runs {', '.join(runs)} have no loss or exact match in common; "
+                f"name a metric that all have with --metric"
+            )
+        return found
+    if asked not in shared:
+        known = ", ".join(n for n in shared if n.startswith(("test/", "validation/", "train/")))
+        raise ValueError(f"--metric must be one that all runs have ({known}), got {asked!r}")
+    return asked
+
+
+def _level(metric: str, runs: Mapping[str, Results]) -> float:
+    """Return what the least good of the runs ends with."""
+    finals = [value[-1][1] for run in runs.values() if (value := run.history.of(metric))]
+    if not finals:
+        return math.nan
+    return max(finals) if lower_is_better(metric) else min(finals)
+
+
+def _columns(metric: str, runs: Mapping[str, Results]) -> list[str]:
+    reached = f"bytes to {shown(metric, _level(metric, runs))}"
+    return [
+        "run",
+        "algorithm",
+        "rounds",
+        "before",
+        "after",
+        "best",
+        "up",
+        "down",
+        reached,
+        "training",
+    ]
+
+
+def _row(name: str, run: Results, metric: str, runs: Mapping[str, Results]) -> list[str]:
+    before, after = run.ends(metric)
+    summary, total = run.summary, run.total_bytes()
+    level, sign = _level(metric, runs), 1 if lower_is_better(metric) else -1
+    reached = [at for at, value in run.history.of(metric) if sign * value <= sign * level]
+    return [
+        name,
+        str(summary.get("algorithm", "")),
+        f"{run.history.lines[-1]['round']:.0f}",
+        shown(metric, before),
+        shown(metric, after),
+        shown(metric, run.history.best(metric)[1]),
+        human_bytes(run.history.total("comm/upload_bytes")),
+        human_bytes(run.history.total("comm/download_bytes")),
+        human_bytes(total[reached[0]]) if reached else "\u2013",
+        duration(summary["train_seconds"]) if "train_seconds" in summary else "\u2013",
+    ]
+
+
+def _panels(metric: str, runs: Mapping[str, Results]) -> list[str]:
+    by_bytes: list[Line] = []
+    by_round: list[Line] = []
+    for at, (name, run) in enumerate(runs.items()):
+        by_round.append(Line(name, run.history.of(metric), at))
+        line = bytes_line(name, run, metric, at)
+        if line is not None:
+            by_bytes.append(line)
+    most = [line.points[-1][0] for line in by_bytes if not line.level]
+    log = bool(most) and max(most) > _LOG * min(most)
+    if log:
+        # A logarithm has no place for the zero bytes before training.
+        by_bytes = [_after_start(line) for line in by_bytes]
+    drawn: list[tuple[Any, str]] = [
+        (partial(figures.quality_by_bytes, metric, by_bytes, log=log), "by bytes"),
+        (partial(figures.curve, metric, by_round), "over the rounds"),
+    ]
+    return [figures.svg(draw, f"{title(metric)} {what}") for draw, what in drawn]
+
+
+def _after_start(line: Line) -> Line:
+    if line.level:
+        return line
+    points = [point for point in line.points if point[0] > 0]
+    return Line(line.label, points, line.color)

@@ -1,0 +1,285 @@
+"""report.html: everything about one run on one page that loads nothing; a pure function of the run directory."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fedloom.core.files import write_atomic
+from fedloom.data.manifest import Manifest
+from fedloom.data.preview import split_figure
+from fedloom.evaluation.text_metrics import extract
+from fedloom.report import figures
+from fedloom.report.clusters import clusters_section
+from fedloom.report.figures import Line
+from fedloom.report.influence import influence_section
+from fedloom.report.labels import labels_section
+from fedloom.report.machine import machine_rows
+from fedloom.report.run_folder import Results, by_name, read_results
+from fedloom.report.seed_space import seeds_section
+from fedloom.report.server import server_sections
+from fedloom.run.notes import said
+from fedloom.tracking.metric_format import MEASURES, change, duration, quality, shown, title
+from fedloom.tracking.units import human_bytes
+
+_CURVES = (
+    "test/exact_match",
+    "test/accuracy",
+    "test/loss",
+    "validation/loss",
+    "train/loss",
+    "test/rougeL",
+    "test/token_accuracy",
+)
+_SPLITS = ("train", "validation", "test")
+_LONG = 700
+"""Characters of a sample that are shown."""
+
+
+def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
+    """Write report.html into a run directory.
+
+    Args:
+        folder: The run directory.
+        others: Run directories drawn into the curves, beside the baselines in `folder`.
+
+    Returns:
+        The path of the report.
+    """
+    own = read_results(folder)
+    runs = by_name([own, *map(read_results, others)], reserved=tuple(own.baselines))
+    beside = {**own.baselines, **dict(list(runs.items())[1:])}
+    path = folder / "report.html"
+    write_atomic(path, render("report.html.j2", _page(own, beside)).encode())
+    return path
+
+
+def render(template: str, page: Mapping[str, Any]) -> str:
+    """Return a page of the folder `pages`."""
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return pages.get_template(template).render(page)
+
+
+def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
+    metric = quality([own.metrics()])
+    runs = [(own.name if beside else "this run", own), *beside.items()]
+    return {
+        "name": own.name,
+        "description": own.recipe.get("description") or "",
+        "facts": _facts(own),
+        "tiles": _tiles(own, metric),
+        "legend": [
+            {"label": name, "color": at % 7, "dashed": at > 0} for at, (name, _) in enumerate(runs)
+        ],
+        "results": _results(runs),
+        "curves": _curves(runs),
+        "traffic": _traffic(runs, metric),
+        **server_sections(own),
+        "seeds": seeds_section(own),
+        "clusters": clusters_section(own),
+        "influence": influence_section(own),
+        "by_label": labels_section(runs),
+        "clients": _clients(own, metric),
+        "split": _split(own),
+        "samples": _samples(own),
+        "notes": _notes(own),
+        "recipe": own.recipe_text,
+        "machine": machine_rows(own),
+    }
+
+
+def _facts(own: Results) -> list[str]:
+    model, data, tune = (own.recipe.get(section) or {} for section in ("model", "data", "tune"))
+    trainable = own.summary.get("num_trainable")
+    facts = [
+        own.summary.get("algorithm"),
+        model.get("name"),
+        data.get("source") or own.manifest.get("source"),
+        _tuned(tune),
+        f"{trainable:,} trainable parameters" if trainable else None,
+    ]
+    return [fact for fact in facts if fact]
+
+
+def _tuned(tune: Mapping[str, Any]) -> str | None:
+    if tune.get("space") == "lora" and "rank" in tune:
+        return f"lora, rank {tune['rank']}"
+    if tune.get("space") == "seeds" and {"num_seeds", "law"} <= set(tune):
+        return f"{tune['num_seeds']:,} {tune['law']} seeds"
+    return tune.get("space")
+
+
+def _tiles(own: Results, metric: str | None) -> list[dict[str, str]]:
+    tiles = []
+    loss = "test/loss" if "test/loss" in own.metrics() else None
+    for name in dict.fromkeys(filter(None, (metric, loss))):
+        before, after = own.ends(name)
+        was = "" if before is None else shown(name, before)
+        note = change(name, before, after)
+        tiles.append(_tile(title(name), shown(name, after), note, before=was))
+    up, down = (own.history.total(f"comm/{way}_bytes") for way in ("upload", "download"))
+    note = f"{human_bytes(up)} up, {human_bytes(down)} down"
+    if up + down or not own.summary or "upload_bytes" in own.summary:
+        tiles.append(_tile("Traffic", human_bytes(up + down), note))
+    rounds = max((line["round"] for line in own.history.lines), default=0)
+    count = own.summary.get("num_clients") or len(own.manifest.get("clients", {}))
+    notes = [f"{count} clients"] if count else []
+    if "train_seconds" in own.summary:
+        notes.append(f"{duration(own.summary['train_seconds'])} of training")
+    return [*tiles, _tile("Rounds", f"{rounds:.0f}", ", ".join(notes))]
+
+
+def _tile(label: str, value: str, note: str, *, before: str = "") -> dict[str, str]:
+    return {"label": label, "before": before, "value": value, "note": note}
+
+
+def _results(runs: Sequence[tuple[str, Results]]) -> list[dict[str, Any]]:
+    own, rows = runs[0][1], []
+    for metric in MEASURES:
+        if metric in own.metrics():
+            before, after = own.ends(metric)
+            rows.append(
+                {
+                    "label": title(metric),
+                    "before": shown(metric, before),
+                    "after": shown(metric, after),
+                    "change": change(metric, before, after),
+                    "others": [shown(metric, run.ends(metric)[1]) for _, run in runs[1:]],
+                }
+            )
+    return rows
+
+
+def _curves(runs: Sequence[tuple[str, Results]]) -> list[str]:
+    drawn = []
+    for metric in _CURVES:
+        lines = [
+            Line(name, run.history.of(metric), at, dashed=at > 0)
+            for at, (name, run) in enumerate(runs)
+            if run.history.of(metric)
+        ]
+        if runs[0][1].history.of(metric):
+            draw = partial(figures.curve, metric, lines)
+            drawn.append(figures.svg(draw, f"{title(metric)} over the rounds"))
+    return drawn
+
+
+def _traffic(runs: Sequence[tuple[str, Results]], metric: str | None) -> list[str]:
+    own, drawn = runs[0][1], []
+    upload = own.history.of("comm/upload_bytes")
+    if not upload:
+        return []
+    if metric is not None:
+        lines = [bytes_line(name, run, metric, at) for at, (name, run) in enumerate(runs)]
+        draw = partial(figures.quality_by_bytes, metric, [line for line in lines if line])
+        drawn.append(figures.svg(draw, f"{title(metric)} by bytes sent"))
+    download = dict(own.history.of("comm/download_bytes"))
+    draw = partial(figures.round_bytes, upload, download)
+    return [*drawn, figures.svg(draw, "Bytes of every round, up and down")]
+
+
+def bytes_line(name: str, run: Results, metric: str, color: int) -> Line | None:
+    """Return a metric over the bytes so far; a run that sent nothing is a level."""
+    total = run.total_bytes()
+    points = [(total[number], value) for number, value in run.history.of(metric)]
+    # A baseline's bytes are an artefact: nobody sends anything alone, and in one place only data moves.
+    level = run.folder.parent.name == "baselines" or not points or not points[-1][0]
+    return Line(name, points, color, dashed=color > 0 and level, level=level) if points else None
+
+
+def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
+    before, after = own.by_client(metric) if metric else ({}, {})
+    if metric is None or not after:
+        return None
+    local = own.baselines.get("local")
+    alone = local.by_client(metric)[1] if local else {}
+    held = own.manifest.get("clients", {})
+    color = 1 + list(own.baselines).index("local") if local else 1
+    drawn = [{c: v for c, v in at.items() if math.isfinite(v)} for at in (before, after, alone)]
+    if not drawn[1]:
+        return None
+    draw = partial(figures.clients, metric, *drawn, color=color)
+    rows = [
+        {
+            "client": client,
+            "holds": _main_labels(held.get(client, {}), own.manifest.get("by")),
+            "sizes": " / ".join(str(held[client][s]) for s in _SPLITS) if client in held else "",
+            "before": shown(metric, before.get(client)),
+            "after": shown(metric, after[client]),
+            "change": change(metric, before.get(client), after[client]),
+            "alone": shown(metric, alone.get(client)) if alone else None,
+        }
+        for client in sorted(after)
+    ]
+    names = ["before", "alone", "after"] if alone else ["before", "after"]
+    return {
+        "metric": title(metric),
+        "figure": figures.svg(draw, f"{title(metric)} of every client before and after"),
+        "rows": rows,
+        "legend": names if before else names[1:],
+        "color": color,
+    }
+
+
+def _main_labels(counts: Mapping[str, Any], by: str | None) -> str:
+    labels: Mapping[str, Mapping[str, int]] = counts.get("labels", {})
+    if (hidden := counts.get("num_values", {}).get(by, 0)) > 1:
+        return f"{hidden} values of {by}"
+    values = labels.get(by or "") or next(iter(labels.values()), {})
+    total = sum(values.values())
+    most = sorted(values.items(), key=lambda item: (-item[1], item[0]))[:2]
+    return ", ".join(f"{name} {100 * n / total:.0f} %" for name, n in most if n)
+
+
+def _split(own: Results) -> str | None:
+    if not own.manifest.get("clients"):
+        return None
+    return figures.svg(
+        lambda: figures.widened(split_figure(own.manifest)), "Labels of every client"
+    )
+
+
+def _samples(own: Results) -> list[dict[str, Any]]:
+    what = (own.recipe.get("evaluation") or {}).get("extract", "text")
+    hidden = own.manifest.get("hidden", {})
+    return [
+        {
+            "client": sample["client"],
+            "labels": [v for k, v in sample["labels"].items() if k not in hidden],
+            **{key: _short(sample[key]) for key in ("prompt", "reference", "before", "after")},
+            "right": {
+                key: extract(sample[key], what) == extract(sample["reference"], what)
+                for key in ("before", "after")
+            },
+        }
+        for sample in own.samples
+    ]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONG else text[:_LONG] + " \u2026"
+
+
+def _notes(own: Results) -> list[str]:
+    absent = int(own.history.total("comm/num_absent"))
+    skipped = int(own.history.total("train/skipped_steps"))
+    broken = sum(math.isnan(line.get("test/loss", 0.0)) for line in own.history.lines)
+    notes = [
+        (absent, "client-rounds brought no reply"),
+        (broken, "evaluations found a loss that is not finite: the model gave no numbers"),
+        (skipped, "training steps were skipped because their loss was not finite"),
+    ]
+    told = [f"{count:,} {what}" for count, what in notes if count]
+    told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
+    early = ["The run stopped early"] if own.summary.get("stopped_early") else []
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + told]
+    return [*sentences, *(said(row) for row in own.anyway)]

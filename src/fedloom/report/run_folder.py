@@ -1,0 +1,155 @@
+"""A run directory, read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedloom.core.protocols import ClientId
+from fedloom.run.influence import FILE as INFLUENCE_FILE
+from fedloom.run.notes import read_notes
+from fedloom.run.reading import read_json, read_recipe_text
+from fedloom.tracking.metrics_log import MetricsLog
+from fedloom.tracking.records import records, unaccounted
+
+T = TypeVar("T")
+_GONE = "remove it to go on without it"
+_SAMPLE = {"client", "labels", "prompt", "reference", "before", "after"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one run left behind; whatever is not there is empty."""
+
+    folder: Path
+    history: MetricsLog
+    clients: Sequence[Mapping[str, Any]]
+    """Lines of clients.jsonl."""
+    samples: Sequence[Mapping[str, Any]]
+    recipe_text: str
+    recipe: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    seeds: Mapping[str, Any]
+    """Of runs in seed space: seeds.json."""
+    clusters: Mapping[str, Any]
+    """Of runs that group their clients: clusters.json."""
+    influence: Sequence[Mapping[str, Any]]
+    """Of runs whose server may leave clients out: lines of influence.jsonl."""
+    by_label: Mapping[str, Any]
+    """Of runs with evaluation.by: by_label.json."""
+    anyway: Sequence[Mapping[str, Any]]
+    """Lines of anyway.jsonl: commands that went on although data or model had changed."""
+    baselines: Mapping[str, "Results"]
+
+    @property
+    def name(self) -> str:
+        """Return what the recipe calls the run, else its folder."""
+        return str(self.summary.get("name") or self.recipe.get("name") or self.folder.name)
+
+    def metrics(self) -> list[str]:
+        """Return the metrics that were measured in some round."""
+        return list(dict.fromkeys(name for line in self.history.lines for name in line))
+
+    def ends(self, metric: str) -> tuple[float | None, float | None]:
+        """Return a metric before training and at the end; before is None where only the end was measured."""
+        return self.history.ends(metric)
+
+    def total_bytes(self) -> dict[int, float]:
+        """Return the bytes of all rounds up to each one, both ways."""
+        lines = self.history.lines
+        each = [x.get("comm/upload_bytes", 0) + x.get("comm/download_bytes", 0) for x in lines]
+        return {int(x["round"]): total for x, total in zip(lines, accumulate(each), strict=True)}
+
+    def by_client(self, metric: str) -> tuple[dict[ClientId, float], dict[ClientId, float]]:
+        """Return every client's value of a metric, before training and when last measured, NaN where not finite."""
+        split, _, name = metric.rpartition("/")
+        before: dict[ClientId, float] = {}
+        last: dict[ClientId, float] = {}
+        for row in self.clients:
+            if row["split"] == split and name in row["metrics"]:
+                found = row["metrics"][name]
+                last[row["client"]] = value = math.nan if found is None else found
+                if row["round"] == 0:
+                    before[row["client"]] = value
+        return before, last
+
+
+def read_results(folder: Path) -> Results:
+    """Read a run directory and the baselines in it.
+
+    Raises:
+        ValueError: where the folder holds no run, or a file in it is damaged.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give the folder of a run")
+    if not (folder / "metrics.jsonl").exists():
+        raise ValueError(
+            f"{folder} is no run directory: it holds no metrics.jsonl; give the folder of a run"
+        )
+    text, recipe = ("", {}) if not (folder / "recipe.yaml").exists() else read_recipe_text(folder)
+    below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
+    samples = _json(folder / "samples.json", list)
+    if not all(isinstance(one, dict) and one.keys() >= _SAMPLE for one in samples):
+        raise ValueError(
+            f"{folder / 'samples.json'} holds no samples as a run writes them: {_GONE}"
+        )
+    results = Results(
+        folder=folder,
+        history=MetricsLog.read(folder / "metrics.jsonl"),
+        clients=records(folder / "clients.jsonl").rows(),
+        samples=samples,
+        recipe_text=text,
+        recipe=recipe,
+        manifest=_json(folder / "manifest.json", dict),
+        environment=_json(folder / "environment.json", dict),
+        summary=_json(folder / "summary.json", dict),
+        seeds=_json(folder / "seeds.json", dict),
+        clusters=_json(folder / "clusters.json", dict),
+        influence=records(folder / INFLUENCE_FILE).rows(),
+        by_label=_json(folder / "by_label.json", dict),
+        anyway=read_notes(folder),
+        baselines={file.parent.name: read_results(file.parent) for file in below},
+    )
+    _check_whole(results)
+    return results
+
+
+def _check_whole(run: Results) -> None:
+    """Refuse records that tell of less than the run did, and a split that is none."""
+    said, told = run.summary.get("rounds"), len(run.history.lines) - 1
+    if isinstance(said, int) and told < said:
+        ends = f"ends at round {told}" if run.history.lines else "holds no round"
+        raise ValueError(
+            f"{run.folder / 'metrics.jsonl'} {ends}, but summary.json tells of {said} rounds: put it back as the run"
+            f" wrote it, or go on with `fedloom resume {run.folder}`"
+        )
+    of_round: dict[int, list[Mapping[str, Any]]] = {}
+    for row in run.clients:
+        of_round.setdefault(row["round"], []).append(row)
+    for line in run.history.lines:
+        if lost := unaccounted(line, of_round.get(int(line["round"]), ())):
+            split, found, wanted = lost
+            raise ValueError(
+                f"{run.folder / 'clients.jsonl'} tells of {found:.0f} of the {wanted:.0f} {split} examples of"
+                f" round {line['round']}: put it back as the run wrote it"
+            )
+    clients = run.manifest.get("clients", {})
+    if not isinstance(clients, dict) or not all(isinstance(one, dict) for one in clients.values()):
+        raise ValueError(f"{run.folder / 'manifest.json'} is no manifest of a split: {_GONE}")
+
+
+def by_name(runs: Sequence[Results], *, reserved: Sequence[str] = ()) -> dict[str, Results]:
+    """Return the runs by name; those of one name are told apart by their folders."""
+    names = [*reserved, *(run.name for run in runs)]
+    return {
+        run.name if names.count(run.name) == 1 else f"{run.name} ({run.folder})": run
+        for run in runs
+    }
+
+
+def _json(path: Path, kind: type[T]) -> T:
+    return read_json(path, kind, remedy=_GONE) if path.exists() else kind()

@@ -1,0 +1,128 @@
+"""How good every model is on every value of a label: each client's own, and each shared one on everybody's."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedloom.core.protocols import ClientId, Metrics, Params
+from fedloom.data.tokens import Example
+from fedloom.evaluation.measure import Evaluator, combine
+from fedloom.results.export import deliverables
+from fedloom.run.loop import Run
+from fedloom.run.session import Session
+from fedloom.tracking.metrics_log import lower_is_better
+
+_MOST = 40
+"""Models that are measured on each other's clients; the personal ones of many more would take for ever."""
+_TOLD = ("loss", "exact_match", "chrf")
+
+
+def check_label(session: Session) -> None:
+    """Refuse an `evaluation.by` that the data does not have.
+
+    Raises:
+        ValueError: where no label is called so.
+    """
+    by, clients = session.recipe.evaluation.by, session.federation.manifest.clients.values()
+    first = next(iter(clients))
+    known = [*first.labels, *first.num_values]
+    if by is not None and by not in known:
+        raise ValueError(
+            f"evaluation.by must be a label of the data ({', '.join(known) or 'none'}), got {by!r}; "
+            "data.labels names the columns kept"
+        )
+
+
+def metrics_by_label(session: Session, run: Run[Any], by: str) -> dict[str, Any]:
+    """Return what by_label.json holds: test metrics by value of the label `by`, and by model and value.
+
+    Returns:
+        `own`, of the examples of each value the metrics of the models their clients use; `models`, of each model who
+        uses it and, where there are several and not more than a few dozen, its metrics on all examples of each value.
+    """
+    held = _held_out(session, by)
+    models = deliverables(session, run)
+    evaluator = Evaluator(
+        dataclasses.replace(session.recipe.evaluation, max_examples=None), session.base.tokenizer
+    )
+    own: dict[str, list[Metrics]] = {value: [] for value in held}
+    cross: dict[str, Mapping[str, Metrics]] = {}
+    for name, (params, clients) in models.items():
+        everywhere = 1 < len(models) <= _MOST
+        groups = _groups(held, set(clients), everywhere=everywhere)
+        found = _measured(session, evaluator, params, groups)
+        for (value, mine), metrics in found.items():
+            if mine:
+                own[value].append(metrics)
+        if everywhere:
+            cross[name] = _by_value(found)
+    told = {value: combine(metrics) for value, metrics in own.items() if metrics}
+    return {
+        "label": by,
+        "own": told,
+        "worst": _worst(told),
+        "models": [
+            {"name": name, "clients": clients, "metrics": cross.get(name, {})}
+            for name, (_, clients) in models.items()
+        ],
+    }
+
+
+Held = Mapping[str, Mapping[ClientId, Sequence[Example]]]
+Group = tuple[str, bool]
+"""A value, and whether the clients are the model's own."""
+
+
+def _held_out(session: Session, by: str) -> Held:
+    """Return the test examples by value, or its hash, and client, no more of a client than `max_examples`."""
+    told = session.federation.manifest.told
+    held: dict[str, dict[ClientId, list[Example]]] = {}
+    for client in session.judges:
+        examples = session.federation.shards[client].test
+        for example in examples[: session.recipe.evaluation.max_examples]:
+            if example.record is not None:
+                (value,) = told({by: example.record.labels[by]}).values()
+                clients = held.setdefault(value, {})
+                clients.setdefault(client, []).append(example)
+    return dict(sorted(held.items()))
+
+
+def _groups(held: Held, own: set[ClientId], *, everywhere: bool) -> dict[Group, list[Example]]:
+    groups: dict[Group, list[Example]] = {}
+    for value, clients in held.items():
+        for client, examples in clients.items():
+            if everywhere or client in own:
+                groups.setdefault((value, client in own), []).extend(examples)
+    return groups
+
+
+def _measured(
+    session: Session, evaluator: Evaluator, params: Params, groups: Mapping[Group, list[Example]]
+) -> dict[Group, Metrics]:
+    if not groups:
+        return {}
+    session.space.load(params)
+    measured = evaluator.measure_each(session.space.model, list(groups.values()), split="test")
+    return dict(zip(groups, measured, strict=True))
+
+
+def _by_value(found: Mapping[Group, Metrics]) -> dict[str, Metrics]:
+    values = dict.fromkeys(value for value, _ in found)
+    return {
+        value: combine(metrics for (other, _), metrics in found.items() if other == value)
+        for value in values
+    }
+
+
+def _worst(own: Mapping[str, Metrics]) -> dict[str, dict[str, Any]]:
+    """Return, by metric, the value of the label with the worst result."""
+    worst = {}
+    for metric in _TOLD:
+        values = {value: metrics[metric] for value, metrics in own.items() if metric in metrics}
+        if values:
+            sign = 1 if lower_is_better(metric) else -1
+            # What is not a number is the worst.
+            at = max(values, key=lambda value: (math.isnan(values[value]), sign * values[value]))
+            worst[metric] = {"value": at, "result": values[at]}
+    return worst

@@ -1,0 +1,138 @@
+"""What a finished run's deployed weights say: measured again, or in a chat."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedloom.core.protocols import ClientId, Params
+from fedloom.data.formats import Message
+from fedloom.data.targets import posed
+from fedloom.data.tokens import tokenise
+from fedloom.evaluation.measure import combine
+from fedloom.results.export import deliverables
+from fedloom.results.route import Router
+from fedloom.run.loop import Run, measure
+from fedloom.run.restore import last_run
+from fedloom.run.session import Session
+
+AUTO = "auto"
+"""In place of a model's name: the first message chooses."""
+
+
+def evaluate_run(session: Session, run: Run[Any] | None = None) -> Table:
+    """Return the test metrics of the deployed weights, a row per client and one over all; of the newest checkpoint, if no run is given.
+
+    Raises:
+        ValueError: where the test data is at sites, or there is none.
+    """
+    if session.recipe.elsewhere:
+        raise ValueError(
+            f"the test data of this run is at its sites; {session.folder / 'summary.json'} has what they measured last"
+        )
+    clients = [c for c in session.judges if session.counts[c].test]
+    if not clients:
+        shares = ", ".join(f"{share:g}" for share in session.recipe.data.fractions)
+        raise ValueError(
+            f"no client of {session.folder} holds test data: data.fractions {shares} (training, validation, test)"
+            " left none, so begin a run with a larger third share"
+        )
+    run = run or last_run(session)
+    measured, failures = measure(
+        run,
+        session.recipe.algorithm,
+        session.engine,
+        kind="test",
+        population=session.engine.population(),
+        clients=clients,
+    )
+    if not measured:
+        raise ValueError(f"no client could be measured: {failures[0].reason}")
+    total = combine(measured.values())
+    names = [n for n in total if not n.startswith("num_")]
+    table = Table(
+        title=Text(f"{session.recipe.name} after round {run.number}, test data"),
+        title_justify="left",
+    )
+    table.add_column("client")
+    for name in ("num_examples", *names):
+        table.add_column(name.replace("_", " "), justify="right")
+    for client, metrics in {**measured, "all": total}.items():
+        cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
+        table.add_row(
+            Text(client),
+            f"{metrics['num_examples']:.0f}",
+            *cells,
+            end_section=client == list(measured)[-1],
+        )
+    return table
+
+
+@dataclass
+class Chat:
+    """A conversation with a deployed model, rendered as its training data was."""
+
+    session: Session
+    models: Mapping[str, tuple[Params, list[ClientId]]]
+    """To choose from by the first message; of one, there is nothing to choose."""
+    messages: tuple[Message, ...] = ()
+    """What was said so far."""
+
+    @classmethod
+    def open(cls, session: Session, name: str | None, *, run: Run[Any] | None = None) -> "Chat":
+        """Load the model called so, or that of the client called so; or the shared one; or leave it to be chosen, `auto`.
+
+        Raises:
+            ValueError: where there is no such model or client, or models differ and none was named.
+        """
+        models = deliverables(session, run or last_run(session))
+        if name != AUTO:
+            name = _pick(models, name)
+            models = {name: models[name]}
+            session.space.load(models[name][0])
+        return cls(session, models)
+
+    @property
+    def name(self) -> str:
+        """Return what the model is called, once it is chosen."""
+        return next(iter(self.models)) if len(self.models) == 1 else AUTO
+
+    def answer(self, text: str) -> str:
+        """Return the model's answer to the next message.
+
+        Raises:
+            ValueError: where the conversation has outgrown data.max_length.
+        """
+        settings, tokenizer = self.session.recipe.data, self.session.base.tokenizer
+        if self.name == AUTO:
+            chosen = Router(self.session, self.models).route([text]).model
+            self.models = {chosen: self.models[chosen]}
+            self.session.space.load(self.models[chosen][0])
+        asked = (*self.messages, Message("user", text))
+        record = posed(asked, settings)
+        (examples,) = tokenise([record], settings, tokenizer).examples
+        # Where answers give way, only an earlier one may be left; where prompts do, the oldest turns are gone.
+        whole = [e for e in examples if e.record and e.record.messages[-1] is record.messages[-1]]
+        if not whole:
+            raise ValueError(
+                f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"
+            )
+        (said,) = self.session.evaluator.answers(self.session.space.model, whole[-1:])
+        self.messages = (*asked, Message("assistant", said))
+        return said
+
+
+def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None) -> str:
+    if name is None and len(models) == 1:
+        return next(iter(models))
+    for model, (_, clients) in models.items():
+        if name == model or name in clients:
+            return model
+    known = ", ".join(c for _, clients in models.values() for c in clients)
+    given = f"got {name!r}" if name else "got none"
+    raise ValueError(
+        f"--client must be one of {known}, or --cluster one of {', '.join(models)}, or {AUTO} to let the first "
+        f"message choose, since their models differ; {given}"
+    )

@@ -1,0 +1,172 @@
+"""After the last round: adapters, sample answers, summary and report. Safe to repeat."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedloom.core.files import write_atomic
+from fedloom.core.protocols import Params
+from fedloom.data.tokens import Example
+from fedloom.results.by_label import metrics_by_label
+from fedloom.results.export import export_models
+from fedloom.results.seed_space import seed_record
+from fedloom.run.binding import bind
+from fedloom.run.checkpoint import state_sha256
+from fedloom.run.clusters import describe_clusters, grouping_of
+from fedloom.run.loop import Run
+from fedloom.run.privacy import describe_privacy
+from fedloom.run.quiet import is_quiet
+from fedloom.run.reading import QUIET_MANIFEST, read_recipe_text
+from fedloom.run.session import Session
+from fedloom.tracking.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
+from fedloom.tracking.metrics_log import MetricsLog
+from fedloom.tracking.records import finite
+
+
+def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any]:
+    """Write what the run leaves behind and return its summary.
+
+    Args:
+        session: The recipe, built.
+        run: After its last round.
+        began: time.perf_counter() when this process began.
+    """
+    folder = session.folder
+    if session.recipe.run.samples:
+        write_json(folder / "samples.json", samples(session, run))
+    told = _told(session, run)
+    for name, value in told.items():
+        write_json(folder / name, value)
+    worst = told.get("by_label.json", {}).get("worst", {})
+    summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
+    write_json(folder / "summary.json", summary)
+    export_models(session, run, folder / "adapters")
+    if session.recipe.tune.space == "seeds":
+        write_json(folder / "seeds.json", seed_record(session, run))
+    return summary
+
+
+def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
+    """Return what only some runs tell, by the name of its file."""
+    told, by = dict[str, Any](), session.recipe.evaluation.by
+    if by is not None and session.judges:
+        told["by_label.json"] = metrics_by_label(session, run, by)
+    grouping = grouping_of(run.state)
+    if grouping is not None:
+        told["clusters.json"] = describe_clusters(grouping, session.federation.profiles)
+    return told
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` atomically, readable by people; what is not finite becomes null."""
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomic(file, (text + "\n").encode())
+
+
+def record_setup(session: Session) -> None:
+    """Write what is known before training: what the run is bound to, the split and the machine."""
+    bind(session)
+    manifest = session.federation.manifest
+    if is_quiet(session.recipe.algorithm):
+        # For later commands, which have to know the clients of a run whose data is elsewhere.
+        text = json.dumps(manifest.to_json()).encode()
+        write_atomic(session.folder / QUIET_MANIFEST, text, private=session.folder / "checkpoints")
+        manifest = replace(manifest, clients={}, profiles={})
+    write_json(session.folder / "manifest.json", manifest.to_json())
+    write_json(session.folder / "environment.json", collect())
+
+
+def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, Any]:
+    """Return summary.json: results, totals and the hash of the server's state."""
+    recipe, history = session.recipe, MetricsLog.read(session.folder / "metrics.jsonl")
+    totals = {} if is_quiet(recipe.algorithm) else _totals(history)
+    best = {
+        m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
+    }
+    ends = {m: history.ends(m) for m in history.measured()}
+    return {
+        "name": recipe.name,
+        "algorithm": type(recipe.algorithm).__name__,
+        "rounds": run.number,
+        "before": {m: before for m, (before, _) in ends.items() if before is not None},
+        "final": {m: final for m, (_, final) in ends.items()},
+        "best": best,
+        **totals,
+        "wall_seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
+        "num_trainable": sum(t.numel() for t in session.space.start().values()),
+        "num_clients": len(session.learners),
+        "num_clusters": _num_clusters(run),
+        "state_sha256": state_sha256(run),
+        "stopped_early": run.number < recipe.run.rounds,
+        "privacy": describe_privacy(read_recipe_text(session.folder)[1].get("algorithm"), history),
+    }
+
+
+def _totals(history: MetricsLog) -> dict[str, Any]:
+    return {
+        "upload_bytes": int(history.total("comm/upload_bytes")),
+        "download_bytes": int(history.total("comm/download_bytes")),
+        "num_absent": int(history.total("comm/num_absent")),
+        "rounds_unchanged": sum(not kept for _, kept in history.of("comm/round_kept")),
+        "skipped_steps": int(history.total("train/skipped_steps")),
+        "train_seconds": round(history.total("time/train_seconds"), 3),
+        "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
+    }
+
+
+def _num_clusters(run: Run[Any]) -> int:
+    """Return how many clusters have a model of their own; 1 where all clients share one."""
+    grouping = grouping_of(run.state)
+    return max(len(grouping.members), 1) if grouping else 1
+
+
+def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:
+    """Return test examples of as many clients as possible with the answers before and after training."""
+    chosen = _chosen(session)
+    deployed = session.deployed(run)
+    before = _answers(session, chosen, {c: session.space.start() for c, _ in chosen})
+    after = _answers(session, chosen, deployed)
+    rows = []
+    for (client, example), was, now in zip(chosen, before, after, strict=True):
+        record = example.record
+        if record is not None:
+            rows.append(
+                {
+                    "client": client,
+                    "labels": session.federation.manifest.told(record.labels),
+                    "prompt": record.messages[-2].content if len(record.messages) > 1 else "",
+                    "reference": record.messages[-1].content,
+                    "before": was,
+                    "after": now,
+                }
+            )
+    return rows
+
+
+def _chosen(session: Session) -> list[tuple[str, Example]]:
+    """Take the clients' first test examples in turn, until there are enough."""
+    shards, chosen = session.federation.shards, list[tuple[str, Example]]()
+    turns = max((len(shard.test) for shard in shards.values()), default=0)
+    for turn in range(turns):
+        for client in session.judges:
+            if turn < len(shards[client].test) and len(chosen) < session.recipe.run.samples:
+                chosen.append((client, shards[client].test[turn]))
+    return chosen
+
+
+def _answers(
+    session: Session, chosen: list[tuple[str, Example]], params: Mapping[str, Params]
+) -> list[str]:
+    """Generate once for every distinct model."""
+    out: dict[int, str] = {}
+    for model in {id(params[c]): params[c] for c, _ in chosen}.values():
+        mine = [i for i, (c, _) in enumerate(chosen) if params[c] is model]
+        session.space.load(model)
+        texts = session.evaluator.answers(session.space.model, [chosen[i][1] for i in mine])
+        out.update(zip(mine, texts, strict=True))
+    return [out[i] for i in range(len(chosen))]

@@ -1,0 +1,157 @@
+"""A whole recipe as frozen dataclasses; recipe.py fills them from YAML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fedloom.client.local_settings import LocalSettings
+from fedloom.core.protocols import Algorithm
+from fedloom.data.data_settings import DataSettings
+from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
+from fedloom.models.base_model import ModelSettings
+from fedloom.run.quiet import is_quiet
+from fedloom.run.quorum import check_quorum
+from fedloom.server.samplers import Full, Poisson, Sampler
+from fedloom.spaces.build import TuneSettings
+from fedloom.wire.wire_settings import WireSettings
+
+Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
+"""Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance."""
+
+
+_PATIENCE = 600.0
+MAX_UPDATE_NORM = 1e4
+"""The default of run.max_update_norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Section `run`: how long, from which seed, and what is kept."""
+
+    rounds: int = 20
+    seed: int = 0
+    """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
+    min_replies: int = 0
+    """A round with fewer replies changes nothing; most algorithms need one in any case. Where sites join from elsewhere,
+    the server waits while fewer of them, or none, are connected."""
+    patience_seconds: float = _PATIENCE
+    """How long it waits then, before the run stops with the round unspent."""
+    max_update_norm: float = MAX_UPDATE_NORM
+    """A client's delta beyond this norm is left out, and so is a round that moves a model farther or to what is not
+    finite. Far above what training does: it is there against what would end a run, and `combine` against what bends it."""
+    patience: int = 0
+    """Stop after this many evaluations without a better `monitor`; 0 never stops early."""
+    monitor: str = "validation/loss"
+    """The metric early stopping watches, as named in metrics.jsonl."""
+    keep_checkpoints: int = 2
+    trackers: Sequence[str] = ()
+    """Besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
+    baselines: Sequence[Baseline] = ()
+    """Runs with the same data, seed and evaluation, made after this one and drawn into its report."""
+    samples: int = 6
+    """Test examples whose answers before and after are shown in the report; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("rounds", self.rounds, 1),
+            ("min_replies", self.min_replies, 0),
+            ("patience", self.patience, 0),
+            ("keep_checkpoints", self.keep_checkpoints, 1),
+            ("samples", self.samples, 0),
+        ):
+            if value < least:
+                raise ValueError(f"run.{name} must be at least {least}, got {value}")
+        if not self.max_update_norm > 0:
+            raise ValueError(f"run.max_update_norm must be positive, got {self.max_update_norm}")
+        if not 1 <= self.patience_seconds <= 1e7:
+            raise ValueError(
+                f"run.patience_seconds must be in [1, 1e7], got {self.patience_seconds}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One run, complete."""
+
+    name: str
+    algorithm: Algorithm[Any]
+    description: str = ""
+    model: ModelSettings = ModelSettings()
+    tune: TuneSettings = TuneSettings()
+    data: DataSettings = field(default_factory=DataSettings)
+    local: LocalSettings = LocalSettings()
+    cohort: Sampler = Full()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    wire: WireSettings = WireSettings()
+    engine: EngineSettings = InProcessSettings()
+    run: RunSettings = RunSettings()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return whether the data is at sites that join, and not here."""
+        return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
+
+    def __post_init__(self) -> None:
+        # It becomes the name of a folder and of a figure, a / in it a -.
+        if (
+            self.name.strip() in ("", ".", "..")
+            or len(self.name) > 100
+            or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name must be a word of 1 to 100 printable letters, got {self.name!r}"
+            )
+        if self.run.patience and not self.evaluation.every:
+            raise ValueError(
+                "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
+            )
+        if (self.local.objective == "classification") != bool(self.data.classes):
+            raise ValueError(
+                "local.objective classification and data.classes go together: got"
+                f" {self.local.objective} and {len(self.data.classes)} classes"
+            )
+        if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
+            raise ValueError(
+                "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
+            )
+        if self.algorithm.server_sees == "noisy mean":
+            self._check_private()
+        num_clients = None if self.elsewhere else self.data.num_clients
+        check_quorum(self.algorithm, self.cohort, num_clients)
+
+    def _check_private(self) -> None:
+        if not isinstance(self.cohort, Poisson):
+            raise ValueError(
+                "cohort must be poisson for private, whose epsilon holds for clients that are drawn"
+                f" each on their own, got {type(self.cohort).__name__.lower()}; write for example"
+                " `cohort: {poisson: {q: 0.1}}`"
+            )
+        if self.run.min_replies:
+            raise ValueError(
+                "run.min_replies must be 0 for private, as leaving out small rounds tells how many"
+                f" clients took part, got {self.run.min_replies}"
+            )
+        if self.run.patience:
+            raise ValueError(
+                "run.patience must be 0 for private, as clients' held-out data would decide when to"
+                f" stop, which no epsilon counts, got {self.run.patience}"
+            )
+        if self.run.max_update_norm != MAX_UPDATE_NORM:
+            raise ValueError(
+                "run.max_update_norm has no effect beside private, whose clip bounds what a client adds, got"
+                f" {self.run.max_update_norm:g}"
+            )
+        if is_quiet(self.algorithm):
+            self._check_quiet()
+
+    def _check_quiet(self) -> None:
+        for name, given, wanted, why in (
+            ("run.samples", self.run.samples, "0", "samples are clients' own text"),
+            ("run.baselines", list(self.run.baselines), "[]", "baselines are not private"),
+            ("evaluation.by", self.evaluation.by, "null", "few clients may have a label"),
+        ):
+            if given:
+                raise ValueError(
+                    f"{name} must be {wanted} for private.quiet, as {why}, got {given}"
+                )

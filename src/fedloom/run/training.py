@@ -1,0 +1,268 @@
+"""A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint.
+
+A round is on the disk before anything of it is sent, be it to be measured or to be trained on: what somebody has seen is
+not made a second time, with other replies. Its line in metrics.jsonl, which holds what was measured, comes last; what
+else is in it waits in the checkpoint.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fedloom.core.protocols import ClientFailure, ClientId, Metrics
+from fedloom.evaluation.measure import combine
+from fedloom.privacy.terms import BudgetSpent
+from fedloom.run.checkpoint import Checkpoints
+from fedloom.run.influence import FILE as INFLUENCE_FILE
+from fedloom.run.influence import split_influence
+from fedloom.run.loop import Run, advance, measure
+from fedloom.run.plausibility import implausible_evaluation
+from fedloom.run.privacy import KNOWN_SEED
+from fedloom.run.quiet import covered, is_quiet
+from fedloom.run.recipe_settings import RunSettings
+from fedloom.run.releases import Releases
+from fedloom.run.restore import Standing
+from fedloom.run.seed_space import seed_metrics
+from fedloom.run.session import Session
+from fedloom.tracking.environment import phase_memory
+from fedloom.tracking.metrics_log import MetricsLog
+from fedloom.tracking.progress import RoundBar, round_bar
+from fedloom.tracking.records import RECORDS, records, unaccounted
+from fedloom.tracking.trackers import Tracker
+
+
+def train(
+    session: Session,
+    stands: Standing,
+    *,
+    trackers: Sequence[Tracker],
+    console: Console,
+) -> Run[Any]:
+    """Run the recipe's rounds in its folder, from where it stands.
+
+    Args:
+        session: The recipe, built.
+        stands: Where to go on from.
+        trackers: Take the metrics of every round.
+        console: Where progress and notes go.
+
+    Returns:
+        The run after its last round.
+    """
+    recipe, checkpoints, told = session.recipe, stands.checkpoints, stands.told
+    _say_where(stands, console)
+    releases = Releases(checkpoints.folder / "releases")
+    run = releases.charge(stands.run, fresh=stands.fresh)
+    # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
+    session.store.rewind(run.number)
+    _prune(session, checkpoints)
+    told_of = _truncate(session.folder, -1 if stands.fresh else run.number)
+    recorder = _Recorder(session, trackers, console)
+    with round_bar(console, recipe.name, done=run.number, total=recipe.run.rounds) as bar:
+        if not recorder.history().lines:
+            bar.say("measuring the model before training")
+            recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
+            _check_monitor(recipe.run, recorder.history())
+            checkpoints.save(run, recorder.beside(run))
+        elif told_of < run.number:
+            _tell(run, told, session, recorder, bar)
+        while run.number < recipe.run.rounds and not recorder.stopped():
+            try:
+                run, told = _round(run, session, recorder)
+            except BudgetSpent as spent:
+                bar.say(f"ended after round {run.number}")
+                said = f"the run ends after round {run.number}: {spent}"
+                console.print(Text(said, "yellow"))
+                break
+            checkpoints.save(run, {**recorder.beside(run), "told": told})
+            releases.record(run)
+            _prune(session, checkpoints)
+            _tell(run, told, session, recorder, bar)
+    return run
+
+
+def _say_where(stands: Standing, console: Console) -> None:
+    if (stands.checkpoints.settings or {}).get("algorithm.private.noise_seed") is not None:
+        console.print(Text(KNOWN_SEED, "yellow"))
+    for reason in stands.damaged:
+        console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
+    if not stands.fresh:
+        console.print(f"going on after round {stands.run.number}")
+
+
+def _truncate(folder: Path, number: int) -> int:
+    """Keep the lines of rounds up to `number` that are told of in full; return the last one, -1 for none."""
+    lines, clients = (records(folder / name) for name in ("metrics.jsonl", "clients.jsonl"))
+    lines.truncate_after(number)
+    rows = lines.rows()
+    last = max((int(row["round"]) for row in rows), default=-1)
+    of_last = [row for row in clients.rows() if row["round"] == last]
+    if rows and last == number and unaccounted(rows[-1], of_last):
+        lines.truncate_after(number - 1)
+        last = max((int(row["round"]) for row in rows[:-1]), default=-1)
+    # A round without a line is measured again, client by client.
+    for name in RECORDS:
+        records(folder / name).truncate_after(last)
+    return last
+
+
+def _prune(session: Session, checkpoints: Checkpoints) -> None:
+    if rounds := checkpoints.rounds():
+        session.store.prune(below=rounds[0] + 1)
+
+
+def _check_monitor(settings: RunSettings, history: MetricsLog) -> None:
+    if settings.patience and settings.monitor not in history.measured():
+        known = ", ".join(history.measured())
+        raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
+
+
+def _round(
+    run: Run[Any], session: Session, recorder: "_Recorder"
+) -> tuple[Run[Any], dict[str, float]]:
+    """Return the run after one more round, and what is told of it before it is measured."""
+    recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
+    with phase_memory("train") as memory:
+        run, metrics, failures = advance(
+            run,
+            recipe.algorithm,
+            session.engine,
+            population=session.learners,
+            sampler=recipe.cohort,
+            min_replies=recipe.run.min_replies,
+            max_update_norm=recipe.run.max_update_norm,
+            say=lambda said: recorder.say(f"round {number}: {said}"),
+        )
+        session.store.flush()
+    spent = {**memory, "time/train_seconds": time.perf_counter() - began}
+    recorder.note(run.number, failures)
+    return run, {**seed_metrics(session, run), **metrics, **spent}
+
+
+def _tell(
+    run: Run[Any],
+    told: Metrics,
+    session: Session,
+    recorder: "_Recorder",
+    bar: RoundBar,
+) -> None:
+    """Measure the model after a round, if that is due, and write down the round."""
+    last = run.number == session.recipe.run.rounds
+    every = session.recipe.evaluation.every
+    due = last or (every > 0 and run.number % every == 0)
+    measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
+    metrics, influence = split_influence(told)
+    if influence:
+        recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
+    recorder.record(run, {**metrics, **measured})
+    bar.advance(run.number, {**metrics, **measured})
+
+
+class _Recorder:
+    """Measures the model and writes down what came of each round."""
+
+    def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
+        self.session, self.trackers, self.console = session, trackers, console
+        self.quiet = is_quiet(session.recipe.algorithm)
+        self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
+        self.began = time.perf_counter() - self.history().total("time/round_seconds")
+        self.last = time.perf_counter()
+
+    def history(self) -> MetricsLog:
+        return MetricsLog.read(self.session.folder / "metrics.jsonl")
+
+    def stopped(self) -> bool:
+        settings = self.session.recipe.run
+        return self.history().should_stop(settings.monitor, settings.patience)
+
+    def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
+        """Measure every judging client; return the means over all of them, by split."""
+        began = time.perf_counter()
+        with phase_memory("evaluate") as memory:
+            out = self._measured(run, kinds)
+        if not out:
+            return {}
+        return {**out, **memory, "time/evaluation_seconds": time.perf_counter() - began}
+
+    def _measured(self, run: Run[Any], kinds: Sequence[str]) -> dict[str, float]:
+        out: dict[str, float] = {}
+        counts = self.session.counts
+        for kind in kinds:
+            split = "test" if kind == "test" else "validation"
+            if split == "validation" and not self.session.recipe.evaluation.validation:
+                continue
+            held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
+            clients = [c for c in self.session.judges if held_out[c]]
+            if not clients:
+                continue
+            measured, failures = measure(
+                run,
+                self.session.recipe.algorithm,
+                self.session.engine,
+                kind="test" if kind == "test" else "validate",
+                population=self.session.engine.population(),
+                clients=clients,
+            )
+            self.note(run.number, failures)
+            measured = self._believed(run.number, measured, held_out)
+            if measured and not self.quiet:
+                self._write_clients(run.number, split, measured)
+            if measured:
+                out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
+        return out
+
+    def record(self, run: Run[Any], metrics: Metrics) -> None:
+        now = time.perf_counter()
+        line = {**metrics, "time/round_seconds": now - self.last, "seconds": now - self.began}
+        self.last = now
+        line = dict(covered(line)) if self.quiet else line
+        # metrics.jsonl, which is the first, last: with its line a round is never told again.
+        for tracker in reversed(self.trackers):
+            tracker.log(run.number, line)
+        self.lines["metrics.jsonl"] += 1
+
+    def beside(self, run: Run[Any]) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the run: which memory and how many records belong to it."""
+        return {"memory": self.session.store.kept(before=run.number + 1), "lines": self.lines}
+
+    def note(self, number: int, failures: Sequence[ClientFailure]) -> None:
+        for failure in failures:
+            said = f"round {number}: {failure.client} is absent: {failure.reason}"
+            self.console.print(Text(said, "yellow"))
+
+    def say(self, said: str) -> None:
+        """Print a note in which names are no markup."""
+        self.console.print(Text(said, "yellow"), soft_wrap=True)
+
+    def append(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to a file of the run's records, and count them."""
+        self.lines[file] += len(rows)
+        records(self.session.folder / file).append(rows)
+
+    def _believed(
+        self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
+    ) -> Mapping[ClientId, Metrics]:
+        """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
+        longest, kept = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        usual = statistics.median([held_out[client] for client in measured] or [0])
+        for client, metrics in measured.items():
+            doubt = implausible_evaluation(
+                metrics, held_out=held_out[client], usual=usual, max_length=longest
+            )
+            if doubt is None:
+                kept[client] = metrics
+            else:
+                self.say(f"round {number}: the evaluation of {client} is left out: {doubt}")
+        return kept
+
+    def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
+        rows = [
+            {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
+            for client, metrics in measured.items()
+        ]
+        self.append("clients.jsonl", rows)

@@ -1,0 +1,200 @@
+"""The seed space: w = (1 + b) w_0 + sum_k c_k z_k over all weights, of which params are c and, with decay, b.
+
+Federated Full-Parameter Tuning of Billion-Sized Language Models with Communication Cost under 18 Kilobytes. Qin, Chen,
+Qian, Ding, Li, Deng, ICML 2024 (arXiv:2312.06353), section 3.2. Weights are always rebuilt from the base model, in
+float32 and rounded once, so that nothing adds up over rounds but the coefficients.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.core.files import write_atomic
+from fedloom.core.protocols import Params
+from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.models.base_model import Base, clean
+from fedloom.models.folder import write_model
+from fedloom.models.int8 import Int8Linear
+from fedloom.spaces.directions.directions import Directions
+from fedloom.spaces.directions.stream import NOISE_VERSION
+from fedloom.spaces.live import Layout, Seated
+from fedloom.spaces.named import chosen, learnable
+from fedloom.spaces.spilled import SpilledVector
+
+BASE = "base"
+"""Beside c, of COEFFICIENTS, (K,) float64: b () float64, how much of the base model has gone since the start."""
+
+
+class SeedSpace:
+    """Coefficients of the directions of a pool."""
+
+    def __init__(
+        self,
+        base: Base,
+        drawn: Callable[[Mapping[str, torch.Size]], Directions],
+        num_seeds: int,
+        *,
+        names: Sequence[str] = (),
+        decays: bool = False,
+    ) -> None:
+        types = {p.dtype for p in chosen(base.model, names).values() if p.is_floating_point()}
+        if len(types) > 1:
+            raise ValueError(
+                "tune.space seeds needs weights of one type, got "
+                + " and ".join(sorted(str(dtype)[6:] for dtype in types))
+                + ": set model.dtype"
+            )
+        named, self.left_frozen = learnable(base.model, names)
+        floats = {name: p for name, p in named.items() if p.is_floating_point()}
+        self.model: nn.Module = base.model
+        self.num_seeds = num_seeds
+        self.tensors: Mapping[str, nn.Parameter] = named
+        self.directions = drawn({name: p.shape for name, p in named.items()})
+        self.seated = Seated(base.model, floats)
+        sizes = {COEFFICIENTS: torch.Size([num_seeds]), BASE: torch.Size()}
+        self.layout = Layout(sizes if decays else {COEFFICIENTS: sizes[COEFFICIENTS]})
+        self._base = base
+        self._origin = SpilledVector(self.seated.values)
+        self._last: tuple[Params, SpilledVector] | None = None
+        layers = {
+            clean(f"{name}.weight"): module
+            for name, module in base.model.named_modules()
+            if isinstance(module, Int8Linear)
+        }
+        self._scales = {name: layer.scale.clone() for name, layer in layers.items()}
+        self._quantized = {name: layer for name, layer in layers.items() if name in named}
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the model is."""
+        return self.seated.device
+
+    @property
+    def values(self) -> Tensor:
+        """Return the model's weights as they stand, (numel,); those of quantised layers are not among them."""
+        return self.seated.values
+
+    @property
+    def is_quantized(self) -> bool:
+        """Return whether some of the weights are frozen integers."""
+        return bool(self._quantized)
+
+    def start(self) -> Params:
+        return {
+            name: torch.zeros(shape, dtype=torch.float64)
+            for name, shape in self.layout.shapes.items()
+        }
+
+    def load(self, params: Params) -> None:
+        params = self.read(params)
+        self._load_quantized(params)
+        # A cohort starts where it is sent: what took a pass a direction is not summed again for everyone.
+        if self._last is not None and _same(self._last[0], params):
+            self._last[1].read(self.values)
+            return
+        self._rebuild(params, self.values)
+        if not any(bool(t.any()) for t in params.values()):
+            self._last = None  # the base model itself, which is kept anyway
+            return
+        store = SpilledVector(self.values) if self._last is None else self._last[1]
+        store.write(self.values)
+        self._last = params, store
+
+    def wide(self, params: Params) -> Tensor:
+        """Return the weights at params in float32, (numel,): what half precision cannot hold adds up in there."""
+        fresh = torch.empty(self.values.shape, dtype=torch.float32, device=self.device)
+        return self._rebuild(self.read(params), fresh)
+
+    def read(self, params: Params) -> Params:
+        """Return params in float64, fresh; a scalar covers its whole name.
+
+        Raises:
+            ValueError: where names or shapes are not the space's.
+        """
+        return self.layout.split(self.layout.flatten(params).double())
+
+    def project(self, moved: Tensor, ks: Sequence[int]) -> Tensor:
+        """Return how far (numel,) goes along each direction, z_k . moved / K: their sum is `moved` in the mean.
+
+        Shu, Hu, Ng, Low, Yu, "Ferret", ICML 2025 (arXiv:2409.06277), section 3.
+        """
+        return self.directions.dot(moved, ks) / len(ks)
+
+    def save(self, folder: Path, params: Params) -> None:
+        """Write the whole model, and beside it the few numbers that are all of it but the base model."""
+        self.save_merged(folder, params)
+        lists = {name: t.tolist() for name, t in self.read(params).items()}
+        told = json.dumps({"identity": dict(self.identity()), "params": lists})
+        write_atomic(folder / "seeds.json", told.encode())
+
+    def save_merged(self, folder: Path, params: Params) -> None:
+        self.load(params)
+        write_model(self._base, folder)
+
+    def identity(self) -> Mapping[str, str]:
+        """Return what both sides must have in common, see handshake; hashed once."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Mapping[str, str]:
+        shapes = [f"{name} {tuple(shape)}" for name, shape in self.directions.shapes.items()]
+        law = self.directions.law
+        return {
+            "base": self._fingerprint(),
+            "tensors": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
+            "noise": str(NOISE_VERSION),
+            "law": f"{law} {self.directions.rank}" if law == "lowrank" else law,
+            "seeds": str(self.num_seeds),
+            "seed": f"{self.directions.seed:016x}",
+        }
+
+    def _fingerprint(self) -> str:
+        """Return the SHA-256 of the base model, wherever its weights have gone since."""
+        digest = hashlib.sha256(str(self.values.dtype).encode())
+        kept, at = dict[str, slice](), 0
+        for name, shape in self.seated.layout.shapes.items():
+            kept[name] = slice(at, at := at + shape.numel())
+        for name, parameter in chosen(self.model, ()).items():
+            if name in kept:
+                digest.update(self._origin.bytes_of(kept[name]))
+            else:
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        for scale in self._scales.values():
+            digest.update(scale.cpu().numpy().data)
+        return digest.hexdigest()
+
+    def _rebuild(self, params: Params, out: Tensor) -> Tensor:
+        """Write the weights at params into `out`, and return that."""
+        c, scale = params[COEFFICIENTS], 1 + float(params.get(BASE, 0.0))
+        self._origin.read(out)
+        if not self._quantized:
+            return self.directions.rebuild(out, c, out=out, scale=scale)
+        used = c.nonzero().flatten().tolist()
+        for name, part in self.seated.layout.split(out).items():
+            self.directions.shift(name, part.mul_(scale), used, c[used].tolist(), out=part)
+        return out
+
+    def _load_quantized(self, params: Params) -> None:
+        c, scale = params[COEFFICIENTS], 1 + float(params.get(BASE, 0.0))
+        used = c.nonzero().flatten().tolist()
+        for name, layer in self._quantized.items():
+            layer.scale.copy_(self._scales[name] * scale)
+            layer.side = self.update(name, used, c[used].tolist()) if used else None
+
+    def update(
+        self, name: str, ks: Sequence[int], by: Sequence[float], *, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return U (m, R) and V (n, R), whose product U V^T is sum_i by_i z_{k_i} of a matrix; law lowrank."""
+        u, v = self.directions.factors(name, ks, rows=rows)
+        u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
+        flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))
+        return next(flat), next(flat)
+
+
+def _same(a: Params, b: Params) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,55 @@
+"""A vector in a file of its own: it takes memory only where a copy passes through."""
+
+import mmap
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+STRETCH = 1 << 24
+"""Bytes in memory at a time; a multiple of every page size."""
+
+
+class SpilledVector:
+    """A copy of a vector in a temporary file without a name, which goes with this object."""
+
+    def __init__(self, values: Tensor) -> None:
+        num_bytes = values.numel() * values.element_size()
+        with tempfile.TemporaryFile() as file:
+            file.truncate(num_bytes)
+            self._map = mmap.mmap(file.fileno(), num_bytes)
+        self._kept = torch.frombuffer(self._map, dtype=values.dtype)
+        self.write(values)
+
+    def write(self, values: Tensor) -> None:
+        """Keep these values, of the same type and number."""
+        for here in self.stretches():
+            self._kept[here].copy_(values[here])
+            self._let_go(here)
+
+    def read(self, out: Tensor) -> Tensor:
+        """Copy what is kept into a vector of any type, and return that."""
+        for here in self.stretches():
+            out[here].copy_(self._kept[here])
+            self._let_go(here)
+        return out
+
+    def stretches(self) -> Iterator[slice]:
+        """Yield the parts of the vector that are in memory at a time."""
+        step = STRETCH // self._kept.element_size()
+        for first in range(0, len(self._kept), step):
+            yield slice(first, min(first + step, len(self._kept)))
+
+    def bytes_of(self, here: slice) -> memoryview:
+        """Return the bytes of a stretch."""
+        size = self._kept.element_size()
+        return memoryview(self._map)[here.start * size : here.stop * size]
+
+    def _let_go(self, here: slice) -> None:
+        # The file keeps what is written; the pages only stop counting as this process's memory.
+        if sys.platform != "win32":
+            size = self._kept.element_size()
+            start, stop = here.start * size, here.stop * size
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -1,0 +1,116 @@
+"""What the server told of its rounds, on the page."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedloom.report.page import write_report
+from fedloom.report.server import Place, place_of
+
+Make = Callable[..., Path]
+
+
+def name(layer: int, module: str, factor: str) -> str:
+    return f"server/density/model.layers.{layer}.self_attn.{module}.lora_{factor}.weight"
+
+
+def tell(folder: Path, told: dict[str, float]) -> str:
+    """Add what the server told to every round but the first, and return the page."""
+    file = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [{**row, **(told if row["round"] else {})} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def section(page: str, which: str) -> str:
+    found = re.search(f'<section id="{which}">.*?</section>', page, flags=re.DOTALL)
+    return found[0] if found else ""
+
+
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [
+        ("model.layers.3.self_attn.q_proj.lora_A.weight", Place("A", "q_proj", 3)),
+        ("transformer.h.11.attn.c_attn.lora_B.default.weight", Place("B", "c_attn", 11)),
+        ("model.layers.0.input_layernorm.weight", Place("", "input_layernorm", 0)),
+        ("model.embed_tokens.weight", Place("", "embed_tokens", -1)),
+        ("w", Place("", "w", -1)),
+    ],
+)
+def test_a_name_says_layer_module_and_factor(tensor: str, place: Place) -> None:
+    assert place_of(tensor) == place
+
+
+def test_the_page_shows_where_the_mask_lies(fabricate: Make) -> None:
+    shares = {
+        name(layer, module, factor): 0.1 * (layer + 1) + (0.05 if factor == "B" else 0)
+        for layer in range(3)
+        for module in ("q_proj", "v_proj")
+        for factor in "AB"
+    }
+    part = section(tell(fabricate(), {**shares, "server/download_density": 0.25}), "sent")
+    assert part.count("<svg") == 2
+    for said in ("each of LoRA&#39;s A", "q_proj", "v_proj", ">35<", "after round 4", "layer"):
+        assert said in part
+    assert "#0072b2" not in part
+
+
+def test_a_whole_model_is_one_map_of_layers_and_what_lies_outside(fabricate: Make) -> None:
+    shares = {f"server/density/model.layers.{at}.mlp.up.weight": at / 20 for at in range(20)}
+    shares["server/density/lm_head.weight"] = 0.5
+    part = section(tell(fabricate(), shares), "sent")
+    for said in ("each tensor", "lm_head", ">none<", "deepest 95"):
+        assert said in part
+    assert "LoRA" not in part
+
+
+def test_a_mask_that_keeps_nothing_is_drawn(fabricate: Make) -> None:
+    assert section(tell(fabricate(), {name(0, "q_proj", "B"): 0.0}), "sent")
+
+
+def test_epsilon_is_drawn_and_said_with_its_delta(fabricate: Make) -> None:
+    folder = fabricate()
+    with (folder / "recipe.yaml").open("a") as recipe:
+        recipe.write("algorithm:\n- private: {clip: 0.5, delta: 1.0e-5}\n- fedavg: {mu: 0.0}\n")
+    part = section(tell(folder, {"server/epsilon": 1.8527}), "privacy")
+    assert "After round 4, epsilon is 1.853 at delta 1e-05." in part
+    assert part.count("<svg") == 1
+    assert "Epsilon spent" in part
+
+
+@pytest.mark.parametrize(
+    ("private", "said"),
+    [
+        ("noise_seed: 7, noise_multiplier: 1.0", "None: private.noise_seed is set: a known seed"),
+        ("noise_seed: 0", "protects nobody"),
+        ("noise_multiplier: 0.0", "None: private.noise_multiplier is 0, so no noise is added."),
+    ],
+)
+def test_where_nothing_is_promised_no_epsilon_is_shown(
+    private: str, said: str, fabricate: Make
+) -> None:
+    """Also of a run that was written down by an earlier version."""
+    folder = fabricate()
+    with (folder / "recipe.yaml").open("a") as recipe:
+        recipe.write(
+            f"algorithm:\n- ditto: {{strength: 0.1}}\n- private: {{clip: 0.5, {private}}}\n- fedavg\n"
+        )
+    part = section(tell(folder, {"server/epsilon": 1.8527}), "privacy")
+    assert said in part
+    assert "<svg" not in part
+    assert "1.853" not in part
+
+
+def test_epsilon_without_a_recipe_is_said_alone(fabricate: Make) -> None:
+    part = section(tell(fabricate(), {"server/epsilon": 2.0}), "privacy")
+    assert "epsilon is 2.000." in part
+
+
+def test_a_run_that_told_nothing_has_neither_section(fabricate: Make) -> None:
+    page = write_report(fabricate()).read_text(encoding="utf-8")
+    assert not section(page, "sent")
+    assert not section(page, "privacy")

@@ -1,0 +1,84 @@
+"""A plan says before training what the run then costs, and refuses what cannot fit."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.launch import run_recipe
+from fedloom.results.plan import make_plan
+from fedloom.run.recipe_settings import Recipe
+from fedloom.server.combine.chosen import Krum
+from fedloom.server.samplers import Full
+from fedloom.tracking.metrics_log import MetricsLog
+
+Make = Callable[..., Recipe]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "local"])
+@pytest.mark.parametrize("upload", ["float32", "int8"])
+def test_planned_bytes_are_the_bytes_of_the_run(
+    algorithm: str, upload: str, small_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        algorithm=algorithm, wire={"upload": upload}, evaluation={"generate": False}
+    )
+    plan = make_plan(recipe)
+    run_recipe(recipe, tmp_path)
+    line = MetricsLog.read(tmp_path / "metrics.jsonl").lines[-1]
+    assert plan.cohort == 4
+    assert plan.upload_bytes == pytest.approx(line["comm/upload_bytes"] / 4, rel=0.1, abs=100)
+    assert plan.download_bytes == pytest.approx(line["comm/download_bytes"] / 4, rel=0.1, abs=100)
+
+
+@pytest.mark.parametrize("around", [[], ["clustered"], ["ditto"]])
+@pytest.mark.parametrize("rule", [{"krum": {"attackers": 1}}, {"trimmed_mean": {"share": 0.2}}])
+def test_a_rule_that_needs_many_replies_is_planned_with_as_many(
+    around: list[str], rule: dict[str, Any], small_recipe: Make
+) -> None:
+    recipe = small_recipe(
+        algorithm=[*around, {"fedavg": {"combine": rule}}],
+        tune={"origin": "zero"},
+        data={"num_clients": 5},
+    )
+    plan, plain = make_plan(recipe), make_plan(replace(recipe, algorithm=FedAvg()))
+    assert plan.upload_bytes >= plain.upload_bytes > 0
+    few = replace(recipe, data=replace(recipe.data, num_clients=None), cohort=Full())
+    with pytest.raises(ValueError, match="krum needs at least 43 replies a round, got a cohort of"):
+        make_plan(replace(few, algorithm=FedAvg(combine=Krum(20))))
+
+
+def test_a_plan_counts_parameters_memory_and_time(small_recipe: Make) -> None:
+    plan = make_plan(small_recipe())
+    # 2 layers, q and v: A (2, 32) and B (32, 2) each
+    assert plan.num_trainable == 2 * 2 * (2 * 32 + 32 * 2)
+    assert plan.num_total > plan.num_trainable
+    assert plan.train_seconds > 0
+    assert plan.peak_memory_bytes > 1e8
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(plan.table())
+    said = console.export_text()
+    for row in (
+        "trainable parameters",
+        "upload per client and round",
+        "peak memory",
+        "training time",
+    ):
+        assert row in said
+
+
+def test_a_model_that_cannot_fit_is_refused_before_a_weight_is_read(
+    small_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = psutil.virtual_memory()._replace(available=10_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(
+        ValueError, match=r"needs .*kB for its weights alone, and 10\.0 kB are free"
+    ):
+        make_plan(small_recipe())
