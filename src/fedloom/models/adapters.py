@@ -76,11 +76,7 @@ def attach_lora(
 ) -> Adapter:
     """Attach a fresh adapter, in place; the same seed gives the same one on any machine.
 
-    Args:
-        model: What it is attached to.
-        rank, alpha, dropout, rslora, dora, targets, modules_to_save: See the recipe's section `tune.lora`.
-        seed: Of its start.
-        base_name: What its folders call the model.
+    The shape is the recipe's `tune.lora`, name by name; `base_name` is what folders of the adapter call the model.
 
     Raises:
         ValueError: where a target or a module to save does not exist, or a loss would have no gradient there.
