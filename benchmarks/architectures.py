@@ -313,8 +313,8 @@ def tried(name: str, model: Path, targets: str | Sequence[str], folder: Path) ->
         [
             f"name={name.partition(',')[0]}",
             f"model.name={model}",
-            f"tune.targets={told}",
-            "tune.rank=4",
+            f"tune.lora.targets={told}",
+            "tune.lora.rank=4",
             "data.num_examples=160",
             "data.num_clients=4",
             "data.partition=iid",

@@ -32,7 +32,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.run.loop import Run, advance, begin
 from fedloom.server.samplers import Full
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.lora import LoRA
 from timing import write_page
 
 METHODS: dict[str, Any] = {
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    space = make_space(load_base(ModelSettings()), TuneSettings(rank=4), seed=0)
+    space = LoRA(rank=4).make_space(load_base(ModelSettings()), seed=0)
     start = space.start()
     numel = sum(t.numel() for t in start.values())
     profiles = {f"client-{i:04d}": {"num_examples": "10"} for i in range(asked.clients)}

@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "name": "faults",
     "algorithm": "scaffold",
     "data": {"source": "site", "max_length": 64},
-    "tune": {"rank": 4},
+    "tune": {"lora": {"rank": 4}},
     "local": {"optimizer": "sgd", "lr": 0.1, "steps": 4, "batch_size": 2, "batched": "off"},
     "evaluation": {"every": 0, "generate": False, "max_examples": 1, "validation": False},
 }

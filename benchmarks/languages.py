@@ -90,7 +90,7 @@ def recipe_of(mode: str, seed: int, arguments: argparse.Namespace) -> Recipe:
         "name": mode,
         "algorithm": algorithm_of(mode, by, count, seed),
         "data": data,
-        "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+        "tune": {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}},
         "local": {"optimizer": "adamw", **local},
         "evaluation": {"every": 0, "validation": False, "generate": False, "max_new_tokens": 12},
         "run": {"rounds": arguments.rounds, "seed": seed, "samples": 0, "keep_checkpoints": 1},

@@ -79,7 +79,7 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
                 "max_length": 96,
                 "seed": seed,
             },
-            "tune": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"},
+            "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"}},
             "local": {
                 "optimizer": "adamw",
                 "lr": 4e-3,

@@ -240,7 +240,9 @@ def test_what_stays_frozen_is_named_once(
     file = io.StringIO()
     console = Console(width=400, file=file)
     run_recipe(recipe, tmp_path / "run", console=console)
-    said = "tune.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
+    said = (
+        "tune.lora.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
+    )
     assert file.getvalue().count(said) == 1
     plan = make_plan(recipe)
     assert plan.left_frozen.startswith(said)

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
+from fedloom.recipe_moved import moved_key, moved_override
 from fedloom.recipe_tables import BARE, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.recipe_settings import Recipe
@@ -68,6 +69,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        if moved := moved_override(path, text, tree):
+            raise RecipeError(moved)
         keys = path.split(".")
         try:
             value = read_yaml(text, keys)
@@ -125,6 +128,8 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
 
 def build_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a tree of mappings."""
+    if moved := moved_key(tree):
+        raise RecipeError(moved)
     layers = _layers(tree.get("algorithm", "fedavg"))
     algorithm: Any = None
     for layer in reversed(layers):
@@ -178,8 +183,15 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str):
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
+            several = isinstance(value, Mapping) and value and value.keys() <= TABLES[hint].keys()
+            # An override of one kind's setting where the recipe has another.
+            last = (
+                f"; the override {path}={[*value][-1]} first replaces what is there"
+                if several
+                else ""
+            )
             raise RecipeError(
-                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
+                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}{last}"
             )
         ((name, fields),) = value.items()
         return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")

@@ -11,8 +11,10 @@ from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
+from fedloom.spaces.tune import TUNES, Tune
 
 TABLES: dict[Any, Mapping[str, type]] = {
+    Tune: TUNES,
     Partition: PARTITIONS,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Combine: COMBINES,

@@ -175,7 +175,7 @@ def test_any_causal_language_model_takes_the_same_path(
     overrides = [
         *SMALL,
         f"model.name={tmp_path / 'model'}",
-        f"tune.space={space}",
+        f"tune={space}",
         "data.num_examples=160",
         "data.max_length=160",
         "run.rounds=3",

@@ -44,7 +44,7 @@ def test_a_rule_that_needs_many_replies_is_planned_with_as_many(
 ) -> None:
     recipe = small_recipe(
         algorithm=[*around, {"fedavg": {"combine": rule}}],
-        tune={"origin": "zero"},
+        tune={"lora": {"origin": "zero"}},
         data={"num_clients": 5},
     )
     plan, plain = make_plan(recipe), make_plan(replace(recipe, algorithm=FedAvg()))

@@ -56,7 +56,7 @@ def router(
             "num_clients": None,
             "partition": {"natural": {"by": "place"}},
         },
-        tune={"rank": 4, "targets": "all-linear"},
+        tune={"lora": {"rank": 4, "targets": "all-linear"}},
         local={"optimizer": "adamw", "lr": 0.02, "steps": 20},
         evaluation={"every": 0, "generate": False},
         run={"samples": 0, "rounds": 3},

@@ -19,7 +19,7 @@ KRUM = {"fedavg": {"combine": {"multi_krum": {"attackers": 1}}}}
 SECTIONS: dict[str, Any] = {
     "algorithm": KRUM,
     "data": {"num_clients": 5, "num_examples": 100},
-    "tune": {"origin": "zero"},
+    "tune": {"lora": {"origin": "zero"}},
 }
 
 
@@ -97,5 +97,5 @@ def test_too_few_clients_for_a_rule_are_refused_before_anything_is_written(
         run_recipe(small_recipe(**sections), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     with pytest.raises(ValueError, match="compares clients by the products of LoRA's factors"):
-        run_recipe(small_recipe(**{**SECTIONS, "tune": {}}), tmp_path / "run")
+        run_recipe(small_recipe(**{**SECTIONS, "tune": {"lora": {}}}), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -23,7 +23,7 @@ def quiet(make: Make, **sections: Any) -> Recipe:
     tree: dict[str, Any] = {
         "algorithm": [{"private": wrapper}, "fedavg"],
         "cohort": {"poisson": {"q": 0.9}},
-        "tune": {"origin": "initial"},
+        "tune": {"lora": {"origin": "initial"}},
         "data": {"num_examples": 24, "max_length": 64, "partition": "iid"},
         "evaluation": {"every": 1, "generate": False},
         "run": {"rounds": 2, "samples": 0},

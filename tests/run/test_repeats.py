@@ -40,7 +40,7 @@ def private(make: Make, **fields: Any) -> Recipe:
     return make(
         algorithm=[{"private": wrapper}, "fedavg"],
         cohort={"poisson": {"q": 1.0}},
-        tune={"origin": "initial"},
+        tune={"lora": {"origin": "initial"}},
         data={"num_examples": 24, "max_length": 64, "partition": "iid"},
         local={"steps": 1, "batched": "off"},
         evaluation={"every": 1, "generate": False},

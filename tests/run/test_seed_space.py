@@ -13,11 +13,7 @@ from fedloom.run.recipe_settings import Recipe
 Make = Callable[..., Recipe]
 SEEDS = {
     "tune": {
-        "space": "seeds",
-        "num_seeds": 64,
-        "law": "rademacher",
-        "rank": 8,
-        "targets": "all-linear",
+        "seeds": {"num_seeds": 64, "distribution": "rademacher"},
     },
     "local": {"order": "zeroth", "lr": 1e-4, "steps": None, "batch_size": 2},
     "evaluation": {"every": 0, "generate": False, "max_examples": 2},

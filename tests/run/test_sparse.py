@@ -31,7 +31,9 @@ def test_the_exported_adapter_is_the_masked_vector_with_its_logits(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    recipe = small_recipe(algorithm=LAYERS[name], local={"lr": 5.0}, tune={"origin": "zero"})
+    recipe = small_recipe(
+        algorithm=LAYERS[name], local={"lr": 5.0}, tune={"lora": {"origin": "zero"}}
+    )
     summary = run_recipe(recipe, tmp_path)[""]
     session = build(recipe, tmp_path)
     ((params, clients),) = deliverables(session, last_run(session)).values()

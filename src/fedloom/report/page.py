@@ -98,24 +98,16 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def _facts(own: Results) -> list[str]:
-    model, data, tune = (own.recipe.get(section) or {} for section in ("model", "data", "tune"))
+    model, data = (own.recipe.get(section) or {} for section in ("model", "data"))
     trainable = own.summary.get("num_trainable")
     facts = [
         own.summary.get("algorithm"),
         model.get("name"),
         data.get("source") or own.manifest.get("source"),
-        _tuned(tune),
+        own.summary.get("tune"),
         f"{trainable:,} trainable parameters" if trainable else None,
     ]
     return [fact for fact in facts if fact]
-
-
-def _tuned(tune: Mapping[str, Any]) -> str | None:
-    if tune.get("space") == "lora" and "rank" in tune:
-        return f"lora, rank {tune['rank']}"
-    if tune.get("space") == "seeds" and {"num_seeds", "law"} <= set(tune):
-        return f"{tune['num_seeds']:,} {tune['law']} seeds"
-    return tune.get("space")
 
 
 def _tiles(own: Results, metric: str | None) -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)
     export_models(session, run, folder / "adapters")
-    if session.recipe.tune.space == "seeds":
+    if session.recipe.tune.is_seed_space:
         write_json(folder / "seeds.json", seed_record(session, run))
     return summary
 
@@ -90,6 +90,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
     return {
         "name": recipe.name,
         "algorithm": type(recipe.algorithm).__name__,
+        "tune": recipe.tune.title,
         "rounds": run.number,
         "before": {m: before for m, (before, _) in ends.items() if before is not None},
         "final": {m: final for m, (_, final) in ends.items()},

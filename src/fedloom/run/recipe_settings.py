@@ -13,7 +13,8 @@ from fedloom.models.base_model import ModelSettings
 from fedloom.run.quiet import is_quiet
 from fedloom.run.quorum import check_quorum
 from fedloom.server.samplers import Full, Poisson, Sampler
-from fedloom.spaces.build import TuneSettings
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
 
 Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
@@ -78,7 +79,7 @@ class Recipe:
     algorithm: Algorithm[Any]
     description: str = ""
     model: ModelSettings = ModelSettings()
-    tune: TuneSettings = TuneSettings()
+    tune: Tune = LoRA()
     data: DataSettings = field(default_factory=DataSettings)
     local: LocalSettings = LocalSettings()
     cohort: Sampler = Full()

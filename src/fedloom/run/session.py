@@ -25,7 +25,7 @@ from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import manifest_of, read_manifest
 from fedloom.run.recipe_settings import Recipe
-from fedloom.spaces.build import FullSpace, LoRASpace, make_space
+from fedloom.spaces.live import Live
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.body import roundtrip
 
@@ -37,7 +37,7 @@ class Session:
     recipe: Recipe
     folder: Path
     base: Base
-    space: LoRASpace | FullSpace | SeedSpace
+    space: Live | SeedSpace
     federation: Federation
     evaluator: Evaluator
     trainer: Trainer
@@ -112,7 +112,7 @@ def build(
         manifest = replace(federation.manifest, source=recipe.data.source)
         federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
-    space = make_space(base, recipe.tune, seed=seed, decays=decays)
+    space = recipe.tune.make_space(base, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
