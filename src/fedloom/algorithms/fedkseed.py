@@ -86,7 +86,7 @@ class FedKSeed:
         return "each" if self.uploads == "scalars" else "mean"
 
     def describe(self, state: FedKSeedState | None) -> Description:
-        chances = state and self.sampling.chances(state.sizes, state.draws)
+        chances = None if state is None else self.sampling.chances(state.sizes, state.draws)
         seeds = None if chances is None else Seeds(chances)
         return Description(seeds=seeds, steps="fedkseed.steps")
 
