@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
+from fedloom.core.description import check
 from fedloom.core.files import write_atomic
 from fedloom.report.page import write_report
 from fedloom.results.by_label import check_label
@@ -20,7 +21,6 @@ from fedloom.run.binding import changed_sites
 from fedloom.run.lock import held
 from fedloom.run.loop import begin, draw
 from fedloom.run.notes import said, write_note
-from fedloom.run.quorum import check_quorum
 from fedloom.run.recipe_settings import Baseline, Recipe
 from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
@@ -127,7 +127,7 @@ def _one(
 
 def _check_data(session: Session) -> None:
     check_label(session)
-    check_quorum(session.recipe.algorithm, session.recipe.cohort, len(session.learners))
+    check(session.recipe.algorithm, session.recipe, num_clients=len(session.learners))
     draw(
         begin(session.recipe.algorithm, session.space.start(), 0),
         session.learners,

@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedloom.core.protocols import ClientFailure, ClientId, Metrics
+from fedloom.core.description import describe
+from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.run.checkpoint import Checkpoints
@@ -22,8 +23,7 @@ from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.influence import split_influence
 from fedloom.run.loop import Run, advance, measure
 from fedloom.run.plausibility import implausible_evaluation
-from fedloom.run.privacy import KNOWN_SEED
-from fedloom.run.quiet import covered, is_quiet
+from fedloom.run.privacy import covered
 from fedloom.run.recipe_settings import RunSettings
 from fedloom.run.releases import Releases
 from fedloom.run.restore import Standing
@@ -55,8 +55,8 @@ def train(
         The run after its last round.
     """
     recipe, checkpoints, told = session.recipe, stands.checkpoints, stands.told
-    _say_where(stands, console)
-    releases = Releases(checkpoints.folder / "releases")
+    _say_where(recipe.algorithm, stands, console)
+    releases = Releases(checkpoints.folder / "releases", recipe.algorithm)
     run = releases.charge(stands.run, fresh=stands.fresh)
     # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
     session.store.rewind(run.number)
@@ -86,9 +86,9 @@ def train(
     return run
 
 
-def _say_where(stands: Standing, console: Console) -> None:
-    if (stands.checkpoints.settings or {}).get("algorithm.private.noise_seed") is not None:
-        console.print(Text(KNOWN_SEED, "yellow"))
+def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
+    for note in describe(algorithm).notes:
+        console.print(Text(note, "yellow"))
     for reason in stands.damaged:
         console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
     if not stands.fresh:
@@ -168,7 +168,7 @@ class _Recorder:
 
     def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
         self.session, self.trackers, self.console = session, trackers, console
-        self.quiet = is_quiet(session.recipe.algorithm)
+        self.quiet = describe(session.recipe.algorithm).quiet
         self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
         self.began = time.perf_counter() - self.history().total("time/round_seconds")
         self.last = time.perf_counter()
