@@ -5,7 +5,7 @@
 
 Languages in conflict: everybody asks in English, and each client wants its answers in its own language, so that no one
 model can satisfy all; `--data FOLDER` takes a folder with a file a language in its place (XQuAD's eight, say). Every run
-is a recipe through `run_recipe` on the bundled model, with the same data and local training at a seed, so that
+is a recipe through `fedloom.run` on the bundled model, with the same data and local training at a seed, so that
 differences are paired: clusters found (`auto`), one model for all (`fedavg`), everybody alone (`local`), as many clusters
 as there are languages drawn by chance (`random`), and clusters by language (`oracle`). A finished run is not repeated;
 `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with 95 % confidence intervals of
@@ -24,10 +24,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
+from fedloom import experiment
 from fedloom.core.protocols import Metrics
 from fedloom.data import polyglot
 from fedloom.evaluation.measure import combine
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 from fedloom.run.loop import measure
 from fedloom.run.recipe_settings import Recipe
@@ -103,7 +103,7 @@ def run(recipe: Recipe, by: str, folder: Path) -> None:
     result = folder / "result.json"
     if result.exists():
         return
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     asking = dataclasses.replace(recipe.evaluation, generate=True)
     session = build(dataclasses.replace(recipe, evaluation=asking), folder)
     done = last_run(session)

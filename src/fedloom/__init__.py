@@ -22,9 +22,12 @@ if TYPE_CHECKING:
         Task,
         Trainer,
     )
-    from fedloom.launch import run_recipe
+    from fedloom.data.federation import Federation
+    from fedloom.experiment import RoundLoop, run, session
     from fedloom.recipe import RecipeError, load_recipe
+    from fedloom.result import Result, open_run
     from fedloom.run.recipe_settings import Recipe
+    from fedloom.run.training import Callback, FinishedRound
 
 __version__ = "0.1.0"
 
@@ -44,30 +47,40 @@ _HOMES = {
         "Task",
         "Trainer",
     ),
-    "fedloom.launch": ("run_recipe",),
+    "fedloom.data.federation": ("Federation",),
+    "fedloom.experiment": ("RoundLoop", "run", "session"),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
+    "fedloom.result": ("Result", "open_run"),
     "fedloom.run.recipe_settings": ("Recipe",),
+    "fedloom.run.training": ("Callback", "FinishedRound"),
 }
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Callback",
     "ClientError",
     "ClientFailure",
     "Done",
     "Engine",
     "Evaluate",
+    "Federation",
+    "FinishedRound",
     "Fit",
     "Proximal",
     "Recipe",
     "RecipeError",
     "Reply",
+    "Result",
     "Round",
+    "RoundLoop",
     "Task",
     "Trainer",
     "__version__",
     "load_recipe",
-    "run_recipe",
+    "open_run",
+    "run",
+    "session",
 ]
 
 

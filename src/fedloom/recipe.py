@@ -123,13 +123,10 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
     return {**tree, keys[0]: _put(tree.get(keys[0]), keys[1:], value, path)}
 
 
-def build_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a tree of mappings."""
-    layers = _layers(tree.get("algorithm", "fedavg"))
-    algorithm: Any = None
-    for layer in reversed(layers):
-        ((name, fields),) = layer.items()
-        algorithm = _algorithm(name, fields, algorithm)
+def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = None) -> Recipe:
+    """Return the recipe of a tree of mappings; an `algorithm` that is given takes the place of the tree's."""
+    if algorithm is None:
+        algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
     recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
     try:
@@ -137,6 +134,14 @@ def build_recipe(tree: Mapping[str, Any]) -> Recipe:
         return dataclasses.replace(recipe, algorithm=planned(algorithm, recipe.run.rounds))
     except ValueError as error:
         raise RecipeError(str(error)) from error
+
+
+def _algorithms(layers: Sequence[Mapping[str, Any]]) -> Any:
+    algorithm: Any = None
+    for layer in reversed(layers):
+        ((name, fields),) = layer.items()
+        algorithm = _algorithm(name, fields, algorithm)
+    return algorithm
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
@@ -251,11 +256,16 @@ def to_tree(recipe: Recipe) -> dict[str, Any]:
     return {"name": tree.pop("name"), "algorithm": _algorithm_tree(recipe.algorithm), **tree}
 
 
-def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
+def name_of(algorithm: type[Any]) -> str:
+    """Return what a class of algorithms is called in a recipe: its name in the table, else its import path."""
     names = {cls: name for name, cls in ALGORITHMS.items()}
+    return names.get(algorithm) or f"{algorithm.__module__}:{algorithm.__qualname__}"
+
+
+def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
     fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
     inner = fields.pop("inner", None)
-    layer = {names[type(algorithm)]: {name: _plain(value) for name, value in fields.items()}}
+    layer = {name_of(type(algorithm)): {name: _plain(value) for name, value in fields.items()}}
     return [layer, *(_algorithm_tree(inner) if inner is not None else [])]
 
 

@@ -1,15 +1,21 @@
 """What a run delivers, as folders that plain peft and transformers load."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedloom.clustering.members import WHOLE, Grouping
+from fedloom.core.files import write_atomic
 from fedloom.core.protocols import ClientId, Params
 from fedloom.report.card import model_card
 from fedloom.run.clusters import cluster_name, grouping_of
 from fedloom.run.loop import Run
+from fedloom.run.quiet import is_quiet
 from fedloom.run.session import Session
+
+USERS = "clients.json"
+"""Beside the exported folders: the clients that use each, by its name."""
 
 
 def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
@@ -43,8 +49,9 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
 def export_models(
     session: Session, run: Run[Any], folder: Path, *, merged: bool = False
 ) -> Mapping[str, Path]:
-    """Write one folder a deliverable; `merged` writes the whole model instead of an adapter."""
+    """Write one folder a deliverable, and who uses it; `merged` writes the whole model instead of an adapter."""
     written: dict[str, Path] = {}
+    users: dict[str, list[ClientId]] = {}
     for name, (params, clients) in deliverables(session, run).items():
         target = folder / name
         card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
@@ -53,4 +60,9 @@ def export_models(
         save(target, params)
         (target / "README.md").write_text(card)
         written[name] = target
+        users[name] = clients
+    if is_quiet(session.recipe.algorithm):
+        users = {name: [] for name in users}
+    text = json.dumps(users, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(folder / USERS, text.encode())
     return written

@@ -1,6 +1,6 @@
 """A whole recipe as frozen dataclasses; recipe.py fills them from YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,6 +85,8 @@ class Recipe:
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
     engine: EngineSettings = InProcessSettings()
+    objects: Mapping[str, str] = field(default_factory=dict)
+    """What Python gave in the place of a section, by its module and name: such a run goes on from Python, with the same."""
     run: RunSettings = RunSettings()
 
     @property

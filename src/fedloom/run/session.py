@@ -18,9 +18,9 @@ from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.base_model import Base, load_base
+from fedloom.models.base_model import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
-from fedloom.models.positions import check_length
+from fedloom.models.positions import check_length, check_positions
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import manifest_of, read_manifest
@@ -31,15 +31,27 @@ from fedloom.wire.body import roundtrip
 
 
 @dataclass(frozen=True)
-class Session:
-    """A recipe, ready to train, measure or answer."""
+class Parts:
+    """What a recipe became, less what trains."""
 
     recipe: Recipe
     folder: Path
     base: Base
+    """The model and its tokenizer."""
     space: LoRASpace | FullSpace | SeedSpace
+    """What is tuned: `space.load(params)` puts a point into the model."""
     federation: Federation
+    """Every client's examples, tokenised: `federation.shards[client].train`."""
     evaluator: Evaluator
+
+
+MakeTrainer = Callable[[Parts], Trainer]
+
+
+@dataclass(frozen=True)
+class Session(Parts):
+    """A recipe, ready to train, measure or answer."""
+
     trainer: Trainer
     engine: Engine
     store: ClientStateStore
@@ -87,8 +99,17 @@ class Session:
 Federate = Callable[[DataSettings, Tokenizer], Federation]
 
 
+@dataclass(frozen=True)
+class Makers:
+    """What makes parts of a session where that is not as the recipe says; None: as it says."""
+
+    federation: Federate | None = None
+    base: Callable[[ModelSettings], Base] | None = None
+    trainer: MakeTrainer | None = None
+
+
 def build(
-    recipe: Recipe, folder: Path, *, own: Federate | None = None, data: bool = True
+    recipe: Recipe, folder: Path, *, makers: Makers | None = None, data: bool = True
 ) -> Session:
     """Load the model, tokenise the data and connect the parts.
 
@@ -97,16 +118,16 @@ def build(
     Args:
         recipe: What to build; paths that are not here are looked for where the run in the folder was begun.
         folder: The run's, or the site's.
-        own: Gives the data where that is not as the recipe says.
+        makers: What makes data, model or trainer where that is not as the recipe says.
         data: Whether the data is read; without, who the clients are is what the run wrote down.
     """
+    makers = makers or Makers()
     model, source = located(recipe.model, recipe.data, folder)
-    check_length(model, recipe.data.max_length)
-    base = load_base(model)
-    if not data or (own is None and recipe.elsewhere):
+    base = _based(model, recipe.data.max_length, makers)
+    if not data or (makers.federation is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
     else:
-        federation = (own or federate)(source, base.tokenizer)
+        federation = (makers.federation or federate)(source, base.tokenizer)
     if federation.manifest.source == source.source:
         # However it was found: what a run writes down is the name that the recipe has for it.
         manifest = replace(federation.manifest, source=recipe.data.source)
@@ -114,8 +135,8 @@ def build(
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = make_space(base, recipe.tune, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
-    trainer = make_trainer(
-        space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
+    trainer = (makers.trainer or trainer_of)(
+        Parts(recipe, folder, base, space, federation, evaluator)
     )
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
@@ -125,6 +146,28 @@ def build(
     }
     engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire)
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
+
+
+def trainer_of(parts: Parts) -> Trainer:
+    """Return the trainer that a recipe asks for, see `make_trainer`."""
+    recipe = parts.recipe
+    return make_trainer(
+        parts.space,
+        parts.federation,
+        recipe.local,
+        evaluator=parts.evaluator,
+        num_rounds=recipe.run.rounds,
+    )
+
+
+def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:
+    """Return the base model; one that is loaded by name is refused before, where rows are too long for it."""
+    if makers.base is None:
+        check_length(model, max_length)
+        return load_base(model)
+    base = makers.base(model)
+    check_positions(base.model.config, base.name, max_length)
+    return base
 
 
 def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
