@@ -1,4 +1,4 @@
-"""Hostile and unlucky messages: each an failure that names the field, and the round goes on."""
+"""Hostile and unlucky messages: each a failure that names the field, and the round goes on."""
 
 import dataclasses
 import math

@@ -49,7 +49,7 @@ class Sharing:
     """What clusters have in common, and how sharply they are told apart."""
 
     names: Sequence[str] = ()
-    """Parts of the names of tensors that all clusters share and update_clusters, such as lora_A."""
+    """Parts of the names of tensors that all clusters share and update, such as lora_A."""
     mix: float = 0.0
     """Share of the model for all in what a cluster's clients are sent, [0, 1)."""
     temperature: float = 0.0

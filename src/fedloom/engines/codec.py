@@ -68,7 +68,7 @@ class MessageCodec:
             raise ClientError(str(error)) from error
 
     def receive(self, task: Task, message: bytes, *, download_bytes: int) -> Delivery:
-        """Read a reply; one that is malformed, of the wrong shape or not finite is an failure that says so."""
+        """Read a reply; one that is malformed, of the wrong shape or not finite is a failure that says so."""
         try:
             reply = decode_reply(
                 message,

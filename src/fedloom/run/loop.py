@@ -142,7 +142,7 @@ def measure(
 ) -> tuple[Mapping[ClientId, Metrics], Sequence[ClientFailure]]:
     """Measure what each of `clients` would use now.
 
-    A client whose loss alone is not finite is an failure, so that it takes the others' means with it no more than one
+    A client whose loss alone is not finite is a failure, so that it takes the others' means with it no more than one
     that is gone; where all say so, the model has diverged.
     """
     round = draw(run, population, None)

@@ -276,8 +276,8 @@ class _Recorder:
         return line
 
     def beside(self, run: Run[Any]) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the run: which memory and how many records belong to it."""
-        return {"memory": self.session.store.kept(before=run.number + 1), "lines": self.lines}
+        """Return what a checkpoint keeps beside the run: which client state and how many records belong to it."""
+        return {"client_state": self.session.store.kept(before=run.number + 1), "lines": self.lines}
 
     def note(self, number: int, failures: Sequence[ClientFailure]) -> None:
         self.failures += failures
