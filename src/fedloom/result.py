@@ -91,12 +91,13 @@ class Result:
             ValueError: where there is no such client, or none was named and adapters differ.
         """
         file = self.folder / "adapters" / USERS
-        users = read_json(file, dict, remedy="Result.export() writes the adapters anew")
+        users: dict[str, list[ClientId]] = read_json(
+            file, dict, remedy="Result.export() writes the adapters anew")
         if client is None and len(users) == 1:
             return file.parent / next(iter(users))
         for name, clients in users.items():
             if client in clients:
-                return file.parent / str(name)
+                return file.parent / name
         known = ", ".join(c for clients in users.values() for c in clients) or ", ".join(users)
         raise ValueError(f"client must be one of {known}, got {client!r}")
 
@@ -197,8 +198,8 @@ def results_table(
         table.add_row(title(metric), *(shown(metric, value) for value in row))
     for metric in own["worst"]:
         found = (s["worst"].get(metric) for s in summaries)
-        cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
-        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
+        worst = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
+        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, worst))
     for label, style, cells in _totals(summaries):
         table.add_row(label, "", *cells, style=style)
     return table
