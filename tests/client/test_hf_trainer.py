@@ -48,7 +48,7 @@ def made(local: LocalRound, *, model: Any = None, **changes: Any) -> Any:
     return Trainer(
         model=local.model if model is None else model,
         args=arguments(local, **changes),
-        train_dataset=local.rows,  # type: ignore[arg-type]
+        train_dataset=local.rows,
         data_collator=collate,
     )
 
@@ -103,10 +103,15 @@ def test_what_is_to_be_measured_is_measured_by_our_own(plain: Any, evaluator: An
     assert fitted.num_steps == 3
 
 
+def _generators() -> tuple[Any, list[int], torch.Tensor]:
+    state: Any = numpy.random.get_state()  # noqa: NPY002
+    return random.getstate(), state[1].tolist(), torch.get_rng_state()
+
+
 def test_generators_modes_and_gradients_are_left_as_they_were(plain: Any) -> None:
-    before = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    before = _generators()
     wrapped(plain).run([job(plain)])
-    after = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    after = _generators()
     assert before[:2] == after[:2]
     assert torch.equal(before[2], after[2])
     assert not plain.space.model.training
