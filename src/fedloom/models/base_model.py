@@ -194,6 +194,12 @@ def enable_checkpointing(model: "PreTrainedModel") -> None:
         ) from error
 
 
+def disable_checkpointing(model: "PreTrainedModel") -> None:
+    """Let the model keep its activations again."""
+    # transformers 5 renames the method within its major version.
+    getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of the frozen weights and of the buffers kept with them: names, types, shapes and bytes.
 
