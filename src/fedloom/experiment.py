@@ -12,6 +12,7 @@ from rich.text import Text
 
 from fedloom.baselines import baseline_of
 from fedloom.client.fast.kernels import choose_kernels
+from fedloom.core.description import check
 from fedloom.core.files import write_atomic
 from fedloom.core.places import file_name, folder_at
 from fedloom.core.protocols import Split
@@ -28,7 +29,6 @@ from fedloom.run.binding import changed_sites
 from fedloom.run.lock import held
 from fedloom.run.loop import Run, begin, draw
 from fedloom.run.notes import said, write_note
-from fedloom.run.quorum import check_quorum
 from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
@@ -227,7 +227,7 @@ def _bound(session: Session) -> Mapping[str, Any]:
 
 def _check_data(session: Session) -> None:
     check_label(session)
-    check_quorum(session.recipe.algorithm, session.recipe.cohort, len(session.learners))
+    check(session.recipe.algorithm, session.recipe, num_clients=len(session.learners))
     draw(
         begin(session.recipe.algorithm, session.space.start(), 0),
         session.learners,

@@ -92,7 +92,8 @@ class Result:
         """
         file = self.folder / "adapters" / USERS
         users: dict[str, list[ClientId]] = read_json(
-            file, dict, remedy="Result.export() writes the adapters anew")
+            file, dict, remedy="Result.export() writes the adapters anew"
+        )
         if client is None and len(users) == 1:
             return file.parent / next(iter(users))
         for name, clients in users.items():

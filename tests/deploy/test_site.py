@@ -20,8 +20,8 @@ from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
-from fedloom.run.loop import begin, draw, tasks
 from fedloom.results.evaluate import evaluate
+from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import Session, build
 from fedloom.wire.format import decode_reply, encode_task

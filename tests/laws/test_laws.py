@@ -16,11 +16,11 @@ from fedloom.algorithms.private import Private
 from fedloom.client.rehearsal import rehearse
 from fedloom.core.protocols import Algorithm, ClientFailure, Reply, Round
 from fedloom.core.schema import schema
+from fedloom.core.wrapper import layers, stacked
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.run.checkpoint import Checkpoints, state_sha256
 from fedloom.run.loop import begin, draw, measure, tasks
-from fedloom.run.parts import with_parts
 from fedloom.server.samplers import Full, Uniform
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.wire_settings import WireSettings
@@ -84,8 +84,13 @@ def test_clients_batched_are_clients_one_by_one(
         pytest.skip("walks are taken one client at a time")
     assert many.trainer.width >= 8 > one.trainer.width
     # Noise is bound to the last bit of the sum it covers, in which these differ.
-    algorithm = with_parts(
-        algorithm, Private, lambda it: dataclasses.replace(it, noise_multiplier=0.0)
+    algorithm = stacked(
+        [
+            dataclasses.replace(layer, noise_multiplier=0.0)
+            if isinstance(layer, Private)
+            else layer
+            for layer in layers(algorithm)
+        ]
     )
     a = one.final(algorithm, tmp_path / "a", sampler=Full())
     b = many.final(algorithm, tmp_path / "b", sampler=Full())

@@ -15,13 +15,13 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.baselines import baseline_of
 from fedloom.clustering.given import Given, Random
-from fedloom.clustering.members import Grouping
 from fedloom.clustering.modes import Paper
 from fedloom.clustering.sharing import Sharing
+from fedloom.core.description import Clusters, describe
 from fedloom.evaluation.measure import combine
 from fedloom.results.chat import AUTO, Chat
+from fedloom.results.clusters import clusters_record
 from fedloom.results.export import deliverables
-from fedloom.run.clusters import describe_clusters, grouping_of
 from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
@@ -99,21 +99,21 @@ def test_clients_without_held_out_data_have_their_cluster_exported_too(
 
 
 def test_a_run_without_a_grouping_has_none() -> None:
-    assert grouping_of(FedAvg().init({"w": torch.zeros(1)}, 0)) is None
+    assert describe(FedAvg(), FedAvg().init({"w": torch.zeros(1)}, 0)).clusters is None
     algorithm: Clustered[Any] = Clustered(FedAvg())
-    assert grouping_of(algorithm.init({"x.lora_B": torch.zeros(4)}, 0)) is not None
-    assert describe_clusters(Grouping(), {})["assignment"] == {}
+    assert describe(algorithm, algorithm.init({"x.lora_B": torch.zeros(4)}, 0)).clusters is not None
+    assert clusters_record(Clusters(), {})["assignment"] == {}
 
 
 @pytest.mark.parametrize("label", ["language", "file"])
 def test_agreement_is_told_of_labels_that_all_have_and_some_share(label: str) -> None:
-    grouping = Grouping(assignment={"a": 0, "b": 0, "c": 1})
+    clusters = Clusters({"a": "cluster-0", "b": "cluster-0", "c": "cluster-1"})
     profiles = {
         "a": {"group": "x", label: "x", "name": "1", "all": "-"},
         "b": {"group": "x", label: "x", "name": "2", "all": "-", "tier": "s"},
         "c": {"group": "y", label: "y", "name": "3", "all": "-"},
     }
-    assert describe_clusters(grouping, profiles)["agreement"] == {
+    assert clusters_record(clusters, profiles)["agreement"] == {
         label: {"adjusted_rand": 1.0, "num_values": 2}
     }
 

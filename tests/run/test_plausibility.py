@@ -96,7 +96,7 @@ def test_nobody_weighs_more_than_a_thousand_times_the_median_client() -> None:
     profiles = {f"c{at}": {"num_examples": "10"} for at in range(6)} | {
         "big": {"num_examples": "10000000"}
     }
-    plausibility = Plausibility(profiles, math.inf, "mean")
+    plausibility = Plausibility(profiles, None)
     given = Reply("big", {"delta": {"w": HONEST}}, 10_000_000)
     heard = plausibility.of(given)
     assert isinstance(heard, Reply)

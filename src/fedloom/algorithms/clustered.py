@@ -17,15 +17,16 @@ late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ti
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Self
 
 import torch
 
 from fedloom.clustering.groups import adjusted_rand
-from fedloom.clustering.members import Grouping
+from fedloom.clustering.members import Grouping, described
 from fedloom.clustering.modes import Auto, Mode
 from fedloom.clustering.rows import row_of
 from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
+from fedloom.core.description import Description
 from fedloom.core.params import sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -43,13 +44,14 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.core.wrapper import Wrapper
 
 _WALK = 64
 """Steps of a probe there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Clustered(Generic[State]):
+class Clustered(Wrapper[State]):
     """Holds one state of any algorithm for all, and one for each cluster."""
 
     inner: Algorithm[State]
@@ -70,6 +72,19 @@ class Clustered(Generic[State]):
     @property
     def server_sees(self) -> Sees:
         return "each in full" if self.inner.server_sees == "each in full" else "each"
+
+    def inner_state(self, state: ClusteredState[State]) -> State:
+        return state.whole
+
+    def with_inner(self, state: ClusteredState[State], inner: State) -> ClusteredState[State]:
+        return replace(state, whole=inner)
+
+    def describe(self, state: ClusteredState[State] | None) -> Description:
+        clusters = None if state is None else described(state.grouping)
+        return replace(Wrapper.describe(self, state), clusters=clusters)
+
+    def with_grouping(self, mode: Mode) -> Self:
+        return replace(self, mode=mode, share=Sharing())
 
     def init(self, params: Params, seed: int) -> ClusteredState[State]:
         self.mode.begin(params)

@@ -11,8 +11,8 @@ the tuned coordinates, kept in the client's client_state.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
 
+from fedloom.core.description import Description
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -28,10 +28,11 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True, slots=True)
-class Ditto(Generic[State]):
+class Ditto(Wrapper[State]):
     """What is sent is the inner algorithm's; what a client uses is its personal model."""
 
     inner: Algorithm[State]
@@ -50,6 +51,10 @@ class Ditto(Generic[State]):
     @property
     def server_sees(self) -> Sees:
         return self.inner.server_sees
+
+    def describe(self, state: State | None) -> Description:
+        # Personal models train as `local` says, whatever is inside.
+        return replace(Wrapper.describe(self, state), steps="")
 
     def init(self, params: Params, seed: int) -> State:
         return self.inner.init(params, seed)

@@ -18,8 +18,9 @@ size, and its pull goes through whatever local optimizer is chosen.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+from fedloom.core.description import Description, RecipeView
 from fedloom.core.params import sub
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import (
@@ -35,7 +36,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.server.combine import Combine, Mean
+from fedloom.server.combine import Combine, Mean, check_quorum
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
 
@@ -71,6 +72,13 @@ class FedAvg:
     @property
     def server_sees(self) -> Sees:
         return self.combine.sees
+
+    def describe(self, state: object) -> Description:
+        return Description(min_replies=self.combine.least)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        check_quorum(self.combine, recipe.cohort.largest(num_clients))
+        return self
 
     def init(self, params: Params, seed: int) -> FedAvgState:
         self.combine.begin(params)

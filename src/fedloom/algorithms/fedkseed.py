@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.bitpacking import pack, unpack
+from fedloom.core.description import Description, Seeds
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -83,6 +84,11 @@ class FedKSeed:
     @property
     def server_sees(self) -> Sees:
         return "each" if self.uploads == "scalars" else "mean"
+
+    def describe(self, state: FedKSeedState | None) -> Description:
+        chances = state and self.sampling.chances(state.sizes, state.draws)
+        seeds = None if chances is None else Seeds(chances)
+        return Description(seeds=seeds, steps="fedkseed.steps")
 
     def init(self, params: Params, seed: int) -> FedKSeedState:
         if NAME not in params:

@@ -17,7 +17,7 @@ frozen tensors do not compete.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, get_args
+from typing import get_args
 
 from fedloom.core.density import Density, check_comparable
 from fedloom.core.masks import kept_shares
@@ -37,10 +37,11 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.sparsity import Scope, keep_largest
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True, slots=True)
-class Flasc(Generic[State]):
+class Flasc(Wrapper[State]):
     """Thins what any algorithm sends, and leaves its two halves dense."""
 
     inner: Algorithm[State]

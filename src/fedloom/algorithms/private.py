@@ -20,10 +20,11 @@ the download is, itself made of noisy means (until something has moved, everywhe
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Literal
+from typing import ClassVar, Generic, Literal, Self
 
 import torch
 
+from fedloom.core.description import Description, RecipeView, Release
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -39,9 +40,10 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.standin import play
+from fedloom.core.wrapper import Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
-from fedloom.privacy.terms import Terms
+from fedloom.privacy.terms import Terms, check_recipe
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PrivateState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Private(Generic[State]):
+class Private(Wrapper[State]):
     """Clips on the client and again on the server; hands its inner one noisy mean."""
 
     server_sees: ClassVar[Sees] = "noisy mean"
@@ -94,6 +96,30 @@ class Private(Generic[State]):
     def terms(self) -> Terms:
         budget = (self.epsilon, self.delta, self.noise_multiplier, self.rounds)
         return Terms(self.clip, *budget, self.quantile)
+
+    def inner_state(self, state: PrivateState[State]) -> State:
+        return state.inner
+
+    def describe(self, state: PrivateState[State] | None) -> Description:
+        promise = self.terms.promise(secret=self.noise_seed is None, quiet=self.quiet)
+        notes = () if self.noise_seed is None else (promise.explanation,)
+        inner = Wrapper.describe(self, state)
+        notes = (*notes, *inner.notes)
+        return replace(inner, privacy=promise, bounds_updates=True, notes=notes)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        check_recipe(recipe, quiet=self.quiet)
+        rounds = self.terms.over(recipe.run.rounds)
+        planned = Wrapper.check(self, recipe, num_clients=num_clients)
+        return planned if rounds == self.rounds else replace(planned, rounds=rounds)
+
+    def released(self, state: PrivateState[State]) -> Iterable[Release]:
+        return state.mechanism.released
+
+    def charge(
+        self, state: PrivateState[State], releases: Iterable[Release]
+    ) -> PrivateState[State]:
+        return replace(state, mechanism=state.mechanism.charge(releases))
 
     def init(self, params: Params, seed: int) -> PrivateState[State]:
         still = [name for name, t in params.items() if not bool(t.any())]

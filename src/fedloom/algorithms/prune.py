@@ -36,6 +36,7 @@ from fedloom.core.protocols import (
     Work,
 )
 from fedloom.core.sparsity import Scope, largest, restrict
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class PruneState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Prune(Generic[State]):
+class Prune(Wrapper[State]):
     """Lets any algorithm train the entries of largest magnitude only."""
 
     inner: Algorithm[State]
@@ -69,6 +70,12 @@ class Prune(Generic[State]):
     @property
     def server_sees(self) -> Sees:
         return self.inner.server_sees
+
+    def inner_state(self, state: PruneState[State]) -> State:
+        return state.inner
+
+    def with_inner(self, state: PruneState[State], inner: State) -> PruneState[State]:
+        return replace(state, inner=inner)
 
     def init(self, params: Params, seed: int) -> PruneState[State]:
         return PruneState(self.inner.init(params, seed), self._shrunk({}, params, 1))

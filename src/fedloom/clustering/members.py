@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedloom.clustering.groups import Groups, find_groups
 from fedloom.clustering.tree import Matrix
+from fedloom.core.description import GLOBAL, Clusters
 from fedloom.core.protocols import ClientId
 
 WHOLE = -1
@@ -116,3 +117,25 @@ def _moved(grouping: Grouping, assignment: Mapping[ClientId, int], round: int) -
     }
     changes = {**grouping.changes, round: moves} if moves else grouping.changes
     return replace(grouping, assignment=dict(sorted(assignment.items())), changes=changes)
+
+
+def described(grouping: Grouping) -> Clusters:
+    """Return what may be told of a grouping, its clusters by name."""
+    groups = grouping.groups
+    return Clusters(
+        {client: cluster_name(k) for client, k in grouping.assignment.items()},
+        {
+            round: {client: cluster_name(k) for client, k in moves.items()}
+            for round, moves in grouping.changes.items()
+        },
+        confidence=groups.confidence,
+        noise=groups.noise,
+        clients=grouping.clients,
+        similarity=groups.similarity,
+        merges=groups.merges,
+    )
+
+
+def cluster_name(number: int) -> str:
+    """Return what a cluster's model is called; GLOBAL is the one of clients without a cluster."""
+    return GLOBAL if number == WHOLE else f"cluster-{number}"

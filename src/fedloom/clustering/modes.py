@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
@@ -166,6 +166,20 @@ class Paper(Silent):
 
 Mode = Auto | Paper | Given | Random
 MODES: dict[str, type[Mode]] = {"auto": Auto, "paper": Paper, "given": Given, "random": Random}
+
+
+@runtime_checkable
+class Regroups(Protocol):
+    """A layer that groups clients, and can do so in another way."""
+
+    @property
+    def label(self) -> str:
+        """Return the entry of clients' profiles that its clusters are compared with; empty for none."""
+        ...
+
+    def with_grouping(self, mode: Mode) -> Algorithm[Any]:
+        """Return the layer with its clusters made so, and nothing in common between them."""
+        ...
 
 
 def _check(

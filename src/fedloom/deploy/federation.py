@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedloom.client.fast.kernels import choose_kernels
+from fedloom.core.description import describe
 from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.listening import Listening, check_free, write_status
@@ -23,7 +24,6 @@ from fedloom.engines.flower.processes import Keeper, Program, free_port, start
 from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
-from fedloom.run.quorum import quorum_of
 from fedloom.run.recipe_settings import Recipe
 from fedloom.run.session import Session
 
@@ -97,7 +97,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote = _remote(session, session.recipe, link, console)
         remote.one_client = True
         recipe = session.recipe
-        remote.min_sites = max(recipe.run.min_replies, quorum_of(recipe.algorithm))
+        remote.min_sites = max(recipe.run.min_replies, describe(recipe.algorithm).min_replies)
         remote.patience = session.recipe.run.patience_seconds
         remote.meet(names, seconds=settings.patience, patient=True)
         manifest = dataclasses.replace(

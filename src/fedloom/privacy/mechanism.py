@@ -26,9 +26,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from fedloom.core.description import Release
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Round
-from fedloom.privacy.accountant import Ledger, Release
+from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.noise import normals, uniforms
 

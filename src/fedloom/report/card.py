@@ -6,7 +6,7 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId
 from fedloom.report.run_folder import Results, read_results
-from fedloom.run.privacy import describe_privacy
+from fedloom.run.privacy import privacy_record
 from fedloom.tracking.metric_format import shown, title
 from fedloom.tracking.units import human_bytes
 
@@ -27,10 +27,7 @@ def model_card(
     """
     run = read_results(folder)
     base = str((run.recipe.get("model") or {}).get("name", ""))
-    builtin, privacy = (
-        base.startswith("builtin:"),
-        describe_privacy(run.recipe.get("algorithm"), run.history),
-    )
+    builtin, privacy = base.startswith("builtin:"), privacy_record(run.privacy, run.history)
     sections = [
         _head(base, merged=merged, builtin=builtin),
         f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",

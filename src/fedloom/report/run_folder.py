@@ -7,9 +7,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedloom.core.description import Privacy
 from fedloom.core.protocols import ClientId
 from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.notes import read_notes
+from fedloom.run.privacy import read_promise
 from fedloom.run.reading import read_json, read_recipe_text
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import records, unaccounted
@@ -33,6 +35,8 @@ class Results:
     manifest: Mapping[str, Any]
     environment: Mapping[str, Any]
     summary: Mapping[str, Any]
+    privacy: Privacy | None
+    """Of runs that promise any: privacy.json."""
     seeds: Mapping[str, Any]
     """Of runs in seed space: seeds.json."""
     clusters: Mapping[str, Any]
@@ -107,6 +111,7 @@ def read_results(folder: Path) -> Results:
         manifest=_json(folder / "manifest.json", dict),
         environment=_json(folder / "environment.json", dict),
         summary=_json(folder / "summary.json", dict),
+        privacy=read_promise(folder, remedy=_GONE),
         seeds=_json(folder / "seeds.json", dict),
         clusters=_json(folder / "clusters.json", dict),
         influence=records(folder / INFLUENCE_FILE).rows(),

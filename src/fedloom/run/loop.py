@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
+from fedloom.core.description import describe
 from fedloom.core.metrics import has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
@@ -106,13 +107,16 @@ def advance(
     new one is simply not kept. `say` is told why.
     """
     round = draw(run, population, sampler)
-    plausibility = Plausibility(population, max_update_norm, algorithm.server_sees)
+    bounds_updates = describe(algorithm).bounds_updates
+    most = math.inf if bounds_updates else max_update_norm
+    # A rule that compares uploads is to see all that it counts on.
+    believed = bounds_updates or algorithm.server_sees == "each in full"
+    plausibility = Plausibility(population, None if believed else max_update_norm)
     tally = Tally(plausibility=plausibility)
     deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
     state, server, kept, why = run.state, dict[str, float](), False, ""
     try:
         updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
-        most = math.inf if algorithm.server_sees == "noisy mean" else max_update_norm
         flaw = state_fault(run.state, updated, most=most)
         if flaw:
             why = (

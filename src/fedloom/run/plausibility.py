@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from fedloom.core.protocols import ClientFailure, ClientId, Metrics, Profile, Reply, Sees
+from fedloom.core.protocols import ClientFailure, ClientId, Metrics, Profile, Reply
 
 _HEAVIEST = 1000.0
 """Times the median client's examples that one may weigh."""
@@ -22,8 +22,8 @@ class Plausibility:
     """Replies of one round, each held against the profile of who sent it."""
 
     profiles: Mapping[ClientId, Profile]
-    max_update_norm: float
-    sees: Sees
+    max_update_norm: float | None
+    """None where something else bounds updates."""
     pulls: dict[ClientId, float] = field(default_factory=dict)
     """Weight times norm of what was believed."""
 
@@ -44,11 +44,10 @@ class Plausibility:
             said = f"its weight must be a number from 0 to the {most:g} {whose}"
             return ClientFailure(reply.client, f"{said}, got {ascii(weight)[:40]}")
         size = _norm(reply)
-        # Around `private` the clip bounds it, and a rule that compares uploads is to see all it counts on.
-        alone = self.sees not in ("noisy mean", "each in full")
-        if alone and "delta" in reply.upload and not size <= self.max_update_norm:
+        bound = self.max_update_norm
+        if bound is not None and "delta" in reply.upload and not size <= bound:
             said = f"its update has norm {size:.3g}, above run.max_update_norm"
-            return ClientFailure(reply.client, f"{said} ({self.max_update_norm:g})")
+            return ClientFailure(reply.client, f"{said} ({bound:g})")
         if weight > self._heaviest:
             weight, reply = self._heaviest, replace(reply, weight=self._heaviest)
         self.pulls[reply.client] = weight * size

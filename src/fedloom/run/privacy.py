@@ -1,72 +1,73 @@
 """What a run may say of its privacy: in its report, model card and summary, and on the terminal."""
 
 import math
-from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from fedloom.core.description import Privacy
+from fedloom.core.protocols import Metrics
+from fedloom.run.reading import read_json
 from fedloom.tracking.metric_format import shown
 from fedloom.tracking.metrics_log import MetricsLog
 
+FILE = "privacy.json"
+"""What is promised, beside the run it is promised of."""
 EPSILON = "server/epsilon"
 """The metric."""
-KNOWN_SEED = (
-    "private.noise_seed is set: a known seed gives the noise away, so it protects nobody; leave it out where that is not a"
-    " test"
-)
 _COVERED = (
     "It is of the models of all rounds, for one client more or less; metrics, counts, cohort sizes and samples are not"
     " covered."
 )
 
 
-def describe_privacy(algorithm: object, history: MetricsLog) -> dict[str, Any] | None:
+def read_promise(folder: Path, *, remedy: str) -> Privacy | None:
+    """Return what the run in a folder promised; None where it wrote nothing down.
+
+    Raises:
+        ValueError: where the file is damaged.
+    """
+    file = folder / FILE
+    if not file.exists():
+        return None
+    found = read_json(file, dict, remedy=remedy)
+    delta = found.get("delta")
+    if found.keys() != asdict(Privacy()).keys() or not isinstance(delta, float | None):
+        raise ValueError(f"{file} holds no promise as a run writes it: {remedy}")
+    return Privacy(**found)
+
+
+def privacy_record(promised: Privacy | None, history: MetricsLog) -> dict[str, Any] | None:
     """Return epsilon (None where nothing is promised), delta, and both in a short and a whole sentence.
 
     None where the run is not private.
 
     Args:
-        algorithm: As the resolved recipe has it.
+        promised: What the algorithm tells; None where that is not known.
         history: The run's metrics.
     """
-    private, points = private_settings(algorithm), history.of(EPSILON)
-    if private is None and not points:
-        return None
-    private = private or {}
-    if private.get("noise_seed") is not None:
-        return _told(None, private, "none: noise_seed is set", f"None: {KNOWN_SEED}.")
-    if private.get("noise_multiplier") == 0:
-        why = "none: noise_multiplier is 0"
-        return _told(
-            None, private, why, "None: private.noise_multiplier is 0, so no noise is added."
-        )
+    points, terms = history.of(EPSILON), promised or Privacy()
+    if terms.void:
+        return _record(None, terms, f"none: {terms.void}", f"None: {terms.explanation}.")
     if not points:
         return None
     number, epsilon = points[-1]
-    at = f" at delta {private['delta']:g}" if private.get("delta") else ""
+    at = f" at delta {terms.delta:g}" if terms.delta else ""
     value = shown("epsilon", epsilon)
-    long = f"After round {number}, epsilon is {value}{at}. {_COVERED}"
-    return _told(epsilon, private, f"epsilon {value}{at}", long)
+    sentence = f"After round {number}, epsilon is {value}{at}. {_COVERED}"
+    return _record(epsilon, terms, f"epsilon {value}{at}", sentence)
 
 
-def private_settings(algorithm: object) -> Mapping[str, Any] | None:
-    """Return the section `private` of a resolved recipe's algorithm, however deep; None where there is none."""
-    if isinstance(algorithm, Mapping):
-        found = algorithm.get("private")
-        if isinstance(found, Mapping):
-            return found
-        algorithm = list(algorithm.values())
-    if isinstance(algorithm, list):
-        return next((one for one in map(private_settings, algorithm) if one is not None), None)
-    return None
+def covered(metrics: Metrics) -> Metrics:
+    """Return what follows from noisy means; evaluations, counts, bytes and times follow from who took part."""
+    return {name: value for name, value in metrics.items() if name.startswith("server/")}
 
 
-def _told(
-    epsilon: float | None, private: Mapping[str, Any], short: str, long: str
-) -> dict[str, Any]:
+def _record(epsilon: float | None, terms: Privacy, short: str, sentence: str) -> dict[str, Any]:
     finite = epsilon is not None and math.isfinite(epsilon)
     return {
         "epsilon": epsilon if finite else None,
-        "delta": private.get("delta"),
+        "delta": terms.delta,
         "short": short,
-        "said": long,
+        "said": sentence,
     }

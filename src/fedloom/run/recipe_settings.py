@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedloom.client.local_settings import LocalSettings
+from fedloom.core.description import MAX_UPDATE_NORM, check, check_accounts, describe
 from fedloom.core.protocols import Algorithm
+from fedloom.core.wrapper import layers
 from fedloom.data.data_settings import DataSettings
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
-from fedloom.run.quiet import is_quiet
-from fedloom.run.quorum import check_quorum
-from fedloom.server.samplers import Full, Poisson, Sampler
+from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces.build import TuneSettings
 from fedloom.wire.wire_settings import WireSettings
 
@@ -21,8 +21,6 @@ Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
 
 
 _PATIENCE = 600.0
-MAX_UPDATE_NORM = 1e4
-"""The default of run.max_update_norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +92,11 @@ class Recipe:
         """Return whether the data is at sites that join, and not here."""
         return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
 
+    @property
+    def num_clients(self) -> int | None:
+        """Return how many clients the data is dealt out to; None where that is known at joining only."""
+        return None if self.elsewhere else self.data.num_clients
+
     def __post_init__(self) -> None:
         # It becomes the name of a folder and of a figure, a / in it a -.
         if (
@@ -117,43 +120,17 @@ class Recipe:
             raise ValueError(
                 "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
             )
-        if self.algorithm.server_sees == "noisy mean":
-            self._check_private()
-        num_clients = None if self.elsewhere else self.data.num_clients
-        check_quorum(self.algorithm, self.cohort, num_clients)
+        for layer in layers(self.algorithm):
+            check_accounts(layer)
+        self._check_steps()
+        # What the algorithm leaves to the recipe is filled in, however the recipe was made.
+        found = check(self.algorithm, self, num_clients=self.num_clients)
+        object.__setattr__(self, "algorithm", found)
 
-    def _check_private(self) -> None:
-        if not isinstance(self.cohort, Poisson):
+    def _check_steps(self) -> None:
+        # Where order is first, clients train as `local` says whatever space they are in.
+        setting, steps = describe(self.algorithm).steps, self.local.steps
+        if setting and steps is not None and self.local.order != "first":
             raise ValueError(
-                "cohort must be poisson for private, whose epsilon holds for clients that are drawn"
-                f" each on their own, got {type(self.cohort).__name__.lower()}; write for example"
-                " `cohort: {poisson: {q: 0.1}}`"
+                f"local.steps has no effect beside {setting.partition('.')[0]}, got {steps}: set algorithm.{setting}"
             )
-        if self.run.min_replies:
-            raise ValueError(
-                "run.min_replies must be 0 for private, as leaving out small rounds tells how many"
-                f" clients took part, got {self.run.min_replies}"
-            )
-        if self.run.patience:
-            raise ValueError(
-                "run.patience must be 0 for private, as clients' held-out data would decide when to"
-                f" stop, which no epsilon counts, got {self.run.patience}"
-            )
-        if self.run.max_update_norm != MAX_UPDATE_NORM:
-            raise ValueError(
-                "run.max_update_norm has no effect beside private, whose clip bounds what a client adds, got"
-                f" {self.run.max_update_norm:g}"
-            )
-        if is_quiet(self.algorithm):
-            self._check_quiet()
-
-    def _check_quiet(self) -> None:
-        for name, given, wanted, why in (
-            ("run.samples", self.run.samples, "0", "samples are clients' own text"),
-            ("run.baselines", list(self.run.baselines), "[]", "baselines are not private"),
-            ("evaluation.by", self.evaluation.by, "null", "few clients may have a label"),
-        ):
-            if given:
-                raise ValueError(
-                    f"{name} must be {wanted} for private.quiet, as {why}, got {given}"
-                )

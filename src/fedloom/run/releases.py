@@ -1,15 +1,14 @@
 """The noisy means a run's folder has sent, whichever checkpoint it goes on from."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedloom.core.description import Accounts, Release
 from fedloom.core.files import DamagedFile, read_hashed, write_hashed
-from fedloom.privacy.accountant import Release
-from fedloom.privacy.mechanism import Mechanism
+from fedloom.core.protocols import Algorithm
 from fedloom.run.loop import Run
-from fedloom.run.parts import parts_of, with_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +20,8 @@ class Releases:
     """
 
     path: Path
+    algorithm: Algorithm[Any]
+    """Keeps the account, or holds who does."""
 
     def charge(self, run: Run[Any], *, fresh: bool) -> Run[Any]:
         """Return the run with all of the file on its account, and the file with all of the run's in it.
@@ -32,23 +33,30 @@ class Releases:
         Raises:
             ValueError: where the file is gone or damaged, so that nobody knows what was sent.
         """
-        if _mechanism(run) is None:
+        if self._released(run) is None:
             return run
         if fresh and not self.path.exists():
             self._write(set())
         sent = self._read()
-        charged: Run[Any] = with_parts(run, Mechanism, lambda mechanism: mechanism.charge(sent))
+        assert isinstance(self.algorithm, Accounts)
+        charged = replace(run, state=self.algorithm.charge(run.state, sent))
         self.record(charged)
         return charged
 
     def record(self, run: Run[Any]) -> None:
         """Add what a state has released; on the disk when this returns."""
-        mechanism = _mechanism(run)
-        if mechanism is None:
+        released = self._released(run)
+        if released is None:
             return
         known = self._read()
-        if not known.issuperset(mechanism.released):
-            self._write(known.union(mechanism.released))
+        if not known.issuperset(released):
+            self._write(known | released)
+
+    def _released(self, run: Run[Any]) -> set[Release] | None:
+        if not isinstance(self.algorithm, Accounts):
+            return None
+        released = self.algorithm.released(run.state)
+        return None if released is None else set(released)
 
     def _read(self) -> set[Release]:
         try:
@@ -63,7 +71,3 @@ class Releases:
     def _write(self, releases: set[Release]) -> None:
         rows = "".join(json.dumps(release) + "\n" for release in sorted(releases))
         write_hashed(self.path, rows.encode(), private=self.path.parent)
-
-
-def _mechanism(run: Run[Any]) -> Mechanism | None:
-    return next((part for part in parts_of(run.state) if isinstance(part, Mechanism)), None)

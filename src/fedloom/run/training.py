@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedloom.core.protocols import ClientFailure, ClientId, Metrics
+from fedloom.core.description import describe
+from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.run.checkpoint import Checkpoints
@@ -23,8 +24,7 @@ from fedloom.run.influence import FILE as INFLUENCE_FILE
 from fedloom.run.influence import split_influence
 from fedloom.run.loop import Run, advance, measure
 from fedloom.run.plausibility import implausible_evaluation
-from fedloom.run.privacy import KNOWN_SEED
-from fedloom.run.quiet import covered, is_quiet
+from fedloom.run.privacy import covered
 from fedloom.run.recipe_settings import RunSettings
 from fedloom.run.releases import Releases
 from fedloom.run.restore import Standing
@@ -79,7 +79,7 @@ class Training:
         """As the last finished round left it."""
         self.begun = False
         self._stands, self._trackers, self._console = stands, trackers, console
-        self._releases = Releases(stands.checkpoints.folder / "releases")
+        self._releases = Releases(stands.checkpoints.folder / "releases", session.recipe.algorithm)
         self._untold: Metrics | None = None
         self._stopped = False
 
@@ -106,7 +106,7 @@ class Training:
     def _begin(self) -> "_Recorder":
         """Return who writes down the rounds; before the first, bring the folder to where the run stands."""
         if not self.begun:
-            _say_where(self._stands, self._console)
+            _say_where(self.session.recipe.algorithm, self._stands, self._console)
             self.run = self._releases.charge(self.run, fresh=self._stands.fresh)
             # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
             self.session.store.rewind(self.run.number)
@@ -151,9 +151,9 @@ class Training:
         self._stopped = True
 
 
-def _say_where(stands: Standing, console: Console) -> None:
-    if (stands.checkpoints.settings or {}).get("algorithm.private.noise_seed") is not None:
-        console.print(Text(KNOWN_SEED, "yellow"))
+def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
+    for note in describe(algorithm).notes:
+        console.print(Text(note, "yellow"))
     for reason in stands.damaged:
         console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
     if not stands.fresh:
@@ -215,7 +215,7 @@ class _Recorder:
     def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
         self.session, self.trackers, self.console = session, trackers, console
         self.failures: list[ClientFailure] = []
-        self.quiet = is_quiet(session.recipe.algorithm)
+        self.quiet = describe(session.recipe.algorithm).quiet
         self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
         self.began = time.perf_counter() - self.history().total("time/round_seconds")
         self.last = time.perf_counter()

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -6,12 +7,19 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.pfedme import PFedMe
+from fedloom.core.description import check, describe
+from fedloom.core.protocols import Algorithm
 from fedloom.recipe import RecipeError, build_recipe
-from fedloom.run.quorum import check_quorum, quorum_of
 from fedloom.server.combine.chosen import Bulyan, Krum
 from fedloom.server.samplers import Fixed, Full, Poisson, Sampler, Uniform, Weighted
 
+RECIPE = build_recipe({"name": "r"})
 NAMES = tuple(f"c{at}" for at in range(6))
+
+
+def ask(algorithm: Algorithm[Any], cohort: Sampler, num_clients: int | None) -> None:
+    recipe = dataclasses.replace(RECIPE, cohort=cohort)
+    assert check(algorithm, recipe, num_clients=num_clients) is algorithm
 
 
 @pytest.mark.parametrize(
@@ -39,11 +47,11 @@ def test_a_rule_needs_as_many_as_its_largest_cohort_may_bring(
     ):
         if most == 6:
             with pytest.raises(ValueError, match=r"krum needs at least 7 .* cohort of at most 6"):
-                check_quorum(algorithm, cohort, num_clients)
+                ask(algorithm, cohort, num_clients)
         else:
-            check_quorum(algorithm, cohort, num_clients)
-    check_quorum(FedAvg(combine=Krum(1)), cohort, num_clients)
-    check_quorum(FedAvg(), cohort, num_clients)
+            ask(algorithm, cohort, num_clients)
+    ask(FedAvg(combine=Krum(1)), cohort, num_clients)
+    ask(FedAvg(), cohort, num_clients)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +131,13 @@ def test_recipes_that_cannot_be_meant_are_refused_at_load(tree: Any, said: str |
 
 
 def test_bulyan_needs_more_than_krum() -> None:
-    check_quorum(FedAvg(combine=Krum(2)), Full(), 8)
+    ask(FedAvg(combine=Krum(2)), Full(), 8)
     with pytest.raises(
         ValueError, match="bulyan needs at least 11 replies a round, got a cohort of"
     ):
-        check_quorum(FedAvg(combine=Bulyan(2)), Full(), 8)
+        ask(FedAvg(combine=Bulyan(2)), Full(), 8)
 
 
 def test_the_replies_a_server_waits_for_are_those_of_the_rule() -> None:
-    assert quorum_of(FedAvg()) == 1
-    assert quorum_of(Ditto(Clustered(FedAvg(combine=Krum(2))))) == 7
+    assert describe(FedAvg()).min_replies == 1
+    assert describe(Ditto(Clustered(FedAvg(combine=Krum(2))))).min_replies == 7
