@@ -60,8 +60,9 @@ def show_outcome(
 ) -> None:
     """Print what came of a run, and end with exit code 3 where no round of it changed the model."""
     from fedloom.experiment import results_table
+    from fedloom.run.reading import metrics_of
 
-    console.print(results_table(summaries))
+    console.print(results_table(summaries, metrics_of(folder)))
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     own = summaries[""]
     if own["rounds"] and own.get("rounds_unchanged") == own["rounds"]:

@@ -1,7 +1,7 @@
 """One command's worth of work: a run with its baselines, from nothing or from where a killed process left it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.files import write_atomic
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.report.page import write_report
 from fedloom.results.by_label import check_label
 from fedloom.results.finish import finish, record_setup
@@ -25,7 +26,7 @@ from fedloom.run.recipe_settings import Baseline, Recipe
 from fedloom.run.restore import Standing, standing
 from fedloom.run.session import Session, build
 from fedloom.run.training import train
-from fedloom.tracking.metric_format import MEASURES, duration, shown, title
+from fedloom.tracking.metric_format import duration, measures, shown
 from fedloom.tracking.trackers import check_trackers, make_trackers
 from fedloom.tracking.units import human_bytes
 
@@ -166,8 +167,10 @@ def _say_how_read(session: Session, console: Console) -> None:
         console.print(line, style="yellow", markup=False, highlight=False)
 
 
-def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return the result of a run beside its baselines: before, after, bytes, time."""
+def results_table(
+    summaries: Mapping[str, Mapping[str, Any]], metrics: MetricTable = METRICS
+) -> Table:
+    """Return the result of a run beside its baselines: before, after, bytes, time; `metrics` are the run's."""
     own = summaries[""]
     table = Table(
         title=Text(f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients"),
@@ -179,14 +182,17 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     others = [name for name in summaries if name]
     for name in others:
         table.add_column(name, justify="right")
-    for metric in _shown(own["final"]):
-        row = [own["before"].get(metric), own["final"][metric]]
-        row += [summaries[name]["final"].get(metric) for name in others]
-        table.add_row(title(metric), *(shown(metric, value) for value in row))
-    for metric in own["worst"]:
-        found = (s["worst"].get(metric) for s in summaries.values())
+    for metric in map(metrics.of, measures(own["final"], metrics)):
+        row = [own["before"].get(metric.name), own["final"][metric.name]]
+        row += [summaries[name]["final"].get(metric.name) for name in others]
+        table.add_row(metric.title, *(shown(metric, value) for value in row))
+    for metric in map(metrics.of, own["worst"]):
+        found = (s["worst"].get(metric.name) for s in summaries.values())
         cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
-        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
+        table.add_row(f"Worst {metric.title.lower()}", "", *map(Text, cells))
+    if drawn := own.get("evaluated"):
+        said = f"{drawn['clients']} of {drawn['of']}, drawn for each evaluation"
+        table.add_row("Clients measured", "", said)
     if any(s.get("rounds_unchanged") for s in summaries.values()):
         unchanged = (f"{s.get('rounds_unchanged', 0)} of {s['rounds']}" for s in summaries.values())
         table.add_row("Rounds that changed nothing", "", *unchanged, style="yellow")
@@ -201,7 +207,3 @@ def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
         times = (duration(s["train_seconds"]) for s in summaries.values())
         table.add_row("Training time", "", *times)
     return table
-
-
-def _shown(final: Mapping[str, float]) -> Sequence[str]:
-    return [metric for metric in MEASURES if metric in final]

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.metrics import WEIGHTS
 from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message
 from fedloom.data.targets import posed
@@ -50,8 +51,8 @@ def evaluate_run(session: Session, run: Run[Any] | None = None) -> Table:
     )
     if not measured:
         raise ValueError(f"no client could be measured: {failures[0].reason}")
-    total = combine(measured.values())
-    names = [n for n in total if not n.startswith("num_")]
+    total = combine(measured.values(), session.recipe.evaluation.table)
+    names = [n for n in total if n not in WEIGHTS]
     table = Table(
         title=Text(f"{session.recipe.name} after round {run.number}, test data"),
         title_justify="left",

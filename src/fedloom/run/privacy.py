@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fedloom.core.metrics import METRICS
 from fedloom.tracking.metric_format import shown
 from fedloom.tracking.metrics_log import MetricsLog
 
@@ -43,7 +44,7 @@ def describe_privacy(algorithm: object, history: MetricsLog) -> dict[str, Any] |
         return None
     number, epsilon = points[-1]
     at = f" at delta {private['delta']:g}" if private.get("delta") else ""
-    value = shown("epsilon", epsilon)
+    value = shown(METRICS.of(EPSILON), epsilon)
     long = f"After round {number}, epsilon is {value}{at}. {_COVERED}"
     return _told(epsilon, private, f"epsilon {value}{at}", long)
 

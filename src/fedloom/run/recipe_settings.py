@@ -106,6 +106,7 @@ class Recipe:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
             )
+        self._check_monitor()
         if (self.local.objective == "classification") != bool(self.data.classes):
             raise ValueError(
                 "local.objective classification and data.classes go together: got"
@@ -119,6 +120,15 @@ class Recipe:
             self._check_private()
         num_clients = None if self.elsewhere else self.data.num_clients
         check_quorum(self.algorithm, self.cohort, num_clients)
+
+    def _check_monitor(self) -> None:
+        name, table = self.run.monitor, self.evaluation.table
+        known = name.rpartition("/")[2] in table.reported()
+        if self.run.patience and known and table.of(name).better == "none":
+            raise ValueError(
+                f"run.monitor is {name}, of which neither way is better, so that run.patience has nothing to wait for:"
+                " say better: lower or better: higher of it in evaluation.metrics, or watch another"
+            )
 
     def _check_private(self) -> None:
         if not isinstance(self.cohort, Poisson):

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
 from fedloom.client.worker import Deployed
-from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
+from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
 from fedloom.core.randomness import derive
 from fedloom.data.classes import class_tokens
 from fedloom.data.data_settings import DataSettings
@@ -59,6 +59,20 @@ class Session:
         """Return the clients that have something to measure on."""
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
+
+    def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
+        """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
+
+        Who is drawn depends on the run's seed, the round and the clients' names, so baselines draw alike.
+        """
+        counts, wanted = self.counts, self.recipe.evaluation.clients
+        held = {c: counts[c].test if split == "test" else counts[c].validation for c in self.judges}
+        able = [client for client, examples in held.items() if examples]
+        if wanted is None or wanted >= len(able):
+            return able
+        seed = derive(self.recipe.run.seed, "evaluation", number)
+        drawn = set(sorted(able, key=lambda client: derive(seed, client))[:wanted])
+        return [client for client in able if client in drawn]
 
     def identity(self) -> dict[str, str]:
         """Return the hashes of the model, of what is learnt of it and of its tokenizer, see `spaces.handshake`."""
@@ -123,7 +137,9 @@ def build(
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire)
+    engine = make(
+        recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.evaluation.table
+    )
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
 
 
