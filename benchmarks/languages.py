@@ -25,6 +25,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import torch
 
 from fedloom import experiment
+from fedloom.core.metrics import METRICS as TABLE
 from fedloom.core.protocols import Metrics
 from fedloom.data import polyglot
 from fedloom.evaluation.measure import combine
@@ -33,7 +34,6 @@ from fedloom.run.loop import measure
 from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
 from fedloom.run.session import Session, build
-from fedloom.tracking.metrics_log import lower_is_better
 from flasc import interval
 from timing import write_page
 
@@ -164,8 +164,10 @@ def table(folder: Path, seeds: int) -> str:
             ]
             cells += [interval(column) for column in zip(*apart, strict=True)] or ["", ""]
             lines.append(f"| {mode} | {len(results)} | {' | '.join(cells)} |")
-        better = "lower" if lower_is_better(metric) else "higher"
-        parts.append(f"{metric.replace('_', ' ')} ({better} is better)\n\n" + "\n".join(lines))
+        parts.append(
+            f"{metric.replace('_', ' ')} ({TABLE.of(metric).better} is better)\n\n"
+            + "\n".join(lines)
+        )
     said = ", ".join(
         f"seed {seed}: {result['found']['num_clusters']:.0f} clusters, adjusted Rand index "
         f"{result['found']['adjusted_rand']:.3f}"
@@ -177,8 +179,7 @@ def table(folder: Path, seeds: int) -> str:
 def _ends(result: Mapping[str, Any], metric: str) -> Sequence[float]:
     """Return the mean over the languages, and the worst of them."""
     values = [metrics[metric] for metrics in result["languages"].values()]
-    worst = max if lower_is_better(metric) else min
-    return sum(values) / len(values), worst(values)
+    return sum(values) / len(values), max(values, key=TABLE.of(metric).cost)
 
 
 def _by(arguments: argparse.Namespace) -> str:

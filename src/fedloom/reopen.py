@@ -61,7 +61,8 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
             for k, v in flatten(item, f"{path}.{key}" if path else str(key)).items()
         }
     if isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
-        return {k: v for item in tree for k, v in flatten(item, path).items()}
+        named = (item if isinstance(item, Mapping) else {item: True} for item in tree)
+        return {k: v for item in named for k, v in flatten(item, path).items()}
     return {path: tree}
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.places import folder_at
 from fedloom.core.protocols import ClientId, Split
 from fedloom.objects import Objects
@@ -20,8 +21,8 @@ from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.export import USERS, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.run.lock import held
-from fedloom.run.reading import read_json, require_run
-from fedloom.tracking.metric_format import MEASURES, duration, shown, title
+from fedloom.run.reading import metrics_of, read_json, require_run
+from fedloom.tracking.metric_format import duration, measures, shown
 from fedloom.tracking.units import human_bytes
 
 
@@ -144,7 +145,8 @@ class Result:
 
     def table(self) -> Table:
         """Return the result beside its baselines: before, after, bytes, time."""
-        return results_table(self.summary, {n: r.summary for n, r in self.baselines.items()})
+        others = {name: baseline.summary for name, baseline in self.baselines.items()}
+        return results_table(self.summary, others, metrics_of(self.folder))
 
 
 def open_run(
@@ -180,9 +182,11 @@ def open_run(
 
 
 def results_table(
-    own: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]] | None = None
+    own: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    metrics: MetricTable = METRICS,
 ) -> Table:
-    """Return the summary of a run beside those of its baselines, by name."""
+    """Return the summary of a run beside those of its baselines, by name; `metrics` are the run's."""
     baselines = baselines or {}
     summaries = [own, *baselines.values()]
     table = Table(
@@ -194,13 +198,16 @@ def results_table(
     table.add_column("after", justify="right", style="bold")
     for name in baselines:
         table.add_column(name, justify="right")
-    for metric in _shown(own["final"]):
-        row = [own["before"].get(metric), *(s["final"].get(metric) for s in summaries)]
-        table.add_row(title(metric), *(shown(metric, value) for value in row))
-    for metric in own["worst"]:
-        found = (s["worst"].get(metric) for s in summaries)
+    for metric in map(metrics.of, measures(own["final"], metrics)):
+        row = [own["before"].get(metric.name), *(s["final"].get(metric.name) for s in summaries)]
+        table.add_row(metric.title, *(shown(metric, value) for value in row))
+    for metric in map(metrics.of, own["worst"]):
+        found = (s["worst"].get(metric.name) for s in summaries)
         worst = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
-        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, worst))
+        table.add_row(f"Worst {metric.title.lower()}", "", *map(Text, worst))
+    if drawn := own.get("evaluated"):
+        chosen = f"{drawn['clients']} of {drawn['of']}, drawn for each evaluation"
+        table.add_row("Clients measured", "", chosen)
     for label, style, cells in _totals(summaries):
         table.add_row(label, "", *cells, style=style)
     return table
@@ -227,7 +234,3 @@ def _totals(
     if counted:
         add("Training time", lambda s: duration(s["train_seconds"]))
     return rows
-
-
-def _shown(final: Mapping[str, float]) -> Sequence[str]:
-    return [metric for metric in MEASURES if metric in final]

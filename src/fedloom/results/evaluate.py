@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.metrics import WEIGHTS
 from fedloom.core.protocols import ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.run.loop import Run, measure
@@ -27,7 +28,7 @@ class Evaluation:
 
     def table(self) -> Table:
         """Return a row per client and one over all."""
-        names = [n for n in self.metrics if not n.startswith("num_")]
+        names = [n for n in self.metrics if n not in WEIGHTS]
         table = Table(
             title=Text(f"{self.name} after round {self.round}, {self.split} data"),
             title_justify="left",
@@ -75,5 +76,5 @@ def evaluate(session: Session, run: Run[Any], split: Split = "test") -> Evaluati
     )
     if not measured:
         raise ValueError(f"no client could be measured: {failures[0].reason}")
-    total = combine(measured.values())
+    total = combine(measured.values(), session.recipe.evaluation.table)
     return Evaluation(session.recipe.name, run.number, split, total, measured)

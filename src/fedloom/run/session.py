@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
+from fedloom.client.setup import Setup, TrainerParts
 from fedloom.client.worker import Deployed
-from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
+from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
 from fedloom.core.randomness import derive
 from fedloom.data.classes import class_tokens
 from fedloom.data.data_settings import DataSettings
@@ -31,27 +32,15 @@ from fedloom.wire.body import roundtrip
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a recipe became, less what trains."""
+class Session:
+    """A recipe, ready to train, measure or answer."""
 
     recipe: Recipe
     folder: Path
     base: Base
-    """The model and its tokenizer."""
     space: LoRASpace | FullSpace | SeedSpace
-    """What is tuned: `space.load(params)` puts a point into the model."""
     federation: Federation
-    """Every client's examples, tokenised: `federation.shards[client].train`."""
     evaluator: Evaluator
-
-
-MakeTrainer = Callable[[Parts], Trainer]
-
-
-@dataclass(frozen=True)
-class Session(Parts):
-    """A recipe, ready to train, measure or answer."""
-
     trainer: Trainer
     engine: Engine
     store: ClientStateStore
@@ -71,6 +60,20 @@ class Session(Parts):
         """Return the clients that have something to measure on."""
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
+
+    def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
+        """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
+
+        Who is drawn depends on the run's seed, the round and the clients' names, so baselines draw alike.
+        """
+        counts, wanted = self.counts, self.recipe.evaluation.clients
+        held = {c: counts[c].test if split == "test" else counts[c].validation for c in self.judges}
+        able = [client for client, examples in held.items() if examples]
+        if wanted is None or wanted >= len(able):
+            return able
+        seed = derive(self.recipe.run.seed, "evaluation", number)
+        drawn = set(sorted(able, key=lambda client: derive(seed, client))[:wanted])
+        return [client for client in able if client in drawn]
 
     def identity(self) -> dict[str, str]:
         """Return the hashes of the model, of what is learnt of it and of its tokenizer, see `spaces.handshake`."""
@@ -97,6 +100,7 @@ class Session(Parts):
 
 
 Federate = Callable[[DataSettings, Tokenizer], Federation]
+MakeTrainer = Callable[[TrainerParts], Trainer]
 
 
 @dataclass(frozen=True)
@@ -135,29 +139,22 @@ def build(
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = make_space(base, recipe.tune, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
-    trainer = (makers.trainer or trainer_of)(
-        Parts(recipe, folder, base, space, federation, evaluator)
+    trainer = make_trainer(
+        space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
     )
+    if makers.trainer is not None:
+        setup = Setup(space, federation, recipe.local, recipe.run.rounds)
+        trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire)
-    return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
-
-
-def trainer_of(parts: Parts) -> Trainer:
-    """Return the trainer that a recipe asks for, see `make_trainer`."""
-    recipe = parts.recipe
-    return make_trainer(
-        parts.space,
-        parts.federation,
-        recipe.local,
-        evaluator=parts.evaluator,
-        num_rounds=recipe.run.rounds,
+    engine = make(
+        recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.evaluation.table
     )
+    return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
 
 
 def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fedloom.core.description import describe
-from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics
+from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.run.checkpoint import Checkpoints
@@ -201,6 +201,7 @@ def _round(
             sampler=recipe.cohort,
             min_replies=recipe.run.min_replies,
             max_update_norm=recipe.run.max_update_norm,
+            metrics=recipe.evaluation.table,
             say=lambda said: recorder.say(f"round {number}: {said}"),
         )
         session.store.flush()
@@ -221,14 +222,16 @@ class _Recorder:
         self.last = time.perf_counter()
 
     def history(self) -> MetricsLog:
-        return MetricsLog.read(self.session.folder / "metrics.jsonl")
+        return MetricsLog.read(
+            self.session.folder / "metrics.jsonl", self.session.recipe.evaluation.table
+        )
 
     def stopped(self) -> bool:
         settings = self.session.recipe.run
         return self.history().should_stop(settings.monitor, settings.patience)
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
-        """Measure every judging client; return the means over all of them, by split."""
+        """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""
         began = time.perf_counter()
         with phase_memory("evaluate") as memory:
             out = self._measured(run, kinds)
@@ -240,11 +243,11 @@ class _Recorder:
         out: dict[str, float] = {}
         counts = self.session.counts
         for kind in kinds:
-            split = "test" if kind == "test" else "validation"
+            split: Split = "test" if kind == "test" else "validation"
             if split == "validation" and not self.session.recipe.evaluation.validation:
                 continue
             held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
-            clients = [c for c in self.session.judges if held_out[c]]
+            clients = self.session.drawn_judges(run.number, split)
             if not clients:
                 continue
             measured, failures = measure(
@@ -260,7 +263,8 @@ class _Recorder:
             if measured and not self.quiet:
                 self._write_clients(run.number, split, measured)
             if measured:
-                out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
+                means = combine(measured.values(), self.session.recipe.evaluation.table)
+                out |= {f"{split}/{n}": v for n, v in means.items()}
         return out
 
     def record(self, run: Run[Any], metrics: Metrics) -> Metrics:
