@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.algorithms import ALGORITHMS
+    from fedloom.client.hf_trainer import hf_trainer
+    from fedloom.client.setup import TrainerParts
+    from fedloom.core.metrics import Metric
     from fedloom.core.protocols import (
         Algorithm,
         ClientError,
@@ -33,6 +36,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fedloom.algorithms": ("ALGORITHMS",),
+    "fedloom.client.hf_trainer": ("hf_trainer",),
+    "fedloom.client.setup": ("TrainerParts",),
+    "fedloom.core.metrics": ("Metric",),
     "fedloom.core.protocols": (
         "ClientFailure",
         "Algorithm",
@@ -67,6 +73,7 @@ __all__ = [
     "Federation",
     "FinishedRound",
     "Fit",
+    "Metric",
     "Proximal",
     "Recipe",
     "RecipeError",
@@ -76,7 +83,9 @@ __all__ = [
     "RoundLoop",
     "Task",
     "Trainer",
+    "TrainerParts",
     "__version__",
+    "hf_trainer",
     "load_recipe",
     "open_run",
     "run",

@@ -14,6 +14,7 @@ from fedloom.baselines import baseline_of
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.description import check
 from fedloom.core.files import write_atomic
+from fedloom.core.metrics import Metric
 from fedloom.core.places import file_name, folder_at
 from fedloom.core.protocols import Split
 from fedloom.deploy.connect import connect
@@ -45,6 +46,7 @@ def run(
     data: Any = None,
     model: Any = None,
     trainer: Any = None,
+    metrics: Sequence[Metric] = (),
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
     anyway: bool = False,
@@ -64,9 +66,11 @@ def run(
             rows, "test": rows}; or a `Federation`. What the recipe says on reading and dealing out rows does not count.
         model: A pair (model, tokenizer), of which the run takes a copy, or a function without arguments that makes one
             each time the run or a baseline needs it.
-        trainer: An object with the protocol `Trainer`, or a function that makes one. It is called with what the recipe
-            became: `recipe`, `folder`, `base` (`base.model`, `base.tokenizer`), `space` (`space.load(params)` puts a
-            point into the model), `federation` (`federation.shards[client].train`) and `evaluator`.
+        trainer: An object with the protocol `Trainer`, or a function that makes one of `TrainerParts`: `setup`
+            (`setup.space.load(params)` puts a point into `setup.space.model`, `setup.examples(client)` are its rows,
+            `setup.local` is the recipe's section), `tokenizer`, and `default`, the package's own trainer of the recipe.
+            `hf_trainer` makes such a function of one that makes a Hugging Face or TRL trainer.
+        metrics: Metrics of one's own, besides those that the recipe names.
         callbacks: Called after each round of the run, not of its baselines, with a `FinishedRound`: `number`, `metrics`,
             `failures`, and `stop()`.
         console: Where progress and notes go; nowhere if not given.
@@ -79,7 +83,7 @@ def run(
     Raises:
         ValueError: where an object, the data, the model or a checkpoint does not fit the recipe.
     """
-    objects = Objects(algorithm, data, model, trainer, tuple(callbacks))
+    objects = Objects(algorithm, data, model, trainer, tuple(metrics), tuple(callbacks))
     with _experiment(recipe, folder, overrides, objects, console, anyway, listening) as going:
         for finished in going.rounds():
             for callback in callbacks:
@@ -97,6 +101,7 @@ def session(
     data: Any = None,
     model: Any = None,
     trainer: Any = None,
+    metrics: Sequence[Metric] = (),
     console: Console | None = None,
     anyway: bool = False,
 ) -> Iterator["RoundLoop"]:
@@ -105,7 +110,7 @@ def session(
     The arguments are those of `run`, and so are folder, lock, checkpoints and resume. Where the block ends without an
     error after a round was begun, what is left is done: the models are delivered, baselines run, the report is written.
     """
-    objects = Objects(algorithm, data, model, trainer)
+    objects = Objects(algorithm, data, model, trainer, tuple(metrics))
     with _experiment(recipe, folder, overrides, objects, console, anyway, None) as going:
         yield going
 

@@ -10,18 +10,21 @@ from typing import Any
 import torch
 import yaml
 
+from fedloom.client.setup import TrainerParts
+from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Trainer
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.data.given import CLIENT, check_given, federate_given, ready_splits
 from fedloom.engines.engine_settings import InProcessSettings, LoopbackSettings
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import Base, ModelSettings
 from fedloom.models.loaded import base_from, check_loaded_pair, loaded_from
 from fedloom.recipe import RecipeError, apply_overrides, build_recipe, name_of, read_tree, to_tree
 from fedloom.recipe import to_yaml as yaml_of
 from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers, Parts
+from fedloom.run.session import Makers
 from fedloom.run.training import Callback
 
 PYTHON = "python:"
@@ -44,6 +47,8 @@ _DATA = [
     "partition",
 ]
 """Settings of `data` that say which rows are read and who holds them: the object says so itself."""
+_UNSCORED = {"generate": False, "metrics": EvaluationSettings().metrics}
+"""Of an evaluation none of whose scores is there."""
 _MODEL = ["name", "revision", "dtype", "attention", "device", "trust_remote_code"]
 """Settings of `model` that say what is loaded, and how."""
 
@@ -56,6 +61,7 @@ class Objects:
     data: Any = None
     model: Any = None
     trainer: Any = None
+    metrics: Sequence[Metric] = ()
     callbacks: Sequence[Callback] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +80,12 @@ class Objects:
             _check_function(
                 "trainer", self.trainer, "a Trainer (width and run), or a function that makes one"
             )
+        for metric in self.metrics:
+            if not isinstance(metric, Metric):
+                raise ValueError(
+                    "each of metrics must be a fedloom.Metric, whose score is a function of an answer and its"
+                    f" references, got {type(metric).__name__}"
+                )
         for callback in self.callbacks:
             _check_function("each of callbacks", callback, "a function of a finished round")
 
@@ -83,6 +95,8 @@ class Objects:
         if isinstance(self.model, tuple | list):
             given["model"] = self.model[0]
         named = {section: _named(value) for section, value in given.items() if value is not None}
+        if scored := [metric.score for metric in self.metrics if metric.score is not None]:
+            named["metrics"] = ", ".join(map(_named, scored))
         if self.callbacks:
             named["callbacks"] = ", ".join(map(_named, self.callbacks))
         return named
@@ -110,7 +124,7 @@ class Objects:
         loaded = self.model() if callable(self.model) else tuple(map(copy.deepcopy, self.model))
         return base_from(loaded, settings)
 
-    def _trainer(self, parts: Parts) -> Trainer:
+    def _trainer(self, parts: TrainerParts) -> Trainer:
         made: Any = self.trainer if _is_trainer(self.trainer) else self.trainer(parts)
         if not _is_trainer(made):
             raise ValueError(
@@ -131,6 +145,8 @@ def recipe_with(recipe: str | Path | Recipe, overrides: Sequence[str], objects: 
         tree = read_tree(recipe)
     elif isinstance(recipe, Recipe):
         tree = to_tree(recipe)
+        # YAML has the names of their functions only.
+        tree["evaluation"] = {**tree["evaluation"], "metrics": list(recipe.evaluation.metrics)}
     else:
         raise RecipeError(
             "recipe must be a shipped recipe's name, a path that ends in .yaml or a Recipe, got"
@@ -162,6 +178,7 @@ def rebuilt(
             _refuse(overrides, "model", name)
         rest = {k: v for k, v in (tree.get("model") or {}).items() if k not in _MODEL}
         tree["model"] = {**rest, "name": _model_name(objects)}
+    tree["evaluation"] = _measured(tree.get("evaluation") or {}, objects.metrics)
     built = build_recipe(tree, algorithm=algorithm)
     _check_engine(built)
     return built
@@ -173,7 +190,7 @@ def require_objects(recipe: Recipe, objects: Objects, folder: Path) -> None:
     Raises:
         ValueError: with the call that gives them.
     """
-    missing = recipe.objects.keys() - objects.names().keys() - {"callbacks", "metrics"}
+    missing = recipe.objects.keys() - objects.names().keys() - {"callbacks"}
     if missing:
         named = ", ".join(f"{name} ({recipe.objects[name]})" for name in sorted(missing))
         given = ", ".join(f"{name}=..." for name in sorted(missing))
@@ -181,6 +198,27 @@ def require_objects(recipe: Recipe, objects: Objects, folder: Path) -> None:
             f"the run in {folder} was begun from Python with objects of its own, {named}: go on with"
             f' fedloom.run("{folder / "recipe.yaml"}", "{folder}", {given})'
         )
+
+
+def _measured(evaluation: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the section with the metrics that are given, less those whose function only Python has."""
+    listed = evaluation.get("metrics", EvaluationSettings().metrics)
+    if not isinstance(listed, list | tuple):
+        return dict(evaluation)
+    given = {metric.name for metric in metrics}
+    left = [item for item in listed if not _is_scored(item) and _names_of(item).isdisjoint(given)]
+    found = {**evaluation, "metrics": [*left, *metrics]}
+    return found if found["metrics"] or not listed else {**found, **_UNSCORED}
+
+
+def _is_scored(item: Any) -> bool:
+    return isinstance(item, Mapping) and any(
+        isinstance(fields, Mapping) and "score" in fields for fields in item.values()
+    )
+
+
+def _names_of(item: Any) -> set[Any]:
+    return set(item) if isinstance(item, Mapping) else set()
 
 
 def to_yaml(recipe: Recipe) -> str:

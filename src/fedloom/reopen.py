@@ -27,10 +27,11 @@ _FREE = (
     # A model is known by the hash of its weights, wherever it lies.
     "model.name",
     "model.revision",
-    # So are rows by theirs; a function that is called after a round decides no number.
+    # So are rows by theirs; metrics are a section, and what is called after a round decides no number.
     "objects",
     "objects.data",
     "objects.model",
+    "objects.metrics",
     "objects.callbacks",
     "run.trackers",
     "run.baselines",

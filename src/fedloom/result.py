@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedloom.core.metrics import METRICS, MetricTable
+from fedloom.core.metrics import METRICS, Metric, MetricTable
 from fedloom.core.places import folder_at
 from fedloom.core.protocols import ClientId, Split
 from fedloom.objects import Objects
@@ -156,6 +156,7 @@ def open_run(
     data: Any = None,
     model: Any = None,
     trainer: Any = None,
+    metrics: Sequence[Metric] = (),
     console: Console | None = None,
     anyway: bool = False,
     moved: Path | None = None,
@@ -169,6 +170,7 @@ def open_run(
         data: For `evaluate`.
         model: For `evaluate`, `chat` and `export`.
         trainer: For `evaluate`, where it is to measure; the package's own does if not given.
+        metrics: For `evaluate`; those whose function is not given are left out.
         console: Where notes go; nowhere if not given.
         anyway: Go on although data or model are not what the run was begun with, and write that down.
         moved: Where the base model is now, if it has moved.
@@ -177,7 +179,7 @@ def open_run(
         ValueError: where there is no run.
     """
     require_run(Path(folder))
-    objects = Objects(algorithm=algorithm, data=data, model=model, trainer=trainer)
+    objects = Objects(algorithm=algorithm, data=data, model=model, trainer=trainer, metrics=metrics)
     return Result(Path(folder), objects, console or Console(quiet=True), anyway, moved)
 
 
