@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fedloom import experiment
 from fedloom.cli_console import NOTHING_CHANGED, show_outcome
+from fedloom.engines.loopback import Loopback
 from fedloom.results.plan import make_plan
 from fedloom.run.recipe_settings import Recipe
 
@@ -277,3 +278,69 @@ def test_rounds_that_change_nothing_are_counted_and_end_a_command_with_a_code_of
     summary.write_text(json.dumps({**result.summary, "rounds_unchanged": 1}))
     show_outcome(result, console=Console())
     assert "1 of 2" in capsys.readouterr().out
+
+
+def test_a_loop_of_ones_own_is_the_run_itself(small_recipe: Make, tmp_path: Path) -> None:
+    recipe = small_recipe(run={"baselines": ["local"]}, evaluation={"every": 1})
+    whole = experiment.run(recipe, tmp_path / "whole")
+    with experiment.session(recipe, tmp_path / "own") as own:
+        rounds = list(own.rounds())
+        measured = own.evaluate("test")
+    assert own.result.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert own.result.baselines.keys() == {"local"}
+    assert own.result.report.is_file()
+    assert [finished.number for finished in rounds] == [1, 2, 3]
+    assert rounds[-1].metrics["test/loss"] == measured.metrics["loss"]
+    assert measured.clients.keys() == {record["client"] for record in whole.clients}
+
+
+def test_a_loop_that_is_left_delivers_and_is_taken_up_again(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = small_recipe(evaluation={"every": 1})
+    whole = experiment.run(recipe, tmp_path / "whole").summary
+    with experiment.session(recipe, tmp_path / "own") as own:
+        for finished in own.rounds():
+            if finished.number == 1:
+                break
+        again = next(own.rounds())
+        assert again.number == 2
+    assert own.result.summary["rounds"] == 2
+    assert own.result.summary["stopped_early"]
+    with pytest.raises(RuntimeError), experiment.session(recipe, tmp_path / "own") as own:
+        next(own.rounds())
+        raise RuntimeError
+    assert own.result.summary["rounds"] == 2, (
+        "nothing is delivered where the block ends in an error"
+    )
+    assert experiment.run(recipe, tmp_path / "own").summary["state_sha256"] == whole["state_sha256"]
+
+
+def test_a_session_whose_rounds_nobody_asked_for_leaves_no_summary(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    with experiment.session(small_recipe(), tmp_path / "run") as own:
+        assert own.evaluate("validation").round == 0
+        with pytest.raises(ValueError, match="split must be validation or test, got 'train'"):
+            own.evaluate("train")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has no summary\.json, as its run is not finished"):
+        _ = own.result.summary
+
+
+def test_lost_clients_are_told_to_callbacks(small_recipe: Make, tmp_path: Path) -> None:
+    seen = []
+    with experiment.session(small_recipe(engine="loopback"), tmp_path / "run") as own:
+        assert isinstance(own.session.engine, Loopback)
+        own.session.engine.lost = frozenset(["client-001"])
+        seen = [finished.failures for finished in own.rounds()]
+    assert {failure.client for failures in seen for failure in failures} == {"client-001"}
+    assert all(failures for failures in seen)
+
+
+def test_a_run_without_a_folder_goes_where_the_command_line_puts_it(
+    small_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    recipe = small_recipe(run={"rounds": 1, "samples": 0})
+    assert experiment.run(recipe).folder == Path("runs/small-2")
