@@ -226,7 +226,7 @@ def test_a_later_command_that_reads_no_rows_needs_none(begun: Path) -> None:
 
 def test_other_rows_are_refused_as_from_a_file(begun: Path) -> None:
     other = {**DATA, "south": ROWS}
-    with pytest.raises(ValueError, match="has changed: data"):
+    with pytest.raises(ValueError, match=r"has changed: split of the data"):
         experiment.run(begun / "recipe.yaml", begun, data=other, trainer=usual)
 
 
