@@ -169,11 +169,11 @@ def test_seeds_are_told_where_their_chances_differ() -> None:
         (Clustered(Ditto(FedKSeed(sampling=Pro()))), True),
         (DeComFL(), False),
     ):
-        seeds = describe(algorithm, algorithm.init(start, 0)).seeds  # type: ignore[attr-defined]
+        seeds = describe(algorithm, algorithm.init(start, 0)).seeds
         assert isinstance(seeds, Seeds) == known
         if seeds is not None:
             assert torch.equal(seeds.chances, torch.full((8,), 1 / 8, dtype=torch.float64))
-        assert describe(algorithm).seeds is None  # type: ignore[arg-type]
+        assert describe(algorithm).seeds is None
 
 
 @pytest.mark.parametrize(
@@ -269,8 +269,8 @@ def test_what_was_released_is_charged_however_deep(tmp_path: Any) -> None:
     private: Any = Private(FedAvg(), 1.0, noise_multiplier=0.0)
     releases = [(1, "seal", 0.5, 0.0), (2, "other", 0.5, 0.0)]
     for algorithm in (private, Ditto(private), Freeze(Prune(Flasc(private)))):
-        assert isinstance(algorithm, Accounts)
         state: Any = algorithm.init(START, 0)
+        assert isinstance(algorithm, Accounts)
         after = algorithm.charge(state, releases)
         assert type(after) is type(state)
         assert list(algorithm.released(after) or ()) == releases

@@ -34,7 +34,7 @@ def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
     whole, said = it.rounds(algorithm, engine, 6, after=checkpoints.save)
     changed = sorted(whole.state.grouping.changes)
     assert changed, "clients that count up and clients that count down are told apart"
-    assert whole.state.centers
+    assert whole.state.cluster_states
     middle = changed[-1] - 1
     for late in range(middle + 1, 7):
         (tmp_path / "c" / f"round-{late:06d}.ckpt").unlink()
@@ -57,7 +57,7 @@ def test_one_cluster_is_the_inner_algorithm_to_the_bit(
     plain, said = it.rounds(inner, it.engine(InProcess, inner, tmp_path / "a"), 3)
     algorithm = Clustered(inner, Auto(1))
     whole, told = it.rounds(algorithm, it.engine(InProcess, algorithm, tmp_path / "b"), 3)
-    assert state_sha256(whole.state.whole) == state_sha256(plain.state)
+    assert state_sha256(whole.state.global_state) == state_sha256(plain.state)
     for (ours, _), (theirs, _) in zip(told, said, strict=True):
         assert {name: ours[name] for name in theirs} == dict(theirs), "bytes too"
 
@@ -68,10 +68,10 @@ def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: P
     run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
     engine = it.engine(InProcess, LocalOnly(), tmp_path / "b")
     it.rounds(LocalOnly(), engine, 3, sampler=Full())
-    assert len(run.state.centers) == 8
+    assert len(run.state.cluster_states) == 8
     for client, cluster in run.state.grouping.assignment.items():
         alone = engine.store.load(client, 9)["personal"]
-        for name, value in run.state.centers[cluster].params.items():
+        for name, value in run.state.cluster_states[cluster].params.items():
             assert float((value - alone[name]).abs().max()) < 1e-13
 
 

@@ -150,12 +150,12 @@ class Told:
         def release(mechanism: Mechanism, uploads: Any, round: Round, **kwargs: Any) -> Any:
             uploads = list(uploads)
             out = original(mechanism, uploads, round, **kwargs)
-            exact, kept = NoisySum(), kwargs["kept"]
+            exact, kept = NoisySum(), kwargs["mask"]
             for upload in uploads or [kwargs["nobodys"]()]:
                 numbers = {group: params for group, params in upload.items() if group != SIGNAL}
                 exact.add(clipped(within(numbers, kept), CLIP if uploads else 0.0)[0])
             expected = round.rate * len(round.population)
-            mean = exact.mean(expected, std=0.0, key=b"", path=(), kept={})
+            mean = exact.mean(expected, std=0.0, key=b"", path=(), mask={})
             noise = flat(out[0]) - flat(mean)
             self.noise.append(noise[noise != 0] / out[2]["noise_std"])
             return out

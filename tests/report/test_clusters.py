@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedloom.clustering.given import Given
-from fedloom.clustering.members import Grouping, described, listened, regrouped
+from fedloom.clustering.members import Grouping, clusters_of, regrouped, with_rows
 from fedloom.report.page import write_report
 from fedloom.results.clusters import clusters_record
 
@@ -26,13 +26,13 @@ def planted(clients: int, groups: int) -> Grouping:
         for i in range(clients)
     }
     some = dict(list(rows.items())[: 2 * clients // 3])
-    grouping, _ = regrouped(listened(Grouping(), some, 2), 2)
-    return regrouped(listened(grouping, rows, 3), 3)[0]
+    grouping, _ = regrouped(with_rows(Grouping(), some, 2), 2)
+    return regrouped(with_rows(grouping, rows, 3), 3)[0]
 
 
 def told(clients: int, groups: int) -> dict[str, Any]:
     profiles = {f"client-{i:03d}": {"language": "abcdefgh"[i % groups]} for i in range(clients)}
-    return clusters_record(described(planted(clients, groups)), profiles)
+    return clusters_record(clusters_of(planted(clients, groups)), profiles)
 
 
 def page(folder: Path, **files: Any) -> str:
@@ -78,7 +78,7 @@ def test_clusters_by_a_label_have_neither_similarity_nor_tree(fabricate: Make) -
     state = algorithm.init({"w": torch.zeros(1)}, 0)
     replies = [Reply(client, {"delta": {"w": torch.ones(1)}}) for client in people]
     state, _ = algorithm.server_update(state, round, iter(replies))
-    record = clusters_record(described(state.grouping), people)
+    record = clusters_record(clusters_of(state.grouping), people)
     part = section(page(fabricate(clients=3), clusters=record), "clusters")
     assert part.count("<svg") == 1
     assert "2 clusters." in part
@@ -87,7 +87,7 @@ def test_clusters_by_a_label_have_neither_similarity_nor_tree(fabricate: Make) -
 
 def test_a_run_that_never_found_a_cluster_says_nothing(fabricate: Make) -> None:
     assert not section(
-        page(fabricate(), clusters=clusters_record(described(Grouping()), {})), "clusters"
+        page(fabricate(), clusters=clusters_record(clusters_of(Grouping()), {})), "clusters"
     )
     assert not section(page(fabricate("without")), "clusters")
 

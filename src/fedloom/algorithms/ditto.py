@@ -63,13 +63,14 @@ class Ditto(Wrapper[State]):
         return self.inner.broadcast(state, round)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         shared = self.inner.deployed(task.download, client_state)
         start = client_state.get("ditto", shared)
         pull = Proximal(self.strength, shared) if self.strength else None
         done = yield Fit(start, proximal=pull, steps=self.steps)
         personal = {f"personal/{name}": value for name, value in done.metrics.items()}
-        return replace(reply, metrics={**reply.metrics, **personal}), {**kept, "ditto": done.params}
+        reply = replace(reply, metrics={**reply.metrics, **personal})
+        return reply, {**new_state, "ditto": done.params}
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return (

@@ -99,6 +99,6 @@ class FedAvg:
     def server_update(
         self, state: FedAvgState, round: Round, replies: Iterable[Reply]
     ) -> tuple[FedAvgState, Metrics]:
-        delta, told = self.combine.combine(state.params, replies)
+        delta, metrics = self.combine.combine(state.params, replies)
         params, moments = self.server.step(state.params, delta, state.moments)
-        return FedAvgState(params, moments), told
+        return FedAvgState(params, moments), metrics

@@ -86,7 +86,7 @@ class FedKSeed:
         return "each" if self.uploads == "scalars" else "mean"
 
     def describe(self, state: FedKSeedState | None) -> Description:
-        chances = state and self.sampling.chances(state.sizes, state.draws)
+        chances = None if state is None else self.sampling.chances(state.sizes, state.draws)
         seeds = None if chances is None else Seeds(chances)
         return Description(seeds=seeds, steps="fedkseed.steps")
 
@@ -140,13 +140,13 @@ class FedKSeed:
             return replace(reply, upload={"delta": {NAME: landed(walk, -lr * scalars, num_seeds)}})
 
         delta = mean_upload(replies if self.uploads == "delta" else map(replayed, replies))["delta"]
-        told: Metrics = {}
+        metrics: Metrics = {}
         if chances is not None:
-            told = {"effective_seeds": 1 / float(chances.square().sum())}
+            metrics = {"effective_seeds": 1 / float(chances.square().sum())}
             if self.sampling.corrected:
                 delta = {NAME: delta[NAME] / (chances * num_seeds)}
         params, moments = self.server.step(state.params, delta, state.moments)
-        return FedKSeedState(params, moments, sizes, draws), told
+        return FedKSeedState(params, moments, sizes, draws), metrics
 
     def _walk(self, seed: int, chances: Tensor | None, num_seeds: int) -> Tensor:
         """Return the walk of the task of that seed; without chances as its first work would draw it."""

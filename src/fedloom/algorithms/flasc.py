@@ -78,16 +78,16 @@ class Flasc(Wrapper[State]):
         return once_each(self.inner.broadcast(state, round), density, thin)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         if "delta" not in reply.upload:
-            return reply, kept
+            return reply, new_state
         delta = reply.upload["delta"]
         if self.error_feedback and "unsent" in client_state:
             delta = add(delta, client_state["unsent"])
         sent = keep_largest(delta, self.upload.at(task.round, task.profile), scope=self.scope)
         if self.error_feedback:
-            kept = {**kept, "unsent": sub(delta, sent)}
-        return replace(reply, upload={**reply.upload, "delta": sent}), kept
+            new_state = {**new_state, "unsent": sub(delta, sent)}
+        return replace(reply, upload={**reply.upload, "delta": sent}), new_state
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)

@@ -99,5 +99,5 @@ class PFedMe:
         self, state: PFedMeState, round: Round, replies: Iterable[Reply]
     ) -> tuple[PFedMeState, Metrics]:
         # (1 - beta) w + beta mean(w_i)
-        delta, told = self.combine.combine(state.params, replies)
-        return PFedMeState(axpy(self.server_mix, delta, state.params)), told
+        delta, metrics = self.combine.combine(state.params, replies)
+        return PFedMeState(axpy(self.server_mix, delta, state.params)), metrics

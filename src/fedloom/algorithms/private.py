@@ -77,7 +77,7 @@ class Private(Wrapper[State]):
     noise_on: Literal["everywhere", "support"] = "everywhere"
     """Where uploads and noise may be: everywhere, or where the download is not zero."""
     noise_seed: int | None = None
-    """For tests: a known seed gives cohorts and noise away, so it protects nobody; no epsilon is told."""
+    """For tests: a known seed gives cohorts and noise away, so it protects nobody; there is no epsilon then."""
 
     quiet: bool = False
     """Keep metrics, counts, sizes and samples out of the run's folder; the terminal shows them."""
@@ -137,16 +137,16 @@ class Private(Wrapper[State]):
             raise ValueError("private draws cohorts, got an algorithm below it that does so too")
         if self.quantile is None:
             return sent
-        told = {SIGNAL: {"clip": torch.tensor(state.mechanism.clip, dtype=torch.float64)}}
-        return once_each(sent, lambda _: 0.0, lambda payload, _: {**payload, **told})
+        signal = {SIGNAL: {"clip": torch.tensor(state.mechanism.clip, dtype=torch.float64)}}
+        return once_each(sent, lambda _: 0.0, lambda payload, _: {**payload, **signal})
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         clip = self.clip if self.quantile is None else float(task.download[SIGNAL]["clip"])
-        upload, size = clipped(within(reply.upload, self._kept([task.download])), clip)
+        upload, size = clipped(within(reply.upload, self._mask([task.download])), clip)
         if self.quantile is not None:
             upload = {**upload, SIGNAL: {"below": torch.tensor(size <= clip)}}
-        return Reply(task.client, upload), kept  # weight and metrics would tell of the data
+        return Reply(task.client, upload), new_state  # weight and metrics would tell of the data
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)
@@ -164,13 +164,13 @@ class Private(Wrapper[State]):
 
         uploads = (reply.upload for reply in replies)
         sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
-        mean, mechanism, told = self.terms.fund(state.mechanism, round).release(
-            uploads, round, kept=self._kept(sent.values()), quantile=self.quantile, nobodys=nobodys
+        mean, mechanism, clip_metrics = self.terms.fund(state.mechanism, round).release(
+            uploads, round, mask=self._mask(sent.values()), quantile=self.quantile, nobodys=nobodys
         )
         spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
         replies = [Reply("mean of the cohort", mean)]
         inner, metrics = self.inner.server_update(state.inner, everybody, replies)
-        return PrivateState(inner, mechanism), {**metrics, **told, **spent}
+        return PrivateState(inner, mechanism), {**metrics, **clip_metrics, **spent}
 
-    def _kept(self, downloads: Iterable[Payload]) -> Params:
+    def _mask(self, downloads: Iterable[Payload]) -> Params:
         return {} if self.noise_on == "everywhere" else moved(p["params"] for p in downloads)

@@ -100,8 +100,8 @@ class Prune(Wrapper[State]):
             while True:
                 work = half.send((yield _inside(work, mask)))
         except StopIteration as stop:
-            reply, kept = stop.value
-        return _recut(reply, mask, pick), kept
+            reply, new_state = stop.value
+        return _recut(reply, mask, pick), new_state
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(_whole(download), client_state)
@@ -152,5 +152,5 @@ def _recut(reply: Reply, mask: Params, how: Callable[[Params, Params], Params]) 
 def _inside(work: Work, mask: Params) -> Work:
     if not mask or not isinstance(work, Fit):
         return work
-    inside = {name: kept.to(work.start[name].dtype) for name, kept in mask.items()}
+    inside = {name: entry.to(work.start[name].dtype) for name, entry in mask.items()}
     return replace(work, mask=params_map(torch.mul, inside, work.mask) if work.mask else inside)
