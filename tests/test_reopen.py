@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import small_tree
 from typer.testing import CliRunner
 
+from fedloom import experiment
 from fedloom.cli import app
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 
 COMMANDS: dict[str, list[str]] = {
@@ -55,7 +55,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree["data"] = {"source": "data.jsonl", "num_clients": 2, "max_length": 64}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        run_recipe(build_recipe(tree), home / "run")
+        experiment.run(build_recipe(tree), home / "run")
     return home
 
 
@@ -562,7 +562,7 @@ def test_coordinates_that_count_from_other_weights_are_never_taken(
     }
     if space == "seeds":
         sections |= {"algorithm": {"fedkseed": {"steps": 2}}, "local": {"lr": 1e-4, "steps": None}}
-    run_recipe(build_recipe(small_tree(Path("model"), **sections)), tmp_path / "run")
+    experiment.run(build_recipe(small_tree(Path("model"), **sections)), tmp_path / "run")
     other_weights(tmp_path)
     for command in ("chat", "resume"):
         typed_as = [one for one in COMMANDS[command] if one not in ("--client", "client-000")]
@@ -630,7 +630,7 @@ def test_a_run_whose_clients_hold_no_test_data_says_so_and_still_delivers(
     for name, fractions in {"some": [0.9, 0.1, 0.0], "none": [1.0, 0.0, 0.0]}.items():
         tree["data"] = {**tree["data"], "source": "data.jsonl", "where": {}, "num_examples": None}
         tree["data"]["fractions"] = fractions
-        run_recipe(build_recipe(tree), home / name)
+        experiment.run(build_recipe(tree), home / name)
         refusal = typed(["evaluate", name])[0]
         assert refusal is not None
         assert re.search(f"^no client of {name} holds test data: data.fractions .*, 0 ", refusal)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.loop import Run
 from fedloom.run.recipe_settings import Recipe
@@ -81,13 +81,13 @@ def test_a_run_does_not_go_on_where_its_coefficients_mean_another_model(
 ) -> None:
     """Check fedkseed A10, at resume: what the recipe cannot tell, since a name stays and a file changes."""
     folder = tmp_path / "run"
-    run_recipe(recipe_of(1), folder)
+    experiment.run(recipe_of(1), folder)
     before = {p: p.read_bytes() for p in (folder / "metrics.jsonl", *folder.glob("checkpoints/*"))}
     change(model, monkeypatch)
     until = r"has changed: (.*; )?"
     remedy = r", \w+ then and \w+ now.*: put it back, or begin a new run; what was learnt counts"
     with pytest.raises(ValueError, match=rf"{until}{said}{remedy}"):
-        run_recipe(recipe_of(2), folder)
+        experiment.run(recipe_of(2), folder)
     assert before == {path: path.read_bytes() for path in before}, "nothing has happened yet"
 
 
@@ -95,11 +95,11 @@ def test_another_distribution_is_refused_by_the_recipe_and_where_that_is_not_ask
     recipe_of: Make, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run_recipe(recipe_of(1), folder)
+    experiment.run(recipe_of(1), folder)
     with pytest.raises(
         ValueError, match=r'tune\.seeds\.distribution was "rademacher" and is "gaussian"'
     ):
-        run_recipe(recipe_of(2, "gaussian"), folder)
+        experiment.run(recipe_of(2, "gaussian"), folder)
     other = build(recipe_of(1, "gaussian"), folder)
     with pytest.raises(
         ValueError, match=r"distribution of the directions .*: here gaussian, there radem"
@@ -111,15 +111,15 @@ def test_another_distribution_is_refused_by_the_recipe_and_where_that_is_not_ask
 def test_where_all_is_the_same_a_run_goes_on_as_if_never_stopped(
     recipe_of: Make, tmp_path: Path
 ) -> None:
-    run_recipe(recipe_of(1), tmp_path / "run")
-    resumed = run_recipe(recipe_of(3), tmp_path / "run")[""]
-    whole = run_recipe(recipe_of(3), tmp_path / "whole")[""]
+    experiment.run(recipe_of(1), tmp_path / "run")
+    resumed = experiment.run(recipe_of(3), tmp_path / "run").summary
+    whole = experiment.run(recipe_of(3), tmp_path / "whole").summary
     assert resumed["state_sha256"] == whole["state_sha256"]
 
 
 def test_weights_need_no_handshake(small_recipe: Make, tmp_path: Path) -> None:
     """Checkpoints of other spaces hold none, and one of seeds is not taken for theirs."""
-    run_recipe(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path)
+    experiment.run(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path)
     session = build(small_recipe(), tmp_path)
     assert last_run(session).number == 1
     seeds = Checkpoints(tmp_path / "seeds", space={"base": "0123", "distribution": "gaussian"})

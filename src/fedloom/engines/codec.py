@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedloom.client.rehearsal import check_finite, rehearse
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -27,6 +28,8 @@ class MessageCodec:
 
     algorithm: Algorithm[Any]
     wire: WireSettings
+    metrics: MetricTable = METRICS
+    """What clients may report."""
     _schemas: dict[Any, Schema] = field(default_factory=dict)
 
     def bodies(self, tasks: Sequence[Task]) -> dict[int, bytes]:
@@ -74,6 +77,7 @@ class MessageCodec:
                 message,
                 expected=self._expected(task),
                 measured=task.kind != "train",
+                metrics=self.metrics,
                 max_bytes=self.wire.max_bytes,
             )
             if reply.client != task.client:

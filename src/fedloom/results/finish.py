@@ -85,12 +85,12 @@ def record_setup(session: Session) -> None:
 
 def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, Any]:
     """Return summary.json: results, totals and the hash of the server's state."""
-    recipe, history = session.recipe, MetricsLog.read(session.folder / "metrics.jsonl")
+    recipe, table = session.recipe, session.recipe.evaluation.table
     described = describe(recipe.algorithm, run.state)
+    history = MetricsLog.read(session.folder / "metrics.jsonl", table)
     totals = {} if described.quiet else _totals(history)
-    best = {
-        m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
-    }
+    found = {m: history.best(m) for m in history.measured()}
+    best = {m: {"round": b[0], "value": b[1]} for m, b in found.items() if b is not None}
     ends = {m: history.ends(m) for m in history.measured()}
     return {
         "name": recipe.name,
@@ -108,9 +108,17 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "num_clients": len(session.learners),
         "num_clusters": _num_clusters(described),
         "state_sha256": state_sha256(run),
+        **_drawn(session),
         "stopped_early": run.number < recipe.run.rounds,
         "privacy": privacy_record(described.privacy, history),
     }
+
+
+def _drawn(session: Session) -> dict[str, Any]:
+    """Return how many clients each evaluation drew, and of how many; nothing where all were measured."""
+    able = sum(bool(session.counts[client].test) for client in session.judges)
+    wanted = session.recipe.evaluation.clients
+    return {"evaluated": {"clients": wanted, "of": able}} if wanted and wanted < able else {}
 
 
 def _totals(history: MetricsLog) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import base64
 
-from fedloom.core.metrics import checked
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import Reply, Task
+from fedloom.core.reported import checked
 from fedloom.core.schema import Schema, num_bytes
 from fedloom.wire.body import decode_body, encode_body
 from fedloom.wire.frame import frame, split
@@ -65,6 +66,7 @@ def decode_reply(
     *,
     expected: Schema | None = None,
     measured: bool = False,
+    metrics: MetricTable = METRICS,
     max_bytes: int | None = MAX_BYTES,
 ) -> Reply:
     """Return the reply of a message; nothing is allocated for one that is not what was asked for.
@@ -73,6 +75,7 @@ def decode_reply(
         data: The message.
         expected: The tensors that were asked for; None takes any.
         measured: Whether it answers an evaluation, whose metrics are averaged.
+        metrics: Which ones there are.
         max_bytes: Limit of the decoded tensors; None trusts the sender.
 
     Raises:
@@ -80,11 +83,11 @@ def decode_reply(
     """
     header, body = split(data, max_bytes=max_bytes, header_bytes=_HEADER_BYTES)
     match header:
-        case {"client": str(client), "weight": weight, "metrics": dict(metrics), **others} if (
+        case {"client": str(client), "weight": weight, "metrics": dict(reported), **others} if (
             not others
         ):
             try:
-                told = checked(metrics, measured=measured)
+                told = checked(reported, measured=measured, table=metrics)
                 heavy = _weight(weight)
             except ValueError as error:
                 raise WireError(f"the header of the reply is malformed: {error}") from None
