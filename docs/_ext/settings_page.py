@@ -102,7 +102,10 @@ def table_of(hint: Any) -> Mapping[str, type] | None:
 
 def page() -> str:
     """Return settings.md."""
-    lines, shown = [HEAD, "## algorithm\n", "A name, or a list of wrappers around one, outermost first.\n"], set[int]()
+    lines, shown = (
+        [HEAD, "## algorithm\n", "A name, or a list of wrappers around one, outermost first.\n"],
+        set[int](),
+    )
     inside: list[tuple[str, Any]] = []
 
     def section(title: str, path: str, cls: type) -> None:
@@ -122,7 +125,11 @@ def page() -> str:
             lines.append(f"## {field.name}\n")
             table = table_of(hints[field.name])
             for name, cls in (table or {"": hints[field.name]}).items():
-                section(f"{field.name}: {name}" if name else f"settings of {field.name}", field.name, cls)
+                section(
+                    f"{field.name}: {name}" if name else f"settings of {field.name}",
+                    field.name,
+                    cls,
+                )
     lines.append("## Choices inside sections\n")
     while inside:
         path, hint = inside.pop(0)
