@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from fedloom.core.metrics import METRICS, Metric
-from fedloom.tracking.metric_format import better, change, duration, measures, quality, shown
+from fedloom.core.metrics import METRICS
+from fedloom.tracking.metric_format import better, change, duration, quality, shown
 
 
 @pytest.mark.parametrize(
