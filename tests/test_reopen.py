@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.run.conftest import small_tree
+from tests.conftest import small_tree
 from typer.testing import CliRunner
 
 from fedloom.cli import app
@@ -408,35 +408,35 @@ CHANGES: dict[str, tuple[Change, Said]] = {
             ): "^line 2 of run/clients.jsonl is no object with the number of a round: r"
         },
     ),
-    "memory gone": (
-        gone("run/memory"),
+    "client state gone": (
+        gone("run/client_state"),
         {
-            OPENED: f"{NONE_GOOD}the memory of client-000 after round 2 is missing from run/.*{MISSING}"
+            OPENED: f"{NONE_GOOD}the client state of client-000 after round 2 is missing from run/.*{MISSING}"
         },
     ),
-    "memory of one gone": (
-        gone("run/memory/client-001"),
+    "client state of one gone": (
+        gone("run/client_state/client-001"),
         {
-            OPENED: f"{NONE_GOOD}the memory of client-001 after round 2 is missing from run/.*{MISSING}"
+            OPENED: f"{NONE_GOOD}the client state of client-001 after round 2 is missing from run/.*{MISSING}"
         },
     ),
-    "memory cut": (cut("run/memory/client-000/2"), {}),
-    "memory of another client": (
-        lambda home: shutil.copy("run/memory/client-001/2", "run/memory/client-000/2"),
+    "client state cut": (cut("run/client_state/client-000/2"), {}),
+    "client state of another client": (
+        lambda home: shutil.copy("run/client_state/client-001/2", "run/client_state/client-000/2"),
         {},
     ),
-    "memory with a foreign file": (text("run/memory/notes.txt", "x"), {}),
-    "memory with a foreign number": (text("run/memory/client-000/007", "x"), {}),
-    "memory a file": (
-        lambda home: (gone("run/memory")(home), text("run/memory", "x")(home)),
+    "client state with a foreign file": (text("run/client_state/notes.txt", "x"), {}),
+    "client state with a foreign number": (text("run/client_state/client-000/007", "x"), {}),
+    "client state a file": (
+        lambda home: (gone("run/client_state")(home), text("run/client_state", "x")(home)),
         {
-            ("resume",): "^run/memory is no folder: remove it$",
+            ("resume",): "^run/client_state is no folder: remove it$",
             (
                 "evaluate",
                 "export",
                 "chat",
                 "route",
-            ): f"{NONE_GOOD}.* is missing from run/memory; {MISSING}",
+            ): f"{NONE_GOOD}.* is missing from run/client_state; {MISSING}",
         },
     ),
     "checkpoints with a foreign file": (text("run/checkpoints/round-7.ckpt", "x"), {}),
@@ -471,12 +471,12 @@ CHANGES: dict[str, tuple[Change, Said]] = {
 BACKED = {
     "metrics.jsonl without its end",
     "clients.jsonl without its end",
-    "memory cut",
-    "memory of another client",
+    "client state cut",
+    "client state of another client",
     "newest checkpoint cut",
 }
 """An older checkpoint stands in, which is said: `resume` ends as if nothing had happened."""
-QUICK = {"nothing", "memory cut"}
+QUICK = {"nothing", "client state cut"}
 
 
 def cases() -> list[Any]:

@@ -78,7 +78,7 @@ def test_damaged_memory_is_refused_instead_of_an_older_one(
     store.save("c", 2, client_state(2))
     path = store.folder / "c" / "2"
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(ClientError, match=r"the client_state of c cannot be read from .*c/2: the "):
+    with pytest.raises(ClientError, match=r"the client state of c cannot be read from .*c/2: the "):
         store.load("c", before=3)
     assert value(store.load("c", before=2)) == 1
 
@@ -88,7 +88,7 @@ def test_memory_of_another_client_or_round_is_refused(store: ClientStateStore) -
     store.save("b", 2, client_state(2))
     os.replace(store.folder / "b" / "2", store.folder / "a" / "2")
     with pytest.raises(
-        ClientError, match=r"a/2 is not the client_state of a: it says .*'client': 'b'"
+        ClientError, match=r"a/2 is not the client state of a: it says .*'client': 'b'"
     ):
         store.load("a", before=3)
     os.replace(store.folder / "a" / "1", store.folder / "a" / "2")
@@ -168,7 +168,7 @@ def test_what_was_kept_is_known_and_its_loss_is_noticed(store: ClientStateStore)
     (store.folder / "a" / "1").unlink()
     store.check(store.kept(before=9))
     with pytest.raises(
-        ClientError, match=r"the client_state of a after round 1 is missing from .*client_state$"
+        ClientError, match=r"the client state of a after round 1 is missing from .*client_state$"
     ):
         store.check(kept)
 
@@ -179,10 +179,10 @@ def test_kept_memory_is_read_when_it_is_checked(store: ClientStateStore) -> None
     kept = store.kept(before=2)
     whole = (store.folder / "a" / "1").read_bytes()
     (store.folder / "a" / "1").write_bytes(whole[:-1])
-    with pytest.raises(ClientError, match=r"the client_state of a cannot be read from .*a/1: "):
+    with pytest.raises(ClientError, match=r"the client state of a cannot be read from .*a/1: "):
         store.check(kept)
     (store.folder / "a" / "1").write_bytes((store.folder / "b" / "1").read_bytes())
-    with pytest.raises(ClientError, match=r"a/1 is not the client_state of a: it says .*'b'"):
+    with pytest.raises(ClientError, match=r"a/1 is not the client state of a: it says .*'b'"):
         store.check(kept)
 
 

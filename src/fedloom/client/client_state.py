@@ -25,10 +25,10 @@ class ClientStateStore:
     _unsynced: set[ClientId] = field(default_factory=set, compare=False, repr=False)
 
     def load(self, client: ClientId, before: int) -> Payload:
-        """Return the newest client_state older than round `before`, empty if there is none.
+        """Return the newest client state older than round `before`, empty if there is none.
 
         Raises:
-            ClientError: where that client_state is damaged; an older one would silently give other results.
+            ClientError: where that client state is damaged; an older one would silently give other results.
         """
         older = [number for number in self._rounds(client) if number < before]
         if not older:
@@ -36,11 +36,11 @@ class ClientStateStore:
         path = self._path(client, max(older))
         header, client_state = _read(path, client)
         if header != {"client": client, "round": max(older)}:
-            raise ClientError(f"{path} is not the client_state of {client}: it says {dict(header)}")
+            raise ClientError(f"{path} is not the client state of {client}: it says {dict(header)}")
         return client_state
 
     def kept(self, before: int) -> dict[str, int]:
-        """Return, by the name of each client's folder, the round of the client_state that `load(client, before)` reads."""
+        """Return, by the name of each client's folder, the round of the client state that `load(client, before)` reads."""
         found = {folder.name: _rounds(folder) for folder in self._folders()}
         older = {name: [n for n in rounds if n < before] for name, rounds in found.items()}
         return {name: max(rounds) for name, rounds in older.items() if rounds}
@@ -55,13 +55,13 @@ class ClientStateStore:
             path = self.folder / name / str(number)
             if not path.is_file():
                 raise ClientError(
-                    f"the client_state of {name} after round {number} is missing from {self.folder}"
+                    f"the client state of {name} after round {number} is missing from {self.folder}"
                 )
             header, _ = _read(path, name)
             client = str(header.get("client"))
             if header.get("round") != number or _file_name(client) != name:
                 raise ClientError(
-                    f"{path} is not the client_state of {name}: it says {dict(header)}"
+                    f"{path} is not the client state of {name}: it says {dict(header)}"
                 )
 
     def save(self, client: ClientId, round: int, client_state: Payload) -> None:
@@ -111,7 +111,7 @@ def _read(path: Path, client: str) -> tuple[Mapping[str, Any], Payload]:
         return told, _unpacked(packed, header["layout"])
     except (WireError, OSError, KeyError) as error:
         raise ClientError(
-            f"the client_state of {client} cannot be read from {path}: {error}"
+            f"the client state of {client} cannot be read from {path}: {error}"
         ) from error
 
 

@@ -231,8 +231,8 @@ class _Recorder:
         self.lines["metrics.jsonl"] += 1
 
     def beside(self, run: Run[Any]) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the run: which memory and how many records belong to it."""
-        return {"memory": self.session.store.kept(before=run.number + 1), "lines": self.lines}
+        """Return what a checkpoint keeps beside the run: which client state and how many records belong to it."""
+        return {"client_state": self.session.store.kept(before=run.number + 1), "lines": self.lines}
 
     def note(self, number: int, failures: Sequence[ClientFailure]) -> None:
         for failure in failures:
