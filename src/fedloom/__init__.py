@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.algorithms import ALGORITHMS
+    from fedloom.core.metrics import Metric
     from fedloom.core.protocols import (
         Algorithm,
         ClientError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fedloom.algorithms": ("ALGORITHMS",),
+    "fedloom.core.metrics": ("Metric",),
     "fedloom.core.protocols": (
         "ClientFailure",
         "Algorithm",
@@ -58,6 +60,7 @@ __all__ = [
     "Engine",
     "Evaluate",
     "Fit",
+    "Metric",
     "Proximal",
     "Recipe",
     "RecipeError",
