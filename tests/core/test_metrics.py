@@ -125,7 +125,7 @@ def test_a_table_is_read_from_what_a_recipe_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    "item", [3, {"m": {"bettr": "lower"}}, {"m": 2}, {"m": {"bounds": 1}}, {"a": {}, "b": {}}]
+    "item", [3, {"m": {"direction": "lower"}}, {"m": 2}, {"m": {"bounds": 1}}, {"a": {}, "b": {}}]
 )
 def test_a_damaged_list_is_refused_in_a_sentence(item: object) -> None:
     with pytest.raises(ValueError, match=r"evaluation\.metrics must hold names and \{name: sett"):

@@ -184,7 +184,7 @@ def test_a_recipe_may_declare_what_an_algorithm_reports(tiny_folder: Path) -> No
     [
         ("chrf", r"evaluation\.metrics must be a list of names and \{name: settings\}, got 'chrf'"),
         ([3], r"evaluation\.metrics must hold names and \{name: settings\}, got 3"),
-        ([{"m": {"bettr": "lower"}}], r"unknown key 'bettr' in `evaluation\.metrics\.m`"),
+        ([{"m": {"direction": "lower"}}], r"unknown key 'direction' in `evaluation\.metrics\.m`"),
         ([{"m": {"better": "less"}}], r"evaluation\.metrics\.m\.better: input should be 'lower'"),
         (
             [{"m": {"score": "mine:f"}}],
