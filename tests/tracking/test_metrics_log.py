@@ -28,9 +28,10 @@ def history(*losses: float) -> MetricsLog:
 def test_the_best_is_a_number() -> None:
     assert history(2.0, math.nan, 1.0, math.inf).best(LOSS) == (2, 1.0)
     assert history(math.nan, 3.0).best(LOSS) == (1, 3.0)
-    number, value = history(math.nan, math.nan).best(LOSS)
-    assert number == 0
-    assert math.isnan(value)
+    best = history(math.nan, math.nan).best(LOSS)
+    assert best is not None
+    assert best[0] == 0
+    assert math.isnan(best[1])
 
 
 def test_the_ends_are_what_they_are() -> None:

@@ -69,7 +69,7 @@ class Metric:
         return value if self.better == "lower" else -value
 
 
-def _named(*metrics: Metric) -> Mapping[str, Metric]:
+def _named(*metrics: Metric) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
@@ -86,7 +86,7 @@ QUALITY: Mapping[str, Metric] = _named(
     Metric("chrf", "chrF", better="higher", bounds=_SHARE),
 )
 """How good a model is, in the order of tables."""
-REPORTED: Mapping[str, Metric] = QUALITY | _named(
+REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     Metric("num_tokens", reduce="sum", bounds=_COUNT),
     Metric("num_examples", reduce="sum", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),
@@ -171,9 +171,11 @@ class MetricTable:
             if isinstance(item, str):
                 continue
             try:
-                ((name, fields),) = item.items()
-                told = {k: tuple(v) if k == "bounds" else v for k, v in (fields or {}).items()}
-                own.append(Metric(name, **{k: v for k, v in told.items() if k != "score"}))
+                ((name, settings),) = item.items()
+                fields: dict[str, Any] = {k: v for k, v in settings.items() if k != "score"}
+                if "bounds" in fields:
+                    fields["bounds"] = tuple(fields["bounds"])
+                own.append(Metric(name, **fields))
             except (AttributeError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"evaluation.metrics must hold names and {{name: settings}}, got {ascii(item)[:60]} ({error})"

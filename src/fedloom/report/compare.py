@@ -120,8 +120,11 @@ def _row(name: str, run: Results, metric: Metric, runs: Mapping[str, Results]) -
     before, after = run.ends(metric.name)
     summary, total = run.summary, run.total_bytes()
     level, best = _level(metric, runs), run.history.best(metric.name)
-    values = run.history.of(metric.name) if level is not None else []
-    reached = [at for at, value in values if metric.cost(value) <= metric.cost(level)]
+    reached = [
+        at
+        for at, value in run.history.of(metric.name)
+        if level is not None and metric.cost(value) <= metric.cost(level)
+    ]
     return [
         name,
         str(summary.get("algorithm", "")),

@@ -13,7 +13,7 @@ from fedloom.report import figures
 from fedloom.report.run_folder import Results
 from fedloom.tracking.metric_format import better, shown
 
-_METRICS = ("exact_match", "chrf", "loss")
+_METRICS = ("exact_match", "accuracy", "chrf", "loss")
 """Of which the first that was measured is shown, the loss beside it, and users' own."""
 _DEEPEST = 0.75
 _ROW = 0.27

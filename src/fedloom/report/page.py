@@ -115,7 +115,8 @@ def _facts(own: Results) -> list[str]:
 def _tiles(own: Results, metric: Metric | None) -> list[dict[str, str]]:
     tiles = []
     loss = "test/loss" if "test/loss" in own.metrics() else None
-    for name in dict.fromkeys(filter(None, (metric and metric.name, loss))):
+    headline = metric.name if metric else None
+    for name in dict.fromkeys(filter(None, (headline, loss))):
         one, (before, after) = own.metric(name), own.ends(name)
         was = "" if before is None else shown(one, before)
         note = change(one, before, after)

@@ -15,7 +15,7 @@ from fedloom.run.session import Session
 
 _MOST = 40
 """Models that are measured on each other's clients; the personal ones of many more would take for ever."""
-_TOLD = ("loss", "exact_match", "chrf")
+_TOLD = ("loss", "exact_match", "accuracy", "chrf")
 """Of which the worst value is told, besides users' own."""
 
 
