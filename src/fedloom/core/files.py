@@ -21,7 +21,7 @@ class DamagedFile(ValueError):
 
 
 def write_atomic(
-    path: Path, *pieces: bytes, private: Path | None = None, sync: bool = True
+    path: Path, *pieces: bytes | memoryview, private: Path | None = None, sync: bool = True
 ) -> None:
     """Replace `path` by the joined pieces.
 

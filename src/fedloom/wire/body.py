@@ -7,16 +7,18 @@ Layout: compression u8, length of the table (`fedloom.wire.compact`), where comp
 import math
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Payload
-from fedloom.core.schema import Schema, difference
+from fedloom.core.schema import Schema
 from fedloom.wire.compact import read_lengths, write_lengths
+from fedloom.wire.layout import Layout, Run, dense_layout, read_layout
 from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
 from fedloom.wire.quantize import VALUE_CODECS
 from fedloom.wire.settings import MAX_BYTES, Compression, ValueType
@@ -24,11 +26,11 @@ from fedloom.wire.table import (
     DTYPES,
     MAX_JSON_BYTES,
     Block,
-    Table,
     WireError,
-    read_table,
     write_table,
 )
+
+Piece = bytes | memoryview
 
 _CHECKSUM = struct.Struct("<I")
 _COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")
@@ -45,20 +47,46 @@ def encode_body(
     Raises:
         WireError: where a tensor cannot be written as `values`.
     """
+    return b"".join(encode_pieces(payload, values=values, compression=compression))
+
+
+def encode_pieces(
+    payload: Payload,
+    *,
+    values: ValueType = "float32",
+    compression: Compression = "none",
+    sparse: bool = True,
+) -> list[Piece]:
+    """Return the pieces that are the body of `payload` one after another.
+
+    Args:
+        payload: What is said.
+        values: How float32 tensors travel.
+        compression: Of it all.
+        sparse: Whether zeros are left out where that is shorter; False saves the time to look for them.
+
+    Raises:
+        WireError: where a tensor cannot be written as `values`.
+    """
+    layout = dense_layout(payload, values)
     table: dict[str, list[Block]] = {}
-    pieces: list[bytes | memoryview] = []
-    for group, params in payload.items():
+    pieces: list[Piece] = []
+    for group, runs in layout.runs:
         table[group] = []
-        for name, tensor in params.items():
-            layout = _lay_out(_dense(group, name, tensor, values), tensor)
-            try:
-                positions, entries = _encode_tensor(layout, tensor)
-            except ValueError as error:
-                raise WireError(f"{group}/{name} cannot travel as {values}: it {error}") from None
-            table[group].append(layout.block)
-            pieces += [positions, entries]
-    rows = write_table(table)
-    num_bytes = len(rows) + sum(len(piece) for piece in pieces)
+        tensors = iter(payload[group].values())
+        for run in runs:
+            parts = _join(list(islice(tensors, len(run.blocks))))
+            if len(run.blocks) > 1 and _is_full(run, parts, sparse=sparse):
+                table[group] += run.blocks
+                pieces.append(VALUE_CODECS[run.blocks[0].values].encode(parts))
+                continue
+            for block, (_, _, start) in zip(run.blocks, run.views, strict=True):
+                part = parts[start : start + block.size]
+                found, positions, entries = _write(group, block, part, sparse=sparse)
+                table[group].append(found)
+                pieces += [positions, entries]
+    rows = layout.rows if table == layout.table else write_table(table)
+    num_bytes = len(rows) + sum(map(len, pieces))
     content = [rows, *pieces]
     if compression == "zstd":
         content = [_compress(b"".join(content))]
@@ -67,7 +95,7 @@ def encode_body(
     checksum = zlib.crc32(head)
     for piece in content:
         checksum = zlib.crc32(piece, checksum)
-    return b"".join([head, _CHECKSUM.pack(checksum), *content])
+    return [head, _CHECKSUM.pack(checksum), *content]
 
 
 def decode_body(
@@ -108,12 +136,10 @@ def decode_body(
     if table_bytes > len(content):
         raise WireError(f"the table has {table_bytes} bytes, the content only {len(content)}")
     limit = None if max_bytes is None else MAX_JSON_BYTES
-    table = read_table(content[:table_bytes], limit=limit)
-    if expected is not None and (wrong := difference(_schema(table), expected)):
-        raise WireError(f"upload {wrong}")
+    layout = read_layout(content[:table_bytes], limit=limit, expected=expected)
     blocks = content[table_bytes:]
-    _check_lengths(table, len(blocks), max_bytes)
-    return _decode_blocks(table, blocks)
+    _check_lengths(layout, len(blocks), max_bytes)
+    return _decode_blocks(layout, blocks)
 
 
 def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
@@ -121,9 +147,10 @@ def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
 
     Of a tensor on the meta device only shape and type are known: it counts as if it had no zeros.
     """
+    layout = dense_layout(payload, values)
     table: dict[str, list[Block]] = {}
     for group, params in payload.items():
-        dense = ((_dense(group, name, t, values), t) for name, t in params.items())
+        dense = zip(layout.table[group], params.values(), strict=True)
         table[group] = [block if t.is_meta else _lay_out(block, t).block for block, t in dense]
     blocks = [block for group in table.values() for block in group]
     rows = len(write_table(table))
@@ -139,22 +166,36 @@ def roundtrip(
     return decode_body(body, max_bytes=None)
 
 
-def _dense(group: str, name: str, tensor: Tensor, values: ValueType) -> Block:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        allowed = ", ".join(DTYPES)
-        raise WireError(f"{group}/{name} is of type {dtype}, what can travel is {allowed}")
-    lossy = values != "float32" and dtype == "float32"
-    coded = "true" if dtype == "bool" else values if lossy else "exact"
-    return Block(name, dtype, tuple(tensor.shape), coded, tensor.numel())
-
-
 @dataclass(frozen=True, slots=True)
 class _Layout:
     block: Block
     plan: Plan | None = None
     """Of the positions `where`; None: all entries travel."""
     where: Positions | None = None
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """Return (numel,) entries, side by side."""
+    with torch.no_grad():
+        flat = [tensor.cpu().reshape(-1) for tensor in tensors]
+        return flat[0].detach() if len(flat) == 1 else torch.cat(flat)
+
+
+def _is_full(run: Run, entries: Tensor, *, sparse: bool) -> bool:
+    if not sparse and run.blocks[0].values != "true":
+        return True
+    return int(np.count_nonzero(_bits(entries).numpy())) == run.count
+
+
+def _write(
+    group: str, block: Block, entries: Tensor, *, sparse: bool
+) -> tuple[Block, bytes, Piece]:
+    """Return how a tensor is written, its positions and its values."""
+    layout = _lay_out(block, entries) if sparse or block.values == "true" else _Layout(block)
+    try:
+        return layout.block, *_encode_tensor(layout, entries)
+    except ValueError as error:
+        raise WireError(f"{group}/{block.name} cannot travel as {block.values}: it {error}") from None
 
 
 def _lay_out(dense: Block, tensor: Tensor) -> _Layout:
@@ -177,7 +218,7 @@ def _lay_out(dense: Block, tensor: Tensor) -> _Layout:
     return _Layout(block, plans[best], where)
 
 
-def _encode_tensor(layout: _Layout, tensor: Tensor) -> tuple[bytes, bytes | memoryview]:
+def _encode_tensor(layout: _Layout, tensor: Tensor) -> tuple[bytes, Piece]:
     codec, bits = VALUE_CODECS[layout.block.values], _bits(tensor)
     if layout.plan is None or layout.where is None:
         return b"", codec.encode(bits.view(tensor.dtype))
@@ -193,17 +234,12 @@ def _bits(tensor: Tensor) -> Tensor:
     return flat.view(_BITS[tensor.element_size()])
 
 
-def _schema(table: Table) -> Schema:
-    return {
-        (group, block.name): (DTYPES[block.dtype], torch.Size(block.shape))
-        for group, blocks in table.items()
-        for block in blocks
-    }
-
-
-def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:
+def _check_lengths(layout: Layout, num_bytes: int, max_bytes: int | None) -> None:
+    within = max_bytes is None or layout.decoded_bytes <= max_bytes
+    if layout.num_bytes == num_bytes and within:
+        return
     expected = decoded = 0
-    for group, blocks in table.items():
+    for group, blocks in layout.table.items():
         for block in blocks:
             expected += block.position_bytes + block.value_bytes
             decoded += block.decoded_bytes
@@ -214,31 +250,39 @@ def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:
                     f"{group}/{block.name} of shape {list(block.shape)} takes the payload beyond "
                     f"wire.max_bytes, {max_bytes} bytes"
                 )
-    if expected < num_bytes:
-        raise WireError(f"the message has {num_bytes - expected} bytes after its last tensor")
+    raise WireError(f"the message has {num_bytes - expected} bytes after its last tensor")
 
 
-def _decode_blocks(table: Table, blocks: memoryview) -> Payload:
+def _decode_blocks(layout: Layout, blocks: memoryview) -> Payload:
     payload: dict[str, Mapping[str, Tensor]] = {}
     start = 0
-    for group, rows in table.items():
+    for group, runs in layout.runs:
         params: dict[str, Tensor] = {}
-        for block in rows:
-            end = start + block.position_bytes + block.value_bytes
+        for run in runs:
+            end = start + run.num_bytes
+            first = run.blocks[0]
             try:
-                params[block.name] = _decode_tensor(block, blocks[start:end])
+                if first.positions is None:
+                    params |= _decode_run(run, blocks[start:end])
+                else:
+                    params[first.name] = _decode_sparse(first, blocks[start:end])
             except ValueError as error:
-                raise WireError(f"{group}/{block.name} is malformed: {error}") from None
+                raise WireError(f"{group}/{first.name} is malformed: {error}") from None
             start = end
         payload[group] = params
     return payload
 
 
-def _decode_tensor(block: Block, data: memoryview) -> Tensor:
+def _decode_run(run: Run, data: memoryview) -> dict[str, Tensor]:
+    first = run.blocks[0]
+    entries = VALUE_CODECS[first.values].decode(data, run.count, DTYPES[first.dtype])
+    named = zip(run.blocks, run.views, strict=True)
+    return {block.name: entries.as_strided(*view) for block, view in named}
+
+
+def _decode_sparse(block: Block, data: memoryview) -> Tensor:
     dtype = DTYPES[block.dtype]
-    if block.positions is None:
-        return VALUE_CODECS[block.values].decode(data, block.count, dtype).reshape(block.shape)
-    codec = POSITION_CODECS[block.positions]
+    codec = POSITION_CODECS[block.positions or ""]
     index = codec.decode(data[: block.position_bytes], block.size, block.count)
     if block.values == "true":
         return torch.from_numpy(mask_of(index, block.size)).reshape(block.shape)
