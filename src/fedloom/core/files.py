@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 import stat
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 PART = ".part"
 """Ends the name of a file that is being written; a leftover means a killed process."""
@@ -37,13 +39,7 @@ def write_atomic(
     """
     part = path.with_name(path.name + PART)
     try:
-        if private:
-            private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _close(private, 0o700)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            if private:
-                _close(file.fileno(), 0o600)
+        with _opened(part, private) as file:
             for piece in pieces:
                 file.write(piece)
             if sync:
@@ -62,6 +58,26 @@ def write_atomic(
         ) from error
     if sync:
         _sync_folder(path.parent)
+
+
+def _opened(part: Path, private: Path | None) -> BinaryIO:
+    """Return an empty file, made with its folders; most often they are there."""
+    mode = 0o600 if private else 0o666
+    opener = partial(os.open, mode=mode)
+    try:
+        if private:
+            _close(private, 0o700)
+        file = open(part, "wb", opener=opener)
+    except FileNotFoundError:
+        if private:
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _close(private, 0o700)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        file = open(part, "wb", opener=opener)
+    if private:
+        # A file left by somebody else keeps its mode.
+        _close(file.fileno(), mode)
+    return file
 
 
 def write_hashed(path: Path, data: bytes, *, private: Path | None = None) -> None:

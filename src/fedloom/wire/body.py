@@ -195,7 +195,9 @@ def _write(
     try:
         return layout.block, *_encode_tensor(layout, entries)
     except ValueError as error:
-        raise WireError(f"{group}/{block.name} cannot travel as {block.values}: it {error}") from None
+        raise WireError(
+            f"{group}/{block.name} cannot travel as {block.values}: it {error}"
+        ) from None
 
 
 def _lay_out(dense: Block, tensor: Tensor) -> _Layout:

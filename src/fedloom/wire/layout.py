@@ -101,9 +101,7 @@ def _dense_layout(
     return _layout(table, write_table(table))
 
 
-def _dense(
-    group: str, name: str, kind: torch.dtype, shape: torch.Size, values: ValueType
-) -> Block:
+def _dense(group: str, name: str, kind: torch.dtype, shape: torch.Size, values: ValueType) -> Block:
     dtype = str(kind).removeprefix("torch.")
     if dtype not in DTYPES:
         allowed = ", ".join(DTYPES)
