@@ -155,8 +155,8 @@ def main() -> None:
         )
     text = "\n".join(
         [
-            f"{asked.clients:,} clients with LoRA adapters of {numel:,} numbers, {asked.rounds} rounds after a first one;"
-            " training's own time is taken off. Ratios of CPU time are to what stands above them.",
+            f"{asked.clients:,} clients with LoRA adapters of {numel:,} numbers, {asked.rounds} rounds after a first one.",
+            "Training's own time is taken off. The ratios but the last are of CPU time.",
             "",
             f"| | CPU a round | {' | '.join(f'of {base}' for base in BASES)} | wall clock | of FedAvg | files |",
             f"|---|---|{'---|' * len(BASES)}---|---|---|",

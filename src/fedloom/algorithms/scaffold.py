@@ -66,7 +66,7 @@ class Scaffold:
 
     def client_update(self, task: Task, memory: Payload) -> ClientUpdate:
         start, shared = task.download["params"], task.download["control"]
-        own = memory.get("control", zeros_like(shared))
+        own = memory["control"] if "control" in memory else zeros_like(shared)
         done = yield Fit(start, gradient_offset=sub(shared, own))
         if done.lr_sum is None:
             raise ValueError(

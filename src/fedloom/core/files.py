@@ -6,9 +6,7 @@ import hashlib
 import os
 import shutil
 import stat
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 PART = ".part"
 """Ends the name of a file that is being written; a leftover means a killed process."""
@@ -39,7 +37,16 @@ def write_atomic(
     """
     part = path.with_name(path.name + PART)
     try:
-        with _opened(part, private) as file:
+        if private:
+            if not private.is_dir():
+                private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _close(private, 0o700)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb", opener=_private_opener if private else None) as file:
+            if private:
+                # A file that somebody left keeps its mode.
+                _close(file.fileno(), 0o600)
             for piece in pieces:
                 file.write(piece)
             if sync:
@@ -60,26 +67,6 @@ def write_atomic(
         _sync_folder(path.parent)
 
 
-def _opened(part: Path, private: Path | None) -> BinaryIO:
-    """Return an empty file, made with its folders; most often they are there."""
-    mode = 0o600 if private else 0o666
-    opener = partial(os.open, mode=mode)
-    try:
-        if private:
-            _close(private, 0o700)
-        file = open(part, "wb", opener=opener)
-    except FileNotFoundError:
-        if private:
-            private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _close(private, 0o700)
-        part.parent.mkdir(parents=True, exist_ok=True)
-        file = open(part, "wb", opener=opener)
-    if private:
-        # A file left by somebody else keeps its mode.
-        _close(file.fileno(), mode)
-    return file
-
-
 def write_hashed(path: Path, data: bytes, *, private: Path | None = None) -> None:
     """Write `data` as `write_atomic` does, with a line before it that holds its SHA-256."""
     head = hashlib.sha256(data).hexdigest().encode() + b"\n"
@@ -96,6 +83,10 @@ def read_hashed(path: Path) -> bytes:
     if stored != hashlib.sha256(data).hexdigest().encode():
         raise DamagedFile(f"{path} does not match its SHA-256")
     return data
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _close(what: Path | int, mode: int) -> None:
