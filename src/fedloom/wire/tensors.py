@@ -90,14 +90,14 @@ def _is_full(run: Run, entries: Tensor, *, sparse: bool) -> bool:
 def _lay_out(dense: Block, tensor: Tensor) -> _Layout:
     """Find the shortest way to write a tensor."""
     codec, width = VALUE_CODECS[dense.values], tensor.element_size()
-    present = _bits(tensor).numpy() != 0
-    count, size = int(np.count_nonzero(present)), dense.size
+    bits = _bits(tensor).numpy()
+    count, size = int(np.count_nonzero(bits)), dense.size
     # The False of a mask are not written at all; other zeros are left out where that is shorter.
     limit = math.inf if dense.values == "true" else dense.value_bytes - _WORTH_BYTES
     num_bytes = codec.num_bytes(count, width)
     if count == size or num_bytes + min(count, size - count) // 8 >= limit:  # at least a bit each
         return _Layout(dense)
-    where = np.flatnonzero(present)
+    where = np.flatnonzero(bits != 0)
     plans = {key: code.plan(where, size) for key, code in POSITION_CODECS.items()}
     best = min(plans, key=lambda key: plans[key].num_bytes)
     if num_bytes + plans[best].num_bytes >= limit:
