@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import fedloom
 from fedloom import experiment
 from fedloom.core.metrics import Metric
 from fedloom.core.params import add, sub
@@ -133,3 +134,27 @@ def test_the_twelve_lines_of_a_notebook_run_and_a_stopped_run_resumes_to_the_bit
     assert whole.seen[2].metrics["test/shortness"] == result.metrics[3]["test/shortness"]
     assert result.summary["final"]["test/loss"] < result.summary["before"]["test/loss"]
     assert {record["client"] for record in result.clients} == set(DATA)
+
+
+def test_the_readmes_objects_are_taken(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(def brevity.*?)```", text, flags=re.DOTALL)
+    small = [*SETTINGS, "run.rounds=1"]
+    (tmp_path / "south.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(11)))
+    model, tokenizer = given["model"]
+    names: dict[str, Any] = {
+        "fedloom": fedloom,
+        "MyMethod": Slowly,
+        "rows": rows(7),
+        "model": model,
+        "tokenizer": tokenizer,
+    }
+    exec(block.replace('"quickstart",', f'"quickstart", overrides={small},'), names)
+    assert "test/brevity" in names["result"].summary["final"]
+    (block,) = re.findall(r"```python\n(with fedloom\.session.*?)```", text, flags=re.DOTALL)
+    few = "data.num_examples=60"
+    exec(block.replace('"quickstart",', f'"quickstart", overrides={[*small, few]},', 1), names)
+    assert fedloom.open_run("runs/own-loop").summary["rounds"] == 1

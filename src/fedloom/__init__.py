@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.algorithms import ALGORITHMS
-    from fedloom.client.hf_trainer import hf_trainer
+    from fedloom.client.hf_trainer import LocalRound, hf_trainer
     from fedloom.client.setup import TrainerParts
     from fedloom.core.metrics import Metric
     from fedloom.core.protocols import (
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fedloom.algorithms": ("ALGORITHMS",),
-    "fedloom.client.hf_trainer": ("hf_trainer",),
+    "fedloom.client.hf_trainer": ("LocalRound", "hf_trainer"),
     "fedloom.client.setup": ("TrainerParts",),
     "fedloom.core.metrics": ("Metric",),
     "fedloom.core.protocols": (
@@ -73,6 +73,7 @@ __all__ = [
     "Federation",
     "FinishedRound",
     "Fit",
+    "LocalRound",
     "Metric",
     "Proximal",
     "Recipe",

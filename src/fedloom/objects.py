@@ -95,8 +95,6 @@ class Objects:
         if isinstance(self.model, tuple | list):
             given["model"] = self.model[0]
         named = {section: _named(value) for section, value in given.items() if value is not None}
-        if scored := [metric.score for metric in self.metrics if metric.score is not None]:
-            named["metrics"] = ", ".join(map(_named, scored))
         if self.callbacks:
             named["callbacks"] = ", ".join(map(_named, self.callbacks))
         return named
@@ -179,6 +177,9 @@ def rebuilt(
         rest = {k: v for k, v in (tree.get("model") or {}).items() if k not in _MODEL}
         tree["model"] = {**rest, "name": _model_name(objects)}
     tree["evaluation"] = _measured(tree.get("evaluation") or {}, objects.metrics)
+    scores = _scores_of(tree["evaluation"])
+    if scores:
+        tree["objects"]["metrics"] = ", ".join(map(_named, scores))
     built = build_recipe(tree, algorithm=algorithm)
     _check_engine(built)
     return built
@@ -190,7 +191,10 @@ def require_objects(recipe: Recipe, objects: Objects, folder: Path) -> None:
     Raises:
         ValueError: with the call that gives them.
     """
-    missing = recipe.objects.keys() - objects.names().keys() - {"callbacks"}
+    there = {*objects.names(), "callbacks"}
+    if any(metric.score for metric in recipe.evaluation.own):
+        there.add("metrics")
+    missing = recipe.objects.keys() - there
     if missing:
         named = ", ".join(f"{name} ({recipe.objects[name]})" for name in sorted(missing))
         given = ", ".join(f"{name}=..." for name in sorted(missing))
@@ -209,6 +213,13 @@ def _measured(evaluation: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[
     left = [item for item in listed if not _is_scored(item) and _names_of(item).isdisjoint(given)]
     found = {**evaluation, "metrics": [*left, *metrics]}
     return found if found["metrics"] or not listed else {**found, **_UNSCORED}
+
+
+def _scores_of(evaluation: Mapping[str, Any]) -> list[Any]:
+    """Return the functions of metrics that are there as objects."""
+    listed = evaluation.get("metrics", ())
+    found = listed if isinstance(listed, list | tuple) else ()
+    return [metric.score for metric in found if isinstance(metric, Metric) and metric.score]
 
 
 def _is_scored(item: Any) -> bool:

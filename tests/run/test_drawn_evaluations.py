@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.cli_console import show_outcome
-from fedloom.launch import run_recipe
-from fedloom.results.chat import evaluate_run
+from fedloom.result import Result
+from fedloom.results.evaluate import evaluate
 from fedloom.run.recipe_settings import Recipe
+from fedloom.run.restore import last_run
 from fedloom.run.session import build
 
 Make = Callable[..., Recipe]
@@ -42,7 +44,7 @@ def recipe(small_recipe: Make, rounds: int = 3, **changes: Any) -> Recipe:
 def done(small_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn") / "run"
     drawn = recipe(small_recipe, evaluation={"by": "task"}, run={"baselines": ["local"]})
-    run_recipe(drawn, folder)
+    experiment.run(drawn, folder)
     return folder
 
 
@@ -63,7 +65,7 @@ def test_how_many_of_how_many_is_said(done: Path) -> None:
     page = (done / "report.html").read_text()
     assert "Each evaluation measured 2 of the 8 clients with test data, drawn anew." in page
     out = StringIO()
-    show_outcome({"": summary}, done, console=Console(file=out, width=120))
+    show_outcome(Result(done), console=Console(file=out, width=120))
     assert "2 of 8, drawn for each evaluation" in out.getvalue()
 
 
@@ -77,14 +79,14 @@ def test_all_clients_are_measured_when_a_run_is_evaluated_again(
     done: Path, small_recipe: Make
 ) -> None:
     session = build(recipe(small_recipe), done)
-    assert len(evaluate_run(session).rows) == 8 + 1
+    assert len(evaluate(session, last_run(session)).clients) == 8
 
 
 def test_a_resumed_run_draws_as_one_that_was_never_stopped(
     small_recipe: Make, tmp_path: Path, done: Path
 ) -> None:
-    run_recipe(recipe(small_recipe, 1, evaluation={"by": "task"}), tmp_path)
-    run_recipe(recipe(small_recipe, 3, evaluation={"by": "task"}), tmp_path)
+    experiment.run(recipe(small_recipe, 1, evaluation={"by": "task"}), tmp_path)
+    experiment.run(recipe(small_recipe, 3, evaluation={"by": "task"}), tmp_path)
     assert measured(tmp_path) == measured(done)
     for file in ("clients.jsonl", "by_label.json"):
         assert (tmp_path / file).read_bytes() == (done / file).read_bytes()
@@ -93,7 +95,7 @@ def test_a_resumed_run_draws_as_one_that_was_never_stopped(
 def test_as_many_as_there_are_is_all(small_recipe: Make, tmp_path: Path) -> None:
     for name, clients in (("all", None), ("more", 9)):
         drawn = recipe(small_recipe, 1, evaluation={"clients": clients})
-        summary = run_recipe(drawn, tmp_path / name)[""]
+        summary = experiment.run(drawn, tmp_path / name).summary
         assert "evaluated" not in summary
     assert "drawn anew" not in (tmp_path / "more" / "report.html").read_text()
     one, other = ((tmp_path / name / "clients.jsonl").read_bytes() for name in ("all", "more"))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.cli_console import show_outcome
 from fedloom.core.metrics import Better, Metric
-from fedloom.launch import run_recipe
 from fedloom.recipe import RecipeError, build_recipe, to_tree, to_yaml
 from fedloom.report.card import model_card
 from fedloom.report.compare import compare
@@ -60,7 +60,7 @@ def falling(small_recipe: Make, better: Better) -> Recipe:
 def test_a_falling_error_rate_gets_better_to_the_last_round(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    summary = run_recipe(falling(small_recipe, "lower"), tmp_path)[""]
+    summary = experiment.run(falling(small_recipe, "lower"), tmp_path).summary
     assert summary["rounds"] == 3
     assert not summary["stopped_early"]
     best = summary["best"]["test/error_rate"]
@@ -73,7 +73,7 @@ def test_a_falling_error_rate_gets_better_to_the_last_round(
 def test_of_a_rate_that_should_rise_the_same_run_stops_early(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    summary = run_recipe(falling(small_recipe, "higher"), tmp_path)[""]
+    summary = experiment.run(falling(small_recipe, "higher"), tmp_path).summary
     assert summary["rounds"] == 1
     assert summary["best"]["test/error_rate"]["round"] == 0
 
@@ -85,8 +85,8 @@ def test_pages_and_tables_call_it_as_it_is_declared(
     evaluation = dataclasses.replace(recipe.evaluation, by="task")
     run = dataclasses.replace(recipe.run, baselines=("local",))
     recipe = dataclasses.replace(recipe, evaluation=evaluation, run=run)
-    summaries = run_recipe(recipe, tmp_path / "run")
-    show_outcome(summaries, tmp_path / "run", console=Console(width=160))
+    result = experiment.run(recipe, tmp_path / "run")
+    show_outcome(result, console=Console(width=160))
     shown = capsys.readouterr().out
     assert "Test rate of errors" in shown
     assert "Worst rate of errors" in shown
@@ -98,7 +98,10 @@ def test_pages_and_tables_call_it_as_it_is_declared(
     assert own["worst"]["error_rate"]["result"] == max(values.values())
     folders = [tmp_path / "run", tmp_path / "run" / "baselines" / "local"]
     table = compare(folders, metric="test/error_rate", out=tmp_path / "c.html")
-    best = [f"{100 * s['best']['test/error_rate']['value']:.1f} %" for s in summaries.values()]
+    best = [
+        f"{100 * s['best']['test/error_rate']['value']:.1f} %"
+        for s in (result.summary, result.baselines["local"].summary)
+    ]
     told = text_of(table) + (tmp_path / "c.html").read_text()
     assert all(value in told for value in best)
     client = next(iter(read_results(folders[0]).manifest["clients"]))
@@ -109,7 +112,7 @@ def test_runs_that_differ_in_what_is_better_are_not_compared(
     small_recipe: Make, tmp_path: Path
 ) -> None:
     for better in ("lower", "higher"):
-        run_recipe(falling(small_recipe, better), tmp_path / better)
+        experiment.run(falling(small_recipe, better), tmp_path / better)
     with pytest.raises(ValueError, match=r"do not agree on what is better of test/error_rate \(hi"):
         compare([tmp_path / "lower", tmp_path / "higher"], metric="test/error_rate")
 
@@ -123,7 +126,7 @@ def test_a_sum_over_clients_is_the_sum_of_their_lines_on_any_engine(
         Metric("vowels_each", reduce="mean", score=vowels),
     ]
     recipe = small_recipe(evaluation={"metrics": metrics}, run={"rounds": 1}, engine=engine)
-    run_recipe(recipe, tmp_path)
+    experiment.run(recipe, tmp_path)
     clients = [row for row in lines(tmp_path / "clients.jsonl") if row["split"] == "test"]
     for line in lines(tmp_path / "metrics.jsonl"):
         mine = [row["metrics"] for row in clients if row["round"] == line["round"]]
@@ -141,15 +144,15 @@ def test_a_run_goes_on_with_the_same_metrics_only(small_recipe: Make, tmp_path: 
         metrics = [Metric("vowels", better=better, score=vowels), Metric("drift")]
         return small_recipe(evaluation={"metrics": metrics, "every": 1}, run={"rounds": rounds})
 
-    whole = run_recipe(recipe(3), tmp_path / "whole")[""]
-    run_recipe(recipe(1), tmp_path / "parts")
-    resumed = run_recipe(recipe(3), tmp_path / "parts")[""]
+    whole = experiment.run(recipe(3), tmp_path / "whole").summary
+    experiment.run(recipe(1), tmp_path / "parts")
+    resumed = experiment.run(recipe(3), tmp_path / "parts").summary
     for key in ("state_sha256", "best", "final"):
         assert resumed[key] == whole[key]
     with pytest.raises(ValueError, match=r'evaluation\.metrics\.vowels\.better was "lower" and is'):
-        run_recipe(recipe(4, "higher"), tmp_path / "parts")
+        experiment.run(recipe(4, "higher"), tmp_path / "parts")
     with pytest.raises(ValueError, match=r"evaluation\.metrics\.drift was "):
-        run_recipe(
+        experiment.run(
             small_recipe(evaluation={"every": 1}, run={"rounds": 4}),
             tmp_path / "parts",
         )

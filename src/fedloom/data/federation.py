@@ -85,8 +85,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
     learnt = [i for i, at in enumerate(kept) if not records[at].held_out]
     held_out = [i for i, at in enumerate(kept) if records[at].held_out]
     judges = _judges(held_out, labels, settings)
-    splits = [records[i].split for i in kept]
-    cuts = _together(_dealt(learnt, labels, splits, settings), judges)
+    cuts = _together(_dealt(learnt, labels, [records[i].split for i in kept], settings), judges)
     num_shared, leaked = leaks(cuts, [said[chosen[i]] for i in kept])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
