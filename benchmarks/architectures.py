@@ -21,9 +21,9 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error"}
 
 import torch
 
+from fedloom import experiment
 from fedloom.core.protocols import Fit, Job
 from fedloom.core.randomness import derive
-from fedloom.launch import run_recipe
 from fedloom.models.base_model import ModelSettings, load_tokenizer
 from fedloom.models.hf_logging import quiet
 from fedloom.recipe import load_recipe
@@ -313,8 +313,8 @@ def tried(name: str, model: Path, targets: str | Sequence[str], folder: Path) ->
         [
             f"name={name.partition(',')[0]}",
             f"model.name={model}",
-            f"tune.targets={told}",
-            "tune.rank=4",
+            f"tune.lora.targets={told}",
+            "tune.lora.rank=4",
             "data.num_examples=160",
             "data.num_clients=4",
             "data.partition=iid",
@@ -327,7 +327,7 @@ def tried(name: str, model: Path, targets: str | Sequence[str], folder: Path) ->
         ],
     )
     try:
-        run_recipe(recipe, folder)
+        experiment.run(recipe, folder)
         session = build(recipe, folder)
         return Outcome(_checked(session, model, folder), session.space.left_frozen)
     except ValueError as error:

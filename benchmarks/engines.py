@@ -17,7 +17,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import build_recipe
 from timing import about
 
@@ -27,7 +27,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "flasc": {"algorithm": [{"flasc": {"download": 0.5, "upload": 0.25}}, "fedavg"]},
     "fedkseed": {
         "algorithm": {"fedkseed": {"steps": 2}},
-        "tune": {"space": "seeds", "num_seeds": 64},
+        "tune": {"seeds": {"num_seeds": 64}},
         "local": {"lr": 5e-5, "steps": None},
     },
     "clustered": {"algorithm": ["clustered", "fedavg"]},
@@ -46,7 +46,7 @@ BASE: dict[str, Any] = {
         "partition": {"shards": {"by": "language", "per_client": 1}},
         "max_length": 64,
     },
-    "tune": {"rank": 4},
+    "tune": {"lora": {"rank": 4}},
     "local": {"optimizer": "sgd", "lr": 0.1, "steps": 2, "batch_size": 4, "batched": "off"},
     "evaluation": {"every": 0, "generate": False, "max_examples": 2, "validation": False},
 }
@@ -78,7 +78,9 @@ def main() -> None:
         for engine in asked.engines:
             began = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="fedloom-") as folder:
-                told = run_recipe(recipe_of(algorithm, engine, asked.rounds), Path(folder))[""]
+                told = experiment.run(
+                    recipe_of(algorithm, engine, asked.rounds), Path(folder)
+                ).summary
             states.add(told["state_sha256"])
             print(
                 f"{algorithm:10} {engine:10} {told['state_sha256'][:12]:14}"

@@ -31,9 +31,9 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+from fedloom import experiment
 from fedloom.engines.flower import keys as keys_module
 from fedloom.engines.flower.keys import Keys
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 from sites import NODE, Sites, below, metrics, said, until
 from timing import about
@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "name": "faults",
     "algorithm": "scaffold",
     "data": {"source": "site", "max_length": 64},
-    "tune": {"rank": 4},
+    "tune": {"lora": {"rank": 4}},
     "local": {"optimizer": "sgd", "lr": 0.1, "steps": 4, "batch_size": 2, "batched": "off"},
     "evaluation": {"every": 0, "generate": False, "max_examples": 1, "validation": False},
 }
@@ -159,7 +159,7 @@ def lost(home: Path) -> None:
     folder = texts(home / "data")["alba"].parent
     data = {**RECIPE["data"], "source": str(folder), "partition": {"natural": {"by": "file"}}}
     recipe = {**RECIPE, "data": data, "run": {"rounds": 8, "samples": 0}}
-    here = run_recipe(build_recipe(recipe), home / "here")[""]
+    here = experiment.run(build_recipe(recipe), home / "here").summary
     recipe["engine"] = {"flower": {"nodes": 3}}
     with Sites(home / "lab", recipe, ()) as sites:
         words = ("run", str(sites.folder / "recipe.yaml"), "--out", str(sites.out))

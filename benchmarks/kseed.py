@@ -1,8 +1,8 @@
-"""FedKSeed by law and sampling, beside LoRA at equal compute and at equal bytes, several seeds each.
+"""FedKSeed by distribution and sampling, beside LoRA at equal compute and at equal bytes, several seeds each.
 
     python benchmarks/kseed.py [--configs gaussian,pro,...] [--seeds 5] [--rounds 6] [--steps 40] [--part 0/2] [--table]
 
-Every run is a recipe through `run_recipe`, on the bundled model: the same data and cohorts at a seed. A step of a walk is
+Every run is a recipe through `fedloom.run`, on the bundled model: the same data and cohorts at a seed. A step of a walk is
 two forwards and one of gradient descent about three, so LoRA at equal compute takes two thirds of the steps. LoRA at equal
 bytes sends a sixteenth of rank 1 as int8, for as many rounds as fit into all bytes of FedKSeed's run, and takes all its
 steps in those. A finished run is not repeated; `--part i/n` takes every n-th run; `--table` only writes the table: means
@@ -20,7 +20,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
 from fedloom.run.recipe_settings import Recipe
@@ -34,11 +34,11 @@ INT8 = {"download": "int8", "upload": "int8"}
 Tree = Mapping[str, Any]
 
 
-def walk(steps: int, law: str = "gaussian", num_seeds: int = 4096, **fields: Any) -> Tree:
+def walk(steps: int, distribution: str = "gaussian", num_seeds: int = 4096, **fields: Any) -> Tree:
     """Return FedKSeed with `steps` steps a client and round."""
     return {
         "algorithm": [{"fedkseed": {"steps": steps, **fields}}],
-        "tune": {"space": "seeds", "num_seeds": num_seeds, "law": law},
+        "tune": {"seeds": {"num_seeds": num_seeds, "distribution": distribution}},
         "local": {"optimizer": "sgd", "lr": 5e-5, "batch_size": 8},
     }
 
@@ -47,7 +47,7 @@ def lora(steps: int, rank: int, **rest: Any) -> Tree:
     """Return federated averaging of LoRA adapters by gradient descent."""
     return {
         "algorithm": ["fedavg"],
-        "tune": {"rank": rank, "targets": "all-linear"},
+        "tune": {"lora": {"rank": rank, "targets": "all-linear"}},
         "local": {"optimizer": "adamw", "lr": 4e-3, "steps": steps, "batch_size": 8},
         **rest,
     }
@@ -114,7 +114,7 @@ def run(recipe: Recipe, folder: Path) -> None:
     """Run one recipe unless its result is there."""
     if (folder / "result.json").exists():
         return
-    summary = run_recipe(recipe, folder)[""]
+    summary = experiment.run(recipe, folder).summary
     slots = COHORT * summary["rounds"]
     told = {
         "before": summary["before"]["test/loss"],

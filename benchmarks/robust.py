@@ -36,7 +36,7 @@ from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
 from fedloom.run.loop import advance, begin, measure
 from fedloom.run.recipe_settings import MAX_UPDATE_NORM
-from fedloom.run.session import Session, build
+from fedloom.run.session import Makers, Session, build
 from timing import write_page
 
 ATTACKERS = 2
@@ -79,7 +79,7 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
                 "max_length": 96,
                 "seed": seed,
             },
-            "tune": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"},
+            "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"}},
             "local": {
                 "optimizer": "adamw",
                 "lr": 4e-3,
@@ -177,7 +177,7 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
     recipe = recipe_of(rule, seed, rounds)
     with tempfile.TemporaryDirectory() as folder:
         own = poisoned if attack == "labels" else None
-        session = build(recipe, Path(folder), own=own)
+        session = build(recipe, Path(folder), makers=Makers(federation=own))
         engine = Attacked(session.engine, attack)
         run = begin(recipe.algorithm, session.space.start(), seed)
         before, kept, spent, rejected = loss_of(run, session), 0.0, 0.0, 0.0

@@ -40,11 +40,11 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.models.base_model import Base
 from fedloom.models.hf_logging import quiet
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.seed_space import Seeds
 from scenery import VOCABULARY, Unasked, random_llama
 from timing import about, paired
 
-LAWS = ("rademacher", "popcount", "gaussian", "lowrank")
+DISTRIBUTIONS = ("rademacher", "popcount", "gaussian", "lowrank")
 EPS, LR = 5e-4, 1e-6
 NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
 PLAIN = "two forwards, transformers"
@@ -75,10 +75,10 @@ def ids_of(scene: Scene) -> Tensor:
     return torch.randint(0, VOCABULARY, shape, generator=generator(0, "rows"))
 
 
-def walk(scene: Scene, law: Any) -> Callable[[], object]:
-    """Return a client's work: some steps along directions of a law."""
-    tune = TuneSettings(space="seeds", law=law)
-    space = make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), tune, seed=0)
+def walk(scene: Scene, distribution: Any) -> Callable[[], object]:
+    """Return a client's work: some steps along directions of a distribution."""
+    base = Base(random_llama(scene.hidden, scene.layers), None, "random")
+    space = Seeds(distribution=distribution).make_space(base, seed=0)
     rows = [Example(row, row.clone(), 1) for row in ids_of(scene)]
     federation = Federation({"one": Shard(rows, [], [])}, {"one": {}}, NOTHING)
     local = LocalSettings(optimizer="sgd", lr=LR, steps=scene.steps, batch_size=scene.rows, eps=EPS)
@@ -145,7 +145,10 @@ WORK: Mapping[str, Callable[[Scene], Callable[[], object]]] = {
     PLAIN: plain_forwards,
     OURS: our_forwards,
     MEZO: mezo,
-    **{f"step, fedloom, {law}": partial(walk, law=law) for law in LAWS},
+    **{
+        f"step, fedloom, {distribution}": partial(walk, distribution=distribution)
+        for distribution in DISTRIBUTIONS
+    },
 }
 
 

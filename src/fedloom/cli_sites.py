@@ -75,7 +75,7 @@ def serve(
     from fedloom.core.places import file_name, folder_at
     from fedloom.deploy.listening import Listening, address, check_free
     from fedloom.engines.flower.keys import Keys
-    from fedloom.launch import run_recipe
+    from fedloom.experiment import run
     from fedloom.recipe import load_recipe
 
     host, port = address(listen, local_only=not public)
@@ -91,8 +91,8 @@ def serve(
     about(folder)
     console = _console()
     listening = Listening(host, port, keys)
-    summaries = run_recipe(loaded, folder, console=console, listening=listening)
-    show_outcome(summaries, folder, console=console)
+    result = run(loaded, folder, console=console, listening=listening)
+    show_outcome(result, console=console)
 
 
 def join(

@@ -7,15 +7,18 @@ import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedloom.algorithms import ALGORITHMS
+from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
-from fedloom.recipe_tables import BARE, TABLES
+from fedloom.recipe_moved import moved_key, moved_override
+from fedloom.recipe_tables import BARE, LISTS, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.recipe_settings import Recipe
 
@@ -68,6 +71,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        if moved := moved_override(path, text, tree):
+            raise RecipeError(moved)
         keys = path.split(".")
         try:
             value = read_yaml(text, keys)
@@ -123,16 +128,23 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
     return {**tree, keys[0]: _put(tree.get(keys[0]), keys[1:], value, path)}
 
 
-def build_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a tree of mappings."""
-    layers = _layers(tree.get("algorithm", "fedavg"))
+def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = None) -> Recipe:
+    """Return the recipe of a tree of mappings; an `algorithm` that is given takes the place of the tree's."""
+    if moved := moved_key(tree):
+        raise RecipeError(moved)
+    if algorithm is None:
+        algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
+    rest = {key: value for key, value in tree.items() if key != "algorithm"}
+    recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
+    return recipe
+
+
+def _algorithms(layers: Sequence[Mapping[str, Any]]) -> Any:
     algorithm: Any = None
     for layer in reversed(layers):
         ((name, fields),) = layer.items()
         algorithm = _algorithm(name, fields, algorithm)
-    rest = {key: value for key, value in tree.items() if key != "algorithm"}
-    recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
-    return recipe
+    return algorithm
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
@@ -174,11 +186,20 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str):
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
+            several = isinstance(value, Mapping) and value and value.keys() <= TABLES[hint].keys()
+            # An override of one kind's setting where the recipe has another.
+            last = (
+                f"; the override {path}={[*value][-1]} first replaces what is there"
+                if several
+                else ""
+            )
             raise RecipeError(
-                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
+                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}{last}"
             )
         ((name, fields),) = value.items()
         return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+    if hint in LISTS:
+        return _listed(LISTS[hint], value, path)
     if hint in BARE and isinstance(value, int | float | str):
         value = {BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
@@ -195,6 +216,29 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(value)}"
         ) from error
     return tuple(checked) if isinstance(checked, list) else checked
+
+
+def _listed(cls: Any, value: Any, path: str) -> tuple[Any, ...]:
+    """Return names as they are, and a dataclass of each {name: settings}."""
+    if not isinstance(value, list | tuple):
+        raise RecipeError(
+            f"{path} must be a list of names and {{name: settings}}, got {brief(value)}"
+        )
+    found = list[Any]()
+    for item in value:
+        if isinstance(item, str | cls):
+            found.append(item)
+            continue
+        if not isinstance(item, Mapping) or len(item) != 1:
+            raise RecipeError(f"{path} must hold names and {{name: settings}}, got {brief(item)}")
+        ((name, fields),) = item.items()
+        if isinstance(fields, Mapping) and "score" in fields:
+            raise RecipeError(
+                f"{path}.{name} is scored by the function {fields['score']}, which a recipe cannot hold: give the"
+                " metric as an object, from Python"
+            )
+        found.append(_dataclass(cls, fields or {}, f"{path}.{name}", name=name))
+    return tuple(found)
 
 
 @cache
@@ -247,15 +291,35 @@ def to_tree(recipe: Recipe) -> dict[str, Any]:
     return {"name": tree.pop("name"), "algorithm": _algorithm_tree(recipe.algorithm), **tree}
 
 
-def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
+def name_of(algorithm: type[Any]) -> str:
+    """Return what a class of algorithms is called in a recipe: its name in the table, else its import path."""
     names = {cls: name for name, cls in ALGORITHMS.items()}
+    return names.get(algorithm) or f"{algorithm.__module__}:{algorithm.__qualname__}"
+
+
+def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
     fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
     inner = fields.pop("inner", None)
-    layer = {names[type(algorithm)]: {name: _plain(value) for name, value in fields.items()}}
+    layer = {name_of(type(algorithm)): {name: _plain(value) for name, value in fields.items()}}
     return [layer, *(_algorithm_tree(inner) if inner is not None else [])]
 
 
+def _metric_tree(metric: Metric) -> dict[str, Any]:
+    """Return {name: settings} of what is not as by default; of a score its module and name."""
+    fields = {
+        f.name: _plain(value)
+        for f in dataclasses.fields(metric)
+        if f.name not in ("name", "score") and (value := getattr(metric, f.name)) != f.default
+    }
+    if metric.score is not None:
+        made = metric.score if isinstance(metric.score, FunctionType) else type(metric.score)
+        fields["score"] = f"{made.__module__}:{made.__qualname__}"
+    return {metric.name: fields}
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Metric):
+        return _metric_tree(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         for table in TABLES.values():

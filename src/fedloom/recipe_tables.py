@@ -1,18 +1,21 @@
 """Sections of a recipe that are a choice by name, and what they may be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedloom.clustering.modes import MODES, Mode
 from fedloom.core.density import Density
+from fedloom.core.metrics import Metric
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
 from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
+from fedloom.spaces.tune import TUNES, Tune
 
 TABLES: dict[Any, Mapping[str, type]] = {
+    Tune: TUNES,
     Partition: PARTITIONS,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Combine: COMBINES,
@@ -24,3 +27,6 @@ TABLES: dict[Any, Mapping[str, type]] = {
 
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""
+
+LISTS: dict[Any, type] = {Sequence[str | Metric]: Metric}
+"""Lists of names and of {name: settings}, whose settings are those of a dataclass with a name."""

@@ -195,7 +195,7 @@ def test_what_cannot_be_meant_is_refused(given: Any, message: str) -> None:
 
 
 def test_it_says_what_space_it_needs() -> None:
-    with pytest.raises(ValueError, match=r"needs tune\.space seeds, got lora_A"):
+    with pytest.raises(ValueError, match=r"needs tune: seeds, got lora_A"):
         DeComFL().init({"lora_A": torch.zeros(2)}, 0)
     with pytest.raises(ValueError, match=r"needs local\.weight_decay 0"):
         DeComFL().init({**seeds(), "base": torch.zeros(())}, 0)

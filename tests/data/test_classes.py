@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom import experiment
 from fedloom.data.classes import decide
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, federate
 from fedloom.data.tokens import IGNORED
-from fedloom.launch import run_recipe
 from fedloom.recipe import RecipeError, load_recipe
 
 CLASSES = {"sci.space": "space", "sci.med": "health", "rec.autos": "cars"}
@@ -127,7 +127,7 @@ def test_a_classifier_learns_and_its_loss_is_over_the_classes(
             "evaluation={every: 0}",
         ],
     )
-    summary = run_recipe(recipe, tmp_path)[""]
+    summary = experiment.run(recipe, tmp_path).summary
     assert summary["before"]["test/loss"] < 3
     assert summary["final"]["test/accuracy"] > 0.9 > summary["before"]["test/accuracy"]
     assert "test/exact_match" not in summary["final"]

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto
 from fedloom.engines.inprocess import InProcess
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 from fedloom.report.run_folder import read_results
 from fedloom.run.checkpoint import Checkpoints, state_sha256
@@ -97,12 +97,14 @@ def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_pa
                 "partition": {"shards": {"by": "language", "per_client": 1}},
                 "max_length": 96,
             },
-            "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+            "tune": {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}},
             "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 10, "batch_size": 8},
             "evaluation": {"every": 0, "generate": False, "validation": False, "by": "language"},
             "run": {"rounds": 4, "samples": 0},
         }
-        loss[name] = run_recipe(build_recipe(tree), tmp_path / name)[""]["final"]["test/loss"]
+        loss[name] = experiment.run(build_recipe(tree), tmp_path / name).summary["final"][
+            "test/loss"
+        ]
     lines = read_results(tmp_path / "clustered").history.lines
     assert [line["server/num_clusters"] for line in lines[1:]] == [5] * 4
     assert [line["server/adjusted_rand"] for line in lines[1:]] == [1] * 4

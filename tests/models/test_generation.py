@@ -14,9 +14,9 @@ from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.adapters import LoRA, attach_lora
 from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.models.folder import write_model
+from fedloom.spaces.lora import LoRA
 
 CONTENT = {"eos_token_id": "what a chat model ends its turns with is part of the model"}
 """Fields that may change an answer, and why."""
@@ -134,10 +134,8 @@ def test_a_saved_model_keeps_its_own_file(
     (folder / "generation_config.json").write_text(text)
     base = load_base(ModelSettings(name=str(folder)))
     write_model(base, tmp_path / "whole")
-    shape = LoRA(2, 4.0, 0.0, False, False, "all-linear", ())
-    attach_lora(base.model, shape, seed=0, base_name="x").save_merged(
-        tmp_path / "merged", base.tokenizer
-    )
+    space = LoRA(rank=2, alpha=4.0).make_space(base, seed=0)
+    space.save_merged(tmp_path / "merged", space.start())
     for saved in ("whole", "merged"):
         assert (tmp_path / saved / "generation_config.json").read_text() == text
         own = AutoModelForCausalLM.from_pretrained(tmp_path / saved).generation_config

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pytest
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import load_recipe, shipped
 from fedloom.run.recipe_settings import Recipe
 
@@ -126,7 +126,7 @@ def test_a_shipped_recipe_runs_a_round(
     local = recipe.data.source.startswith("./")
     if local:
         overrides.append(f"data.source={task_files}")
-    summary = run_recipe(load_recipe(name, overrides), tmp_path)[""]
+    summary = experiment.run(load_recipe(name, overrides), tmp_path).summary
     assert summary["rounds"] == 1
     assert summary["num_absent"] == 0
     assert summary["final"]["test/loss"] > 0
@@ -175,7 +175,7 @@ def test_any_causal_language_model_takes_the_same_path(
     overrides = [
         *SMALL,
         f"model.name={tmp_path / 'model'}",
-        f"tune.space={space}",
+        f"tune={space}",
         "data.num_examples=160",
         "data.max_length=160",
         "run.rounds=3",
@@ -183,7 +183,7 @@ def test_any_causal_language_model_takes_the_same_path(
         "local.steps=3",
     ]
     recipe: Recipe = load_recipe("fedadam" if space == "lora" else "full", overrides)
-    summary = run_recipe(recipe, tmp_path / "run")[""]
+    summary = experiment.run(recipe, tmp_path / "run").summary
     assert summary["final"]["test/loss"] < summary["before"]["test/loss"]
     written = tmp_path / "run/adapters/global"
     assert json.loads(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedloom import experiment
 from fedloom.data.manifest import ClientCounts
-from fedloom.launch import run_recipe
 from fedloom.reopen import recipe_of
 from fedloom.run.binding import changed_sites, identity_of
 from fedloom.run.lock import InUse, held
@@ -44,11 +44,11 @@ def test_a_site_with_other_counts_is_told_and_a_new_one_is_not(
 def test_a_folder_in_use_is_left_alone_and_can_be_read(small_recipe: Make, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     recipe = small_recipe(run={"rounds": 1, "samples": 0}, evaluation={"generate": False})
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with held(folder):
         with pytest.raises(InUse, match="is in use by process"):
-            run_recipe(recipe, folder)
+            experiment.run(recipe, folder)
         assert last_run(build(recipe_of(folder), folder, data=False)).number == 1
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -58,7 +58,7 @@ def test_a_checkpoint_that_is_being_written_is_not_cleared_away_by_a_reader(
 ) -> None:
     folder = tmp_path / "run"
     recipe = small_recipe(run={"rounds": 1, "samples": 0}, evaluation={"generate": False})
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     half = folder / "checkpoints" / "round-000002.ckpt.part"
     half.write_bytes(b"half")
     session = build(recipe, folder, data=False)

@@ -264,9 +264,9 @@ def test_no_good_checkpoint_is_an_error_that_says_what_was_there(tmp_path: Path)
 
 
 def test_a_changed_recipe_is_named(tmp_path: Path) -> None:
-    settings = {"local.lr": 0.1, "tune.rank": 8, "tune.targets": ("q", "v"), "gone": None}
+    settings = {"local.lr": 0.1, "tune.lora.rank": 8, "tune.lora.targets": ("q", "v"), "gone": None}
     Checkpoints(tmp_path, settings=settings).save(run(1))
-    changed = {"local.lr": 0.2, "tune.rank": 8, "tune.targets": ["q", "v"], "added": "x"}
+    changed = {"local.lr": 0.2, "tune.lora.rank": 8, "tune.lora.targets": ["q", "v"], "added": "x"}
     expected = (
         r"round-000001\.ckpt was written under another recipe, "
         r'added was not set and is "x"; gone was null and is not set; local\.lr was 0\.1 and is 0\.2:'
@@ -276,8 +276,8 @@ def test_a_changed_recipe_is_named(tmp_path: Path) -> None:
 
 
 def test_the_same_recipe_resumes_whatever_the_kind_of_sequence(tmp_path: Path) -> None:
-    Checkpoints(tmp_path, settings={"tune.targets": ("q",), "a": 1}).save(run(1))
-    same = json.loads(json.dumps({"a": 1, "tune.targets": ("q",)}))
+    Checkpoints(tmp_path, settings={"tune.lora.targets": ("q",), "a": 1}).save(run(1))
+    same = json.loads(json.dumps({"a": 1, "tune.lora.targets": ("q",)}))
     assert Checkpoints(tmp_path, settings=same).load(run()).run.number == 1
 
 

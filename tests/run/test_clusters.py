@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.baselines import baseline_of
@@ -18,7 +19,6 @@ from fedloom.clustering.modes import Paper
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.description import Clusters, describe
 from fedloom.evaluation.measure import combine
-from fedloom.launch import run_recipe
 from fedloom.results.chat import AUTO, Chat
 from fedloom.results.clusters import clusters_record
 from fedloom.results.export import deliverables
@@ -46,7 +46,7 @@ def opened(small_recipe: Make, tmp_path: Path) -> Callable[..., Session]:
     def run(**sections: Any) -> Session:
         data = {**LANGUAGES, **sections.pop("data", {})}
         recipe = small_recipe(**{"algorithm": CLUSTERED, "data": data, **sections})
-        run_recipe(recipe, tmp_path / "run")
+        experiment.run(recipe, tmp_path / "run")
         return build(recipe, tmp_path / "run")
 
     return run
@@ -163,7 +163,7 @@ def test_a_label_that_the_data_lacks_is_refused_before_anything_is_written(
         ValueError,
         match=r"evaluation\.by must be a label of the data \(language, task\), got 'dialect'",
     ):
-        run_recipe(recipe, tmp_path / "run")
+        experiment.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -247,7 +247,7 @@ def test_a_baseline_that_cannot_be_made_is_refused_before_the_run(
     ):
         recipe = small_recipe(algorithm=algorithm, run={"baselines": [kind]})
         with pytest.raises(ValueError, match=said):
-            run_recipe(recipe, tmp_path / "run")
+            experiment.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -262,7 +262,8 @@ def test_a_run_beside_all_its_baselines(small_recipe: Make, tmp_path: Path) -> N
     )
     assert isinstance(recipe.algorithm, Clustered)
     assert recipe.algorithm.mode == Paper(2)
-    summaries = run_recipe(recipe, tmp_path)
+    result = experiment.run(recipe, tmp_path)
+    summaries = {"": result.summary, **{n: r.summary for n, r in result.baselines.items()}}
     assert {name: summary["num_clusters"] for name, summary in summaries.items()} == {
         "": 2, "fedavg": 1, "local": 1, "oracle": 2, "random": 2, "centralised": 1,
     }  # fmt: skip

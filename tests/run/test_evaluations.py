@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.core.protocols import Reply
 from fedloom.engines.codec import MessageCodec
-from fedloom.launch import run_recipe
 from fedloom.run.recipe_settings import Recipe
 
 
@@ -27,7 +27,7 @@ def test_a_client_that_claims_a_million_examples_is_left_out_of_the_means(
 
     monkeypatch.setattr(MessageCodec, "send", send)
     said = io.StringIO()
-    run_recipe(small_recipe(run={"rounds": 1}), tmp_path, console=Console(file=said, width=200))
+    experiment.run(small_recipe(run={"rounds": 1}), tmp_path, console=Console(file=said, width=200))
     rows = [json.loads(line) for line in (tmp_path / "clients.jsonl").read_text().splitlines()]
     assert not any(row["client"].endswith("2") for row in rows)
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.run.checkpoint import Checkpoints
 from fedloom.run.loop import Run
 from fedloom.run.recipe_settings import Recipe
@@ -19,7 +19,7 @@ from fedloom.run.session import build
 Make = Callable[..., Recipe]
 SEEDS: dict[str, Any] = {
     "algorithm": {"fedkseed": {"steps": 4}},
-    "tune": {"space": "seeds", "num_seeds": 32, "rank": 8, "targets": "all-linear"},
+    "tune": {"seeds": {"num_seeds": 32}},
     "local": {"lr": 1e-4, "steps": None, "batch_size": 2},
     "evaluation": {"every": 0, "generate": False, "max_examples": 2},
 }
@@ -33,10 +33,11 @@ def model(tiny_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe_of(small_recipe: Make, model: Path) -> Make:
-    """Return a maker: `recipe_of(rounds, law="rademacher")`."""
+    """Return a maker: `recipe_of(rounds, distribution="rademacher")`."""
 
-    def make(rounds: int, law: str = "rademacher") -> Recipe:
-        run, tune = {"rounds": rounds, "samples": 0}, {**SEEDS["tune"], "law": law}
+    def make(rounds: int, distribution: str = "rademacher") -> Recipe:
+        run = {"rounds": rounds, "samples": 0}
+        tune = {"seeds": {"num_seeds": 32, "distribution": distribution}}
         recipe = small_recipe(**{**SEEDS, "run": run, "tune": tune})
         return replace(recipe, model=replace(recipe.model, name=str(model)))
 
@@ -66,7 +67,7 @@ def other_names(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (other_stream, r"version of the random stream \(versions of fedloom\)"),
         (
             other_names,
-            r"names and order of the tensors that move \(tune.weights, versions of the model's code\)",
+            r"names and order of the tensors that move \(tune, versions of the model's code\)",
         ),
     ],
 )
@@ -80,25 +81,29 @@ def test_a_run_does_not_go_on_where_its_coefficients_mean_another_model(
 ) -> None:
     """Check fedkseed A10, at resume: what the recipe cannot tell, since a name stays and a file changes."""
     folder = tmp_path / "run"
-    run_recipe(recipe_of(1), folder)
+    experiment.run(recipe_of(1), folder)
     before = {p: p.read_bytes() for p in (folder / "metrics.jsonl", *folder.glob("checkpoints/*"))}
     change(model, monkeypatch)
     until = r"has changed: (.*; )?"
     remedy = r", \w+ then and \w+ now.*: put it back, or begin a new run; what was learnt counts"
     with pytest.raises(ValueError, match=rf"{until}{said}{remedy}"):
-        run_recipe(recipe_of(2), folder)
+        experiment.run(recipe_of(2), folder)
     assert before == {path: path.read_bytes() for path in before}, "nothing has happened yet"
 
 
-def test_another_law_is_refused_by_the_recipe_and_where_that_is_not_asked_by_the_space(
+def test_another_distribution_is_refused_by_the_recipe_and_where_that_is_not_asked_by_the_space(
     recipe_of: Make, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    run_recipe(recipe_of(1), folder)
-    with pytest.raises(ValueError, match=r'tune\.law was "rademacher" and is "gaussian"'):
-        run_recipe(recipe_of(2, "gaussian"), folder)
+    experiment.run(recipe_of(1), folder)
+    with pytest.raises(
+        ValueError, match=r'tune\.seeds\.distribution was "rademacher" and is "gaussian"'
+    ):
+        experiment.run(recipe_of(2, "gaussian"), folder)
     other = build(recipe_of(1, "gaussian"), folder)
-    with pytest.raises(ValueError, match=r"law of the directions .*: here gaussian, there radem"):
+    with pytest.raises(
+        ValueError, match=r"distribution of the directions .*: here gaussian, there radem"
+    ):
         last_run(other)
     assert last_run(build(recipe_of(1), folder)).number == 1
 
@@ -106,18 +111,18 @@ def test_another_law_is_refused_by_the_recipe_and_where_that_is_not_asked_by_the
 def test_where_all_is_the_same_a_run_goes_on_as_if_never_stopped(
     recipe_of: Make, tmp_path: Path
 ) -> None:
-    run_recipe(recipe_of(1), tmp_path / "run")
-    resumed = run_recipe(recipe_of(3), tmp_path / "run")[""]
-    whole = run_recipe(recipe_of(3), tmp_path / "whole")[""]
+    experiment.run(recipe_of(1), tmp_path / "run")
+    resumed = experiment.run(recipe_of(3), tmp_path / "run").summary
+    whole = experiment.run(recipe_of(3), tmp_path / "whole").summary
     assert resumed["state_sha256"] == whole["state_sha256"]
 
 
 def test_weights_need_no_handshake(small_recipe: Make, tmp_path: Path) -> None:
     """Checkpoints of other spaces hold none, and one of seeds is not taken for theirs."""
-    run_recipe(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path)
+    experiment.run(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path)
     session = build(small_recipe(), tmp_path)
     assert last_run(session).number == 1
-    seeds = Checkpoints(tmp_path / "seeds", space={"base": "0123", "law": "gaussian"})
+    seeds = Checkpoints(tmp_path / "seeds", space={"base": "0123", "distribution": "gaussian"})
     fresh = Run(1, 5, None)
     seeds.save(fresh)
     assert seeds.load(fresh).run == fresh

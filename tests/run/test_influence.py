@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from fedloom import experiment
 from fedloom.core.protocols import Reply
 from fedloom.engines.codec import MessageCodec
-from fedloom.launch import run_recipe
 from fedloom.report.influence import influence_section
 from fedloom.report.run_folder import read_results
 from fedloom.run.influence import split_influence
@@ -19,7 +19,7 @@ KRUM = {"fedavg": {"combine": {"multi_krum": {"attackers": 1}}}}
 SECTIONS: dict[str, Any] = {
     "algorithm": KRUM,
     "data": {"num_clients": 5, "num_examples": 100},
-    "tune": {"origin": "zero"},
+    "tune": {"lora": {"origin": "zero"}},
 }
 
 
@@ -47,7 +47,7 @@ def test_a_client_that_flips_its_update_is_named_and_the_run_learns(
         return honest(self, reply)
 
     monkeypatch.setattr(MessageCodec, "send", send)
-    run_recipe(small_recipe(**SECTIONS), tmp_path)
+    experiment.run(small_recipe(**SECTIONS), tmp_path)
     told = lines(tmp_path / "influence.jsonl")
     assert [line["round"] for line in told] == [1, 2, 3]
     (bad,) = [client for client in told[0]["influence"] if client.endswith("3")]
@@ -73,15 +73,15 @@ def test_a_client_that_flips_its_update_is_named_and_the_run_learns(
 def test_a_run_that_goes_on_tells_each_round_once(
     small_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    run_recipe(small_recipe(**SECTIONS, run={"rounds": 2}), tmp_path)
-    run_recipe(small_recipe(**SECTIONS), tmp_path)
+    experiment.run(small_recipe(**SECTIONS, run={"rounds": 2}), tmp_path)
+    experiment.run(small_recipe(**SECTIONS), tmp_path)
     assert [line["round"] for line in lines(tmp_path / "influence.jsonl")] == [1, 2, 3]
 
 
 def test_a_mean_leaves_nobody_out_and_no_file(
     small_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    run_recipe(small_recipe(run={"rounds": 1}), tmp_path)
+    experiment.run(small_recipe(run={"rounds": 1}), tmp_path)
     assert not (tmp_path / "influence.jsonl").exists()
     assert influence_section(read_results(tmp_path)) is None
     assert "Who was left out" not in (tmp_path / "report.html").read_text()
@@ -94,8 +94,8 @@ def test_too_few_clients_for_a_rule_are_refused_before_anything_is_written(
     sections["data"] |= {"partition": {"natural": {"by": "task"}}}
     sections["algorithm"] = {"fedavg": {"combine": {"bulyan": {"attackers": 40}}}}
     with pytest.raises(ValueError, match="bulyan needs at least 163 replies a round, got a cohort"):
-        run_recipe(small_recipe(**sections), tmp_path / "run")
+        experiment.run(small_recipe(**sections), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
     with pytest.raises(ValueError, match="compares clients by the products of LoRA's factors"):
-        run_recipe(small_recipe(**{**SECTIONS, "tune": {}}), tmp_path / "run")
+        experiment.run(small_recipe(**{**SECTIONS, "tune": {"lora": {}}}), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from fedloom import experiment
 from fedloom.core.randomness import derive
-from fedloom.launch import run_recipe
 from fedloom.run.recipe_settings import Recipe
 
 SECONDS = 120
@@ -42,7 +42,7 @@ def start(recipe: Recipe, folder: Path, die_at: int | None = None, *, late: bool
                     os.kill(os.getpid(), signal.SIGKILL)
 
             os.replace = last_words  # type: ignore[assignment]
-        run_recipe(recipe, folder)
+        experiment.run(recipe, folder)
     except BaseException as error:  # noqa: BLE001 a fork must not return into pytest
         said = folder.with_name(f"{folder.name}-{os.getpid()}.said")
         said.write_text(f"{type(error).__name__}: {error}")

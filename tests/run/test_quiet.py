@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedloom.experiment import results_table
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.run.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
@@ -23,7 +22,7 @@ def quiet(make: Make, **sections: Any) -> Recipe:
     tree: dict[str, Any] = {
         "algorithm": [{"private": wrapper}, "fedavg"],
         "cohort": {"poisson": {"q": 0.9}},
-        "tune": {"origin": "initial"},
+        "tune": {"lora": {"origin": "initial"}},
         "data": {"num_examples": 24, "max_length": 64, "partition": "iid"},
         "evaluation": {"every": 1, "generate": False},
         "run": {"rounds": 2, "samples": 0},
@@ -39,7 +38,7 @@ def quiet(make: Make, **sections: Any) -> Recipe:
 def test_a_quiet_folder_tells_of_noisy_means_alone(small_recipe: Make, tmp_path: Path) -> None:
     said = io.StringIO()
     console = Console(file=said, width=300)
-    summaries = run_recipe(quiet(small_recipe), tmp_path, console=console)
+    result = experiment.run(quiet(small_recipe), tmp_path, console=console)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["round"] for line in lines] == [0, 1, 2]
     assert {name.partition("/")[0] for line in lines for name in line} == {"round", "server"}
@@ -47,15 +46,15 @@ def test_a_quiet_folder_tells_of_noisy_means_alone(small_recipe: Make, tmp_path:
     assert not (tmp_path / "clients.jsonl").exists()
     assert not (tmp_path / "samples.json").exists()
     told = {"upload_bytes", "download_bytes", "num_absent", "train_seconds", "skipped_steps"}
-    assert not told & summaries[""].keys()
-    assert summaries[""]["final"] == {}
+    assert not told & result.summary.keys()
+    assert result.summary["final"] == {}
     for file in tmp_path.rglob("*"):
         if file.suffix in {".json", ".jsonl", ".md", ".html"} and "checkpoints" not in file.parts:
             text = file.read_text()
             assert "client-0" not in text, file
             assert "num_replies" not in text, file
     assert "validation loss" in said.getvalue(), "whoever runs it sees it"
-    console.print(results_table(summaries))
+    console.print(result.table())
     assert "Bytes up" not in said.getvalue()
     assert "epsilon" in said.getvalue()
     report = (tmp_path / "report.html").read_text()
@@ -66,8 +65,11 @@ def test_a_quiet_folder_tells_of_noisy_means_alone(small_recipe: Make, tmp_path:
 def test_a_quiet_run_goes_on_and_its_manifest_is_its_owners(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    first = run_recipe(quiet(small_recipe), tmp_path)[""]
-    assert run_recipe(quiet(small_recipe), tmp_path)[""]["state_sha256"] == first["state_sha256"]
+    first = experiment.run(quiet(small_recipe), tmp_path).summary
+    assert (
+        experiment.run(quiet(small_recipe), tmp_path).summary["state_sha256"]
+        == first["state_sha256"]
+    )
     whole = tmp_path / "checkpoints" / "manifest.json"
     assert stat.S_IMODE(whole.stat().st_mode) == 0o600
     told = json.loads((tmp_path / "manifest.json").read_text())

@@ -12,12 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.algorithms.ditto import Ditto
 from fedloom.core.files import read_hashed, write_hashed
 from fedloom.core.protocols import ClientFailure, Delivery, Params, Task
 from fedloom.engines.inprocess import InProcess
-from fedloom.experiment import results_table
-from fedloom.launch import run_recipe
 from fedloom.privacy.accountant import Ledger
 from fedloom.run import training
 from fedloom.run.checkpoint import Checkpoints
@@ -40,7 +39,7 @@ def private(make: Make, **fields: Any) -> Recipe:
     return make(
         algorithm=[{"private": wrapper}, "fedavg"],
         cohort={"poisson": {"q": 1.0}},
-        tune={"origin": "initial"},
+        tune={"lora": {"origin": "initial"}},
         data={"num_examples": 24, "max_length": 64, "partition": "iid"},
         local={"steps": 1, "batched": "off"},
         evaluation={"every": 1, "generate": False},
@@ -146,7 +145,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 def whole(small_recipe: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    run_recipe(private(small_recipe, noise_seed=1), folder)
+    experiment.run(private(small_recipe, noise_seed=1), folder)
     return folder
 
 
@@ -155,7 +154,7 @@ def killed(recipe: Recipe, folder: Path, point: str, watch: Watch) -> None:
     with pytest.MonkeyPatch.context() as patch:
         POINTS[point](watch, patch)
         with pytest.raises(Killed):
-            run_recipe(recipe, folder)
+            experiment.run(recipe, folder)
     watch.die_after_deliveries = None
 
 
@@ -165,7 +164,7 @@ def test_with_the_same_replies_it_is_the_run_that_nothing_happened_to(
 ) -> None:
     recipe, folder = private(small_recipe, noise_seed=1), tmp_path / "killed"
     killed(recipe, folder, point, watch)
-    again = run_recipe(recipe, folder)[""]
+    again = experiment.run(recipe, folder).summary
     assert again["state_sha256"] == json.loads((whole / "summary.json").read_text())["state_sha256"]
     assert told(folder) == told(whole)
     assert [line["round"] for line in told(folder)] == [0, 1, 2]
@@ -181,7 +180,7 @@ def test_with_other_replies_nobody_gets_a_second_model_of_a_round(
     recipe, folder = private(small_recipe), tmp_path / "killed"
     killed(recipe, folder, point, watch)
     watch.absent = "client-002"
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     assert [len(watch.models(n)) for n in (0, 1, 2)] == [1, 1, 1]
     assert [number for number, *_ in on_record(folder)] == [1, 2]
     assert [line["round"] for line in told(folder)] == [0, 1, 2]
@@ -197,7 +196,7 @@ def test_a_lost_checkpoint_makes_a_second_model_with_its_own_noise_and_both_are_
     killed(recipe, folder, "when all was measured", watch)
     (folder / "checkpoints" / "round-000001.ckpt").unlink()
     watch.absent = absent
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     models, num_releases = watch.models(1), 2 if absent is None else 3
     assert len(on_record(folder)) == num_releases
     assert told(folder)[2]["server/epsilon"] == pytest.approx(
@@ -220,11 +219,11 @@ def test_a_release_later_than_the_checkpoint_stays_on_the_account(
 ) -> None:
     """Back to the start after both rounds: their models were seen, whatever becomes of the run."""
     recipe, folder = private(small_recipe), tmp_path / "run"
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     for number in (1, 2):
         (folder / "checkpoints" / f"round-{number:06d}.ckpt").unlink()
     watch.absent = "client-001"
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     assert [number for number, *_ in on_record(folder)] == [1, 1, 2, 2]
     spent = [line["server/epsilon"] for line in told(folder)[1:]]
     assert spent == pytest.approx([Ledger(((1.0, Z, n),)).epsilon(DELTA) for n in (3, 4)], rel=1e-3)
@@ -239,7 +238,7 @@ def test_a_budget_that_a_repeat_has_used_up_ends_the_run_with_the_model_so_far(
     watch.absent = "client-003"
     for _ in range(2):
         said = io.StringIO()
-        summary = run_recipe(recipe, folder, console=Console(file=said, width=300))[""]
+        summary = experiment.run(recipe, folder, console=Console(file=said, width=300)).summary
         assert "the run ends after round 1: private.epsilon 2.0 is spent after 2" in said.getvalue()
         assert (summary["rounds"], summary["stopped_early"]) == (1, True)
         assert 1 < summary["privacy"]["epsilon"] <= 2
@@ -252,7 +251,7 @@ def test_a_run_that_does_not_know_what_it_sent_does_not_go_on(
     how: str, small_recipe: Make, tmp_path: Path, watch: Watch
 ) -> None:
     recipe, folder = private(small_recipe), tmp_path / "run"
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     file = folder / "checkpoints" / "releases"
     match how:
         case "gone":
@@ -264,7 +263,7 @@ def test_a_run_that_does_not_know_what_it_sent_does_not_go_on(
     with pytest.raises(
         ValueError, match=r"releases says which noisy means were sent, and cannot be"
     ):
-        run_recipe(recipe, folder)
+        experiment.run(recipe, folder)
 
 
 def test_what_holds_a_secret_is_its_owners_only(
@@ -272,7 +271,7 @@ def test_what_holds_a_secret_is_its_owners_only(
 ) -> None:
     recipe = private(small_recipe)
     recipe = dataclasses.replace(recipe, algorithm=Ditto(recipe.algorithm))
-    run_recipe(recipe, tmp_path)
+    experiment.run(recipe, tmp_path)
     for name in ("checkpoints", "client_state"):
         modes = {p.is_dir(): stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / name).rglob("*")}
         assert modes[False] == 0o600, name
@@ -282,7 +281,7 @@ def test_what_holds_a_secret_is_its_owners_only(
 def test_a_run_that_is_not_private_keeps_no_record(
     small_recipe: Make, tmp_path: Path, watch: Watch
 ) -> None:
-    summary = run_recipe(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path)[""]
+    summary = experiment.run(small_recipe(run={"rounds": 1, "samples": 0}), tmp_path).summary
     assert not (tmp_path / "checkpoints" / "releases").exists()
     assert summary["privacy"] is None
 
@@ -291,17 +290,22 @@ def test_a_known_seed_is_no_privacy_wherever_a_run_speaks_of_it(
     small_recipe: Make, tmp_path: Path
 ) -> None:
     recipe, said = private(small_recipe, noise_seed=1), io.StringIO()
-    summaries = run_recipe(recipe, tmp_path, console=Console(file=said, width=300))
+    result = experiment.run(recipe, tmp_path, console=Console(file=said, width=300))
     assert "private.noise_seed is set: a known seed gives the noise away" in said.getvalue()
     told = io.StringIO()
-    Console(file=told, width=200).print(results_table(summaries))
+    Console(file=told, width=200).print(result.table())
     assert "none: noise_seed is set" in told.getvalue()
-    assert summaries[""]["privacy"]["epsilon"] is None
+    assert result.summary["privacy"]["epsilon"] is None
     card = (tmp_path / "adapters" / "global" / "README.md").read_text()
     report = (tmp_path / "report.html").read_text()
     for page in (card, report):
         assert "None: private.noise_seed is set: a known seed gives the noise away" in page
-    for text in (card, report, json.dumps(summaries), (tmp_path / "metrics.jsonl").read_text()):
+    for text in (
+        card,
+        report,
+        json.dumps(result.summary),
+        (tmp_path / "metrics.jsonl").read_text(),
+    ):
         assert "psilon is" not in text
         assert "server/epsilon" not in text
         assert "Epsilon spent" not in text
@@ -310,12 +314,12 @@ def test_a_known_seed_is_no_privacy_wherever_a_run_speaks_of_it(
 def test_what_epsilon_is_and_what_it_covers_is_said_everywhere(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    summaries = run_recipe(private(small_recipe), tmp_path)
+    result = experiment.run(private(small_recipe), tmp_path)
     told = io.StringIO()
-    Console(file=told, width=200).print(results_table(summaries))
+    Console(file=told, width=200).print(result.table())
     spent = Ledger(((1.0, Z, 2),)).epsilon(DELTA)
-    assert summaries[""]["privacy"]["epsilon"] == spent
-    assert summaries[""]["privacy"]["delta"] == DELTA
+    assert result.summary["privacy"]["epsilon"] == spent
+    assert result.summary["privacy"]["delta"] == DELTA
     assert f"epsilon {spent:.3f} at delta 0.1" in told.getvalue()
     for page in ("adapters/global/README.md", "report.html"):
         text = (tmp_path / page).read_text()

@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.run.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 SEEDS = {
     "tune": {
-        "space": "seeds",
-        "num_seeds": 64,
-        "law": "rademacher",
-        "rank": 8,
-        "targets": "all-linear",
+        "seeds": {"num_seeds": 64, "distribution": "rademacher"},
     },
     "local": {"order": "zeroth", "lr": 1e-4, "steps": None, "batch_size": 2},
     "evaluation": {"every": 0, "generate": False, "max_examples": 2},
@@ -27,7 +23,7 @@ SEEDS = {
 
 def left(recipe: Recipe, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Run the recipe; return the lines of metrics.jsonl and what seeds.json holds."""
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return rounds, json.loads((folder / "seeds.json").read_text())
 
@@ -68,6 +64,6 @@ def test_plain_averaging_in_seed_space_tells_them_too(small_recipe: Make, tmp_pa
 
 
 def test_a_run_in_another_space_tells_nothing_of_it(small_recipe: Make, tmp_path: Path) -> None:
-    run_recipe(small_recipe(evaluation={"every": 0}, run={"rounds": 1}), tmp_path)
+    experiment.run(small_recipe(evaluation={"every": 0}, run={"rounds": 1}), tmp_path)
     assert not (tmp_path / "seeds.json").exists()
     assert "server/walked" not in (tmp_path / "metrics.jsonl").read_text()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.results.export import deliverables
 from fedloom.run.recipe_settings import Recipe
 from fedloom.run.restore import last_run
@@ -31,8 +31,10 @@ def test_the_exported_adapter_is_the_masked_vector_with_its_logits(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    recipe = small_recipe(algorithm=LAYERS[name], local={"lr": 5.0}, tune={"origin": "zero"})
-    summary = run_recipe(recipe, tmp_path)[""]
+    recipe = small_recipe(
+        algorithm=LAYERS[name], local={"lr": 5.0}, tune={"lora": {"origin": "zero"}}
+    )
+    summary = experiment.run(recipe, tmp_path).summary
     session = build(recipe, tmp_path)
     ((params, clients),) = deliverables(session, last_run(session)).values()
     assert len(clients) == 4, "one model, shared"
@@ -59,7 +61,7 @@ def test_the_summarys_bytes_are_the_sums_of_the_rounds_and_densities_are_on_reco
     small_recipe: Make, tmp_path: Path
 ) -> None:
     recipe = small_recipe(algorithm=LAYERS["flasc"], evaluation={"every": 0, "generate": False})
-    summary = run_recipe(recipe, tmp_path)[""]
+    summary = experiment.run(recipe, tmp_path).summary
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for direction in ("upload", "download"):
         counts = [line.get(f"comm/{direction}_bytes", 0) for line in lines]
@@ -76,7 +78,7 @@ def test_tiers_of_the_data_are_those_that_densities_go_by(
 ) -> None:
     layers = [{"flasc": {"download": {"start": 1.0, "tiers": {"phone": 0.125}}}}, "fedavg"]
     recipe = small_recipe(algorithm=layers, data={"tiers": {"phone": 0.5, "desk": 0.5}})
-    run_recipe(recipe, tmp_path)
+    experiment.run(recipe, tmp_path)
     session = build(recipe, tmp_path)
     models = deliverables(session, last_run(session))
     assert sorted(len(clients) for _, clients in models.values()) == [2, 2]

@@ -94,7 +94,7 @@ def _client(job: Job, setup: Setup[Tunable]) -> _Client:
         raise TypeError(f"{job.client}: only Fit is training, got {type(job.work).__name__}")
     if job.work.walk is not None or job.work.at_start:
         raise ValueError(
-            "walk and at_start belong to zeroth-order work in seed space: set tune.space seeds"
+            "walk and at_start belong to zeroth-order work in seed space: set tune: seeds"
         )
     local, examples = setup.local, setup.examples(job.client)
     size = local.batch_size * local.accumulation

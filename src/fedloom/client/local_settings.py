@@ -24,7 +24,7 @@ class LocalSettings:
     """sft: every token of the answers; classification: which of `data.classes` the answer is."""
     order: Order | None = None
     """first: gradients by backward passes; zeroth: guessed from differences of losses (Malladi et al. 2023,
-    arXiv:2305.17333), in the memory of a forward. None: zeroth where tune.space is seeds, first elsewhere."""
+    arXiv:2305.17333), in the memory of a forward. None: zeroth where tune is seeds, first elsewhere."""
     optimizer: Optimizer = "adamw"
     """As in torch.optim; moments start anew in every round."""
     lr: float = 5e-4
@@ -61,7 +61,7 @@ class LocalSettings:
     """onednn: packed products of the frozen weights (CPU, float32); torch: its own products; both compute
     the loss at target tokens only. auto: onednn where measured to be faster. reference: the model's own forward."""
     eps: float | None = None
-    """How far zeroth order looks along a direction; None: 5e-4 where tune.space is seeds, 1e-3 elsewhere."""
+    """How far zeroth order looks along a direction; None: 5e-4 where tune is seeds, 1e-3 elsewhere."""
     difference: Difference = "central"
     """central: a loss on either side, two forwards a direction; forward: one beyond the loss at the weights."""
     directions: int = 1

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from fedloom.client.local_settings import LocalSettings
-from fedloom.core.protocols import ClientError, ClientId, Split
+from fedloom.core.protocols import ClientError, ClientId, Split, Trainer
 from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import Example
@@ -41,6 +41,17 @@ class Setup(Generic[S]):
         if not rows:
             raise ClientError(f"{client} has no {split or 'training'} examples")
         return rows
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a trainer of the user's own is made from."""
+
+    setup: Setup[Any]
+    """Space, clients' examples, the recipe's `local` section and the number of rounds."""
+    tokenizer: Any
+    default: Trainer
+    """Fedloom's own trainer of the recipe: what it does not do itself, a trainer may leave to this one."""
 
 
 def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[Step]:

@@ -53,7 +53,7 @@ class SeedWalk:
         stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         losses: list[float] = []
         num_tokens = 0
-        kind = PerturbedLowRank if space.directions.law == "lowrank" else Ground
+        kind = PerturbedLowRank if space.directions.distribution == "lowrank" else Ground
         space.model.eval()
         with (
             torch.no_grad(),

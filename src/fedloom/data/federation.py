@@ -21,7 +21,7 @@ from fedloom.data.partition import PARTITIONS, Natural, stratum
 from fedloom.data.profiles import profiles_of
 from fedloom.data.sharding import UNKNOWN, Labels
 from fedloom.data.sources import Taken, passed_over, take_rows
-from fedloom.data.splits import Cut, cut
+from fedloom.data.splits import Cut, cut, ready
 from fedloom.data.tokens import Example, Tokenised, tokenise
 
 
@@ -85,7 +85,8 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
     learnt = [i for i, at in enumerate(kept) if not records[at].held_out]
     held_out = [i for i, at in enumerate(kept) if records[at].held_out]
     judges = _judges(held_out, labels, settings)
-    cuts = _together(_dealt(learnt, labels, settings), judges)
+    splits = [records[i].split for i in kept]
+    cuts = _together(_dealt(learnt, labels, splits, settings), judges)
     num_shared, leaked = leaks(cuts, [said[chosen[i]] for i in kept])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
@@ -133,20 +134,29 @@ def _kind(settings: DataSettings) -> str:
 
 
 def _dealt(
-    learnt: Sequence[int], labels: Sequence[Labels], settings: DataSettings
+    learnt: Sequence[int],
+    labels: Sequence[Labels],
+    splits: Sequence[str],
+    settings: DataSettings,
 ) -> dict[ClientId, Cut]:
     seed = derive(settings.seed, "partition")
     some = [labels[i] for i in learnt]
-    return {
-        client: cut(
-            [learnt[i] for i in indices],
+    dealt = settings.partition.assign(some, settings.num_clients, seed)
+    cuts = {}
+    for client, places in dealt.items():
+        indices = [learnt[i] for i in places]
+        # A client's rows come all cut, or not at all.
+        if any(splits[i] for i in indices):
+            cuts[client] = ready(indices, splits)
+            continue
+        cuts[client] = cut(
+            indices,
             labels,
             by=stratum(settings.partition),
             fractions=settings.fractions,
             seed=derive(seed, "cut", client),
         )
-        for client, indices in settings.partition.assign(some, settings.num_clients, seed).items()
-    }
+    return cuts
 
 
 def _judges(

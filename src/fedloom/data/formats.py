@@ -41,6 +41,8 @@ class Record:
     """Whether it is only judged on, never learnt."""
     place: str = ""
     """Where its row was read, for error messages."""
+    split: str = ""
+    """The split its row comes in, empty where that is still to be cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
         if settings.classes:
             messages, answer = _classified(messages, row, settings)
         values = {column: row.text(column) or UNKNOWN for column in labels}
-        records.append(Record(messages, values, answer, row.held_out, row.place))
+        records.append(Record(messages, values, answer, row.held_out, row.place, row.split))
     return Conversations(records, tally.losses())
 
 

@@ -34,7 +34,14 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
     recipe = dataclasses.replace(session.recipe, local=local)
     transport = Actors(settings, {site: partial(_open, told) for site, told in sites.items()})
     told = greeting(shared_recipe(recipe), session)
-    remote = Remote(recipe.algorithm, recipe.wire, Requests(transport), told, _LONG)
+    remote = Remote(
+        recipe.algorithm,
+        recipe.wire,
+        Requests(transport),
+        told,
+        _LONG,
+        metrics=recipe.evaluation.table,
+    )
     transport.open()
     try:
         remote.meet(list(sites), seconds=_LONG)

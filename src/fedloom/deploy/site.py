@@ -25,7 +25,7 @@ from fedloom.engines.introductions import plain
 from fedloom.recipe import build_recipe, load_recipe, to_tree
 from fedloom.run.loop import begin, draw, tasks
 from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session, build
+from fedloom.run.session import Makers, Session, build
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import decode_task, encode_reply
 
@@ -207,7 +207,7 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
         except ValueError as error:
             raise _OwnData(str(error)) from error
 
-    session = build(recipe, settings.folder, own=own)
+    session = build(recipe, settings.folder, makers=Makers(federation=own))
     for counts in session.counts.values():
         settings.limits.check_examples(counts.train + counts.validation + counts.test)
     settings.limits.check_upload(rehearsed(session)[1].upload)

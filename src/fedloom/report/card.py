@@ -7,7 +7,7 @@ from typing import Any
 from fedloom.core.protocols import ClientId
 from fedloom.report.run_folder import Results, read_results
 from fedloom.run.privacy import privacy_record
-from fedloom.tracking.metric_format import shown, title
+from fedloom.tracking.metric_format import shown
 from fedloom.tracking.units import human_bytes
 
 _NAMED = 8
@@ -108,9 +108,9 @@ def _usage(base: str, *, merged: bool, builtin: bool) -> str:
 
 def _metrics(run: Results, clients: Sequence[ClientId]) -> str:
     rows: list[str] = []
-    for metric in run.history.measured():
-        before, after = run.ends(metric)
-        rows.append(f"| {title(metric)} | {shown(metric, before)} | {shown(metric, after)} |")
+    for metric in map(run.metric, run.history.measured()):
+        before, after = run.ends(metric.name)
+        rows.append(f"| {metric.title} | {shown(metric, before)} | {shown(metric, after)} |")
     if not rows:
         return ""
     everybody: Any = run.manifest.get("clients", {})

@@ -1,14 +1,19 @@
 """What a run delivers, as folders that plain peft and transformers load."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedloom.core.description import GLOBAL, Clusters, describe
+from fedloom.core.files import write_atomic
 from fedloom.core.protocols import ClientId, Params
 from fedloom.report.card import model_card
 from fedloom.run.loop import Run
 from fedloom.run.session import Session
+
+USERS = "clients.json"
+"""Beside the exported folders: the clients that use each, by its name."""
 
 
 def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
@@ -42,8 +47,9 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
 def export_models(
     session: Session, run: Run[Any], folder: Path, *, merged: bool = False
 ) -> Mapping[str, Path]:
-    """Write one folder a deliverable; `merged` writes the whole model instead of an adapter."""
+    """Write one folder a deliverable, and who uses it; `merged` writes the whole model instead of an adapter."""
     written: dict[str, Path] = {}
+    users: dict[str, list[ClientId]] = {}
     for name, (params, clients) in deliverables(session, run).items():
         target = folder / name
         card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
@@ -52,4 +58,9 @@ def export_models(
         save(target, params)
         (target / "README.md").write_text(card)
         written[name] = target
+        users[name] = clients
+    if describe(session.recipe.algorithm).quiet:
+        users = {name: [] for name in users}
+    text = json.dumps(users, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(folder / USERS, text.encode())
     return written

@@ -45,7 +45,7 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)
     export_models(session, run, folder / "adapters")
-    if session.recipe.tune.space == "seeds":
+    if session.recipe.tune.is_seed_space:
         write_json(folder / "seeds.json", seed_record(session, run))
     return summary
 
@@ -85,16 +85,17 @@ def record_setup(session: Session) -> None:
 
 def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, Any]:
     """Return summary.json: results, totals and the hash of the server's state."""
-    recipe, history = session.recipe, MetricsLog.read(session.folder / "metrics.jsonl")
+    recipe, table = session.recipe, session.recipe.evaluation.table
     described = describe(recipe.algorithm, run.state)
+    history = MetricsLog.read(session.folder / "metrics.jsonl", table)
     totals = {} if described.quiet else _totals(history)
-    best = {
-        m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
-    }
+    found = {m: history.best(m) for m in history.measured()}
+    best = {m: {"round": b[0], "value": b[1]} for m, b in found.items() if b is not None}
     ends = {m: history.ends(m) for m in history.measured()}
     return {
         "name": recipe.name,
         "algorithm": type(recipe.algorithm).__name__,
+        "tune": recipe.tune.title,
         "rounds": run.number,
         "before": {m: before for m, (before, _) in ends.items() if before is not None},
         "final": {m: final for m, (_, final) in ends.items()},
@@ -107,9 +108,17 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "num_clients": len(session.learners),
         "num_clusters": _num_clusters(described),
         "state_sha256": state_sha256(run),
+        **_drawn(session),
         "stopped_early": run.number < recipe.run.rounds,
         "privacy": privacy_record(described.privacy, history),
     }
+
+
+def _drawn(session: Session) -> dict[str, Any]:
+    """Return how many clients each evaluation drew, and of how many; nothing where all were measured."""
+    able = sum(bool(session.counts[client].test) for client in session.judges)
+    wanted = session.recipe.evaluation.clients
+    return {"evaluated": {"clients": wanted, "of": able}} if wanted and wanted < able else {}
 
 
 def _totals(history: MetricsLog) -> dict[str, Any]:

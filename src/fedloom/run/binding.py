@@ -10,7 +10,6 @@ from fedloom.run.inputs import FILE, Inputs, now, place_of
 from fedloom.run.notes import Difference
 from fedloom.run.reading import read_manifest
 from fedloom.run.session import Session
-from fedloom.spaces.build import LoRASpace
 from fedloom.spaces.handshake import differing, short
 
 _AROUND = {"data", "tokenizer", "template", "config"}
@@ -99,7 +98,7 @@ def _told(counts: ClientCounts) -> str:
 
 
 def _allowed(session: Session) -> set[str]:
-    return _AROUND | _BENEATH if isinstance(session.space, LoRASpace) else _AROUND
+    return _AROUND | _BENEATH if session.recipe.tune.is_adapter else _AROUND
 
 
 def _remedy(known: Inputs, keys: Sequence[str], bound: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
 from fedloom.core.description import describe
-from fedloom.core.metrics import has_diverged
+from fedloom.core.metrics import METRICS, MetricTable, Reduction
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
     Algorithm,
@@ -23,6 +23,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
+from fedloom.core.reported import has_diverged
 from fedloom.run.plausibility import Plausibility
 from fedloom.run.state_checks import state_fault
 from fedloom.server.samplers import Sampler
@@ -47,8 +48,8 @@ class Tally:
     failures: list[ClientFailure] = field(default_factory=list)
     plausibility: Plausibility | None = None
     """Holds every reply against what its client declared; None takes all as they are."""
-    _sums: dict[str, float] = field(default_factory=dict)
-    _weights: dict[str, float] = field(default_factory=dict)
+    reported: Reduction = field(default_factory=Reduction)
+    """What clients report of themselves."""
 
     def replies(self, deliveries: Iterable[Delivery]) -> Iterator[Reply]:
         """Yield the replies; note bytes, failures and what clients report."""
@@ -62,21 +63,12 @@ class Tally:
                 self.failures.append(answer)
                 continue
             self.num_replies += 1
-            self._note(answer.metrics)
+            self.reported.add(answer.metrics)
             yield answer
 
-    def _note(self, metrics: Metrics) -> None:
-        tokens = metrics.get("num_tokens", 1.0)
-        for name, value in metrics.items():
-            count = name.rpartition("/")[2] in {"num_tokens", "skipped_steps"}
-            weight = 1.0 if count else tokens
-            self._sums[name] = self._sums.get(name, 0.0) + weight * value
-            self._weights[name] = self._weights.get(name, 0.0) + (0.0 if count else weight)
-
     def metrics(self) -> Metrics:
-        """Return `train/*` (means over target tokens; counts are sums) and `comm/*` (bytes of encoded messages)."""
-        means = {f"train/{n}": s / (self._weights[n] or 1.0) for n, s in self._sums.items()}
-        return means | {
+        """Return `train/*` (reduced as the metric table says) and `comm/*` (bytes of encoded messages)."""
+        return {f"train/{name}": value for name, value in self.reported.result().items()} | {
             "comm/download_bytes": float(self.download_bytes),
             "comm/upload_bytes": float(self.upload_bytes),
             "comm/num_replies": float(self.num_replies),
@@ -98,13 +90,14 @@ def advance(
     sampler: Sampler,
     min_replies: int = 0,
     max_update_norm: float = math.inf,
+    metrics: MetricTable = METRICS,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Run[State], Metrics, Sequence[ClientFailure]]:
     """Run one round.
 
     With fewer than `min_replies` replies, with too few for the algorithm, or where the new state is not finite or a model
     moved farther than `max_update_norm`, the round is spent and the state stays as it was: server halves are pure, so the
-    new one is simply not kept. `say` is told why.
+    new one is simply not kept. `say` is told why. What clients report is reduced as `metrics` says.
     """
     round = draw(run, population, sampler)
     bounds_updates = describe(algorithm).bounds_updates
@@ -112,7 +105,7 @@ def advance(
     # A rule that compares uploads is to see all that it counts on.
     believed = bounds_updates or algorithm.server_sees == "each in full"
     plausibility = Plausibility(population, None if believed else max_update_norm)
-    tally = Tally(plausibility=plausibility)
+    tally = Tally(plausibility=plausibility, reported=Reduction(metrics))
     deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
     state, server, kept, why = run.state, dict[str, float](), False, ""
     try:
@@ -131,8 +124,8 @@ def advance(
         why = str(error)
     if why and say:
         say(f"the model stays as it was: {why}")
-    metrics = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
-    return replace(run, number=round.number, state=state), metrics, tally.failures
+    line = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
+    return replace(run, number=round.number, state=state), line, tally.failures
 
 
 def measure(
@@ -146,7 +139,7 @@ def measure(
 ) -> tuple[Mapping[ClientId, Metrics], Sequence[ClientFailure]]:
     """Measure what each of `clients` would use now.
 
-    A client whose loss alone is not finite is an failure, so that it takes the others' means with it no more than one
+    A client whose loss alone is not finite is a failure, so that it takes the others' means with it no more than one
     that is gone; where all say so, the model has diverged.
     """
     round = draw(run, population, None)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.description import Privacy
+from fedloom.core.metrics import METRICS
 from fedloom.core.protocols import Metrics
 from fedloom.run.reading import read_json
 from fedloom.tracking.metric_format import shown
@@ -53,7 +54,7 @@ def privacy_record(promised: Privacy | None, history: MetricsLog) -> dict[str, A
         return None
     number, epsilon = points[-1]
     at = f" at delta {terms.delta:g}" if terms.delta else ""
-    value = shown("epsilon", epsilon)
+    value = shown(METRICS.of(EPSILON), epsilon)
     sentence = f"After round {number}, epsilon is {value}{at}. {_COVERED}"
     return _record(epsilon, terms, f"epsilon {value}{at}", sentence)
 

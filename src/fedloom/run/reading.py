@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from fedloom.core.metrics import MetricTable
 from fedloom.data.manifest import Manifest
 
 T = TypeVar("T")
@@ -72,6 +73,17 @@ def read_recipe_text(folder: Path) -> tuple[str, Mapping[str, Any]]:
         if not isinstance(tree.get(name) or {}, dict):
             raise ValueError(f"{file}: {name} must hold settings, got {tree[name]!r}: {remedy}")
     return text, tree
+
+
+def metrics_of(folder: Path) -> MetricTable:
+    """Return the metrics of a run, users' own as its recipe.yaml declares them; without that, the package's."""
+    if not (folder / "recipe.yaml").exists():
+        return MetricTable()
+    listed = (read_recipe_text(folder)[1].get("evaluation") or {}).get("metrics")
+    try:
+        return MetricTable.read(listed if isinstance(listed, list) else [])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'recipe.yaml'}: {error}") from error
 
 
 def manifest_of(folder: Path) -> Path:

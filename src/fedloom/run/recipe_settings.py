@@ -1,6 +1,6 @@
 """A whole recipe as frozen dataclasses; recipe.py fills them from YAML."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InPr
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
 from fedloom.server.samplers import Full, Sampler
-from fedloom.spaces.build import TuneSettings
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
 
 Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
@@ -76,13 +77,15 @@ class Recipe:
     algorithm: Algorithm[Any]
     description: str = ""
     model: ModelSettings = ModelSettings()
-    tune: TuneSettings = TuneSettings()
+    tune: Tune = LoRA()
     data: DataSettings = field(default_factory=DataSettings)
     local: LocalSettings = LocalSettings()
     cohort: Sampler = Full()
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
     engine: EngineSettings = InProcessSettings()
+    objects: Mapping[str, str] = field(default_factory=dict)
+    """What Python gave in the place of a section, by its module and name: such a run goes on from Python, with the same."""
     run: RunSettings = RunSettings()
 
     @property
@@ -109,6 +112,7 @@ class Recipe:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
             )
+        self._check_monitor()
         if (self.local.objective == "classification") != bool(self.data.classes):
             raise ValueError(
                 "local.objective classification and data.classes go together: got"
@@ -124,6 +128,15 @@ class Recipe:
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
+
+    def _check_monitor(self) -> None:
+        name, table = self.run.monitor, self.evaluation.table
+        known = name.rpartition("/")[2] in table.reported()
+        if self.run.patience and known and table.of(name).better == "none":
+            raise ValueError(
+                f"run.monitor is {name}, of which neither way is better, so that run.patience has nothing to wait for:"
+                " say better: lower or better: higher of it in evaluation.metrics, or watch another"
+            )
 
     def _check_steps(self) -> None:
         # Where order is first, clients train as `local` says whatever space they are in.

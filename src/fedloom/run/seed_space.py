@@ -14,7 +14,7 @@ def seed_metrics(session: Session, run: Run[Any]) -> Metrics:
 
     Where clients have several models, of the first client's.
     """
-    if session.recipe.tune.space != "seeds":
+    if not session.recipe.tune.is_seed_space:
         return {}
     algorithm, population = session.recipe.algorithm, session.engine.population()
     client = next(iter(population))

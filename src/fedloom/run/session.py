@@ -6,8 +6,9 @@ from pathlib import Path
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
+from fedloom.client.setup import Setup, TrainerParts
 from fedloom.client.worker import Deployed
-from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
+from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
 from fedloom.core.randomness import derive
 from fedloom.data.classes import class_tokens
 from fedloom.data.data_settings import DataSettings
@@ -18,14 +19,14 @@ from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.base_model import Base, load_base
+from fedloom.models.base_model import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
-from fedloom.models.positions import check_length
+from fedloom.models.positions import check_length, check_positions
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import manifest_of, read_manifest
 from fedloom.run.recipe_settings import Recipe
-from fedloom.spaces.build import FullSpace, LoRASpace, make_space
+from fedloom.spaces.live import Live
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.body import roundtrip
 
@@ -37,7 +38,7 @@ class Session:
     recipe: Recipe
     folder: Path
     base: Base
-    space: LoRASpace | FullSpace | SeedSpace
+    space: Live | SeedSpace
     federation: Federation
     evaluator: Evaluator
     trainer: Trainer
@@ -59,6 +60,20 @@ class Session:
         """Return the clients that have something to measure on."""
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
+
+    def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
+        """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
+
+        Who is drawn depends on the run's seed, the round and the clients' names, so baselines draw alike.
+        """
+        counts, wanted = self.counts, self.recipe.evaluation.clients
+        held = {c: counts[c].test if split == "test" else counts[c].validation for c in self.judges}
+        able = [client for client, examples in held.items() if examples]
+        if wanted is None or wanted >= len(able):
+            return able
+        seed = derive(self.recipe.run.seed, "evaluation", number)
+        drawn = set(sorted(able, key=lambda client: derive(seed, client))[:wanted])
+        return [client for client in able if client in drawn]
 
     def identity(self) -> dict[str, str]:
         """Return the hashes of the model, of what is learnt of it and of its tokenizer, see `spaces.handshake`."""
@@ -85,10 +100,20 @@ class Session:
 
 
 Federate = Callable[[DataSettings, Tokenizer], Federation]
+MakeTrainer = Callable[[TrainerParts], Trainer]
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What makes parts of a session where that is not as the recipe says; None: as it says."""
+
+    federation: Federate | None = None
+    base: Callable[[ModelSettings], Base] | None = None
+    trainer: MakeTrainer | None = None
 
 
 def build(
-    recipe: Recipe, folder: Path, *, own: Federate | None = None, data: bool = True
+    recipe: Recipe, folder: Path, *, makers: Makers | None = None, data: bool = True
 ) -> Session:
     """Load the model, tokenise the data and connect the parts.
 
@@ -97,34 +122,49 @@ def build(
     Args:
         recipe: What to build; paths that are not here are looked for where the run in the folder was begun.
         folder: The run's, or the site's.
-        own: Gives the data where that is not as the recipe says.
+        makers: What makes data, model or trainer where that is not as the recipe says.
         data: Whether the data is read; without, who the clients are is what the run wrote down.
     """
+    makers = makers or Makers()
     model, source = located(recipe.model, recipe.data, folder)
-    check_length(model, recipe.data.max_length)
-    base = load_base(model)
-    if not data or (own is None and recipe.elsewhere):
+    base = _based(model, recipe.data.max_length, makers)
+    if not data or (makers.federation is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
     else:
-        federation = (own or federate)(source, base.tokenizer)
+        federation = (makers.federation or federate)(source, base.tokenizer)
     if federation.manifest.source == source.source:
         # However it was found: what a run writes down is the name that the recipe has for it.
         manifest = replace(federation.manifest, source=recipe.data.source)
         federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
-    space = make_space(base, recipe.tune, seed=seed, decays=decays)
+    space = recipe.tune.make_space(base, seed=seed, decays=decays)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
     trainer = make_trainer(
         space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
     )
+    if makers.trainer is not None:
+        setup = Setup(space, federation, recipe.local, recipe.run.rounds)
+        trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire)
+    engine = make(
+        recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.evaluation.table
+    )
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
+
+
+def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:
+    """Return the base model; one that is loaded by name is refused before, where rows are too long for it."""
+    if makers.base is None:
+        check_length(model, max_length)
+        return load_base(model)
+    base = makers.base(model)
+    check_positions(base.model.config, base.name, max_length)
+    return base
 
 
 def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:

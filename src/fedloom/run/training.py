@@ -7,7 +7,8 @@ else is in it waits in the checkpoint.
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fedloom.core.description import describe
-from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics
+from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.run.checkpoint import Checkpoints
@@ -36,54 +37,118 @@ from fedloom.tracking.records import RECORDS, records, unaccounted
 from fedloom.tracking.trackers import Tracker
 
 
-def train(
-    session: Session,
-    stands: Standing,
-    *,
-    trackers: Sequence[Tracker],
-    console: Console,
-) -> Run[Any]:
-    """Run the recipe's rounds in its folder, from where it stands.
+@dataclass(frozen=True)
+class FinishedRound:
+    """A round that is on the disk with all that was measured after it."""
+
+    number: int
+    """From 1."""
+    metrics: Metrics
+    """Its line of metrics.jsonl."""
+    failures: Sequence[ClientFailure]
+    """Tasks of it, training and evaluation, that brought no reply; of a round taken up from a killed process, those of
+    evaluation alone."""
+    stop: Callable[[], None]
+    """Ends the run after this round: it delivers its model, and can be resumed."""
+
+
+Callback = Callable[[FinishedRound], object]
+"""Called after each round; what it returns is not read, and what it raises ends the run as a killed process would."""
+
+
+class Training:
+    """The rounds of a run in its folder, from where it stands, one at a time.
 
     Args:
         session: The recipe, built.
         stands: Where to go on from.
         trackers: Take the metrics of every round.
         console: Where progress and notes go.
-
-    Returns:
-        The run after its last round.
     """
-    recipe, checkpoints, told = session.recipe, stands.checkpoints, stands.told
-    _say_where(recipe.algorithm, stands, console)
-    releases = Releases(checkpoints.folder / "releases", recipe.algorithm)
-    run = releases.charge(stands.run, fresh=stands.fresh)
-    # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
-    session.store.rewind(run.number)
-    _prune(session, checkpoints)
-    told_of = _truncate(session.folder, -1 if stands.fresh else run.number)
-    recorder = _Recorder(session, trackers, console)
-    with round_bar(console, recipe.name, done=run.number, total=recipe.run.rounds) as bar:
-        if not recorder.history().lines:
-            bar.say("measuring the model before training")
-            recorder.record(run, recorder.evaluate(run, kinds=("validate", "test")))
-            _check_monitor(recipe.run, recorder.history())
-            checkpoints.save(run, recorder.beside(run))
-        elif told_of < run.number:
-            _tell(run, told, session, recorder, bar)
-        while run.number < recipe.run.rounds and not recorder.stopped():
-            try:
-                run, told = _round(run, session, recorder)
-            except BudgetSpent as spent:
-                bar.say(f"ended after round {run.number}")
-                said = f"the run ends after round {run.number}: {spent}"
-                console.print(Text(said, "yellow"))
-                break
-            checkpoints.save(run, {**recorder.beside(run), "told": told})
-            releases.record(run)
-            _prune(session, checkpoints)
-            _tell(run, told, session, recorder, bar)
-    return run
+
+    def __init__(
+        self,
+        session: Session,
+        stands: Standing,
+        *,
+        trackers: Sequence[Tracker],
+        console: Console,
+    ) -> None:
+        self.session, self.checkpoints = session, stands.checkpoints
+        self.run: Run[Any] = stands.run
+        """As the last finished round left it."""
+        self.begun = False
+        self._stands, self._trackers, self._console = stands, trackers, console
+        self._releases = Releases(stands.checkpoints.folder / "releases", session.recipe.algorithm)
+        self._untold: Metrics | None = None
+        self._stopped = False
+
+    def rounds(self) -> Iterator[FinishedRound]:
+        """Yield each round once it is finished, until the recipe's last one, early stopping or `stop`."""
+        recipe, recorder = self.session.recipe, self._begin()
+        self._stopped = False
+        done, total = self.run.number, recipe.run.rounds
+        with round_bar(self._console, recipe.name, done=done, total=total) as bar:
+            if not recorder.history().lines:
+                self._measure_before(recorder, bar)
+            elif self._untold is not None:
+                yield self._tell(self._untold, recorder, bar)
+            while not self._stopped and self.run.number < total and not recorder.stopped():
+                try:
+                    self._untold = self._next(recorder)
+                except BudgetSpent as spent:
+                    bar.say(f"ended after round {self.run.number}")
+                    said = f"the run ends after round {self.run.number}: {spent}"
+                    self._console.print(Text(said, "yellow"))
+                    break
+                yield self._tell(self._untold, recorder, bar)
+
+    def _begin(self) -> "_Recorder":
+        """Return who writes down the rounds; before the first, bring the folder to where the run stands."""
+        if not self.begun:
+            _say_where(self.session.recipe.algorithm, self._stands, self._console)
+            self.run = self._releases.charge(self.run, fresh=self._stands.fresh)
+            # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
+            self.session.store.rewind(self.run.number)
+            _prune(self.session, self.checkpoints)
+            told_of = _truncate(self.session.folder, -1 if self._stands.fresh else self.run.number)
+            if 0 <= told_of < self.run.number:
+                self._untold = self._stands.told
+            self.begun = True
+        return _Recorder(self.session, self._trackers, self._console)
+
+    def _measure_before(self, recorder: "_Recorder", bar: RoundBar) -> None:
+        bar.say("measuring the model before training")
+        recorder.record(self.run, recorder.evaluate(self.run, kinds=("validate", "test")))
+        _check_monitor(self.session.recipe.run, recorder.history())
+        self.checkpoints.save(self.run, recorder.beside(self.run))
+
+    def _next(self, recorder: "_Recorder") -> Metrics:
+        """Run one more round and save it; return what is told of it before it is measured."""
+        recorder.failures.clear()
+        run, told = _round(self.run, self.session, recorder)
+        self.checkpoints.save(run, {**recorder.beside(run), "told": told})
+        self._releases.record(run)
+        _prune(self.session, self.checkpoints)
+        self.run = run
+        return told
+
+    def _tell(self, told: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
+        """Measure the model after a round, if that is due, and write down the round."""
+        run, every = self.run, self.session.recipe.evaluation.every
+        last = run.number == self.session.recipe.run.rounds
+        due = last or (every > 0 and run.number % every == 0)
+        measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
+        metrics, influence = split_influence(told)
+        if influence:
+            recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
+        line = recorder.record(run, {**metrics, **measured})
+        bar.advance(run.number, {**metrics, **measured})
+        self._untold = None
+        return FinishedRound(run.number, line, tuple(recorder.failures), self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True
 
 
 def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
@@ -136,6 +201,7 @@ def _round(
             sampler=recipe.cohort,
             min_replies=recipe.run.min_replies,
             max_update_norm=recipe.run.max_update_norm,
+            metrics=recipe.evaluation.table,
             say=lambda said: recorder.say(f"round {number}: {said}"),
         )
         session.store.flush()
@@ -144,44 +210,28 @@ def _round(
     return run, {**seed_metrics(session, run), **metrics, **spent}
 
 
-def _tell(
-    run: Run[Any],
-    told: Metrics,
-    session: Session,
-    recorder: "_Recorder",
-    bar: RoundBar,
-) -> None:
-    """Measure the model after a round, if that is due, and write down the round."""
-    last = run.number == session.recipe.run.rounds
-    every = session.recipe.evaluation.every
-    due = last or (every > 0 and run.number % every == 0)
-    measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
-    metrics, influence = split_influence(told)
-    if influence:
-        recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
-    recorder.record(run, {**metrics, **measured})
-    bar.advance(run.number, {**metrics, **measured})
-
-
 class _Recorder:
     """Measures the model and writes down what came of each round."""
 
     def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
         self.session, self.trackers, self.console = session, trackers, console
+        self.failures: list[ClientFailure] = []
         self.quiet = describe(session.recipe.algorithm).quiet
         self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
         self.began = time.perf_counter() - self.history().total("time/round_seconds")
         self.last = time.perf_counter()
 
     def history(self) -> MetricsLog:
-        return MetricsLog.read(self.session.folder / "metrics.jsonl")
+        return MetricsLog.read(
+            self.session.folder / "metrics.jsonl", self.session.recipe.evaluation.table
+        )
 
     def stopped(self) -> bool:
         settings = self.session.recipe.run
         return self.history().should_stop(settings.monitor, settings.patience)
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
-        """Measure every judging client; return the means over all of them, by split."""
+        """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""
         began = time.perf_counter()
         with phase_memory("evaluate") as memory:
             out = self._measured(run, kinds)
@@ -193,11 +243,11 @@ class _Recorder:
         out: dict[str, float] = {}
         counts = self.session.counts
         for kind in kinds:
-            split = "test" if kind == "test" else "validation"
+            split: Split = "test" if kind == "test" else "validation"
             if split == "validation" and not self.session.recipe.evaluation.validation:
                 continue
             held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
-            clients = [c for c in self.session.judges if held_out[c]]
+            clients = self.session.drawn_judges(run.number, split)
             if not clients:
                 continue
             measured, failures = measure(
@@ -213,10 +263,12 @@ class _Recorder:
             if measured and not self.quiet:
                 self._write_clients(run.number, split, measured)
             if measured:
-                out |= {f"{split}/{n}": v for n, v in combine(measured.values()).items()}
+                means = combine(measured.values(), self.session.recipe.evaluation.table)
+                out |= {f"{split}/{n}": v for n, v in means.items()}
         return out
 
-    def record(self, run: Run[Any], metrics: Metrics) -> None:
+    def record(self, run: Run[Any], metrics: Metrics) -> Metrics:
+        """Write down a round and return its line."""
         now = time.perf_counter()
         line = {**metrics, "time/round_seconds": now - self.last, "seconds": now - self.began}
         self.last = now
@@ -225,12 +277,14 @@ class _Recorder:
         for tracker in reversed(self.trackers):
             tracker.log(run.number, line)
         self.lines["metrics.jsonl"] += 1
+        return line
 
     def beside(self, run: Run[Any]) -> dict[str, Any]:
-        """Return what a checkpoint keeps beside the run: which memory and how many records belong to it."""
-        return {"memory": self.session.store.kept(before=run.number + 1), "lines": self.lines}
+        """Return what a checkpoint keeps beside the run: which client state and how many records belong to it."""
+        return {"client_state": self.session.store.kept(before=run.number + 1), "lines": self.lines}
 
     def note(self, number: int, failures: Sequence[ClientFailure]) -> None:
+        self.failures += failures
         for failure in failures:
             said = f"round {number}: {failure.client} is absent: {failure.reason}"
             self.console.print(Text(said, "yellow"))
