@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
-from fedloom.recipe_tables import BARE, TABLES
+from fedloom.recipe_tables import BARE, MOVED, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.recipe_settings import Recipe
 
@@ -156,6 +156,8 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
+        if moved := MOVED.get(f"{path}.{key}"):
+            raise RecipeError(f"{path}.{key} is now {moved}")
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(

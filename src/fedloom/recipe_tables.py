@@ -7,6 +7,8 @@ from fedloom.clustering.modes import MODES, Mode
 from fedloom.core.density import Density
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
+from fedloom.objectives import OBJECTIVES
+from fedloom.objectives.objective import Objective
 from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
@@ -14,6 +16,7 @@ from fedloom.server.samplers import SAMPLERS, Sampler
 
 TABLES: dict[Any, Mapping[str, type]] = {
     Partition: PARTITIONS,
+    Objective: OBJECTIVES,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Combine: COMBINES,
     Sampler: SAMPLERS,
@@ -21,6 +24,12 @@ TABLES: dict[Any, Mapping[str, type]] = {
     Mode: MODES,
     SeedSampling: SEED_SAMPLINGS,
 }
+
+MOVED: Mapping[str, str] = {
+    "data.classes": "`objective: {classification: {classes: ...}}`",
+    "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
+}
+"""Keys that a recipe no longer has -> what stands in their place."""
 
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""

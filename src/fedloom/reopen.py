@@ -12,6 +12,7 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
 from fedloom.launch import job_of
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import apply_overrides, build_recipe
 from fedloom.run.binding import compare
 from fedloom.run.loop import Run
@@ -85,9 +86,9 @@ def open_run(
 
 
 def _needed(command: str) -> Federate:
-    def read(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    def read(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
         try:
-            return federate(settings, tokenizer)
+            return federate(settings, tokenizer, objective)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{command} reads the data of the run again, as chat, export and route do not: {error}"

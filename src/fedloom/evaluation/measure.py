@@ -1,8 +1,7 @@
 """How good a model is on held-out examples."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -10,8 +9,12 @@ from fedloom.core.protocols import Metrics, Split
 from fedloom.data.tokens import Example
 from fedloom.evaluation.chrf import chrf
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
-from fedloom.evaluation.forward import NOTHING, Decoder, Generation, Score, evaluating, score
+from fedloom.evaluation.generation import Decoder, Generation
+from fedloom.evaluation.scoring import evaluating, score
 from fedloom.evaluation.text_metrics import extract, paper_rouge, rouge
+from fedloom.objectives.forward import NOTHING
+from fedloom.objectives.objective import Objective, Score, perplexity
+from fedloom.objectives.sft import DEFAULT
 
 _BY_TOKEN = ("loss", "token_accuracy")
 _COUNTS = ("num_tokens", "num_examples")
@@ -23,13 +26,11 @@ class Evaluator:
 
     settings: EvaluationSettings
     tokenizer: Decoder
-    classes: Mapping[str, int] = field(default_factory=dict)
-    """Word -> token, where answers are classes: they are chosen among these, never generated."""
+    objective: Objective = DEFAULT
+    """Where its answers are classes, they are chosen among these, never generated."""
 
     def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
-        """Return loss, perplexity, token accuracy and counts; on the test split also answers' scores.
-
-        Of classes, accuracy takes the place of token accuracy and of the answers' scores.
+        """Return the objective's metrics, such as loss and token accuracy, and counts; of text, on the test split also answers' scores.
 
         Raises:
             ValueError: where there is nothing to measure.
@@ -49,14 +50,12 @@ class Evaluator:
         flat = [example for group in kept for example in group]
         with evaluating(model):
             scores = self._scores(model, flat)
-            answered = split == "test" and self.settings.generate and not self.classes
+            answered = split == "test" and self.settings.generate and not self.objective.classes
             texts = self._answers(model, flat) if answered else []
         metrics: list[Metrics] = []
         at = 0
         for group in kept:
-            measured = _tokens(scores[at : at + len(group)], split)
-            if self.classes:
-                measured["accuracy"] = measured.pop("token_accuracy")
+            measured = self._metrics(scores[at : at + len(group)], split)
             if answered:
                 measured |= self._grade(group, texts[at : at + len(group)])
             metrics.append(measured)
@@ -66,19 +65,27 @@ class Evaluator:
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
         with evaluating(model):
-            if self.classes:
-                words = list(self.classes)
+            if self.objective.classes:
+                words = list(self.objective.classes.values())
                 choices = [score.choice for score in self._scores(model, examples)]
                 return ["" if choice == NOTHING else words[choice] for choice in choices]
             return self._answers(model, examples)
 
     def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         rows = {_key(example.ids, example.labels): example for example in examples}
-        scored = score(
-            model, list(rows.values()), self.settings.batch_size, tuple(self.classes.values())
-        )
+        scored = score(model, list(rows.values()), self.settings.batch_size, self.objective)
         by_row = dict(zip(rows, scored, strict=True))
         return [by_row[_key(example.ids, example.labels)] for example in examples]
+
+    def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
+        num_tokens = sum(score.num_tokens for score in scores)
+        if not num_tokens:
+            raise ValueError(
+                f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
+                f"data.max_length so that answers are not cut away"
+            )
+        counts = {"num_tokens": float(num_tokens), "num_examples": float(len(scores))}
+        return {**self.objective.metrics(scores), **counts}
 
     def _answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         if not examples:
@@ -142,28 +149,7 @@ def combine(metrics: Iterable[Metrics]) -> Metrics:
     if not sums:
         raise ValueError("there are no metrics to combine: no client was measured")
     means = {n: total if n in _COUNTS else total / weights[n] for n, total in sums.items()}
-    return means | ({"perplexity": _exp(means["loss"])} if "loss" in means else {})
-
-
-def _tokens(scores: Sequence[Score], split: Split) -> dict[str, float]:
-    num_tokens = sum(score.num_tokens for score in scores)
-    if not num_tokens:
-        raise ValueError(
-            f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
-            f"data.max_length so that answers are not cut away"
-        )
-    loss = math.fsum(score.loss for score in scores) / num_tokens
-    return {
-        "loss": loss,
-        "perplexity": _exp(loss),
-        "token_accuracy": sum(score.correct for score in scores) / num_tokens,
-        "num_tokens": float(num_tokens),
-        "num_examples": float(len(scores)),
-    }
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else loss if math.isnan(loss) else math.inf
+    return means | ({"perplexity": perplexity(means["loss"])} if "loss" in means else {})
 
 
 def _key(*tensors: Tensor) -> bytes:

@@ -43,9 +43,8 @@ def metrics_by_label(session: Session, run: Run[Any], by: str) -> dict[str, Any]
     """
     held = _held_out(session, by)
     models = deliverables(session, run)
-    evaluator = Evaluator(
-        dataclasses.replace(session.recipe.evaluation, max_examples=None), session.base.tokenizer
-    )
+    settings = dataclasses.replace(session.recipe.evaluation, max_examples=None)
+    evaluator = dataclasses.replace(session.evaluator, settings=settings)
     own: dict[str, list[Metrics]] = {value: [] for value in held}
     cross: dict[str, Mapping[str, Metrics]] = {}
     for name, (params, clients) in models.items():

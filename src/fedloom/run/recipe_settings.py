@@ -10,6 +10,8 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import DEFAULT
 from fedloom.run.quiet import is_quiet
 from fedloom.run.quorum import check_quorum
 from fedloom.server.samplers import Full, Poisson, Sampler
@@ -80,6 +82,7 @@ class Recipe:
     model: ModelSettings = ModelSettings()
     tune: TuneSettings = TuneSettings()
     data: DataSettings = field(default_factory=DataSettings)
+    objective: Objective = DEFAULT
     local: LocalSettings = LocalSettings()
     cohort: Sampler = Full()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -105,11 +108,6 @@ class Recipe:
         if self.run.patience and not self.evaluation.every:
             raise ValueError(
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
-            )
-        if (self.local.objective == "classification") != bool(self.data.classes):
-            raise ValueError(
-                "local.objective classification and data.classes go together: got"
-                f" {self.local.objective} and {len(self.data.classes)} classes"
             )
         if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
             raise ValueError(

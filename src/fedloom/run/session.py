@@ -9,7 +9,6 @@ from fedloom.client.make_trainer import make_trainer
 from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Trainer
 from fedloom.core.randomness import derive
-from fedloom.data.classes import class_tokens
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
@@ -21,6 +20,7 @@ from fedloom.evaluation.measure import Evaluator
 from fedloom.models.base_model import Base, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length
+from fedloom.objectives.objective import Objective
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import manifest_of, read_manifest
@@ -84,7 +84,7 @@ class Session:
         }
 
 
-Federate = Callable[[DataSettings, Tokenizer], Federation]
+Federate = Callable[[DataSettings, Tokenizer, Objective], Federation]
 
 
 def build(
@@ -106,16 +106,21 @@ def build(
     if not data or (own is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
     else:
-        federation = (own or federate)(source, base.tokenizer)
+        federation = (own or federate)(source, base.tokenizer, recipe.objective)
     if federation.manifest.source == source.source:
         # However it was found: what a run writes down is the name that the recipe has for it.
         manifest = replace(federation.manifest, source=recipe.data.source)
         federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = make_space(base, recipe.tune, seed=seed, decays=decays)
-    evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
+    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective)
     trainer = make_trainer(
-        space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
+        space,
+        federation,
+        recipe.local,
+        evaluator=evaluator,
+        num_rounds=recipe.run.rounds,
+        objective=recipe.objective,
     )
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
@@ -129,6 +134,8 @@ def build(
 
 def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
     """Return what an earlier command wrote down of data that is not read; of sites, nobody before the first."""
+    # Of no conversation there are no examples, but what this tokenizer cannot tell apart is refused before a site joins.
+    recipe.objective.examples((), recipe.data, tokenizer)
     if recipe.elsewhere and not manifest_of(folder).exists():
         manifest = Manifest(
             sha256="",
@@ -146,4 +153,4 @@ def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federatio
     else:
         manifest = read_manifest(folder, elsewhere=recipe.elsewhere)
     profiles = {client: manifest.profiles.get(client, {}) for client in manifest.clients}
-    return Federation({}, profiles, manifest, class_tokens(recipe.data, tokenizer))
+    return Federation({}, profiles, manifest)
