@@ -37,17 +37,17 @@ def letters(
         "source": str(mail),
         "columns": {"prompt": "text", "completion": "label_text"},
         "num_clients": 3,
-        "max_length": 160,
+        "max_length": 400,
     }
     return federate(DataSettings(**(defaults | settings)), tokenizer, Classification(classes))
 
 
 @pytest.mark.parametrize("prompt", ["chat", "alpaca", "plain"])
 def test_the_only_target_is_the_first_token_of_the_word(
-    prompt: str, mail: Path, byte_level: Any
+    prompt: str, mail: Path, tiny_tokenizer: Any
 ) -> None:
-    federation = letters(mail, byte_level, prompt=prompt)
-    tokens = Classification(CLASSES).tokens(DataSettings(prompt=prompt), byte_level)
+    federation = letters(mail, tiny_tokenizer, prompt=prompt)
+    tokens = Classification(CLASSES).tokens(DataSettings(prompt=prompt), tiny_tokenizer)
     assert list(tokens) == list(CLASSES.values())
     assert len(set(tokens.values())) == 3
     seen = set()
@@ -66,7 +66,7 @@ def test_the_only_target_is_the_first_token_of_the_word(
 
 @pytest.mark.parametrize("truncate", ["answer", "prompt"])
 def test_of_several_turns_the_last_decides_or_the_example_is_dropped(
-    truncate: str, tmp_path: Path, byte_level: Any
+    truncate: str, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     """An earlier answer is no class: it is context, and nothing to compare with."""
     names = list(CLASSES)
@@ -82,8 +82,8 @@ def test_of_several_turns_the_last_decides_or_the_example_is_dropped(
     file = tmp_path / "turns.jsonl"
     file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in turns))
     settings = {"source": str(file), "columns": {}, "max_length": 100, "truncate": truncate}
-    federation = letters(file, byte_level, **settings)
-    tokens = Classification(CLASSES).tokens(DataSettings(), byte_level)
+    federation = letters(file, tiny_tokenizer, **settings)
+    tokens = Classification(CLASSES).tokens(DataSettings(), tiny_tokenizer)
     examples = [e for shard in federation.shards.values() for e in (*shard.train, *shard.test)]
     assert {example.num_targets for example in examples} == {1}
     for example in examples:
@@ -96,16 +96,18 @@ def test_of_several_turns_the_last_decides_or_the_example_is_dropped(
     assert counts == ((15, 0) if truncate == "answer" else (0, 15))
 
 
-def test_words_that_begin_alike_are_refused(mail: Path, byte_level: Any) -> None:
+def test_words_that_begin_alike_are_refused(mail: Path, tiny_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match=r"the words 'x1' and 'x2' begin with the same token"):
-        letters(mail, byte_level, classes=dict(zip(CLASSES, ("x1", "x2", "y"), strict=True)))
+        letters(mail, tiny_tokenizer, classes=dict(zip(CLASSES, ("x1", "x2", "y"), strict=True)))
 
 
-def test_an_answer_that_is_no_class_is_refused_with_its_line(mail: Path, byte_level: Any) -> None:
+def test_an_answer_that_is_no_class_is_refused_with_its_line(
+    mail: Path, tiny_tokenizer: Any
+) -> None:
     with pytest.raises(
         ValueError, match=r"mail.jsonl.*'sci.med' is not among objective.classification.classes"
     ):
-        letters(mail, byte_level, classes={"sci.space": "space", "rec.autos": "cars"})
+        letters(mail, tiny_tokenizer, classes={"sci.space": "space", "rec.autos": "cars"})
 
 
 def test_a_choice_is_among_the_logits_of_the_choices_alone() -> None:

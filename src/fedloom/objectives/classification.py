@@ -83,7 +83,8 @@ class Classification(TokenObjective):
     def metrics(self, scores: Sequence[Score]) -> Metrics:
         """Return loss and perplexity among the classes, and accuracy."""
         found = dict(TokenObjective.metrics(self, scores))
-        return {**found, "accuracy": found.pop("token_accuracy")}
+        accuracy = found.pop("token_accuracy")
+        return {**found, "accuracy": accuracy}
 
     def _named(self, record: Record) -> Record:
         *before, last = record.messages
