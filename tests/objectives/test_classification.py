@@ -81,7 +81,12 @@ def test_of_several_turns_the_last_decides_or_the_example_is_dropped(
     ]
     file = tmp_path / "turns.jsonl"
     file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in turns))
-    settings = {"source": str(file), "columns": {}, "max_length": 100, "truncate": truncate}
+    settings: dict[str, Any] = {
+        "source": str(file),
+        "columns": {},
+        "max_length": 100,
+        "truncate": truncate,
+    }
     federation = letters(file, tiny_tokenizer, **settings)
     tokens = Classification(CLASSES).tokens(DataSettings(), tiny_tokenizer)
     examples = [e for shard in federation.shards.values() for e in (*shard.train, *shard.test)]

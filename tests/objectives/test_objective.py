@@ -116,7 +116,7 @@ class Bench:
         self.space = make_space(Base(model.requires_grad_(False), None, "random"), tuned, seed=1)
         self.judge = Evaluator(EvaluationSettings(generate=False), None, objective)  # type: ignore[arg-type]
         self.trainer = make_trainer(
-            self.space,  # type: ignore[arg-type]
+            self.space,
             federation,
             LocalSettings(**{"steps": 6, "batch_size": 2, **local}),
             evaluator=self.judge,

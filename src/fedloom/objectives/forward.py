@@ -87,7 +87,7 @@ class Forward:
         with self._precision():
             states = self._states(inputs, at)
             found = []
-            for some in states.split(self._rows(states)):
+            for some in torch.split(states, self._rows(states)):
                 chances = self._head(some).log_softmax(1).exp_()
                 found.append(torch.special.entr(chances).sum(1))
         return torch.cat(found)
@@ -110,7 +110,7 @@ class Forward:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits (some, vocabulary or choices) and targets (some,) among them."""
         rows = self._rows(states)
-        for some, wanted in zip(states.split(rows), targets.split(rows), strict=True):
+        for some, wanted in zip(torch.split(states, rows), torch.split(targets, rows), strict=True):
             yield among(self._head(some), wanted, choices)
 
     def _head(self, states: Tensor) -> Tensor:
