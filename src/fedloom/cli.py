@@ -107,7 +107,7 @@ def data(
         picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
     )
     tokenizer = load_tokenizer(loaded.model)
-    federation = federate(loaded.data, tokenizer)
+    federation = federate(loaded.data, tokenizer, loaded.objective)
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fedloom.client.rehearsal import check_finite
-from fedloom.core.protocols import Refusal
+from fedloom.core.protocols import ClientError
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -29,7 +29,7 @@ def test_large_finite_entries_are_finite_though_their_sum_is_not(dtype: torch.dt
     ],
 )
 def test_an_entry_that_is_not_finite_is_refused_by_name(odd: Tensor, dtype: torch.dtype) -> None:
-    with pytest.raises(Refusal, match="upload control/w is not finite"):
+    with pytest.raises(ClientError, match="upload control/w is not finite"):
         check_finite({"delta": {"w": torch.ones(3)}, "control": {"w": odd.to(dtype)}})
 
 

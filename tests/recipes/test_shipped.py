@@ -21,7 +21,7 @@ SMALL = (
     "evaluation.max_examples=1",
     "evaluation.max_new_tokens=2",
 )
-NEWSGROUPS = load_recipe("newsgroups").data.classes
+NEWSGROUPS = load_recipe("newsgroups").objective.classes
 AYA = [
     *("English", "Dutch", "Turkish", "Portuguese", "Spanish"),
     *("Filipino", "Bengali", "Standard Malay", "Lithuanian", "Tamil"),

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -124,14 +124,20 @@ def test_full_tuning_needs_full_precision(tiny_llama):
         (lambda: LoRA(rank=0), r"tune.lora.rank must be at least 1, got 0"),
         (lambda: LoRA(alpha=0.0), r"tune.lora.alpha must be positive, got 0.0"),
         (lambda: LoRA(dropout=1.0), r"tune.lora.dropout must be in \[0, 1\), got 1.0"),
-        (lambda: LoRA(origin="mean"), r"tune.lora.origin must be initial or zero, got mean"),
+        (
+            lambda: LoRA(origin=cast(Any, "mean")),
+            r"tune.lora.origin must be initial or zero, got mean",
+        ),
         (lambda: LoRA(targets=[]), r"tune.lora.targets must be all-linear or name .*, got none"),
         (
             lambda: LoRA(modules_to_save="lm_head"),
             r"tune.lora.modules_to_save must be a list, got lm_head",
         ),
         (lambda: Full(weights="mlp"), r"tune.full.weights must be a list, got mlp"),
-        (lambda: Full(origin="mean"), r"tune.full.origin must be initial or zero, got mean"),
+        (
+            lambda: Full(origin=cast(Any, "mean")),
+            r"tune.full.origin must be initial or zero, got mean",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(make, message: str):

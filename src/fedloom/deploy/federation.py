@@ -103,7 +103,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         manifest = dataclasses.replace(
             session.federation.manifest, clients=remote.counts, profiles=remote.profiles
         )
-        federation = Federation({}, remote.profiles, manifest, session.federation.classes)
+        federation = Federation({}, remote.profiles, manifest)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()
 

@@ -12,6 +12,8 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
@@ -79,6 +81,7 @@ class Recipe:
     model: ModelSettings = ModelSettings()
     tune: Tune = LoRA()
     data: DataSettings = field(default_factory=DataSettings)
+    objective: Objective = DEFAULT
     local: LocalSettings = LocalSettings()
     cohort: Sampler = Full()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -113,11 +116,6 @@ class Recipe:
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
             )
         self._check_monitor()
-        if (self.local.objective == "classification") != bool(self.data.classes):
-            raise ValueError(
-                "local.objective classification and data.classes go together: got"
-                f" {self.local.objective} and {len(self.data.classes)} classes"
-            )
         if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
             raise ValueError(
                 "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"

@@ -10,7 +10,6 @@ from fedloom.client.setup import Setup, TrainerParts
 from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
 from fedloom.core.randomness import derive
-from fedloom.data.classes import class_tokens
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
@@ -22,6 +21,7 @@ from fedloom.evaluation.measure import Evaluator
 from fedloom.models.base_model import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length, check_positions
+from fedloom.objectives.objective import Objective
 from fedloom.run.inputs import located
 from fedloom.run.loop import Run, draw
 from fedloom.run.reading import manifest_of, read_manifest
@@ -99,7 +99,7 @@ class Session:
         }
 
 
-Federate = Callable[[DataSettings, Tokenizer], Federation]
+Federate = Callable[[DataSettings, Tokenizer, Objective], Federation]
 MakeTrainer = Callable[[TrainerParts], Trainer]
 
 
@@ -131,16 +131,21 @@ def build(
     if not data or (makers.federation is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
     else:
-        federation = (makers.federation or federate)(source, base.tokenizer)
+        federation = (makers.federation or federate)(source, base.tokenizer, recipe.objective)
     if federation.manifest.source == source.source:
         # However it was found: what a run writes down is the name that the recipe has for it.
         manifest = replace(federation.manifest, source=recipe.data.source)
         federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
-    evaluator = Evaluator(recipe.evaluation, base.tokenizer, federation.classes)
+    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective)
     trainer = make_trainer(
-        space, federation, recipe.local, evaluator=evaluator, num_rounds=recipe.run.rounds
+        space,
+        federation,
+        recipe.local,
+        evaluator=evaluator,
+        num_rounds=recipe.run.rounds,
+        objective=recipe.objective,
     )
     if makers.trainer is not None:
         setup = Setup(space, federation, recipe.local, recipe.run.rounds)
@@ -169,6 +174,8 @@ def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:
 
 def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
     """Return what an earlier command wrote down of data that is not read; of sites, nobody before the first."""
+    # Of no conversation there are no examples, but what this tokenizer cannot tell apart is refused before a site joins.
+    recipe.objective.examples((), recipe.data, tokenizer)
     if recipe.elsewhere and not manifest_of(folder).exists():
         manifest = Manifest(
             sha256="",
@@ -186,4 +193,4 @@ def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federatio
     else:
         manifest = read_manifest(folder, elsewhere=recipe.elsewhere)
     profiles = {client: manifest.profiles.get(client, {}) for client in manifest.clients}
-    return Federation({}, profiles, manifest, class_tokens(recipe.data, tokenizer))
+    return Federation({}, profiles, manifest)

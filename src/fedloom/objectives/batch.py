@@ -1,4 +1,4 @@
-"""Next-token loss, one mean per lane: rows of several clients go through the model at once and do not mix."""
+"""Rows of one or more lanes as tensors: clients side by side go through the model at once and do not mix."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from fedloom.data.classes import decide
 from fedloom.data.tokens import IGNORED, Example
-
-Loss = Callable[["Batch"], Tensor]
-"""Returns each lane's share of its step's mean loss, (lanes,), with a graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +22,24 @@ class Batch:
     """(rows, length) int64: the token asked for after each one, IGNORED where none is."""
     weights: Tensor
     """(lanes,) 1 / target tokens of the lane's whole step."""
+    choices: Tensor | None = None
+    """(choices,) int64: the tokens a target is one of; None: the whole vocabulary."""
 
     def inputs(self) -> dict[str, Tensor]:
         """Return what the model is called with. No mask: with it, packed rows would attend to each other."""
         if self.positions is None:
             return {"input_ids": self.ids}
         return {"input_ids": self.ids, "position_ids": self.positions}
+
+    def asked(self) -> tuple[Tensor, Tensor]:
+        """Return the flat places (n,) after which a token is asked for, and those tokens (n,)."""
+        labels = self.labels.flatten()
+        at = (labels != IGNORED).nonzero().squeeze(1)
+        return at, labels[at]
+
+    def row_of(self, at: Tensor) -> Tensor:
+        """Return the row (n,) that each flat place is in."""
+        return at.div(self.ids.shape[1], rounding_mode="floor")
 
     def per_lane(self, losses: Tensor, at: Tensor) -> Tensor:
         """Return the weighted sums (lanes,) of losses (n,) at flat places `at` (n,)."""
@@ -60,12 +68,14 @@ def collate(
     filled = [[*bins, *[[_NOTHING]] * (size - len(bins))] for bins in binned]
     flat = [row for bins in filled for row in bins]
     restarts = any(len(row) > 1 or row[0].positions is not None for row in flat)
+    choices = next((row.choices for rows in lanes for row in rows if row.choices is not None), None)
     device = like.device
     return Batch(
         _padded(flat, lambda row: row.ids, 0).to(device),
         _padded(flat, _positions, 0).to(device) if restarts else None,
         _padded(flat, _next_tokens, IGNORED).to(device),
         torch.tensor([1 / max(n, 1) for n in counts], dtype=like.dtype, device=device),
+        None if choices is None else choices.to(device),
     )
 
 
@@ -109,19 +119,3 @@ def _next_tokens(row: Example) -> Tensor:
 
 def _positions(row: Example) -> Tensor:
     return torch.arange(len(row.ids)) if row.positions is None else row.positions
-
-
-@dataclass(frozen=True, slots=True)
-class ReferenceLoss:
-    """The model's own forward, logits everywhere: what the faster ones are measured against."""
-
-    model: nn.Module
-    classes: Sequence[int] = ()
-    """Tokens a classifier decides between; empty: the whole vocabulary."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        logits = self.model(**batch.inputs(), use_cache=False).logits
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        flat, labels = decide(logits.flatten(0, 1).to(wide), batch.labels.flatten(), self.classes)
-        losses = nn.functional.cross_entropy(flat, labels, ignore_index=IGNORED, reduction="none")
-        return batch.per_lane(losses, torch.arange(len(labels), device=labels.device))

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fedloom.client.objectives import Batch, collate
 from fedloom.data.tokens import IGNORED, Example
+from fedloom.objectives.batch import Batch, collate
 
 LIKE = torch.zeros((), dtype=torch.float64)
 

@@ -1,22 +1,16 @@
-"""The two passes of an evaluation: loss of given answers, and answers of the model's own."""
+"""Answers of the model's own: written greedily, with a cache."""
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fedloom.data.classes import decide
-from fedloom.data.tokens import Example
 from fedloom.models.generation import write_greedily
 from fedloom.models.positions import positions_of
 from fedloom.models.probe import keeps_padding_out
-
-NOTHING = -1
 
 
 class Decoder(Protocol):
@@ -40,79 +34,6 @@ class Decoder(Protocol):
 class _Generates(Protocol):
     config: Any
     generation_config: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Sums over the target tokens of one example."""
-
-    loss: float
-    """Sum of the negative log-likelihoods, nats."""
-    correct: int
-    """Target tokens that are also the most likely ones."""
-    num_tokens: int
-    choice: int
-    """The most likely one for the last target: a place among the classes, or a token; NOTHING where it is none."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation without gradients, and put every submodule back as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # Not inference_mode: a buffer made lazily in there could not be trained with afterwards.
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def score(
-    model: nn.Module, examples: Sequence[Example], batch_size: int, classes: Sequence[int] = ()
-) -> list[Score]:
-    """Return the scores in the order of the examples; `classes` are the tokens a classifier decides between."""
-    scores: dict[int, Score] = {}
-    order = sorted(range(len(examples)), key=lambda at: -len(examples[at].ids))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = [examples[at] for at in chosen]
-        scores.update(zip(chosen, _score(batch, model, classes), strict=True))
-    return [scores[at] for at in range(len(examples))]
-
-
-def _score(batch: Sequence[Example], model: nn.Module, classes: Sequence[int]) -> Iterator[Score]:
-    device = next(model.parameters()).device
-    ids = nn.utils.rnn.pad_sequence([example.ids for example in batch], batch_first=True)
-    labels = nn.utils.rnn.pad_sequence(
-        [example.labels for example in batch], batch_first=True, padding_value=-100
-    )[:, 1:].to(device)
-    # The right padding needs no mask under causal attention, and packed rows must not have one:
-    # their borders are read off the restarting positions.
-    inputs: dict[str, Any] = {"input_ids": ids.to(device), "use_cache": False}
-    positions = [
-        torch.arange(len(example.ids)) if example.positions is None else example.positions
-        for example in batch
-    ]
-    if any(example.positions is not None for example in batch):
-        inputs["position_ids"] = nn.utils.rnn.pad_sequence(positions, batch_first=True).to(device)
-    logits = model(**inputs).logits[:, :-1]
-    rows, columns = (labels != -100).nonzero(as_tuple=True)
-    chosen, targets = logits[rows, columns].float(), labels[rows, columns]
-    chosen, targets = decide(chosen, targets, classes)
-    losses = functional.cross_entropy(chosen, targets, reduction="none").double()
-    # Where a logit is NaN nothing is the most likely, whatever argmax says.
-    best = chosen.argmax(-1).masked_fill(chosen.isnan().any(-1), NOTHING)
-    hits = (best == targets).long()
-    last = torch.zeros(len(batch), dtype=torch.long, device=device)
-    last.scatter_reduce_(0, rows, torch.arange(len(rows), device=device), "amax")
-    choices = best[last].tolist() if len(rows) else [0] * len(batch)
-    zeros = torch.zeros(len(batch), device=device)
-    loss = zeros.double().index_add(0, rows, losses).tolist()
-    correct = zeros.long().index_add(0, rows, hits).tolist()
-    for row, num_tokens in enumerate((labels != -100).sum(1).tolist()):
-        yield Score(loss[row], correct[row], num_tokens, choices[row])
 
 
 @dataclass(frozen=True, slots=True)
