@@ -42,7 +42,7 @@ def type_name(hint: Any) -> str:
         return "null"
     if isinstance(hint, type) and not typing.get_args(hint):
         return hint.__name__
-    arguments = [type_name(one) for one in typing.get_args(hint) if one is not Ellipsis]
+    arguments = [type_name(one) for one in typing.get_args(hint) if one is not ...]
     origin = typing.get_origin(hint)
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
         return "mapping"
@@ -113,7 +113,7 @@ def page() -> str:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
-            nested = dataclasses.is_dataclass(hint) or table_of(hint) is not None
+            nested = (isinstance(hint, type) and dataclasses.is_dataclass(hint)) or table_of(hint)
             if field.init and field.name != "inner" and nested:
                 inside.append((f"{path}.{field.name}", hint))
 
@@ -121,7 +121,7 @@ def page() -> str:
         section(name, name, cls)
     hints = typing.get_type_hints(Recipe)
     for field in dataclasses.fields(Recipe):
-        if field.name not in ("name", "description", "algorithm"):
+        if field.name not in ("name", "description", "algorithm", "objects"):
             lines.append(f"## {field.name}\n")
             table = table_of(hints[field.name])
             for name, cls in (table or {"": hints[field.name]}).items():

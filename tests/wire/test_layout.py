@@ -170,7 +170,7 @@ def test_few_tables_are_remembered_and_none_that_differs_by_client() -> None:
 
 
 def test_a_table_is_read_once_for_messages_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = layout.read_table
+    read = layout.read_table  # type: ignore[attr-defined]
     texts: list[bytes] = []
 
     def counted(data: memoryview, *, limit: int | None) -> object:
