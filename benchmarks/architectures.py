@@ -29,7 +29,7 @@ from fedloom.models.hf_logging import quiet
 from fedloom.recipe import load_recipe
 from fedloom.results.chat import last_run
 from fedloom.results.export import deliverables
-from fedloom.run.session import Session, build
+from fedloom.rounds.session import Session, build
 from timing import write_page
 
 CLOSE = 1e-4

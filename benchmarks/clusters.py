@@ -41,7 +41,7 @@ from fedloom.core.params import sub
 from fedloom.core.protocols import ClientId, Fit, Job, Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
-from fedloom.run.session import build
+from fedloom.rounds.session import build
 from fedloom.server.samplers import Full, Sampler, Uniform
 from timing import write_page
 

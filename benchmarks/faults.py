@@ -249,7 +249,7 @@ def refused(home: Path) -> None:
     (versions / "METADATA").write_text("Metadata-Version: 2.1\nName: fedloom\nVersion: 9.9.9\n")
     _misfit(home / "version", recipe, data, {"PYTHONPATH": str(versions.parent)})
     lines = (
-        "import torch, fedloom.run.session as session",
+        "import torch, fedloom.rounds.session as session",
         "real = session.load_base",
         "def load_base(settings):",
         "    base = real(settings)",

@@ -25,10 +25,10 @@ import torch
 from fedloom import experiment
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import measure
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import build
+from fedloom.rounds.loop import measure
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import build
 from fedloom.tracking.metrics_log import MetricsLog
 from timing import write_page
 

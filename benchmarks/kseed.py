@@ -23,7 +23,7 @@ import torch
 from fedloom import experiment
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from flasc import interval
 from timing import write_page
 

@@ -34,9 +34,9 @@ from fedloom.data.federation import Federation, federate
 from fedloom.data.tokens import Example, Tokenizer
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import advance, begin, measure
-from fedloom.run.recipe_settings import MAX_UPDATE_NORM
-from fedloom.run.session import Makers, Session, build
+from fedloom.rounds.loop import advance, begin, measure
+from fedloom.rounds.recipe_settings import MAX_UPDATE_NORM
+from fedloom.rounds.session import Makers, Session, build
 from timing import write_page
 
 ATTACKERS = 2

@@ -32,7 +32,7 @@ import torch
 from hypothesis import settings
 
 from fedloom.recipe import build_recipe
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 torch.set_num_threads(1)
 # The same examples every time, however busy the machine.

@@ -16,7 +16,7 @@ from fedloom import experiment
 from fedloom.cli_console import NOTHING_CHANGED, show_outcome
 from fedloom.engines.loopback import Loopback
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 

@@ -25,7 +25,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.run.training import FinishedRound
+from fedloom.rounds.training import FinishedRound
 
 Make = Callable[..., Any]
 Rows = list[dict[str, str]]

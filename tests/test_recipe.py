@@ -24,7 +24,7 @@ from fedloom.recipe import (
 )
 from fedloom.recipe_yaml import read_yaml
 from fedloom.reopen import flatten
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.recipe_tables import TABLES
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 HEAD = """# All settings
 

@@ -15,7 +15,7 @@ from fedloom.cli_console import open_terminal, show_outcome
 from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from fedloom.run.recipe_settings import Recipe
+    from fedloom.rounds.recipe_settings import Recipe
 
 app = typer.Typer(
     help="Fine-tune large language models across clients whose data never leaves them.",
@@ -134,7 +134,7 @@ def report(
 ) -> None:
     """Write report.html anew, drawing the other runs given into it."""
     from fedloom.report.page import write_report
-    from fedloom.run.reading import require_run
+    from fedloom.rounds.reading import require_run
 
     for folder in folders:
         require_run(folder)
@@ -154,7 +154,7 @@ def compare(
     """Put runs into one table and one figure: quality against bytes."""
     from fedloom.core.places import file_at
     from fedloom.report.compare import compare as compare_runs
-    from fedloom.run.reading import require_run
+    from fedloom.rounds.reading import require_run
 
     for folder in folders:
         require_run(folder)

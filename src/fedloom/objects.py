@@ -24,9 +24,9 @@ from fedloom.models.loaded import base_from, check_loaded_pair, loaded_from
 from fedloom.objectives.objective import Objective
 from fedloom.recipe import RecipeError, apply_overrides, build_recipe, name_of, read_tree, to_tree
 from fedloom.recipe import to_yaml as yaml_of
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers
-from fedloom.run.training import Callback
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers
+from fedloom.rounds.training import Callback
 
 PYTHON = "python:"
 """What the name of a model or of a data source begins with that only Python has."""

@@ -20,7 +20,7 @@ from fedloom.data.company import unaccompanied
 from fedloom.recipe_moved import moved_key, moved_override
 from fedloom.recipe_tables import BARE, LISTS, MOVED, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 

@@ -14,13 +14,13 @@ from fedloom.data.federation import Federation, federate
 from fedloom.objectives.objective import Objective
 from fedloom.objects import PYTHON, Objects, only_here, rebuilt
 from fedloom.recipe import apply_overrides, to_tree
-from fedloom.run.binding import compare
-from fedloom.run.loop import Run
-from fedloom.run.notes import said, write_note
-from fedloom.run.reading import read_recipe_text, require_run
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import newest
-from fedloom.run.session import Federate, Session, build
+from fedloom.rounds.binding import compare
+from fedloom.rounds.loop import Run
+from fedloom.rounds.notes import said, write_note
+from fedloom.rounds.reading import read_recipe_text, require_run
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import newest
+from fedloom.rounds.session import Federate, Session, build
 
 _FREE = (
     "name",

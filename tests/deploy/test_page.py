@@ -26,10 +26,10 @@ from fedloom.data.federation import Federation
 from fedloom.deploy.site import SiteSettings, own_data
 from fedloom.objectives.objective import Objective
 from fedloom.recipe import load_recipe
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import advance, begin
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers, build
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import advance, begin
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers, build
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]

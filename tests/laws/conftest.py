@@ -33,7 +33,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.base_model import Base
-from fedloom.run.loop import Run, advance, begin
+from fedloom.rounds.loop import Run, advance, begin
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean

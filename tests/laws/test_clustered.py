@@ -16,8 +16,8 @@ from fedloom.clustering.modes import Auto
 from fedloom.engines.inprocess import InProcess
 from fedloom.recipe import build_recipe
 from fedloom.report.run_folder import read_results
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import begin
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import begin
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full
 

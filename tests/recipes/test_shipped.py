@@ -10,7 +10,7 @@ import pytest
 
 from fedloom import experiment
 from fedloom.recipe import load_recipe, shipped
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SMALL = (
     "run.rounds=1",

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedloom import experiment
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.samplers import Full
 from fedloom.tracking.metrics_log import MetricsLog

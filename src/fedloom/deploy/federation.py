@@ -24,8 +24,8 @@ from fedloom.engines.flower.processes import Keeper, Program, free_port, start
 from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fedloom.core.protocols import Payload, Reply
 from fedloom.privacy.clipping import clipped
 from fedloom.recipe import to_tree
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 MIB = 1 << 20
 

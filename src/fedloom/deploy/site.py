@@ -24,9 +24,9 @@ from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
 from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe, load_recipe, to_tree
-from fedloom.run.loop import begin, draw, tasks
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers, Session, build
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers, Session, build
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import decode_task, encode_reply
 

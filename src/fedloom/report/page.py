@@ -22,7 +22,7 @@ from fedloom.report.machine import machine_rows
 from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
-from fedloom.run.notes import said
+from fedloom.rounds.notes import said
 from fedloom.tracking.metric_format import change, duration, measures, quality, shown
 from fedloom.tracking.units import human_bytes
 

@@ -9,9 +9,9 @@ from fedloom.data.formats import Message
 from fedloom.data.preparation import question
 from fedloom.results.export import deliverables
 from fedloom.results.route import Router
-from fedloom.run.loop import Run
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session
 
 AUTO = "auto"
 """In place of a model's name: the first message chooses."""

@@ -15,13 +15,13 @@ from fedloom.results.by_label import metrics_by_label
 from fedloom.results.clusters import clusters_record
 from fedloom.results.export import export_models
 from fedloom.results.seed_space import seed_record
-from fedloom.run.binding import bind
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import Run
-from fedloom.run.privacy import FILE as PRIVACY_FILE
-from fedloom.run.privacy import privacy_record
-from fedloom.run.reading import QUIET_MANIFEST
-from fedloom.run.session import Session
+from fedloom.rounds.binding import bind
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import Run
+from fedloom.rounds.privacy import FILE as PRIVACY_FILE
+from fedloom.rounds.privacy import privacy_record
+from fedloom.rounds.reading import QUIET_MANIFEST
+from fedloom.rounds.session import Session
 from fedloom.tracking.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import finite

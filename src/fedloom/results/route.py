@@ -23,8 +23,8 @@ from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
 from fedloom.evaluation.answer_entropy import answer_entropies
 from fedloom.evaluation.scoring import evaluating, score
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
 
 Probe = Sequence[Record] | Sequence[str]
 """Conversations with answers, or prompts without."""

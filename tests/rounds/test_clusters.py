@@ -22,9 +22,9 @@ from fedloom.evaluation.measure import combine
 from fedloom.results.chat import AUTO, Chat
 from fedloom.results.clusters import clusters_record
 from fedloom.results.export import deliverables
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 
 Make = Callable[..., Recipe]
 LANGUAGES: dict[str, Any] = {

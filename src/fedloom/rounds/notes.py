@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedloom.run.inputs import now
-from fedloom.run.reading import read_text
+from fedloom.rounds.inputs import now
+from fedloom.rounds.reading import read_text
 from fedloom.spaces.handshake import MEANING
 
 FILE = "anyway.jsonl"

@@ -15,7 +15,7 @@ import pytest
 
 from fedloom import experiment
 from fedloom.core.randomness import derive
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SECONDS = 120
 

@@ -22,10 +22,10 @@ from fedloom.models.base_model import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length, check_positions
 from fedloom.objectives.objective import Objective
-from fedloom.run.inputs import located
-from fedloom.run.loop import Run, draw
-from fedloom.run.reading import manifest_of, read_manifest
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.inputs import located
+from fedloom.rounds.loop import Run, draw
+from fedloom.rounds.reading import manifest_of, read_manifest
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.spaces.live import Live
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.body import roundtrip

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from fedloom.core.files import write_atomic
 from fedloom.data.manifest import ClientCounts
 from fedloom.models.identity import commit
-from fedloom.run.inputs import FILE, Inputs, now, place_of
-from fedloom.run.notes import Difference
-from fedloom.run.reading import read_manifest
-from fedloom.run.session import Session
+from fedloom.rounds.inputs import FILE, Inputs, now, place_of
+from fedloom.rounds.notes import Difference
+from fedloom.rounds.reading import read_manifest
+from fedloom.rounds.session import Session
 from fedloom.spaces.handshake import differing, short
 
 _AROUND = {"data", "tokenizer", "template", "config"}

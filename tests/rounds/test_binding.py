@@ -11,11 +11,11 @@ import pytest
 from fedloom import experiment
 from fedloom.data.manifest import ClientCounts
 from fedloom.reopen import recipe_of
-from fedloom.run.binding import changed_sites, identity_of
-from fedloom.run.lock import InUse, held
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.binding import changed_sites, identity_of
+from fedloom.rounds.lock import InUse, held
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 
 Make = Callable[..., Recipe]
 

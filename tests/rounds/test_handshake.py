@@ -10,11 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fedloom import experiment
-from fedloom.run.checkpoint import Checkpoints
-from fedloom.run.loop import Run
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import build
+from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.loop import Run
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import build
 
 Make = Callable[..., Recipe]
 SEEDS: dict[str, Any] = {

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from fedloom import experiment
 from fedloom.results.export import deliverables
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import build
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import build
 
 Make = Callable[..., Recipe]
 LAYERS: dict[str, list[dict[str, Any]]] = {

@@ -8,7 +8,7 @@ from typing import Any
 from fedloom.core.description import Accounts, Release
 from fedloom.core.files import DamagedFile, read_hashed, write_hashed
 from fedloom.core.protocols import Algorithm
-from fedloom.run.loop import Run
+from fedloom.rounds.loop import Run
 
 
 @dataclass(frozen=True, slots=True)

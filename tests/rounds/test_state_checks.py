@@ -9,7 +9,7 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.private import Private
-from fedloom.run.state_checks import models_in, state_fault
+from fedloom.rounds.state_checks import models_in, state_fault
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fedloom.run.lock import FILE, InUse, held
+from fedloom.rounds.lock import FILE, InUse, held
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedloom.core.files import DamagedFile, DiskFull, write_hashed
-from fedloom.run.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 
 
 @dataclass(frozen=True, slots=True)

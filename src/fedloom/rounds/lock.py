@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from fedloom.run.inputs import now
+from fedloom.rounds.inputs import now
 
 FILE = "lock"
 _CANNOT = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

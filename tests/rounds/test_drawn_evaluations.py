@@ -13,9 +13,9 @@ from fedloom import experiment
 from fedloom.cli_console import show_outcome
 from fedloom.result import Result
 from fedloom.results.evaluate import evaluate
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import build
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import build
 
 Make = Callable[..., Recipe]
 

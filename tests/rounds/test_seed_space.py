@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedloom import experiment
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 SEEDS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedloom.data.data_settings import DataSettings
 from fedloom.models.base_model import ModelSettings
-from fedloom.run.reading import read_json
+from fedloom.rounds.reading import read_json
 
 FILE = "inputs.json"
 

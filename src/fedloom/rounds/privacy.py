@@ -8,7 +8,7 @@ from typing import Any
 from fedloom.core.description import Privacy
 from fedloom.core.metrics import METRICS
 from fedloom.core.protocols import Metrics
-from fedloom.run.reading import read_json
+from fedloom.rounds.reading import read_json
 from fedloom.tracking.metric_format import shown
 from fedloom.tracking.metrics_log import MetricsLog
 

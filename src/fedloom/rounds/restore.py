@@ -6,12 +6,12 @@ from typing import Any
 
 from fedloom.core.files import DamagedFile
 from fedloom.core.protocols import ClientError, Metrics
-from fedloom.run.binding import compare, meaning_of
-from fedloom.run.checkpoint import Checkpoints, Resumed
-from fedloom.run.inputs import FILE
-from fedloom.run.loop import Run, begin
-from fedloom.run.notes import Difference, read_notes
-from fedloom.run.session import Session
+from fedloom.rounds.binding import compare, meaning_of
+from fedloom.rounds.checkpoint import Checkpoints, Resumed
+from fedloom.rounds.inputs import FILE
+from fedloom.rounds.loop import Run, begin
+from fedloom.rounds.notes import Difference, read_notes
+from fedloom.rounds.session import Session
 from fedloom.tracking.records import RECORDS, records
 
 _MEANT = ("model", "tune", "data", "algorithm", "wire")

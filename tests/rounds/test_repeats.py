@@ -18,10 +18,10 @@ from fedloom.core.files import read_hashed, write_hashed
 from fedloom.core.protocols import ClientFailure, Delivery, Params, Task
 from fedloom.engines.inprocess import InProcess
 from fedloom.privacy.accountant import Ledger
-from fedloom.run import training
-from fedloom.run.checkpoint import Checkpoints
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.releases import Releases
+from fedloom.rounds import training
+from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.releases import Releases
 from fedloom.tracking.records import JsonLines
 
 Make = Callable[..., Recipe]

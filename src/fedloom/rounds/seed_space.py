@@ -5,8 +5,8 @@ from typing import Any
 from fedloom.core.protocols import Metrics, Round
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.run.loop import Run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.session import Session
 
 
 def seed_metrics(session: Session, run: Run[Any]) -> Metrics:

@@ -12,7 +12,7 @@ from rich.console import Console
 from fedloom import experiment
 from fedloom.core.protocols import Reply
 from fedloom.engines.codec import MessageCodec
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 
 def test_a_client_that_claims_a_million_examples_is_left_out_of_the_means(

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fedloom import experiment
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 

@@ -11,8 +11,8 @@ import torch
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.private import Private
 from fedloom.core.protocols import ClientFailure, Delivery, Profile, Reply, Task
-from fedloom.run.loop import Run, advance, begin
-from fedloom.run.plausibility import Plausibility, implausible_evaluation
+from fedloom.rounds.loop import Run, advance, begin
+from fedloom.rounds.plausibility import Plausibility, implausible_evaluation
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.optimizers import SGD, Adam
 from fedloom.server.samplers import Full

@@ -19,17 +19,17 @@ from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
-from fedloom.run.checkpoint import Checkpoints
-from fedloom.run.influence import FILE as INFLUENCE_FILE
-from fedloom.run.influence import split_influence
-from fedloom.run.loop import Run, advance, measure
-from fedloom.run.plausibility import implausible_evaluation
-from fedloom.run.privacy import covered
-from fedloom.run.recipe_settings import RunSettings
-from fedloom.run.releases import Releases
-from fedloom.run.restore import Standing
-from fedloom.run.seed_space import seed_metrics
-from fedloom.run.session import Session
+from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.influence import FILE as INFLUENCE_FILE
+from fedloom.rounds.influence import split_influence
+from fedloom.rounds.loop import Run, advance, measure
+from fedloom.rounds.plausibility import implausible_evaluation
+from fedloom.rounds.privacy import covered
+from fedloom.rounds.recipe_settings import RunSettings
+from fedloom.rounds.releases import Releases
+from fedloom.rounds.restore import Standing
+from fedloom.rounds.seed_space import seed_metrics
+from fedloom.rounds.session import Session
 from fedloom.tracking.environment import phase_memory
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.progress import RoundBar, round_bar

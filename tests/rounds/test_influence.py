@@ -12,8 +12,8 @@ from fedloom.core.protocols import Reply
 from fedloom.engines.codec import MessageCodec
 from fedloom.report.influence import influence_section
 from fedloom.report.run_folder import read_results
-from fedloom.run.influence import split_influence
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.influence import split_influence
+from fedloom.rounds.recipe_settings import Recipe
 
 KRUM = {"fedavg": {"combine": {"multi_krum": {"attackers": 1}}}}
 SECTIONS: dict[str, Any] = {

@@ -24,8 +24,8 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.randomness import derive
 from fedloom.core.reported import has_diverged
-from fedloom.run.plausibility import Plausibility
-from fedloom.run.state_checks import state_fault
+from fedloom.rounds.plausibility import Plausibility
+from fedloom.rounds.state_checks import state_fault
 from fedloom.server.samplers import Sampler
 
 

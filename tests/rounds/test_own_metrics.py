@@ -17,7 +17,7 @@ from fedloom.recipe import RecipeError, build_recipe, to_tree, to_yaml
 from fedloom.report.card import model_card
 from fedloom.report.compare import compare
 from fedloom.report.run_folder import read_results
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 USUAL = ("exact_match", "rouge1", "rougeL", "chrf")
