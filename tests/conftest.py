@@ -63,33 +63,9 @@ def no_network() -> Iterator[None]:
 def tiny_llama() -> Callable[..., Any]:
     """Return a maker of random Llamas: `tiny_llama(seed=0, hidden=32, layers=2, vocab=64, dtype=torch.float32)`."""
 
-    def make(
-        *,
-        seed: int = 0,
-        hidden: int = 32,
-        layers: int = 2,
-        vocab: int = 64,
-        dtype: torch.dtype = torch.float32,
-    ) -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
+    from fedloom.models.random_llama import random_llama
 
-        config = LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=vocab,
-            max_position_embeddings=256,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return LlamaForCausalLM(config).to(dtype).eval()
-
-    return make
+    return random_llama
 
 
 @pytest.fixture(scope="session")
