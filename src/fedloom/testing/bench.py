@@ -91,7 +91,7 @@ class Bench:
         *,
         run: Run[Any] | None = None,
         sampler: Sampler | None = None,
-        after: Callable[[Run[Any]], object] = lambda run: None,
+        after: Callable[[Run[Any]], object] = lambda _: None,
         min_replies: int = 0,
     ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[ClientFailure]]]]:
         """Run up to round `count`; return the run, and the metrics and failures of each round."""

@@ -1,17 +1,40 @@
 """All laws over one algorithm."""
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.protocols import Algorithm
+from fedloom.testing import calls, runs
 from fedloom.testing.bench import Space
-from fedloom.testing.laws import BASIC, LAWS
 from fedloom.testing.subject import Subject
 from fedloom.testing.watched import BrokenLaw
+
+Law = Callable[[Subject], str | None]
+LAWS: Mapping[str, Law] = {
+    "protocol": calls.protocol,
+    "number of replies": calls.number_of_replies,
+    "checkpoint": calls.checkpoint,
+    "random draws": calls.random_draws,
+    "nothing stored": calls.nothing_stored,
+    "arguments": calls.arguments,
+    "repeats": calls.repeats,
+    "order": runs.order,
+    "server sees": calls.server_sees,
+    "upload shape": calls.upload_shape,
+    "still": runs.still,
+    "deployed": runs.deployed,
+    "absences": runs.absences,
+    "resume": runs.resume,
+    "engines": runs.engines,
+    "batched": runs.batched,
+}
+"""Every law by name, in the order in which they are examined."""
+BASIC = ("protocol", "number of replies", "checkpoint")
+"""Without these no other can be examined."""
 
 
 class AlgorithmError(AssertionError):
@@ -41,7 +64,7 @@ def check_algorithm(
     *,
     space: Space = "lora",
     num_clients: int = 8,
-    rounds: int = 4,
+    rounds: int = 3,
     local: LocalSettings | None = None,
     exempt: Collection[str] = (),
 ) -> Report:
@@ -53,7 +76,7 @@ def check_algorithm(
         num_clients: Clients on the bench, at least 4.
         rounds: Length of a run, at least 2.
         local: How clients learn; None: plain SGD.
-        exempt: Laws that it breaks by design, see `fedloom.testing.laws.LAWS`.
+        exempt: Laws that it breaks by design, see `fedloom.testing.examination.LAWS`.
 
     Returns:
         Which laws hold, and which say nothing of it.

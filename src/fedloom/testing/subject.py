@@ -30,7 +30,7 @@ class Subject:
     local: LocalSettings | None = None
     """How clients learn; None: SGD."""
     num_clients: int = 8
-    rounds: int = 4
+    rounds: int = 3
     wire: WireSettings = WireSettings()
 
     @property

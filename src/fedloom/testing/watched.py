@@ -44,9 +44,7 @@ class Watched:
         return self._call("init", {"params": params}, lambda: self.inner.init(params, seed))
 
     def broadcast(self, state: Any, round: Round) -> Mapping[ClientId, Payload]:
-        return self._call(
-            "broadcast", {"state": state}, lambda: self.inner.broadcast(state, round)
-        )
+        return self._call("broadcast", {"state": state}, lambda: self.inner.broadcast(state, round))
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         given = {"download": task.download, "client_state": client_state}
