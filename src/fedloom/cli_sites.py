@@ -115,6 +115,10 @@ def join(
     columns: Words = None,
     min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
+    allow: Annotated[
+        str | None,
+        typer.Option(help="Modules of other packages that a recipe may name; comma-separated."),
+    ] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
     from fedloom.core.places import folder_at
@@ -126,7 +130,13 @@ def join(
     if not data.exists():
         raise ValueError(f"--data {data} does not exist")
     limits = Limits(
-        max_message_mb, _listed(algorithms), _listed(spaces), _listed(columns), min_examples, clip
+        max_message_mb,
+        _listed(algorithms),
+        _listed(spaces),
+        _listed(columns),
+        min_examples=min_examples,
+        allow=_listed(allow),
+        clip=clip,
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(
@@ -136,9 +146,11 @@ def join(
         if recipe is None:
             raise ValueError("--dry-run needs --recipe: the server's, as a file")
         from fedloom.deploy.preview import preview
+        from fedloom.plugins import limited_to
 
-        for part in preview(settings, agreed_recipe(recipe)):
-            _console().print(part)
+        with limited_to(settings.imports):
+            for part in preview(settings, agreed_recipe(recipe)):
+                _console().print(part)
         return
     from fedloom.deploy.join import Visit
 

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS, check_steps, planned
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
+from fedloom.plugins import is_path, path_of, plugged
 from fedloom.recipe_tables import BARE, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.run.recipe_settings import Recipe
@@ -68,7 +69,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
-        keys = path.split(".")
+        keys = _keys(path, tree["algorithm"])
         try:
             value = read_yaml(text, keys)
         except YamlError as error:
@@ -90,6 +91,16 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         paths = [override.partition("=")[0] for override in overrides]
         tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
+
+
+def _keys(path: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of an override's path; an import path that names a layer is one, whatever dots are in it."""
+    section, _, rest = path.partition(".")
+    names = [name for layer in layers for name in layer if is_path(str(name))]
+    for name in names if section == "algorithm" else ():
+        if rest == name or rest.startswith(f"{name}."):
+            return [section, name, *rest.removeprefix(name).split(".")[1:]]
+    return path.split(".")
 
 
 def _layers(value: Any) -> list[dict[str, Any]]:
@@ -140,7 +151,7 @@ def build_recipe(tree: Mapping[str, Any]) -> Recipe:
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
-    cls: Any = _named(ALGORITHMS, name, "algorithm")
+    cls: Any = _algorithm_class(name)
     wraps = "inner" in _hints(cls)
     if wraps and inner is None:
         raise RecipeError(
@@ -149,6 +160,15 @@ def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
     if not wraps and inner is not None:
         raise RecipeError(f"algorithm: {name} wraps nothing, so it must be the last in the list")
     return _dataclass(cls, fields, f"algorithm.{name}", **({"inner": inner} if wraps else {}))
+
+
+def _algorithm_class(name: Any) -> Any:
+    """Return the class of a layer: one of ours, or another package's."""
+    try:
+        found = plugged(str(name), Algorithm, group="fedloom.algorithms", own=ALGORITHMS)
+    except ValueError as error:
+        raise RecipeError(f"algorithm: {error}") from error
+    return found or _named(ALGORITHMS, name, "algorithm")
 
 
 def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
@@ -255,7 +275,10 @@ def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
     names = {cls: name for name, cls in ALGORITHMS.items()}
     fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
     inner = fields.pop("inner", None)
-    layer = {names[type(algorithm)]: {name: _plain(value) for name, value in fields.items()}}
+    kind = type(algorithm)
+    layer = {
+        names.get(kind) or path_of(kind): {name: _plain(value) for name, value in fields.items()}
+    }
     return [layer, *(_algorithm_tree(inner) if inner is not None else [])]
 
 
