@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -137,3 +138,60 @@ def tiny_folder(
     tiny_llama(vocab=len(tiny_tokenizer)).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+METHODS = """
+import pathlib
+from dataclasses import dataclass
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.ditto import Ditto
+pathlib.Path(__file__).with_suffix(".ran").touch()
+
+@dataclass(frozen=True)
+class MyMethod(FedAvg):
+    '''FedAvg under another name.'''
+    strength: float = 1.0
+
+@dataclass(frozen=True)
+class MyWrapper(Ditto):
+    pass
+
+class Outer:
+    @dataclass(frozen=True)
+    class Inner(FedAvg):
+        pass
+
+@dataclass
+class Loose:
+    lr: float = 1.0
+
+@dataclass(frozen=True)
+class Unfinished:
+    lr: float = 1.0
+    def init(self, params, seed): ...
+
+class Plain:
+    pass
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of a package, my_lab, whose modules leave a file beside them when they are imported."""
+    folder = tmp_path / "installed" / "my_lab"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "methods.py").write_text(METHODS)
+    (folder / "broken.py").write_text("raise RuntimeError('no such card')")
+    (folder / "hungry.py").write_text("import cupboard")
+    (folder / "hidden.py").write_text(
+        "from __future__ import annotations\nfrom my_lab.methods import MyMethod, dataclass, FedAvg\n"
+        "@dataclass(frozen=True)\nclass Hidden(FedAvg):\n    on: Thing = None\n"
+    )
+    monkeypatch.syspath_prepend(str(folder.parent))
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        del sys.modules[name]

@@ -2,68 +2,27 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from fedloom import plugins
+from fedloom import cli, plugins
 from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Algorithm
 from fedloom.plugins import find, limited_to, load, plugged
-
-METHODS = """
-import pathlib
-from dataclasses import dataclass
-from fedloom.algorithms.fedavg import FedAvg
-from fedloom.algorithms.ditto import Ditto
-pathlib.Path(__file__).with_suffix(".ran").touch()
-
-@dataclass(frozen=True)
-class MyMethod(FedAvg):
-    '''FedAvg under another name.'''
-    strength: float = 1.0
-
-class Outer:
-    @dataclass(frozen=True)
-    class Inner(FedAvg):
-        pass
-
-@dataclass
-class Loose:
-    lr: float = 1.0
-
-@dataclass(frozen=True)
-class Unfinished:
-    lr: float = 1.0
-    def init(self, params, seed): ...
-
-class Plain:
-    pass
-
-def function():
-    pass
-"""
-
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the folder of a package, my_lab, whose modules leave a file beside them when they are imported."""
-    folder = tmp_path / "installed" / "my_lab"
-    folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text("")
-    (folder / "methods.py").write_text(METHODS)
-    (folder / "broken.py").write_text("raise RuntimeError('no such card')")
-    (folder / "hungry.py").write_text("import cupboard")
-    (folder / "hidden.py").write_text(
-        "from __future__ import annotations\nfrom my_lab.methods import MyMethod, dataclass, FedAvg\n"
-        "@dataclass(frozen=True)\nclass Hidden(FedAvg):\n    on: Thing = None\n"
-    )
-    monkeypatch.syspath_prepend(str(folder.parent))
-    yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
-        del sys.modules[name]
+from fedloom.recipe import (
+    RecipeError,
+    apply_overrides,
+    build_recipe,
+    load_recipe,
+    to_tree,
+    to_yaml,
+)
+from fedloom.server.optimizers import Adam
 
 
 def test_a_class_is_found_by_its_import_path(lab: Path) -> None:
@@ -178,5 +137,104 @@ def test_one_of_our_own_names_is_nobody_elses(installed: Callable[..., None], la
 def test_a_name_that_two_packages_give_is_no_name(installed: Callable[..., None]) -> None:
     installed(mine="my_lab.methods:MyMethod")
     installed("other_lab", mine="my_lab.methods:Outer.Inner")
-    with pytest.raises(ValueError, match=r"mine is given by two packages: write my_lab.methods:MyM"):
+    with pytest.raises(
+        ValueError, match=r"mine is given by two packages: write my_lab.methods:MyM"
+    ):
         find("mine", **GROUP)
+
+
+# --- in recipes -----------------------------------------------------------------------------------
+
+SMALL = {
+    "evaluation": {"every": 0, "generate": False, "validation": False},
+    "run": {"rounds": 2, "samples": 0, "baselines": []},
+    "local": {"steps": 1, "batch_size": 2},
+    "cohort": {"uniform": {"size": 2}},
+    "data": {"num_examples": 120, "num_clients": 3, "partition": "iid", "max_length": 192},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "strength"),
+    [
+        ("algorithm: my_lab.methods:MyMethod", 1.0),
+        ("algorithm: {my_lab.methods:MyMethod: {strength: 0.5}}", 0.5),
+        ("algorithm: [ditto, {my_lab.methods:MyMethod: {strength: 0.5, server: adam}}]", 0.5),
+        ("algorithm:\n  - ditto\n  - my_lab.methods:MyMethod:\n      strength: 2", 2.0),
+    ],
+)
+def test_an_import_path_in_a_recipe_is_an_algorithm_and_reads_back_as_itself(
+    text: str, strength: float, lab: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    recipe = load_recipe(file)
+    inner: Any = recipe.algorithm
+    inner = inner.inner if "ditto" in text else inner
+    assert inner.strength == strength
+    assert plugins.path_of(type(inner)) == "my_lab.methods:MyMethod"
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(recipe))
+    assert load_recipe(again) == replace(recipe, name="mine")
+    assert to_tree(recipe)["algorithm"][-1]["my_lab.methods:MyMethod"]["strength"] == strength
+
+
+def test_wrappers_of_another_package_wrap_and_overrides_reach_into_them(lab: Path) -> None:
+    tree = {"name": "x", "algorithm": ["my_lab.methods:MyWrapper", "my_lab.methods:MyMethod"]}
+    overrides = [
+        "algorithm.my_lab.methods:MyWrapper.strength=0.25",
+        "algorithm.my_lab.methods:MyMethod.server.adam.lr=0.5",
+    ]
+    made: Any = build_recipe(apply_overrides(tree, overrides)).algorithm
+    assert made.strength == 0.25
+    assert made.inner.server == Adam(0.5)
+    with pytest.raises(RecipeError, match="has no layer"):
+        apply_overrides(tree, ["algorithm.my_lab.methods:None.strength=1"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"),
+    [
+        ("your_lab:X", "^algorithm: your_lab:X: there is no module your_lab"),
+        ("nobodys", "unknown name 'nobodys'; known: fedavg, "),
+        (["my_lab.methods:MyWrapper"], "my_lab.methods:MyWrapper wraps another algorithm"),
+        (["my_lab.methods:MyMethod", "fedavg"], "my_lab.methods:MyMethod wraps nothing"),
+        ({"my_lab.methods:MyMethod": {"strenght": 1}}, "unknown key 'strenght' in `algorithm.my_l"),
+        ({"my_lab.methods:MyMethod": {"strength": "much"}}, "MyMethod.strength: input should be"),
+    ],
+)
+def test_a_mistake_in_one_is_a_sentence(algorithm: Any, said: str, lab: Path) -> None:
+    with pytest.raises(RecipeError, match=said):
+        build_recipe({"name": "x", "algorithm": algorithm})
+
+
+def test_a_name_that_a_package_gives_reads_back_as_its_import_path(
+    installed: Callable[..., None],
+) -> None:
+    installed(mymethod="my_lab.methods:MyMethod")
+    recipe = build_recipe({"name": "x", "algorithm": {"mymethod": {"strength": 3}}})
+    assert list(to_tree(recipe)["algorithm"][0]) == ["my_lab.methods:MyMethod"]
+    assert build_recipe(to_tree(recipe)) == recipe
+
+
+@pytest.mark.slow
+def test_every_command_works_with_an_algorithm_of_another_package(
+    lab: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree = {"algorithm": ["ditto", {"my_lab.methods:MyMethod": {"strength": 0.5}}], **SMALL}
+    tree["model"] = {"name": str(tiny_folder)}
+    Path("mine.yaml").write_text(yaml.safe_dump(tree))
+    for command in (
+        "plan mine.yaml",
+        "data mine.yaml",
+        "run mine.yaml run.rounds=1 --out out",
+        "resume out run.rounds=2",
+        "report out",
+        "export out --out adapters",
+    ):
+        monkeypatch.setattr("sys.argv", ["fedloom", *command.split()])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code, command
+    assert "my_lab.methods:MyMethod" in Path("out/recipe.yaml").read_text()
