@@ -130,7 +130,10 @@ def join(
     if not data.exists():
         raise ValueError(f"--data {data} does not exist")
     words = [_listed(given) for given in (algorithms, spaces, columns)]
-    limits = Limits(max_message_mb, *words, min_examples, clip, _listed(allow))
+    layers, kinds, columns_read = words
+    limits = Limits(
+        max_message_mb, layers, kinds, columns_read, min_examples, clip, allow=_listed(allow)
+    )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(
         name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()

@@ -147,7 +147,8 @@ class TakesTheFirst(Plain):
         return "each"
 
     def server_update(self, state: Any, round: Round, replies: Iterable[Reply]) -> Any:
-        first, *_ = [reply.upload["delta"] for reply in replies] or mean_upload([])
+        found = [reply.upload["delta"] for reply in replies]
+        first = found[0] if found else mean_upload([])["delta"]
         return Shared(axpy(1.0, first, state.params)), {}
 
 
@@ -491,7 +492,7 @@ class Unfinished:
     [
         (Loud(), "Loud is no frozen dataclass"),
         (Unfinished(), "Unfinished has no server_sees"),
-        (FedKSeed(), "init refuses the space lora (fedkseed needs tune.space seeds"),
+        (FedKSeed(), "init refuses the space lora (fedkseed needs tune: seeds"),
     ],
 )
 def test_what_is_no_algorithm(algorithm: Any, said: str) -> None:

@@ -155,7 +155,7 @@ def bench_for(
 ) -> Bench:
     """Return a bench in whose space the algorithm can work."""
     tune = SPACES[space]
-    if space == "lora" and algorithm.server_sees == "each in full":
+    if isinstance(tune, LoRA) and algorithm.server_sees == "each in full":
         # Rules that compare LoRA's products need to know the factors.
         tune = replace(tune, origin="zero")
     return make_bench(tune, local, dtype=dtype, num_clients=num_clients)

@@ -53,7 +53,7 @@ def still(subject: Subject) -> str | None:
     def models(run: Run[Any]) -> list[Any]:
         sent = algorithm.broadcast(run.state, draw(run, engine.population(), None))
         stored = {c: engine.store.load(c, before=run.number + 1) for c in sent}
-        return [algorithm.deployed(sent[c], known) for c in sent for known in ({}, stored[c])]
+        return [algorithm.deployed(sent[c], known) for c in sent for known in (dict[str, Any](), stored[c])]
 
     # As of the same round: what is sent of a model may change by schedule.
     before = models(dataclasses.replace(run, number=2))
@@ -78,7 +78,7 @@ def deployed(subject: Subject) -> str | None:
             run.state, draw(run, engine.population(), None)
         ).items():
             client_state = engine.store.load(client, before=run.number + 1)
-            for known in ({}, client_state):
+            for known in (dict[str, Any](), client_state):
                 params = algorithm.deployed(sent, known)
                 if {n: t.shape for n, t in params.items()} != {
                     n: t.shape for n, t in start.items()
