@@ -48,8 +48,8 @@ RULES: Mapping[str, Any] = {
     "krum": {"krum": {"attackers": ATTACKERS}},
     "multi_krum": {"multi_krum": {"attackers": ATTACKERS}},
     "geometric_median": "geometric_median",
-    "centred_clip": {"centred_clip": {"radius": 1.0}},
-    "norm_bound": {"norm_bound": {"bound": 2.4}},
+    "centred_clip": "centred_clip",
+    "norm_bound": "norm_bound",
     MEAN_OF_11: "mean",
     "bulyan": {"bulyan": {"attackers": ATTACKERS}},
     BOUNDED: "mean",
@@ -62,7 +62,9 @@ TOLD = (
     " from rule to rule, by the course of one seed: smaller differences than that say little. Median, trimmed mean and what"
     " is clipped lose to a sign flip all the same, as a quarter of the clients pulls every number one way."
 )
-ATTACKS = ("none", "sign flip", "1e30", "noise", "labels", "ALIE", "gauge")
+ABSENT = "absent"
+ALIE = {"ALIE": 1.5, "ALIE, z = 5": 5.0}
+ATTACKS = ("none", ABSENT, "sign flip", "1e30", "noise", "labels", "gauge", *ALIE)
 
 
 def recipe_of(rule: str, seed: int, rounds: int) -> Any:
@@ -74,7 +76,8 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
             "algorithm": {"fedavg": {"combine": RULES[rule], "weighting": "uniform"}},
             "data": {
                 "num_clients": num_clients,
-                "num_examples": 150 * num_clients,
+                "num_examples": 200 * num_clients,
+                "where": {"language": ["en"], "task": ["plural"]},
                 "partition": "iid",
                 "max_length": 96,
                 "seed": seed,
@@ -82,11 +85,11 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
             "tune": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"},
             "local": {
                 "optimizer": "adamw",
-                "lr": 4e-3,
-                "steps": 5,
+                "lr": 1e-2,
+                "steps": 8,
                 "batch_size": 4,
                 "schedule": "cosine",
-                "min_lr": 4e-4,
+                "min_lr": 1e-3,
             },
             "evaluation": {"generate": False},
             "run": {"seed": seed, "rounds": rounds},
@@ -108,7 +111,7 @@ class Attacked:
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Yield deliveries, the attackers' changed."""
         done = list(self.engine.run(tasks))
-        if self.attack in ("none", "labels"):
+        if self.attack in ("none", ABSENT, "labels"):
             yield from done
             return
         # A broken model makes honest clients absent; what is left is attacked.
@@ -136,9 +139,10 @@ class Attacked:
         if self.attack == "noise":
             draws = {name: torch.randn(t.shape, generator=source) for name, t in delta.items()}
             return {name: 50 * t.std() * draws[name] for name, t in delta.items()}
-        if self.attack == "ALIE":
+        if self.attack in ALIE:
             stacks = {name: torch.stack([d[name] for d in honest]) for name in delta}
-            return {name: t.mean(0) - 1.5 * t.std(0) for name, t in stacks.items()}
+            far = ALIE[self.attack]
+            return {name: t.mean(0) - far * t.std(0) for name, t in stacks.items()}
         by = {name: 1e3 if "lora_A" in name else 1e-3 for name in delta}
         return {name: (start[name] + t) * by[name] - start[name] for name, t in delta.items()}
 
@@ -159,8 +163,8 @@ def poisoned(data: DataSettings, tokenizer: Tokenizer) -> Federation:
     return replace(federation, shards=shards)
 
 
-def loss_of(run: Any, session: Session) -> float:
-    """Return the test loss over all clients' held-out examples."""
+def measured(run: Any, session: Session) -> Mapping[str, float]:
+    """Return what the test examples of all clients say of the model."""
     found, _ = measure(
         run,
         session.recipe.algorithm,
@@ -169,7 +173,7 @@ def loss_of(run: Any, session: Session) -> float:
         population=session.engine.population(),
         clients=session.judges,
     )
-    return combine(found.values())["loss"]
+    return combine(found.values())
 
 
 def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
@@ -180,29 +184,33 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
         session = build(recipe, Path(folder), own=own)
         engine = Attacked(session.engine, attack)
         run = begin(recipe.algorithm, session.space.start(), seed)
-        before, kept, spent, rejected = loss_of(run, session), 0.0, 0.0, 0.0
+        half, kept, spent, rejected = math.nan, 0.0, 0.0, 0.0
         bad = sorted(session.learners)[-ATTACKERS:]
-        for _ in range(rounds):
+        there = {c: p for c, p in session.learners.items() if attack != ABSENT or c not in bad}
+        for done in range(rounds):
+            if 2 * done == rounds:
+                half = measured(run, session)["loss"]
             began = time.process_time()
             run, told, _ = advance(
                 run,
                 recipe.algorithm,
                 engine,
-                population=session.learners,
+                population=there,
                 sampler=recipe.cohort,
                 max_update_norm=MAX_UPDATE_NORM if rule == BOUNDED else math.inf,
             )
             spent += time.process_time() - began
             kept += told["comm/round_kept"]
             rejected += statistics.fmean(told.get(f"server/influence/{c}", 1) < 0.1 for c in bad)
-        after = loss_of(run, session)
+        after = measured(run, session)
     return {
         "rule": rule,
         "attack": attack,
         "seed": seed,
         "rounds": rounds,
-        "before": before,
-        "after": after,
+        "half": half,
+        "after": after["loss"],
+        "right": after["token_accuracy"],
         "kept": kept / rounds,
         "rejected": rejected / rounds,
         "seconds": spent / rounds,
@@ -255,11 +263,20 @@ def _cell(lines: Sequence[Mapping[str, Any]], clean: Mapping[int, float]) -> str
     return f"{statistics.fmean(x['after'] for x in lines):.3f} ({100 * worst:+.1f} %)"
 
 
+def _worthwhile(rule: str, attack: str) -> bool:
+    """Return whether a run says something that another does not."""
+    if rule == BOUNDED:
+        return attack in ("sign flip", "1e30", "gauge")
+    if attack == ABSENT:
+        return RULES[rule] == "mean"
+    return rule != MEAN_OF_11 or attack == "none"
+
+
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", help="some of them, with ; between them")
     parser.add_argument("--attacks", help="some of them, with ; between them")
     parser.add_argument("--part", default="0/1")
@@ -272,13 +289,19 @@ def main() -> None:
     rules = arguments.rules.split(";") if arguments.rules else list(RULES)
     attacks = arguments.attacks.split(";") if arguments.attacks else list(ATTACKS)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    wanted = [(seed, attack, rule) for seed in seeds for attack in attacks for rule in rules]
+    wanted = [
+        (seed, attack, rule)
+        for seed in seeds
+        for attack in attacks
+        for rule in rules
+        if _worthwhile(rule, attack)
+    ]
     for seed, attack, rule in [] if arguments.table else wanted[part::parts]:
         file = arguments.runs / f"{rule}-{attack}-{seed}-{arguments.rounds}.json"
         if not file.exists():
             line = play(rule, attack, seed, arguments.rounds)
             file.write_text(json.dumps(line))
-            print(rule, attack, seed, f"{line['before']:.3f} -> {line['after']:.3f}", flush=True)
+            print(rule, attack, seed, f"{line['half']:.3f} -> {line['after']:.3f}", flush=True)
     if arguments.table or parts == 1:
         lines = [json.loads(file.read_text()) for file in sorted(arguments.runs.glob("*.json"))]
         text = "\n\n".join(
