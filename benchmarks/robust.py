@@ -37,6 +37,7 @@ from fedloom.recipe import build_recipe
 from fedloom.run.loop import advance, begin, measure
 from fedloom.run.session import Session, build
 from fedloom.run.settings import MAX_UPDATE_NORM
+from robust_table import ABSENT, NONE, costs, differences, gathered, losses
 from timing import write_page
 
 ATTACKERS = 2
@@ -62,9 +63,10 @@ TOLD = (
     " from rule to rule, by the course of one seed: smaller differences than that say little. Median, trimmed mean and what"
     " is clipped lose to a sign flip all the same, as a quarter of the clients pulls every number one way."
 )
-ABSENT = "absent"
-ALIE = {"ALIE": 1.5, "ALIE, z = 5": 5.0}
-ATTACKS = ("none", ABSENT, "sign flip", "1e30", "noise", "labels", "gauge", *ALIE)
+ALIE_Z = 1.5
+MADE_UP = ("1e30", "noise", "ALIE")
+"""Attacks that make no use of what the attacker would have learnt."""
+ATTACKS = (NONE, ABSENT, "sign flip", "1e30", "noise", "labels", "gauge", "ALIE")
 
 
 def recipe_of(rule: str, seed: int, rounds: int) -> Any:
@@ -110,25 +112,27 @@ class Attacked:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Yield deliveries, the attackers' changed."""
-        done = list(self.engine.run(tasks))
-        if self.attack in ("none", ABSENT, "labels"):
-            yield from done
+        if self.attack in (NONE, ABSENT, "labels"):
+            yield from self.engine.run(tasks)
             return
-        # A broken model makes honest clients absent; what is left is attacked.
-        replies = {t.client: d.answer for t, d in zip(tasks, done, strict=True)}
-        bad = sorted(replies)[-ATTACKERS:]
-        honest = [
-            reply.upload["delta"]
-            for client, reply in replies.items()
-            if isinstance(reply, Reply) and client not in bad
-        ]
-        for task, delivery in zip(tasks, done, strict=True):
-            reply = delivery.answer
-            if task.client in bad and honest and isinstance(reply, Reply):
-                sent = self._sent(reply.upload["delta"], honest, task)
-                yield replace(delivery, answer=replace(reply, upload={"delta": sent}))
-            else:
-                yield delivery
+        bad = sorted(task.client for task in tasks)[-ATTACKERS:]
+        # What is made up needs no training.
+        asked = [t for t in tasks if self.attack not in MADE_UP or t.client not in bad]
+        done = dict(zip((t.client for t in asked), self.engine.run(asked), strict=True))
+        honest = {
+            client: delivery.answer
+            for client, delivery in done.items()
+            if client not in bad and isinstance(delivery.answer, Reply)
+        }
+        for task in tasks:
+            delivery = done.get(task.client, next(d for c, d in done.items() if c not in bad))
+            answer = replace(delivery.answer, client=task.client)
+            # A broken model makes clients absent: there is nothing to copy.
+            if task.client in bad and honest and isinstance(answer, Reply):
+                deltas = [reply.upload["delta"] for reply in honest.values()]
+                sent = self._sent(answer.upload["delta"], deltas, task)
+                answer = replace(answer, upload={"delta": sent})
+            yield replace(delivery, answer=answer)
 
     def _sent(self, delta: Params, honest: Sequence[Params], task: Task) -> Params:
         source, start = generator(task.seed, "attack"), task.download["params"]
@@ -139,10 +143,9 @@ class Attacked:
         if self.attack == "noise":
             draws = {name: torch.randn(t.shape, generator=source) for name, t in delta.items()}
             return {name: 50 * t.std() * draws[name] for name, t in delta.items()}
-        if self.attack in ALIE:
+        if self.attack == "ALIE":
             stacks = {name: torch.stack([d[name] for d in honest]) for name in delta}
-            far = ALIE[self.attack]
-            return {name: t.mean(0) - far * t.std(0) for name, t in stacks.items()}
+            return {name: t.mean(0) - ALIE_Z * t.std(0) for name, t in stacks.items()}
         by = {name: 1e3 if "lora_A" in name else 1e-3 for name in delta}
         return {name: (start[name] + t) * by[name] - start[name] for name, t in delta.items()}
 
@@ -184,12 +187,10 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
         session = build(recipe, Path(folder), own=own)
         engine = Attacked(session.engine, attack)
         run = begin(recipe.algorithm, session.space.start(), seed)
-        half, kept, spent, rejected = math.nan, 0.0, 0.0, 0.0
+        kept, spent, rejected = 0.0, 0.0, 0.0
         bad = sorted(session.learners)[-ATTACKERS:]
         there = {c: p for c, p in session.learners.items() if attack != ABSENT or c not in bad}
-        for done in range(rounds):
-            if 2 * done == rounds:
-                half = measured(run, session)["loss"]
+        for _ in range(rounds):
             began = time.process_time()
             run, told, _ = advance(
                 run,
@@ -208,7 +209,6 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
         "attack": attack,
         "seed": seed,
         "rounds": rounds,
-        "half": half,
         "after": after["loss"],
         "right": after["token_accuracy"],
         "kept": kept / rounds,
@@ -217,59 +217,38 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the tables in Markdown: losses beside the mean without attackers, then costs."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for line in lines:
-        found.setdefault((line["rule"], line["attack"]), []).append(line)
-    rows = [f"| rule | {' | '.join(ATTACKS)} |", f"|---|{'---:|' * len(ATTACKS)}"]
-    for rule in _played(found):
-        beside = [found.get((_beside(rule), "none"), [])] + [found.get((rule, "none"), [])] * len(
-            ATTACKS[1:]
+def page(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the tables in Markdown."""
+    runs, attacks = gathered(lines), [attack for attack in ATTACKS if attack != ABSENT]
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+    own = differences(runs, list(RULES), attacks, lambda rule: (rule, NONE))
+    whole = differences(runs, list(RULES), attacks, lambda rule: (_mean_beside(rule), ABSENT))
+    return "\n\n".join(
+        (
+            f"## Test loss (share of right tokens), mean of seeds {seeds}",
+            losses(runs, list(RULES), ATTACKS),
+            "## What an attack costs: perplexity beside the same rule's without attackers",
+            own,
+            "## What attack and rule cost: perplexity beside the mean of the honest clients alone",
+            whole,
+            "## What a rule costs without attackers, and whom it rejected",
+            costs(runs, list(RULES), attacks[1:]),
         )
-        cells = [
-            _cell(found.get((rule, attack), []), {line["seed"]: line["after"] for line in clean})
-            for attack, clean in zip(ATTACKS, beside, strict=True)
-        ]
-        rows.append(f"| {rule} | {' | '.join(cells)} |")
-    costs = ["| rule | CPU seconds a round | attackers rejected, by attack |", "|---|---:|---|"]
-    for rule in _played(found):
-        spent = [x["seconds"] for x in found.get((rule, "none"), [])]
-        rejected = [
-            f"{attack} {100 * statistics.fmean(x['rejected'] for x in found[rule, attack]):.0f} %"
-            for attack in ATTACKS[1:]
-            if (rule, attack) in found and RULES[rule] != "mean"
-        ]
-        costs.append(f"| {rule} | {statistics.median(spent):.2f} | {', '.join(rejected)} |")
-    return "\n".join([*rows, "", *costs])
+    )
 
 
-def _played(found: Mapping[tuple[str, str], object]) -> list[str]:
-    return [rule for rule in RULES if (rule, "none") in found]
-
-
-def _beside(rule: str) -> str:
+def _mean_beside(rule: str) -> str:
     """Return the mean of as many clients."""
-    return MEAN_OF_11 if rule == "bulyan" else rule if rule == MEAN_OF_11 else MEAN
-
-
-def _cell(lines: Sequence[Mapping[str, Any]], clean: Mapping[int, float]) -> str:
-    if not lines or not all(line["seed"] in clean for line in lines):
-        return ""
-    if any(not math.isfinite(line["after"]) for line in lines):
-        return "not finite"
-    ratios = [line["after"] / clean[line["seed"]] - 1 for line in lines]
-    worst = max(ratios, key=abs)
-    return f"{statistics.fmean(x['after'] for x in lines):.3f} ({100 * worst:+.1f} %)"
+    return MEAN_OF_11 if rule in ("bulyan", MEAN_OF_11) else MEAN
 
 
 def _worthwhile(rule: str, attack: str) -> bool:
     """Return whether a run says something that another does not."""
     if rule == BOUNDED:
-        return attack in ("sign flip", "1e30", "gauge")
+        return attack in ("1e30", "gauge")
     if attack == ABSENT:
         return RULES[rule] == "mean"
-    return rule != MEAN_OF_11 or attack == "none"
+    return rule != MEAN_OF_11 or attack == NONE
 
 
 def main() -> None:
@@ -301,13 +280,10 @@ def main() -> None:
         if not file.exists():
             line = play(rule, attack, seed, arguments.rounds)
             file.write_text(json.dumps(line))
-            print(rule, attack, seed, f"{line['half']:.3f} -> {line['after']:.3f}", flush=True)
+            print(rule, attack, seed, f"{line['after']:.4f}", flush=True)
     if arguments.table or parts == 1:
-        lines = [json.loads(file.read_text()) for file in sorted(arguments.runs.glob("*.json"))]
-        text = "\n\n".join(
-            f"## {rounds} rounds\n\n{table([line for line in lines if line['rounds'] == rounds])}"
-            for rounds in sorted({line["rounds"] for line in lines})
-        )
+        files = sorted(arguments.runs.glob(f"*-{arguments.rounds}.json"))
+        text = page([json.loads(file.read_text()) for file in files])
         print(text)
         write_page(
             "robust.md", "Bad clients against rules that combine uploads", f"{TOLD}\n\n{text}"

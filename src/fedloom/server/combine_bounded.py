@@ -7,8 +7,8 @@ Learning from History for Byzantine Robust Optimization. Karimireddy, He, Jaggi,
 clipping. Every round begins at no change, where the paper begins at the last round's update, so that what comes of a
 round follows from its replies; clients keep no momentum.
 
-FLAME: Taming Backdoors in Federated Learning. Nguyen et al., USENIX Security 2022 (arXiv:2101.02281), section 4.3: a bound
-that is the median of the round's norms. Updates shrink by several times over a run, by learning rates that fall and by
+FLAME: Taming Backdoors in Federated Learning. Nguyen et al., USENIX Security 2022 (arXiv:2101.02281): a bound that is
+the median of the round's norms. Updates shrink by several times over a run, by learning rates that fall and by
 what is left to learn, which no number given before follows. The radius of centred clipping is found likewise (ours).
 
 Distances are those of updates as they act on the model; clients count by their weight.
