@@ -1,14 +1,18 @@
 """What bad clients do to a federation, by the rule that combines its uploads; and what a rule costs where there are none.
 
-    python benchmarks/robust.py [--rounds 6] [--seeds 0,1] [--rules A;B] [--attacks A;B] [--part 0/2] [--table]
+    python benchmarks/robust.py [--rounds 6] [--seeds 0,1,2] [--rules A;B] [--attacks A;B] [--part 0/2] [--table]
 
-Eight clients of polyglot, all in every round, of whom the last two attack in all rounds (Bulyan, which needs four times as
-many and three, has eleven): sign flip sends its update times -10, 1e30 that number everywhere, noise normal numbers of fifty
-times the standard deviation of honest ones, labels trains on answers shifted by a token id, ALIE (Baruch, Baruch, Goldberg,
-NeurIPS 2019, arXiv:1902.06156) knows all honest updates and sends their mean less 1.5 standard deviations, gauge trains
-honestly and sends A times 1000 and B divided by it, which is the same model. `run.max_update_norm` is off, but for the last
-row, where it is the default and the rule the mean. A run's line is kept, so that a benchmark that was stopped goes on;
-`--part i/n` takes every n-th run, `--table` only writes the table.
+Eight clients learn one task of polyglot nearly to the end (in the steep part of a loss curve, a step a little shorter is
+a loss that is tens of percent larger, which is no difference of quality), all in every round. The last two attack in all
+rounds; Bulyan, which needs four times as many and three, has eleven clients. Sign flip sends its update times -10, 1e30
+that number everywhere, noise normal numbers of fifty times the standard deviation of honest ones, labels trains on answers
+shifted by a token id, ALIE (Baruch, Baruch, Goldberg, NeurIPS 2019, arXiv:1902.06156) knows all honest updates and sends
+their mean less 1.5 standard deviations, gauge trains honestly and sends A times 1000 and B divided by it, which is the
+same model. `run.max_update_norm` is off, but for the last row, where it is the default and the rule the mean. Rules know
+the number of attackers where they ask for it, and nothing else.
+
+A run's line is kept, so that a benchmark that was stopped goes on; `--part i/n` takes every n-th run, `--table` only
+writes the table, of whatever there is.
 """
 
 import argparse
@@ -56,12 +60,13 @@ RULES: Mapping[str, Any] = {
     BOUNDED: "mean",
 }
 TOLD = (
-    "Test loss, mean over the seeds. In brackets, of the seed where it is most: without attackers the difference from the"
-    " mean's, with attackers that from the same rule's without. Two attackers of eight clients, of eleven for bulyan; not"
-    " finite is a model that no training leads out of. Rejected is who counted by less than a tenth; the gauge attack sends"
-    " an honest model, which no rule has to reject. After more rounds the losses without attackers differ by up to a third"
-    " from rule to rule, by the course of one seed: smaller differences than that say little. Median, trimmed mean and what"
-    " is clipped lose to a sign flip all the same, as a quarter of the clients pulls every number one way."
+    "Differences are of perplexity on the clients' test examples, which is what a right answer's tokens lose in probability:"
+    " near the end of learning losses are close to 0, where their own ratio says nothing. They are taken seed by seed (same"
+    " data, same draws); in brackets the 95 % interval of the mean by Student's t, which of three seeds is wide. Bold is a"
+    " mean of more than 5 %. `absent` is the mean of the honest clients alone, six of eight or nine of eleven. Not finite is a"
+    " model that no training leads out of. Rejected is who counted by less than a tenth; the gauge attack sends an honest"
+    " model, which no rule has to reject. What one round keeps of the honest clients' way, and why, is in"
+    " [`robust_round.md`](robust_round.md)."
 )
 ALIE_Z = 1.5
 MADE_UP = ("1e30", "noise", "ALIE")
@@ -87,11 +92,11 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
             "tune": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"},
             "local": {
                 "optimizer": "adamw",
-                "lr": 1e-2,
-                "steps": 8,
+                "lr": 8e-3,
+                "steps": 16,
                 "batch_size": 4,
                 "schedule": "cosine",
-                "min_lr": 1e-3,
+                "min_lr": 8e-4,
             },
             "evaluation": {"generate": False},
             "run": {"seed": seed, "rounds": rounds},
@@ -254,7 +259,7 @@ def _worthwhile(rule: str, attack: str) -> bool:
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", help="some of them, with ; between them")
     parser.add_argument("--attacks", help="some of them, with ; between them")
