@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tests.server.test_combine import RULES, combined, drawn, replies
 
+from fedloom.algorithms.fedavg import FedAvg
 from fedloom.recipe import build_recipe
 from fedloom.server.combine_bounded import CentredClip, NormBound
 
@@ -100,6 +101,7 @@ def test_a_recipe_may_leave_the_bound_to_the_round(name: str) -> None:
     data = {"num_clients": 3}
     told = {"name": "x", "data": data, "tune": {"origin": "zero"}}
     recipe = build_recipe(told | {"algorithm": {"fedavg": {"combine": name}}})
+    assert isinstance(recipe.algorithm, FedAvg)
     assert recipe.algorithm.combine.least == 3
     with pytest.raises(ValueError, match="3"):
         build_recipe(
