@@ -40,7 +40,10 @@ TOLD = (
     "One round of the federations of [`robust.md`](robust.md), after {after} without attackers, mean of seeds {seeds}. Every"
     " rule combines the same replies. Lengths are of changes of the model in units of the honest clients' mean: the first"
     " number is how far the combined update goes along it (1 is all the way, below 0 backwards), the second how far it goes"
-    " aside. The spread of honest updates is what bounds every rule: {spread}"
+    " aside. The spread of honest updates is what bounds every rule: {spread} What a round goes aside, later ones have to"
+    " make up for: rules that sort lose a share of the spread to attackers who stand on one side of every number, Krum takes"
+    " one client, whose way is mostly its own, and label flips lie within the spread, so that only rules that choose tell"
+    " them. ALIE turns one round hardly, but all rounds the same way."
 )
 
 
