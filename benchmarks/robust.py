@@ -1,14 +1,18 @@
 """What bad clients do to a federation, by the rule that combines its uploads; and what a rule costs where there are none.
 
-    python benchmarks/robust.py [--rounds 6] [--seeds 0,1] [--rules A;B] [--attacks A;B] [--part 0/2] [--table]
+    python benchmarks/robust.py [--rounds 6] [--seeds 0,1,2] [--rules A;B] [--attacks A;B] [--part 0/2] [--table]
 
-Eight clients of polyglot, all in every round, of whom the last two attack in all rounds (Bulyan, which needs four times as
-many and three, has eleven): sign flip sends its update times -10, 1e30 that number everywhere, noise normal numbers of fifty
-times the standard deviation of honest ones, labels trains on answers shifted by a token id, ALIE (Baruch, Baruch, Goldberg,
-NeurIPS 2019, arXiv:1902.06156) knows all honest updates and sends their mean less 1.5 standard deviations, gauge trains
-honestly and sends A times 1000 and B divided by it, which is the same model. `run.max_update_norm` is off, but for the last
-row, where it is the default and the rule the mean. A run's line is kept, so that a benchmark that was stopped goes on;
-`--part i/n` takes every n-th run, `--table` only writes the table.
+Eight clients learn one task of polyglot nearly to the end (in the steep part of a loss curve, a step a little shorter is
+a loss that is tens of percent larger, which is no difference of quality), all in every round. The last two attack in all
+rounds; Bulyan, which needs four times as many and three, has eleven clients. Sign flip sends its update times -10, 1e30
+that number everywhere, noise normal numbers of fifty times the standard deviation of honest ones, labels trains on answers
+shifted by a token id, ALIE (Baruch, Baruch, Goldberg, NeurIPS 2019, arXiv:1902.06156) knows all honest updates and sends
+their mean less 1.5 standard deviations, gauge trains honestly and sends A times 1000 and B divided by it, which is the
+same model. `run.max_update_norm` is off, but for the last row, where it is the default and the rule the mean. Rules know
+the number of attackers where they ask for it, and nothing else.
+
+A run's line is kept, so that a benchmark that was stopped goes on; `--part i/n` takes every n-th run, `--table` only
+writes the table, of whatever there is.
 """
 
 import argparse
@@ -37,6 +41,7 @@ from fedloom.recipe import build_recipe
 from fedloom.rounds.loop import advance, begin, measure
 from fedloom.rounds.recipe_settings import MAX_UPDATE_NORM
 from fedloom.rounds.session import Makers, Session, build
+from robust_table import ABSENT, NONE, costs, differences, gathered, losses
 from timing import write_page
 
 ATTACKERS = 2
@@ -48,21 +53,25 @@ RULES: Mapping[str, Any] = {
     "krum": {"krum": {"attackers": ATTACKERS}},
     "multi_krum": {"multi_krum": {"attackers": ATTACKERS}},
     "geometric_median": "geometric_median",
-    "centred_clip": {"centred_clip": {"radius": 1.0}},
-    "norm_bound": {"norm_bound": {"bound": 2.4}},
+    "centred_clip": "centred_clip",
+    "norm_bound": "norm_bound",
     MEAN_OF_11: "mean",
     "bulyan": {"bulyan": {"attackers": ATTACKERS}},
     BOUNDED: "mean",
 }
 TOLD = (
-    "Test loss, mean over the seeds. In brackets, of the seed where it is most: without attackers the difference from the"
-    " mean's, with attackers that from the same rule's without. Two attackers of eight clients, of eleven for bulyan; not"
-    " finite is a model that no training leads out of. Rejected is who counted by less than a tenth; the gauge attack sends"
-    " an honest model, which no rule has to reject. After more rounds the losses without attackers differ by up to a third"
-    " from rule to rule, by the course of one seed: smaller differences than that say little. Median, trimmed mean and what"
-    " is clipped lose to a sign flip all the same, as a quarter of the clients pulls every number one way."
+    "Differences are of perplexity on the clients' test examples, which is what a right answer's tokens lose in probability:"
+    " near the end of learning losses are close to 0, where their own ratio says nothing. They are taken seed by seed (same"
+    " data, same draws); in brackets the 95 % interval of the mean by Student's t, which of three seeds is wide. Bold is a"
+    " mean of more than 5 %. `absent` is the mean of the honest clients alone, six of eight or nine of eleven. Not finite is a"
+    " model that no training leads out of. Rejected is who counted by less than a tenth; the gauge attack sends an honest"
+    " model, which no rule has to reject. What one round keeps of the honest clients' way, and why, is in"
+    " [`robust_round.md`](robust_round.md)."
 )
-ATTACKS = ("none", "sign flip", "1e30", "noise", "labels", "ALIE", "gauge")
+ALIE_Z = 1.5
+MADE_UP = ("1e30", "noise", "ALIE")
+"""Attacks that make no use of what the attacker would have learnt."""
+ATTACKS = (NONE, ABSENT, "sign flip", "1e30", "noise", "labels", "gauge", "ALIE")
 
 
 def recipe_of(rule: str, seed: int, rounds: int) -> Any:
@@ -74,7 +83,8 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
             "algorithm": {"fedavg": {"combine": RULES[rule], "weighting": "uniform"}},
             "data": {
                 "num_clients": num_clients,
-                "num_examples": 150 * num_clients,
+                "num_examples": 200 * num_clients,
+                "where": {"language": ["en"], "task": ["plural"]},
                 "partition": "iid",
                 "max_length": 96,
                 "seed": seed,
@@ -82,11 +92,11 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
             "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"}},
             "local": {
                 "optimizer": "adamw",
-                "lr": 4e-3,
-                "steps": 5,
+                "lr": 8e-3,
+                "steps": 16,
                 "batch_size": 4,
                 "schedule": "cosine",
-                "min_lr": 4e-4,
+                "min_lr": 8e-4,
             },
             "evaluation": {"generate": False},
             "run": {"seed": seed, "rounds": rounds},
@@ -107,25 +117,27 @@ class Attacked:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Yield deliveries, the attackers' changed."""
-        done = list(self.engine.run(tasks))
-        if self.attack in ("none", "labels"):
-            yield from done
+        if self.attack in (NONE, ABSENT, "labels"):
+            yield from self.engine.run(tasks)
             return
-        # A broken model makes honest clients absent; what is left is attacked.
-        replies = {t.client: d.answer for t, d in zip(tasks, done, strict=True)}
-        bad = sorted(replies)[-ATTACKERS:]
-        honest = [
-            reply.upload["delta"]
-            for client, reply in replies.items()
-            if isinstance(reply, Reply) and client not in bad
-        ]
-        for task, delivery in zip(tasks, done, strict=True):
-            reply = delivery.answer
-            if task.client in bad and honest and isinstance(reply, Reply):
-                sent = self._sent(reply.upload["delta"], honest, task)
-                yield replace(delivery, answer=replace(reply, upload={"delta": sent}))
-            else:
-                yield delivery
+        bad = sorted(task.client for task in tasks)[-ATTACKERS:]
+        # What is made up needs no training.
+        asked = [t for t in tasks if self.attack not in MADE_UP or t.client not in bad]
+        done = dict(zip((t.client for t in asked), self.engine.run(asked), strict=True))
+        honest = {
+            client: delivery.answer
+            for client, delivery in done.items()
+            if client not in bad and isinstance(delivery.answer, Reply)
+        }
+        for task in tasks:
+            delivery = done.get(task.client, next(d for c, d in done.items() if c not in bad))
+            answer = replace(delivery.answer, client=task.client)
+            # A broken model makes clients absent: there is nothing to copy.
+            if task.client in bad and honest and isinstance(answer, Reply):
+                deltas = [reply.upload["delta"] for reply in honest.values()]
+                sent = self._sent(answer.upload["delta"], deltas, task)
+                answer = replace(answer, upload={"delta": sent})
+            yield replace(delivery, answer=answer)
 
     def _sent(self, delta: Params, honest: Sequence[Params], task: Task) -> Params:
         source, start = generator(task.seed, "attack"), task.download["params"]
@@ -138,7 +150,7 @@ class Attacked:
             return {name: 50 * t.std() * draws[name] for name, t in delta.items()}
         if self.attack == "ALIE":
             stacks = {name: torch.stack([d[name] for d in honest]) for name in delta}
-            return {name: t.mean(0) - 1.5 * t.std(0) for name, t in stacks.items()}
+            return {name: t.mean(0) - ALIE_Z * t.std(0) for name, t in stacks.items()}
         by = {name: 1e3 if "lora_A" in name else 1e-3 for name in delta}
         return {name: (start[name] + t) * by[name] - start[name] for name, t in delta.items()}
 
@@ -159,8 +171,8 @@ def poisoned(data: DataSettings, tokenizer: Tokenizer) -> Federation:
     return replace(federation, shards=shards)
 
 
-def loss_of(run: Any, session: Session) -> float:
-    """Return the test loss over all clients' held-out examples."""
+def measured(run: Any, session: Session) -> Mapping[str, float]:
+    """Return what the test examples of all clients say of the model."""
     found, _ = measure(
         run,
         session.recipe.algorithm,
@@ -169,7 +181,7 @@ def loss_of(run: Any, session: Session) -> float:
         population=session.engine.population(),
         clients=session.judges,
     )
-    return combine(found.values())["loss"]
+    return combine(found.values())
 
 
 def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
@@ -180,86 +192,75 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
         session = build(recipe, Path(folder), makers=Makers(federation=own))
         engine = Attacked(session.engine, attack)
         run = begin(recipe.algorithm, session.space.start(), seed)
-        before, kept, spent, rejected = loss_of(run, session), 0.0, 0.0, 0.0
+        kept, spent, rejected = 0.0, 0.0, 0.0
         bad = sorted(session.learners)[-ATTACKERS:]
+        there = {c: p for c, p in session.learners.items() if attack != ABSENT or c not in bad}
         for _ in range(rounds):
             began = time.process_time()
             run, told, _ = advance(
                 run,
                 recipe.algorithm,
                 engine,
-                population=session.learners,
+                population=there,
                 sampler=recipe.cohort,
                 max_update_norm=MAX_UPDATE_NORM if rule == BOUNDED else math.inf,
             )
             spent += time.process_time() - began
             kept += told["comm/round_kept"]
             rejected += statistics.fmean(told.get(f"server/influence/{c}", 1) < 0.1 for c in bad)
-        after = loss_of(run, session)
+        after = measured(run, session)
     return {
         "rule": rule,
         "attack": attack,
         "seed": seed,
         "rounds": rounds,
-        "before": before,
-        "after": after,
+        "after": after["loss"],
+        "right": after["token_accuracy"],
         "kept": kept / rounds,
         "rejected": rejected / rounds,
         "seconds": spent / rounds,
     }
 
 
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the tables in Markdown: losses beside the mean without attackers, then costs."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for line in lines:
-        found.setdefault((line["rule"], line["attack"]), []).append(line)
-    rows = [f"| rule | {' | '.join(ATTACKS)} |", f"|---|{'---:|' * len(ATTACKS)}"]
-    for rule in _played(found):
-        beside = [found.get((_beside(rule), "none"), [])] + [found.get((rule, "none"), [])] * len(
-            ATTACKS[1:]
+def page(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the tables in Markdown."""
+    runs, attacks = gathered(lines), [attack for attack in ATTACKS if attack != ABSENT]
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+    own = differences(runs, list(RULES), attacks, lambda rule: (rule, NONE))
+    whole = differences(runs, list(RULES), attacks, lambda rule: (_mean_beside(rule), ABSENT))
+    return "\n\n".join(
+        (
+            f"## Test loss (share of right tokens), mean of seeds {seeds}",
+            losses(runs, list(RULES), ATTACKS),
+            "## What an attack costs: perplexity beside the same rule's without attackers",
+            own,
+            "## What attack and rule cost: perplexity beside the mean of the honest clients alone",
+            whole,
+            "## What a rule costs without attackers, and whom it rejected",
+            costs(runs, list(RULES), attacks[1:]),
         )
-        cells = [
-            _cell(found.get((rule, attack), []), {line["seed"]: line["after"] for line in clean})
-            for attack, clean in zip(ATTACKS, beside, strict=True)
-        ]
-        rows.append(f"| {rule} | {' | '.join(cells)} |")
-    costs = ["| rule | CPU seconds a round | attackers rejected, by attack |", "|---|---:|---|"]
-    for rule in _played(found):
-        spent = [x["seconds"] for x in found.get((rule, "none"), [])]
-        rejected = [
-            f"{attack} {100 * statistics.fmean(x['rejected'] for x in found[rule, attack]):.0f} %"
-            for attack in ATTACKS[1:]
-            if (rule, attack) in found and RULES[rule] != "mean"
-        ]
-        costs.append(f"| {rule} | {statistics.median(spent):.2f} | {', '.join(rejected)} |")
-    return "\n".join([*rows, "", *costs])
+    )
 
 
-def _played(found: Mapping[tuple[str, str], object]) -> list[str]:
-    return [rule for rule in RULES if (rule, "none") in found]
-
-
-def _beside(rule: str) -> str:
+def _mean_beside(rule: str) -> str:
     """Return the mean of as many clients."""
-    return MEAN_OF_11 if rule == "bulyan" else rule if rule == MEAN_OF_11 else MEAN
+    return MEAN_OF_11 if rule in ("bulyan", MEAN_OF_11) else MEAN
 
 
-def _cell(lines: Sequence[Mapping[str, Any]], clean: Mapping[int, float]) -> str:
-    if not lines or not all(line["seed"] in clean for line in lines):
-        return ""
-    if any(not math.isfinite(line["after"]) for line in lines):
-        return "not finite"
-    ratios = [line["after"] / clean[line["seed"]] - 1 for line in lines]
-    worst = max(ratios, key=abs)
-    return f"{statistics.fmean(x['after'] for x in lines):.3f} ({100 * worst:+.1f} %)"
+def _worthwhile(rule: str, attack: str) -> bool:
+    """Return whether a run says something that another does not."""
+    if rule == BOUNDED:
+        return attack in ("1e30", "gauge")
+    if attack == ABSENT:
+        return RULES[rule] == "mean"
+    return rule != MEAN_OF_11 or attack == NONE
 
 
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", help="some of them, with ; between them")
     parser.add_argument("--attacks", help="some of them, with ; between them")
     parser.add_argument("--part", default="0/1")
@@ -272,19 +273,22 @@ def main() -> None:
     rules = arguments.rules.split(";") if arguments.rules else list(RULES)
     attacks = arguments.attacks.split(";") if arguments.attacks else list(ATTACKS)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    wanted = [(seed, attack, rule) for seed in seeds for attack in attacks for rule in rules]
+    wanted = [
+        (seed, attack, rule)
+        for seed in seeds
+        for attack in attacks
+        for rule in rules
+        if _worthwhile(rule, attack)
+    ]
     for seed, attack, rule in [] if arguments.table else wanted[part::parts]:
         file = arguments.runs / f"{rule}-{attack}-{seed}-{arguments.rounds}.json"
         if not file.exists():
             line = play(rule, attack, seed, arguments.rounds)
             file.write_text(json.dumps(line))
-            print(rule, attack, seed, f"{line['before']:.3f} -> {line['after']:.3f}", flush=True)
+            print(rule, attack, seed, f"{line['after']:.4f}", flush=True)
     if arguments.table or parts == 1:
-        lines = [json.loads(file.read_text()) for file in sorted(arguments.runs.glob("*.json"))]
-        text = "\n\n".join(
-            f"## {rounds} rounds\n\n{table([line for line in lines if line['rounds'] == rounds])}"
-            for rounds in sorted({line["rounds"] for line in lines})
-        )
+        files = sorted(arguments.runs.glob(f"*-{arguments.rounds}.json"))
+        text = page([json.loads(file.read_text()) for file in files])
         print(text)
         write_page(
             "robust.md", "Bad clients against rules that combine uploads", f"{TOLD}\n\n{text}"

@@ -7,6 +7,10 @@ Learning from MetricsLog for Byzantine Robust Optimization. Karimireddy, He, Jag
 clipping. Every round begins at no change, where the paper begins at the last round's update, so that what comes of a
 round follows from its replies; clients keep no momentum.
 
+FLAME: Taming Backdoors in Federated Learning. Nguyen et al., USENIX Security 2022 (arXiv:2101.02281): a bound that is
+the median of the round's norms. Updates shrink by several times over a run, by learning rates that fall and by
+what is left to learn, which no number given before follows. The radius of centred clipping is found likewise (ours).
+
 Distances are those of updates as they act on the model; clients count by their weight.
 """
 
@@ -14,7 +18,7 @@ from dataclasses import dataclass
 
 from fedloom.core.protocols import Params
 from fedloom.server.combine.robust import Robust, Updates
-from fedloom.server.combine.sums import in_mean, relative, summed
+from fedloom.server.combine.sums import in_mean, relative, summed, within
 from fedloom.server.combine.weights import centred_clip, geometric_median
 
 
@@ -39,8 +43,8 @@ class GeometricMedian(Robust):
 class CentredClip(Robust):
     """The mean of updates, each clipped around what the iteration before came to."""
 
-    radius: float
-    """How far an update may pull: a norm, of a change of the model."""
+    radius: float | None = None
+    """How far an update may pull: a norm, of a change of the model. None: the median of the updates' distances, each time."""
     iterations: int = 3
     """Clipped means one after another, the first around no change."""
 
@@ -57,7 +61,7 @@ class CentredClip(Robust):
 
     @property
     def least(self) -> int:
-        return 1
+        return 3 if self.radius is None else 1
 
     def of(self, arrived: Updates) -> tuple[Params, list[float]]:
         products = arrived.products
@@ -72,8 +76,8 @@ class CentredClip(Robust):
 class NormBound(Robust):
     """The mean of updates, each scaled down to a largest norm."""
 
-    bound: float
-    """Largest norm of a client's change of the model."""
+    bound: float | None = None
+    """Largest norm of a client's change of the model. None: the median of the round's."""
 
     def __post_init__(self) -> None:
         _check("norm_bound.bound", self.bound)
@@ -84,15 +88,15 @@ class NormBound(Robust):
 
     @property
     def least(self) -> int:
-        return 1
+        return 3 if self.bound is None else 1
 
     def of(self, arrived: Updates) -> tuple[Params, list[float]]:
         lengths = arrived.products.diagonal().clamp_min(0).sqrt()
-        kept = (self.bound / lengths.clamp_min(self.bound)).tolist()
+        kept = within(lengths, self.bound).tolist()
         shares = [part * own for part, own in zip(kept, in_mean(arrived.weights), strict=True)]
         return summed(arrived.deltas, shares), kept
 
 
-def _check(setting: str, value: float) -> None:
-    if not 0 < value < float("inf"):
+def _check(setting: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
         raise ValueError(f"combine.{setting} must be a positive number, got {value}")

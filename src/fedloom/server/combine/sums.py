@@ -1,4 +1,4 @@
-"""Updates added up by shares, and what a share is worth beside that of a mean."""
+"""Updates added up by shares: of the mean, within a bound, and what a share is worth beside that of a mean."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Params
+
+_TINY = 1e-100
+"""A bound of no length divides nothing by zero."""
 
 
 def summed(deltas: Sequence[Params], shares: Sequence[float]) -> Params:
@@ -30,3 +33,9 @@ def in_mean(weights: Sequence[float]) -> list[float]:
     """Return the share that each has in the weighted mean."""
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def within(lengths: Tensor, bound: float | None) -> Tensor:
+    """Return the (n,) shares of themselves by which vectors are within a bound; None: their median, the lower of two."""
+    most = max(float(lengths.median()), _TINY) if bound is None else bound
+    return most / lengths.clamp_min(most)

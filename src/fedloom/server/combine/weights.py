@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedloom.server.combine.products import squared_distances
+from fedloom.server.combine.sums import within
 
 _TIE = 1e-6
 """Scores that differ by less, relatively, are equal: the first client's is taken, not that of the luckier rounding."""
@@ -59,14 +60,14 @@ def geometric_median(products: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def centred_clip(
-    products: Tensor, weights: Sequence[float], *, radius: float, iterations: int
+    products: Tensor, weights: Sequence[float], *, radius: float | None, iterations: int
 ) -> Tensor:
     """Return the (n,) shares of v after v <- v + mean(clip(x_i - v, radius)), from v = 0; what they lack of 1 is no change."""
     given = torch.tensor(weights, dtype=torch.float64)
     given = given / given.sum()
     shares = torch.zeros_like(given)
     for _ in range(iterations):
-        step = given * (radius / _distances(products, shares).clamp_min(radius))
+        step = given * within(_distances(products, shares), radius)
         shares = shares * (1 - step.sum()) + step
     return shares
 
