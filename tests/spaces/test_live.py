@@ -119,24 +119,25 @@ def test_full_tuning_needs_full_precision(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "given", "message"),
     [
-        (lambda: LoRA(rank=0), r"tune.lora.rank must be at least 1, got 0"),
-        (lambda: LoRA(alpha=0.0), r"tune.lora.alpha must be positive, got 0.0"),
-        (lambda: LoRA(dropout=1.0), r"tune.lora.dropout must be in \[0, 1\), got 1.0"),
-        (lambda: LoRA(origin="mean"), r"tune.lora.origin must be initial or zero, got mean"),
-        (lambda: LoRA(targets=[]), r"tune.lora.targets must be all-linear or name .*, got none"),
+        (LoRA, {"rank": 0}, r"tune.lora.rank must be at least 1, got 0"),
+        (LoRA, {"alpha": 0.0}, r"tune.lora.alpha must be positive, got 0.0"),
+        (LoRA, {"dropout": 1.0}, r"tune.lora.dropout must be in \[0, 1\), got 1.0"),
+        (LoRA, {"origin": "mean"}, r"tune.lora.origin must be initial or zero, got mean"),
+        (LoRA, {"targets": []}, r"tune.lora.targets must be all-linear or name .*, got none"),
         (
-            lambda: LoRA(modules_to_save="lm_head"),
+            LoRA,
+            {"modules_to_save": "lm_head"},
             r"tune.lora.modules_to_save must be a list, got lm_head",
         ),
-        (lambda: Full(weights="mlp"), r"tune.full.weights must be a list, got mlp"),
-        (lambda: Full(origin="mean"), r"tune.full.origin must be initial or zero, got mean"),
+        (Full, {"weights": "mlp"}, r"tune.full.weights must be a list, got mlp"),
+        (Full, {"origin": "mean"}, r"tune.full.origin must be initial or zero, got mean"),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused(make, message: str):
+def test_a_setting_that_cannot_be_meant_is_refused(kind, given, message: str):
     with pytest.raises(ValueError, match=message):
-        make()
+        kind(**given)
 
 
 def test_an_identity_tells_base_start_and_tensors_apart(tiny_llama, kind):

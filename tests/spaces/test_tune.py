@@ -27,7 +27,8 @@ def tune(kind: str) -> Tune:
 
 def test_a_kind_is_written_by_its_name_alone_or_with_settings(kind: str, tune: Tune) -> None:
     fields = to_tree(build_recipe({"name": "x", "tune": kind}))["tune"][kind]
-    for written in (kind, {kind: {}}, {kind: None}, {kind: fields}):
+    ways: list[Any] = [kind, {kind: {}}, {kind: None}, {kind: fields}]
+    for written in ways:
         assert build_recipe({"name": "x", "tune": written}).tune == tune
 
 
