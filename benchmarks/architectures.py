@@ -21,15 +21,15 @@ os.environ |= {"TRANSFORMERS_VERBOSITY": "error"}
 
 import torch
 
+from fedloom import experiment
 from fedloom.core.protocols import Fit, Job
 from fedloom.core.randomness import derive
-from fedloom.launch import run_recipe
 from fedloom.models.base_model import ModelSettings, load_tokenizer
 from fedloom.models.hf_logging import quiet
 from fedloom.recipe import load_recipe
 from fedloom.results.chat import last_run
 from fedloom.results.export import deliverables
-from fedloom.run.session import Session, build
+from fedloom.rounds.session import Session, build
 from timing import write_page
 
 CLOSE = 1e-4
@@ -327,7 +327,7 @@ def tried(name: str, model: Path, targets: str | Sequence[str], folder: Path) ->
         ],
     )
     try:
-        run_recipe(recipe, folder)
+        experiment.run(recipe, folder)
         session = build(recipe, folder)
         return Outcome(_checked(session, model, folder), session.space.left_frozen)
     except ValueError as error:

@@ -41,7 +41,7 @@ from fedloom.core.params import sub
 from fedloom.core.protocols import ClientId, Fit, Job, Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
-from fedloom.run.session import build
+from fedloom.rounds.session import build
 from fedloom.server.samplers import Full, Sampler, Uniform
 from timing import write_page
 
@@ -115,7 +115,7 @@ def arrive(rows: Rows, sampler: Sampler, seed: int, probes: int) -> dict[ClientI
     state = algorithm.init({"w": torch.zeros(1)}, seed)
     population: dict[ClientId, dict[str, str]] = {client: {} for client in sorted(rows)}
     number = 0
-    while sum(state.grouping.counts.values()) < probes * len(rows):
+    while sum(state.grouping.row_counts.values()) < probes * len(rows):
         number += 1
         drawn = derive(seed, "round", number)
         cohort = tuple(sampler.draw(population, drawn))
@@ -126,7 +126,7 @@ def arrive(rows: Rows, sampler: Sampler, seed: int, probes: int) -> dict[ClientI
         for client in sent:
             upload: dict[str, dict[str, torch.Tensor]] = {"delta": {"w": torch.zeros(1)}}
             if client in asked:
-                turn = state.grouping.counts.get(client, 0)
+                turn = state.grouping.row_counts.get(client, 0)
                 upload["probe"] = {"row": rows[client][turn]}
             replies.append(Reply(client, upload))
         state, _ = algorithm.server_update(state, round, iter(replies))

@@ -17,7 +17,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import build_recipe
 from timing import about
 
@@ -78,7 +78,9 @@ def main() -> None:
         for engine in asked.engines:
             began = time.perf_counter()
             with tempfile.TemporaryDirectory(prefix="fedloom-") as folder:
-                told = run_recipe(recipe_of(algorithm, engine, asked.rounds), Path(folder))[""]
+                told = experiment.run(
+                    recipe_of(algorithm, engine, asked.rounds), Path(folder)
+                ).summary
             states.add(told["state_sha256"])
             print(
                 f"{algorithm:10} {engine:10} {told['state_sha256'][:12]:14}"

@@ -31,9 +31,9 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+from fedloom import experiment
 from fedloom.engines.flower import keys as keys_module
 from fedloom.engines.flower.keys import Keys
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 from sites import NODE, Sites, below, metrics, said, until
 from timing import about
@@ -159,7 +159,7 @@ def lost(home: Path) -> None:
     folder = texts(home / "data")["alba"].parent
     data = {**RECIPE["data"], "source": str(folder), "partition": {"natural": {"by": "file"}}}
     recipe = {**RECIPE, "data": data, "run": {"rounds": 8, "samples": 0}}
-    here = run_recipe(build_recipe(recipe), home / "here")[""]
+    here = experiment.run(build_recipe(recipe), home / "here").summary
     recipe["engine"] = {"flower": {"nodes": 3}}
     with Sites(home / "lab", recipe, ()) as sites:
         words = ("run", str(sites.folder / "recipe.yaml"), "--out", str(sites.out))
@@ -249,7 +249,7 @@ def refused(home: Path) -> None:
     (versions / "METADATA").write_text("Metadata-Version: 2.1\nName: fedloom\nVersion: 9.9.9\n")
     _misfit(home / "version", recipe, data, {"PYTHONPATH": str(versions.parent)})
     lines = (
-        "import torch, fedloom.run.session as session",
+        "import torch, fedloom.rounds.session as session",
         "real = session.load_base",
         "def load_base(settings):",
         "    base = real(settings)",

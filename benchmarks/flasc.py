@@ -2,7 +2,7 @@
 
     python benchmarks/flasc.py [--configs dense_r16,flasc_4,...] [--seeds 5] [--rounds 24] [--part 0/2] [--table]
 
-Every run is a recipe through `run_recipe`, on the bundled model: the same data, cohorts and local training at a seed,
+Every run is a recipe through `fedloom.run`, on the bundled model: the same data, cohorts and local training at a seed,
 so that differences are paired. A finished run is not repeated; `--part i/n` takes every n-th run, so that n processes
 share the work; `--table` only writes the table. `--data FILE` takes a real set (any source a recipe takes) in the place
 of polyglot. The table holds means over the seeds with 95 % confidence intervals of the mean (Student's t).
@@ -22,13 +22,13 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
+from fedloom import experiment
 from fedloom.evaluation.measure import combine
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import measure
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import build
+from fedloom.rounds.loop import measure
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import build
 from fedloom.tracking.metrics_log import MetricsLog
 from timing import write_page
 
@@ -143,7 +143,7 @@ def run(recipe: Recipe, folder: Path) -> None:
     result = folder / "result.json"
     if result.exists():
         return
-    summary = run_recipe(recipe, folder)[""]
+    summary = experiment.run(recipe, folder).summary
     asking = dataclasses.replace(recipe.evaluation, generate=True)
     session = build(dataclasses.replace(recipe, evaluation=asking), folder)
     measured, _ = measure(

@@ -2,7 +2,7 @@
 
     python benchmarks/kseed.py [--configs gaussian,pro,...] [--seeds 5] [--rounds 6] [--steps 40] [--part 0/2] [--table]
 
-Every run is a recipe through `run_recipe`, on the bundled model: the same data and cohorts at a seed. A step of a walk is
+Every run is a recipe through `fedloom.run`, on the bundled model: the same data and cohorts at a seed. A step of a walk is
 two forwards and one of gradient descent about three, so LoRA at equal compute takes two thirds of the steps. LoRA at equal
 bytes sends a sixteenth of rank 1 as int8, for as many rounds as fit into all bytes of FedKSeed's run, and takes all its
 steps in those. A finished run is not repeated; `--part i/n` takes every n-th run; `--table` only writes the table: means
@@ -20,10 +20,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from flasc import interval
 from timing import write_page
 
@@ -114,7 +114,7 @@ def run(recipe: Recipe, folder: Path) -> None:
     """Run one recipe unless its result is there."""
     if (folder / "result.json").exists():
         return
-    summary = run_recipe(recipe, folder)[""]
+    summary = experiment.run(recipe, folder).summary
     slots = COHORT * summary["rounds"]
     told = {
         "before": summary["before"]["test/loss"],

@@ -5,7 +5,7 @@
 
 Languages in conflict: everybody asks in English, and each client wants its answers in its own language, so that no one
 model can satisfy all; `--data FOLDER` takes a folder with a file a language in its place (XQuAD's eight, say). Every run
-is a recipe through `run_recipe` on the bundled model, with the same data and local training at a seed, so that
+is a recipe through `fedloom.run` on the bundled model, with the same data and local training at a seed, so that
 differences are paired: clusters found (`auto`), one model for all (`fedavg`), everybody alone (`local`), as many clusters
 as there are languages drawn by chance (`random`), and clusters by language (`oracle`). A finished run is not repeated;
 `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with 95 % confidence intervals of
@@ -24,16 +24,16 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
+from fedloom import experiment
+from fedloom.core.metrics import METRICS as TABLE
 from fedloom.core.protocols import Metrics
 from fedloom.data import polyglot
 from fedloom.evaluation.measure import combine
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import measure
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
-from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.rounds.loop import measure
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 from flasc import interval
 from timing import write_page
 
@@ -103,7 +103,7 @@ def run(recipe: Recipe, by: str, folder: Path) -> None:
     result = folder / "result.json"
     if result.exists():
         return
-    run_recipe(recipe, folder)
+    experiment.run(recipe, folder)
     asking = dataclasses.replace(recipe.evaluation, generate=True)
     session = build(dataclasses.replace(recipe, evaluation=asking), folder)
     done = last_run(session)
@@ -164,8 +164,10 @@ def table(folder: Path, seeds: int) -> str:
             ]
             cells += [interval(column) for column in zip(*apart, strict=True)] or ["", ""]
             lines.append(f"| {mode} | {len(results)} | {' | '.join(cells)} |")
-        better = "lower" if lower_is_better(metric) else "higher"
-        parts.append(f"{metric.replace('_', ' ')} ({better} is better)\n\n" + "\n".join(lines))
+        parts.append(
+            f"{metric.replace('_', ' ')} ({TABLE.of(metric).better} is better)\n\n"
+            + "\n".join(lines)
+        )
     said = ", ".join(
         f"seed {seed}: {result['found']['num_clusters']:.0f} clusters, adjusted Rand index "
         f"{result['found']['adjusted_rand']:.3f}"
@@ -177,8 +179,7 @@ def table(folder: Path, seeds: int) -> str:
 def _ends(result: Mapping[str, Any], metric: str) -> Sequence[float]:
     """Return the mean over the languages, and the worst of them."""
     values = [metrics[metric] for metrics in result["languages"].values()]
-    worst = max if lower_is_better(metric) else min
-    return sum(values) / len(values), worst(values)
+    return sum(values) / len(values), max(values, key=TABLE.of(metric).cost)
 
 
 def _by(arguments: argparse.Namespace) -> str:

@@ -34,9 +34,9 @@ from fedloom.data.federation import Federation, federate
 from fedloom.data.tokens import Example, Tokenizer
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import advance, begin, measure
-from fedloom.run.recipe_settings import MAX_UPDATE_NORM
-from fedloom.run.session import Session, build
+from fedloom.rounds.loop import advance, begin, measure
+from fedloom.rounds.recipe_settings import MAX_UPDATE_NORM
+from fedloom.rounds.session import Makers, Session, build
 from timing import write_page
 
 ATTACKERS = 2
@@ -177,7 +177,7 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
     recipe = recipe_of(rule, seed, rounds)
     with tempfile.TemporaryDirectory() as folder:
         own = poisoned if attack == "labels" else None
-        session = build(recipe, Path(folder), own=own)
+        session = build(recipe, Path(folder), makers=Makers(federation=own))
         engine = Attacked(session.engine, attack)
         run = begin(recipe.algorithm, session.space.start(), seed)
         before, kept, spent, rejected = loss_of(run, session), 0.0, 0.0, 0.0

@@ -18,15 +18,15 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import torch
 
+from fedloom import experiment
 from fedloom.core.randomness import derive
 from fedloom.data.formats import Record, to_records
 from fedloom.data.sources import take_rows
-from fedloom.launch import run_recipe
 from fedloom.recipe import load_recipe
 from fedloom.results.export import deliverables
 from fedloom.results.route import Router
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 from timing import write_page
 
 SIZES = (1, 4, 16)
@@ -50,7 +50,7 @@ def trained(seed: int, rounds: int, overrides: Sequence[str], folder: Path) -> S
         ],
     )
     if not (folder / "summary.json").exists():
-        run_recipe(recipe, folder)
+        experiment.run(recipe, folder)
     return build(recipe, folder)
 
 

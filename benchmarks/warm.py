@@ -124,7 +124,7 @@ def ours(home: Path, rounds: int) -> list[float]:
     rows = [{"prompt": f"say {i}", "completion": str(i)} for i in range(12)]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     lines = (
-        "import fedloom.run.session as session",
+        "import fedloom.rounds.session as session",
         "real = session.load_base",
         "def load_base(settings):",
         "    time.sleep(5)",

@@ -32,7 +32,6 @@ from torch import Tensor
 from fedloom.client.fast.kernels import make_fast
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.make_trainer import make_trainer
-from fedloom.client.objectives import collate
 from fedloom.core.protocols import Fit, Job
 from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation, Shard
@@ -104,13 +103,12 @@ def our_forwards(scene: Scene) -> Callable[[], object]:
     model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
     fast = make_fast(model, LocalSettings(), moving=True)
     rows = [Example(row, row.clone(), 1) for row in ids]
-    count = sum(row.num_targets for row in rows)
 
     def run() -> None:
         with torch.no_grad(), fast.installed():
             for _ in range(2 * scene.steps):
-                batch = collate([rows], [count], torch.empty(0), pack=fast.packs)
-                fast.loss(batch).item()
+                (batch,) = fast.batches([rows], len(rows), torch.empty(0))
+                fast.losses(batch).item()
 
     return run
 

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from fedloom import cli
-from fedloom.launch import new_folder
+from fedloom.experiment import new_folder
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL = (

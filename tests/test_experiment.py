@@ -12,10 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.cli_console import NOTHING_CHANGED, show_outcome
-from fedloom.launch import run_recipe
+from fedloom.engines.loopback import Loopback
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 
@@ -26,7 +27,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 
 def test_a_run_directory_holds_what_it_promises(small_recipe: Make, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    summaries = run_recipe(small_recipe(run={"baselines": ["local", "centralised"]}), folder)
+    result = experiment.run(small_recipe(run={"baselines": ["local", "centralised"]}), folder)
     for name in (
         "recipe.yaml",
         "metrics.jsonl",
@@ -42,17 +43,17 @@ def test_a_run_directory_holds_what_it_promises(small_recipe: Make, tmp_path: Pa
         "baselines/centralised/summary.json",
     ):
         assert (folder / name).stat().st_size > 0, name
-    assert set(summaries) == {"", "local", "centralised"}
+    assert set(result.baselines) == {"local", "centralised"}
     rounds = lines(folder / "metrics.jsonl")
     assert [line["round"] for line in rounds] == [0, 1, 2, 3]
     assert ["test/loss" in line for line in rounds] == [True, False, True, True]
     assert rounds[3]["comm/num_replies"] == 4
-    own = summaries[""]
+    own = result.summary
     assert own["upload_bytes"] == sum(line.get("comm/upload_bytes", 0) for line in rounds)
     assert own["before"]["test/loss"] == rounds[0]["test/loss"]
     assert own["final"]["test/loss"] == rounds[3]["test/loss"]
     assert own["num_clients"] == 4
-    assert summaries["centralised"]["num_clients"] == 1
+    assert result.baselines["centralised"].summary["num_clients"] == 1
     samples = json.loads((folder / "samples.json").read_text())
     assert len(samples) == 2
     assert {"client", "prompt", "reference", "before", "after"} <= samples[0].keys()
@@ -79,7 +80,7 @@ def test_what_is_left_out_is_said_once_and_stands_in_the_report(
     }
     recipe = small_recipe(data=data, run={"rounds": 1, "baselines": ["local", "centralised"]})
     out, folder = io.StringIO(), tmp_path / "run"
-    run_recipe(recipe, folder, console=Console(file=out, width=200))
+    experiment.run(recipe, folder, console=Console(file=out, width=200))
     page = (folder / "report.html").read_text()
     for line in (
         "1 rows without an answer, left out",
@@ -102,7 +103,7 @@ def test_results_by_a_hidden_label_are_told_by_hash(small_recipe: Make, tmp_path
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data: dict[str, Any] = {"source": str(source), "num_examples": None, "where": {}}
     recipe = small_recipe(data=data, evaluation={"by": "topic"}, run={"rounds": 1})
-    summary = run_recipe(recipe, tmp_path / "run")[""]
+    summary = experiment.run(recipe, tmp_path / "run").summary
     told = json.loads((tmp_path / "run" / "by_label.json").read_text())
     assert all(re.fullmatch(r"sha256:[0-9a-f]{12}", value) for value in told["own"])
     assert 1 < len(told["own"]) <= 3
@@ -110,9 +111,9 @@ def test_results_by_a_hidden_label_are_told_by_hash(small_recipe: Make, tmp_path
 
 
 def test_the_same_recipe_gives_the_same_run(small_recipe: Make, tmp_path: Path) -> None:
-    a = run_recipe(small_recipe(), tmp_path / "a")[""]
-    b = run_recipe(small_recipe(), tmp_path / "b")[""]
-    c = run_recipe(small_recipe(run={"seed": 1}), tmp_path / "c")[""]
+    a = experiment.run(small_recipe(), tmp_path / "a").summary
+    b = experiment.run(small_recipe(), tmp_path / "b").summary
+    c = experiment.run(small_recipe(run={"seed": 1}), tmp_path / "c").summary
     assert a["state_sha256"] == b["state_sha256"] != c["state_sha256"]
     assert a["final"] == b["final"]
 
@@ -124,7 +125,7 @@ def test_resuming_in_the_middle_ends_as_the_uninterrupted_run(
     """Cites fs_llm T4 and fedmllm C14: same weights, metrics and client sampling."""
     recipe = small_recipe(algorithm=algorithm, cohort={"uniform": {"size": 2}}, run={"rounds": 5})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    expected = run_recipe(recipe, whole)[""]
+    expected = experiment.run(recipe, whole).summary
     shutil.copytree(whole, cut)
     # As if killed while round 5 was being written down: checkpoint 4 is the last good one.
     (cut / "checkpoints" / "round-000005.ckpt").unlink()
@@ -132,7 +133,7 @@ def test_resuming_in_the_middle_ends_as_the_uninterrupted_run(
         (cut / name).unlink()
     with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"round": 6, "half a li')
-    resumed = run_recipe(recipe, cut)[""]
+    resumed = experiment.run(recipe, cut).summary
     assert resumed["state_sha256"] == expected["state_sha256"]
     assert resumed["final"] == expected["final"]
     assert resumed["upload_bytes"] == expected["upload_bytes"]
@@ -141,11 +142,13 @@ def test_resuming_in_the_middle_ends_as_the_uninterrupted_run(
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(small_recipe: Make, tmp_path: Path) -> None:
-    expected = run_recipe(small_recipe(), tmp_path / "run")[""]
+    expected = experiment.run(small_recipe(), tmp_path / "run").summary
     newest = tmp_path / "run/checkpoints/round-000003.ckpt"
     newest.write_bytes(newest.read_bytes()[:-20])
     said = io.StringIO()
-    again = run_recipe(small_recipe(), tmp_path / "run", console=Console(file=said, width=200))[""]
+    again = experiment.run(
+        small_recipe(), tmp_path / "run", console=Console(file=said, width=200)
+    ).summary
     assert "damaged checkpoint" in said.getvalue()
     assert "going on after round 2" in said.getvalue()
     assert again["state_sha256"] == expected["state_sha256"]
@@ -154,17 +157,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(small_recipe: Make, tmp_pa
 def test_resuming_a_changed_recipe_is_refused_with_the_change(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    run_recipe(small_recipe(), tmp_path / "run")
+    experiment.run(small_recipe(), tmp_path / "run")
     with pytest.raises(ValueError, match=r"local\.lr was 0\.1 and is 0\.2"):
-        run_recipe(small_recipe(local={"lr": 0.2}), tmp_path / "run")
+        experiment.run(small_recipe(local={"lr": 0.2}), tmp_path / "run")
 
 
 def test_more_rounds_may_be_asked_for_at_resume_where_no_schedule_depends_on_them(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    run_recipe(small_recipe(), tmp_path / "run")
-    longer = run_recipe(small_recipe(run={"rounds": 5}), tmp_path / "run")[""]
-    whole = run_recipe(small_recipe(run={"rounds": 5}), tmp_path / "whole")[""]
+    experiment.run(small_recipe(), tmp_path / "run")
+    longer = experiment.run(small_recipe(run={"rounds": 5}), tmp_path / "run").summary
+    whole = experiment.run(small_recipe(run={"rounds": 5}), tmp_path / "whole").summary
     assert longer["state_sha256"] == whole["state_sha256"]
 
 
@@ -177,7 +180,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(
         evaluation={"every": 1},
         run={"rounds": 9, "patience": 2, "monitor": "validation/loss"},
     )
-    summary = run_recipe(recipe, tmp_path / "run")[""]
+    summary = experiment.run(recipe, tmp_path / "run").summary
     assert summary["stopped_early"]
     assert summary["rounds"] < 9
 
@@ -185,16 +188,16 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(
 def test_engines_agree_and_the_wire_is_lossy_in_process_too(
     small_recipe: Make, tmp_path: Path
 ) -> None:
-    here = run_recipe(small_recipe(local={"batched": "off"}), tmp_path / "a")[""]
-    there = run_recipe(small_recipe(local={"batched": "off"}, engine="loopback"), tmp_path / "b")[
-        ""
-    ]
+    here = experiment.run(small_recipe(local={"batched": "off"}), tmp_path / "a").summary
+    there = experiment.run(
+        small_recipe(local={"batched": "off"}, engine="loopback"), tmp_path / "b"
+    ).summary
     assert here["state_sha256"] == there["state_sha256"]
     assert (here["upload_bytes"], here["download_bytes"]) == (
         there["upload_bytes"],
         there["download_bytes"],
     )
-    small = run_recipe(small_recipe(wire={"upload": "int8"}), tmp_path / "c")[""]
+    small = experiment.run(small_recipe(wire={"upload": "int8"}), tmp_path / "c").summary
     assert small["state_sha256"] != here["state_sha256"]
     assert small["upload_bytes"] < 0.6 * here["upload_bytes"]
 
@@ -239,7 +242,7 @@ def test_what_stays_frozen_is_named_once(
     )
     file = io.StringIO()
     console = Console(width=400, file=file)
-    run_recipe(recipe, tmp_path / "run", console=console)
+    experiment.run(recipe, tmp_path / "run", console=console)
     said = (
         "tune.lora.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
     )
@@ -257,7 +260,7 @@ def test_rows_longer_than_the_model_are_refused_before_training(
     """Of nested configurations too."""
     recipe = small_recipe(model={"name": str(sighted_folder)}, data={"max_length": 257})
     with pytest.raises(ValueError, match=r"data.max_length must be at most 256, .* got 257"):
-        run_recipe(recipe, tmp_path / "run") if command == "run" else make_plan(recipe)
+        experiment.run(recipe, tmp_path / "run") if command == "run" else make_plan(recipe)
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
@@ -265,14 +268,80 @@ def test_rounds_that_change_nothing_are_counted_and_end_a_command_with_a_code_of
     small_recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = small_recipe(run={"rounds": 2, "min_replies": 5, "samples": 0})
-    summaries = run_recipe(recipe, tmp_path / "run")
-    assert summaries[""]["rounds_unchanged"] == 2
+    result = experiment.run(recipe, tmp_path / "run")
+    assert result.summary["rounds_unchanged"] == 2
     with pytest.raises(SystemExit) as end:
-        show_outcome(summaries, tmp_path / "run", console=Console())
+        show_outcome(result, console=Console())
     assert end.value.code == NOTHING_CHANGED
     said = capsys.readouterr().out
     assert "2 of 2" in said
     assert "no round changed the model" in said
-    some = {"": {**summaries[""], "rounds_unchanged": 1}}
-    show_outcome(some, tmp_path / "run", console=Console())
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps({**result.summary, "rounds_unchanged": 1}))
+    show_outcome(result, console=Console())
     assert "1 of 2" in capsys.readouterr().out
+
+
+def test_a_loop_of_ones_own_is_the_run_itself(small_recipe: Make, tmp_path: Path) -> None:
+    recipe = small_recipe(run={"baselines": ["local"]}, evaluation={"every": 1})
+    whole = experiment.run(recipe, tmp_path / "whole")
+    with experiment.session(recipe, tmp_path / "own") as own:
+        rounds = list(own.rounds())
+        measured = own.evaluate("test")
+    assert own.result.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert own.result.baselines.keys() == {"local"}
+    assert own.result.report.is_file()
+    assert [finished.number for finished in rounds] == [1, 2, 3]
+    assert rounds[-1].metrics["test/loss"] == measured.metrics["loss"]
+    assert measured.clients.keys() == {record["client"] for record in whole.clients}
+
+
+def test_a_loop_that_is_left_delivers_and_is_taken_up_again(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    recipe = small_recipe(evaluation={"every": 1})
+    whole = experiment.run(recipe, tmp_path / "whole").summary
+    with experiment.session(recipe, tmp_path / "own") as own:
+        for finished in own.rounds():
+            if finished.number == 1:
+                break
+        again = next(own.rounds())
+        assert again.number == 2
+    assert own.result.summary["rounds"] == 2
+    assert own.result.summary["stopped_early"]
+    with pytest.raises(ZeroDivisionError), experiment.session(recipe, tmp_path / "own") as own:
+        assert [finished.number // 0 for finished in own.rounds()]
+    assert own.result.summary["rounds"] == 2, (
+        "nothing is delivered where the block ends in an error"
+    )
+    assert experiment.run(recipe, tmp_path / "own").summary["state_sha256"] == whole["state_sha256"]
+
+
+def test_a_session_whose_rounds_nobody_asked_for_leaves_no_summary(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    with experiment.session(small_recipe(), tmp_path / "run") as own:
+        assert own.evaluate("validation").round == 0
+        with pytest.raises(ValueError, match="split must be validation or test, got 'train'"):
+            own.evaluate("train")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has no summary\.json, as its run is not finished"):
+        _ = own.result.summary
+
+
+def test_lost_clients_are_told_to_callbacks(small_recipe: Make, tmp_path: Path) -> None:
+    seen = []
+    with experiment.session(small_recipe(engine="loopback"), tmp_path / "run") as own:
+        assert isinstance(own.session.engine, Loopback)
+        own.session.engine.lost = frozenset(["client-001"])
+        seen = [finished.failures for finished in own.rounds()]
+    assert {failure.client for failures in seen for failure in failures} == {"client-001"}
+    assert all(failures for failures in seen)
+
+
+def test_a_run_without_a_folder_goes_where_the_command_line_puts_it(
+    small_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    recipe = small_recipe(run={"rounds": 1, "samples": 0})
+    assert experiment.run(recipe).folder == Path("runs/small-2")

@@ -14,7 +14,6 @@ from fedloom.algorithms.private import Private
 from fedloom.baselines import baseline_of
 from fedloom.core.density import Density
 from fedloom.data.partition import Dirichlet
-from fedloom.launch import flatten
 from fedloom.recipe import (
     RecipeError,
     build_recipe,
@@ -24,7 +23,8 @@ from fedloom.recipe import (
     to_yaml,
 )
 from fedloom.recipe_yaml import read_yaml
-from fedloom.run.recipe_settings import Recipe
+from fedloom.reopen import flatten
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.run.conftest import small_tree
+from tests.conftest import small_tree
 from typer.testing import CliRunner
 
+from fedloom import experiment
 from fedloom.cli import app
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 
 COMMANDS: dict[str, list[str]] = {
@@ -55,7 +55,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree["data"] = {"source": "data.jsonl", "num_clients": 2, "max_length": 64}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        run_recipe(build_recipe(tree), home / "run")
+        experiment.run(build_recipe(tree), home / "run")
     return home
 
 
@@ -408,35 +408,35 @@ CHANGES: dict[str, tuple[Change, Said]] = {
             ): "^line 2 of run/clients.jsonl is no object with the number of a round: r"
         },
     ),
-    "memory gone": (
-        gone("run/memory"),
+    "client state gone": (
+        gone("run/client_state"),
         {
-            OPENED: f"{NONE_GOOD}the memory of client-000 after round 2 is missing from run/.*{MISSING}"
+            OPENED: f"{NONE_GOOD}the client state of client-000 after round 2 is missing from run/.*{MISSING}"
         },
     ),
-    "memory of one gone": (
-        gone("run/memory/client-001"),
+    "client state of one gone": (
+        gone("run/client_state/client-001"),
         {
-            OPENED: f"{NONE_GOOD}the memory of client-001 after round 2 is missing from run/.*{MISSING}"
+            OPENED: f"{NONE_GOOD}the client state of client-001 after round 2 is missing from run/.*{MISSING}"
         },
     ),
-    "memory cut": (cut("run/memory/client-000/2"), {}),
-    "memory of another client": (
-        lambda home: shutil.copy("run/memory/client-001/2", "run/memory/client-000/2"),
+    "client state cut": (cut("run/client_state/client-000/2"), {}),
+    "client state of another client": (
+        lambda home: shutil.copy("run/client_state/client-001/2", "run/client_state/client-000/2"),
         {},
     ),
-    "memory with a foreign file": (text("run/memory/notes.txt", "x"), {}),
-    "memory with a foreign number": (text("run/memory/client-000/007", "x"), {}),
-    "memory a file": (
-        lambda home: (gone("run/memory")(home), text("run/memory", "x")(home)),
+    "client state with a foreign file": (text("run/client_state/notes.txt", "x"), {}),
+    "client state with a foreign number": (text("run/client_state/client-000/007", "x"), {}),
+    "client state a file": (
+        lambda home: (gone("run/client_state")(home), text("run/client_state", "x")(home)),
         {
-            ("resume",): "^run/memory is no folder: remove it$",
+            ("resume",): "^run/client_state is no folder: remove it$",
             (
                 "evaluate",
                 "export",
                 "chat",
                 "route",
-            ): f"{NONE_GOOD}.* is missing from run/memory; {MISSING}",
+            ): f"{NONE_GOOD}.* is missing from run/client_state; {MISSING}",
         },
     ),
     "checkpoints with a foreign file": (text("run/checkpoints/round-7.ckpt", "x"), {}),
@@ -471,12 +471,12 @@ CHANGES: dict[str, tuple[Change, Said]] = {
 BACKED = {
     "metrics.jsonl without its end",
     "clients.jsonl without its end",
-    "memory cut",
-    "memory of another client",
+    "client state cut",
+    "client state of another client",
     "newest checkpoint cut",
 }
 """An older checkpoint stands in, which is said: `resume` ends as if nothing had happened."""
-QUICK = {"nothing", "memory cut"}
+QUICK = {"nothing", "client state cut"}
 
 
 def cases() -> list[Any]:
@@ -562,7 +562,7 @@ def test_coordinates_that_count_from_other_weights_are_never_taken(
     }
     if space == "seeds":
         sections |= {"algorithm": {"fedkseed": {"steps": 2}}, "local": {"lr": 1e-4, "steps": None}}
-    run_recipe(build_recipe(small_tree(Path("model"), **sections)), tmp_path / "run")
+    experiment.run(build_recipe(small_tree(Path("model"), **sections)), tmp_path / "run")
     other_weights(tmp_path)
     for command in ("chat", "resume"):
         typed_as = [one for one in COMMANDS[command] if one not in ("--client", "client-000")]
@@ -630,7 +630,7 @@ def test_a_run_whose_clients_hold_no_test_data_says_so_and_still_delivers(
     for name, fractions in {"some": [0.9, 0.1, 0.0], "none": [1.0, 0.0, 0.0]}.items():
         tree["data"] = {**tree["data"], "source": "data.jsonl", "where": {}, "num_examples": None}
         tree["data"]["fractions"] = fractions
-        run_recipe(build_recipe(tree), home / name)
+        experiment.run(build_recipe(tree), home / name)
         refusal = typed(["evaluate", name])[0]
         assert refusal is not None
         assert re.search(f"^no client of {name} holds test data: data.fractions .*, 0 ", refusal)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.algorithms import ALGORITHMS
+    from fedloom.client.hf_trainer import LocalRound, hf_trainer
+    from fedloom.client.setup import TrainerParts
+    from fedloom.core.metrics import Metric
     from fedloom.core.protocols import (
         Algorithm,
         ClientError,
@@ -22,14 +25,20 @@ if TYPE_CHECKING:
         Task,
         Trainer,
     )
-    from fedloom.launch import run_recipe
+    from fedloom.data.federation import Federation
+    from fedloom.experiment import RoundLoop, run, session
     from fedloom.recipe import RecipeError, load_recipe
-    from fedloom.run.recipe_settings import Recipe
+    from fedloom.result import Result, open_run
+    from fedloom.rounds.recipe_settings import Recipe
+    from fedloom.rounds.training import Callback, FinishedRound
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "fedloom.algorithms": ("ALGORITHMS",),
+    "fedloom.client.hf_trainer": ("LocalRound", "hf_trainer"),
+    "fedloom.client.setup": ("TrainerParts",),
+    "fedloom.core.metrics": ("Metric",),
     "fedloom.core.protocols": (
         "ClientFailure",
         "Algorithm",
@@ -44,30 +53,44 @@ _HOMES = {
         "Task",
         "Trainer",
     ),
-    "fedloom.launch": ("run_recipe",),
+    "fedloom.data.federation": ("Federation",),
+    "fedloom.experiment": ("RoundLoop", "run", "session"),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
-    "fedloom.run.recipe_settings": ("Recipe",),
+    "fedloom.result": ("Result", "open_run"),
+    "fedloom.rounds.recipe_settings": ("Recipe",),
+    "fedloom.rounds.training": ("Callback", "FinishedRound"),
 }
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Callback",
     "ClientError",
     "ClientFailure",
     "Done",
     "Engine",
     "Evaluate",
+    "Federation",
+    "FinishedRound",
     "Fit",
+    "LocalRound",
+    "Metric",
     "Proximal",
     "Recipe",
     "RecipeError",
     "Reply",
+    "Result",
     "Round",
+    "RoundLoop",
     "Task",
     "Trainer",
+    "TrainerParts",
     "__version__",
+    "hf_trainer",
     "load_recipe",
-    "run_recipe",
+    "open_run",
+    "run",
+    "session",
 ]
 
 

@@ -5,15 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedloom.algorithms import ALGORITHMS
-from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.clustering.given import Given, Random
-from fedloom.clustering.modes import Mode
-from fedloom.clustering.sharing import Sharing
+from fedloom.clustering.modes import Mode, Regroups
+from fedloom.core.protocols import Algorithm
+from fedloom.core.wrapper import layers, stacked
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.partition import stratum
 from fedloom.engines.engine_settings import FlowerSettings, InProcessSettings, RaySettings
-from fedloom.run.recipe_settings import Baseline, Recipe
+from fedloom.rounds.recipe_settings import Baseline, Recipe
 from fedloom.server.samplers import SAMPLERS
 
 _UNBOUNDED = 1e30
@@ -44,9 +44,11 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
         return _centralised(shared, summary["num_clients"])
     make: dict[Baseline, Callable[[], Any]] = {
         "local": ALGORITHMS["local"],
-        "fedavg": lambda: _layer(recipe.algorithm, FedAvg) or FedAvg(),
-        "oracle": lambda: _clustered(recipe.algorithm, Given(_label(recipe))),
-        "random": lambda: _clustered(
+        "fedavg": lambda: next(
+            (part for part in layers(recipe.algorithm) if isinstance(part, FedAvg)), FedAvg()
+        ),
+        "oracle": lambda: _regrouped(recipe.algorithm, Given(_label(recipe))),
+        "random": lambda: _regrouped(
             recipe.algorithm, Random(summary["num_clusters"], recipe.run.seed)
         ),
     }
@@ -67,30 +69,24 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
     )
 
 
-def _layer(algorithm: Any, kind: type[Any]) -> Any:
-    """Return the layer of a kind, however deep; None where there is none."""
-    if isinstance(algorithm, kind):
-        return algorithm
-    names = {field.name for field in dataclasses.fields(algorithm)}
-    return _layer(algorithm.inner, kind) if "inner" in names else None
-
-
-def _clustered(algorithm: Any, mode: Mode) -> Any:
+def _regrouped(algorithm: Algorithm[Any], mode: Mode) -> Algorithm[Any]:
     """Return the algorithm with its clusters made in another way."""
-    if _layer(algorithm, Clustered) is None:
+    parts = list(layers(algorithm))
+    at = next((at for at, part in enumerate(parts) if isinstance(part, Regroups)), None)
+    if at is None:
         raise ValueError(
             "run.baselines takes oracle and random where the algorithm has clustered among its layers"
         )
-    if isinstance(algorithm, Clustered):
-        return dataclasses.replace(algorithm, mode=mode, share=Sharing())
-    return dataclasses.replace(algorithm, inner=_clustered(algorithm.inner, mode))
+    part = parts[at]
+    assert isinstance(part, Regroups)
+    return stacked([*parts[:at], part.with_grouping(mode), *parts[at + 1 :]])
 
 
 def _label(recipe: Recipe) -> str:
     """Return the entry of clients' profiles that clusters are known by."""
-    layer = _layer(recipe.algorithm, Clustered)
-    if layer is not None and layer.label:
-        return str(layer.label)
+    labels = [part.label for part in layers(recipe.algorithm) if isinstance(part, Regroups)]
+    if any(labels):
+        return next(filter(None, labels))
     if isinstance(recipe.data.partition, Clusters | MultiDomain):
         return "group"
     label = stratum(recipe.data.partition)

@@ -15,7 +15,7 @@ from fedloom.cli_console import open_terminal, show_outcome
 from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from fedloom.run.recipe_settings import Recipe
+    from fedloom.rounds.recipe_settings import Recipe
 
 app = typer.Typer(
     help="Fine-tune large language models across clients whose data never leaves them.",
@@ -61,7 +61,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a recipe: train, measure, compare with its baselines, report."""
-    from fedloom.launch import new_folder
+    from fedloom.experiment import new_folder
     from fedloom.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -107,7 +107,7 @@ def data(
         picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
     )
     tokenizer = load_tokenizer(loaded.model)
-    federation = federate(loaded.data, tokenizer)
+    federation = federate(loaded.data, tokenizer, loaded.objective)
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)
@@ -118,13 +118,12 @@ def data(
 @app.command()
 def evaluate(folder: RunFolder, anyway: Anyway = False, model: ModelPath = None) -> None:
     """Measure the deployed weights of a run on every client's test data."""
-    from fedloom.reopen import open_run
-    from fedloom.results.chat import evaluate_run
+    from fedloom.result import open_run
 
     console = _console()
     about(folder)
-    found = open_run(folder, "evaluate", console=console, data=True, anyway=anyway, model=model)
-    console.print(evaluate_run(found.session, found.run))
+    found = open_run(folder, console=console, anyway=anyway, moved=model)
+    console.print(found.evaluate().table())
 
 
 @app.command()
@@ -135,7 +134,7 @@ def report(
 ) -> None:
     """Write report.html anew, drawing the other runs given into it."""
     from fedloom.report.page import write_report
-    from fedloom.run.reading import require_run
+    from fedloom.rounds.reading import require_run
 
     for folder in folders:
         require_run(folder)
@@ -155,7 +154,7 @@ def compare(
     """Put runs into one table and one figure: quality against bytes."""
     from fedloom.core.places import file_at
     from fedloom.report.compare import compare as compare_runs
-    from fedloom.run.reading import require_run
+    from fedloom.rounds.reading import require_run
 
     for folder in folders:
         require_run(folder)
@@ -177,23 +176,12 @@ def export(
     model: ModelPath = None,
 ) -> None:
     """Write the deployed models as folders that peft and transformers load."""
-    from contextlib import nullcontext
+    from fedloom.result import open_run
 
-    from fedloom.core.places import folder_at
-    from fedloom.reopen import open_run
-    from fedloom.results.export import export_models
-    from fedloom.run.lock import held
-    from fedloom.run.reading import require_run
-
-    require_run(folder)
-    target = folder_at(out or folder / ("merged" if merged else "adapters"), "--out")
     console = _console()
-    inside = folder.resolve() in target.resolve().parents
+    found = open_run(folder, console=console, anyway=anyway, moved=model)
     about(folder)
-    with held(folder) if inside else nullcontext():
-        found = open_run(folder, "export", console=console, anyway=anyway, model=model)
-        written = export_models(found.session, found.run, target, merged=merged)
-    for name, path in written.items():
+    for name, path in found.export(out, merged=merged).items():
         console.print(f"{name}: {path}")
 
 
@@ -215,15 +203,14 @@ def chat(
     """Talk to a run's deployed model."""
     from rich.text import Text
 
-    from fedloom.reopen import open_run
-    from fedloom.results.chat import Chat
+    from fedloom.result import open_run
 
     if client and cluster:
         raise ValueError(f"take --client or --cluster, got both ({client} and {cluster})")
     console = _console()
     about(folder)
-    found = open_run(folder, "chat", console=console, anyway=anyway, model=model)
-    talk = Chat.open(found.session, cluster or client, run=found.run)
+    found = open_run(folder, console=console, anyway=anyway, moved=model)
+    talk = found.chat(cluster or client)
     if prompt is not None:
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
         return
@@ -243,13 +230,13 @@ def route(
     model: ModelPath = None,
 ) -> None:
     """Find the model of a run that suits a new client, from a few examples without a label."""
-    from fedloom.reopen import open_run
+    from fedloom.result import open_run
     from fedloom.results.export import deliverables
     from fedloom.results.route import Router, read_probe, route_table
 
     console = _console()
     about(folder)
-    found = open_run(folder, "route", console=console, anyway=anyway, model=model)
+    found = open_run(folder, console=console, anyway=anyway, moved=model).open("route")
     examples = read_probe(found.session, probe, num_examples)
     router = Router(found.session, deliverables(found.session, found.run))
     console.print(route_table(router, examples))
@@ -277,13 +264,13 @@ def main() -> None:
 def _conduct(recipe: "Recipe", folder: Path, *, anyway: bool = False) -> None:
     from rich.text import Text
 
-    from fedloom.launch import run_recipe
+    from fedloom import experiment
 
     about(folder)
     console = _console()
     console.print(Text.assemble((recipe.name, "bold"), f" → {folder}"))
-    summaries = run_recipe(recipe, folder, console=console, anyway=anyway)
-    show_outcome(summaries, folder, console=console)
+    result = experiment.run(recipe, folder, console=console, anyway=anyway)
+    show_outcome(result, console=console)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 import codecs
 import io
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fedloom.result import Result
 
 NOTHING_CHANGED = 3
 """Exit code of a run no round of which changed the model."""
@@ -55,15 +55,11 @@ def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
     return plain, error.end
 
 
-def show_outcome(
-    summaries: Mapping[str, Mapping[str, Any]], folder: Path, *, console: "Console"
-) -> None:
+def show_outcome(result: "Result", *, console: "Console") -> None:
     """Print what came of a run, and end with exit code 3 where no round of it changed the model."""
-    from fedloom.experiment import results_table
-
-    console.print(results_table(summaries))
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
-    own = summaries[""]
+    console.print(result.table())
+    console.print(f"report: {result.report}", soft_wrap=True)
+    own = result.summary
     if own["rounds"] and own.get("rounds_unchanged") == own["rounds"]:
         console.print("no round changed the model", style="yellow")
         sys.exit(NOTHING_CHANGED)

@@ -1,133 +1,238 @@
-"""One command's worth of work: a run with its baselines, from nothing or from where a killed process left it."""
+"""A run with its baselines, from nothing or from where a killed process left it: at once, or round by round."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from fedloom.baselines import baseline_of
 from fedloom.client.fast.kernels import choose_kernels
+from fedloom.core.description import check
 from fedloom.core.files import write_atomic
+from fedloom.core.metrics import Metric
+from fedloom.core.places import file_name, folder_at
+from fedloom.core.protocols import Split
+from fedloom.deploy.connect import connect
+from fedloom.deploy.listening import Listening
+from fedloom.objects import Objects, recipe_with, require_objects, to_yaml
+from fedloom.reopen import binding_of
 from fedloom.report.page import write_report
+from fedloom.result import Result
 from fedloom.results.by_label import check_label
+from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
-from fedloom.run.binding import changed_sites
-from fedloom.run.lock import held
-from fedloom.run.loop import begin, draw
-from fedloom.run.notes import said, write_note
-from fedloom.run.quorum import check_quorum
-from fedloom.run.recipe_settings import Baseline, Recipe
-from fedloom.run.restore import Standing, standing
-from fedloom.run.session import Session, build
-from fedloom.run.training import train
-from fedloom.tracking.metric_format import MEASURES, duration, shown, title
+from fedloom.rounds.binding import changed_sites
+from fedloom.rounds.lock import held
+from fedloom.rounds.loop import Run, begin, draw
+from fedloom.rounds.notes import said, write_note
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import Standing, standing
+from fedloom.rounds.session import Session, build
+from fedloom.rounds.training import Callback, FinishedRound, Training
 from fedloom.tracking.trackers import check_trackers, make_trackers
-from fedloom.tracking.units import human_bytes
-
-_FREE = (
-    "name",
-    "description",
-    # A model is known by the hash of its weights, wherever it lies.
-    "model.name",
-    "model.revision",
-    "run.trackers",
-    "run.baselines",
-    "run.samples",
-    "run.keep_checkpoints",
-    "run.patience_seconds",
-    "engine.flower.deadline",
-    "engine.flower.patience",
-    "evaluation.by",
-)
-"""Settings that may differ at resume because no number of the run depends on them."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A recipe, its YAML and its flat settings."""
-
-    recipe: Recipe
-    text: str
-    settings: Mapping[str, Any]
-
-    def binding(self) -> dict[str, Any]:
-        """Return the settings a checkpoint is bound to."""
-        bound = {k: v for k, v in self.settings.items() if k not in _FREE}
-        if self.recipe.local.schedule == "constant" and not self.recipe.local.warmup_rounds:
-            bound.pop("run.rounds")
-        return bound
-
-
-Connect = Callable[[Session, Console], AbstractContextManager[Session]]
-"""Gives a session the engine that its recipe asks for, and ends what it started for that."""
-
-
-def conduct(
-    job: Job,
-    folder: Path,
+def run(
+    recipe: str | Path | Recipe,
+    folder: str | Path | None = None,
     *,
-    baseline: Callable[[Baseline, Mapping[str, Any]], Job],
-    connect: Connect,
-    console: Console,
+    overrides: Sequence[str] = (),
+    algorithm: Any = None,
+    data: Any = None,
+    model: Any = None,
+    trainer: Any = None,
+    metrics: Sequence[Metric] = (),
+    callbacks: Sequence[Callback] = (),
+    console: Console | None = None,
     anyway: bool = False,
-) -> Mapping[str, Mapping[str, Any]]:
-    """Run the job and its baselines, and write the report.
+    listening: Listening | None = None,
+) -> Result:
+    """Run a recipe with its baselines, or go on with a run that is in the folder already.
+
+    Every object takes the place of a section of the recipe. It is named in the run's recipe.yaml; the same call, with the
+    same objects, goes on with a run that was ended, to the same bits.
 
     Args:
-        job: What to run, or to go on with.
-        folder: The run's folder.
-        baseline: Makes the job of a baseline from its name and the summary of the run.
-        connect: Connects to clients that are not in this process.
-        console: Where progress and notes go.
-        anyway: Whether to go on although data or model are not what the run was begun with.
+        recipe: A shipped recipe's name, a path that ends in .yaml, or a Recipe.
+        folder: The run's folder, made if needed; runs/NAME, numbered if there is one already, if not given.
+        overrides: Settings to change, such as "run.rounds=5".
+        algorithm: An object with the protocol `Algorithm`, a frozen dataclass, registered or not.
+        data: Client -> rows: a list of dicts, a `datasets.Dataset` or a file; or client -> {"train": rows, "validation":
+            rows, "test": rows}; or a `Federation`. What the recipe says on reading and dealing out rows does not count.
+        model: A pair (model, tokenizer), of which the run takes a copy, or a function without arguments that makes one
+            each time the run or a baseline needs it.
+        trainer: An object with the protocol `Trainer`, or a function that makes one of `TrainerParts`: `setup`
+            (`setup.space.load(params)` puts a point into `setup.space.model`, `setup.examples(client)` are its rows,
+            `setup.local` is the recipe's section), `tokenizer`, and `default`, the package's own trainer of the recipe.
+            `hf_trainer` makes such a function of one that makes a Hugging Face or TRL trainer.
+        metrics: Metrics of one's own, besides those that the recipe names.
+        callbacks: Called after each round of the run, not of its baselines, with a `FinishedRound`: `number`, `metrics`,
+            `failures`, and `stop()`.
+        console: Where progress and notes go; nowhere if not given.
+        anyway: Go on although the data, or beneath adapters the base model, is not what the run was begun with.
+        listening: Where sites from elsewhere come in; where they did before if not given.
 
     Returns:
-        The summaries by name; "" is the job's own.
+        What came of it, read from the folder.
 
     Raises:
-        InUse: where another process writes into the folder.
+        ValueError: where an object, the data, the model or a checkpoint does not fit the recipe.
     """
-    with held(folder):
-        summaries = {"": _one(job, folder, connect, console, anyway=anyway)}
-        for name in job.recipe.run.baselines:
+    objects = Objects(algorithm, data, model, trainer, tuple(metrics), tuple(callbacks))
+    with _experiment(recipe, folder, overrides, objects, console, anyway, listening) as going:
+        for finished in going.rounds():
+            for callback in callbacks:
+                callback(finished)
+    return going.result
+
+
+@contextmanager
+def session(
+    recipe: str | Path | Recipe,
+    folder: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    algorithm: Any = None,
+    data: Any = None,
+    model: Any = None,
+    trainer: Any = None,
+    metrics: Sequence[Metric] = (),
+    console: Console | None = None,
+    anyway: bool = False,
+) -> Iterator["RoundLoop"]:
+    """Give a recipe round by round, as in `for round in s.rounds(): ...`, to a with statement.
+
+    The arguments are those of `run`, and so are folder, lock, checkpoints and resume. Where the block ends without an
+    error after a round was begun, what is left is done: the models are delivered, baselines run, the report is written.
+    """
+    objects = Objects(algorithm, data, model, trainer, tuple(metrics))
+    with _experiment(recipe, folder, overrides, objects, console, anyway, None) as going:
+        yield going
+
+
+class RoundLoop:
+    """A run under way, one round at a time."""
+
+    def __init__(self, session: Session, training: Training, result: Result) -> None:
+        self.session = session
+        """The recipe, built."""
+        self.result = result
+        """What comes of it; whole once the block is left."""
+        self._training = training
+
+    @property
+    def run(self) -> Run[Any]:
+        """Return the number of the last finished round, and the server's state after it."""
+        return self._training.run
+
+    @property
+    def begun(self) -> bool:
+        """Return whether rounds were asked for."""
+        return self._training.begun
+
+    def rounds(self) -> Iterator[FinishedRound]:
+        """Yield each round once it is measured and on the disk; a loop that is left may be taken up again."""
+        return self._training.rounds()
+
+    def evaluate(self, split: Split = "test") -> Evaluation:
+        """Measure what every client would use now on its held-out data."""
+        return evaluate(self.session, self.run, split)
+
+
+@contextmanager
+def _experiment(
+    recipe: str | Path | Recipe,
+    folder: str | Path | None,
+    overrides: Sequence[str],
+    objects: Objects,
+    console: Console | None,
+    anyway: bool,
+    listening: Listening | None,
+) -> Iterator[RoundLoop]:
+    """Yield the run of a recipe; where its rounds were begun, finish it, run its baselines and write the report."""
+    console = console or Console(quiet=True)
+    asked = recipe_with(recipe, overrides, objects)
+    home = new_folder(asked.name, None) if folder is None else Path(folder)
+    require_objects(asked, objects, home)
+    asked = _with_baselines_checked(asked, console)
+    listening = listening or Listening.read(home)
+    with held(home):
+        with _one(asked, home, objects, console, anyway=anyway, listening=listening) as going:
+            yield going
+        if not going.begun:
+            return
+        summary = going.result.summary
+        for kind in asked.run.baselines:
             console.print(
-                Text.assemble("baseline ", (name, "bold"), ": same data, seed and evaluation")
+                Text.assemble("baseline ", (kind, "bold"), ": same data, seed and evaluation")
             )
-            made, below = baseline(name, summaries[""]), folder / "baselines" / name
-            summaries[name] = _one(made, below, connect, console, anyway=anyway)
-        write_report(folder)
-    return summaries
+            made, below = baseline_of(asked, kind, summary=summary), home / "baselines" / kind
+            with _one(made, below, objects, console, anyway=anyway, listening=listening) as other:
+                for _ in other.rounds():
+                    pass
+        write_report(home)
 
 
+def _with_baselines_checked(recipe: Recipe, console: Console) -> Recipe:
+    """Return the recipe with the baselines that can be made; one that cannot is refused now, not after the run."""
+    if recipe.elsewhere and recipe.run.baselines:
+        console.print("no baselines: the data is at the sites")
+        return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, baselines=()))
+    for kind in recipe.run.baselines:
+        baseline_of(recipe, kind, summary={"num_clients": 1, "num_clusters": 1})
+    return recipe
+
+
+@contextmanager
 def _one(
-    job: Job, folder: Path, connect: Connect, console: Console, *, anyway: bool
-) -> Mapping[str, Any]:
+    recipe: Recipe,
+    folder: Path,
+    objects: Objects,
+    console: Console,
+    *,
+    anyway: bool,
+    listening: Listening | None,
+) -> Iterator[RoundLoop]:
+    """Yield one run, the recipe's or a baseline's, with its engine; deliver its models where rounds were begun."""
     began = time.perf_counter()
-    check_trackers(job.recipe.run.trackers)
-    session = build(job.recipe, folder)
+    check_trackers(recipe.run.trackers)
+    text = to_yaml(recipe)
+    built = build(recipe, folder, makers=objects.makers())
     # Nothing is started or written before the recipe is known to fit its data and what the folder holds.
-    if not job.recipe.elsewhere:
-        _check_data(session)
+    if not recipe.elsewhere:
+        _check_data(built)
+    stands = standing(built, _bound(built), anyway=anyway)
+    with connect(built, console, listening=listening) as connected:
+        if recipe.elsewhere:
+            _check_data(connected)
+        _set_up(connected, stands, text, console)
+        trackers = make_trackers(folder, recipe.run.trackers, name=recipe.name)
+        training = Training(connected, stands, trackers=trackers, console=console)
+        yield RoundLoop(connected, training, Result(folder, objects))
+        if training.begun:
+            summary = finish(connected, training.run, began=began)
+            for tracker in trackers:
+                tracker.finish(summary)
+
+
+def _bound(session: Session) -> Mapping[str, Any]:
     # Width and kernels decide the order of sums; `auto` is a measurement that another day may turn out otherwise.
-    kernels = choose_kernels(job.recipe.local, session.space.model)
-    bound = {
-        **job.binding(),
+    kernels = choose_kernels(session.recipe.local, session.space.model)
+    return {
+        **binding_of(session.recipe),
         "trainer.width": session.trainer.width,
         "local.kernels": kernels,
     }
-    stands = standing(session, bound, anyway=anyway)
-    with connect(session, console) as connected:
-        return _connected(job, connected, stands, console, began=began)
 
 
 def _check_data(session: Session) -> None:
     check_label(session)
-    check_quorum(session.recipe.algorithm, session.recipe.cohort, len(session.learners))
+    check(session.recipe.algorithm, session.recipe, num_clients=len(session.learners))
     draw(
         begin(session.recipe.algorithm, session.space.start(), 0),
         session.learners,
@@ -135,12 +240,9 @@ def _check_data(session: Session) -> None:
     )
 
 
-def _connected(
-    job: Job, session: Session, stands: Standing, console: Console, *, began: float
-) -> Mapping[str, Any]:
+def _set_up(session: Session, stands: Standing, text: str, console: Console) -> None:
+    """Say how the data was read, and write down what the run is made of."""
     folder = session.folder
-    if job.recipe.elsewhere:
-        _check_data(session)
     # A baseline has the same data and model.
     if folder.parent.name != "baselines":
         _say_how_read(session, console)
@@ -148,14 +250,7 @@ def _connected(
         note = write_note(folder, f"resume after round {stands.run.number}", differences)
         console.print(said(note), style="yellow", markup=False, highlight=False)
     record_setup(session)
-    write_atomic(folder / "recipe.yaml", job.text.encode())
-    names = job.recipe.run.trackers
-    trackers = make_trackers(folder, names, name=job.recipe.name)
-    run = train(session, stands, trackers=trackers, console=console)
-    summary = finish(session, run, began=began)
-    for tracker in trackers:
-        tracker.finish(summary)
-    return summary
+    write_atomic(folder / "recipe.yaml", text.encode())
 
 
 def _say_how_read(session: Session, console: Console) -> None:
@@ -166,42 +261,20 @@ def _say_how_read(session: Session, console: Console) -> None:
         console.print(line, style="yellow", markup=False, highlight=False)
 
 
-def results_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return the result of a run beside its baselines: before, after, bytes, time."""
-    own = summaries[""]
-    table = Table(
-        title=Text(f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients"),
-        title_justify="left",
-    )
-    table.add_column("metric")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right", style="bold")
-    others = [name for name in summaries if name]
-    for name in others:
-        table.add_column(name, justify="right")
-    for metric in _shown(own["final"]):
-        row = [own["before"].get(metric), own["final"][metric]]
-        row += [summaries[name]["final"].get(metric) for name in others]
-        table.add_row(title(metric), *(shown(metric, value) for value in row))
-    for metric in own["worst"]:
-        found = (s["worst"].get(metric) for s in summaries.values())
-        cells = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
-        table.add_row(f"Worst {title(metric).lower()}", "", *map(Text, cells))
-    if any(s.get("rounds_unchanged") for s in summaries.values()):
-        unchanged = (f"{s.get('rounds_unchanged', 0)} of {s['rounds']}" for s in summaries.values())
-        table.add_row("Rounds that changed nothing", "", *unchanged, style="yellow")
-    counted = all("upload_bytes" in s for s in summaries.values())
-    for label, key in (("Bytes up", "upload_bytes"), ("Bytes down", "download_bytes")):
-        if counted:
-            table.add_row(label, "", *(human_bytes(s[key]) for s in summaries.values()))
-    if any(s.get("privacy") for s in summaries.values()):
-        told = (s.get("privacy") or {"short": ""} for s in summaries.values())
-        table.add_row("Privacy", "", *(privacy["short"] for privacy in told))
-    if counted:
-        times = (duration(s["train_seconds"]) for s in summaries.values())
-        table.add_row("Training time", "", *times)
-    return table
+def new_folder(name: str, wanted: Path | None) -> Path:
+    """Return the folder of a new run: `wanted`, or runs/NAME, numbered if a run is there already.
 
-
-def _shown(final: Mapping[str, float]) -> Sequence[str]:
-    return [metric for metric in MEASURES if metric in final]
+    Raises:
+        ValueError: where `wanted` holds a run, or is no place for a folder.
+    """
+    if wanted is not None:
+        if (wanted / "recipe.yaml").exists():
+            raise ValueError(
+                f"{wanted} holds a run already; `fedloom resume {wanted}` goes on with it, --out takes another folder"
+            )
+        return folder_at(wanted, "--out")
+    folder, number = folder_at(Path("runs"), "the folder of runs") / file_name(name), 1
+    while folder.exists():
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    return folder

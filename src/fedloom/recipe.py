@@ -7,18 +7,21 @@ import typing
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from fedloom.algorithms import ALGORITHMS, check_steps, planned
+from fedloom.algorithms import ALGORITHMS
+from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
+from fedloom.plugins import is_path, path_of, plugged
 from fedloom.recipe_moved import moved_key, moved_override
-from fedloom.recipe_tables import BARE, TABLES
+from fedloom.recipe_tables import BARE, LISTS, MOVED, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -71,7 +74,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
         if moved := moved_override(path, text, tree):
             raise RecipeError(moved)
-        keys = path.split(".")
+        keys = _keys(path, tree["algorithm"])
         try:
             value = read_yaml(text, keys)
         except YamlError as error:
@@ -93,6 +96,16 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         paths = [override.partition("=")[0] for override in overrides]
         tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
+
+
+def _keys(path: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of an override's path; an import path that names a layer is one, whatever dots are in it."""
+    section, _, rest = path.partition(".")
+    names = [name for layer in layers for name in layer if is_path(str(name))]
+    for name in names if section == "algorithm" else ():
+        if rest == name or rest.startswith(f"{name}."):
+            return [section, name, *rest.removeprefix(name).split(".")[1:]]
+    return path.split(".")
 
 
 def _layers(value: Any) -> list[dict[str, Any]]:
@@ -126,26 +139,27 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
     return {**tree, keys[0]: _put(tree.get(keys[0]), keys[1:], value, path)}
 
 
-def build_recipe(tree: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a tree of mappings."""
+def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = None) -> Recipe:
+    """Return the recipe of a tree of mappings; an `algorithm` that is given takes the place of the tree's."""
     if moved := moved_key(tree):
         raise RecipeError(moved)
-    layers = _layers(tree.get("algorithm", "fedavg"))
+    if algorithm is None:
+        algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
+    rest = {key: value for key, value in tree.items() if key != "algorithm"}
+    recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
+    return recipe
+
+
+def _algorithms(layers: Sequence[Mapping[str, Any]]) -> Any:
     algorithm: Any = None
     for layer in reversed(layers):
         ((name, fields),) = layer.items()
         algorithm = _algorithm(name, fields, algorithm)
-    rest = {key: value for key, value in tree.items() if key != "algorithm"}
-    recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
-    try:
-        check_steps(algorithm, recipe.local.order, recipe.local.steps)
-        return dataclasses.replace(recipe, algorithm=planned(algorithm, recipe.run.rounds))
-    except ValueError as error:
-        raise RecipeError(str(error)) from error
+    return algorithm
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
-    cls: Any = _named(ALGORITHMS, name, "algorithm")
+    cls: Any = _algorithm_class(name)
     wraps = "inner" in _hints(cls)
     if wraps and inner is None:
         raise RecipeError(
@@ -156,11 +170,22 @@ def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
     return _dataclass(cls, fields, f"algorithm.{name}", **({"inner": inner} if wraps else {}))
 
 
+def _algorithm_class(name: Any) -> Any:
+    """Return the class of a layer: one of ours, or another package's."""
+    try:
+        found = plugged(str(name), Algorithm, group="fedloom.algorithms", own=ALGORITHMS)
+    except ValueError as error:
+        raise RecipeError(f"algorithm: {error}") from error
+    return found or _named(ALGORITHMS, name, "algorithm")
+
+
 def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
     if not isinstance(fields, Mapping):
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
+        if moved := MOVED.get(f"{path}.{key}"):
+            raise RecipeError(f"{path}.{key} is now {moved}")
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(
@@ -195,6 +220,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             )
         ((name, fields),) = value.items()
         return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+    if hint in LISTS:
+        return _listed(LISTS[hint], value, path)
     if hint in BARE and isinstance(value, int | float | str):
         value = {BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
@@ -211,6 +238,29 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(value)}"
         ) from error
     return tuple(checked) if isinstance(checked, list) else checked
+
+
+def _listed(cls: Any, value: Any, path: str) -> tuple[Any, ...]:
+    """Return names as they are, and a dataclass of each {name: settings}."""
+    if not isinstance(value, list | tuple):
+        raise RecipeError(
+            f"{path} must be a list of names and {{name: settings}}, got {brief(value)}"
+        )
+    found = list[Any]()
+    for item in value:
+        if isinstance(item, str | cls):
+            found.append(item)
+            continue
+        if not isinstance(item, Mapping) or len(item) != 1:
+            raise RecipeError(f"{path} must hold names and {{name: settings}}, got {brief(item)}")
+        ((name, fields),) = item.items()
+        if isinstance(fields, Mapping) and "score" in fields:
+            raise RecipeError(
+                f"{path}.{name} is scored by the function {fields['score']}, which a recipe cannot hold: give the"
+                " metric as an object, from Python"
+            )
+        found.append(_dataclass(cls, fields or {}, f"{path}.{name}", name=name))
+    return tuple(found)
 
 
 @cache
@@ -263,15 +313,35 @@ def to_tree(recipe: Recipe) -> dict[str, Any]:
     return {"name": tree.pop("name"), "algorithm": _algorithm_tree(recipe.algorithm), **tree}
 
 
-def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
+def name_of(algorithm: type[Any]) -> str:
+    """Return what a class of algorithms is called in a recipe: its name in the table, else its import path."""
     names = {cls: name for name, cls in ALGORITHMS.items()}
+    return names.get(algorithm) or path_of(algorithm)
+
+
+def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
     fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
     inner = fields.pop("inner", None)
-    layer = {names[type(algorithm)]: {name: _plain(value) for name, value in fields.items()}}
+    layer = {name_of(type(algorithm)): {name: _plain(value) for name, value in fields.items()}}
     return [layer, *(_algorithm_tree(inner) if inner is not None else [])]
 
 
+def _metric_tree(metric: Metric) -> dict[str, Any]:
+    """Return {name: settings} of what is not as by default; of a score its module and name."""
+    fields = {
+        f.name: _plain(value)
+        for f in dataclasses.fields(metric)
+        if f.name not in ("name", "score") and (value := getattr(metric, f.name)) != f.default
+    }
+    if metric.score is not None:
+        made = metric.score if isinstance(metric.score, FunctionType) else type(metric.score)
+        fields["score"] = f"{made.__module__}:{made.__qualname__}"
+    return {metric.name: fields}
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Metric):
+        return _metric_tree(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         for table in TABLES.values():

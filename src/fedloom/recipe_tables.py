@@ -1,12 +1,15 @@
 """Sections of a recipe that are a choice by name, and what they may be."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedloom.clustering.modes import MODES, Mode
 from fedloom.core.density import Density
+from fedloom.core.metrics import Metric
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
+from fedloom.objectives import OBJECTIVES
+from fedloom.objectives.objective import Objective
 from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
@@ -16,6 +19,7 @@ from fedloom.spaces.tune import TUNES, Tune
 TABLES: dict[Any, Mapping[str, type]] = {
     Tune: TUNES,
     Partition: PARTITIONS,
+    Objective: OBJECTIVES,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Combine: COMBINES,
     Sampler: SAMPLERS,
@@ -24,5 +28,14 @@ TABLES: dict[Any, Mapping[str, type]] = {
     SeedSampling: SEED_SAMPLINGS,
 }
 
+MOVED: Mapping[str, str] = {
+    "data.classes": "`objective: {classification: {classes: ...}}`",
+    "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
+}
+"""Keys that a recipe no longer has -> what stands in their place."""
+
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""
+
+LISTS: dict[Any, type] = {Sequence[str | Metric]: Metric}
+"""Lists of names and of {name: settings}, whose settings are those of a dataclass with a name."""

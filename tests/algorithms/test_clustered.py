@@ -167,7 +167,9 @@ def test_the_papers_labels_stay_and_latecomers_keep_the_last_shared_model() -> N
     place.play(None, None)
     assert place.state.grouping.assignment == labels
     one = Round(9, 0, {"c0": {}}, ("c0",), 1.0)
-    assert torch.equal(place.used("c0"), shared(place.state.whole, one)["c0"]["params"]["x.lora_B"])
+    assert torch.equal(
+        place.used("c0"), shared(place.state.global_state, one)["c0"]["params"]["x.lora_B"]
+    )
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -175,7 +177,7 @@ def test_one_cluster_and_a_cluster_each_are_the_papers_baselines(k: int) -> None
     u = tongues(2, 2)
     place = village(Clustered(FedAvg(), Paper(k)), u)
     place.play(None, None, None)
-    assert len(place.state.centers) == k
+    assert len(place.state.cluster_states) == k
     g1 = mean([u[c] for c in sorted(u)], [float(place.examples[c]) for c in sorted(u)])
     step = mean(list(u.values()))
     for client in u:
@@ -208,9 +210,9 @@ def test_who_comes_later_is_probed_from_the_model_everybody_holds() -> None:
     place.play(ids[0:12:3], ids[1:12:3])
     assert place.asked == dict.fromkeys(ids[0:12:3], 1) | dict.fromkeys(ids[1:12:3], 2)
     assert len(place.state.grouping.rows) == 8
-    assert place.state.centers
+    assert place.state.cluster_states
     for unheard in ids[2:12:3]:
-        assert torch.equal(place.used(unheard), _params(place.state.whole))
+        assert torch.equal(place.used(unheard), _params(place.state.global_state))
     place.play([*ids[2:12:3], ids[0]])
     asked = {client for client, payload in place.sent.items() if "start" in payload}
     assert asked == set(ids[2:12:3]), "only who is probed is sent where the probe begins"
@@ -225,10 +227,10 @@ def test_latecomers_find_their_cluster_and_a_new_one_is_founded_from_the_nearest
     place = village(Clustered(FedAvg()), first, noise=0.3)
     place.play(None, None)
     numbers = dict(place.state.grouping.assignment)
-    assert len(place.state.centers) == 2
+    assert len(place.state.cluster_states) == 2
     place.pushes, place.examples = u, dict.fromkeys(u, 1)
     place.play(["c0", "a0"])
-    assert len(place.state.centers) == 2, "one of its kind goes to the nearest"
+    assert len(place.state.cluster_states) == 2, "one of its kind goes to the nearest"
     place.play(["c1", "c2", "c3", "b0"])
     assert place.groups() == {frozenset(c for c in u if c[0] == x) for x in "abc"}
     kept = place.state.grouping.assignment
@@ -265,15 +267,15 @@ def test_clusters_that_grow_alike_are_merged_and_one_that_falls_apart_is_split()
     u = tongues(5, 5)
     place = village(Clustered(FedAvg(), Auto(every=1)), u, noise=0.5)
     place.play(None)
-    assert len(place.state.centers) == 2
+    assert len(place.state.cluster_states) == 2
     place.pushes = dict(zip(u, tongues(10, seed=1).values(), strict=True))
     place.play(*[None] * 12)
-    assert not place.state.centers
+    assert not place.state.cluster_states
     assert place.told["num_clusters"] == 1
     place.pushes = u
     place.play(*[None] * 12)
-    assert len(place.state.centers) == 2
-    assert sorted(place.state.centers) == [2, 3], "numbers are used once"
+    assert len(place.state.cluster_states) == 2
+    assert sorted(place.state.cluster_states) == [2, 3], "numbers are used once"
 
 
 def test_without_clusters_it_is_the_inner_algorithm_to_the_bit() -> None:
@@ -283,7 +285,7 @@ def test_without_clusters_it_is_the_inner_algorithm_to_the_bit() -> None:
         place, plain = village(Clustered(inner, Auto(1)), u), village(inner, u)
         for it in (place, plain):
             it.play(None, ["a0", "b1"], None)
-        assert torch.equal(_params(place.state.whole), _params(plain.state))
+        assert torch.equal(_params(place.state.global_state), _params(plain.state))
         assert place.sent["a0"].keys() == plain.sent["a0"].keys()
         assert not place.state.grouping.rows
 
@@ -318,7 +320,7 @@ def test_each_cluster_has_a_server_optimizer_of_its_own() -> None:
     u = tongues(3, 3)
     place = village(Clustered(FedAvg(Adam(0.1)), Auto(2)), u)
     place.play(None, ["a0"], ["a1"])
-    (a, b) = (place.state.centers[place.state.grouping.assignment[c]] for c in ("a0", "b0"))
+    (a, b) = (place.state.cluster_states[place.state.grouping.assignment[c]] for c in ("a0", "b0"))
     for ids, center, turns in ((["a0", "a1", "a2"], a, 3), (["b0", "b1", "b2"], b, 1)):
         alone = village(FedAvg(Adam(0.1)), {c: u[c] for c in ids})
         alone.examples = place.examples
@@ -334,7 +336,7 @@ def test_clusters_may_share_tensors_and_a_part_of_the_model_for_all() -> None:
     place.play(None, None)
     (a, b) = place.sent["a0"]["params"], place.sent["b0"]["params"]
     assert torch.equal(a["x.lora_A"], b["x.lora_A"])
-    assert close(_params(place.state.whole, "x.lora_A"), torch.full((2, 3), 2.0).double())
+    assert close(_params(place.state.global_state, "x.lora_A"), torch.full((2, 3), 2.0).double())
     own, whole = mean([u[c] for c in ("a0", "a1", "a2")]), mean(list(u.values()))
     assert close(a["x.lora_B"], 0.75 * own + 0.25 * whole)
     assert len({id(p) for p in place.sent.values()}) == 2, "one object a cluster"
@@ -361,8 +363,8 @@ def test_one_who_says_nothing_is_asked_again_and_uses_the_model_for_all() -> Non
     place.play(None, None)
     assert "z" not in place.state.grouping.rows
     assert place.asked["z"] == 2
-    assert torch.equal(place.used("z"), _params(place.state.whole))
-    assert len(place.state.centers) == 2
+    assert torch.equal(place.used("z"), _params(place.state.global_state))
+    assert len(place.state.cluster_states) == 2
 
 
 def test_private_refuses_what_reads_every_upload_and_clusters_refuse_what_is_private() -> None:

@@ -12,7 +12,7 @@ from fedloom.core.protocols import Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
 from fedloom.core.standin import play
-from fedloom.run.loop import tasks
+from fedloom.rounds.loop import tasks
 from fedloom.server.optimizers import SGD, Momentum
 from fedloom.wire.format import encode_reply, encode_task
 from fedloom.wire.wire_settings import WireSettings

@@ -18,8 +18,8 @@ from fedloom.core.protocols import Done, Fit, Reply, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
 from fedloom.core.standin import play
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import Run, begin, tasks
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import Run, begin, tasks
 from fedloom.server.importance import Power, Pro
 from fedloom.server.optimizers import Adam, Momentum
 from fedloom.wire.format import encode_reply, encode_task

@@ -198,12 +198,12 @@ def test_a_file_is_short_and_imports_only_the_core_and_the_server(name: str) -> 
     module = importlib.import_module(f"fedloom.algorithms.{name}")
     assert module.__file__
     source = Path(module.__file__).read_text()
-    assert len(source.splitlines()) <= 150
+    assert len(source.splitlines()) <= 200
     imported = {
         node.module or ""
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.ImportFrom)
     }
     ours = {module for module in imported if module.startswith("fedloom")}
-    below = ("fedloom.core", "fedloom.privacy", "fedloom.server")
+    below = ("fedloom.core", "fedloom.privacy", "fedloom.server", "fedloom.clustering")
     assert all(module.startswith(below) for module in ours)

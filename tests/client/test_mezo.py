@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from fedloom.client.mezo import Mezo
-from fedloom.client.objectives import collate
 from fedloom.client.setup import batches
 from fedloom.core.protocols import Evaluate, Job
 from fedloom.core.randomness import derive, generator
+from fedloom.objectives.batch import collate
 from fedloom.spaces.full import Full
 
 ZEROTH = {"order": "zeroth", "optimizer": "sgd", "max_grad_norm": None}
@@ -33,7 +33,7 @@ def test_a_guess_is_the_slope_times_the_direction(bench, tune):
     )
     fast = other.trainer.fast if tune else other.trainer.sequential.fast
     count = sum(row.num_targets for row in step)
-    fast.loss(collate([step], [count], space.values, pack=False)).sum().backward()
+    fast.losses(collate([step], [count], space.values, pack=False)).sum().backward()
     moved = space.vector(done.params) - space.vector(start)
     torch.testing.assert_close(moved, -1e-3 * (z @ gradient) * z, rtol=1e-2, atol=1e-9)
     assert done.lr_sum == pytest.approx(1e-3)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedloom.client.objectives import collate
 from fedloom.client.perturbed_weights import Ground
 from fedloom.client.setup import batches
 from fedloom.client.zeroth_order import SeedWalk
@@ -14,6 +13,7 @@ from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import IGNORED, Example
+from fedloom.objectives.batch import collate
 from fedloom.spaces.seed_space import Seeds
 
 NAME = "coefficients"
@@ -236,7 +236,7 @@ def test_a_slope_is_the_derivative_along_its_direction(walker):
     ):
         gradient = space.seated.gradient_vector()
         count = sum(row.num_targets for row in step)
-        one.trainer.fast.loss(collate([step], [count], space.values, pack=False)).sum().backward()
+        one.trainer.fast.losses(collate([step], [count], space.values, pack=False)).sum().backward()
         slope = float(space.directions.dot(gradient, [k]))
         assert scalar == pytest.approx(slope, rel=1e-2)
         assert other == pytest.approx(slope, rel=1e-1)

@@ -51,7 +51,7 @@ def test_a_label_makes_a_model_of_its_own_from_the_first_round():
     assert used(algorithm, state) == {"a": 4.0, "b": -4.0, "c": 4.0, "d": -4.0, "e": 20.0}
     assert list(state.grouping.changes) == [1]
     assert {len(m) for m in state.grouping.members.values()} == {2, 1}
-    assert float(state.whole.params["w"]) == pytest.approx(4.0)
+    assert float(state.global_state.params["w"]) == pytest.approx(4.0)
 
 
 def test_a_cluster_whose_clients_are_not_drawn_stands_still():
@@ -64,7 +64,7 @@ def test_who_comes_late_joins_those_of_its_label_or_begins_at_the_model_for_all(
     algorithm: Clustered[Any] = Clustered(FedAvg(), mode=Given("language"))
     state = play(algorithm, ["abc"], clients="abc")
     numbers = dict(state.grouping.assignment)
-    whole = float(state.whole.params["w"])
+    whole = float(state.global_state.params["w"])
     state = play(algorithm, ["abcd"], state=state, first=2)
     assert {c: state.grouping.assignment[c] for c in numbers} == numbers
     assert state.grouping.assignment["d"] == numbers["b"]

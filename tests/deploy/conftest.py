@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fedloom.recipe import build_recipe
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SITES = ("alba", "brno", "cork")
 MARK = "FEDLOOM_TEST"

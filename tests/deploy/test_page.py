@@ -19,16 +19,17 @@ from typing import Any
 import pytest
 import yaml
 
+from fedloom import experiment
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.deploy.site import SiteSettings, own_data
-from fedloom.launch import run_recipe
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import load_recipe
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import advance, begin
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import build
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import advance, begin
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers, build
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def test_other_engines_end_with_the_bytes_of_one_process(
     )
     (words,) = [c for c in of("run") if f"engine={engine}" in c]
     process = run([*words, *SMALL], tmp_path)
-    here = run_recipe(load_recipe("quickstart", SMALL), tmp_path / "here")[""]
+    here = experiment.run(load_recipe("quickstart", SMALL), tmp_path / "here").summary
     end_of(process)
     there = json.loads((tmp_path / "runs" / "quickstart" / "summary.json").read_text())
     for name in ("state_sha256", "upload_bytes", "download_bytes", "num_absent"):
@@ -145,12 +146,10 @@ def test_three_sites_from_nothing(
 def _in_one_process(recipe: Recipe, folder: Path) -> str:
     """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
 
-    def own(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    def own(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
         source = Path(settings.source)
-        parts = [
-            own_data(SiteSettings(site, folder, source / f"{site}.jsonl"), settings, tokenizer)
-            for site in SITES
-        ]
+        sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
+        parts = [own_data(site, settings, tokenizer, objective) for site in sites]
         counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
         return replace(
             parts[0],
@@ -159,7 +158,7 @@ def _in_one_process(recipe: Recipe, folder: Path) -> str:
             manifest=replace(parts[0].manifest, clients=counts),
         )
 
-    session = build(recipe, folder, own=own)
+    session = build(recipe, folder, makers=Makers(federation=own))
     run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     for _ in range(recipe.run.rounds):
         run, _, _ = advance(

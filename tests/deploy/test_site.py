@@ -20,10 +20,10 @@ from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
-from fedloom.results.chat import evaluate_run
-from fedloom.run.loop import begin, draw, tasks
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session, build
+from fedloom.results.evaluate import evaluate
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session, build
 from fedloom.wire.format import decode_reply, encode_task
 
 REMOTE = {"flower": {"nodes": 0}}
@@ -239,7 +239,7 @@ def test_settings_of_a_site_survive_their_file(tmp_path: Path):
         tmp_path,
         tmp_path / "x.csv",
         ["a"],
-        Limits(8.0, ["fedavg"], ["lora"], ["prompt"], 1, 2.0),
+        Limits(8.0, ["fedavg"], ["lora"], ["prompt"], 1, 2.0, ["my_lab"]),
     )
     site.write(tmp_path / "site.json")
     assert SiteSettings.read(tmp_path / "site.json") == site
@@ -278,7 +278,7 @@ def test_a_server_measures_nothing_whose_data_is_at_sites(recipe: Make, tmp_path
     with pytest.raises(
         ValueError, match=r"is at its sites; .*summary\.json has what they measured"
     ):
-        evaluate_run(session)
+        evaluate(session, begin(session.recipe.algorithm, session.space.start(), 0))
 
 
 def test_a_full_disk_at_a_site_is_told(
@@ -292,7 +292,9 @@ def test_a_full_disk_at_a_site_is_told(
     site = Site(settings(asked, tmp_path))
     monkeypatch.setattr(os, "replace", full)
     said, _ = site.answer(head, pieces)
-    assert re.search(r"writing .*/memory/alba/1 needs \d+ bytes .*: make room", said["refusal"])
+    assert re.search(
+        r"writing .*/client_state/alba/1 needs \d+ bytes .*: make room", said["refusal"]
+    )
 
 
 @pytest.mark.parametrize(

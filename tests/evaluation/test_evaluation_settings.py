@@ -1,8 +1,14 @@
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from fedloom.core.metrics import Metric
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
+
+
+def len_of(answer: str, references: Sequence[str]) -> float:
+    return float(len(answer))
 
 
 @pytest.mark.parametrize(
@@ -15,10 +21,33 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
             {"max_examples": 0},
             r"evaluation\.max_examples must be at least 1, or null for all, got 0",
         ),
+        ({"clients": 0}, r"evaluation\.clients must be at least 1, or null for all, got 0"),
         (
-            {"paper_rouge": True, "generate": False},
-            r"evaluation\.paper_rouge scores generated answers, but evaluation\.generate is false",
+            {"metrics": ["chrf"], "generate": False},
+            r"evaluation\.metrics scores generated answers, but evaluation\.generate is false: leave chrf out",
         ),
+        (
+            {"metrics": [Metric("own", score=len_of)], "generate": False},
+            r"but evaluation\.generate is false: leave own out",
+        ),
+        (
+            {"metrics": []},
+            r"evaluation\.metrics scores no answer, but evaluation\.generate is true: set it to false",
+        ),
+        (
+            {"metrics": ["bleu"]},
+            r"evaluation\.metrics must be of exact_match, rouge1, .*, or metrics of your own, got 'bleu'",
+        ),
+        ({"metrics": ["chrf", "chrf"]}, r"must name a metric once, got chrf again"),
+        (
+            {"metrics": ["chrf", Metric("loss")]},
+            r"evaluation\.metrics: the metric loss is one of fedloom's own: call yours otherwise",
+        ),
+        (
+            {"metrics": ["chrf", Metric("own"), Metric("own")]},
+            r"evaluation\.metrics: the metric own is given twice",
+        ),
+        ({"metrics": ["chrf", Metric("a/b")]}, r"a metric's name must be up to 60 letters"),
         (
             {"extract": "json"},
             r"evaluation\.extract must be one of text, number, first_line, last_line, got 'json'",

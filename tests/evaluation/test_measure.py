@@ -219,7 +219,7 @@ def test_a_scripted_model_gets_the_score_it_deserves(tiny_tokenizer: Any) -> Non
 def test_the_papers_rouge_is_measured_where_it_is_asked_for(tiny_tokenizer: Any) -> None:
     """Fedkseed A19, beside the usual one."""
     asked = [example(tiny_tokenizer, "?" * length, "yes it is") for length in (2, 1)]
-    measured = evaluator(tiny_tokenizer, paper_rouge=True).measure(
+    measured = evaluator(tiny_tokenizer, metrics=["rougeL", "rouge_l_paper"]).measure(
         Parrot(["yes it is", "Yes it is"], tiny_tokenizer), asked, split="test"
     )
     assert measured["rougeL"] == 1

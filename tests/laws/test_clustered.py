@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto
 from fedloom.engines.inprocess import InProcess
-from fedloom.launch import run_recipe
 from fedloom.recipe import build_recipe
 from fedloom.report.run_folder import read_results
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import begin
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import begin
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full
 
@@ -34,7 +34,7 @@ def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
     whole, said = it.rounds(algorithm, engine, 6, after=checkpoints.save)
     changed = sorted(whole.state.grouping.changes)
     assert changed, "clients that count up and clients that count down are told apart"
-    assert whole.state.centers
+    assert whole.state.cluster_states
     middle = changed[-1] - 1
     for late in range(middle + 1, 7):
         (tmp_path / "c" / f"round-{late:06d}.ckpt").unlink()
@@ -57,7 +57,7 @@ def test_one_cluster_is_the_inner_algorithm_to_the_bit(
     plain, said = it.rounds(inner, it.engine(InProcess, inner, tmp_path / "a"), 3)
     algorithm = Clustered(inner, Auto(1))
     whole, told = it.rounds(algorithm, it.engine(InProcess, algorithm, tmp_path / "b"), 3)
-    assert state_sha256(whole.state.whole) == state_sha256(plain.state)
+    assert state_sha256(whole.state.global_state) == state_sha256(plain.state)
     for (ours, _), (theirs, _) in zip(told, said, strict=True):
         assert {name: ours[name] for name in theirs} == dict(theirs), "bytes too"
 
@@ -68,10 +68,10 @@ def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: P
     run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
     engine = it.engine(InProcess, LocalOnly(), tmp_path / "b")
     it.rounds(LocalOnly(), engine, 3, sampler=Full())
-    assert len(run.state.centers) == 8
+    assert len(run.state.cluster_states) == 8
     for client, cluster in run.state.grouping.assignment.items():
         alone = engine.store.load(client, 9)["personal"]
-        for name, value in run.state.centers[cluster].params.items():
+        for name, value in run.state.cluster_states[cluster].params.items():
             assert float((value - alone[name]).abs().max()) < 1e-13
 
 
@@ -102,7 +102,9 @@ def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_pa
             "evaluation": {"every": 0, "generate": False, "validation": False, "by": "language"},
             "run": {"rounds": 4, "samples": 0},
         }
-        loss[name] = run_recipe(build_recipe(tree), tmp_path / name)[""]["final"]["test/loss"]
+        loss[name] = experiment.run(build_recipe(tree), tmp_path / name).summary["final"][
+            "test/loss"
+        ]
     lines = read_results(tmp_path / "clustered").history.lines
     assert [line["server/num_clusters"] for line in lines[1:]] == [5] * 4
     assert [line["server/adjusted_rand"] for line in lines[1:]] == [1] * 4

@@ -18,8 +18,8 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import Run, begin, draw, tasks
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import Run, begin, draw, tasks
 from fedloom.server.samplers import Full, Poisson
 
 FLASC = Flasc(FedAvg(), Density(0.25), Density(0.5))
@@ -150,12 +150,12 @@ class Told:
         def release(mechanism: Mechanism, uploads: Any, round: Round, **kwargs: Any) -> Any:
             uploads = list(uploads)
             out = original(mechanism, uploads, round, **kwargs)
-            exact, kept = NoisySum(), kwargs["kept"]
+            exact, kept = NoisySum(), kwargs["mask"]
             for upload in uploads or [kwargs["nobodys"]()]:
                 numbers = {group: params for group, params in upload.items() if group != SIGNAL}
                 exact.add(clipped(within(numbers, kept), CLIP if uploads else 0.0)[0])
             expected = round.rate * len(round.population)
-            mean = exact.mean(expected, std=0.0, key=b"", path=(), kept={})
+            mean = exact.mean(expected, std=0.0, key=b"", path=(), mask={})
             noise = flat(out[0]) - flat(mean)
             self.noise.append(noise[noise != 0] / out[2]["noise_std"])
             return out

@@ -21,8 +21,8 @@ from fedloom.core.protocols import ClientId, ClientUpdate, Payload, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, uniform_seeds, widened
 from fedloom.engines.inprocess import InProcess
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import begin, draw, measure
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import begin, draw, measure
 from fedloom.server.importance import Pro
 from fedloom.server.samplers import Full, Uniform
 from fedloom.spaces.seed_space import Seeds

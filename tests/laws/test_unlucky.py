@@ -1,4 +1,4 @@
-"""A client that fails is an failure, and takes nobody with it."""
+"""A client that fails is a failure, and takes nobody with it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.models.folder import write_model
+from fedloom.objectives.classification import Classification
 from fedloom.spaces.lora import LoRA
 
 CONTENT = {"eos_token_id": "what a chat model ends its turns with is part of the model"}
@@ -251,7 +253,8 @@ def test_a_model_without_numbers_scores_nothing(
     assert judge.answers(model, told) == [""]
     labels = torch.full_like(told[0].labels, -100)
     labels[-2] = 50
-    asked_class = Example(told[0].ids, labels, told[0].prompt_length, told[0].record, None)
-    chooser = Evaluator(EvaluationSettings(), tiny_tokenizer, {word: 50, "other": 51})
+    asked_class = replace(told[0], labels=labels, choices=torch.tensor([50, 51]))
+    objective = Classification({word: word, "other": "other"})
+    chooser = Evaluator(EvaluationSettings(), tiny_tokenizer, objective)
     assert chooser.measure(model, [asked_class], split="test")["accuracy"] == 0
     assert chooser.answers(model, [asked_class]) == [""]

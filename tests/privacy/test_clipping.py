@@ -71,12 +71,12 @@ def test_uploads_are_zero_outside_and_other_names_stay_whole() -> None:
 
 
 def mean(
-    uploads: list[Payload], denominator: float, std: float = 0.0, **kept: torch.Tensor
+    uploads: list[Payload], denominator: float, std: float = 0.0, **mask: torch.Tensor
 ) -> Payload:
     total = NoisySum()
     for upload in uploads:
         total.add(upload)
-    return total.mean(denominator, std=std, key=secret_key(1), path=("noise", 1), kept=kept)
+    return total.mean(denominator, std=std, key=secret_key(1), path=("noise", 1), mask=mask)
 
 
 def test_sums_are_float64_and_come_back_as_they_were_but_not_below_float32() -> None:
@@ -90,13 +90,13 @@ def test_noise_has_its_standard_deviation_over_a_million_draws_and_none_outside_
     None
 ):
     """F6: within 1 % of sigma C, in units of the sum."""
-    kept = torch.arange(1_000_000) % 4 > 0
+    mask = torch.arange(1_000_000) % 4 > 0
     uploads: list[Payload] = [{"delta": {n: torch.zeros(1_000_000) for n in "vw"}}]
-    drawn = mean(uploads, 20.0, std=0.35, w=kept)["delta"]
+    drawn = mean(uploads, 20.0, std=0.35, w=mask)["delta"]
     assert float(drawn["v"].std()) * 20 == pytest.approx(0.35, rel=0.01)
-    assert float(drawn["w"][kept].std()) * 20 == pytest.approx(0.35, rel=0.01)
-    assert not bool(drawn["w"][~kept].any())
-    assert not torch.equal(drawn["v"][kept], drawn["w"][kept]), "each tensor has its own"
+    assert float(drawn["w"][mask].std()) * 20 == pytest.approx(0.35, rel=0.01)
+    assert not bool(drawn["w"][~mask].any())
+    assert not torch.equal(drawn["v"][mask], drawn["w"][mask]), "each tensor has its own"
 
 
 def test_what_cannot_be_added_is_refused() -> None:
@@ -106,11 +106,11 @@ def test_what_cannot_be_added_is_refused() -> None:
         mean([payload([1.0], [1.0]), payload([1.0, 2.0], [1.0])], 1.0)
 
 
-def sealed(uploads: list[Payload], *terms: float, key: int = 1, **kept: torch.Tensor) -> str:
+def sealed(uploads: list[Payload], *terms: float, key: int = 1, **mask: torch.Tensor) -> str:
     total = NoisySum()
     for upload in uploads:
         total.add(upload)
-    return total.seal(secret_key(key), terms, kept=kept)
+    return total.seal(secret_key(key), terms, mask=mask)
 
 
 def test_a_seal_is_of_numbers_and_of_nothing_else() -> None:

@@ -33,7 +33,7 @@ def test_an_adaptive_clip_reaches_the_quantile_of_the_norms(quantile: float, beg
         round = Round(number, number, CLIENTS, (), 0.5)
         said = [upload(client, mechanism.clip) for client in mechanism.cohort(round)]
         _, mechanism, told = mechanism.release(
-            said, round, kept={}, quantile=quantile, nobodys=nobodys
+            said, round, mask={}, quantile=quantile, nobodys=nobodys
         )
         clips.append(told["clip"])
     assert sum(clips[-60:]) / 60 == pytest.approx(0.1 * 100**quantile, rel=0.1)
@@ -45,7 +45,7 @@ def test_rounds_without_anybody_are_counted_and_move_the_clip_by_noise_alone() -
     means = []
     for number in range(1, 401):
         round = Round(number, number, CLIENTS, (), 0.05)
-        mean, mechanism, told = mechanism.release([], round, kept={}, quantile=0.5, nobodys=nobodys)
+        mean, mechanism, told = mechanism.release([], round, mask={}, quantile=0.5, nobodys=nobodys)
         means.append(float(mean["delta"]["w"]) / told["noise_std"])
     assert mechanism.ledger == Ledger(((0.05, 1.0, 400),))
     assert torch.tensor(means).std() == pytest.approx(1, rel=0.1)
@@ -81,7 +81,7 @@ def released(*norms: float, mechanism: Mechanism | None = None, **fields: Any) -
     round = Round(1, 1, CLIENTS, (), 0.5)
     mechanism = mechanism or Mechanism(secret_key(3), 2.0, 1.0)
     return mechanism.release(
-        said, round, **{"kept": {}, "quantile": 0.5, "nobodys": nobodys, **fields}
+        said, round, **{"mask": {}, "quantile": 0.5, "nobodys": nobodys, **fields}
     )
 
 

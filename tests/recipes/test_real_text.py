@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import load_recipe
 
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
@@ -40,7 +40,7 @@ def test_held_out_loss_falls_by_fifteen_percent_in_twenty_rounds(
         pytest.skip("no real text beside the repository; FEDLOOM_DATA names its folder")
     recipe = load_recipe(name, [*SMALLER, f"data.source={path}"])
     assert recipe.run.rounds == 20
-    summary = run_recipe(recipe, tmp_path)[""]
+    summary = experiment.run(recipe, tmp_path).summary
     assert summary["rounds"] == 20
     fall = 1 - summary["final"]["test/loss"] / summary["before"]["test/loss"]
     assert fall >= 0.15

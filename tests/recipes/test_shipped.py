@@ -8,9 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.recipe import load_recipe, shipped
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SMALL = (
     "run.rounds=1",
@@ -21,7 +21,7 @@ SMALL = (
     "evaluation.max_examples=1",
     "evaluation.max_new_tokens=2",
 )
-NEWSGROUPS = load_recipe("newsgroups").data.classes
+NEWSGROUPS = load_recipe("newsgroups").objective.classes
 AYA = [
     *("English", "Dutch", "Turkish", "Portuguese", "Spanish"),
     *("Filipino", "Bengali", "Standard Malay", "Lithuanian", "Tamil"),
@@ -126,7 +126,7 @@ def test_a_shipped_recipe_runs_a_round(
     local = recipe.data.source.startswith("./")
     if local:
         overrides.append(f"data.source={task_files}")
-    summary = run_recipe(load_recipe(name, overrides), tmp_path)[""]
+    summary = experiment.run(load_recipe(name, overrides), tmp_path).summary
     assert summary["rounds"] == 1
     assert summary["num_absent"] == 0
     assert summary["final"]["test/loss"] > 0
@@ -183,7 +183,7 @@ def test_any_causal_language_model_takes_the_same_path(
         "local.steps=3",
     ]
     recipe: Recipe = load_recipe("fedadam" if space == "lora" else "full", overrides)
-    summary = run_recipe(recipe, tmp_path / "run")[""]
+    summary = experiment.run(recipe, tmp_path / "run").summary
     assert summary["final"]["test/loss"] < summary["before"]["test/loss"]
     written = tmp_path / "run/adapters/global"
     assert json.loads(

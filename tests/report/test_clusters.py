@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fedloom.clustering.given import Given
-from fedloom.clustering.members import Grouping, listened, regrouped
+from fedloom.clustering.members import Grouping, clusters_of, regrouped, with_rows
 from fedloom.report.page import write_report
-from fedloom.run.clusters import describe_clusters
+from fedloom.results.clusters import clusters_record
 
 Make = Callable[..., Path]
 
@@ -26,13 +26,13 @@ def planted(clients: int, groups: int) -> Grouping:
         for i in range(clients)
     }
     some = dict(list(rows.items())[: 2 * clients // 3])
-    grouping, _ = regrouped(listened(Grouping(), some, 2), 2)
-    return regrouped(listened(grouping, rows, 3), 3)[0]
+    grouping, _ = regrouped(with_rows(Grouping(), some, 2), 2)
+    return regrouped(with_rows(grouping, rows, 3), 3)[0]
 
 
 def told(clients: int, groups: int) -> dict[str, Any]:
     profiles = {f"client-{i:03d}": {"language": "abcdefgh"[i % groups]} for i in range(clients)}
-    return describe_clusters(planted(clients, groups), profiles)
+    return clusters_record(clusters_of(planted(clients, groups)), profiles)
 
 
 def page(folder: Path, **files: Any) -> str:
@@ -78,16 +78,17 @@ def test_clusters_by_a_label_have_neither_similarity_nor_tree(fabricate: Make) -
     state = algorithm.init({"w": torch.zeros(1)}, 0)
     replies = [Reply(client, {"delta": {"w": torch.ones(1)}}) for client in people]
     state, _ = algorithm.server_update(state, round, iter(replies))
-    part = section(
-        page(fabricate(clients=3), clusters=describe_clusters(state.grouping, people)), "clusters"
-    )
+    record = clusters_record(clusters_of(state.grouping), people)
+    part = section(page(fabricate(clients=3), clusters=record), "clusters")
     assert part.count("<svg") == 1
     assert "2 clusters." in part
     assert "Confidence" not in part
 
 
 def test_a_run_that_never_found_a_cluster_says_nothing(fabricate: Make) -> None:
-    assert not section(page(fabricate(), clusters=describe_clusters(Grouping(), {})), "clusters")
+    assert not section(
+        page(fabricate(), clusters=clusters_record(clusters_of(Grouping()), {})), "clusters"
+    )
     assert not section(page(fabricate("without")), "clusters")
 
 

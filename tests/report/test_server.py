@@ -3,10 +3,16 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fedloom.algorithms.ditto import Ditto
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.private import Private
+from fedloom.core.description import describe
 from fedloom.report.page import write_report
 from fedloom.report.server import Place, place_of
 
@@ -74,8 +80,8 @@ def test_a_mask_that_keeps_nothing_is_drawn(fabricate: Make) -> None:
 
 def test_epsilon_is_drawn_and_said_with_its_delta(fabricate: Make) -> None:
     folder = fabricate()
-    with (folder / "recipe.yaml").open("a") as recipe:
-        recipe.write("algorithm:\n- private: {clip: 0.5, delta: 1.0e-5}\n- fedavg: {mu: 0.0}\n")
+    promise = describe(Private(FedAvg(), 0.5, noise_multiplier=1.0)).privacy
+    (folder / "privacy.json").write_text(json.dumps(asdict(promise)))  # type: ignore[arg-type]
     part = section(tell(folder, {"server/epsilon": 1.8527}), "privacy")
     assert "After round 4, epsilon is 1.853 at delta 1e-05." in part
     assert part.count("<svg") == 1
@@ -85,27 +91,38 @@ def test_epsilon_is_drawn_and_said_with_its_delta(fabricate: Make) -> None:
 @pytest.mark.parametrize(
     ("private", "said"),
     [
-        ("noise_seed: 7, noise_multiplier: 1.0", "None: private.noise_seed is set: a known seed"),
-        ("noise_seed: 0", "protects nobody"),
-        ("noise_multiplier: 0.0", "None: private.noise_multiplier is 0, so no noise is added."),
+        (
+            {"noise_seed": 7, "noise_multiplier": 1.0},
+            "None: private.noise_seed is set: a known seed",
+        ),
+        ({"noise_seed": 0, "epsilon": 1.0}, "protects nobody"),
+        (
+            {"noise_multiplier": 0.0},
+            "None: private.noise_multiplier is 0, so no noise is added.",
+        ),
     ],
 )
 def test_where_nothing_is_promised_no_epsilon_is_shown(
-    private: str, said: str, fabricate: Make
+    private: dict[str, Any], said: str, fabricate: Make
 ) -> None:
-    """Also of a run that was written down by an earlier version."""
     folder = fabricate()
-    with (folder / "recipe.yaml").open("a") as recipe:
-        recipe.write(
-            f"algorithm:\n- ditto: {{strength: 0.1}}\n- private: {{clip: 0.5, {private}}}\n- fedavg\n"
-        )
+    promise = describe(Ditto(Private(FedAvg(), 0.5, **private))).privacy
+    (folder / "privacy.json").write_text(json.dumps(asdict(promise)))  # type: ignore[arg-type]
     part = section(tell(folder, {"server/epsilon": 1.8527}), "privacy")
     assert said in part
     assert "<svg" not in part
     assert "1.853" not in part
 
 
-def test_epsilon_without_a_recipe_is_said_alone(fabricate: Make) -> None:
+@pytest.mark.parametrize("text", ["[]", '{"delta": 1e-5}', '{"delta": "much"}', "{"])
+def test_a_promise_that_is_none_is_refused(text: str, fabricate: Make) -> None:
+    folder = fabricate()
+    (folder / "privacy.json").write_text(text)
+    with pytest.raises(ValueError, match=r"privacy\.json .*remove it to go on without it"):
+        write_report(folder)
+
+
+def test_epsilon_without_a_promise_is_said_alone(fabricate: Make) -> None:
     part = section(tell(fabricate(), {"server/epsilon": 2.0}), "privacy")
     assert "epsilon is 2.000." in part
 

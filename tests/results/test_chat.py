@@ -10,15 +10,16 @@ import pytest
 import torch
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.data.formats import Message
 from fedloom.data.targets import posed
 from fedloom.data.tokens import tokenise
-from fedloom.launch import run_recipe
-from fedloom.results.chat import Chat, evaluate_run
+from fedloom.results.chat import Chat
+from fedloom.results.evaluate import evaluate
 from fedloom.results.export import deliverables, export_models
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 
 Make = Callable[..., Recipe]
 
@@ -29,7 +30,7 @@ def opened(small_recipe: Make, tmp_path: Path) -> Callable[..., Session]:
 
     def run(**sections: Any) -> Session:
         recipe = small_recipe(**sections)
-        run_recipe(recipe, tmp_path / "run")
+        experiment.run(recipe, tmp_path / "run")
         return build(recipe, tmp_path / "run")
 
     return run
@@ -44,7 +45,7 @@ def printed(thing: Any) -> str:
 def test_measuring_again_gives_the_summarys_numbers(opened: Callable[..., Session]) -> None:
     session = opened()
     summary = (session.folder / "summary.json").read_text()
-    said = printed(evaluate_run(session))
+    said = printed(evaluate(session, last_run(session)).table())
     loss = float(summary.split('"final": {')[1].split('"test/loss": ')[1].split(",")[0])
     assert f"{loss:.4f}" in said
     assert "client-000" in said

@@ -10,10 +10,10 @@ import psutil
 import pytest
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.algorithms.fedavg import FedAvg
-from fedloom.launch import run_recipe
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.samplers import Full
 from fedloom.tracking.metrics_log import MetricsLog
@@ -30,7 +30,7 @@ def test_planned_bytes_are_the_bytes_of_the_run(
         algorithm=algorithm, wire={"upload": upload}, evaluation={"generate": False}
     )
     plan = make_plan(recipe)
-    run_recipe(recipe, tmp_path)
+    experiment.run(recipe, tmp_path)
     line = MetricsLog.read(tmp_path / "metrics.jsonl").lines[-1]
     assert plan.cohort == 4
     assert plan.upload_bytes == pytest.approx(line["comm/upload_bytes"] / 4, rel=0.1, abs=100)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from fedloom import experiment
 from fedloom.data.formats import Message, Record
-from fedloom.launch import run_recipe
 from fedloom.results.export import deliverables
 from fedloom.results.route import Route, Router, read_probe, route_table
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 
 LETTERS = {"north": "abcd", "south": "wxyz"}
 
@@ -61,7 +61,7 @@ def router(
         evaluation={"every": 0, "generate": False},
         run={"samples": 0, "rounds": 3},
     )
-    run_recipe(recipe, folder / "run")
+    experiment.run(recipe, folder / "run")
     session = build(recipe, folder / "run")
     return session, Router(session, deliverables(session, last_run(session)))
 
@@ -170,7 +170,7 @@ def test_twenty_new_clients_find_their_language_from_sixteen_examples(
         f"run.seed={seed}",
     ]
     recipe = load_recipe("polyglot_mixed", overrides)
-    run_recipe(recipe, tmp_path)
+    experiment.run(recipe, tmp_path)
     session = build(recipe, tmp_path)
     routes = Router(session, deliverables(session, last_run(session)))
     profiles = session.federation.profiles

@@ -37,7 +37,7 @@ def played(round: Round, *, absent: tuple[str, ...] = (), state: Any = None) -> 
 
 def of(state: Any, group: str) -> float:
     member = f"{group}0"
-    return float(state.centers[state.grouping.assignment[member]].params["w"][0])
+    return float(state.cluster_states[state.grouping.assignment[member]].params["w"][0])
 
 
 def test_clusters_large_enough_are_combined_each_by_itself() -> None:
@@ -50,7 +50,9 @@ def test_clusters_large_enough_are_combined_each_by_itself() -> None:
 def test_a_cluster_that_can_never_be_enough_takes_the_model_for_all() -> None:
     state, told = played(town(6, 3))
     assert of(state, "big") == 1
-    assert of(state, "small") == float(state.whole.params["w"][0]) == 1, "Krum's, of all nine"
+    assert of(state, "small") == float(state.global_state.params["w"][0]) == 1, (
+        "Krum's, of all nine"
+    )
     assert told["num_too_small"] == 1
 
 

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -119,25 +119,30 @@ def test_full_tuning_needs_full_precision(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    ("kind", "given", "message"),
+    ("make", "message"),
     [
-        (LoRA, {"rank": 0}, r"tune.lora.rank must be at least 1, got 0"),
-        (LoRA, {"alpha": 0.0}, r"tune.lora.alpha must be positive, got 0.0"),
-        (LoRA, {"dropout": 1.0}, r"tune.lora.dropout must be in \[0, 1\), got 1.0"),
-        (LoRA, {"origin": "mean"}, r"tune.lora.origin must be initial or zero, got mean"),
-        (LoRA, {"targets": []}, r"tune.lora.targets must be all-linear or name .*, got none"),
+        (lambda: LoRA(rank=0), r"tune.lora.rank must be at least 1, got 0"),
+        (lambda: LoRA(alpha=0.0), r"tune.lora.alpha must be positive, got 0.0"),
+        (lambda: LoRA(dropout=1.0), r"tune.lora.dropout must be in \[0, 1\), got 1.0"),
         (
-            LoRA,
-            {"modules_to_save": "lm_head"},
+            lambda: LoRA(origin=cast(Any, "mean")),
+            r"tune.lora.origin must be initial or zero, got mean",
+        ),
+        (lambda: LoRA(targets=[]), r"tune.lora.targets must be all-linear or name .*, got none"),
+        (
+            lambda: LoRA(modules_to_save="lm_head"),
             r"tune.lora.modules_to_save must be a list, got lm_head",
         ),
-        (Full, {"weights": "mlp"}, r"tune.full.weights must be a list, got mlp"),
-        (Full, {"origin": "mean"}, r"tune.full.origin must be initial or zero, got mean"),
+        (lambda: Full(weights="mlp"), r"tune.full.weights must be a list, got mlp"),
+        (
+            lambda: Full(origin=cast(Any, "mean")),
+            r"tune.full.origin must be initial or zero, got mean",
+        ),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused(kind, given, message: str):
+def test_a_setting_that_cannot_be_meant_is_refused(make, message: str):
     with pytest.raises(ValueError, match=message):
-        kind(**given)
+        make()
 
 
 def test_an_identity_tells_base_start_and_tensors_apart(tiny_llama, kind):

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from fedloom.tracking.metric_format import better, change, duration, quality, shown, title
+from fedloom.core.metrics import METRICS
+from fedloom.tracking.metric_format import better, change, duration, quality, shown
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from fedloom.tracking.metric_format import better, change, duration, quality, sh
     ],
 )
 def test_metrics_have_names(metric: str, words: str) -> None:
-    assert title(metric) == words
+    assert METRICS.of(metric).title == words
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_metrics_have_names(metric: str, words: str) -> None:
     ],
 )
 def test_values_are_written_for_people(metric: str, value: float | None, text: str) -> None:
-    assert shown(metric, value) == text
+    assert shown(METRICS.of(metric), value) == text
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_values_are_written_for_people(metric: str, value: float | None, text: s
 def test_changes_are_points_differences_or_shares(
     metric: str, before: float | None, after: float, text: str
 ) -> None:
-    assert change(metric, before, after) == text
+    assert change(METRICS.of(metric), before, after) == text
 
 
 @pytest.mark.parametrize(
@@ -65,5 +66,5 @@ def test_the_metric_that_says_most_and_all_have_is_chosen() -> None:
     assert quality([["test/loss", "test/exact_match"], ["test/loss"]]) == "test/loss"
     assert quality([["seconds"]]) is None
     assert quality([]) is None
-    assert better("test/loss") == "lower is better"
-    assert better("test/exact_match") == "higher is better"
+    assert better(METRICS.of("test/loss")) == "lower is better"
+    assert better(METRICS.of("test/exact_match")) == "higher is better"

@@ -12,11 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from fedloom.experiment import results_table
-from fedloom.launch import run_recipe
+from fedloom import experiment
 from fedloom.models import base_model
 from fedloom.report.compare import compare
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.tracking.metrics_log import MetricsLog
 
 LOSS = "validation/loss"
@@ -29,9 +28,10 @@ def history(*losses: float) -> MetricsLog:
 def test_the_best_is_a_number() -> None:
     assert history(2.0, math.nan, 1.0, math.inf).best(LOSS) == (2, 1.0)
     assert history(math.nan, 3.0).best(LOSS) == (1, 3.0)
-    number, value = history(math.nan, math.nan).best(LOSS)
-    assert number == 0
-    assert math.isnan(value)
+    best = history(math.nan, math.nan).best(LOSS)
+    assert best is not None
+    assert best[0] == 0
+    assert math.isnan(best[1])
 
 
 def test_the_ends_are_what_they_are() -> None:
@@ -74,10 +74,10 @@ def test_a_run_of_a_broken_model_has_valid_files_and_says_so(
     )
     recipe = replace(recipe, model=replace(recipe.model, name=str(tmp_path / "model")))
     folder = tmp_path / "run"
-    summaries = run_recipe(recipe, folder)
-    assert summaries[""]["rounds"] == 1, "nothing got better"
-    assert summaries[""]["final"]["test/exact_match"] == 0
-    assert summaries[""]["final"]["test/token_accuracy"] == 0
+    result = experiment.run(recipe, folder)
+    assert result.summary["rounds"] == 1, "nothing got better"
+    assert result.summary["final"]["test/exact_match"] == 0
+    assert result.summary["final"]["test/token_accuracy"] == 0
     for file in [*folder.rglob("*.json"), *folder.rglob("*.jsonl")]:
         for line in (
             file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
@@ -88,7 +88,7 @@ def test_a_run_of_a_broken_model_has_valid_files_and_says_so(
     assert summary["best"]["test/loss"] == {"round": 0, "value": None}
     assert {each["after"] for each in strict((folder / "samples.json").read_text())} == {""}
     console = Console(width=120, record=True, file=StringIO())
-    console.print(results_table(summaries))
+    console.print(result.table())
     console.print(
         compare([folder, folder / "baselines/local"], out=tmp_path / "c.html", metric="test/loss")
     )

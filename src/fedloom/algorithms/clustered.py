@@ -17,15 +17,16 @@ late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ti
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Self
 
 import torch
 
 from fedloom.clustering.groups import adjusted_rand
-from fedloom.clustering.members import Grouping
+from fedloom.clustering.members import Grouping, clusters_of
 from fedloom.clustering.modes import Auto, Mode
 from fedloom.clustering.rows import row_of
 from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
+from fedloom.core.description import Description
 from fedloom.core.params import sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -43,13 +44,14 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.core.wrapper import Wrapper
 
 _WALK = 64
 """Steps of a probe there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Clustered(Generic[State]):
+class Clustered(Wrapper[State]):
     """Holds one state of any algorithm for all, and one for each cluster."""
 
     inner: Algorithm[State]
@@ -71,6 +73,19 @@ class Clustered(Generic[State]):
     def server_sees(self) -> Sees:
         return "each in full" if self.inner.server_sees == "each in full" else "each"
 
+    def inner_state(self, state: ClusteredState[State]) -> State:
+        return state.global_state
+
+    def with_inner(self, state: ClusteredState[State], inner: State) -> ClusteredState[State]:
+        return replace(state, global_state=inner)
+
+    def describe(self, state: ClusteredState[State] | None) -> Description:
+        clusters = None if state is None else clusters_of(state.grouping)
+        return replace(Wrapper.describe(self, state), clusters=clusters)
+
+    def with_grouping(self, mode: Mode) -> Self:
+        return replace(self, mode=mode, share=Sharing())
+
     def init(self, params: Params, seed: int) -> ClusteredState[State]:
         self.mode.begin(params)
         return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {})
@@ -79,10 +94,12 @@ class Clustered(Generic[State]):
         round = self.mode.turnout(state, round)
         due = set(self.mode.due(state, round))
         sent = downloads(
-            self.share.using(state, round),
+            self.share.mixtures(state, round),
             round,
-            lambda k, part: self.inner.broadcast(state.centers.get(k, state.whole), part),
-            shared=self.share.names if state.centers else (),
+            lambda k, part: self.inner.broadcast(
+                state.cluster_states.get(k, state.global_state), part
+            ),
+            shared=self.share.names if state.cluster_states else (),
         )
         # Who is to be probed sees it from its download, as it must: replies are checked against what a download asks for.
         start = {"start": state.start}
@@ -93,9 +110,9 @@ class Clustered(Generic[State]):
         )
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         if not isinstance(self.mode, Auto) or "start" not in task.download:
-            return reply, kept
+            return reply, new_state
         start, delta = task.download["start"], reply.upload.get("delta", {})
         if (
             COEFFICIENTS in start
@@ -112,7 +129,7 @@ class Clustered(Generic[State]):
             moved = sub(done.params, start)
             delta = {name: t for name, t in moved.items() if not delta or name in delta}
         row = row_of(start, delta, compare=self.mode.compare, size=self.mode.sketch)
-        return replace(reply, upload={**reply.upload, "probe": {"row": row}}), kept
+        return replace(reply, upload={**reply.upload, "probe": {"row": row}}), new_state
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)
@@ -120,10 +137,10 @@ class Clustered(Generic[State]):
     def server_update(
         self, state: ClusteredState[State], round: Round, replies: Iterable[Reply]
     ) -> tuple[ClusteredState[State], Metrics]:
-        after, told = self.mode.update(self.inner, state, round, list(replies), self.share)
+        after, metrics = self.mode.update(self.inner, state, round, list(replies), self.share)
         found, changes = after.grouping, after.grouping.changes.get(round.number, {})
-        said = {
-            "num_clusters": float(max(len(after.centers), 1)),
+        cluster_metrics = {
+            "num_clusters": float(max(len(after.cluster_states), 1)),
             "num_heard": float(len(found.rows)),
             "confidence": found.groups.confidence,
             "moved": float(sum(c in state.grouping.assignment for c in changes)),
@@ -137,8 +154,10 @@ class Clustered(Generic[State]):
                     "name one of them, or none with algorithm.clustered.label='\"\"'"
                 )
             labels = [round.population[c][self.label] for c in known]
-            said["adjusted_rand"] = adjusted_rand(labels, [found.assignment.get(c) for c in known])
-        return after, {**told, **said}
+            cluster_metrics["adjusted_rand"] = adjusted_rand(
+                labels, [found.assignment.get(c) for c in known]
+            )
+        return after, {**metrics, **cluster_metrics}
 
 
 def _same(a: Params, b: Params) -> bool:

@@ -27,6 +27,7 @@ from typing import Literal
 import torch
 
 from fedloom.core.bitpacking import pack, unpack
+from fedloom.core.description import Description
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -82,6 +83,9 @@ class DeComFL:
     @property
     def server_sees(self) -> Sees:
         return "each" if self.votes else "mean"
+
+    def describe(self, state: DeComFLState | None) -> Description:
+        return Description(steps="decomfl.steps")
 
     def init(self, params: Params, seed: int) -> DeComFLState:
         if NAME not in params:

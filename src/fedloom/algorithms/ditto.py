@@ -11,8 +11,8 @@ the tuned coordinates, kept in the client's client_state.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
 
+from fedloom.core.description import Description
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -28,10 +28,11 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True, slots=True)
-class Ditto(Generic[State]):
+class Ditto(Wrapper[State]):
     """What is sent is the inner algorithm's; what a client uses is its personal model."""
 
     inner: Algorithm[State]
@@ -51,6 +52,10 @@ class Ditto(Generic[State]):
     def server_sees(self) -> Sees:
         return self.inner.server_sees
 
+    def describe(self, state: State | None) -> Description:
+        # Personal models train as `local` says, whatever is inside.
+        return replace(Wrapper.describe(self, state), steps="")
+
     def init(self, params: Params, seed: int) -> State:
         return self.inner.init(params, seed)
 
@@ -58,13 +63,14 @@ class Ditto(Generic[State]):
         return self.inner.broadcast(state, round)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         shared = self.inner.deployed(task.download, client_state)
         start = client_state.get("ditto", shared)
         pull = Proximal(self.strength, shared) if self.strength else None
         done = yield Fit(start, proximal=pull, steps=self.steps)
         personal = {f"personal/{name}": value for name, value in done.metrics.items()}
-        return replace(reply, metrics={**reply.metrics, **personal}), {**kept, "ditto": done.params}
+        reply = replace(reply, metrics={**reply.metrics, **personal})
+        return reply, {**new_state, "ditto": done.params}
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return (

@@ -18,8 +18,9 @@ size, and its pull goes through whatever local optimizer is chosen.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
+from fedloom.core.description import Description, RecipeView
 from fedloom.core.params import sub
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import (
@@ -35,7 +36,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.server.combine import Combine, Mean
+from fedloom.server.combine import Combine, Mean, check_quorum
 from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
 
 
@@ -72,6 +73,13 @@ class FedAvg:
     def server_sees(self) -> Sees:
         return self.combine.sees
 
+    def describe(self, state: object) -> Description:
+        return Description(min_replies=self.combine.least)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        check_quorum(self.combine, recipe.cohort.largest(num_clients))
+        return self
+
     def init(self, params: Params, seed: int) -> FedAvgState:
         self.combine.begin(params)
         return FedAvgState(params, self.server.init(params))
@@ -91,6 +99,6 @@ class FedAvg:
     def server_update(
         self, state: FedAvgState, round: Round, replies: Iterable[Reply]
     ) -> tuple[FedAvgState, Metrics]:
-        delta, told = self.combine.combine(state.params, replies)
+        delta, metrics = self.combine.combine(state.params, replies)
         params, moments = self.server.step(state.params, delta, state.moments)
-        return FedAvgState(params, moments), told
+        return FedAvgState(params, moments), metrics

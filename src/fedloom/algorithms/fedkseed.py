@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.bitpacking import pack, unpack
+from fedloom.core.description import Description, Seeds
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -84,6 +85,11 @@ class FedKSeed:
     def server_sees(self) -> Sees:
         return "each" if self.uploads == "scalars" else "mean"
 
+    def describe(self, state: FedKSeedState | None) -> Description:
+        chances = None if state is None else self.sampling.chances(state.sizes, state.draws)
+        seeds = None if chances is None else Seeds(chances)
+        return Description(seeds=seeds, steps="fedkseed.steps")
+
     def init(self, params: Params, seed: int) -> FedKSeedState:
         if NAME not in params:
             raise ValueError(f"fedkseed needs tune: seeds, got {next(iter(params))} to tune")
@@ -134,13 +140,13 @@ class FedKSeed:
             return replace(reply, upload={"delta": {NAME: landed(walk, -lr * scalars, num_seeds)}})
 
         delta = mean_upload(replies if self.uploads == "delta" else map(replayed, replies))["delta"]
-        told: Metrics = {}
+        metrics: Metrics = {}
         if chances is not None:
-            told = {"effective_seeds": 1 / float(chances.square().sum())}
+            metrics = {"effective_seeds": 1 / float(chances.square().sum())}
             if self.sampling.corrected:
                 delta = {NAME: delta[NAME] / (chances * num_seeds)}
         params, moments = self.server.step(state.params, delta, state.moments)
-        return FedKSeedState(params, moments, sizes, draws), told
+        return FedKSeedState(params, moments, sizes, draws), metrics
 
     def _walk(self, seed: int, chances: Tensor | None, num_seeds: int) -> Tensor:
         """Return the walk of the task of that seed; without chances as its first work would draw it."""

@@ -17,7 +17,7 @@ frozen tensors do not compete.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, get_args
+from typing import get_args
 
 from fedloom.core.density import Density, check_comparable
 from fedloom.core.masks import kept_shares
@@ -37,10 +37,11 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.sparsity import Scope, keep_largest
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True, slots=True)
-class Flasc(Generic[State]):
+class Flasc(Wrapper[State]):
     """Thins what any algorithm sends, and leaves its two halves dense."""
 
     inner: Algorithm[State]
@@ -77,16 +78,16 @@ class Flasc(Generic[State]):
         return once_each(self.inner.broadcast(state, round), density, thin)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         if "delta" not in reply.upload:
-            return reply, kept
+            return reply, new_state
         delta = reply.upload["delta"]
         if self.error_feedback and "unsent" in client_state:
             delta = add(delta, client_state["unsent"])
         sent = keep_largest(delta, self.upload.at(task.round, task.profile), scope=self.scope)
         if self.error_feedback:
-            kept = {**kept, "unsent": sub(delta, sent)}
-        return replace(reply, upload={**reply.upload, "delta": sent}), kept
+            new_state = {**new_state, "unsent": sub(delta, sent)}
+        return replace(reply, upload={**reply.upload, "delta": sent}), new_state
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)

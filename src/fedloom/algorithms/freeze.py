@@ -36,6 +36,7 @@ from fedloom.core.protocols import (
     Task,
     Work,
 )
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class FreezeState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Freeze(Generic[State]):
+class Freeze(Wrapper[State]):
     """Trains and sends the tensors whose names hold none of `names`."""
 
     inner: Algorithm[State]
@@ -62,6 +63,12 @@ class Freeze(Generic[State]):
     @property
     def server_sees(self) -> Sees:
         return self.inner.server_sees
+
+    def inner_state(self, state: FreezeState[State]) -> State:
+        return state.inner
+
+    def with_inner(self, state: FreezeState[State], inner: State) -> FreezeState[State]:
+        return replace(state, inner=inner)
 
     def init(self, params: Params, seed: int) -> FreezeState[State]:
         for part in self.names:

@@ -47,8 +47,8 @@ class LocalOnly:
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         done = yield Fit(self.deployed(task.download, client_state))
-        kept = {"personal": done.params}
-        return Reply(task.client, {}, done.num_examples, done.metrics), kept
+        new_state = {"personal": done.params}
+        return Reply(task.client, {}, done.num_examples, done.metrics), new_state
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return client_state.get("personal", download["params"])

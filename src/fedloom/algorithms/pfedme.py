@@ -13,7 +13,9 @@ inner solve.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
+from fedloom.core.description import Description, RecipeView
 from fedloom.core.params import axpy, sub
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import (
@@ -29,7 +31,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.server.combine import Combine, Mean
+from fedloom.server.combine import Combine, Mean, check_quorum
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class PFedMe:
     def server_sees(self) -> Sees:
         return self.combine.sees
 
+    def describe(self, state: object) -> Description:
+        return Description(min_replies=self.combine.least)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        check_quorum(self.combine, recipe.cohort.largest(num_clients))
+        return self
+
     def init(self, params: Params, seed: int) -> PFedMeState:
         self.combine.begin(params)
         return PFedMeState(params)
@@ -90,5 +99,5 @@ class PFedMe:
         self, state: PFedMeState, round: Round, replies: Iterable[Reply]
     ) -> tuple[PFedMeState, Metrics]:
         # (1 - beta) w + beta mean(w_i)
-        delta, told = self.combine.combine(state.params, replies)
-        return PFedMeState(axpy(self.server_mix, delta, state.params)), told
+        delta, metrics = self.combine.combine(state.params, replies)
+        return PFedMeState(axpy(self.server_mix, delta, state.params)), metrics

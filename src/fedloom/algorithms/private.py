@@ -20,10 +20,11 @@ the download is, itself made of noisy means (until something has moved, everywhe
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, Literal
+from typing import ClassVar, Generic, Literal, Self
 
 import torch
 
+from fedloom.core.description import Description, RecipeView, Release
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -39,9 +40,10 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.standin import play
+from fedloom.core.wrapper import Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
-from fedloom.privacy.terms import Terms
+from fedloom.privacy.terms import Terms, check_recipe
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class PrivateState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Private(Generic[State]):
+class Private(Wrapper[State]):
     """Clips on the client and again on the server; hands its inner one noisy mean."""
 
     server_sees: ClassVar[Sees] = "noisy mean"
@@ -75,7 +77,7 @@ class Private(Generic[State]):
     noise_on: Literal["everywhere", "support"] = "everywhere"
     """Where uploads and noise may be: everywhere, or where the download is not zero."""
     noise_seed: int | None = None
-    """For tests: a known seed gives cohorts and noise away, so it protects nobody; no epsilon is told."""
+    """For tests: a known seed gives cohorts and noise away, so it protects nobody; there is no epsilon then."""
 
     quiet: bool = False
     """Keep metrics, counts, sizes and samples out of the run's folder; the terminal shows them."""
@@ -95,6 +97,30 @@ class Private(Generic[State]):
         budget = (self.epsilon, self.delta, self.noise_multiplier, self.rounds)
         return Terms(self.clip, *budget, self.quantile)
 
+    def inner_state(self, state: PrivateState[State]) -> State:
+        return state.inner
+
+    def describe(self, state: PrivateState[State] | None) -> Description:
+        promise = self.terms.promise(secret=self.noise_seed is None, quiet=self.quiet)
+        notes = () if self.noise_seed is None else (promise.explanation,)
+        inner = Wrapper.describe(self, state)
+        notes = (*notes, *inner.notes)
+        return replace(inner, privacy=promise, bounds_updates=True, notes=notes)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        check_recipe(recipe, quiet=self.quiet)
+        rounds = self.terms.over(recipe.run.rounds)
+        planned = Wrapper.check(self, recipe, num_clients=num_clients)
+        return planned if rounds == self.rounds else replace(planned, rounds=rounds)
+
+    def released(self, state: PrivateState[State]) -> Iterable[Release]:
+        return state.mechanism.released
+
+    def charge(
+        self, state: PrivateState[State], releases: Iterable[Release]
+    ) -> PrivateState[State]:
+        return replace(state, mechanism=state.mechanism.charge(releases))
+
     def init(self, params: Params, seed: int) -> PrivateState[State]:
         still = [name for name, t in params.items() if not bool(t.any())]
         if self.noise_on == "support" and 0 < len(still) < len(params):
@@ -111,16 +137,16 @@ class Private(Generic[State]):
             raise ValueError("private draws cohorts, got an algorithm below it that does so too")
         if self.quantile is None:
             return sent
-        told = {SIGNAL: {"clip": torch.tensor(state.mechanism.clip, dtype=torch.float64)}}
-        return once_each(sent, lambda _: 0.0, lambda payload, _: {**payload, **told})
+        signal = {SIGNAL: {"clip": torch.tensor(state.mechanism.clip, dtype=torch.float64)}}
+        return once_each(sent, lambda _: 0.0, lambda payload, _: {**payload, **signal})
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        reply, kept = yield from self.inner.client_update(task, client_state)
+        reply, new_state = yield from self.inner.client_update(task, client_state)
         clip = self.clip if self.quantile is None else float(task.download[SIGNAL]["clip"])
-        upload, size = clipped(within(reply.upload, self._kept([task.download])), clip)
+        upload, size = clipped(within(reply.upload, self._mask([task.download])), clip)
         if self.quantile is not None:
             upload = {**upload, SIGNAL: {"below": torch.tensor(size <= clip)}}
-        return Reply(task.client, upload), kept  # weight and metrics would tell of the data
+        return Reply(task.client, upload), new_state  # weight and metrics would tell of the data
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)
@@ -138,13 +164,13 @@ class Private(Generic[State]):
 
         uploads = (reply.upload for reply in replies)
         sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
-        mean, mechanism, told = self.terms.fund(state.mechanism, round).release(
-            uploads, round, kept=self._kept(sent.values()), quantile=self.quantile, nobodys=nobodys
+        mean, mechanism, clip_metrics = self.terms.fund(state.mechanism, round).release(
+            uploads, round, mask=self._mask(sent.values()), quantile=self.quantile, nobodys=nobodys
         )
         spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
         replies = [Reply("mean of the cohort", mean)]
         inner, metrics = self.inner.server_update(state.inner, everybody, replies)
-        return PrivateState(inner, mechanism), {**metrics, **told, **spent}
+        return PrivateState(inner, mechanism), {**metrics, **clip_metrics, **spent}
 
-    def _kept(self, downloads: Iterable[Payload]) -> Params:
+    def _mask(self, downloads: Iterable[Payload]) -> Params:
         return {} if self.noise_on == "everywhere" else moved(p["params"] for p in downloads)

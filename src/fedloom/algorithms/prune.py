@@ -36,6 +36,7 @@ from fedloom.core.protocols import (
     Work,
 )
 from fedloom.core.sparsity import Scope, largest, restrict
+from fedloom.core.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class PruneState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Prune(Generic[State]):
+class Prune(Wrapper[State]):
     """Lets any algorithm train the entries of largest magnitude only."""
 
     inner: Algorithm[State]
@@ -69,6 +70,12 @@ class Prune(Generic[State]):
     @property
     def server_sees(self) -> Sees:
         return self.inner.server_sees
+
+    def inner_state(self, state: PruneState[State]) -> State:
+        return state.inner
+
+    def with_inner(self, state: PruneState[State], inner: State) -> PruneState[State]:
+        return replace(state, inner=inner)
 
     def init(self, params: Params, seed: int) -> PruneState[State]:
         return PruneState(self.inner.init(params, seed), self._shrunk({}, params, 1))
@@ -93,8 +100,8 @@ class Prune(Generic[State]):
             while True:
                 work = half.send((yield _inside(work, mask)))
         except StopIteration as stop:
-            reply, kept = stop.value
-        return _recut(reply, mask, pick), kept
+            reply, new_state = stop.value
+        return _recut(reply, mask, pick), new_state
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(_whole(download), client_state)
@@ -145,5 +152,5 @@ def _recut(reply: Reply, mask: Params, how: Callable[[Params, Params], Params]) 
 def _inside(work: Work, mask: Params) -> Work:
     if not mask or not isinstance(work, Fit):
         return work
-    inside = {name: kept.to(work.start[name].dtype) for name, kept in mask.items()}
+    inside = {name: entry.to(work.start[name].dtype) for name, entry in mask.items()}
     return replace(work, mask=params_map(torch.mul, inside, work.mask) if work.mask else inside)

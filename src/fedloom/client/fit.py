@@ -23,8 +23,8 @@ class Lanes(Protocol):
         """Return the tuned tensors' values, (lanes, numel); the loop changes them in place."""
         ...
 
-    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return (lanes, numel) gradients, the loop's to change, and (lanes,) losses; counts: target tokens."""
+    def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """Return (lanes, numel) gradients, the loop's to change, and (lanes,) losses."""
         ...
 
     def keep(self, lanes: Tensor) -> None:
@@ -107,12 +107,11 @@ def _step(
 ) -> None:
     """Take one optimizer step in every lane."""
     steps = [next(client.stream) for client in clients]
-    counts = [sum(example.num_targets for example in step) for step in steps]
-    gradients, losses = lanes.gradients(steps, counts)
+    gradients, losses = lanes.gradients(steps)
     with torch.no_grad():
         edits.apply_(gradients, lanes.values)
         sound = optimizer.step_(lanes.values, gradients, losses)
-    for client, count, loss, good in zip(clients, counts, losses.tolist(), sound, strict=True):
-        client.num_tokens += count
+    for client, taken, loss, good in zip(clients, steps, losses.tolist(), sound, strict=True):
+        client.num_tokens += sum(example.num_targets for example in taken)
         if good:
             client.losses.append(loss)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
-Objective = Literal["sft", "classification"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
@@ -20,8 +19,6 @@ ZEROTH = ("eps", "difference", "directions", "max_slope")
 class LocalSettings:
     """Gradient descent on one client."""
 
-    objective: Objective = "sft"
-    """sft: every token of the answers; classification: which of `data.classes` the answer is."""
     order: Order | None = None
     """first: gradients by backward passes; zeroth: guessed from differences of losses (Malladi et al. 2023,
     arXiv:2305.17333), in the memory of a forward. None: zeroth where tune is seeds, first elsewhere."""
@@ -122,7 +119,6 @@ class LocalSettings:
 
 def _check_choices(local: LocalSettings) -> None:
     for name, value, known in (
-        ("objective", local.objective, get_args(Objective)),
         ("optimizer", local.optimizer, get_args(Optimizer)),
         ("schedule", local.schedule, get_args(Schedule)),
         ("precision", local.precision, get_args(Precision)),

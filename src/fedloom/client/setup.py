@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from fedloom.client.local_settings import LocalSettings
-from fedloom.core.protocols import ClientError, ClientId, Split
+from fedloom.core.protocols import ClientError, ClientId, Split, Trainer
 from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import Example
@@ -27,11 +27,6 @@ class Setup(Generic[S]):
     num_rounds: int
     """Where learning-rate schedules end."""
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Return the tokens a classifier decides between; none where answers are text."""
-        return tuple(self.federation.classes.values())
-
     def examples(self, client: ClientId, split: Split | None = None) -> Sequence[Example]:
         """Return a client's examples, training ones by default; a client without any cannot take part."""
         shard = self.federation.shards.get(client)
@@ -41,6 +36,17 @@ class Setup(Generic[S]):
         if not rows:
             raise ClientError(f"{client} has no {split or 'training'} examples")
         return rows
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a trainer of the user's own is made from."""
+
+    setup: Setup[Any]
+    """Space, clients' examples, the recipe's `local` section and the number of rounds."""
+    tokenizer: Any
+    default: Trainer
+    """Fedloom's own trainer of the recipe: what it does not do itself, a trainer may leave to this one."""
 
 
 def batches(examples: Sequence[Example], size: int, seed: int) -> Iterator[Step]:

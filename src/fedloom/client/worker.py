@@ -36,13 +36,13 @@ def client_half(algorithm: Algorithm[Any], task: Task, client_state: Payload) ->
 
 @dataclass
 class Deployed:
-    """What clients would use; those without client_state that share a download share one object, measured once."""
+    """What clients would use; those without client state that share a download share one object, measured once."""
 
     algorithm: Algorithm[Any]
     _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
 
     def of(self, download: Payload, client_state: Payload) -> Params:
-        """Return what a client with this client_state would use."""
+        """Return what a client with this client state would use."""
         if client_state:
             return self.algorithm.deployed(download, client_state)
         if id(download) not in self._shared:

@@ -49,17 +49,21 @@ class _Known(Silent, Protocol):
         inner: Algorithm[State],
         state: ClusteredState[State],
         round: Round,
-        arrived: Sequence[Reply],
+        replies: Sequence[Reply],
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: every cluster its members' uploads."""
-        whole, told = inner.server_update(state.whole, round, iter(arrived))
+        global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
         grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
-        models = {k: state.centers.get(k, state.whole) for k in grouping.members}
-        taught = share.teaching(grouping)
-        centers, said = update_clusters(inner, models, taught, round, arrived, instead=whole)
-        after = replace(state, whole=whole, centers=centers, grouping=grouping)
-        return after, {**told, **said}
+        models = {k: state.cluster_states.get(k, state.global_state) for k in grouping.members}
+        memberships = share.memberships(grouping)
+        cluster_states, cluster_metrics = update_clusters(
+            inner, models, memberships, round, replies, fallback=global_state
+        )
+        after = replace(
+            state, global_state=global_state, cluster_states=cluster_states, grouping=grouping
+        )
+        return after, {**metrics, **cluster_metrics}
 
 
 @dataclass(frozen=True, slots=True)

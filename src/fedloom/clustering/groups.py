@@ -83,12 +83,12 @@ def find_groups(
     merges = torch.from_numpy(tree.merges.copy())
     if num_groups is not None:
         labels = tree.cut(num_groups)
-        held = _held(blocks, labels)
+        confidence = _confidence(blocks, labels)
     else:
-        labels, held = _as_many_as_there_are(blocks, cosine, tree, noise)
+        labels, confidence = _as_many_as_there_are(blocks, cosine, tree, noise)
     numbers = {label: at for at, label in enumerate(dict.fromkeys(labels.tolist()))}
     named = tuple(numbers[label] for label in labels.tolist())
-    return Groups(named, held, noise, similarity, merges)
+    return Groups(named, confidence, noise, similarity, merges)
 
 
 def ward_cut(similarity: Tensor, num_groups: int) -> tuple[int, ...]:
@@ -122,7 +122,7 @@ def _as_many_as_there_are(
     sums = Sums(cosine, labels)
     while True:
         labels = sums.labels
-        confidence = _held(blocks, labels)
+        confidence = _confidence(blocks, labels)
         if sums.count == 1 or (sums.weakest(noise)[0] >= _WEAK and confidence >= _LEAST_CONFIDENCE):
             return labels, confidence
         sums.merge(*sums.weakest(noise)[1])
@@ -141,7 +141,7 @@ def _attached(cosine: Matrix, labels: Labels) -> Labels:
     return found
 
 
-def _held(blocks: Tensor, labels: Labels) -> float:
+def _confidence(blocks: Tensor, labels: Labels) -> float:
     """Return the share of rows nearest to their own group, over resamples of blocks of the entries."""
     count = int(labels.max()) + 1
     if count == 1:
@@ -150,7 +150,7 @@ def _held(blocks: Tensor, labels: Labels) -> float:
     member = torch.nn.functional.one_hot(own).float()
     sizes = member.sum(0)
     alone = sizes[own] < 2
-    held = 0.0
+    confidence = 0.0
     for draw in range(_RESAMPLES):
         source = generator(0, "resample", draw)
         drawn = torch.bincount(
@@ -160,5 +160,5 @@ def _held(blocks: Tensor, labels: Labels) -> float:
         lengths = products.diagonal().clamp_min(1e-20).sqrt()
         similarity = (products / lengths / lengths[:, None]).fill_diagonal_(0)
         mean = similarity @ member / (sizes - member).clamp_min(1)
-        held += float(((mean.argmax(1) == own) | alone).float().mean())
-    return held / _RESAMPLES
+        confidence += float(((mean.argmax(1) == own) | alone).float().mean())
+    return confidence / _RESAMPLES

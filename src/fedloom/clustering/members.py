@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fedloom.clustering.groups import Groups, find_groups
 from fedloom.clustering.tree import Matrix
+from fedloom.core.description import GLOBAL, Clusters
 from fedloom.core.protocols import ClientId
 
-WHOLE = -1
+GLOBAL_MODEL = -1
 """The model of clients without a cluster."""
 
 
@@ -22,9 +23,9 @@ class Grouping:
 
     rows: Mapping[ClientId, Tensor] = field(default_factory=dict)
     """Directions clients moved in, (size,) float32 of length 1."""
-    heard: Mapping[ClientId, int] = field(default_factory=dict)
+    row_rounds: Mapping[ClientId, int] = field(default_factory=dict)
     """The round of each one's newest row."""
-    counts: Mapping[ClientId, int] = field(default_factory=dict)
+    row_counts: Mapping[ClientId, int] = field(default_factory=dict)
     """How many rows each one sent."""
     assignment: Mapping[ClientId, int] = field(default_factory=dict)
     """Each client's cluster; empty where all are one. A number is used once in a run."""
@@ -35,7 +36,7 @@ class Grouping:
     num_born: int = 0
     """Clusters there ever were."""
     changes: Mapping[int, Mapping[ClientId, int]] = field(default_factory=dict)
-    """By round, who came to which cluster; WHOLE for none."""
+    """By round, who came to which cluster; GLOBAL_MODEL for none."""
 
     @property
     def members(self) -> Mapping[int, Sequence[ClientId]]:
@@ -46,9 +47,10 @@ class Grouping:
         return dict(sorted(found.items()))
 
 
-def listened(grouping: Grouping, rows: Mapping[ClientId, Tensor], round: int) -> Grouping:
+def with_rows(grouping: Grouping, rows: Mapping[ClientId, Tensor], round: int) -> Grouping:
     """Return the grouping with new rows, each averaged with the client's last; rows that say nothing are left out."""
-    known, heard, counts = dict(grouping.rows), dict(grouping.heard), dict(grouping.counts)
+    known = dict(grouping.rows)
+    row_rounds, row_counts = dict(grouping.row_rounds), dict(grouping.row_counts)
     for client, row in rows.items():
         length = row.norm()
         if not 0 < float(length) < math.inf:
@@ -56,15 +58,15 @@ def listened(grouping: Grouping, rows: Mapping[ClientId, Tensor], round: int) ->
         unit = row.float() / length
         mean = unit + known[client] if client in known else unit
         known[client] = mean / mean.norm().clamp_min(1e-12)
-        heard[client] = round
-        counts[client] = counts.get(client, 0) + 1
-    return replace(grouping, rows=known, heard=heard, counts=counts)
+        row_rounds[client] = round
+        row_counts[client] = row_counts.get(client, 0) + 1
+    return replace(grouping, rows=known, row_rounds=row_rounds, row_counts=row_counts)
 
 
 def regrouped(
     grouping: Grouping, round: int, *, num_clusters: int | None = None, hysteresis: float = 0.0
 ) -> tuple[Grouping, Mapping[int, int]]:
-    """Group the clients anew; return it, and the cluster (or WHOLE) that each one begins from: its nearest so far."""
+    """Group the clients anew; return it, and the cluster (or GLOBAL_MODEL) that each one begins from: its nearest so far."""
     clients = sorted(grouping.rows)
     rows = torch.stack([grouping.rows[client] for client in clients])
     before = [grouping.assignment.get(client) for client in clients]
@@ -83,20 +85,20 @@ def renamed(
     count = max(labels, default=0) + 1
     if count == 1 and not single:
         return _moved(grouping, {}, round), {}
-    known = sorted({WHOLE, *old.values()})
+    known = sorted({GLOBAL_MODEL, *old.values()})
     overlap = np.zeros((count, len(known)))
     for client, label in zip(grouping.clients, labels, strict=True):
-        overlap[label, known.index(old.get(client, WHOLE))] += 1
+        overlap[label, known.index(old.get(client, GLOBAL_MODEL))] += 1
     numbers = _matched(overlap[:, 1:], known[1:])
-    born, begins = grouping.num_born, {}
+    num_born, origins = grouping.num_born, {}
     for label in range(count):
         if label not in numbers:
-            numbers[label], born = born, born + 1
-            begins[numbers[label]] = known[int(overlap[label].argmax())]
+            numbers[label], num_born = num_born, num_born + 1
+            origins[numbers[label]] = known[int(overlap[label].argmax())]
         else:
-            begins[numbers[label]] = numbers[label]
+            origins[numbers[label]] = numbers[label]
     assignment = {c: numbers[label] for c, label in zip(grouping.clients, labels, strict=True)}
-    return _moved(replace(grouping, num_born=born), assignment, round), begins
+    return _moved(replace(grouping, num_born=num_born), assignment, round), origins
 
 
 def _matched(overlap: Matrix, known: Sequence[int]) -> dict[int, int]:
@@ -110,9 +112,31 @@ def _matched(overlap: Matrix, known: Sequence[int]) -> dict[int, int]:
 def _moved(grouping: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:
     old = grouping.assignment
     moves = {
-        client: assignment.get(client, WHOLE)
+        client: assignment.get(client, GLOBAL_MODEL)
         for client in sorted({*old, *assignment})
         if old.get(client) != assignment.get(client)
     }
     changes = {**grouping.changes, round: moves} if moves else grouping.changes
     return replace(grouping, assignment=dict(sorted(assignment.items())), changes=changes)
+
+
+def clusters_of(grouping: Grouping) -> Clusters:
+    """Return the description of a grouping, its clusters by name."""
+    groups = grouping.groups
+    return Clusters(
+        {client: cluster_name(k) for client, k in grouping.assignment.items()},
+        {
+            round: {client: cluster_name(k) for client, k in moves.items()}
+            for round, moves in grouping.changes.items()
+        },
+        confidence=groups.confidence,
+        noise=groups.noise,
+        clients=grouping.clients,
+        similarity=groups.similarity,
+        merges=groups.merges,
+    )
+
+
+def cluster_name(number: int) -> str:
+    """Return what a cluster's model is called; GLOBAL is the one of clients without a cluster."""
+    return GLOBAL if number == GLOBAL_MODEL else f"cluster-{number}"

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
 from fedloom.clustering.given import Given, Random, Silent
 from fedloom.clustering.groups import Groups, cosines, ward_cut
-from fedloom.clustering.members import listened, regrouped, renamed
+from fedloom.clustering.members import regrouped, renamed, with_rows
 from fedloom.clustering.rows import Compare, check_product, whole_row
 from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
 from fedloom.core.protocols import Algorithm, ClientId, Metrics, Params, Reply, Round, State
@@ -67,11 +67,12 @@ class Auto:
         """Return whom of the cohort to probe."""
         if self.num_clusters == 1:
             return []
-        heard, counts = state.grouping.heard, state.grouping.counts
+        row_rounds, row_counts = state.grouping.row_rounds, state.grouping.row_counts
         return [
             client
             for client in round.cohort
-            if counts.get(client, 0) < self.probes or 0 < self.every <= round.number - heard[client]
+            if row_counts.get(client, 0) < self.probes
+            or 0 < self.every <= round.number - row_rounds[client]
         ]
 
     def update(
@@ -79,31 +80,37 @@ class Auto:
         inner: Algorithm[State],
         state: ClusteredState[State],
         round: Round,
-        arrived: Sequence[Reply],
+        replies: Sequence[Reply],
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: the grouping first, then every cluster its members' uploads."""
-        whole, told = inner.server_update(state.whole, round, iter(arrived))
-        rows = {r.client: r.upload["probe"]["row"] for r in arrived if "probe" in r.upload}
-        grouping = listened(state.grouping, rows, round.number)
-        begins: Mapping[int, int] = {k: k for k in state.centers}
+        global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
+        rows = {r.client: r.upload["probe"]["row"] for r in replies if "probe" in r.upload}
+        grouping = with_rows(state.grouping, rows, round.number)
+        origins: Mapping[int, int] = {k: k for k in state.cluster_states}
         if rows and self._has_heard_enough(len(grouping.rows), round):
-            grouping, begins = regrouped(
+            grouping, origins = regrouped(
                 grouping,
                 round.number,
                 num_clusters=self.num_clusters,
                 hysteresis=self.hysteresis,
             )
-        taught = share.teaching(grouping)
-        came = {k for reply in arrived for k in taught.get(reply.client, ())}
+        memberships = share.memberships(grouping)
+        with_replies = {k for reply in replies for k in memberships.get(reply.client, ())}
         # A cluster that begins without replies of its own begins where this round leaves the model for all.
         models = {
-            k: state.centers.get(begins[k], state.whole if k in came else whole)
+            k: state.cluster_states.get(
+                origins[k], state.global_state if k in with_replies else global_state
+            )
             for k in grouping.members
         }
-        centers, said = update_clusters(inner, models, taught, round, arrived, instead=whole)
-        after = replace(state, whole=whole, centers=centers, grouping=grouping)
-        return after, {**told, **said}
+        cluster_states, cluster_metrics = update_clusters(
+            inner, models, memberships, round, replies, fallback=global_state
+        )
+        after = replace(
+            state, global_state=global_state, cluster_states=cluster_states, grouping=grouping
+        )
+        return after, {**metrics, **cluster_metrics}
 
     def _has_heard_enough(self, num_heard: int, round: Round) -> bool:
         if self.num_clusters == 1 or round.number < self.at_round:
@@ -147,25 +154,43 @@ class Paper(Silent):
         inner: Algorithm[State],
         state: ClusteredState[State],
         round: Round,
-        arrived: Sequence[Reply],
+        replies: Sequence[Reply],
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: one model up to `at_round`, clusters from the round after it."""
         if not state.grouping.assignment:
-            whole, told = inner.server_update(state.whole, round, iter(arrived))
+            global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
             if round.number >= self.at_round:
-                state = _labelled(state, round, arrived, _sent(inner, state.whole, round), self)
-            return replace(state, whole=whole), told
-        models = state.centers or dict.fromkeys(state.grouping.members, state.whole)
-        stale = [] if state.centers else _stale(inner, state, round, arrived)
-        plain = [replace(reply, weight=1.0) for reply in (*arrived, *stale)]
+                state = _labelled(
+                    state, round, replies, _sent(inner, state.global_state, round), self
+                )
+            return replace(state, global_state=global_state), metrics
+        models = state.cluster_states or dict.fromkeys(state.grouping.members, state.global_state)
+        stale = [] if state.cluster_states else _stale(inner, state, round, replies)
+        plain = [replace(reply, weight=1.0) for reply in (*replies, *stale)]
         models = {k: models[k] for k in state.grouping.members}
-        centers, told = update_clusters(inner, models, share.teaching(state.grouping), round, plain)
-        return replace(state, centers=centers, held={}), told
+        cluster_states, metrics = update_clusters(
+            inner, models, share.memberships(state.grouping), round, plain
+        )
+        return replace(state, cluster_states=cluster_states, client_params={}), metrics
 
 
 Mode = Auto | Paper | Given | Random
 MODES: dict[str, type[Mode]] = {"auto": Auto, "paper": Paper, "given": Given, "random": Random}
+
+
+@runtime_checkable
+class Regroups(Protocol):
+    """A layer that groups clients, and can do so in another way."""
+
+    @property
+    def label(self) -> str:
+        """Return the entry of clients' profiles that its clusters are compared with; empty for none."""
+        ...
+
+    def with_grouping(self, mode: Mode) -> Algorithm[Any]:
+        """Return the layer with its clusters made so, and nothing in common between them."""
+        ...
 
 
 def _check(
@@ -183,11 +208,11 @@ def _check(
 def _labelled(
     state: ClusteredState[State],
     round: Round,
-    arrived: Sequence[Reply],
+    replies: Sequence[Reply],
     sent: Params,
     rule: Paper,
 ) -> ClusteredState[State]:
-    ordered = sorted(arrived, key=lambda reply: reply.client)
+    ordered = sorted(replies, key=lambda reply: reply.client)
     deltas = {reply.client: reply.upload["delta"] for reply in ordered}
     if rule.num_clusters > len(deltas):
         raise ValueError(
@@ -198,27 +223,27 @@ def _labelled(
     labels = ward_cut(similarity, rule.num_clusters)
     groups = Groups(labels, 1.0, 0.0, similarity, torch.zeros(0, 4, dtype=torch.float64))
     grouping = replace(state.grouping, clients=tuple(deltas), groups=groups)
-    held = {c: {n: sent[n] + t for n, t in delta.items()} for c, delta in deltas.items()}
+    client_params = {c: {n: sent[n] + t for n, t in delta.items()} for c, delta in deltas.items()}
     named, _ = renamed(grouping, round.number, single=True)
-    return replace(state, grouping=named, held=held)
+    return replace(state, grouping=named, client_params=client_params)
 
 
 def _stale(
-    inner: Algorithm[State], state: ClusteredState[State], round: Round, arrived: Sequence[Reply]
+    inner: Algorithm[State], state: ClusteredState[State], round: Round, replies: Sequence[Reply]
 ) -> list[Reply]:
     """Return where members that did not train stood the round before, as deltas from what is sent now."""
-    fresh = {reply.client for reply in arrived}
-    sent = _sent(inner, state.whole, round)
+    fresh = {reply.client for reply in replies}
+    sent = _sent(inner, state.global_state, round)
     return [
-        Reply(client, {"delta": {n: t - sent[n] for n, t in stood.items()}})
-        for client, stood in state.held.items()
+        Reply(client, {"delta": {n: t - sent[n] for n, t in params.items()}})
+        for client, params in state.client_params.items()
         if client not in fresh
     ]
 
 
-def _sent(inner: Algorithm[State], whole: State, round: Round) -> Params:
+def _sent(inner: Algorithm[State], global_state: State, round: Round) -> Params:
     one: ClientId = next(iter(round.population))
-    params: Params = inner.broadcast(whole, narrowed(replace(round, cohort=(one,)), {one}))[one][
-        "params"
-    ]
+    params: Params = inner.broadcast(global_state, narrowed(replace(round, cohort=(one,)), {one}))[
+        one
+    ]["params"]
     return params

@@ -1,4 +1,4 @@
-"""What the clients of clusters share: whose model each is sent, and who teaches which."""
+"""What the clients of clusters share: whose model each is sent, and which one its updates go into."""
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Generic
 
 import torch
 
-from fedloom.clustering.members import WHOLE, Grouping
+from fedloom.clustering.members import GLOBAL_MODEL, Grouping
 from fedloom.core.params import axpy, scale
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
@@ -26,21 +26,21 @@ _LEAST = 0.01
 """Clusters a client belongs to by less are none of its."""
 
 Weights = Mapping[ClientId, Mapping[int, float]]
-"""How much of which model a client is sent; WHOLE where it has no cluster."""
+"""How much of which model a client is sent, or trains; GLOBAL_MODEL where it has no cluster."""
 
 
 @dataclass(frozen=True)
 class ClusteredState(Generic[State]):
     """A model for all, one for each cluster, and the grouping."""
 
-    whole: State
+    global_state: State
     """As if nobody were apart; whoever has no cluster uses it."""
-    centers: Mapping[int, State]
-    """The inner algorithm's whole state of each cluster."""
+    cluster_states: Mapping[int, State]
+    """The inner algorithm's state of each cluster."""
     start: Params
     """Where updates that are compared begin: the model everybody holds."""
     grouping: Grouping
-    held: Mapping[ClientId, Params]
+    client_params: Mapping[ClientId, Params]
     """The reference's rule only: where clients stood in the round that groups them."""
 
 
@@ -49,11 +49,11 @@ class Sharing:
     """What clusters have in common, and how sharply they are told apart."""
 
     names: Sequence[str] = ()
-    """Parts of the names of tensors that all clusters share and update_clusters, such as lora_A."""
+    """Parts of the names of tensors that all clusters train together, such as lora_A."""
     mix: float = 0.0
     """Share of the model for all in what a cluster's clients are sent, [0, 1)."""
     temperature: float = 0.0
-    """Clients use and teach all clusters they resemble, the more evenly the higher it is; 0: their own only."""
+    """Clients use and train all clusters they resemble, the more evenly the higher it is; 0: their own only."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -64,8 +64,8 @@ class Sharing:
         if not self.temperature >= 0:
             raise ValueError(f"clustered.share.temperature must be >= 0, got {self.temperature}")
 
-    def teaching(self, grouping: Grouping) -> Weights:
-        """Return which clusters each client that has one teaches, and by how much."""
+    def memberships(self, grouping: Grouping) -> Weights:
+        """Return which clusters each client that has one trains, and by how much."""
         if not self.temperature or not grouping.assignment:
             return {client: {cluster: 1.0} for client, cluster in grouping.assignment.items()}
         clusters = list(grouping.members)
@@ -75,22 +75,24 @@ class Sharing:
         mean = cosines @ member / (member.sum(0) - member).clamp_min(1)
         # The cosines' own noise is the unit of the temperature.
         soft = torch.softmax(mean / (self.temperature * max(grouping.groups.noise, 1e-6)), dim=1)
-        kept = torch.where(soft < _LEAST, 0, soft)
-        kept = kept / kept.sum(1, keepdim=True)
+        weights = torch.where(soft < _LEAST, 0, soft)
+        weights = weights / weights.sum(1, keepdim=True)
         return {
             client: {k: w for k, w in zip(clusters, shares, strict=True) if w}
-            for client, shares in zip(grouping.clients, kept.tolist(), strict=True)
+            for client, shares in zip(grouping.clients, weights.tolist(), strict=True)
         }
 
-    def using(self, state: ClusteredState[State], round: Round) -> Weights:
-        """Return what the cohort is sent: what it teaches, mixed with the model for all; that alone without a cluster."""
+    def mixtures(self, state: ClusteredState[State], round: Round) -> Weights:
+        """Return what the cohort is sent: what it trains, mixed with the model for all; that alone without a cluster."""
 
-        taught = self.teaching(state.grouping)
+        memberships = self.memberships(state.grouping)
 
         def of(client: ClientId) -> Mapping[int, float]:
-            parts = taught.get(client, {}) if state.centers else {}
+            parts = memberships.get(client, {}) if state.cluster_states else {}
+            if not parts:
+                return {GLOBAL_MODEL: 1.0}
             own = {k: (1 - self.mix) * w for k, w in parts.items()}
-            return {**own, **({WHOLE: self.mix} if self.mix else {})} if own else {WHOLE: 1.0}
+            return {**own, GLOBAL_MODEL: self.mix} if self.mix else own
 
         return {client: of(client) for client in round.cohort}
 
@@ -109,19 +111,19 @@ def update_clusters(
     round: Round,
     replies: Sequence[Reply],
     *,
-    instead: State | None = None,
+    fallback: State | None = None,
 ) -> tuple[dict[int, State], Metrics]:
-    """Return every model after the replies of those who teach it, and the mean of what is told; without enough it stands.
+    """Return every model after the replies of those who train it, and the mean metrics; without enough it stays.
 
     Args:
         inner: Trains each model.
         models: Before the round.
-        weights: How much of which model a client teaches.
+        weights: How much of which model a client trains.
         round: The whole round.
         replies: Of all.
-        instead: Taken by a model whom too few teach for the inner rule, whoever replies.
+        fallback: State of a model that too few clients train for the inner rule, whoever replies.
     """
-    after, told, small = dict[int, State](), list[Metrics](), 0
+    after, metrics, small = dict[int, State](), list[Metrics](), 0
     for k, model in models.items():
         own = {client: parts[k] for client, parts in weights.items() if k in parts}
         mine = [replace(r, weight=r.weight * own[r.client]) for r in replies if r.client in own]
@@ -129,16 +131,18 @@ def update_clusters(
         if not mine:
             continue
         try:
-            after[k], said = inner.server_update(model, narrowed(round, own), iter(mine))
-            told.append(said)
+            after[k], reported = inner.server_update(model, narrowed(round, own), iter(mine))
+            metrics.append(reported)
         except TooFew as few:
             small += 1
-            if instead is not None and len(own) < few.needed:
-                after[k] = instead
+            if fallback is not None and len(own) < few.needed:
+                after[k] = fallback
         except NoReplies:
             continue
-    names = dict.fromkeys(name for said in told for name in said)
-    means = {n: statistics.fmean(said[n] for said in told if n in said) for n in names}
+    names = dict.fromkeys(name for reported in metrics for name in reported)
+    means = {
+        n: statistics.fmean(reported[n] for reported in metrics if n in reported) for n in names
+    }
     return after, {**means, **({"num_too_small": float(small)} if small else {})}
 
 
@@ -155,11 +159,11 @@ def downloads(
         weights: Of the cohort.
         round: The whole round.
         send: What the clients of a narrowed round are sent of a model.
-        shared: Parts of the names of tensors that are WHOLE's for everybody.
+        shared: Parts of the names of tensors that are the global model's for everybody.
     """
     users: dict[int, set[ClientId]] = {}
     for client, parts in weights.items():
-        for model in {*parts, WHOLE} if shared else parts:
+        for model in {*parts, GLOBAL_MODEL} if shared else parts:
             users.setdefault(model, set()).add(client)
     sent = {model: send(model, narrowed(round, users[model])) for model in sorted(users)}
     made: dict[object, tuple[Payload, list[Payload]]] = {}
@@ -167,7 +171,8 @@ def downloads(
     for client in round.cohort:
         parts = weights[client]
         used = {
-            model: sent[model][client] for model in sorted({*parts, WHOLE} if shared else parts)
+            model: sent[model][client]
+            for model in sorted({*parts, GLOBAL_MODEL} if shared else parts)
         }
         key = (*parts.items(), *map(id, used.values()))
         if key not in made:
@@ -184,7 +189,9 @@ def _blend(
     if len(used) == 1:
         return used[main]
     params = used[main]["params"] if len(parts) == 1 else _mean(parts, used)
-    common = {n: t for n, t in used.get(WHOLE, {}).get("params", {}).items() if _any(n, shared)}
+    common = {
+        n: t for n, t in used.get(GLOBAL_MODEL, {}).get("params", {}).items() if _any(n, shared)
+    }
     return {**used[main], "params": {**params, **common}}
 
 

@@ -91,8 +91,8 @@ class Tree:
             if score > best:
                 best, chosen = score, count
             a, b = (place.pop(int(kid)) for kid in self.kids[n - count])
-            for at, kept in ((b, a), (count - 1, b)):
-                labels[labels == at] = kept
+            for at, target in ((b, a), (count - 1, b)):
+                labels[labels == at] = target
             sums[:, a] += sums[:, b]
             sizes[a] += sizes[b]
             sums[:, b], sizes[b] = sums[:, count - 1], sizes[count - 1]

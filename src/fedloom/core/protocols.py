@@ -176,7 +176,12 @@ class Trainer(Protocol):
 
 
 class Algorithm(Protocol[State]):
-    """A frozen slotted dataclass whose fields are its recipe section. Both halves hold the same object."""
+    """A frozen slotted dataclass whose fields are its recipe section. Both halves hold the same object.
+
+    Optional members are in `core.description`: `describe` tells of it (clusters, seeds, privacy), `check` refuses a recipe
+    that it does not go with, `released` and `charge` keep the account of noisy means. A wrapper derives from
+    `core.wrapper.Wrapper`, which hands them on to its inner algorithm.
+    """
 
     @property
     def server_sees(self) -> Sees:

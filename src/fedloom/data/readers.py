@@ -27,6 +27,8 @@ class Row:
     """What `line` counts: lines of JSON Lines and CSV, rows elsewhere."""
     held_out: bool = False
     """Whether `data.held_out` keeps it from training."""
+    split: str = ""
+    """The split it comes in: train, validation or test; empty where its client's rows are still to be cut."""
 
     @property
     def place(self) -> str:

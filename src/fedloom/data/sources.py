@@ -135,7 +135,7 @@ def _folder(folder: Path) -> Iterator[Iterable[Row]]:
             )
         stems[stem] = path
     for stem, path in stems.items():
-        yield _told(read_file(path), "file", stem)
+        yield with_column(read_file(path), "file", stem)
 
 
 def _tasks(folder: Path, lists: Path) -> Iterator[Iterable[Row]]:
@@ -149,10 +149,11 @@ def _tasks(folder: Path, lists: Path) -> Iterator[Iterable[Row]]:
             path = next((path for path in found if path.is_file()), None)
             if path is None:
                 raise ValueError(f"{names} names {name}, but there is no {found[0]}")
-            yield _told(read_file(path), "split", split)
+            yield with_column(read_file(path), "split", split)
 
 
-def _told(rows: Iterable[Row], column: str, value: str) -> Iterator[Row]:
+def with_column(rows: Iterable[Row], column: str, value: str) -> Iterator[Row]:
+    """Yield rows with one more column; one that is called so already must say the same."""
     for row in rows:
         if row.values.get(column, value) != value:
             raise ValueError(
@@ -190,7 +191,7 @@ def _hub(settings: DataSettings) -> Iterator[Iterable[Row]]:
         yield flattened(_hub_config(settings, settings.config))
         return
     for config in settings.config:
-        yield _told(flattened(_hub_config(settings, config)), "file", config)
+        yield with_column(flattened(_hub_config(settings, config)), "file", config)
 
 
 def _hub_config(settings: DataSettings, config: str | None) -> Iterator[Row]:

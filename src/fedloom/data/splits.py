@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fedloom.core.randomness import derive
 from fedloom.data.sharding import Labels, apportion
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -19,6 +21,11 @@ class Cut:
     def all(self) -> tuple[int, ...]:
         """Return the indices of the three splits."""
         return self.train + self.validation + self.test
+
+
+def ready(indices: Sequence[int], splits: Sequence[str]) -> Cut:
+    """Return a client's examples as they come, each in the split it names."""
+    return Cut(*(tuple(i for i in indices if splits[i] == split) for split in SPLITS))
 
 
 def cut(

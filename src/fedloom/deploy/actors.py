@@ -12,7 +12,7 @@ from fedloom.engines.engine_settings import RaySettings
 from fedloom.engines.ray import Actors, Answer
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
-from fedloom.run.session import Session
+from fedloom.rounds.session import Session
 
 _LONG = 1e6
 """Seconds: on one's own cluster nobody is late."""
@@ -34,7 +34,14 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
     recipe = dataclasses.replace(session.recipe, local=local)
     transport = Actors(settings, {site: partial(_open, told) for site, told in sites.items()})
     told = greeting(shared_recipe(recipe), session)
-    remote = Remote(recipe.algorithm, recipe.wire, Requests(transport), told, _LONG)
+    remote = Remote(
+        recipe.algorithm,
+        recipe.wire,
+        Requests(transport),
+        told,
+        _LONG,
+        metrics=recipe.evaluation.table,
+    )
     transport.open()
     try:
         remote.meet(list(sites), seconds=_LONG)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedloom.client.fast.kernels import choose_kernels
+from fedloom.core.description import describe
 from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.listening import Listening, check_free, write_status
@@ -23,9 +25,8 @@ from fedloom.engines.flower.processes import Keeper, Program, free_port, start
 from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
-from fedloom.run.quorum import quorum_of
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
 
 
 @contextmanager
@@ -97,13 +98,13 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote = _remote(session, session.recipe, link, console)
         remote.one_client = True
         recipe = session.recipe
-        remote.min_sites = max(recipe.run.min_replies, quorum_of(recipe.algorithm))
+        remote.min_sites = max(recipe.run.min_replies, describe(recipe.algorithm).min_replies)
         remote.patience = session.recipe.run.patience_seconds
         remote.meet(names, seconds=settings.patience, patient=True)
         manifest = dataclasses.replace(
             session.federation.manifest, clients=remote.counts, profiles=remote.profiles
         )
-        federation = Federation({}, remote.profiles, manifest, session.federation.classes)
+        federation = Federation({}, remote.profiles, manifest)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()
 
@@ -115,8 +116,11 @@ def resident(settings: SiteSettings, private: Path, logs: Path, console: Console
     told, socket = private / "site.json", private / "worker"
     settings.write(told)
     command = [sys.executable, "-m", "fedloom.deploy.worker", str(told), str(socket)]
+    # A node of this run finds the code that its recipe names where this program does.
+    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    environment = {"PYTHONPATH": places} if settings.imports is None else {}
     keeper = Keeper(
-        lambda: start("worker", command, folder=logs / settings.name, environment={}),
+        lambda: start("worker", command, folder=logs / settings.name, environment=environment),
         on_restart=lambda ended: _say_ended(console, settings.name, ended),
     )
     keeper.start()
@@ -164,6 +168,7 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
         Requests(link, on_trouble=warn),
         greeting(shared_recipe(recipe), session),
         settings.deadline,
+        metrics=recipe.evaluation.table,
         on_change=note,
     )
 

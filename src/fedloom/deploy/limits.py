@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fedloom.core.protocols import Payload, Reply
 from fedloom.privacy.clipping import clipped
 from fedloom.recipe import to_tree
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 MIB = 1 << 20
 
@@ -27,6 +27,8 @@ class Limits:
     """Examples, of all splits together, without which the site takes no part: the fewer, the more an answer tells of each."""
     clip: float | None = None
     """Largest joint norm of an upload; a larger one is scaled down to it."""
+    allow: Sequence[str] = ()
+    """Modules outside of fedloom (all that lies below them too), or classes (`module:Class`), that a recipe may name."""
 
     def __post_init__(self) -> None:
         """Refuse what allows nothing."""

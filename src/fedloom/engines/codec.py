@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedloom.client.rehearsal import check_finite, rehearse
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -27,6 +28,8 @@ class MessageCodec:
 
     algorithm: Algorithm[Any]
     wire: WireSettings
+    metrics: MetricTable = METRICS
+    """What clients may report."""
     _schemas: dict[Any, Schema] = field(default_factory=dict)
 
     def bodies(self, tasks: Sequence[Task]) -> dict[int, bytes]:
@@ -68,12 +71,13 @@ class MessageCodec:
             raise ClientError(str(error)) from error
 
     def receive(self, task: Task, message: bytes, *, download_bytes: int) -> Delivery:
-        """Read a reply; one that is malformed, of the wrong shape or not finite is an failure that says so."""
+        """Read a reply; one that is malformed, of the wrong shape or not finite is a failure that says so."""
         try:
             reply = decode_reply(
                 message,
                 expected=self._expected(task),
                 measured=task.kind != "train",
+                metrics=self.metrics,
                 max_bytes=self.wire.max_bytes,
             )
             if reply.client != task.client:
@@ -84,13 +88,8 @@ class MessageCodec:
         return Delivery(reply, download_bytes, len(message))
 
     def _expected(self, task: Task) -> Schema:
-        shape = schema(task.download)
-        key = (
-            task.kind,
-            task.round,
-            tuple(task.profile.items()),
-            tuple(sorted(shape.items(), key=str)),
-        )
+        shape = frozenset(schema(task.download).items())
+        key = (task.kind, task.round, tuple(task.profile.items()), shape)
         if key not in self._schemas:
             if len(self._schemas) > 64:
                 self._schemas.clear()

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.worker import run_tasks
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -30,6 +31,8 @@ class InProcess:
     store: ClientStateStore
     clients: Mapping[ClientId, Profile]
     wire: WireSettings = WireSettings()
+    metrics: MetricTable = METRICS
+    """What clients may report."""
 
     def population(self) -> Mapping[ClientId, Profile]:
         """Return all clients."""
@@ -37,7 +40,7 @@ class InProcess:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Run the tasks `trainer.width` at a time."""
-        codec, width = MessageCodec(self.algorithm, self.wire), self.trainer.width
+        codec, width = MessageCodec(self.algorithm, self.wire, self.metrics), self.trainer.width
         delivered = codec.deliver(tasks)
         for at in range(0, len(tasks), width):
             chunk = delivered[at : at + width]

@@ -9,6 +9,7 @@ import torch
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.worker import run_tasks
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -55,6 +56,8 @@ class Loopback:
     store: ClientStateStore
     clients: Mapping[ClientId, Profile]
     wire: WireSettings = WireSettings()
+    metrics: MetricTable = METRICS
+    """What clients may report."""
     lost: frozenset[ClientId] = frozenset()
     """Clients whose messages never arrive."""
     tamper: Callable[[bytes], bytes] = bytes
@@ -66,7 +69,7 @@ class Loopback:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Deliver the tasks in a shuffled order."""
-        codec = MessageCodec(self.algorithm, self.wire)
+        codec = MessageCodec(self.algorithm, self.wire, self.metrics)
         bodies = codec.bodies(tasks)
         arrived: dict[int, Delivery] = {}
         for i in torch.randperm(len(tasks), generator=generator(len(tasks), "arrival")).tolist():

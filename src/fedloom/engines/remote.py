@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -51,6 +52,8 @@ class Remote:
     """With fewer connected a round waits; 0 never waits."""
     patience: float = 600.0
     """Seconds that it waits."""
+    metrics: MetricTable = METRICS
+    """What clients may report."""
     on_change: Callable[["Remote", int], None] = lambda *_: None
     connected: Mapping[Site, str] = field(default_factory=dict)
     """Who was there at the last look."""
@@ -103,7 +106,7 @@ class Remote:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Send each site its tasks in one envelope and yield the answers in task order."""
-        codec = MessageCodec(self.algorithm, self.wire)
+        codec = MessageCodec(self.algorithm, self.wire, self.metrics)
         self._welcome()
         bodies = codec.bodies(tasks)
         heads, sizes = list[bytes](), list[int]()

@@ -1,20 +1,20 @@
 """How good a model is on held-out examples."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fedloom.core.metrics import METRICS, Metric, MetricTable, Reduction
 from fedloom.core.protocols import Metrics, Split
 from fedloom.data.tokens import Example
-from fedloom.evaluation.chrf import chrf
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
-from fedloom.evaluation.forward import NOTHING, Decoder, Generation, Score, evaluating, score
-from fedloom.evaluation.text_metrics import extract, paper_rouge, rouge
-
-_BY_TOKEN = ("loss", "token_accuracy")
-_COUNTS = ("num_tokens", "num_examples")
+from fedloom.evaluation.generation import Decoder, Generation
+from fedloom.evaluation.metrics import answer_metrics, grade
+from fedloom.evaluation.scoring import evaluating, score
+from fedloom.objectives.forward import NOTHING
+from fedloom.objectives.objective import Objective, Score, perplexity
+from fedloom.objectives.sft import DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class Evaluator:
 
     settings: EvaluationSettings
     tokenizer: Decoder
-    classes: Mapping[str, int] = field(default_factory=dict)
-    """Word -> token, where answers are classes: they are chosen among these, never generated."""
+    objective: Objective = DEFAULT
+    """Where its answers are classes, they are chosen among these, never generated."""
 
     def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
-        """Return loss, perplexity, token accuracy and counts; on the test split also answers' scores.
+        """Return the objective's metrics, such as loss and token accuracy, and counts; on the test split also answers' scores.
 
-        Of classes, accuracy takes the place of token accuracy and of the answers' scores.
+        Of answers that are classes only users' own scores are taken.
 
         Raises:
             ValueError: where there is nothing to measure.
@@ -47,38 +47,53 @@ class Evaluator:
                 f"with data.fractions or data.num_examples, or leave the client out"
             )
         flat = [example for group in kept for example in group]
+        answered = split == "test" and self.settings.generate
+        graded = (
+            answer_metrics(self.settings, written=not self.objective.classes) if answered else []
+        )
         with evaluating(model):
             scores = self._scores(model, flat)
-            answered = split == "test" and self.settings.generate and not self.classes
-            texts = self._answers(model, flat) if answered else []
+            texts = self._texts(model, flat, scores) if graded else []
         metrics: list[Metrics] = []
         at = 0
         for group in kept:
-            measured = _tokens(scores[at : at + len(group)], split)
-            if self.classes:
-                measured["accuracy"] = measured.pop("token_accuracy")
-            if answered:
-                measured |= self._grade(group, texts[at : at + len(group)])
+            end = at + len(group)
+            measured = self._metrics(scores[at:end], split)
+            if graded:
+                measured |= self._grade(graded, group, texts[at:end], scores[at:end])
             metrics.append(measured)
-            at += len(group)
+            at = end
         return metrics
 
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
         with evaluating(model):
-            if self.classes:
-                words = list(self.classes)
-                choices = [score.choice for score in self._scores(model, examples)]
-                return ["" if choice == NOTHING else words[choice] for choice in choices]
+            scores = self._scores(model, examples) if self.objective.classes else []
+            return self._texts(model, examples, scores)
+
+    def _texts(
+        self, model: nn.Module, examples: Sequence[Example], scores: Sequence[Score]
+    ) -> list[str]:
+        if not self.objective.classes:
             return self._answers(model, examples)
+        words = list(self.objective.classes.values())
+        return ["" if score.choice == NOTHING else words[score.choice] for score in scores]
 
     def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         rows = {_key(example.ids, example.labels): example for example in examples}
-        scored = score(
-            model, list(rows.values()), self.settings.batch_size, tuple(self.classes.values())
-        )
+        scored = score(model, list(rows.values()), self.settings.batch_size, self.objective)
         by_row = dict(zip(rows, scored, strict=True))
         return [by_row[_key(example.ids, example.labels)] for example in examples]
+
+    def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
+        num_tokens = sum(score.num_tokens for score in scores)
+        if not num_tokens:
+            raise ValueError(
+                f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
+                f"data.max_length so that answers are not cut away"
+            )
+        counts = {"num_tokens": float(num_tokens), "num_examples": float(len(scores))}
+        return {**self.objective.metrics(scores), **counts}
 
     def _answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         if not examples:
@@ -105,65 +120,29 @@ class Evaluator:
         # Text is left of what is no special token.
         return {t for t in learnt if not self.tokenizer.decode([t], skip_special_tokens=True)}
 
-    def _grade(self, examples: Sequence[Example], texts: Sequence[str]) -> dict[str, float]:
-        hits, unigrams, longest, runs, paper = 0, 0.0, 0.0, 0.0, 0.0
-        for example, text in zip(examples, texts, strict=True):
+    def _grade(
+        self,
+        metrics: Sequence[Metric],
+        examples: Sequence[Example],
+        texts: Sequence[str],
+        scores: Sequence[Score],
+    ) -> dict[str, float]:
+        answers = []
+        for example, text, scored in zip(examples, texts, scores, strict=True):
             assert example.record is not None
-            reference = example.record.messages[-1].content
-            what = self.settings.extract
-            hits += extract(text, what) == extract(example.record.answer, what)
-            one, subsequence = rouge(reference, text)
-            unigrams += one
-            longest += subsequence
-            runs += chrf(reference, text)
-            paper += paper_rouge(reference, text) if self.settings.paper_rouge else 0.0
-        count = len(examples)
-        grades = {"exact_match": hits, "rouge1": unigrams, "rougeL": longest, "chrf": runs}
-        if self.settings.paper_rouge:
-            grades["rouge_l_paper"] = paper
-        return {name: total / count for name, total in grades.items()}
+            answers.append((text, [example.record.answer], scored.num_tokens))
+        return grade(metrics, answers, self.settings.table)
 
 
-def combine(metrics: Iterable[Metrics]) -> Metrics:
-    """Return the metrics of all clients' examples together.
-
-    Loss and token accuracy weigh by target tokens, the others by examples; counts add up. A metric only
-    some clients have is the mean of those.
-    """
-    sums: dict[str, float] = {}
-    weights: dict[str, float] = {}
+def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics:
+    """Return the metrics of all clients together, reduced as the table says; perplexity is that of their loss."""
+    total = Reduction(table)
     for each in metrics:
-        for name, value in each.items():
-            weight = 1.0
-            if name not in _COUNTS:
-                weight = each["num_tokens" if name in _BY_TOKEN else "num_examples"]
-            sums[name] = sums.get(name, 0.0) + weight * value
-            weights[name] = weights.get(name, 0.0) + weight
-    if not sums:
+        total.add(each)
+    found = total.result()
+    if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
-    means = {n: total if n in _COUNTS else total / weights[n] for n, total in sums.items()}
-    return means | ({"perplexity": _exp(means["loss"])} if "loss" in means else {})
-
-
-def _tokens(scores: Sequence[Score], split: Split) -> dict[str, float]:
-    num_tokens = sum(score.num_tokens for score in scores)
-    if not num_tokens:
-        raise ValueError(
-            f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
-            f"data.max_length so that answers are not cut away"
-        )
-    loss = math.fsum(score.loss for score in scores) / num_tokens
-    return {
-        "loss": loss,
-        "perplexity": _exp(loss),
-        "token_accuracy": sum(score.correct for score in scores) / num_tokens,
-        "num_tokens": float(num_tokens),
-        "num_examples": float(len(scores)),
-    }
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else loss if math.isnan(loss) else math.inf
+    return found | ({"perplexity": perplexity(found["loss"])} if "loss" in found else {})
 
 
 def _key(*tensors: Tensor) -> bytes:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedloom.models.found import check_folder, check_loaded, check_tokenizer, found
-from fedloom.models.generation import PLAIN, fresh, settle_
+from fedloom.models.generation import PLAIN, ends_in_file, fresh, settle_
 from fedloom.models.hf_logging import quiet
 from fedloom.models.int8 import quantize_
 from fedloom.models.probe import check_causal
@@ -96,12 +96,27 @@ def load_base(settings: ModelSettings) -> Base:
             **PLAIN,
             **chosen,
         )
-        settle_(model, locate(settings.name), settings.revision)
+        settle_(model, ends_in_file(locate(settings.name), settings.revision))
     check_loaded(model, told, settings.name)
+    return freeze_(model, tokenizer, settings, settings.name, device)
+
+
+def freeze_(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: ModelSettings,
+    name: str,
+    device: torch.device,
+) -> Base:
+    """Return a loaded model as a base: checked, and held as its settings say.
+
+    Raises:
+        ValueError: where the tokenizer does not fit, or the model is no causal one.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
-            f"model.name {settings.name}: its tokenizer knows {len(tokenizer)} tokens, but its embedding has"
+            f"model.name {name}: its tokenizer knows {len(tokenizer)} tokens, but its embedding has"
             f" {rows} rows; save the model with a tokenizer that fits"
         )
     model.requires_grad_(False)
@@ -110,8 +125,8 @@ def load_base(settings: ModelSettings) -> Base:
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
     model = model.to(device).eval()
-    check_causal(model, settings.name)
-    return Base(model, tokenizer, settings.name)
+    check_causal(model, name)
+    return Base(model, tokenizer, name)
 
 
 def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
@@ -129,7 +144,7 @@ def load_tokenizer(settings: ModelSettings) -> "PreTrainedTokenizerBase":
     ):
         tokenizer = AutoTokenizer.from_pretrained(**_place(settings))
     check_tokenizer(tokenizer, settings.name)
-    _pad(tokenizer, settings.name)
+    pad_(tokenizer, settings.name)
     return tokenizer
 
 
@@ -177,6 +192,12 @@ def enable_checkpointing(model: "PreTrainedModel") -> None:
         raise ValueError(
             f"model.gradient_checkpointing must be false for this model: {error}"
         ) from error
+
+
+def disable_checkpointing(model: "PreTrainedModel") -> None:
+    """Let the model keep its activations again."""
+    # transformers 5 renames the method within its major version.
+    getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -240,7 +261,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _pad(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+def pad_(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Give a tokenizer without padding one of its own tokens; masks and labels keep it out of the loss."""
     if tokenizer.pad_token_id is not None:
         return

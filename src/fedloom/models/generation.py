@@ -22,8 +22,13 @@ def fresh() -> "GenerationConfig":
     return GenerationConfig()
 
 
-def settle_(model: "PreTrainedModel", place: str, revision: str | None) -> None:
-    """Give every part of a loaded model plain outputs, and the model no settings but its own end tokens."""
+def settle_(model: "PreTrainedModel", ends: object) -> None:
+    """Give every part of a loaded model plain outputs, and the model no settings but its own end tokens.
+
+    Args:
+        model: Changed in place.
+        ends: A token or several; where they are none of its tokens, those of its configuration.
+    """
     for module in model.modules():
         config = getattr(module, "config", None)
         for name, value in PLAIN.items():
@@ -32,7 +37,12 @@ def settle_(model: "PreTrainedModel", place: str, revision: str | None) -> None:
     model.config.is_encoder_decoder = False  # it answers as a decoder
     if model.can_generate():
         model.generation_config = fresh()
-        model.generation_config.eos_token_id = _ends(model, _file(place, revision)) or None
+        model.generation_config.eos_token_id = _ends(model, ends) or None
+
+
+def ends_in_file(place: str, revision: str | None) -> object:
+    """Return the end tokens that a model's generation_config.json names, None where it names none."""
+    return (_read(_file(place, revision)) or {}).get("eos_token_id")
 
 
 def keep_file(model: "PreTrainedModel", folder: Path) -> None:
@@ -119,11 +129,11 @@ class _Watch:
         return logits
 
 
-def _ends(model: "PreTrainedModel", text: bytes | None) -> list[int]:
-    """Return the end tokens of the model's file, or those of its configuration where the file names none."""
+def _ends(model: "PreTrainedModel", told: object) -> list[int]:
+    """Return the end tokens that a model is told, or those of its configuration where there are none."""
     rows = model.get_input_embeddings().weight.shape[0]
     of_text = model.config.get_text_config(decoder=True)
-    named = [(_read(text) or {}).get("eos_token_id")]
+    named = [told]
     named += [getattr(config, "eos_token_id", None) for config in (model.config, of_text)]
     for own in named:
         listed = own if isinstance(own, list | tuple) else [own]
@@ -145,6 +155,8 @@ def _file(place: str, revision: str | None) -> bytes | None:
     """Return the model's generation_config.json as it stands, None where there is none."""
     from transformers.utils import cached_file
 
+    if not place:  # it was made, not loaded
+        return None
     if Path(place).is_dir():
         file = Path(place) / FILE
         return file.read_bytes() if file.is_file() else None

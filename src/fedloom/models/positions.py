@@ -54,10 +54,19 @@ def check_length(settings: ModelSettings, max_length: int) -> None:
     Raises:
         ValueError: with the most that is allowed.
     """
-    limit = positions_of(load_config(settings))
+    check_positions(load_config(settings), settings.name, max_length)
+
+
+def check_positions(config: "PretrainedConfig", name: str, max_length: int) -> None:
+    """Refuse rows that are longer than a model so configured and called has positions.
+
+    Raises:
+        ValueError: with the most that is allowed.
+    """
+    limit = positions_of(config)
     if limit is not None and max_length > limit:
         raise ValueError(
-            f"data.max_length must be at most {limit}, which is how many positions model.name {settings.name} has,"
+            f"data.max_length must be at most {limit}, which is how many positions model.name {name} has,"
             f" got {max_length}"
         )
 

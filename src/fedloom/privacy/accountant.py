@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
+from fedloom.core.description import Release
+
 _SLACK = 2e-3
 """Share of a budget that calibration may leave unspent."""
-
-Release = tuple[int, str, float, float]
-"""A noisy sum: its round, the seal of what it is of, the chance of taking part, the noise multiplier."""
 
 
 @dataclass(frozen=True, slots=True)

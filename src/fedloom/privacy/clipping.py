@@ -37,10 +37,10 @@ def moved(downloads: Iterable[Params]) -> Params:
     return union if any(bool(t.any()) for t in union.values()) else {}
 
 
-def within(upload: Payload, kept: Params) -> Payload:
-    """Return the upload with zeros where `kept` is False; tensors it does not name stay whole."""
+def within(upload: Payload, mask: Params) -> Payload:
+    """Return the upload with zeros where `mask` is False; tensors it does not name stay whole."""
     return {
-        group: {n: torch.where(kept[n], t, 0) if n in kept else t for n, t in params.items()}
+        group: {n: torch.where(mask[n], t, 0) if n in mask else t for n, t in params.items()}
         for group, params in upload.items()
     }
 
@@ -72,23 +72,23 @@ class NoisySum:
             raise ValueError(f"private needs uploads of one shape, got {shapes} in {where}")
         sums[name].add_(tensor)
 
-    def seal(self, key: bytes, terms: Sequence[int | float | None], *, kept: Params) -> str:
+    def seal(self, key: bytes, terms: Sequence[int | float | None], *, mask: Params) -> str:
         """Return a keyed hash of the sum to the bit, in any order of names, of where it is and of `terms`."""
         digest = hashlib.blake2b(repr(tuple(terms)).encode(), key=key, person=b"noisy sum")
         for group, sums in sorted(self.sums.items()):
             for name, total in sorted(sums.items()):
                 what = (group, name, tuple(total.shape), str(self.dtypes[group, name]))
-                digest.update(repr((*what, name in kept)).encode())
+                digest.update(repr((*what, name in mask)).encode())
                 # A sum begins at +0.0, so it has no -0.0 that would be another number to a hash only.
                 digest.update(total.reshape(-1).numpy().astype("<f8", copy=False).data)
-                if name in kept:
-                    digest.update(kept[name].reshape(-1).numpy().data)
+                if name in mask:
+                    digest.update(mask[name].reshape(-1).numpy().data)
         return digest.hexdigest()
 
     def mean(
-        self, denominator: float, *, std: float, key: bytes, path: Sequence[str | int], kept: Params
+        self, denominator: float, *, std: float, key: bytes, path: Sequence[str | int], mask: Params
     ) -> Payload:
-        """Return (sum + noise) / denominator, without noise where `kept` is False.
+        """Return (sum + noise) / denominator, without noise where `mask` is False.
 
         The noise is that of `key` and `path`, which must not serve another sum: the difference of two
         that share it is without noise.
@@ -97,7 +97,7 @@ class NoisySum:
         def mean(group: str, name: str, total: Tensor) -> Tensor:
             if std:
                 noise = normals(key, *path, group, name, shape=total.shape)
-                noise = torch.where(kept[name], noise, 0) if name in kept else noise
+                noise = torch.where(mask[name], noise, 0) if name in mask else noise
                 total = total.add(noise, alpha=std)
             return (total / denominator).to(self.dtypes[group, name])
 

@@ -26,9 +26,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from fedloom.core.description import Release
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Round
-from fedloom.privacy.accountant import Ledger, Release
+from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.noise import normals, uniforms
 
@@ -75,16 +76,16 @@ class Mechanism:
         uploads: Iterable[Payload],
         round: Round,
         *,
-        kept: Params,
+        mask: Params,
         quantile: float | None,
         nobodys: Callable[[], Payload],
     ) -> tuple[Payload, "Mechanism", Metrics]:
-        """Return a noisy mean of clipped uploads, the mechanism after it, and what may be told of it.
+        """Return a noisy mean of clipped uploads, the mechanism after it, and its metrics.
 
         Args:
             uploads: Of those that replied; clipped again.
             round: Says how many were expected, by which the sum is divided.
-            kept: Where uploads and noise may be, by name; everywhere for other names.
+            mask: Where uploads and noise may be, by name; everywhere for other names.
             quantile: Of the clients' norms, for the clip to follow; None keeps it.
             nobodys: Makes an upload of the right shape: the mean of nobody is noise.
 
@@ -95,7 +96,7 @@ class Mechanism:
         total, num_replies, num_below = NoisySum(), 0, 0
         for upload in uploads:
             numbers = {group: params for group, params in upload.items() if group != SIGNAL}
-            total.add(clipped(within(numbers, kept), self.clip)[0])
+            total.add(clipped(within(numbers, mask), self.clip)[0])
             num_replies += 1
             num_below += quantile is not None and bool(upload[SIGNAL]["below"])
         if not num_replies:
@@ -117,14 +118,14 @@ class Mechanism:
             quantile,
             bit_std,
         )
-        seal = total.seal(self.key, used, kept=kept)
+        seal = total.seal(self.key, used, mask=mask)
         path = ("noise", round.number, seal)
-        mean = total.mean(expected, std=std, key=self.key, path=path, kept=kept)
-        told = {"clip": self.clip, "noise_std": std / expected}
+        mean = total.mean(expected, std=std, key=self.key, path=path, mask=mask)
+        metrics = {"clip": self.clip, "noise_std": std / expected}
         after = self.charge([(round.number, seal, round.rate, z)])
         if quantile is None:
-            return mean, after, told
+            return mean, after, metrics
         noise = bit_std * float(normals(self.key, "bits", round.number, seal, shape=(1,)))
         share = 0.5 + (num_below - num_replies / 2 + noise) / expected
         clip = self.clip * math.exp(-_CLIP_LR * (share - quantile))
-        return mean, replace(after, clip=clip), {**told, "below_clip": share}
+        return mean, replace(after, clip=clip), {**metrics, "below_clip": share}

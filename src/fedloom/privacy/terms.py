@@ -1,12 +1,18 @@
-"""What a run promises: its clip, and a budget or the noise itself."""
+"""What a run promises: its clip, and a budget or the noise itself; and what it asks of the rest of a recipe."""
 
 import math
 from dataclasses import dataclass, replace
 
+from fedloom.core.description import MAX_UPDATE_NORM, Privacy, RecipeView
 from fedloom.core.protocols import Metrics, Round
 from fedloom.privacy.accountant import calibrate, check_installed
 from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
+
+KNOWN_SEED = (
+    "private.noise_seed is set: a known seed gives the noise away, so it protects nobody; leave it out where that is not a"
+    " test"
+)
 
 
 class BudgetSpent(ValueError):
@@ -48,6 +54,29 @@ class Terms:
     def noisy(self) -> bool:
         """Return whether there is anything to count."""
         return self.noise_multiplier != 0
+
+    def promise(self, *, secret: bool, quiet: bool) -> Privacy:
+        """Return what may be said of it; nothing is promised without noise, or with a key that is no secret."""
+        if not secret:
+            return Privacy(self.delta, "noise_seed is set", KNOWN_SEED, quiet)
+        if not self.noisy:
+            said = "private.noise_multiplier is 0, so no noise is added"
+            return Privacy(self.delta, "noise_multiplier is 0", said, quiet)
+        return Privacy(self.delta, quiet=quiet)
+
+    def over(self, rounds: int) -> int | None:
+        """Return over how many of a run's rounds a budget is spread; None where there is no budget.
+
+        Raises:
+            ValueError: where there are more than it was planned for.
+        """
+        if self.epsilon is None:
+            return self.rounds
+        if self.rounds is not None and self.rounds < rounds:
+            raise ValueError(
+                f"private.rounds must be at least run.rounds ({rounds}), got {self.rounds}"
+            )
+        return self.rounds or rounds
 
     def begin(self, noise_seed: int | None) -> Mechanism:
         """Return the mechanism before the first round.
@@ -97,3 +126,44 @@ class Terms:
             f"private.epsilon {self.epsilon} is spent after {len(mechanism.released) - 1} noisy means,"
             " those of repeated rounds included: raise it, or plan for more with private.rounds"
         )
+
+
+def check_recipe(recipe: RecipeView, *, quiet: bool) -> None:
+    """Refuse what would tell of clients beside the noisy means.
+
+    Args:
+        recipe: That the algorithm is part of.
+        quiet: Whether its folder is to hold what is covered only.
+
+    Raises:
+        ValueError: with the setting, and what it must be.
+    """
+    run = recipe.run
+    if not recipe.cohort.independent:
+        raise ValueError(
+            "cohort must be poisson for private, whose epsilon holds for clients that are drawn"
+            f" each on their own, got {type(recipe.cohort).__name__.lower()}; write for example"
+            " `cohort: {poisson: {q: 0.1}}`"
+        )
+    if run.min_replies:
+        raise ValueError(
+            "run.min_replies must be 0 for private, as leaving out small rounds tells how many"
+            f" clients took part, got {run.min_replies}"
+        )
+    if run.patience:
+        raise ValueError(
+            "run.patience must be 0 for private, as clients' held-out data would decide when to"
+            f" stop, which no epsilon counts, got {run.patience}"
+        )
+    if run.max_update_norm != MAX_UPDATE_NORM:
+        raise ValueError(
+            "run.max_update_norm has no effect beside private, whose clip bounds what a client adds, got"
+            f" {run.max_update_norm:g}"
+        )
+    for name, given, wanted, why in (
+        ("run.samples", run.samples, "0", "samples are clients' own text"),
+        ("run.baselines", list(run.baselines), "[]", "baselines are not private"),
+        ("evaluation.by", recipe.evaluation.by, "null", "few clients may have a label"),
+    ):
+        if quiet and given:
+            raise ValueError(f"{name} must be {wanted} for private.quiet, as {why}, got {given}")

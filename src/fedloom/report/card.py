@@ -6,8 +6,8 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId
 from fedloom.report.run_folder import Results, read_results
-from fedloom.run.privacy import describe_privacy
-from fedloom.tracking.metric_format import shown, title
+from fedloom.rounds.privacy import privacy_record
+from fedloom.tracking.metric_format import shown
 from fedloom.tracking.units import human_bytes
 
 _NAMED = 8
@@ -27,10 +27,7 @@ def model_card(
     """
     run = read_results(folder)
     base = str((run.recipe.get("model") or {}).get("name", ""))
-    builtin, privacy = (
-        base.startswith("builtin:"),
-        describe_privacy(run.recipe.get("algorithm"), run.history),
-    )
+    builtin, privacy = base.startswith("builtin:"), privacy_record(run.privacy, run.history)
     sections = [
         _head(base, merged=merged, builtin=builtin),
         f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",
@@ -111,9 +108,9 @@ def _usage(base: str, *, merged: bool, builtin: bool) -> str:
 
 def _metrics(run: Results, clients: Sequence[ClientId]) -> str:
     rows: list[str] = []
-    for metric in run.history.measured():
-        before, after = run.ends(metric)
-        rows.append(f"| {title(metric)} | {shown(metric, before)} | {shown(metric, after)} |")
+    for metric in map(run.metric, run.history.measured()):
+        before, after = run.ends(metric.name)
+        rows.append(f"| {metric.title} | {shown(metric, before)} | {shown(metric, after)} |")
     if not rows:
         return ""
     everybody: Any = run.manifest.get("clients", {})

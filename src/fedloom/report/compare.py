@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.core.files import write_atomic
+from fedloom.core.metrics import Metric
 from fedloom.report import figures
 from fedloom.report.figures import Line
 from fedloom.report.page import bytes_line, render
 from fedloom.report.run_folder import Results, by_name, read_results
-from fedloom.tracking.metric_format import duration, quality, shown, title
-from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.tracking.metric_format import duration, quality, shown
 from fedloom.tracking.units import human_bytes
 
 _LOG = 20
@@ -36,7 +36,7 @@ def compare(
         metric: As in metrics.jsonl; None takes exact match where all runs have it, else a loss.
 
     Raises:
-        ValueError: where the runs have no metric in common, or not the one asked for.
+        ValueError: where the runs have no metric in common, not the one asked for, or do not mean the same by it.
     """
     runs = by_name([read_results(folder) for folder in dict.fromkeys(folders)])
     chosen = _metric(runs, metric)
@@ -46,7 +46,7 @@ def compare(
     )
     if out is not None:
         page = {
-            "name": f"{title(chosen)} of {len(runs)} runs",
+            "name": f"{chosen.title} of {len(runs)} runs",
             "head": head,
             "rows": rows,
             "legend": [
@@ -55,7 +55,7 @@ def compare(
             "panels": _panels(chosen, runs),
         }
         write_atomic(out, render("compare.html.j2", page).encode())
-    table = Table(title=f"{title(chosen)} of {len(runs)} runs", title_justify="left")
+    table = Table(title=f"{chosen.title} of {len(runs)} runs", title_justify="left")
     # What fits a terminal of 80 columns; the page has the rest.
     for at in _TERMINAL:
         style = "bold" if head[at] == "after" else ""
@@ -65,7 +65,17 @@ def compare(
     return table
 
 
-def _metric(runs: Mapping[str, Results], asked: str | None) -> str:
+def _metric(runs: Mapping[str, Results], asked: str | None) -> Metric:
+    name = _name(runs, asked)
+    meant = {run.metric(name).better for run in runs.values()}
+    if len(meant) > 1:
+        raise ValueError(
+            f"the runs do not agree on what is better of {name} ({', '.join(sorted(meant))}); compare another metric"
+        )
+    return next(iter(runs.values())).metric(name)
+
+
+def _name(runs: Mapping[str, Results], asked: str | None) -> str:
     measured = [run.metrics() for run in runs.values()]
     shared = [name for name in measured[0] if all(name in each for each in measured)]
     if asked is None:
@@ -82,15 +92,15 @@ def _metric(runs: Mapping[str, Results], asked: str | None) -> str:
     return asked
 
 
-def _level(metric: str, runs: Mapping[str, Results]) -> float:
-    """Return what the least good of the runs ends with."""
-    finals = [value[-1][1] for run in runs.values() if (value := run.history.of(metric))]
-    if not finals:
-        return math.nan
-    return max(finals) if lower_is_better(metric) else min(finals)
+def _level(metric: Metric, runs: Mapping[str, Results]) -> float | None:
+    """Return what the least good of the runs ends with; None where neither way is better."""
+    finals = [value[-1][1] for run in runs.values() if (value := run.history.of(metric.name))]
+    if metric.better == "none":
+        return None
+    return max(finals, key=metric.cost, default=math.nan)
 
 
-def _columns(metric: str, runs: Mapping[str, Results]) -> list[str]:
+def _columns(metric: Metric, runs: Mapping[str, Results]) -> list[str]:
     reached = f"bytes to {shown(metric, _level(metric, runs))}"
     return [
         "run",
@@ -106,18 +116,22 @@ def _columns(metric: str, runs: Mapping[str, Results]) -> list[str]:
     ]
 
 
-def _row(name: str, run: Results, metric: str, runs: Mapping[str, Results]) -> list[str]:
-    before, after = run.ends(metric)
+def _row(name: str, run: Results, metric: Metric, runs: Mapping[str, Results]) -> list[str]:
+    before, after = run.ends(metric.name)
     summary, total = run.summary, run.total_bytes()
-    level, sign = _level(metric, runs), 1 if lower_is_better(metric) else -1
-    reached = [at for at, value in run.history.of(metric) if sign * value <= sign * level]
+    level, best = _level(metric, runs), run.history.best(metric.name)
+    reached = [
+        at
+        for at, value in run.history.of(metric.name)
+        if level is not None and metric.cost(value) <= metric.cost(level)
+    ]
     return [
         name,
         str(summary.get("algorithm", "")),
         f"{run.history.lines[-1]['round']:.0f}",
         shown(metric, before),
         shown(metric, after),
-        shown(metric, run.history.best(metric)[1]),
+        shown(metric, best[1] if best else None),
         human_bytes(run.history.total("comm/upload_bytes")),
         human_bytes(run.history.total("comm/download_bytes")),
         human_bytes(total[reached[0]]) if reached else "\u2013",
@@ -125,12 +139,12 @@ def _row(name: str, run: Results, metric: str, runs: Mapping[str, Results]) -> l
     ]
 
 
-def _panels(metric: str, runs: Mapping[str, Results]) -> list[str]:
+def _panels(metric: Metric, runs: Mapping[str, Results]) -> list[str]:
     by_bytes: list[Line] = []
     by_round: list[Line] = []
     for at, (name, run) in enumerate(runs.items()):
-        by_round.append(Line(name, run.history.of(metric), at))
-        line = bytes_line(name, run, metric, at)
+        by_round.append(Line(name, run.history.of(metric.name), at))
+        line = bytes_line(name, run, metric.name, at)
         if line is not None:
             by_bytes.append(line)
     most = [line.points[-1][0] for line in by_bytes if not line.level]
@@ -142,7 +156,7 @@ def _panels(metric: str, runs: Mapping[str, Results]) -> list[str]:
         (partial(figures.quality_by_bytes, metric, by_bytes, log=log), "by bytes"),
         (partial(figures.curve, metric, by_round), "over the rounds"),
     ]
-    return [figures.svg(draw, f"{title(metric)} {what}") for draw, what in drawn]
+    return [figures.svg(draw, f"{metric.title} {what}") for draw, what in drawn]
 
 
 def _after_start(line: Line) -> Line:

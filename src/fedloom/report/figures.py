@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from fedloom.core.metrics import Metric
 from fedloom.core.protocols import ClientId
-from fedloom.tracking.metric_format import better, is_share, title
-from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.tracking.metric_format import better
 from fedloom.tracking.units import human_bytes
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the page names a brighter one for dark.
@@ -96,24 +96,24 @@ def svg(draw: Callable[[], Figure], label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
 
-def curve(metric: str, lines: Sequence[Line]) -> Figure:
+def curve(metric: Metric, lines: Sequence[Line]) -> Figure:
     """Draw a metric over the rounds."""
     figure, axes = panel()
     _draw(axes, lines)
-    heading(figure, title(metric))
+    heading(figure, metric.title)
     rounds_axis(axes)
     _quality_axis(axes, metric)
     return figure
 
 
-def quality_by_bytes(metric: str, lines: Sequence[Line], *, log: bool = False) -> Figure:
+def quality_by_bytes(metric: Metric, lines: Sequence[Line], *, log: bool = False) -> Figure:
     """Draw a metric over the bytes it took."""
     figure, axes = panel()
     if log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
     _draw(axes, lines)
-    heading(figure, f"{title(metric)} by bytes")
+    heading(figure, f"{metric.title} by bytes")
     axes.set_xlabel("bytes sent and received, all clients")
     axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
     if not log:
@@ -139,16 +139,16 @@ def round_bytes(upload: Sequence[tuple[int, float]], download: Mapping[int, floa
 
 
 def clients(
-    metric: str,
+    metric: Metric,
     before: Mapping[ClientId, float],
     after: Mapping[ClientId, float],
     alone: Mapping[ClientId, float],
     *,
     color: int = 1,
 ) -> Figure:
-    """Draw every client's way from before to after, best on top, and in `color` how it does alone."""
+    """Draw every client's way from before to after, best or largest on top, and in `color` how it does alone."""
     order = sorted(after, key=lambda client: (after[client], client))
-    if lower_is_better(metric):
+    if metric.better == "lower":
         order.reverse()
     named = len(order) <= _MANY
     height = 0.75 + 0.23 * len(order) if named else 3.2
@@ -188,19 +188,21 @@ def clients(
     return figure
 
 
-def _dress_clients(axes: Axes, metric: str, order: Sequence[ClientId], *, named: bool) -> None:
+def _dress_clients(axes: Axes, metric: Metric, order: Sequence[ClientId], *, named: bool) -> None:
     quality = axes.xaxis if named else axes.yaxis
-    if is_share(metric):
+    if metric.is_share:
         quality.set_major_formatter(FuncFormatter(per_cent))
     axes.grid(visible=True, axis="both" if named else "y")
     if named:
         axes.set_yticks(range(len(order)), order)
         axes.set_ylim(-0.7, len(order) - 0.3)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"{title(metric).lower()} ({better(metric)})")
+        direction = f" ({better(metric)})" if better(metric) else ""
+        axes.set_xlabel(f"{metric.title.lower()}{direction}")
     else:
         axes.set_xlim(-1, len(order))
-        axes.set_xlabel(f"clients, from worst to best {title(metric).lower()}")
+        way = "lowest to highest" if metric.better == "none" else "worst to best"
+        axes.set_xlabel(f"clients, from {way} {metric.title.lower()}")
 
 
 def widened(figure: Figure) -> Figure:
@@ -245,9 +247,9 @@ def _draw(axes: Axes, lines: Sequence[Line]) -> None:
     axes.margins(x=0.03, y=0.08)
 
 
-def _quality_axis(axes: Axes, metric: str) -> None:
+def _quality_axis(axes: Axes, metric: Metric) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    if is_share(metric):
+    if metric.is_share:
         top = axes.get_ylim()[1]
         axes.set_ylim(0, axes.yaxis.get_major_locator().tick_values(0, top)[-1])
         axes.yaxis.set_major_formatter(FuncFormatter(per_cent))

@@ -8,13 +8,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fedloom.core.metrics import Metric
 from fedloom.report import figures
 from fedloom.report.run_folder import Results
-from fedloom.tracking.metric_format import better, shown, title
-from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.tracking.metric_format import better, shown
 
-_METRICS = ("exact_match", "chrf", "loss")
-"""Of which the first that was measured is shown, and the loss beside it."""
+_METRICS = ("exact_match", "accuracy", "chrf", "loss")
+"""Of which the first that was measured is shown, the loss beside it, and users' own."""
 _DEEPEST = 0.75
 _ROW = 0.27
 
@@ -28,8 +28,10 @@ def labels_section(runs: Sequence[tuple[str, Results]]) -> dict[str, Any] | None
     told = runs[0][1].by_label
     if not told.get("own"):
         return None
-    measured = [metric for metric in _METRICS if metric in next(iter(told["own"].values()))]
-    metrics = list(dict.fromkeys([measured[0], measured[-1]]))
+    table, found = runs[0][1].history.table, next(iter(told["own"].values()))
+    measured = [name for name in _METRICS if name in found]
+    own = [name for name in table.own if name in found]
+    metrics = [table.of(name) for name in dict.fromkeys([measured[0], measured[-1], *own])]
     crossed = len(told["models"]) > 1 and bool(told["models"][0]["metrics"])
     return {
         "label": told["label"],
@@ -37,7 +39,7 @@ def labels_section(runs: Sequence[tuple[str, Results]]) -> dict[str, Any] | None
         "tables": [_table(runs, metric) for metric in metrics],
         "matrices": [
             figures.svg(
-                partial(_matrix, told, metric), f"{title(metric)} of every model on every value"
+                partial(_matrix, told, metric), f"{metric.title} of every model on every value"
             )
             for metric in metrics
             if crossed
@@ -45,11 +47,11 @@ def labels_section(runs: Sequence[tuple[str, Results]]) -> dict[str, Any] | None
     }
 
 
-def _table(runs: Sequence[tuple[str, Results]], metric: str) -> dict[str, Any]:
+def _table(runs: Sequence[tuple[str, Results]], metric: Metric) -> dict[str, Any]:
     """Return a row a value, one of their mean and one of the worst; the best run of each row is marked."""
-    values = list(runs[0][1].by_label["own"])
+    values, name = list(runs[0][1].by_label["own"]), metric.name
     columns = [
-        {v: _number(m[metric]) for v, m in run.by_label.get("own", {}).items() if metric in m}
+        {v: _number(m[name]) for v, m in run.by_label.get("own", {}).items() if name in m}
         for _, run in runs
     ]
     rows = [(value, [column.get(value) for column in columns]) for value in values]
@@ -57,9 +59,10 @@ def _table(runs: Sequence[tuple[str, Results]], metric: str) -> dict[str, Any]:
     rows += [
         ("mean", [sum(column.values()) / len(column) if column else None for column in whole]),
         ("worst", [_worst(metric, list(column.values())) if column else None for column in whole]),
-    ]
+    ][: 1 if metric.better == "none" else 2]
+    direction = f" ({better(metric)})" if better(metric) else ""
     return {
-        "title": f"{title(metric)} ({better(metric)})",
+        "title": f"{metric.title}{direction}",
         "rows": [
             {"label": label, "cells": _marked(metric, cells), "sum": at >= len(values)}
             for at, (label, cells) in enumerate(rows)
@@ -71,31 +74,31 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _worst(metric: str, values: Sequence[float]) -> float:
-    if any(map(math.isnan, values)):
-        return math.nan
-    return max(values) if lower_is_better(metric) else min(values)
+def _worst(metric: Metric, values: Sequence[float]) -> float | None:
+    if metric.better == "none":
+        return None
+    return math.nan if any(map(math.isnan, values)) else max(values, key=metric.cost)
 
 
-def _marked(metric: str, cells: Sequence[float | None]) -> list[dict[str, Any]]:
+def _marked(metric: Metric, cells: Sequence[float | None]) -> list[dict[str, Any]]:
     known = [cell for cell in cells if cell is not None and not math.isnan(cell)]
-    best = (min if lower_is_better(metric) else max)(known) if known else None
+    best = min(known, key=metric.cost) if known and metric.better != "none" else None
     return [{"text": shown(metric, cell), "best": cell == best is not None} for cell in cells]
 
 
-def _matrix(told: Mapping[str, Any], metric: str) -> Figure:
-    """Draw a row a model, a column a value; the deeper the better, and the best of each column framed."""
+def _matrix(told: Mapping[str, Any], metric: Metric) -> Figure:
+    """Draw a row a model, a column a value; the deeper the better, or the larger, and the deepest of each column bold."""
     models, values = told["models"], list(told["own"])
     height = 1.05 + _ROW * len(models)
     figure = Figure(figsize=(figures.WIDE, height))
     left = 0.03 + 0.0085 * max(len(model["name"]) for model in models)
     axes = figure.add_axes((left, 0.12 / height, 0.985 - left, 1 - 0.82 / height))
-    sign = -1 if lower_is_better(metric) else 1
+    sign = -1 if metric.better == "lower" else 1
     for x, value in enumerate(values):
         found = {
             y: result
             for y, model in enumerate(models)
-            if (result := model["metrics"].get(value, {}).get(metric)) is not None
+            if (result := model["metrics"].get(value, {}).get(metric.name)) is not None
         }
         low, high = (end((sign * v for v in found.values()), default=0) for end in (min, max))
         for y, result in found.items():
@@ -114,5 +117,5 @@ def _matrix(told: Mapping[str, Any], metric: str) -> Figure:
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(values)), values)
     axes.set_yticks(range(len(models)), [model["name"] for model in models])
-    figures.heading(figure, f"{title(metric)} of every model on every {told['label']}")
+    figures.heading(figure, f"{metric.title} of every model on every {told['label']}")
     return figure

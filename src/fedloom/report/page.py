@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedloom.core.files import write_atomic
+from fedloom.core.metrics import Metric
 from fedloom.data.manifest import Manifest
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text_metrics import extract
@@ -21,8 +22,8 @@ from fedloom.report.machine import machine_rows
 from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
-from fedloom.run.notes import said
-from fedloom.tracking.metric_format import MEASURES, change, duration, quality, shown, title
+from fedloom.rounds.notes import said
+from fedloom.tracking.metric_format import change, duration, measures, quality, shown
 from fedloom.tracking.units import human_bytes
 
 _CURVES = (
@@ -70,7 +71,8 @@ def render(template: str, page: Mapping[str, Any]) -> str:
 
 
 def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
-    metric = quality([own.metrics()])
+    name = quality([own.metrics()])
+    metric = None if name is None else own.metric(name)
     runs = [(own.name if beside else "this run", own), *beside.items()]
     return {
         "name": own.name,
@@ -110,14 +112,15 @@ def _facts(own: Results) -> list[str]:
     return [fact for fact in facts if fact]
 
 
-def _tiles(own: Results, metric: str | None) -> list[dict[str, str]]:
+def _tiles(own: Results, metric: Metric | None) -> list[dict[str, str]]:
     tiles = []
     loss = "test/loss" if "test/loss" in own.metrics() else None
-    for name in dict.fromkeys(filter(None, (metric, loss))):
-        before, after = own.ends(name)
-        was = "" if before is None else shown(name, before)
-        note = change(name, before, after)
-        tiles.append(_tile(title(name), shown(name, after), note, before=was))
+    headline = metric.name if metric else None
+    for name in dict.fromkeys(filter(None, (headline, loss))):
+        one, (before, after) = own.metric(name), own.ends(name)
+        was = "" if before is None else shown(one, before)
+        note = change(one, before, after)
+        tiles.append(_tile(one.title, shown(one, after), note, before=was))
     up, down = (own.history.total(f"comm/{way}_bytes") for way in ("upload", "download"))
     note = f"{human_bytes(up)} up, {human_bytes(down)} down"
     if up + down or not own.summary or "upload_bytes" in own.summary:
@@ -136,44 +139,44 @@ def _tile(label: str, value: str, note: str, *, before: str = "") -> dict[str, s
 
 def _results(runs: Sequence[tuple[str, Results]]) -> list[dict[str, Any]]:
     own, rows = runs[0][1], []
-    for metric in MEASURES:
-        if metric in own.metrics():
-            before, after = own.ends(metric)
-            rows.append(
-                {
-                    "label": title(metric),
-                    "before": shown(metric, before),
-                    "after": shown(metric, after),
-                    "change": change(metric, before, after),
-                    "others": [shown(metric, run.ends(metric)[1]) for _, run in runs[1:]],
-                }
-            )
+    for name in measures(own.metrics(), own.history.table):
+        metric, (before, after) = own.metric(name), own.ends(name)
+        rows.append(
+            {
+                "label": metric.title,
+                "before": shown(metric, before),
+                "after": shown(metric, after),
+                "change": change(metric, before, after),
+                "others": [shown(metric, run.ends(name)[1]) for _, run in runs[1:]],
+            }
+        )
     return rows
 
 
 def _curves(runs: Sequence[tuple[str, Results]]) -> list[str]:
-    drawn = []
-    for metric in _CURVES:
+    drawn, first = [], runs[0][1]
+    for metric in (*_CURVES, *(f"test/{name}" for name in first.history.table.own)):
         lines = [
             Line(name, run.history.of(metric), at, dashed=at > 0)
             for at, (name, run) in enumerate(runs)
             if run.history.of(metric)
         ]
-        if runs[0][1].history.of(metric):
-            draw = partial(figures.curve, metric, lines)
-            drawn.append(figures.svg(draw, f"{title(metric)} over the rounds"))
+        if first.history.of(metric):
+            known = first.metric(metric)
+            draw = partial(figures.curve, known, lines)
+            drawn.append(figures.svg(draw, f"{known.title} over the rounds"))
     return drawn
 
 
-def _traffic(runs: Sequence[tuple[str, Results]], metric: str | None) -> list[str]:
+def _traffic(runs: Sequence[tuple[str, Results]], metric: Metric | None) -> list[str]:
     own, drawn = runs[0][1], []
     upload = own.history.of("comm/upload_bytes")
     if not upload:
         return []
     if metric is not None:
-        lines = [bytes_line(name, run, metric, at) for at, (name, run) in enumerate(runs)]
+        lines = [bytes_line(name, run, metric.name, at) for at, (name, run) in enumerate(runs)]
         draw = partial(figures.quality_by_bytes, metric, [line for line in lines if line])
-        drawn.append(figures.svg(draw, f"{title(metric)} by bytes sent"))
+        drawn.append(figures.svg(draw, f"{metric.title} by bytes sent"))
     download = dict(own.history.of("comm/download_bytes"))
     draw = partial(figures.round_bytes, upload, download)
     return [*drawn, figures.svg(draw, "Bytes of every round, up and down")]
@@ -188,12 +191,12 @@ def bytes_line(name: str, run: Results, metric: str, color: int) -> Line | None:
     return Line(name, points, color, dashed=color > 0 and level, level=level) if points else None
 
 
-def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
-    before, after = own.by_client(metric) if metric else ({}, {})
+def _clients(own: Results, metric: Metric | None) -> dict[str, Any] | None:
+    before, after = own.by_client(metric.name) if metric else ({}, {})
     if metric is None or not after:
         return None
     local = own.baselines.get("local")
-    alone = local.by_client(metric)[1] if local else {}
+    alone = local.by_client(metric.name)[1] if local else {}
     held = own.manifest.get("clients", {})
     color = 1 + list(own.baselines).index("local") if local else 1
     drawn = [{c: v for c, v in at.items() if math.isfinite(v)} for at in (before, after, alone)]
@@ -214,8 +217,8 @@ def _clients(own: Results, metric: str | None) -> dict[str, Any] | None:
     ]
     names = ["before", "alone", "after"] if alone else ["before", "after"]
     return {
-        "metric": title(metric),
-        "figure": figures.svg(draw, f"{title(metric)} of every client before and after"),
+        "metric": metric.title,
+        "figure": figures.svg(draw, f"{metric.title} of every client before and after"),
         "rows": rows,
         "legend": names if before else names[1:],
         "color": color,
@@ -273,5 +276,11 @@ def _notes(own: Results) -> list[str]:
     told = [f"{count:,} {what}" for count, what in notes if count]
     told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
     early = ["The run stopped early"] if own.summary.get("stopped_early") else []
+    drawn = ((split, own.drawn(split)) for split in ("validation", "test"))
+    early += [
+        f"Each evaluation measured {some[0]:,} of the {some[1]:,} clients with {split} data, drawn anew"
+        for split, some in drawn
+        if some
+    ]
     sentences = [f"{line[0].upper()}{line[1:]}." for line in early + told]
     return [*sentences, *(said(row) for row in own.anyway)]

@@ -7,10 +7,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedloom.core.description import Privacy
+from fedloom.core.metrics import Metric
 from fedloom.core.protocols import ClientId
-from fedloom.run.influence import FILE as INFLUENCE_FILE
-from fedloom.run.notes import read_notes
-from fedloom.run.reading import read_json, read_recipe_text
+from fedloom.rounds.influence import FILE as INFLUENCE_FILE
+from fedloom.rounds.notes import read_notes
+from fedloom.rounds.privacy import read_promise
+from fedloom.rounds.reading import metrics_of, read_json, read_recipe_text
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import records, unaccounted
 
@@ -33,6 +36,8 @@ class Results:
     manifest: Mapping[str, Any]
     environment: Mapping[str, Any]
     summary: Mapping[str, Any]
+    privacy: Privacy | None
+    """Of runs that promise any: privacy.json."""
     seeds: Mapping[str, Any]
     """Of runs in seed space: seeds.json."""
     clusters: Mapping[str, Any]
@@ -50,6 +55,17 @@ class Results:
         """Return what the recipe calls the run, else its folder."""
         return str(self.summary.get("name") or self.recipe.get("name") or self.folder.name)
 
+    def drawn(self, split: str) -> tuple[int, int] | None:
+        """Return how many clients each evaluation draws, and of how many; None where all are measured."""
+        section = self.recipe.get("evaluation")
+        wanted = section.get("clients") if isinstance(section, Mapping) else None
+        able = sum(bool(counts.get(split)) for counts in self.manifest.get("clients", {}).values())
+        return (wanted, able) if isinstance(wanted, int) and wanted < able else None
+
+    def metric(self, name: str) -> Metric:
+        """Return what is known of a metric, by its name in metrics.jsonl."""
+        return self.history.table.of(name)
+
     def metrics(self) -> list[str]:
         """Return the metrics that were measured in some round."""
         return list(dict.fromkeys(name for line in self.history.lines for name in line))
@@ -65,12 +81,20 @@ class Results:
         return {int(x["round"]): total for x, total in zip(lines, accumulate(each), strict=True)}
 
     def by_client(self, metric: str) -> tuple[dict[ClientId, float], dict[ClientId, float]]:
-        """Return every client's value of a metric, before training and when last measured, NaN where not finite."""
+        """Return every client's value of a metric, before training and when last measured, NaN where not finite.
+
+        Where each evaluation draws its clients, of those that the last one drew.
+        """
         split, _, name = metric.rpartition("/")
+        rows = [row for row in self.clients if row["split"] == split]
+        if self.drawn(split):
+            last_round = max((row["round"] for row in rows), default=0)
+            there = {row["client"] for row in rows if row["round"] == last_round}
+            rows = [row for row in rows if row["client"] in there]
         before: dict[ClientId, float] = {}
         last: dict[ClientId, float] = {}
-        for row in self.clients:
-            if row["split"] == split and name in row["metrics"]:
+        for row in rows:
+            if name in row["metrics"]:
                 found = row["metrics"][name]
                 last[row["client"]] = value = math.nan if found is None else found
                 if row["round"] == 0:
@@ -99,7 +123,7 @@ def read_results(folder: Path) -> Results:
         )
     results = Results(
         folder=folder,
-        history=MetricsLog.read(folder / "metrics.jsonl"),
+        history=MetricsLog.read(folder / "metrics.jsonl", metrics_of(folder)),
         clients=records(folder / "clients.jsonl").rows(),
         samples=samples,
         recipe_text=text,
@@ -107,6 +131,7 @@ def read_results(folder: Path) -> Results:
         manifest=_json(folder / "manifest.json", dict),
         environment=_json(folder / "environment.json", dict),
         summary=_json(folder / "summary.json", dict),
+        privacy=read_promise(folder, remedy=_GONE),
         seeds=_json(folder / "seeds.json", dict),
         clusters=_json(folder / "clusters.json", dict),
         influence=records(folder / INFLUENCE_FILE).rows(),

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedloom.report import figures
 from fedloom.report.run_folder import Results
-from fedloom.run.privacy import EPSILON, describe_privacy
+from fedloom.rounds.privacy import EPSILON, privacy_record
 
 _DENSITY, _TOTAL = "server/density/", "server/download_density"
 _COLORS = {"A": 0, "B": 1, "": 2}
@@ -77,7 +77,7 @@ def _sent(own: Results) -> dict[str, Any] | None:
 
 
 def _privacy(own: Results) -> dict[str, str] | None:
-    told = describe_privacy(own.recipe.get("algorithm"), own.history)
+    told = privacy_record(own.privacy, own.history)
     if told is None:
         return None
     draw, promised = partial(_epsilon, own.history.of(EPSILON)), told["epsilon"] is not None

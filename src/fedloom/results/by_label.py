@@ -5,17 +5,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedloom.core.metrics import MetricTable
 from fedloom.core.protocols import ClientId, Metrics, Params
 from fedloom.data.tokens import Example
 from fedloom.evaluation.measure import Evaluator, combine
 from fedloom.results.export import deliverables
-from fedloom.run.loop import Run
-from fedloom.run.session import Session
-from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.rounds.loop import Run
+from fedloom.rounds.session import Session
 
 _MOST = 40
 """Models that are measured on each other's clients; the personal ones of many more would take for ever."""
-_TOLD = ("loss", "exact_match", "chrf")
+_TOLD = ("loss", "exact_match", "accuracy", "chrf")
+"""Of which the worst value is told, besides users' own."""
 
 
 def check_label(session: Session) -> None:
@@ -41,11 +42,11 @@ def metrics_by_label(session: Session, run: Run[Any], by: str) -> dict[str, Any]
         `own`, of the examples of each value the metrics of the models their clients use; `models`, of each model who
         uses it and, where there are several and not more than a few dozen, its metrics on all examples of each value.
     """
-    held = _held_out(session, by)
+    held = _held_out(session, by, run.number)
+    table = session.recipe.evaluation.table
     models = deliverables(session, run)
-    evaluator = Evaluator(
-        dataclasses.replace(session.recipe.evaluation, max_examples=None), session.base.tokenizer
-    )
+    settings = dataclasses.replace(session.recipe.evaluation, max_examples=None)
+    evaluator = dataclasses.replace(session.evaluator, settings=settings)
     own: dict[str, list[Metrics]] = {value: [] for value in held}
     cross: dict[str, Mapping[str, Metrics]] = {}
     for name, (params, clients) in models.items():
@@ -56,12 +57,12 @@ def metrics_by_label(session: Session, run: Run[Any], by: str) -> dict[str, Any]
             if mine:
                 own[value].append(metrics)
         if everywhere:
-            cross[name] = _by_value(found)
-    told = {value: combine(metrics) for value, metrics in own.items() if metrics}
+            cross[name] = _by_value(found, table)
+    told = {value: combine(metrics, table) for value, metrics in own.items() if metrics}
     return {
         "label": by,
         "own": told,
-        "worst": _worst(told),
+        "worst": _worst(told, table),
         "models": [
             {"name": name, "clients": clients, "metrics": cross.get(name, {})}
             for name, (_, clients) in models.items()
@@ -74,11 +75,11 @@ Group = tuple[str, bool]
 """A value, and whether the clients are the model's own."""
 
 
-def _held_out(session: Session, by: str) -> Held:
-    """Return the test examples by value, or its hash, and client, no more of a client than `max_examples`."""
+def _held_out(session: Session, by: str, number: int) -> Held:
+    """Return the test examples by value, or its hash, and client: of whom and as many as after round `number`."""
     told = session.federation.manifest.told
     held: dict[str, dict[ClientId, list[Example]]] = {}
-    for client in session.judges:
+    for client in session.drawn_judges(number, "test"):
         examples = session.federation.shards[client].test
         for example in examples[: session.recipe.evaluation.max_examples]:
             if example.record is not None:
@@ -107,22 +108,23 @@ def _measured(
     return dict(zip(groups, measured, strict=True))
 
 
-def _by_value(found: Mapping[Group, Metrics]) -> dict[str, Metrics]:
+def _by_value(found: Mapping[Group, Metrics], table: MetricTable) -> dict[str, Metrics]:
     values = dict.fromkeys(value for value, _ in found)
     return {
-        value: combine(metrics for (other, _), metrics in found.items() if other == value)
+        value: combine((metrics for (other, _), metrics in found.items() if other == value), table)
         for value in values
     }
 
 
-def _worst(own: Mapping[str, Metrics]) -> dict[str, dict[str, Any]]:
+def _worst(own: Mapping[str, Metrics], table: MetricTable) -> dict[str, dict[str, Any]]:
     """Return, by metric, the value of the label with the worst result."""
     worst = {}
-    for metric in _TOLD:
-        values = {value: metrics[metric] for value, metrics in own.items() if metric in metrics}
-        if values:
-            sign = 1 if lower_is_better(metric) else -1
+    for name in (*_TOLD, *table.own):
+        metric = table.of(name)
+        values = {value: metrics[name] for value, metrics in own.items() if name in metrics}
+        if values and metric.better != "none":
+            cost = {value: metric.cost(result) for value, result in values.items()}
             # What is not a number is the worst.
-            at = max(values, key=lambda value: (math.isnan(values[value]), sign * values[value]))
-            worst[metric] = {"value": at, "result": values[at]}
+            at = max(cost, key=lambda value: (math.isnan(cost[value]), cost[value]))
+            worst[name] = {"value": at, "result": values[at]}
     return worst

@@ -1,73 +1,20 @@
-"""What a finished run's deployed weights say: measured again, or in a chat."""
+"""What a finished run's deployed weights say, in a chat."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message
-from fedloom.data.targets import posed
-from fedloom.data.tokens import tokenise
-from fedloom.evaluation.measure import combine
+from fedloom.data.preparation import question
 from fedloom.results.export import deliverables
 from fedloom.results.route import Router
-from fedloom.run.loop import Run, measure
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session
 
 AUTO = "auto"
 """In place of a model's name: the first message chooses."""
-
-
-def evaluate_run(session: Session, run: Run[Any] | None = None) -> Table:
-    """Return the test metrics of the deployed weights, a row per client and one over all; of the newest checkpoint, if no run is given.
-
-    Raises:
-        ValueError: where the test data is at sites, or there is none.
-    """
-    if session.recipe.elsewhere:
-        raise ValueError(
-            f"the test data of this run is at its sites; {session.folder / 'summary.json'} has what they measured last"
-        )
-    clients = [c for c in session.judges if session.counts[c].test]
-    if not clients:
-        shares = ", ".join(f"{share:g}" for share in session.recipe.data.fractions)
-        raise ValueError(
-            f"no client of {session.folder} holds test data: data.fractions {shares} (training, validation, test)"
-            " left none, so begin a run with a larger third share"
-        )
-    run = run or last_run(session)
-    measured, failures = measure(
-        run,
-        session.recipe.algorithm,
-        session.engine,
-        kind="test",
-        population=session.engine.population(),
-        clients=clients,
-    )
-    if not measured:
-        raise ValueError(f"no client could be measured: {failures[0].reason}")
-    total = combine(measured.values())
-    names = [n for n in total if not n.startswith("num_")]
-    table = Table(
-        title=Text(f"{session.recipe.name} after round {run.number}, test data"),
-        title_justify="left",
-    )
-    table.add_column("client")
-    for name in ("num_examples", *names):
-        table.add_column(name.replace("_", " "), justify="right")
-    for client, metrics in {**measured, "all": total}.items():
-        cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
-        table.add_row(
-            Text(client),
-            f"{metrics['num_examples']:.0f}",
-            *cells,
-            end_section=client == list(measured)[-1],
-        )
-    return table
 
 
 @dataclass
@@ -105,14 +52,15 @@ class Chat:
         Raises:
             ValueError: where the conversation has outgrown data.max_length.
         """
-        settings, tokenizer = self.session.recipe.data, self.session.base.tokenizer
+        recipe, tokenizer = self.session.recipe, self.session.base.tokenizer
+        settings, objective = recipe.data, recipe.objective
         if self.name == AUTO:
             chosen = Router(self.session, self.models).route([text]).model
             self.models = {chosen: self.models[chosen]}
             self.session.space.load(self.models[chosen][0])
         asked = (*self.messages, Message("user", text))
-        record = posed(asked, settings)
-        (examples,) = tokenise([record], settings, tokenizer).examples
+        record = question(asked, settings, objective)
+        (examples,) = objective.examples([record], settings, tokenizer).examples
         # Where answers give way, only an earlier one may be left; where prompts do, the oldest turns are gone.
         whole = [e for e in examples if e.record and e.record.messages[-1] is record.messages[-1]]
         if not whole:

@@ -1,39 +1,43 @@
 """What a run delivers, as folders that plain peft and transformers load."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedloom.clustering.members import WHOLE, Grouping
+from fedloom.core.description import GLOBAL, Clusters, describe
+from fedloom.core.files import write_atomic
 from fedloom.core.protocols import ClientId, Params
 from fedloom.report.card import model_card
-from fedloom.run.clusters import cluster_name, grouping_of
-from fedloom.run.loop import Run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.session import Session
+
+USERS = "clients.json"
+"""Beside the exported folders: the clients that use each, by its name."""
 
 
 def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
     """Return every distinct model by name, and who uses it.
 
-    `global` where all use one; otherwise `cluster-N`, as the server numbers it, for the one of a cluster, and the
-    client's id for a personal one.
+    `global` where all use one; otherwise the cluster's name for the one of a cluster, and the client's id for a personal
+    one.
     """
-    grouping = grouping_of(run.state) or Grouping()
+    found = describe(session.recipe.algorithm, run.state).clusters or Clusters()
     groups: dict[int, tuple[Params, list[ClientId]]] = {}
     # Where nobody has anything to measure on, whoever learns uses what was learnt.
-    users = set(grouping.assignment) | (set() if session.judges else set(session.learners))
+    users = set(found.assignment) | (set() if session.judges else set(session.learners))
     for client, params in session.deployed(run, also=users).items():
         groups.setdefault(id(params), (params, []))[1].append(client)
     if len(groups) == 1:
-        return {"global": next(iter(groups.values()))}
+        return {GLOBAL: next(iter(groups.values()))}
     clusters = [
-        {grouping.assignment.get(client, WHOLE) for client in clients}
+        {found.assignment.get(client, GLOBAL) for client in clients}
         for _, clients in groups.values()
     ]
     named: dict[str, tuple[Params, list[ClientId]]] = {}
     for (params, clients), theirs in zip(groups.values(), clusters, strict=True):
-        if grouping.assignment and len(theirs) == 1 and clusters.count(theirs) == 1:
-            name = cluster_name(next(iter(theirs)))
+        if found.assignment and len(theirs) == 1 and clusters.count(theirs) == 1:
+            (name,) = theirs
         else:
             name = clients[0] if len(clients) == 1 else f"cluster-{len(named)}"
         named[name] = (params, clients)
@@ -43,8 +47,9 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
 def export_models(
     session: Session, run: Run[Any], folder: Path, *, merged: bool = False
 ) -> Mapping[str, Path]:
-    """Write one folder a deliverable; `merged` writes the whole model instead of an adapter."""
+    """Write one folder a deliverable, and who uses it; `merged` writes the whole model instead of an adapter."""
     written: dict[str, Path] = {}
+    users: dict[str, list[ClientId]] = {}
     for name, (params, clients) in deliverables(session, run).items():
         target = folder / name
         card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
@@ -53,4 +58,9 @@ def export_models(
         save(target, params)
         (target / "README.md").write_text(card)
         written[name] = target
+        users[name] = clients
+    if describe(session.recipe.algorithm).quiet:
+        users = {name: [] for name in users}
+    text = json.dumps(users, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(folder / USERS, text.encode())
     return written

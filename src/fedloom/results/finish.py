@@ -1,26 +1,27 @@
 """After the last round: adapters, sample answers, summary and report. Safe to repeat."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedloom.core.description import Description, describe
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.data.tokens import Example
 from fedloom.results.by_label import metrics_by_label
+from fedloom.results.clusters import clusters_record
 from fedloom.results.export import export_models
 from fedloom.results.seed_space import seed_record
-from fedloom.run.binding import bind
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.clusters import describe_clusters, grouping_of
-from fedloom.run.loop import Run
-from fedloom.run.privacy import describe_privacy
-from fedloom.run.quiet import is_quiet
-from fedloom.run.reading import QUIET_MANIFEST, read_recipe_text
-from fedloom.run.session import Session
+from fedloom.rounds.binding import bind
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import Run
+from fedloom.rounds.privacy import FILE as PRIVACY_FILE
+from fedloom.rounds.privacy import privacy_record
+from fedloom.rounds.reading import QUIET_MANIFEST
+from fedloom.rounds.session import Session
 from fedloom.tracking.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import finite
@@ -54,9 +55,9 @@ def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
     told, by = dict[str, Any](), session.recipe.evaluation.by
     if by is not None and session.judges:
         told["by_label.json"] = metrics_by_label(session, run, by)
-    grouping = grouping_of(run.state)
-    if grouping is not None:
-        told["clusters.json"] = describe_clusters(grouping, session.federation.profiles)
+    clusters = describe(session.recipe.algorithm, run.state).clusters
+    if clusters is not None:
+        told["clusters.json"] = clusters_record(clusters, session.federation.profiles)
     return told
 
 
@@ -70,22 +71,26 @@ def record_setup(session: Session) -> None:
     """Write what is known before training: what the run is bound to, the split and the machine."""
     bind(session)
     manifest = session.federation.manifest
-    if is_quiet(session.recipe.algorithm):
+    privacy = describe(session.recipe.algorithm).privacy
+    if privacy is not None:
+        write_json(session.folder / PRIVACY_FILE, dataclasses.asdict(privacy))
+    if privacy is not None and privacy.quiet:
         # For later commands, which have to know the clients of a run whose data is elsewhere.
         text = json.dumps(manifest.to_json()).encode()
         write_atomic(session.folder / QUIET_MANIFEST, text, private=session.folder / "checkpoints")
-        manifest = replace(manifest, clients={}, profiles={})
+        manifest = dataclasses.replace(manifest, clients={}, profiles={})
     write_json(session.folder / "manifest.json", manifest.to_json())
     write_json(session.folder / "environment.json", collect())
 
 
 def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, Any]:
     """Return summary.json: results, totals and the hash of the server's state."""
-    recipe, history = session.recipe, MetricsLog.read(session.folder / "metrics.jsonl")
-    totals = {} if is_quiet(recipe.algorithm) else _totals(history)
-    best = {
-        m: dict(zip(("round", "value"), history.best(m), strict=True)) for m in history.measured()
-    }
+    recipe, table = session.recipe, session.recipe.evaluation.table
+    described = describe(recipe.algorithm, run.state)
+    history = MetricsLog.read(session.folder / "metrics.jsonl", table)
+    totals = {} if described.quiet else _totals(history)
+    found = {m: history.best(m) for m in history.measured()}
+    best = {m: {"round": b[0], "value": b[1]} for m, b in found.items() if b is not None}
     ends = {m: history.ends(m) for m in history.measured()}
     return {
         "name": recipe.name,
@@ -101,11 +106,19 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
         "num_trainable": sum(t.numel() for t in session.space.start().values()),
         "num_clients": len(session.learners),
-        "num_clusters": _num_clusters(run),
+        "num_clusters": _num_clusters(described),
         "state_sha256": state_sha256(run),
+        **_drawn(session),
         "stopped_early": run.number < recipe.run.rounds,
-        "privacy": describe_privacy(read_recipe_text(session.folder)[1].get("algorithm"), history),
+        "privacy": privacy_record(described.privacy, history),
     }
+
+
+def _drawn(session: Session) -> dict[str, Any]:
+    """Return how many clients each evaluation drew, and of how many; nothing where all were measured."""
+    able = sum(bool(session.counts[client].test) for client in session.judges)
+    wanted = session.recipe.evaluation.clients
+    return {"evaluated": {"clients": wanted, "of": able}} if wanted and wanted < able else {}
 
 
 def _totals(history: MetricsLog) -> dict[str, Any]:
@@ -120,10 +133,9 @@ def _totals(history: MetricsLog) -> dict[str, Any]:
     }
 
 
-def _num_clusters(run: Run[Any]) -> int:
+def _num_clusters(described: Description) -> int:
     """Return how many clusters have a model of their own; 1 where all clients share one."""
-    grouping = grouping_of(run.state)
-    return max(len(grouping.members), 1) if grouping else 1
+    return max(len(described.clusters.names), 1) if described.clusters else 1
 
 
 def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.client.rehearsal import rehearse
+from fedloom.core.description import check, describe
 from fedloom.core.protocols import ClientId, Fit, Job
 from fedloom.core.randomness import derive
 from fedloom.models.size import model_bytes
-from fedloom.run.loop import begin, draw, tasks
-from fedloom.run.quorum import check_quorum, quorum_of
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session, build
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session, build
 from fedloom.tracking.environment import peak_memory_bytes
 from fedloom.tracking.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
@@ -83,7 +83,7 @@ def make_plan(recipe: Recipe) -> Plan:
         )
     with tempfile.TemporaryDirectory() as folder:
         session = build(recipe, Path(folder))
-        check_quorum(recipe.algorithm, recipe.cohort, len(session.learners))
+        check(recipe.algorithm, recipe, num_clients=len(session.learners))
         download, upload = _bytes(session)
         clients = _cohort(session)
         seconds = _probe(session, clients)
@@ -113,7 +113,7 @@ def _bytes(session: Session) -> tuple[int, int]:
     recipe = session.recipe
     algorithm, wire = recipe.algorithm, recipe.wire
     run = begin(algorithm, session.space.start(), recipe.run.seed)
-    upload, least = 0, quorum_of(algorithm)
+    upload, least = 0, describe(algorithm).min_replies
     for _ in range(2):
         round = draw(run, session.learners, None)
         client, payload = next(iter(algorithm.broadcast(run.state, round).items()))

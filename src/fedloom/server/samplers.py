@@ -8,7 +8,7 @@ have.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -18,6 +18,15 @@ from fedloom.core.randomness import generator
 
 class Sampler(Protocol):
     """Draws cohorts."""
+
+    @property
+    def independent(self) -> bool:
+        """Return whether every client is drawn on its own, as privacy amplification assumes."""
+        ...
+
+    def largest(self, num_clients: int | None) -> int | None:
+        """Return the most clients of a cohort; None where that is not known without `num_clients`."""
+        ...
 
     def rate(self, num_clients: int) -> float:
         """Return the expected share of `num_clients` in a cohort, (0, 1], known before the draw."""
@@ -32,11 +41,16 @@ class Sampler(Protocol):
 class Uniform:
     """A fixed number of clients, all with the same chance, without replacement."""
 
+    independent: ClassVar[bool] = False
+
     size: int
     """Clients a round."""
 
     def __post_init__(self) -> None:
         _check_size("uniform", self.size)
+
+    def largest(self, num_clients: int | None) -> int | None:
+        return self.size
 
     def rate(self, num_clients: int) -> float:
         _check_enough("uniform", self.size, num_clients)
@@ -53,6 +67,8 @@ class Uniform:
 class Fixed:
     """The same clients in every round."""
 
+    independent: ClassVar[bool] = False
+
     clients: tuple[ClientId, ...]
     """Their ids."""
 
@@ -64,6 +80,9 @@ class Fixed:
             raise ValueError(
                 f"cohort.fixed.clients must name a client once, got {twice[0]!r} again"
             )
+
+    def largest(self, num_clients: int | None) -> int | None:
+        return len(self.clients)
 
     def rate(self, num_clients: int) -> float:
         _check_enough("fixed", len(self.clients), num_clients)
@@ -84,6 +103,8 @@ class Fixed:
 class Weighted:
     """A fixed number of clients without replacement, each next one in proportion to its weight."""
 
+    independent: ClassVar[bool] = False
+
     size: int
     """Clients a round."""
     by: str = "num_examples"
@@ -91,6 +112,9 @@ class Weighted:
 
     def __post_init__(self) -> None:
         _check_size("weighted", self.size)
+
+    def largest(self, num_clients: int | None) -> int | None:
+        return self.size
 
     def rate(self, num_clients: int) -> float:
         _check_enough("weighted", self.size, num_clients)
@@ -130,6 +154,11 @@ class Weighted:
 class Full:
     """Everybody, in every round."""
 
+    independent: ClassVar[bool] = False
+
+    def largest(self, num_clients: int | None) -> int | None:
+        return num_clients
+
     def rate(self, num_clients: int) -> float:
         return 1.0
 
@@ -141,12 +170,17 @@ class Full:
 class Poisson:
     """Each client on its own with chance q, perhaps nobody: what privacy amplification assumes."""
 
+    independent: ClassVar[bool] = True
+
     q: float
     """Chance of taking part, (0, 1]."""
 
     def __post_init__(self) -> None:
         if not 0 < self.q <= 1:
             raise ValueError(f"cohort.poisson.q must be in (0, 1], got {self.q}")
+
+    def largest(self, num_clients: int | None) -> int | None:
+        return num_clients
 
     def rate(self, num_clients: int) -> float:
         return self.q

@@ -1,20 +1,11 @@
-"""How metrics are called and written where people read them."""
+"""How metrics are written where people read them, and which ones tables show."""
 
 import math
 from collections.abc import Iterable
 
-from fedloom.tracking.metrics_log import lower_is_better
+from fedloom.core.metrics import QUALITY, Metric, MetricTable
 from fedloom.tracking.units import human_bytes
 
-_NAMES = {
-    "exact_match": "exact match",
-    "token_accuracy": "token accuracy",
-    "rouge1": "ROUGE-1",
-    "rougeL": "ROUGE-L",
-    "rouge_l_paper": "ROUGE-L (rouge 1.0.1)",
-    "chrf": "chrF",
-}
-_SHARES = ("exact_match", "token_accuracy", "accuracy")
 _QUALITY = (
     "test/exact_match",
     "test/accuracy",
@@ -23,58 +14,39 @@ _QUALITY = (
     "validation/loss",
     "train/loss",
 )
-MEASURES = (
-    "test/exact_match",
-    "test/accuracy",
-    "test/loss",
-    "test/perplexity",
-    "test/token_accuracy",
-    "test/rouge1",
-    "test/rougeL",
-    "test/rouge_l_paper",
-    "test/chrf",
-    "validation/loss",
-)
-"""What tables show of a model, in their order."""
 MINUS = "\u2212"
 
 
-def title(metric: str) -> str:
-    """Return the name of a metric: test/exact_match -> Test exact match."""
-    split, _, name = metric.rpartition("/")
-    words = f"{split} {_NAMES.get(name, name.replace('_', ' '))}".strip()
-    return words[:1].upper() + words[1:]
+def measures(found: Iterable[str], table: MetricTable) -> list[str]:
+    """Return those metrics that tables show of a model, in their order: the test split's, then validation loss."""
+    names = (*(f"test/{name}" for name in (*QUALITY, *table.own)), "validation/loss")
+    there = set(found)
+    return [name for name in names if name in there]
 
 
-def shown(metric: str, value: float | None) -> str:
-    """Return a metric's value: shares in per cent, bytes in decimal units, else three decimals."""
+def shown(metric: Metric, value: float | None) -> str:
+    """Return a metric's value: shares in per cent, bytes in decimal units, else three decimals and the unit."""
     if value is None:
         return "\u2013"
     if not math.isfinite(value):
         return "not finite"
-    name = metric.rpartition("/")[2]
-    if name.endswith("bytes"):
+    if metric.unit == "B":
         return human_bytes(value)
-    if is_share(metric):
+    if metric.is_share:
         return f"{100 * value:.1f} %"
     digits = 3 if abs(value) < 100 else 1
-    return f"{value:.{digits}f}".replace("-", MINUS)
+    return f"{value:.{digits}f} {metric.unit}".rstrip().replace("-", MINUS)
 
 
-def change(metric: str, before: float | None, after: float | None) -> str:
-    """Return what became of a metric: points for shares, the difference for ROUGE, else per cent."""
+def change(metric: Metric, before: float | None, after: float | None) -> str:
+    """Return what became of a metric: points for shares, the difference of other scores from 0 to 1, else per cent."""
     if before is None or after is None or not math.isfinite(before + after):
         return ""
-    if is_share(metric):
+    if metric.is_share:
         return f"{100 * (after - before):+.1f} points".replace("-", MINUS)
-    if metric.rpartition("/")[2].startswith(("rouge", "chrf")):
+    if metric.bounds == (0, 1):
         return f"{after - before:+.3f}".replace("-", MINUS)
     return f"{100 * (after / before - 1):+.0f} %".replace("-", MINUS) if before else ""
-
-
-def is_share(metric: str) -> bool:
-    """Return whether a metric is a share from 0 to 1 that is read in per cent."""
-    return metric.rpartition("/")[2] in _SHARES
 
 
 def duration(seconds: float) -> str:
@@ -96,6 +68,6 @@ def quality(measured: Iterable[Iterable[str]]) -> str | None:
     return next((metric for metric in _QUALITY if metric in shared), None)
 
 
-def better(metric: str) -> str:
-    """Return which direction is an improvement."""
-    return "lower is better" if lower_is_better(metric) else "higher is better"
+def better(metric: Metric) -> str:
+    """Return which direction is an improvement; nothing where neither is."""
+    return "" if metric.better == "none" else f"{metric.better} is better"

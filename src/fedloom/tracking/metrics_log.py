@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedloom.core.metrics import METRICS, WEIGHTS, MetricTable
 from fedloom.tracking.records import JsonLines, not_numbers
-
-LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -15,10 +14,11 @@ class MetricsLog:
     """The lines of metrics.jsonl, one a round; round 0 is before training."""
 
     lines: Sequence[Mapping[str, float]]
+    table: MetricTable = METRICS
 
     @classmethod
-    def read(cls, file: Path) -> "MetricsLog":
-        """Read a file; its nulls are numbers that were not finite.
+    def read(cls, file: Path, table: MetricTable = METRICS) -> "MetricsLog":
+        """Read a file; its nulls are numbers that were not finite, and `table` knows the metrics of the run.
 
         Raises:
             ValueError: where a line is foreign, missing or there twice.
@@ -30,7 +30,8 @@ class MetricsLog:
                     f"{file} has round {row['round']} where round {expected} should be: put it back as the run"
                     " wrote it"
                 )
-        return cls([{n: math.nan if v is None else v for n, v in row.items()} for row in rows])
+        lines = [{n: math.nan if v is None else v for n, v in row.items()} for row in rows]
+        return cls(lines, table)
 
     def total(self, metric: str) -> float:
         """Return the sum of a metric over the rounds."""
@@ -53,22 +54,23 @@ class MetricsLog:
     def measured(self) -> list[str]:
         """Return the names of the evaluation metrics."""
         names = dict.fromkeys(n for line in self.lines for n in line)
-        return [n for n in names if n.startswith(("validation/", "test/")) and "num_" not in n]
+        weights = {f"{split}{name}" for split in ("validation/", "test/") for name in WEIGHTS}
+        return [n for n in names if n.startswith(("validation/", "test/")) and n not in weights]
 
-    def best(self, metric: str) -> tuple[int, float]:
-        """Return the (round, value) that is best, the earliest of equals; the first where none is finite."""
-        sign = 1 if lower_is_better(metric) else -1
-        return min(self.of(metric), key=lambda at: sign * at[1], default=self._all(metric)[0])
+    def best(self, metric: str) -> tuple[int, float] | None:
+        """Return the (round, value) that is best, the earliest of equals; the first where none is finite.
+
+        None of a metric of which neither way is better.
+        """
+        known = self.table.of(metric)
+        if known.better == "none":
+            return None
+        return min(self.of(metric), key=lambda at: known.cost(at[1]), default=self._all(metric)[0])
 
     def should_stop(self, monitor: str, patience: int) -> bool:
         """Return whether the last `patience` evaluations brought nothing better."""
         values = self._all(monitor)
-        if not patience or not values:
+        best = self.best(monitor) if patience and values else None
+        if best is None:
             return False
-        best = self.best(monitor)[0]
-        return sum(1 for number, _ in values if number > best) >= patience
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether a smaller value of the metric is an improvement."""
-    return metric.rpartition("/")[2] in LOWER_IS_BETTER
+        return sum(1 for number, _ in values if number > best[0]) >= patience

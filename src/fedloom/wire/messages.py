@@ -2,11 +2,12 @@
 
 import base64
 
-from fedloom.core.metrics import checked
+from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import Reply, Task
+from fedloom.core.reported import checked
 from fedloom.core.schema import Schema, num_bytes
-from fedloom.wire.body import decode_body, encode_body
-from fedloom.wire.frame import frame, split
+from fedloom.wire.body import decode_body, encode_body, encode_pieces
+from fedloom.wire.frame import frame, frame_pieces, split
 from fedloom.wire.table import WireError
 from fedloom.wire.wire_settings import MAX_BYTES, WireSettings
 
@@ -57,7 +58,8 @@ def encode_reply(reply: Reply, *, settings: WireSettings) -> bytes:
     """Return the message of a reply."""
     header = {"client": reply.client, "weight": reply.weight, "metrics": dict(reply.metrics)}
     values, compression = settings.upload, settings.compression
-    return frame(encode_body(reply.upload, values=values, compression=compression), header)
+    body = encode_pieces(reply.upload, values=values, compression=compression)
+    return b"".join(frame_pieces(body, header))
 
 
 def decode_reply(
@@ -65,6 +67,7 @@ def decode_reply(
     *,
     expected: Schema | None = None,
     measured: bool = False,
+    metrics: MetricTable = METRICS,
     max_bytes: int | None = MAX_BYTES,
 ) -> Reply:
     """Return the reply of a message; nothing is allocated for one that is not what was asked for.
@@ -73,6 +76,7 @@ def decode_reply(
         data: The message.
         expected: The tensors that were asked for; None takes any.
         measured: Whether it answers an evaluation, whose metrics are averaged.
+        metrics: Which ones there are.
         max_bytes: Limit of the decoded tensors; None trusts the sender.
 
     Raises:
@@ -80,11 +84,11 @@ def decode_reply(
     """
     header, body = split(data, max_bytes=max_bytes, header_bytes=_HEADER_BYTES)
     match header:
-        case {"client": str(client), "weight": weight, "metrics": dict(metrics), **others} if (
+        case {"client": str(client), "weight": weight, "metrics": dict(reported), **others} if (
             not others
         ):
             try:
-                told = checked(metrics, measured=measured)
+                told = checked(reported, measured=measured, table=metrics)
                 heavy = _weight(weight)
             except ValueError as error:
                 raise WireError(f"the header of the reply is malformed: {error}") from None

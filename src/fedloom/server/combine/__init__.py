@@ -82,3 +82,20 @@ COMBINES: dict[str, type[Combine]] = {
     "centred_clip": CentredClip,
     "norm_bound": NormBound,
 }
+
+
+def check_quorum(rule: Combine, most: int | None) -> None:
+    """Refuse a rule that would never have enough replies.
+
+    Args:
+        rule: Of the algorithm.
+        most: The clients of the largest cohort; None where that is not known yet.
+
+    Raises:
+        ValueError: where the largest cohort is smaller than the rule's least.
+    """
+    if most is not None and rule.least > most:
+        raise ValueError(
+            f"combine: {rule.rule} needs at least {rule.least} replies a round, got a cohort of at most {most}:"
+            " ask more clients, expect fewer attackers, or take another rule"
+        )

@@ -1,0 +1,260 @@
+"""What an algorithm may tell of itself and ask of a recipe, beyond its protocol. All of it is optional.
+
+An algorithm without these members runs as any other: nothing is known of it, and nothing is asked. A wrapper derives from
+`core.wrapper.Wrapper`, which hands all of them on to the algorithm inside.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from fedloom.core.protocols import Algorithm, ClientId
+
+GLOBAL = "global"
+"""What the model of clients without a cluster is called."""
+MAX_UPDATE_NORM = 1e4
+"""The default of run.max_update_norm."""
+
+Release = tuple[int, str, float, float]
+"""A noisy sum: its round, the seal of what it is of, the chance of taking part, the noise multiplier."""
+
+
+# --- what it tells ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clients that share a model of their own, and what that rests on."""
+
+    assignment: Mapping[ClientId, str] = field(default_factory=dict)
+    """The name of each client's cluster; empty where all are one, and without those that are in none."""
+    changes: Mapping[int, Mapping[ClientId, str]] = field(default_factory=dict)
+    """By round, who came to which cluster; GLOBAL for none."""
+    confidence: float = 1.0
+    """[0, 1]; 1 where nothing was in doubt."""
+    noise: float = 0.0
+    """Standard deviation of a similarity that the clusters leave unexplained."""
+    clients: Sequence[ClientId] = ()
+    """The rows of `similarity`."""
+    similarity: Tensor | None = None
+    """(clients, clients) float32; None where nothing was compared."""
+    merges: Tensor | None = None
+    """(clients - 1, 4) float64, the tree as scipy's dendrogram takes it."""
+
+    def __post_init__(self) -> None:
+        """Refuse names that no folder can have."""
+        for name in {*self.assignment.values()}:
+            if not name.isprintable() or name.strip() in ("", ".", "..") or "/" in name:
+                raise ValueError(
+                    f"a cluster's name must be one that a folder can have, got {name!r}"
+                )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Return the names of all clusters that have clients."""
+        return sorted({*self.assignment.values()})
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """What is known of the seeds of a seed space."""
+
+    chances: Tensor
+    """(K,) float64, how likely each is drawn next."""
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What is promised to a single client. How much of it is spent is the metric `epsilon`, round by round."""
+
+    delta: float | None = None
+    """Chance that epsilon does not hold."""
+    void: str = ""
+    """Why nothing is promised, in a few words; empty where something is."""
+    explanation: str = ""
+    """The same as a sentence without its full stop."""
+    quiet: bool = False
+    """Whether to keep out of the run's folder what no epsilon covers and what tells of single clients."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an algorithm tells of itself; a part is None where it has none of it."""
+
+    clusters: Clusters | None = None
+    seeds: Seeds | None = None
+    privacy: Privacy | None = None
+    min_replies: int = 1
+    """Replies without which a round changes nothing."""
+    bounds_updates: bool = False
+    """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
+    steps: str = ""
+    """The setting that says how far clients go in the place of `local.steps`, as in fedkseed.steps; empty where that does."""
+    notes: Sequence[str] = ()
+    """What whoever runs it should read first, a sentence each, without a full stop."""
+
+    @property
+    def quiet(self) -> bool:
+        """Return whether the run's folder is to hold what privacy covers only."""
+        return self.privacy is not None and self.privacy.quiet
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """An algorithm that tells of itself."""
+
+    def describe(self, state: Any) -> Description:
+        """Return what it is; a pure function.
+
+        Args:
+            state: The server's; None where there is none yet, for what follows from the settings.
+        """
+        ...
+
+
+def describe(algorithm: Algorithm[Any], state: Any = None) -> Description:
+    """Return what an algorithm tells of itself: nothing where it has no `describe`.
+
+    Args:
+        algorithm: Any.
+        state: The server's; None where there is none yet.
+    """
+    return algorithm.describe(state) if isinstance(algorithm, Describes) else Description()
+
+
+# --- what it asks -------------------------------------------------------------------------------
+
+
+class CohortView(Protocol):
+    """Section `cohort`."""
+
+    @property
+    def independent(self) -> bool:
+        """Return whether every client is drawn on its own."""
+        ...
+
+    def largest(self, num_clients: int | None) -> int | None:
+        """Return the most clients of a cohort; None where that is not known without `num_clients`."""
+        ...
+
+
+class EvaluationView(Protocol):
+    """Section `evaluation`."""
+
+    @property
+    def by(self) -> str | None:
+        """Return the label that results are told apart by."""
+        ...
+
+
+class RunView(Protocol):
+    """Section `run`."""
+
+    @property
+    def rounds(self) -> int:
+        """Return how many."""
+        ...
+
+    @property
+    def min_replies(self) -> int:
+        """Return the replies without which a round changes nothing."""
+        ...
+
+    @property
+    def max_update_norm(self) -> float:
+        """Return the norm beyond which an update is left out."""
+        ...
+
+    @property
+    def patience(self) -> int:
+        """Return after how many evaluations without a better one it stops; 0 for never."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Return how many answers are shown."""
+        ...
+
+    @property
+    def baselines(self) -> Sequence[str]:
+        """Return which runs follow."""
+        ...
+
+
+class RecipeView(Protocol):
+    """What our algorithms read of the recipe they are part of; what `check` is given is the whole `Recipe`."""
+
+    @property
+    def cohort(self) -> CohortView:
+        """Return who takes part."""
+        ...
+
+    @property
+    def evaluation(self) -> EvaluationView:
+        """Return what is measured."""
+        ...
+
+    @property
+    def run(self) -> RunView:
+        """Return how long it runs, and what is written down."""
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """An algorithm that asks something of the recipe it is part of."""
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Algorithm[Any]:
+        """Return the algorithm, with what it leaves to the recipe filled in.
+
+        Args:
+            recipe: With all of its sections.
+            num_clients: How many there are; None where that is not known yet.
+
+        Raises:
+            ValueError: where they do not go together; one sentence that names the setting to change.
+        """
+        ...
+
+
+def check(
+    algorithm: Algorithm[Any], recipe: RecipeView, *, num_clients: int | None
+) -> Algorithm[Any]:
+    """Return the algorithm as it takes part in a recipe, see `Checks.check`; itself where it asks nothing."""
+    if isinstance(algorithm, Checks):
+        return algorithm.check(recipe, num_clients=num_clients)
+    return algorithm
+
+
+# --- what it has spent --------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Accounts(Protocol):
+    """An algorithm whose state keeps an account of the noisy sums that were sent."""
+
+    def released(self, state: Any) -> Iterable[Release] | None:
+        """Return what is on the account; None where none is kept."""
+        ...
+
+    def charge(self, state: Any, releases: Iterable[Release]) -> Any:
+        """Return the state with these releases on its account too, those it knows counted once."""
+        ...
+
+
+def check_accounts(algorithm: Algorithm[Any]) -> None:
+    """Refuse a layer that would lose the account of what was sent, or the terms it was sent on.
+
+    Raises:
+        ValueError: where the server sees a noisy mean, and nobody could tell how often.
+    """
+    if algorithm.server_sees != "noisy mean":
+        return
+    for needed in (Describes, Checks, Accounts):
+        if not isinstance(algorithm, needed):
+            raise ValueError(
+                f"{type(algorithm).__name__}, whose server sees a noisy mean, must hand on what was released: derive it"
+                " from fedloom.core.wrapper.Wrapper, or give it describe, check, released and charge"
+            )

@@ -1,0 +1,238 @@
+"""What a run left behind, for programs: its numbers, its models, and what one does with them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedloom.core.metrics import METRICS, Metric, MetricTable
+from fedloom.core.places import folder_at
+from fedloom.core.protocols import ClientId, Split
+from fedloom.objects import Objects
+from fedloom.reopen import Opened, open_session
+from fedloom.results.chat import Chat
+from fedloom.results.evaluate import Evaluation, evaluate
+from fedloom.results.export import USERS, export_models
+from fedloom.results.records import Records, client_records, metric_records
+from fedloom.rounds.lock import held
+from fedloom.rounds.reading import metrics_of, read_json, require_run
+from fedloom.tracking.metric_format import duration, measures, shown
+from fedloom.tracking.units import human_bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's folder, read when it is asked; a model is loaded only for `evaluate`, `chat` and `export`."""
+
+    folder: Path
+    objects: Objects = Objects()
+    """What Python gave in the place of sections when the run was begun."""
+    console: Console = field(default_factory=lambda: Console(quiet=True), repr=False)
+    """Where notes go."""
+    anyway: bool = False
+    """Whether data or model may be others than the run was begun with."""
+    moved: Path | None = None
+    """Where the base model is now, if it is not where the recipe says."""
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """Return summary.json: metrics before and after, bytes, seconds, the hash of the server's state.
+
+        Raises:
+            ValueError: where the run is not finished.
+        """
+        file = self.folder / "summary.json"
+        if not file.exists():
+            raise ValueError(
+                f"{self.folder} has no summary.json, as its run is not finished: fedloom.run with the same recipe and"
+                " folder goes on with it"
+            )
+        return read_json(file, dict, remedy=f"`fedloom resume {self.folder}` writes it anew")
+
+    @property
+    def metrics(self) -> Records:
+        """Return a record a round from 0, the model before training, as in metrics.jsonl."""
+        return metric_records(self.folder)
+
+    @property
+    def clients(self) -> Records:
+        """Return a record for every evaluation of a client: round, client, split and its metrics."""
+        return client_records(self.folder)
+
+    @property
+    def baselines(self) -> dict[str, "Result"]:
+        """Return the results of the run's baselines by name, such as "local"."""
+        below, objects = (
+            self.folder / "baselines",
+            dataclasses.replace(self.objects, algorithm=None),
+        )
+        found = sorted(path.parent for path in below.glob("*/summary.json"))
+        return {
+            path.name: dataclasses.replace(self, folder=path, objects=objects) for path in found
+        }
+
+    @property
+    def report(self) -> Path:
+        """Return the path of report.html."""
+        return self.folder / "report.html"
+
+    def adapter(self, client: ClientId | None = None) -> Path:
+        """Return the folder of the adapter that a client uses, which plain peft loads.
+
+        Args:
+            client: Its id; may be left out where all clients share one adapter.
+
+        Raises:
+            ValueError: where there is no such client, or none was named and adapters differ.
+        """
+        file = self.folder / "adapters" / USERS
+        users: dict[str, list[ClientId]] = read_json(
+            file, dict, remedy="Result.export() writes the adapters anew"
+        )
+        if client is None and len(users) == 1:
+            return file.parent / next(iter(users))
+        for name, clients in users.items():
+            if client in clients:
+                return file.parent / name
+        known = ", ".join(c for clients in users.values() for c in clients) or ", ".join(users)
+        raise ValueError(f"client must be one of {known}, got {client!r}")
+
+    def evaluate(self, split: Split = "test") -> Evaluation:
+        """Measure the deployed weights again on every client's held-out data."""
+        opened = self.open("evaluate", data=True)
+        return evaluate(opened.session, opened.run, split)
+
+    def chat(self, client: str | None = None) -> Chat:
+        """Return a conversation with a deployed model: `chat().answer("...")`.
+
+        Args:
+            client: Whose model, or the model's own name; "auto" lets the first message choose; the shared one if not given.
+        """
+        opened = self.open("chat")
+        return Chat.open(opened.session, client, run=opened.run)
+
+    def export(self, out: Path | str | None = None, *, merged: bool = False) -> Mapping[str, Path]:
+        """Write the deployed models as folders that peft and transformers load; return their paths by name.
+
+        Args:
+            out: Where; `adapters`, or `merged`, in the run's folder if not given.
+            merged: Write whole models instead of adapters.
+        """
+        default = self.folder / ("merged" if merged else "adapters")
+        target = folder_at(default if out is None else Path(out), "--out")
+        inside = self.folder.resolve() in target.resolve().parents
+        with held(self.folder) if inside else nullcontext():
+            opened = self.open("export")
+            return export_models(opened.session, opened.run, target, merged=merged)
+
+    def open(self, command: str, *, data: bool = False) -> Opened:
+        """Return the run as its newest checkpoint has it, built: for what the other methods do not do."""
+        return open_session(
+            self.folder,
+            command,
+            console=self.console,
+            objects=self.objects,
+            data=data,
+            anyway=self.anyway,
+            model=self.moved,
+        )
+
+    def table(self) -> Table:
+        """Return the result beside its baselines: before, after, bytes, time."""
+        others = {name: baseline.summary for name, baseline in self.baselines.items()}
+        return results_table(self.summary, others, metrics_of(self.folder))
+
+
+def open_run(
+    folder: Path | str,
+    *,
+    algorithm: Any = None,
+    data: Any = None,
+    model: Any = None,
+    trainer: Any = None,
+    metrics: Sequence[Metric] = (),
+    console: Console | None = None,
+    anyway: bool = False,
+    moved: Path | None = None,
+) -> Result:
+    """Return the result of a run that is in a folder already.
+
+    Args:
+        folder: The run's.
+        algorithm: As given to `fedloom.run`, and so are the next three; only what was given there, and is asked of, is
+            needed.
+        data: For `evaluate`.
+        model: For `evaluate`, `chat` and `export`.
+        trainer: For `evaluate`, where it is to measure; the package's own does if not given.
+        metrics: For `evaluate`; those whose function is not given are left out.
+        console: Where notes go; nowhere if not given.
+        anyway: Go on although data or model are not what the run was begun with, and write that down.
+        moved: Where the base model is now, if it has moved.
+
+    Raises:
+        ValueError: where there is no run.
+    """
+    require_run(Path(folder))
+    objects = Objects(algorithm=algorithm, data=data, model=model, trainer=trainer, metrics=metrics)
+    return Result(Path(folder), objects, console or Console(quiet=True), anyway, moved)
+
+
+def results_table(
+    own: Mapping[str, Any],
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+    metrics: MetricTable = METRICS,
+) -> Table:
+    """Return the summary of a run beside those of its baselines, by name; `metrics` are the run's."""
+    baselines = baselines or {}
+    summaries = [own, *baselines.values()]
+    table = Table(
+        title=Text(f"{own['name']}: {own['rounds']} rounds, {own['num_clients']} clients"),
+        title_justify="left",
+    )
+    table.add_column("metric")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right", style="bold")
+    for name in baselines:
+        table.add_column(name, justify="right")
+    for metric in map(metrics.of, measures(own["final"], metrics)):
+        row = [own["before"].get(metric.name), *(s["final"].get(metric.name) for s in summaries)]
+        table.add_row(metric.title, *(shown(metric, value) for value in row))
+    for metric in map(metrics.of, own["worst"]):
+        found = (s["worst"].get(metric.name) for s in summaries)
+        worst = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
+        table.add_row(f"Worst {metric.title.lower()}", "", *map(Text, worst))
+    if drawn := own.get("evaluated"):
+        chosen = f"{drawn['clients']} of {drawn['of']}, drawn for each evaluation"
+        table.add_row("Clients measured", "", chosen)
+    for label, style, cells in _totals(summaries):
+        table.add_row(label, "", *cells, style=style)
+    return table
+
+
+def _totals(
+    summaries: Sequence[Mapping[str, Any]],
+) -> list[tuple[str, str | None, list[str]]]:
+    """Return label, style and a cell a run of what is counted over a whole run."""
+    rows: list[tuple[str, str | None, list[str]]] = []
+
+    def add(label: str, cell: Callable[[Mapping[str, Any]], str], style: str | None = None) -> None:
+        rows.append((label, style, [cell(summary) for summary in summaries]))
+
+    if any(s.get("rounds_unchanged") for s in summaries):
+        told = "Rounds that changed nothing"
+        add(told, lambda s: f"{s.get('rounds_unchanged', 0)} of {s['rounds']}", "yellow")
+    counted = all("upload_bytes" in s for s in summaries)
+    if counted:
+        add("Bytes up", lambda s: human_bytes(s["upload_bytes"]))
+        add("Bytes down", lambda s: human_bytes(s["download_bytes"]))
+    if any(s.get("privacy") for s in summaries):
+        add("Privacy", lambda s: (s.get("privacy") or {"short": ""})["short"])
+    if counted:
+        add("Training time", lambda s: duration(s["train_seconds"]))
+    return rows

@@ -1,0 +1,80 @@
+"""The deployed weights of a run, measured again on every client's held-out data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fedloom.core.metrics import WEIGHTS
+from fedloom.core.protocols import ClientId, Metrics, Split
+from fedloom.evaluation.measure import combine
+from fedloom.rounds.loop import Run, measure
+from fedloom.rounds.session import Session
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good what clients use is, after a round."""
+
+    name: str
+    """Of the recipe."""
+    round: int
+    split: Split
+    metrics: Metrics
+    """Over the examples of all clients."""
+    clients: Mapping[ClientId, Metrics]
+
+    def table(self) -> Table:
+        """Return a row per client and one over all."""
+        names = [n for n in self.metrics if n not in WEIGHTS]
+        table = Table(
+            title=Text(f"{self.name} after round {self.round}, {self.split} data"),
+            title_justify="left",
+        )
+        table.add_column("client")
+        for name in ("num_examples", *names):
+            table.add_column(name.replace("_", " "), justify="right")
+        last = list(self.clients)[-1]
+        for client, metrics in {**self.clients, "all": self.metrics}.items():
+            cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
+            count = f"{metrics['num_examples']:.0f}"
+            table.add_row(Text(client), count, *cells, end_section=client == last)
+        return table
+
+
+def evaluate(session: Session, run: Run[Any], split: Split = "test") -> Evaluation:
+    """Measure what every client would use after a run's last round on its own held-out data.
+
+    Raises:
+        ValueError: where that data is at sites, or there is none.
+    """
+    if split not in ("validation", "test"):
+        raise ValueError(f"split must be validation or test, got {split!r}")
+    if session.recipe.elsewhere:
+        raise ValueError(
+            f"the test data of this run is at its sites; {session.folder / 'summary.json'} has what they measured last"
+        )
+    counts = session.counts
+    held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
+    clients = [c for c in session.judges if held_out[c]]
+    if not clients:
+        shares = ", ".join(f"{share:g}" for share in session.recipe.data.fractions)
+        which = "second" if split == "validation" else "third"
+        raise ValueError(
+            f"no client of {session.folder} holds {split} data: data.fractions {shares} (training, validation, test)"
+            f" left none, so begin a run with a larger {which} share"
+        )
+    measured, failures = measure(
+        run,
+        session.recipe.algorithm,
+        session.engine,
+        kind="test" if split == "test" else "validate",
+        population=session.engine.population(),
+        clients=clients,
+    )
+    if not measured:
+        raise ValueError(f"no client could be measured: {failures[0].reason}")
+    total = combine(measured.values(), session.recipe.evaluation.table)
+    return Evaluation(session.recipe.name, run.number, split, total, measured)
