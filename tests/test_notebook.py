@@ -1,5 +1,7 @@
 """The twelve lines of a notebook: nothing is registered, everything is an object, on two engines, and it resumes."""
 
+import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
