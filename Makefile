@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 WORKERS ?= 2
 test-fast test-slow coverage: export OMP_NUM_THREADS = 1
 
-.PHONY: help install quickstart test test-fast test-slow coverage lint format bench clean
+.PHONY: help install quickstart test test-fast test-slow coverage lint docs dist format bench clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,14 @@ lint: install  ## Check format, rules, types, layers, spelling and dependencies.
 	@$(BIN)/codespell
 	@$(BIN)/deptry src
 
+docs: install  ## Build the documentation into docs/_build; a warning is an error.
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+dist: install  ## Build the wheel into dist/.
+	@$(PIP) build
+	@$(BIN)/python -m build --quiet --wheel --outdir dist .
+	@ls -l dist/*.whl
+
 format: install  ## Format, and mend what the rules can mend.
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -55,5 +63,5 @@ bench: install  ## Measure a round beside plain loops, and print the table.
 	@$(BIN)/python benchmarks/round.py
 
 clean:  ## Remove what was made here, except runs/.
-	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	@rm -rf .venv build dist docs/_build docs/settings.md .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

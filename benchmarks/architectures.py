@@ -29,7 +29,7 @@ from fedloom.models.hf_logging import quiet
 from fedloom.recipe import load_recipe
 from fedloom.results.chat import last_run
 from fedloom.results.export import deliverables
-from fedloom.run.session import Session, build
+from fedloom.rounds.session import Session, build
 from timing import write_page
 
 CLOSE = 1e-4
@@ -313,8 +313,8 @@ def tried(name: str, model: Path, targets: str | Sequence[str], folder: Path) ->
         [
             f"name={name.partition(',')[0]}",
             f"model.name={model}",
-            f"tune.targets={told}",
-            "tune.rank=4",
+            f"tune.lora.targets={told}",
+            "tune.lora.rank=4",
             "data.num_examples=160",
             "data.num_clients=4",
             "data.partition=iid",

@@ -41,7 +41,7 @@ from fedloom.core.params import sub
 from fedloom.core.protocols import ClientId, Fit, Job, Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
-from fedloom.run.session import build
+from fedloom.rounds.session import build
 from fedloom.server.samplers import Full, Sampler, Uniform
 from timing import write_page
 
@@ -75,7 +75,7 @@ def recipe_of(num_clients: int, seed: int, arguments: argparse.Namespace) -> Any
         {
             "name": "clusters",
             "data": data,
-            "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+            "tune": {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}},
             "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 10, "batch_size": batch},
             "evaluation": {"generate": False},
             "run": {"seed": seed},

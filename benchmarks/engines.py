@@ -27,7 +27,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "flasc": {"algorithm": [{"flasc": {"download": 0.5, "upload": 0.25}}, "fedavg"]},
     "fedkseed": {
         "algorithm": {"fedkseed": {"steps": 2}},
-        "tune": {"space": "seeds", "num_seeds": 64},
+        "tune": {"seeds": {"num_seeds": 64}},
         "local": {"lr": 5e-5, "steps": None},
     },
     "clustered": {"algorithm": ["clustered", "fedavg"]},
@@ -46,7 +46,7 @@ BASE: dict[str, Any] = {
         "partition": {"shards": {"by": "language", "per_client": 1}},
         "max_length": 64,
     },
-    "tune": {"rank": 4},
+    "tune": {"lora": {"rank": 4}},
     "local": {"optimizer": "sgd", "lr": 0.1, "steps": 2, "batch_size": 4, "batched": "off"},
     "evaluation": {"every": 0, "generate": False, "max_examples": 2, "validation": False},
 }

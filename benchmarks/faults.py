@@ -43,7 +43,7 @@ RECIPE: dict[str, Any] = {
     "name": "faults",
     "algorithm": "scaffold",
     "data": {"source": "site", "max_length": 64},
-    "tune": {"rank": 4},
+    "tune": {"lora": {"rank": 4}},
     "local": {"optimizer": "sgd", "lr": 0.1, "steps": 4, "batch_size": 2, "batched": "off"},
     "evaluation": {"every": 0, "generate": False, "max_examples": 1, "validation": False},
 }
@@ -249,7 +249,7 @@ def refused(home: Path) -> None:
     (versions / "METADATA").write_text("Metadata-Version: 2.1\nName: fedloom\nVersion: 9.9.9\n")
     _misfit(home / "version", recipe, data, {"PYTHONPATH": str(versions.parent)})
     lines = (
-        "import torch, fedloom.run.session as session",
+        "import torch, fedloom.rounds.session as session",
         "real = session.load_base",
         "def load_base(settings):",
         "    base = real(settings)",

@@ -25,10 +25,10 @@ import torch
 from fedloom import experiment
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import measure
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import build
+from fedloom.rounds.loop import measure
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import build
 from fedloom.tracking.metrics_log import MetricsLog
 from timing import write_page
 
@@ -39,7 +39,7 @@ RIVALS = ("flasc_r2_small", "dense_r1_int8", "flasc_r4_small", "dense_r1")
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 INT8 = {"wire": {"download": "int8", "upload": "int8"}}
-ZERO = {"tune": {"origin": "zero"}}
+ZERO = {"tune": {"lora": {"origin": "zero"}}}
 Tree = Mapping[str, Any]
 
 
@@ -68,13 +68,21 @@ ADAPTER, LTH = {"start": 0.25, "warm": 1}, {"start": 1.0, "decay": 0.8, "every":
 # alpha stays 16 at every rank: at rank 1 it was better than 1.
 CONFIGS: dict[str, Tree] = {
     "dense_r16": {"algorithm": dense()},
-    "dense_r1": {"algorithm": dense(), "tune": {"rank": 1}},
+    "dense_r1": {"algorithm": dense(), "tune": {"lora": {"rank": 1}}},
     "flasc_4": {"algorithm": flasc(1 / 4, 1 / 4, 3.0)},
     "flasc_small": {"algorithm": flasc(1 / 4, 1 / 4, 3.0), **INT8},
-    "flasc_r4_small": {"algorithm": flasc(1 / 4, 1 / 4, 3.0), "tune": {"rank": 4}, **INT8},
-    "flasc_r2_small": {"algorithm": flasc(1 / 4, 1 / 4, 3.0), "tune": {"rank": 2}, **INT8},
-    "dense_r4_int8": {"algorithm": dense(), "tune": {"rank": 4}, **INT8},
-    "dense_r1_int8": {"algorithm": dense(), "tune": {"rank": 1}, **INT8},
+    "flasc_r4_small": {
+        "algorithm": flasc(1 / 4, 1 / 4, 3.0),
+        "tune": {"lora": {"rank": 4}},
+        **INT8,
+    },
+    "flasc_r2_small": {
+        "algorithm": flasc(1 / 4, 1 / 4, 3.0),
+        "tune": {"lora": {"rank": 2}},
+        **INT8,
+    },
+    "dense_r4_int8": {"algorithm": dense(), "tune": {"lora": {"rank": 4}}, **INT8},
+    "dense_r1_int8": {"algorithm": dense(), "tune": {"lora": {"rank": 1}}, **INT8},
     "flasc_16": {"algorithm": flasc(1 / 16, 1 / 16, 20.0)},
     "flasc_16_magnitude": {"algorithm": flasc(1 / 16, 1 / 16, 10.0), **ZERO},
     "flasc_64": {"algorithm": flasc(1 / 64, 1 / 64, 20.0)},
@@ -83,7 +91,7 @@ CONFIGS: dict[str, Tree] = {
     "adapter_lth": {"algorithm": prune(**LTH)},
     "federated_select": {"algorithm": prune(regrow=True, **ADAPTER)},
     # On demand.
-    "dense_r4": {"algorithm": dense(), "tune": {"rank": 4}},
+    "dense_r4": {"algorithm": dense(), "tune": {"lora": {"rank": 4}}},
     "dense_r16_int8": {"algorithm": dense(), **INT8},
     "dense_r16_adam": {"algorithm": [server("adam", 1e-2)]},
     "ffa_r16": {"algorithm": [{"freeze": {"names": ["lora_A"]}}, *dense()]},
@@ -125,7 +133,8 @@ def recipe_of(name: str, seed: int, arguments: argparse.Namespace) -> Recipe:
         "run": {"rounds": arguments.rounds, "seed": seed, "samples": 0, "keep_checkpoints": 1},
         **CONFIGS[name],
     }
-    tree["tune"] = {"rank": 16, "targets": "all-linear", **CONFIGS[name].get("tune", {})}
+    lora = CONFIGS[name].get("tune", {}).get("lora", {})
+    tree["tune"] = {"lora": {"rank": 16, "targets": "all-linear", **lora}}
     return build_recipe(tree)
 
 

@@ -1,4 +1,4 @@
-"""FedKSeed by law and sampling, beside LoRA at equal compute and at equal bytes, several seeds each.
+"""FedKSeed by distribution and sampling, beside LoRA at equal compute and at equal bytes, several seeds each.
 
     python benchmarks/kseed.py [--configs gaussian,pro,...] [--seeds 5] [--rounds 6] [--steps 40] [--part 0/2] [--table]
 
@@ -23,7 +23,7 @@ import torch
 from fedloom import experiment
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from flasc import interval
 from timing import write_page
 
@@ -34,11 +34,11 @@ INT8 = {"download": "int8", "upload": "int8"}
 Tree = Mapping[str, Any]
 
 
-def walk(steps: int, law: str = "gaussian", num_seeds: int = 4096, **fields: Any) -> Tree:
+def walk(steps: int, distribution: str = "gaussian", num_seeds: int = 4096, **fields: Any) -> Tree:
     """Return FedKSeed with `steps` steps a client and round."""
     return {
         "algorithm": [{"fedkseed": {"steps": steps, **fields}}],
-        "tune": {"space": "seeds", "num_seeds": num_seeds, "law": law},
+        "tune": {"seeds": {"num_seeds": num_seeds, "distribution": distribution}},
         "local": {"optimizer": "sgd", "lr": 5e-5, "batch_size": 8},
     }
 
@@ -47,7 +47,7 @@ def lora(steps: int, rank: int, **rest: Any) -> Tree:
     """Return federated averaging of LoRA adapters by gradient descent."""
     return {
         "algorithm": ["fedavg"],
-        "tune": {"rank": rank, "targets": "all-linear"},
+        "tune": {"lora": {"rank": rank, "targets": "all-linear"}},
         "local": {"optimizer": "adamw", "lr": 4e-3, "steps": steps, "batch_size": 8},
         **rest,
     }

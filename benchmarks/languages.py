@@ -30,10 +30,10 @@ from fedloom.core.protocols import Metrics
 from fedloom.data import polyglot
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import measure
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.loop import measure
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 from flasc import interval
 from timing import write_page
 
@@ -90,7 +90,7 @@ def recipe_of(mode: str, seed: int, arguments: argparse.Namespace) -> Recipe:
         "name": mode,
         "algorithm": algorithm_of(mode, by, count, seed),
         "data": data,
-        "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+        "tune": {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}},
         "local": {"optimizer": "adamw", **local},
         "evaluation": {"every": 0, "validation": False, "generate": False, "max_new_tokens": 12},
         "run": {"rounds": arguments.rounds, "seed": seed, "samples": 0, "keep_checkpoints": 1},

@@ -2,8 +2,8 @@
 
     python benchmarks/replay.py [--turns 5] [--weights 4] [--directions 64] [--threads 1]
 
-(a) nanoseconds a weight and direction, every law against `torch.manual_seed`, `torch.normal` of each tensor and
-`param.data - lr * (c * z)`, which draws normal deviates; gaussian draws the same law, the others do not. CPU time on
+(a) nanoseconds a weight and direction, every distribution against `torch.manual_seed`, `torch.normal` of each tensor and
+`param.data - lr * (c * z)`, which draws normal deviates; gaussian draws the same distribution, the others do not. CPU time on
 one thread; wall time on more, which only a quiet machine tells. (b) the error of what was added, against float64.
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor
 from fedloom.core.randomness import generator
 from fedloom.spaces.directions import kernels, reference
 from fedloom.spaces.directions.directions import Directions
-from fedloom.spaces.directions.stream import Law
+from fedloom.spaces.directions.stream import Distribution
 from timing import Timing, about, paired
 
 SHAPE = torch.Size((1024, 1024))
 OFFICIAL = "official loop, float32"
-TARGETS: dict[Law, tuple[float, float]] = {
+TARGETS: dict[Distribution, tuple[float, float]] = {
     "gaussian": (4, 8),
     "popcount": (12, 25),
     "rademacher": (100, 100),
@@ -74,11 +74,16 @@ def speed(asked: argparse.Namespace) -> None:
     runs: dict[str, Callable[[], object]] = {
         OFFICIAL: official([torch.zeros(SHAPE) for _ in shapes], [0.5, -0.5])
     }
-    for law in TARGETS:
-        count = asked.directions if law in ("rademacher", "lowrank") else few
-        counts[law], runs[law] = count, ours(Directions(shapes, law=law), count)
+    for distribution in TARGETS:
+        count = asked.directions if distribution in ("rademacher", "lowrank") else few
+        counts[distribution], runs[distribution] = (
+            count,
+            ours(Directions(shapes, distribution=distribution), count),
+        )
     counts["rademacher without numba"] = 2
-    runs["rademacher without numba"] = with_numpy(ours(Directions(shapes, law="rademacher"), 2))
+    runs["rademacher without numba"] = with_numpy(
+        ours(Directions(shapes, distribution="rademacher"), 2)
+    )
     clock = time.process_time if asked.threads == 1 else time.perf_counter
     times = paired(runs, turns=asked.turns, clock=clock)
     print(f"\n(a) {numel / 1e6:.1f} M weights, ns a weight and direction")
@@ -118,13 +123,15 @@ def accuracy() -> None:
                 exact = exact + scalars[seed] * z.double()
                 moved = moved + float(scalars[seed]) * z
             rows.setdefault(f"official loop, {name_of(kind)}", []).append(off(moved, exact, start))
-            for law in TARGETS:
-                directions = Directions({"w": shape}, law=law)
+            for distribution in TARGETS:
+                directions = Directions({"w": shape}, distribution=distribution)
                 exact = start.double()
                 for k in range(num):
                     exact = exact + scalars[k] * directions.z("w", k).reshape(-1).double()
                 moved = directions.rebuild(start, scalars, out=torch.empty_like(start))
-                rows.setdefault(f"{law}, {name_of(kind)}", []).append(off(moved, exact, start))
+                rows.setdefault(f"{distribution}, {name_of(kind)}", []).append(
+                    off(moved, exact, start)
+                )
     for name, errors in rows.items():
         print(f"{name:36s} " + " ".join(f"{error:9.1e}" for error in errors))
 

@@ -34,9 +34,9 @@ from fedloom.data.federation import Federation, federate
 from fedloom.data.tokens import Example, Tokenizer
 from fedloom.evaluation.measure import combine
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import advance, begin, measure
-from fedloom.run.recipe_settings import MAX_UPDATE_NORM
-from fedloom.run.session import Makers, Session, build
+from fedloom.rounds.loop import advance, begin, measure
+from fedloom.rounds.recipe_settings import MAX_UPDATE_NORM
+from fedloom.rounds.session import Makers, Session, build
 from timing import write_page
 
 ATTACKERS = 2
@@ -79,7 +79,7 @@ def recipe_of(rule: str, seed: int, rounds: int) -> Any:
                 "max_length": 96,
                 "seed": seed,
             },
-            "tune": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"},
+            "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear", "origin": "zero"}},
             "local": {
                 "optimizer": "adamw",
                 "lr": 4e-3,

@@ -33,7 +33,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.models.base_model import Base
 from fedloom.models.hf_logging import quiet
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.lora import LoRA
 from fedloom.wire.format import decode, encode
 from scenery import VOCABULARY, Unasked, random_llama
 from timing import Timing, about, paired
@@ -67,8 +67,8 @@ def rows_of(scene: Scene, client: str) -> list[Example]:
 
 def ours(scene: Scene, **local: Any) -> tuple[Trainer, Params]:
     """Return a trainer and the start of its space."""
-    tune = TuneSettings(rank=RANK, alpha=ALPHA, targets=TARGETS)
-    space = make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), tune, seed=0)
+    tune = LoRA(rank=RANK, alpha=ALPHA, targets=TARGETS)
+    space = tune.make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), seed=0)
     shards = {client: Shard(rows_of(scene, client), [], []) for client in CLIENTS}
     federation = Federation(shards, {client: {} for client in CLIENTS}, NOTHING)
     settings = LocalSettings(lr=LR, steps=scene.steps, batch_size=1, **local)

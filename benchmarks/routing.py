@@ -25,8 +25,8 @@ from fedloom.data.sources import take_rows
 from fedloom.recipe import load_recipe
 from fedloom.results.export import deliverables
 from fedloom.results.route import Router
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 from timing import write_page
 
 SIZES = (1, 4, 16)

@@ -10,7 +10,7 @@ from fedloom.core.protocols import Metrics
 VOCABULARY = 4096
 
 
-def random_llama(hidden: int, layers: int) -> Any:
+def random_llama(hidden: int, layers: int, vocabulary: int = VOCABULARY) -> Any:
     """Return a random Llama, the same one every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,7 +20,7 @@ def random_llama(hidden: int, layers: int) -> Any:
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
         num_key_value_heads=hidden // 64,
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         max_position_embeddings=512,
         tie_word_embeddings=True,
     )

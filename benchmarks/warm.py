@@ -115,7 +115,7 @@ def ours(home: Path, rounds: int) -> list[float]:
         "name": "warm",
         "algorithm": "fedavg",
         "data": {"source": "site", "max_length": 32},
-        "tune": {"rank": 1, "targets": ["q_proj"]},
+        "tune": {"lora": {"rank": 1, "targets": ["q_proj"]}},
         "local": {"optimizer": "sgd", "lr": 0.1, "steps": 1, "batch_size": 1, "kernels": "torch"},
         "evaluation": {"every": 0, "generate": False, "max_examples": 1, "validation": False},
         "run": {"rounds": rounds, "samples": 0},
@@ -124,7 +124,7 @@ def ours(home: Path, rounds: int) -> list[float]:
     rows = [{"prompt": f"say {i}", "completion": str(i)} for i in range(12)]
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     lines = (
-        "import fedloom.run.session as session",
+        "import fedloom.rounds.session as session",
         "real = session.load_base",
         "def load_base(settings):",
         "    time.sleep(5)",

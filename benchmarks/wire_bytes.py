@@ -64,11 +64,11 @@ class Counting:
 def recipe_of(size: str, folder: Path, rounds: int) -> dict[str, Any]:
     """Return a recipe whose messages have about that size."""
     hidden, layers = SIZES[size]
-    own: dict[str, Any] = {"tune": {"rank": 1, "targets": ["q_proj"]}}
+    own: dict[str, Any] = {"tune": {"lora": {"rank": 1, "targets": ["q_proj"]}}}
     if hidden:
         random_llama(hidden, layers).save_pretrained(folder)
         load_tokenizer(ModelSettings()).save_pretrained(folder)
-        own = {"tune": {"space": "full"}, "model": {"name": str(folder)}}
+        own = {"tune": "full", "model": {"name": str(folder)}}
     return {
         **own,
         "name": "bytes",

@@ -32,7 +32,6 @@ from torch import Tensor
 from fedloom.client.fast.kernels import make_fast
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.make_trainer import make_trainer
-from fedloom.client.objectives import collate
 from fedloom.core.protocols import Fit, Job
 from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation, Shard
@@ -40,11 +39,11 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.models.base_model import Base
 from fedloom.models.hf_logging import quiet
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.seed_space import Seeds
 from scenery import VOCABULARY, Unasked, random_llama
 from timing import about, paired
 
-LAWS = ("rademacher", "popcount", "gaussian", "lowrank")
+DISTRIBUTIONS = ("rademacher", "popcount", "gaussian", "lowrank")
 EPS, LR = 5e-4, 1e-6
 NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
 PLAIN = "two forwards, transformers"
@@ -75,10 +74,10 @@ def ids_of(scene: Scene) -> Tensor:
     return torch.randint(0, VOCABULARY, shape, generator=generator(0, "rows"))
 
 
-def walk(scene: Scene, law: Any) -> Callable[[], object]:
-    """Return a client's work: some steps along directions of a law."""
-    tune = TuneSettings(space="seeds", law=law)
-    space = make_space(Base(random_llama(scene.hidden, scene.layers), None, "random"), tune, seed=0)
+def walk(scene: Scene, distribution: Any) -> Callable[[], object]:
+    """Return a client's work: some steps along directions of a distribution."""
+    base = Base(random_llama(scene.hidden, scene.layers), None, "random")
+    space = Seeds(distribution=distribution).make_space(base, seed=0)
     rows = [Example(row, row.clone(), 1) for row in ids_of(scene)]
     federation = Federation({"one": Shard(rows, [], [])}, {"one": {}}, NOTHING)
     local = LocalSettings(optimizer="sgd", lr=LR, steps=scene.steps, batch_size=scene.rows, eps=EPS)
@@ -104,13 +103,12 @@ def our_forwards(scene: Scene) -> Callable[[], object]:
     model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
     fast = make_fast(model, LocalSettings(), moving=True)
     rows = [Example(row, row.clone(), 1) for row in ids]
-    count = sum(row.num_targets for row in rows)
 
     def run() -> None:
         with torch.no_grad(), fast.installed():
             for _ in range(2 * scene.steps):
-                batch = collate([rows], [count], torch.empty(0), pack=fast.packs)
-                fast.loss(batch).item()
+                (batch,) = fast.batches([rows], len(rows), torch.empty(0))
+                fast.losses(batch).item()
 
     return run
 
@@ -145,7 +143,10 @@ WORK: Mapping[str, Callable[[Scene], Callable[[], object]]] = {
     PLAIN: plain_forwards,
     OURS: our_forwards,
     MEZO: mezo,
-    **{f"step, fedloom, {law}": partial(walk, law=law) for law in LAWS},
+    **{
+        f"step, fedloom, {distribution}": partial(walk, distribution=distribution)
+        for distribution in DISTRIBUTIONS
+    },
 }
 
 

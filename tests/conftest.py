@@ -32,7 +32,7 @@ import torch
 from hypothesis import settings
 
 from fedloom.recipe import build_recipe
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 torch.set_num_threads(1)
 # The same examples every time, however busy the machine.
@@ -172,7 +172,7 @@ def small_tree(model: Path, /, **sections: Any) -> dict[str, Any]:
         "name": "small",
         "algorithm": "fedavg",
         "model": {"name": str(model)},
-        "tune": {"rank": 2, "targets": ["q_proj", "v_proj"]},
+        "tune": {"lora": {"rank": 2, "targets": ["q_proj", "v_proj"]}},
         "data": {
             "num_examples": 80,
             "num_clients": 4,
@@ -185,11 +185,14 @@ def small_tree(model: Path, /, **sections: Any) -> dict[str, Any]:
     }
     for name, section in sections.items():
         known = tree.get(name)
-        tree[name] = (
-            {**known, **section}
-            if isinstance(known, dict) and isinstance(section, dict)
-            else section
-        )
+        # What is tuned is lora, or says itself what.
+        inner = name == "tune" and "lora" in section
+        if inner:
+            tree[name] = {"lora": {**tree["tune"]["lora"], **section["lora"]}}
+        elif name != "tune" and isinstance(known, dict) and isinstance(section, dict):
+            tree[name] = {**known, **section}
+        else:
+            tree[name] = section
     return tree
 
 

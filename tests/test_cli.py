@@ -137,7 +137,7 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
             "run quickstart model.name=./nothing",
             r"model\.name must be a folder with a config\.json",
         ),
-        ("run quickstart tune.targets=[q_prj]", r"tune\.targets.*q_prj"),
+        ("run quickstart tune.lora.targets=[q_prj]", r"tune\.lora\.targets.*q_prj"),
         ("run quickstart data.num_examples=12 data.num_clients=20", r"data\.num_clients .*20"),
         ("run quickstart data.partition.dirichlet.by=tusk", r"data\.partition.*tusk"),
         ("run quickstart run.trackers=[dashboard]", r"run\.trackers may hold .* got 'dashboard'"),

@@ -16,7 +16,7 @@ from fedloom import experiment
 from fedloom.cli_console import NOTHING_CHANGED, show_outcome
 from fedloom.engines.loopback import Loopback
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
 
@@ -243,7 +243,9 @@ def test_what_stays_frozen_is_named_once(
     file = io.StringIO()
     console = Console(width=400, file=file)
     experiment.run(recipe, tmp_path / "run", console=console)
-    said = "tune.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
+    said = (
+        "tune.lora.targets q_proj, v_proj leaves frozen what no adapter fits, or no pass over text"
+    )
     assert file.getvalue().count(said) == 1
     plan = make_plan(recipe)
     assert plan.left_frozen.startswith(said)

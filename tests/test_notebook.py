@@ -25,7 +25,7 @@ from fedloom.core.protocols import (
     Sees,
     Task,
 )
-from fedloom.run.training import FinishedRound
+from fedloom.rounds.training import FinishedRound
 
 Make = Callable[..., Any]
 Rows = list[dict[str, str]]
@@ -101,7 +101,7 @@ SETTINGS = [
     "run.samples=1",
     "local.steps=2",
     "local.batch_size=2",
-    "tune.rank=2",
+    "tune.lora.rank=2",
     "evaluation.every=1",
     "evaluation.max_new_tokens=3",
 ]

@@ -22,7 +22,7 @@ from fedloom.data.federation import federate
 from fedloom.objects import Objects, recipe_with
 from fedloom.recipe import RecipeError, load_recipe
 from fedloom.result import open_run
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Any]
 ROWS = [{"prompt": f"Name {i}", "completion": f"code {i * 7 % 13}"} for i in range(12)]

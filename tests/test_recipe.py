@@ -24,7 +24,7 @@ from fedloom.recipe import (
 )
 from fedloom.recipe_yaml import read_yaml
 from fedloom.reopen import flatten
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
 
@@ -99,7 +99,7 @@ def test_a_density_may_be_written_as_one_number() -> None:
         ({"run": {"rounds": 0}}, r"run\.rounds must be at least 1, got 0"),
         ({"run": {"baselines": ["lokal"]}}, r"run\.baselines: .*'local', 'centralised'"),
         (
-            {"algorithm": "fedkseed", "tune": {"space": "seeds"}, "local": {"steps": 5}},
+            {"algorithm": "fedkseed", "tune": "seeds", "local": {"steps": 5}},
             r"local\.steps has no effect beside fedkseed, got 5: set algorithm\.fedkseed\.steps",
         ),
         ({"run": []}, r"run must hold settings by name, got \[\]"),
@@ -161,7 +161,7 @@ def test_a_mistake_is_named_with_its_path(tree: dict[str, object], message: str)
         ("local.lr=.nan", r"local\.lr: input should be a finite number, got nan"),
         ("local.lr=nan", r"local\.lr: input should be a finite number, got 'nan'"),
         ("local.lr=1e999", r"local\.lr: input should be a finite number, got '1e999'"),
-        ("tune.alpha=-.inf", r"tune\.alpha: input should be a finite number, got -inf"),
+        ("tune.lora.alpha=-.inf", r"tune\.lora\.alpha: input should be a finite number, got -inf"),
         ("data.fractions=[.nan, 0.1, 0.1]", r"data\.fractions: input should be a finite number"),
     ],
 )

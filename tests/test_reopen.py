@@ -556,13 +556,12 @@ def test_coordinates_that_count_from_other_weights_are_never_taken(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_folder, "model")
     sections: dict[str, Any] = {
-        "tune": {"space": space, "rank": 8, "targets": "all-linear"},
+        "tune": {space: {"num_seeds": 16} if space == "seeds" else {}},
         "run": {"rounds": 1, "samples": 0},
         "evaluation": {"every": 0, "generate": False, "max_examples": 1},
     }
     if space == "seeds":
         sections |= {"algorithm": {"fedkseed": {"steps": 2}}, "local": {"lr": 1e-4, "steps": None}}
-        sections["tune"]["num_seeds"] = 16
     experiment.run(build_recipe(small_tree(Path("model"), **sections)), tmp_path / "run")
     other_weights(tmp_path)
     for command in ("chat", "resume"):
@@ -580,7 +579,7 @@ def test_a_refused_override_leaves_the_run_as_it_was(home: Path) -> None:
         "local.lr=0.2",
         "data.num_clients=3",
         "run.seed=1",
-        "tune.rank=4",
+        "tune.lora.rank=4",
         "evaluation.every=2",
     ):
         refusal = typed(["resume", "run", override])[0]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fedloom.experiment import RoundLoop, run, session
     from fedloom.recipe import RecipeError, load_recipe
     from fedloom.result import Result, open_run
-    from fedloom.run.recipe_settings import Recipe
-    from fedloom.run.training import Callback, FinishedRound
+    from fedloom.rounds.recipe_settings import Recipe
+    from fedloom.rounds.training import Callback, FinishedRound
 
 __version__ = "0.1.0"
 
@@ -57,8 +57,8 @@ _HOMES = {
     "fedloom.experiment": ("RoundLoop", "run", "session"),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
     "fedloom.result": ("Result", "open_run"),
-    "fedloom.run.recipe_settings": ("Recipe",),
-    "fedloom.run.training": ("Callback", "FinishedRound"),
+    "fedloom.rounds.recipe_settings": ("Recipe",),
+    "fedloom.rounds.training": ("Callback", "FinishedRound"),
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from fedloom.core.wrapper import layers, stacked
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.partition import stratum
 from fedloom.engines.engine_settings import FlowerSettings, InProcessSettings, RaySettings
-from fedloom.run.recipe_settings import Baseline, Recipe
+from fedloom.rounds.recipe_settings import Baseline, Recipe
 from fedloom.server.samplers import SAMPLERS
 
 _UNBOUNDED = 1e30

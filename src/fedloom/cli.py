@@ -15,7 +15,7 @@ from fedloom.cli_console import open_terminal, show_outcome
 from fedloom.cli_errors import about, guard
 
 if TYPE_CHECKING:
-    from fedloom.run.recipe_settings import Recipe
+    from fedloom.rounds.recipe_settings import Recipe
 
 app = typer.Typer(
     help="Fine-tune large language models across clients whose data never leaves them.",
@@ -107,7 +107,7 @@ def data(
         picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
     )
     tokenizer = load_tokenizer(loaded.model)
-    federation = federate(loaded.data, tokenizer)
+    federation = federate(loaded.data, tokenizer, loaded.objective)
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)
@@ -134,7 +134,7 @@ def report(
 ) -> None:
     """Write report.html anew, drawing the other runs given into it."""
     from fedloom.report.page import write_report
-    from fedloom.run.reading import require_run
+    from fedloom.rounds.reading import require_run
 
     for folder in folders:
         require_run(folder)
@@ -154,7 +154,7 @@ def compare(
     """Put runs into one table and one figure: quality against bytes."""
     from fedloom.core.places import file_at
     from fedloom.report.compare import compare as compare_runs
-    from fedloom.run.reading import require_run
+    from fedloom.rounds.reading import require_run
 
     for folder in folders:
         require_run(folder)

@@ -26,14 +26,14 @@ from fedloom.result import Result
 from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
-from fedloom.run.binding import changed_sites
-from fedloom.run.lock import held
-from fedloom.run.loop import Run, begin, draw
-from fedloom.run.notes import said, write_note
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import Standing, standing
-from fedloom.run.session import Session, build
-from fedloom.run.training import Callback, FinishedRound, Training
+from fedloom.rounds.binding import changed_sites
+from fedloom.rounds.lock import held
+from fedloom.rounds.loop import Run, begin, draw
+from fedloom.rounds.notes import said, write_note
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import Standing, standing
+from fedloom.rounds.session import Session, build
+from fedloom.rounds.training import Callback, FinishedRound, Training
 from fedloom.tracking.trackers import check_trackers, make_trackers
 
 

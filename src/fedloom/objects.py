@@ -21,11 +21,12 @@ from fedloom.engines.engine_settings import InProcessSettings, LoopbackSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import Base, ModelSettings
 from fedloom.models.loaded import base_from, check_loaded_pair, loaded_from
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import RecipeError, apply_overrides, build_recipe, name_of, read_tree, to_tree
 from fedloom.recipe import to_yaml as yaml_of
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers
-from fedloom.run.training import Callback
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers
+from fedloom.rounds.training import Callback
 
 PYTHON = "python:"
 """What the name of a model or of a data source begins with that only Python has."""
@@ -107,9 +108,11 @@ class Objects:
             trainer=None if self.trainer is None else self._trainer,
         )
 
-    def _federation(self, settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    def _federation(
+        self, settings: DataSettings, tokenizer: Tokenizer, objective: Objective
+    ) -> Federation:
         if not isinstance(self.data, Federation):
-            return federate_given(self.data, settings, tokenizer)
+            return federate_given(self.data, settings, tokenizer, objective)
         if settings.pooled:
             raise ValueError(
                 "run.baselines centralised needs rows, which a Federation has no more: leave it out, or give data as"

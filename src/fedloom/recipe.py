@@ -17,9 +17,10 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
-from fedloom.recipe_tables import BARE, LISTS, TABLES
+from fedloom.recipe_moved import moved_key, moved_override
+from fedloom.recipe_tables import BARE, LISTS, MOVED, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -70,6 +71,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        if moved := moved_override(path, text, tree):
+            raise RecipeError(moved)
         keys = path.split(".")
         try:
             value = read_yaml(text, keys)
@@ -127,6 +130,8 @@ def _put(tree: Any, keys: list[str], value: Any, path: str) -> Any:
 
 def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = None) -> Recipe:
     """Return the recipe of a tree of mappings; an `algorithm` that is given takes the place of the tree's."""
+    if moved := moved_key(tree):
+        raise RecipeError(moved)
     if algorithm is None:
         algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
@@ -159,6 +164,8 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
+        if moved := MOVED.get(f"{path}.{key}"):
+            raise RecipeError(f"{path}.{key} is now {moved}")
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(
@@ -181,8 +188,15 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if isinstance(value, str):
             value = {value: {}}
         if not isinstance(value, Mapping) or len(value) != 1:
+            several = isinstance(value, Mapping) and value and value.keys() <= TABLES[hint].keys()
+            # An override of one kind's setting where the recipe has another.
+            last = (
+                f"; the override {path}={[*value][-1]} first replaces what is there"
+                if several
+                else ""
+            )
             raise RecipeError(
-                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}"
+                f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}{last}"
             )
         ((name, fields),) = value.items()
         return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")

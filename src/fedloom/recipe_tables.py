@@ -8,13 +8,18 @@ from fedloom.core.density import Density
 from fedloom.core.metrics import Metric
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
+from fedloom.objectives import OBJECTIVES
+from fedloom.objectives.objective import Objective
 from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
+from fedloom.spaces.tune import TUNES, Tune
 
 TABLES: dict[Any, Mapping[str, type]] = {
+    Tune: TUNES,
     Partition: PARTITIONS,
+    Objective: OBJECTIVES,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Combine: COMBINES,
     Sampler: SAMPLERS,
@@ -22,6 +27,12 @@ TABLES: dict[Any, Mapping[str, type]] = {
     Mode: MODES,
     SeedSampling: SEED_SAMPLINGS,
 }
+
+MOVED: Mapping[str, str] = {
+    "data.classes": "`objective: {classification: {classes: ...}}`",
+    "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
+}
+"""Keys that a recipe no longer has -> what stands in their place."""
 
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""

@@ -11,15 +11,16 @@ from rich.console import Console
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
+from fedloom.objectives.objective import Objective
 from fedloom.objects import PYTHON, Objects, only_here, rebuilt
 from fedloom.recipe import apply_overrides, to_tree
-from fedloom.run.binding import compare
-from fedloom.run.loop import Run
-from fedloom.run.notes import said, write_note
-from fedloom.run.reading import read_recipe_text, require_run
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import newest
-from fedloom.run.session import Federate, Session, build
+from fedloom.rounds.binding import compare
+from fedloom.rounds.loop import Run
+from fedloom.rounds.notes import said, write_note
+from fedloom.rounds.reading import read_recipe_text, require_run
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import newest
+from fedloom.rounds.session import Federate, Session, build
 
 _FREE = (
     "name",
@@ -165,9 +166,9 @@ def _check_there(recipe: Recipe, objects: Objects, folder: Path, *, data: bool) 
 
 
 def _needed(command: str) -> Federate:
-    def read(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    def read(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
         try:
-            return federate(settings, tokenizer)
+            return federate(settings, tokenizer, objective)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"{command} reads the data of the run again, as chat, export and route do not: {error}"

@@ -20,8 +20,8 @@ from fedloom.results.chat import Chat
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.export import USERS, export_models
 from fedloom.results.records import Records, client_records, metric_records
-from fedloom.run.lock import held
-from fedloom.run.reading import metrics_of, read_json, require_run
+from fedloom.rounds.lock import held
+from fedloom.rounds.reading import metrics_of, read_json, require_run
 from fedloom.tracking.metric_format import duration, measures, shown
 from fedloom.tracking.units import human_bytes
 

@@ -421,7 +421,7 @@ def test_more_clusters_than_clients_are_refused() -> None:
 
 
 def test_products_are_refused_where_coordinates_count_from_the_start() -> None:
-    with pytest.raises(ValueError, match=r"tune\.origin zero"):
+    with pytest.raises(ValueError, match=r"tune\.lora\.origin zero"):
         village(Clustered(FedAvg(), Auto(compare="BA")), tongues(2, 2))
 
 

@@ -12,7 +12,7 @@ from fedloom.core.protocols import Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
 from fedloom.core.standin import play
-from fedloom.run.loop import tasks
+from fedloom.rounds.loop import tasks
 from fedloom.server.optimizers import SGD, Momentum
 from fedloom.wire.format import encode_reply, encode_task
 from fedloom.wire.wire_settings import WireSettings
@@ -195,7 +195,7 @@ def test_what_cannot_be_meant_is_refused(given: Any, message: str) -> None:
 
 
 def test_it_says_what_space_it_needs() -> None:
-    with pytest.raises(ValueError, match=r"needs tune\.space seeds, got lora_A"):
+    with pytest.raises(ValueError, match=r"needs tune: seeds, got lora_A"):
         DeComFL().init({"lora_A": torch.zeros(2)}, 0)
     with pytest.raises(ValueError, match=r"needs local\.weight_decay 0"):
         DeComFL().init({**seeds(), "base": torch.zeros(())}, 0)

@@ -18,8 +18,8 @@ from fedloom.core.protocols import Done, Fit, Reply, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
 from fedloom.core.standin import play
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import Run, begin, tasks
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import Run, begin, tasks
 from fedloom.server.importance import Power, Pro
 from fedloom.server.optimizers import Adam, Momentum
 from fedloom.wire.format import encode_reply, encode_task
@@ -302,7 +302,7 @@ def test_what_cannot_be_meant_is_refused(given: Any, message: str) -> None:
 
 
 def test_it_says_what_space_it_needs() -> None:
-    with pytest.raises(ValueError, match=r"needs tune\.space seeds, got lora_A"):
+    with pytest.raises(ValueError, match=r"needs tune: seeds, got lora_A"):
         FedKSeed().init({"lora_A": torch.zeros(2)}, 0)
     decaying = {**seeds(), "base": torch.zeros((), dtype=torch.float64)}
     with pytest.raises(ValueError, match=r"uploads must be delta for local\.weight_decay"):

@@ -250,7 +250,7 @@ def test_tiers_share_the_support_of_the_densest() -> None:
 def test_a_start_of_which_a_part_could_never_move_is_refused() -> None:
     algorithm = Private(FedAvg(), 1.0, noise_multiplier=1.0, noise_on="support")
     with pytest.raises(
-        ValueError, match=r"would never move lora_B, .* set tune\.origin to initial"
+        ValueError, match=r"would never move lora_B, .* set the origin of tune to initial"
     ):
         algorithm.init({"lora_A": torch.ones(2), "lora_B": torch.zeros(2)}, 0)
 

@@ -15,7 +15,8 @@ from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.models.base_model import Base
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import Tune
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
@@ -86,22 +87,25 @@ class Bench:
 def bench(
     tiny_llama: Callable[..., Any], federation: Federation, evaluator: FakeEvaluator
 ) -> Callable[..., Bench]:
-    """Return a maker: `bench(model=None, data=None, tune={}, num_rounds=10, **local)`, float64 by default."""
+    """Return a maker: `bench(model=None, data=None, tune={}, num_rounds=10, **local)`, float64 by default.
+
+    A mapping as `tune` is settings of LoRA, of rank 4 where it says no other.
+    """
 
     def make(
         *,
         model: Any = None,
         data: Federation | None = None,
-        tune: Mapping[str, Any] | None = None,
+        tune: Tune | Mapping[str, Any] | None = None,
         num_rounds: int = 10,
         **local: Any,
     ) -> Bench:
         model = tiny_llama(dtype=torch.float64) if model is None else model
         base = Base(model.requires_grad_(False), None, "random")
         settings = LocalSettings(**local)
-        asked = tune or {}
-        tuned = TuneSettings(**(asked if "space" in asked else {"rank": 4, **asked}))
-        space: Any = make_space(base, tuned, seed=1, decays=settings.decays_seeds)
+        if tune is None or isinstance(tune, Mapping):
+            tune = LoRA(**{"rank": 4, **(tune or {})})
+        space: Any = tune.make_space(base, seed=1, decays=settings.decays_seeds)
         trainer = make_trainer(
             space,
             federation if data is None else data,

@@ -41,6 +41,46 @@ def test_memory_comes_back_bit_for_bit(store: ClientStateStore) -> None:
     assert torch.equal(back["a"]["x"].view(torch.int32), odd["a"]["x"].view(torch.int32))
 
 
+def test_memory_of_any_types_shapes_and_zeros_comes_back_in_its_order(
+    store: ClientStateStore,
+) -> None:
+    kept: Payload = {
+        "mask": {"b": torch.tensor([True, False] * 40), "none": torch.zeros(9, dtype=torch.bool)},
+        "state": {
+            "zero": torch.zeros(100),
+            "few": torch.eye(20).bfloat16(),
+            "turned": torch.arange(12.0).reshape(3, 4).t(),
+            "scalar": torch.tensor(3),
+            "grad": torch.ones(16, requires_grad=True),
+            "last": torch.ones(4, 16, dtype=torch.float64),
+        },
+        "empty": {},
+    }
+    store.save("c", 1, kept)
+    back = store.load("c", before=2)
+    assert [(group, list(params)) for group, params in back.items()] == [
+        (group, list(params)) for group, params in kept.items()
+    ]
+    for group, params in kept.items():
+        for name, tensor in params.items():
+            assert back[group][name].dtype == tensor.dtype
+            assert torch.equal(back[group][name], tensor.detach())
+
+
+def test_a_memory_file_cut_or_flipped_anywhere_is_noticed(store: ClientStateStore) -> None:
+    store.save("c", 1, client_state(1))
+    path = store.folder / "c" / "1"
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        flipped = whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
+        for damaged in (whole[:at], flipped):
+            path.write_bytes(damaged)
+            with pytest.raises(
+                ClientError, match=r"the client state of c cannot be read from .*c/1: the "
+            ):
+                store.load("c", before=2)
+
+
 def test_a_task_finds_the_newest_memory_older_than_its_round(store: ClientStateStore) -> None:
     for number in (2, 9, 10):
         store.save("c", number, client_state(number))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedloom.spaces.directions import kernels, lowrank
+from fedloom.spaces.seed_space import Seeds
 
 STEPS = 4
 
@@ -35,23 +36,23 @@ def drawn(monkeypatch):
     return seen
 
 
-def walked(bench, model, law):
-    tune = {"space": "seeds", "law": law}
+def walked(bench, model, distribution):
+    tune = Seeds(distribution=distribution)
     one = bench(model=model, tune=tune, optimizer="sgd", lr=1e-4, steps=STEPS)
     table = model.get_input_embeddings().weight.numel()
     return one, one.space.values.numel(), table
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher", "popcount"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "popcount"])
 def test_a_step_draws_a_weight_three_times_and_moves_five_values_of_it(
-    bench, tiny_llama, drawn, law
+    bench, tiny_llama, drawn, distribution
 ):
     """Check fedkseed A16, counted: both looks draw, and the step as the next look reads.
 
     A pass reads and writes; that which takes a step also writes what it moved. Two draws are for who has the activations
     of both looks at once.
     """
-    one, numel, table = walked(bench, tiny_llama(), law)
+    one, numel, table = walked(bench, tiny_llama(), distribution)
     one.fit(["c1"])
     kept = numel - table
     # A look reads the rows of an embedding that occur, at most all.

@@ -3,11 +3,11 @@ import torch
 from torch.nn import functional
 
 from fedloom.client.fast import products
-from fedloom.client.fast.functions import frozen_linear, fused_cross_entropy, lora_linear
-from fedloom.client.fast.kernels import TargetLoss, choose_kernels, make_fast
+from fedloom.client.fast.functions import frozen_linear, lora_linear
+from fedloom.client.fast.kernels import choose_kernels, make_fast
 from fedloom.client.fast.products import PackedProduct, TorchProduct, packed_is_faster
 from fedloom.client.local_settings import LocalSettings
-from fedloom.client.objectives import ReferenceLoss
+from fedloom.objectives.head import fused_cross_entropy
 
 HAS_PACKED = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_reorder_linear_weight"
@@ -154,8 +154,8 @@ def test_packed_products_that_do_not_work_are_not_used(monkeypatch, trouble):
 
 def test_the_loss_looks_at_targets_only_where_the_model_allows_it(tiny_llama):
     model = tiny_llama().requires_grad_(False)
-    assert isinstance(make_fast(model, LocalSettings()).loss, TargetLoss)
-    assert isinstance(make_fast(model, LocalSettings(kernels="reference")).loss, ReferenceLoss)
+    assert make_fast(model, LocalSettings()).forward.parts is not None
+    assert make_fast(model, LocalSettings(kernels="reference")).forward.parts is None
 
 
 def test_a_model_that_caps_its_logits_falls_back_to_its_own_forward(bench, distance):
@@ -177,7 +177,7 @@ def test_a_model_that_caps_its_logits_falls_back_to_its_own_forward(bench, dista
             torch.manual_seed(0)
             return Gemma2ForCausalLM(config).double().eval().requires_grad_(False)
 
-    assert isinstance(make_fast(capped(), LocalSettings()).loss, ReferenceLoss)
+    assert make_fast(capped(), LocalSettings()).forward.parts is None
     local = {"optimizer": "sgd", "lr": 0.5}
     alone = bench(model=capped(), batched="off", kernels="reference", **local).fit(["c1", "c2"])
     together = bench(model=capped(), **local).fit(["c1", "c2"])

@@ -8,6 +8,7 @@ from fedloom.client.setup import batches
 from fedloom.core.protocols import ClientError, Fit, Job, Proximal
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
+from fedloom.spaces.full import Full
 
 PLAIN = {"kernels": "reference", "batched": "off"}
 SGD = {"optimizer": "sgd", "lr": 0.5, "max_grad_norm": None}
@@ -56,7 +57,7 @@ def test_a_fit_is_a_plain_torch_loop_bit_for_bit(
 ):
     """Check fs_llm B3 for one client, float32."""
     data = federation_of([rows(1, 10)])
-    tune = {"space": space, "origin": "zero"} if space == "full" else {"origin": "zero"}
+    tune = Full(origin="zero") if space == "full" else {"origin": "zero"}
     ours, other = (
         bench(model=tiny_llama(), data=data, tune=tune, epochs=2, **local, **PLAIN)
         for _ in range(2)

@@ -2,15 +2,16 @@ import pytest
 import torch
 
 from fedloom.client.mezo import Mezo
-from fedloom.client.objectives import collate
 from fedloom.client.setup import batches
 from fedloom.core.protocols import Evaluate, Job
 from fedloom.core.randomness import derive, generator
+from fedloom.objectives.batch import collate
+from fedloom.spaces.full import Full
 
 ZEROTH = {"order": "zeroth", "optimizer": "sgd", "max_grad_norm": None}
 
 
-@pytest.mark.parametrize("tune", [{}, {"space": "full"}], ids=["lora", "full"])
+@pytest.mark.parametrize("tune", [None, Full()], ids=["lora", "full"])
 def test_a_guess_is_the_slope_times_the_direction(bench, tune):
     """One step of plain descent: the move is -lr (z . gradient) z."""
     local = {"steps": 1, "batch_size": 64, "lr": 1e-3}
@@ -32,7 +33,7 @@ def test_a_guess_is_the_slope_times_the_direction(bench, tune):
     )
     fast = other.trainer.fast if tune else other.trainer.sequential.fast
     count = sum(row.num_targets for row in step)
-    fast.loss(collate([step], [count], space.values, pack=False)).sum().backward()
+    fast.losses(collate([step], [count], space.values, pack=False)).sum().backward()
     moved = space.vector(done.params) - space.vector(start)
     torch.testing.assert_close(moved, -1e-3 * (z @ gradient) * z, rtol=1e-2, atol=1e-9)
     assert done.lr_sum == pytest.approx(1e-3)
@@ -51,7 +52,7 @@ def test_looks_leave_the_tensors_as_they_were(bench):
 @pytest.mark.parametrize("more", [{}, {"difference": "forward"}, {"directions": 2}])
 def test_guesses_learn(bench, tiny_llama, more):
     local = {**ZEROTH, "lr": 1e-3, "steps": 30, "batch_size": 4}
-    one = bench(model=tiny_llama(seed=4), tune={"space": "full"}, **{**local, **more})
+    one = bench(model=tiny_llama(seed=4), tune=Full(), **{**local, **more})
     assert isinstance(one.trainer, Mezo)
     (first,) = one.fit(["c7"])
     (second,) = one.fit(["c7"], first.params)
@@ -76,7 +77,7 @@ def test_a_slope_is_cut(bench):
 
 def test_what_has_no_effect_is_refused(bench):
     with pytest.raises(
-        ValueError, match=r"tune.dropout must be 0 for local.order zeroth.* got 0.1"
+        ValueError, match=r"tune.lora.dropout must be 0 for local.order zeroth.* got 0.1"
     ):
         bench(tune={"dropout": 0.1}, **ZEROTH)
     with pytest.raises(

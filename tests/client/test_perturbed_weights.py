@@ -9,7 +9,7 @@ from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, perturbed_weights_of
 from fedloom.models.base_model import Base
 from fedloom.models.int8 import quantize_
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.seed_space import Seeds
 
 NAME = "coefficients"
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -42,7 +42,7 @@ def architectures():
     }
 
 
-def make(name="llama", law="rademacher", dtype=torch.float32, *, int8=False, weights=()):
+def make(name="llama", distribution="rademacher", dtype=torch.float32, *, int8=False, weights=()):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = architectures()[name]().to(dtype).eval().requires_grad_(False)
@@ -51,8 +51,8 @@ def make(name="llama", law="rademacher", dtype=torch.float32, *, int8=False, wei
                 nn.init.normal_(p, std=0.1)
     if int8:
         quantize_(model)
-    tune = TuneSettings(space="seeds", num_seeds=8, law=law, weights=weights)
-    return make_space(Base(model, None, "random"), tune, seed=2)
+    tune = Seeds(num_seeds=8, distribution=distribution, weights=weights)
+    return tune.make_space(Base(model, None, "random"), seed=2)
 
 
 def at(space, k, by):
@@ -68,7 +68,7 @@ def logits(space):
     return space.model(input_ids=IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher", "popcount", "lowrank"])
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "popcount", "lowrank"])
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
@@ -80,9 +80,9 @@ def logits(space):
         ("llama", ("mlp", "norm")),
     ],
 )
-def test_a_model_seen_shifted_is_the_model_rebuilt_there(name, weights, law):
-    space = make(name, law, torch.float64, weights=weights)
-    kind = PerturbedLowRank if law == "lowrank" else Ground
+def test_a_model_seen_shifted_is_the_model_rebuilt_there(name, weights, distribution):
+    space = make(name, distribution, torch.float64, weights=weights)
+    kind = PerturbedLowRank if distribution == "lowrank" else Ground
     space.load(at(space, 3, 0.03))
     wanted = logits(space)
     with kind(space, perturbed_weights_of(space)).at(at(space, 3, 0)) as ground:
@@ -104,7 +104,7 @@ def test_a_model_seen_shifted_is_the_model_rebuilt_there(name, weights, law):
 
 
 @pytest.mark.parametrize(
-    ("kind", "law"),
+    ("kind", "distribution"),
     [
         ("bfloat16", "rademacher"),
         ("bfloat16", "lowrank"),
@@ -113,10 +113,10 @@ def test_a_model_seen_shifted_is_the_model_rebuilt_there(name, weights, law):
         ("int8", "lowrank"),
     ],
 )
-def test_frozen_weights_of_few_bits_are_seen_shifted_too(kind, law):
+def test_frozen_weights_of_few_bits_are_seen_shifted_too(kind, distribution):
     dtype = torch.float32 if kind == "int8" else getattr(torch, kind)
-    space = make("llama", law, dtype, int8=kind == "int8")
-    ground_of = PerturbedLowRank if law == "lowrank" else Ground
+    space = make("llama", distribution, dtype, int8=kind == "int8")
+    ground_of = PerturbedLowRank if distribution == "lowrank" else Ground
     space.load(at(space, 3, 0.03))
     wanted = logits(space)
     stored = [p.clone() for p in space.tensors.values()]
@@ -169,7 +169,7 @@ def test_a_model_that_reads_weights_from_outside_is_refused():
     untied = make("llama")
     untied.model.lm_head.forward = lambda x: x @ untied.model.model.embed_tokens.weight.T
     before = [p.clone() for p in untied.tensors.values()]
-    with pytest.raises(ValueError, match=r"tune.space seeds needs a model whose layers alone read"):
+    with pytest.raises(ValueError, match=r"tune: seeds needs a model whose layers alone read"):
         perturbed_weights_of(untied)
     after = untied.tensors.values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -186,13 +186,13 @@ def peak_bytes(work):
     return max(accumulate((size for _, size in changes), initial=0))
 
 
-@pytest.mark.parametrize("law", ["rademacher", "gaussian", "lowrank"])
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian", "lowrank"])
 def test_a_walk_takes_the_memory_of_forwards_and_the_largest_layer(
-    bench, tiny_llama, federation_of, rows, law
+    bench, tiny_llama, federation_of, rows, distribution
 ):
     """Check fedkseed A15, on the bytes torch allocates: 1.05 of two forwards and the largest layer."""
     model = tiny_llama(hidden=128, vocab=512)
-    tune = {"space": "seeds", "law": law}
+    tune = Seeds(distribution=distribution)
     data = federation_of([rows(1, 2, (60, 64))])
     local = {"optimizer": "sgd", "lr": 1e-4, "steps": 3, "batch_size": 2, "precision": "float32"}
     one = bench(model=model, data=data, tune=tune, **local)
@@ -213,7 +213,7 @@ def test_a_walk_takes_the_memory_of_forwards_and_the_largest_layer(
 def test_a_step_passes_over_the_weights_twice(bench, tiny_llama, monkeypatch):
     """The look ahead takes the last step on its way, the look behind is the other pass; draws are counted elsewhere."""
     model = tiny_llama()
-    one = bench(model=model, tune={"space": "seeds"}, optimizer="sgd", lr=1e-4, steps=4)
+    one = bench(model=model, tune=Seeds(), optimizer="sgd", lr=1e-4, steps=4)
     passes = {"shift": 0, "advance": 0}
     kind = type(one.space.directions)
 

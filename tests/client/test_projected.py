@@ -3,13 +3,15 @@ import torch
 
 from fedloom.client.projected import Projected
 from fedloom.core.protocols import Fit, Job, Proximal
+from fedloom.spaces.full import Full
+from fedloom.spaces.seed_space import Seeds
 
 NAME = "coefficients"
 FIRST = {"order": "first", "optimizer": "sgd", "max_grad_norm": None, "lr": 0.1, "steps": 3}
 
 
-def make(bench, tiny_llama, num_seeds=24, law="rademacher", **local):
-    tune = {"space": "seeds", "num_seeds": num_seeds, "law": law}
+def make(bench, tiny_llama, num_seeds=24, distribution="rademacher", **local):
+    tune = Seeds(num_seeds=num_seeds, distribution=distribution)
     return bench(model=tiny_llama(), tune=tune, **{**FIRST, **local})
 
 
@@ -17,7 +19,7 @@ def test_the_way_of_the_weights_is_projected_on_the_walk(bench, tiny_llama):
     """Ferret: c_k = <delta, z_k> / K, twice where a direction is drawn twice."""
     one = make(bench, tiny_llama)
     assert isinstance(one.trainer, Projected)
-    full = bench(model=tiny_llama(), tune={"space": "full"}, **{**FIRST, "order": None})
+    full = bench(model=tiny_llama(), tune=Full(), **{**FIRST, "order": None})
     (wanted,) = full.fit(["c2"])
     delta = torch.cat([t.flatten() for t in wanted.params.values()])
     walk = torch.tensor([3, 5, 5, 11])
@@ -31,7 +33,7 @@ def test_the_way_of_the_weights_is_projected_on_the_walk(bench, tiny_llama):
 
 
 def test_without_a_walk_every_direction_counts_once(bench, tiny_llama):
-    one, start = make(bench, tiny_llama, law="gaussian"), None
+    one, start = make(bench, tiny_llama, distribution="gaussian"), None
     (whole,) = one.fit(["c2"], start)
     (said,) = one.fit(["c2"], start, walk={NAME: torch.arange(24)})
     assert torch.equal(whole.params[NAME], said.params[NAME])
@@ -40,7 +42,7 @@ def test_without_a_walk_every_direction_counts_once(bench, tiny_llama):
 
 def test_many_directions_bring_back_the_way_itself(bench, tiny_llama):
     """Unbiased: what is rebuilt lies along the way, the better the more directions there are."""
-    full = bench(model=tiny_llama(), tune={"space": "full"}, **{**FIRST, "order": None})
+    full = bench(model=tiny_llama(), tune=Full(), **{**FIRST, "order": None})
     (wanted,) = full.fit(["c2"])
     delta = torch.cat([t.flatten() for t in wanted.params.values()]).double()
     shares = []
@@ -72,13 +74,13 @@ def test_edits_of_seeds_are_refused(bench, tiny_llama):
     one = make(bench, tiny_llama)
     start = one.space.start()
     for edit in ({"proximal": Proximal(1.0, start)}, {"mask": start}, {"at_start": True}):
-        with pytest.raises(ValueError, match=r"local.order must be zeroth in tune.space seeds"):
+        with pytest.raises(ValueError, match=r"local.order must be zeroth where tune is seeds"):
             one.trainer.run([Job("c1", 1, 0, Fit(start, **edit))])
 
 
 def test_weights_that_cannot_learn_are_refused(bench, tiny_llama):
-    tune = {"space": "seeds", "num_seeds": 8}
-    with pytest.raises(ValueError, match=r"local.order first in tune.space seeds .* float32"):
+    tune = Seeds(num_seeds=8)
+    with pytest.raises(ValueError, match=r"local.order first where tune is seeds .* float32"):
         bench(model=tiny_llama(dtype=torch.bfloat16), tune=tune, **FIRST)
     with pytest.raises(ValueError, match=r"local.group_tokens has no effect"):
         bench(model=tiny_llama(), tune=tune, **FIRST, group_tokens=64)
@@ -87,13 +89,13 @@ def test_weights_that_cannot_learn_are_refused(bench, tiny_llama):
 @pytest.mark.parametrize(
     ("local", "message"),
     [
-        ({}, r"local.optimizer must be sgd where tune.space is seeds.* got adamw"),
+        ({}, r"local.optimizer must be sgd where tune is seeds.* got adamw"),
         ({"optimizer": "sgd", "momentum": 0.5}, r"local.momentum has no effect"),
         ({"optimizer": "sgd", "max_grad_norm": 2.0}, r"local.max_grad_norm has no effect"),
         ({"optimizer": "sgd", "group_tokens": 9}, r"local.group_tokens has no effect"),
     ],
 )
 def test_settings_that_no_walk_looks_at_are_refused(bench, tiny_llama, local, message):
-    tune = {"space": "seeds", "num_seeds": 8}
+    tune = Seeds(num_seeds=8)
     with pytest.raises(ValueError, match=message):
         bench(model=tiny_llama(), tune=tune, **local)

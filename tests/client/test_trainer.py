@@ -8,6 +8,8 @@ from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job
 from fedloom.core.randomness import derive
 from fedloom.models.base_model import enable_checkpointing, fingerprint
+from fedloom.spaces.full import Full
+from fedloom.spaces.lora import LoRA
 
 
 @pytest.mark.parametrize("batched", ["auto", "off"])
@@ -60,7 +62,7 @@ def test_evaluation_has_no_dropout(bench, evaluator):
     [
         ({"rank": 8}, {"lr": 0.02}),
         ({"rank": 8, "dora": True}, {"lr": 0.02}),
-        ({"space": "full"}, {"lr": 0.005}),
+        (Full(), {"lr": 0.005}),
     ],
     ids=["lora", "dora", "full"],
 )
@@ -153,8 +155,7 @@ def test_architectures_train_alike_on_every_path(bench, distance, name, space):
                     torch.nn.init.normal_(p, std=0.1)
             return model
 
-    tune = {"space": space, **({} if space == "full" else {"targets": "all-linear"})}
-    tune |= {"rank": 8} if space == "full" else {}
+    tune = Full() if space == "full" else LoRA(targets="all-linear")
     fast = bench(model=make(), tune=tune, lr=0.005)
     slow = bench(model=make(), tune=tune, lr=0.005, kernels="reference", batched="off")
     clients = ["c1", "c2", "c4"]

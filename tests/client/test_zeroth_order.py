@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fedloom.client.objectives import collate
 from fedloom.client.perturbed_weights import Ground
 from fedloom.client.setup import batches
 from fedloom.client.zeroth_order import SeedWalk
@@ -14,18 +13,19 @@ from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import IGNORED, Example
+from fedloom.objectives.batch import collate
+from fedloom.spaces.seed_space import Seeds
 
 NAME = "coefficients"
-SEEDS = {"space": "seeds", "num_seeds": 32}
 
 
 @pytest.fixture
 def walker(bench, tiny_llama):
-    """Return a maker of walks: `walker(law="rademacher", dtype=torch.float32, model=None, data=None, **local)`."""
+    """Return a maker of walks: `walker(distribution="rademacher", dtype=torch.float32, model=None, data=None, **local)`."""
 
-    def make(law="rademacher", *, dtype=torch.float32, model=None, data=None, **local):
+    def make(distribution="rademacher", *, dtype=torch.float32, model=None, data=None, **local):
         model = tiny_llama(dtype=dtype) if model is None else model
-        tune = {**SEEDS, "law": law, "rank": 8}
+        tune = Seeds(num_seeds=32, distribution=distribution)
         return bench(model=model, data=data, tune=tune, **{"optimizer": "sgd", "lr": 0.01, **local})
 
     return make
@@ -50,17 +50,23 @@ KINDS = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize(
-    ("law", "dtype", "steps"),
+    ("distribution", "dtype", "steps"),
     [
-        *((law, kind, 20) for law in ("gaussian", "popcount", "lowrank") for kind in KINDS),
+        *(
+            (distribution, kind, 20)
+            for distribution in ("gaussian", "popcount", "lowrank")
+            for kind in KINDS
+        ),
         *(("rademacher", kind, 50) for kind in KINDS),
         *(pytest.param("rademacher", kind, 1000, marks=pytest.mark.slow) for kind in KINDS),
     ],
 )
-def test_looks_leave_no_trace_in_the_weights(walker, federation_of, rows, law, dtype, steps):
+def test_looks_leave_no_trace_in_the_weights(
+    walker, federation_of, rows, distribution, dtype, steps
+):
     """Check fedkseed A5: a thousand steps that move nothing leave the bits as they were, in any type."""
     data = federation_of([rows(0, 1), rows(1, 1, (4, 5))])
-    one = walker(law, dtype=dtype, data=data, steps=steps, batch_size=1)
+    one = walker(distribution, dtype=dtype, data=data, steps=steps, batch_size=1)
     start = one.space.start()
     start[NAME][3] = 0.01
     one.space.load(start)
@@ -111,10 +117,10 @@ def test_what_a_walk_applies_is_what_it_means(walker, monkeypatch, dtype):
         assert torch.cosine_similarity(applied - base, meant - base, dim=0) >= 0.9999
 
 
-@pytest.mark.parametrize("law", ["rademacher", "popcount", "gaussian", "lowrank"])
-def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, law):
-    """Check fedkseed A7: from the walk and its scalars, bit for bit in integer laws."""
-    here, there = walker(law, steps=50), walker(law, steps=50)
+@pytest.mark.parametrize("distribution", ["rademacher", "popcount", "gaussian", "lowrank"])
+def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, distribution):
+    """Check fedkseed A7: from the walk and its scalars, bit for bit in integer distributions."""
+    here, there = walker(distribution, steps=50), walker(distribution, steps=50)
     walk = torch.randint(32, (50,), generator=torch.Generator().manual_seed(1))
     start = here.space.start()
     start[NAME][:8] = torch.linspace(-1e-3, 1e-3, 8, dtype=torch.float64)
@@ -230,7 +236,7 @@ def test_a_slope_is_the_derivative_along_its_direction(walker):
     ):
         gradient = space.seated.gradient_vector()
         count = sum(row.num_targets for row in step)
-        one.trainer.fast.loss(collate([step], [count], space.values, pack=False)).sum().backward()
+        one.trainer.fast.losses(collate([step], [count], space.values, pack=False)).sum().backward()
         slope = float(space.directions.dot(gradient, [k]))
         assert scalar == pytest.approx(slope, rel=1e-2)
         assert other == pytest.approx(slope, rel=1e-1)
@@ -296,8 +302,8 @@ def test_rows_of_a_step_may_come_in_several_batches(walker):
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"walk": {NAME: torch.tensor([32])}}, r"below tune.num_seeds \(32\)"),
-        ({"walk": {NAME: torch.tensor([-1])}}, r"below tune.num_seeds \(32\)"),
+        ({"walk": {NAME: torch.tensor([32])}}, r"below tune.seeds.num_seeds \(32\)"),
+        ({"walk": {NAME: torch.tensor([-1])}}, r"below tune.seeds.num_seeds \(32\)"),
         ({"walk": {"other": torch.tensor([1])}}, r"has coefficients only, got \['other'\]"),
         ({"walk": {NAME: torch.tensor([1, 2])}, "steps": 3}, "of 2 directions cannot take 3 steps"),
     ],
@@ -336,10 +342,10 @@ def counting_up(model):
     return model.requires_grad_(False)
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher", "popcount", "lowrank"])
-def test_walks_learn(walker, tiny_llama, law):
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher", "popcount", "lowrank"])
+def test_walks_learn(walker, tiny_llama, distribution):
     """A model that counts up unlearns it in 80 steps at a client that counts down: the loss falls by a quarter at least."""
-    one = walker(law, model=counting_up(tiny_llama()), lr=5e-4, steps=20, batch_size=4)
+    one = walker(distribution, model=counting_up(tiny_llama()), lr=5e-4, steps=20, batch_size=4)
     params, losses = one.space.start(), []
     for number in (1, 2, 3, 4):
         (done,) = one.trainer.run([Job("c6", number, number, Fit(params))])

@@ -46,8 +46,8 @@ from fedloom.core.protocols import (
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.core.wrapper import Wrapper, layers, stacked
 from fedloom.recipe import build_recipe
-from fedloom.run.loop import Run
-from fedloom.run.releases import Releases
+from fedloom.rounds.loop import Run
+from fedloom.rounds.releases import Releases
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.importance import Pro
 

@@ -273,12 +273,6 @@ def test_the_system_message_of_a_row_stands_where_its_turns_have_none():
     assert found.losses.ignored == {"system": 1}
 
 
-def test_a_class_is_compared_as_the_cell_says_it():
-    classes = {"true": "A", "false": "B"}
-    rows = [{"prompt": "a", "completion": value} for value in (True, False, "true")]
-    assert [record.answer for record in records(*rows, classes=classes)] == ["A", "B", "A"]
-
-
 def test_labels_are_text_as_any_cell():
     row = {**SAMPLES["alpaca"], "language": True, "task": 1.0, "topic": ["a"], "domain": math.nan}
     assert records(row)[0].labels == {

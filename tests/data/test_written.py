@@ -40,16 +40,23 @@ def test_values_are_compared_as_written(name: str):
         assert tree == ODD
 
 
-def test_columns_classes_and_labels_are_names():
+def test_classes_are_names_and_words():
+    classes = {"true": "A", "no": "B", "1": "off"}
+    text = "{true: A, no: B, 1: off}"
+    whole = read_yaml(f"objective: {{classification: {{classes: {text}}}}}")
+    assert whole == {"objective": {"classification": {"classes": classes}}}
+    assert read_yaml(text, ["objective", "classification", "classes"]) == classes
+    assert read_yaml("no", ["objective", "classification", "classes", "true"]) == "no"
+
+
+def test_columns_and_labels_are_names():
     text = """
-    classes: {true: A, no: B, 1: off}
     columns: {prompt: on, completion: 1}
     labels: [no, 1]
     shorter: {on: 5}
     partition: {multi_domain: {by: no, order: [no, on], num_values: 2, share: 1.0}}
     """
     assert read_yaml(text, ["data"]) == {
-        "classes": {"true": "A", "no": "B", "1": "off"},
         "columns": {"prompt": "on", "completion": "1"},
         "labels": ["no", "1"],
         "shorter": {"on": 5},

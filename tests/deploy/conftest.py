@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fedloom.recipe import build_recipe
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SITES = ("alba", "brno", "cork")
 MARK = "FEDLOOM_TEST"
@@ -31,7 +31,7 @@ def tree(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "name": "three",
         "algorithm": "fedavg",
         "model": {"name": str(tiny_folder)},
-        "tune": {"rank": 2, "targets": ["q_proj"]},
+        "tune": {"lora": {"rank": 2, "targets": ["q_proj"]}},
         "data": {"source": str(folder), "partition": {"natural": {"by": "file"}}, "max_length": 64},
         "local": {
             "optimizer": "sgd",

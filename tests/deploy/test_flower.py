@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from fedloom.recipe import to_yaml
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]

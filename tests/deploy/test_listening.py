@@ -12,8 +12,8 @@ from fedloom.deploy import connect as connecting
 from fedloom.deploy.listening import Listening, address, check_free, write_status
 from fedloom.deploy.preview import status
 from fedloom.engines.remote import SiteRecord
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import build
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import build
 
 
 def test_addresses_are_read():

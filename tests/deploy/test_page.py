@@ -24,11 +24,12 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.deploy.site import SiteSettings, own_data
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import load_recipe
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import advance, begin
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers, build
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import advance, begin
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers, build
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
@@ -145,12 +146,10 @@ def test_three_sites_from_nothing(
 def _in_one_process(recipe: Recipe, folder: Path) -> str:
     """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
 
-    def own(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+    def own(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
         source = Path(settings.source)
-        parts = [
-            own_data(SiteSettings(site, folder, source / f"{site}.jsonl"), settings, tokenizer)
-            for site in SITES
-        ]
+        sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
+        parts = [own_data(site, settings, tokenizer, objective) for site in sites]
         counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
         return replace(
             parts[0],

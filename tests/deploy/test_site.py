@@ -21,9 +21,9 @@ from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
 from fedloom.results.evaluate import evaluate
-from fedloom.run.loop import begin, draw, tasks
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session, build
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session, build
 from fedloom.wire.format import decode_reply, encode_task
 
 REMOTE = {"flower": {"nodes": 0}}

@@ -16,6 +16,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator, combine
 from fedloom.evaluation.metrics import answer_metrics, grade
 from fedloom.evaluation.text_metrics import rouge
+from fedloom.objectives.classification import Classification
 
 
 def length(answer: str, references: Sequence[str]) -> float:
@@ -101,6 +102,9 @@ class Chooser(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding(16, 1)
+
     def forward(self, *, input_ids: torch.Tensor, **_: Any) -> Any:
         logits = nn.functional.one_hot((input_ids + 1) % 16, 16).float()
         return SimpleNamespace(logits=logits)
@@ -111,12 +115,13 @@ def test_words_among_classes_are_scored_by_users_own_metrics_alone() -> None:
         return float(answer in references)
 
     settings = EvaluationSettings(metrics=["exact_match", Metric("right", score=right)])
-    judge = Evaluator(settings, SimpleNamespace(), {"yes": 5, "no": 6})
+    judge = Evaluator(settings, SimpleNamespace(), Classification({"yes": "yes", "no": "no"}))
     examples = []
     for last, word in ((4, "yes"), (4, "no"), (5, "no")):
         labels = torch.tensor([-100, -100, {"yes": 5, "no": 6}[word]])
         record = Record((Message("user", "?"), Message("assistant", word)), {}, word)
-        examples.append(Example(torch.tensor([1, last, 0]), labels, 2, record, None))
+        choices = torch.tensor([5, 6])
+        examples.append(Example(torch.tensor([1, last, 0]), labels, 2, record, None, choices))
     measured = judge.measure(Chooser(), examples, split="test")
     assert measured["right"] == measured["accuracy"] == pytest.approx(2 / 3)
     assert "exact_match" not in measured

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BREACHES = {
     "imports point down": ("core/randomness.py", "import fedloom.server"),
-    "engines and run know no algorithm": ("run/loop.py", "import fedloom.algorithms.fedavg"),
+    "engines and rounds know no algorithm": ("rounds/loop.py", "import fedloom.algorithms.fedavg"),
     "algorithms are independent": (
         "algorithms/scaffold.py",
         "from fedloom.algorithms.fedavg import FedAvg",

@@ -33,16 +33,17 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.base_model import Base
-from fedloom.run.loop import Run, advance, begin
+from fedloom.rounds.loop import Run, advance, begin
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
 from fedloom.server.samplers import Sampler, Uniform
-from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.spaces.live import Live
-from fedloom.spaces.seed_space import SeedSpace
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.seed_space import Seeds, SeedSpace
+from fedloom.spaces.tune import Tune
 
 VOCAB = 64
 NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
@@ -109,7 +110,7 @@ CASES: dict[str, Algorithm[Any]] = {
     ),
     "clustered(fedkseed)": Clustered(FedKSeed(steps=3), Auto(2, probe=16, every=2)),
 }
-SEEDS: dict[str, Any] = {"space": "seeds", "num_seeds": 64}
+SEEDS = Seeds(num_seeds=64)
 
 
 def in_seed_space(algorithm: Any) -> bool:
@@ -204,7 +205,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Bench]:
-    """Return a maker: `bench(dtype=torch.float32, tune={}, model=None, **local)`; one client at a time unless told otherwise.
+    """Return a maker: `bench(dtype=torch.float32, tune=None, model=None, **local)`; one client at a time unless told otherwise.
 
     The space is LoRA, or of seeds where the test is of an algorithm that knows no other.
     """
@@ -217,16 +218,16 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
 
     def make(
         dtype: torch.dtype = torch.float32,
-        tune: Mapping[str, Any] | None = None,
+        tune: Tune | Mapping[str, Any] | None = None,
         model: nn.Module | None = None,
         **local: Any,
     ) -> Bench:
         model = tiny_llama(dtype=dtype).requires_grad_(False) if model is None else model
-        tune = SEEDS if seeds else {**origin, **(tune or {})}
-        if tune.get("space") != "seeds":
-            tune = {"rank": 4, "targets": ["q_proj", "v_proj"], **tune}
-        settings = TuneSettings(**tune)
-        space = make_space(Base(model, None, "random"), settings, seed=1)
+        if seeds:
+            tune = SEEDS
+        elif tune is None or isinstance(tune, Mapping):
+            tune = LoRA(**{"rank": 4, "targets": ["q_proj", "v_proj"], **origin, **(tune or {})})
+        space = tune.make_space(Base(model, None, "random"), seed=1)
         trains = [rows(i, 3 + i) for i in range(8)]
         shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}
         federation = Federation(shards, {c: {} for c in shards}, NOTHING)

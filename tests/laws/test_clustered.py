@@ -16,8 +16,8 @@ from fedloom.clustering.modes import Auto
 from fedloom.engines.inprocess import InProcess
 from fedloom.recipe import build_recipe
 from fedloom.report.run_folder import read_results
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import begin
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import begin
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full
 
@@ -97,7 +97,7 @@ def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_pa
                 "partition": {"shards": {"by": "language", "per_client": 1}},
                 "max_length": 96,
             },
-            "tune": {"rank": 16, "alpha": 32, "targets": "all-linear"},
+            "tune": {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}},
             "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 10, "batch_size": 8},
             "evaluation": {"every": 0, "generate": False, "validation": False, "by": "language"},
             "run": {"rounds": 4, "samples": 0},

@@ -16,7 +16,7 @@ from fedloom.client.setup import batches
 from fedloom.core.density import Density
 from fedloom.core.randomness import derive
 from fedloom.engines.inprocess import InProcess
-from fedloom.run.checkpoint import state_sha256
+from fedloom.rounds.checkpoint import state_sha256
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Uniform
 from fedloom.wire.wire_settings import WireSettings

@@ -19,8 +19,8 @@ from fedloom.core.schema import schema
 from fedloom.core.wrapper import layers, stacked
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import begin, draw, measure, tasks
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import begin, draw, measure, tasks
 from fedloom.server.samplers import Full, Uniform
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.wire_settings import WireSettings

@@ -18,8 +18,8 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
-from fedloom.run.checkpoint import Checkpoints, state_sha256
-from fedloom.run.loop import Run, begin, draw, tasks
+from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.loop import Run, begin, draw, tasks
 from fedloom.server.samplers import Full, Poisson
 
 FLASC = Flasc(FedAvg(), Density(0.25), Density(0.5))

@@ -17,10 +17,11 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.server.samplers import Full
 from fedloom.spaces.directions import compiled
 from fedloom.spaces.directions.directions import Directions
-from fedloom.spaces.directions.stream import Law
+from fedloom.spaces.directions.stream import Distribution
+from fedloom.spaces.seed_space import Seeds
 
-INTEGER: tuple[Law, ...] = ("rademacher", "popcount")
-LAWS: tuple[Law, ...] = (*INTEGER, "gaussian", "lowrank")
+INTEGER: tuple[Distribution, ...] = ("rademacher", "popcount")
+DISTRIBUTIONS: tuple[Distribution, ...] = (*INTEGER, "gaussian", "lowrank")
 
 
 @pytest.fixture
@@ -38,16 +39,16 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[Done]:
     return seen
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_a_clients_final_weights_are_the_servers_rebuild(
-    law: Law, bench: Callable[..., Any], ends: list[Done], tmp_path: Path
+    distribution: Distribution, bench: Callable[..., Any], ends: list[Done], tmp_path: Path
 ) -> None:
-    """Check fedkseed A7 through whole messages: one client, 50 steps; bit for bit in integer laws, else 1e-6.
+    """Check fedkseed A7 through whole messages: one client, 50 steps; bit for bit in integer distributions, else 1e-6.
 
     The server of the next round holds 64 bits of each coefficient, of which clients are sent 32: it is a hair off where
     that client ended, and everybody starts from the same bits.
     """
-    tune = {"space": "seeds", "num_seeds": 64, "law": law}
+    tune = Seeds(num_seeds=64, distribution=distribution)
     client, server = (
         bench(tune=tune, lr=1e-3, steps=50, batch_size=2, batched="auto") for _ in range(2)
     )
@@ -60,7 +61,7 @@ def test_a_clients_final_weights_are_the_servers_rebuild(
         client.space.load(ends[-1].params)
         server.space.load(run.state.params)
         ended, rebuilt = client.space.values, server.space.values
-        if law in INTEGER and run.number == 1:
+        if distribution in INTEGER and run.number == 1:
             assert torch.equal(ended, rebuilt)
         assert float((ended - rebuilt).norm() / rebuilt.norm()) <= 1e-6
         assert float((rebuilt - base).norm() / base.norm()) > 1e-3, "it went somewhere"
@@ -92,12 +93,12 @@ def drawn(size: int, path: str) -> torch.Tensor:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("law", INTEGER)
+@pytest.mark.parametrize("distribution", INTEGER)
 def test_a_rebuild_is_one_whatever_the_order_of_seeds_the_threads_and_the_way(
-    law: Law, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    distribution: Distribution, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check fedkseed A8: bit for bit, weights of any type."""
-    directions = Directions(SHAPES, law=law, seed=9)
+    directions = Directions(SHAPES, distribution=distribution, seed=9)
     base, c = drawn(directions.numel, "base").to(kind), drawn(300, "c") * 1e-2
 
     def rebuilt() -> torch.Tensor:
@@ -123,11 +124,11 @@ def test_a_rebuild_is_one_whatever_the_order_of_seeds_the_threads_and_the_way(
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("law", ["gaussian", "lowrank"])
+@pytest.mark.parametrize("distribution", ["gaussian", "lowrank"])
 def test_a_rebuild_by_deviates_is_one_on_any_threads_and_a_hair_off_in_another_order(
-    law: Law, monkeypatch: pytest.MonkeyPatch
+    distribution: Distribution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directions = Directions(SHAPES, law=law, seed=9)
+    directions = Directions(SHAPES, distribution=distribution, seed=9)
     base, c = drawn(directions.numel, "base").float(), drawn(300, "c") * 1e-2
     found = []
     for number in (1, 2, 3, 16):

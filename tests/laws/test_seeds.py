@@ -21,13 +21,14 @@ from fedloom.core.protocols import ClientId, ClientUpdate, Payload, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, uniform_seeds, widened
 from fedloom.engines.inprocess import InProcess
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import begin, draw, measure
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import begin, draw, measure
 from fedloom.server.importance import Pro
 from fedloom.server.samplers import Full, Uniform
+from fedloom.spaces.seed_space import Seeds
 
 EPS, LR, STEPS, VOCAB = 5e-4, 2e-3, 8, 64
-SEEDS: dict[str, Any] = {"space": "seeds", "num_seeds": 32}
+SEEDS = Seeds(num_seeds=32)
 LOCAL: dict[str, Any] = {"lr": LR, "steps": STEPS, "batched": "auto", "batch_size": 4}
 
 
@@ -150,7 +151,7 @@ def five(bench: Callable[..., Any], taught: nn.Module) -> Callable[..., Any]:
 
     def make(**tune: Any) -> Any:
         local = {**LOCAL, "lr": 1e-3, "steps": 4}
-        place = bench(tune={**SEEDS, **tune}, model=deepcopy(taught), **local)
+        place = bench(tune=replace(SEEDS, **tune), model=deepcopy(taught), **local)
         for client in ("c0", "c2", "c5"):
             del place.federation.shards[client]
         return place
@@ -172,10 +173,12 @@ def curves(five: Callable[..., Any], tmp_path: Path) -> Curves:
     return play
 
 
-@pytest.mark.parametrize("law", ["gaussian", "rademacher"])
-def test_it_learns_as_a_plain_loop_of_fedavg_over_mezo_does(law: str, curves: Curves) -> None:
+@pytest.mark.parametrize("distribution", ["gaussian", "rademacher"])
+def test_it_learns_as_a_plain_loop_of_fedavg_over_mezo_does(
+    distribution: str, curves: Curves
+) -> None:
     """fedkseed A21: five clients, six rounds, within 1 % after every one; the loss falls by a tenth at least."""
-    found, expected = curves(6, law=law, num_seeds=256)
+    found, expected = curves(6, distribution=distribution, num_seeds=256)
     assert found == pytest.approx(expected, rel=0.01)
     assert found[-1] < 0.9 * found[0]
 

@@ -7,7 +7,7 @@ import torch
 
 from fedloom.models.base_model import Base, fingerprint
 from fedloom.models.hf_logging import quiet
-from fedloom.spaces.build import LoRASpace, TuneSettings, make_space
+from fedloom.spaces.lora import LoRA, LoRASpace
 
 IDS = torch.arange(20).view(2, 10)
 
@@ -39,7 +39,7 @@ def made(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def space_of(model: Any, tokenizer: Any = None, seed: int = 1, **tune: Any) -> Any:
-    return make_space(Base(model, tokenizer, "a/model"), TuneSettings(rank=4, **tune), seed=seed)
+    return LoRA(rank=4, **tune).make_space(Base(model, tokenizer, "a/model"), seed=seed)
 
 
 def moved(space: Any) -> dict[str, torch.Tensor]:
@@ -173,13 +173,13 @@ def test_adapters_are_float32_on_a_base_of_any_type(dtype):
     [
         (
             {"targets": ["q_proj", "query"]},
-            r"tune.targets must be all-linear or .* \(down_proj, gate_proj, k_proj, o_proj, q_proj,"
+            r"tune.lora.targets must be all-linear or .* \(down_proj, gate_proj, k_proj, o_proj, q_proj,"
             r" up_proj, v_proj\), got query",
         ),
-        ({"targets": "lm_head"}, r"tune.targets must be all-linear or .*, got lm_head"),
+        ({"targets": "lm_head"}, r"tune.lora.targets must be all-linear or .*, got lm_head"),
         (
             {"modules_to_save": ["head"]},
-            r"tune.modules_to_save must name modules .*lm_head.*, got head",
+            r"tune.lora.modules_to_save must name modules .*lm_head.*, got head",
         ),
     ],
 )
@@ -189,7 +189,7 @@ def test_layers_that_are_not_there_are_named_beside_those_that_are(tune, message
 
 
 def test_whole_modules_need_full_precision():
-    with pytest.raises(ValueError, match=r"tune.modules_to_save .* float32, got bfloat16"):
+    with pytest.raises(ValueError, match=r"tune.lora.modules_to_save .* float32, got bfloat16"):
         space_of(made("llama", torch.bfloat16), modules_to_save=["lm_head"])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedloom.models.base_model import ModelSettings, enable_checkpointing, fingerprint, load_base
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.lora import LoRA
 
 
 def test_a_folder_gives_a_frozen_model_with_its_tokenizer(tiny_folder: Path, capfd):
@@ -118,7 +118,7 @@ def test_the_fingerprint_is_of_the_frozen_weights_alone(tiny_llama, tiny_folder:
     assert before != fingerprint(tiny_llama(seed=1, dtype=dtype).requires_grad_(False))
     base = load_base(ModelSettings(name=str(tiny_folder)))
     plain = fingerprint(base.model)
-    space = make_space(base, TuneSettings(), seed=0)
+    space = LoRA().make_space(base, seed=0)
     assert fingerprint(base.model) == plain
     space.load({name: t + 1 for name, t in space.start().items()})
     assert fingerprint(base.model) == plain

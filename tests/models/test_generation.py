@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.adapters import LoRA, attach_lora
 from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.models.folder import write_model
+from fedloom.objectives.classification import Classification
+from fedloom.spaces.lora import LoRA
 
 CONTENT = {"eos_token_id": "what a chat model ends its turns with is part of the model"}
 """Fields that may change an answer, and why."""
@@ -134,10 +136,8 @@ def test_a_saved_model_keeps_its_own_file(
     (folder / "generation_config.json").write_text(text)
     base = load_base(ModelSettings(name=str(folder)))
     write_model(base, tmp_path / "whole")
-    shape = LoRA(2, 4.0, 0.0, False, False, "all-linear", ())
-    attach_lora(base.model, shape, seed=0, base_name="x").save_merged(
-        tmp_path / "merged", base.tokenizer
-    )
+    space = LoRA(rank=2, alpha=4.0).make_space(base, seed=0)
+    space.save_merged(tmp_path / "merged", space.start())
     for saved in ("whole", "merged"):
         assert (tmp_path / saved / "generation_config.json").read_text() == text
         own = AutoModelForCausalLM.from_pretrained(tmp_path / saved).generation_config
@@ -253,7 +253,8 @@ def test_a_model_without_numbers_scores_nothing(
     assert judge.answers(model, told) == [""]
     labels = torch.full_like(told[0].labels, -100)
     labels[-2] = 50
-    asked_class = Example(told[0].ids, labels, told[0].prompt_length, told[0].record, None)
-    chooser = Evaluator(EvaluationSettings(), tiny_tokenizer, {word: 50, "other": 51})
+    asked_class = replace(told[0], labels=labels, choices=torch.tensor([50, 51]))
+    objective = Classification({word: word, "other": "other"})
+    chooser = Evaluator(EvaluationSettings(), tiny_tokenizer, objective)
     assert chooser.measure(model, [asked_class], split="test")["accuracy"] == 0
     assert chooser.answers(model, [asked_class]) == [""]

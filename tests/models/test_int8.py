@@ -7,7 +7,10 @@ from torch import nn
 
 from fedloom.models.base_model import Base, ModelSettings, load_base
 from fedloom.models.int8 import Int8Linear, is_quantized, quantize_
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.full import Full
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.seed_space import Seeds
+from fedloom.spaces.tune import Tune
 
 
 def layer(seed: int = 0) -> nn.Linear:
@@ -53,7 +56,7 @@ def test_the_head_stays_and_lora_trains_on_top(tiny_llama: Callable[..., Any]) -
     assert type(model.lm_head) is nn.Linear
     close = model(input_ids=torch.arange(8)[None]).logits
     assert float((close - plain).norm() / plain.norm()) < 0.02
-    space: Any = make_space(Base(model, None, "random"), TuneSettings(), seed=0)
+    space: Any = LoRA().make_space(Base(model, None, "random"), seed=0)
     gradient = space.gradient_vector()
     model(input_ids=torch.arange(8)[None]).logits.square().sum().backward()
     assert bool(gradient.any())
@@ -63,14 +66,22 @@ def test_the_head_stays_and_lora_trains_on_top(tiny_llama: Callable[..., Any]) -
         space.save_merged("nowhere", space.start())
 
 
-@pytest.mark.parametrize("tune", [{"space": "full"}, {"dora": True}, {"space": "seeds"}])
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        (Full(), r"model.quantize must be none where tune is full, .*, got int8"),
+        (LoRA(dora=True), r"tune.lora.dora must be false where model.quantize is int8"),
+        (Seeds(), r"tune.seeds.distribution must be lowrank where .* is int8, got gaussian"),
+    ],
+    ids=["full", "dora", "seeds"],
+)
 def test_spaces_that_change_the_weights_themselves_are_refused(
-    tiny_llama: Callable[..., Any], tune: dict[str, Any]
+    tiny_llama: Callable[..., Any], tune: Tune, message: str
 ) -> None:
     model = tiny_llama().requires_grad_(False)
     quantize_(model)
-    with pytest.raises(ValueError, match=r"model.quantize int8 needs tune.space lora without dora"):
-        make_space(Base(model, None, "random"), TuneSettings(**tune), seed=0)
+    with pytest.raises(ValueError, match=message):
+        tune.make_space(Base(model, None, "random"), seed=0)
 
 
 def test_a_recipe_asks_for_it(tiny_folder: Any) -> None:

@@ -5,11 +5,12 @@ from fedloom.models.base_model import Base
 from fedloom.models.introspection import frozen_linears, keeps_rows_apart, lora_layers, readout
 from fedloom.models.probe import draws
 from fedloom.models.seeded import seeded
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.full import Full
+from fedloom.spaces.lora import LoRA
 
 
-def adapted(model, **tune):
-    make_space(Base(model.requires_grad_(False), None, "random"), TuneSettings(**tune), seed=0)
+def adapted(model, tune=LoRA()):  # noqa: B008
+    tune.make_space(Base(model.requires_grad_(False), None, "random"), seed=0)
     return model
 
 
@@ -55,7 +56,7 @@ def test_frozen_layers_are_those_without_a_trainable_tensor(tiny_llama):
 
 
 def test_plain_adapters_are_found_with_their_scale(tiny_llama):
-    layers = lora_layers(adapted(tiny_llama(), rank=4, alpha=6.0, targets=["q_proj"]))
+    layers = lora_layers(adapted(tiny_llama(), LoRA(rank=4, alpha=6.0, targets=["q_proj"])))
     assert [layer.name for layer in layers] == [
         "model.layers.0.self_attn.q_proj",
         "model.layers.1.self_attn.q_proj",
@@ -63,16 +64,14 @@ def test_plain_adapters_are_found_with_their_scale(tiny_llama):
     assert {layer.scaling for layer in layers} == {1.5}
 
 
-@pytest.mark.parametrize(
-    "tune", [{"dora": True}, {"modules_to_save": ["lm_head"]}, {"space": "full"}]
-)
+@pytest.mark.parametrize("tune", [LoRA(dora=True), LoRA(modules_to_save=["lm_head"]), Full()])
 def test_other_things_that_learn_are_not_plain_adapters(tiny_llama, tune):
-    assert not lora_layers(adapted(tiny_llama(), **tune))
+    assert not lora_layers(adapted(tiny_llama(), tune))
 
 
 def test_dropout_is_found_in_adapters_and_in_the_base(tiny_llama):
     assert not draws(adapted(tiny_llama()))
-    assert draws(adapted(tiny_llama(), dropout=0.1))
+    assert draws(adapted(tiny_llama(), LoRA(dropout=0.1)))
     model = tiny_llama()
     model.model.layers[0].self_attn.attention_dropout = 0.1
     assert draws(model)

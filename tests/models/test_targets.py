@@ -4,7 +4,8 @@ import transformers as t
 
 from fedloom.models.base_model import Base
 from fedloom.models.targets import choose_targets
-from fedloom.spaces.build import TuneSettings, make_space
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import TUNES
 
 SIZES = {
     "vocab_size": 64,
@@ -57,7 +58,7 @@ def made(name):
 
 
 def space_of(model, **tune):
-    return make_space(Base(model, None, "a/model"), TuneSettings(rank=2, **tune), seed=0)
+    return LoRA(rank=2, **tune).make_space(Base(model, None, "a/model"), seed=0)
 
 
 def ends(space):
@@ -87,7 +88,7 @@ def test_every_tensor_of_an_adapter_has_a_gradient_and_what_is_frozen_is_named(n
     assert not without_gradient(space)
     left = LEFT[name]
     assert left in space.left_frozen
-    assert bool(left) == space.left_frozen.startswith("tune.targets all-linear leaves frozen")
+    assert bool(left) == space.left_frozen.startswith("tune.lora.targets all-linear leaves frozen")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,11 @@ def test_layers_by_name_are_those_that_learn(name, targets, left):
         ("jamba", ["q_proj", "dt_proj"], r"got dt_proj, which a loss over text has no gradient in"),
         ("gemma3", "out_proj", r"got out_proj, which a loss over text has no gradient in"),
         ("llama4", ["router"], r"got router, which takes or gives something else than a linear"),
-        ("llama4", ["experts"], r"tune.targets must be all-linear or name linear .*, got experts$"),
+        (
+            "llama4",
+            ["experts"],
+            r"tune.lora.targets must be all-linear or name linear .*, got experts$",
+        ),
     ],
 )
 def test_a_target_without_a_gradient_is_refused(name, targets, message):
@@ -122,14 +127,16 @@ def test_a_target_without_a_gradient_is_refused(name, targets, message):
 
 
 def test_a_whole_module_no_pass_reads_is_refused():
-    with pytest.raises(ValueError, match=r"tune.modules_to_save .* reads, got vision_tower"):
+    with pytest.raises(ValueError, match=r"tune.lora.modules_to_save .* reads, got vision_tower"):
         space_of(made("gemma3"), modules_to_save=["vision_tower"])
 
 
 def test_a_model_without_a_layer_for_an_adapter_is_refused(tiny_llama):
     model = tiny_llama().requires_grad_(False)
     model.config.num_hidden_layers = 0
-    with pytest.raises(ValueError, match=r"tune.targets all-linear finds no linear layer that"):
+    with pytest.raises(
+        ValueError, match=r"tune.lora.targets all-linear finds no linear layer that"
+    ):
         space_of(model)
 
 
@@ -174,10 +181,12 @@ def test_weights_no_pass_reads_are_not_learnt_whole_either(space):
 
 def space_of_whole(space, **tune):
     base = Base(made("gemma3"), None, "a/model")
-    return make_space(base, TuneSettings(space=space, **tune), seed=0)
+    return TUNES[space](**tune).make_space(base, seed=0)
 
 
 @pytest.mark.parametrize("space", ["full", "seeds"])
 def test_weights_by_a_name_no_pass_reads_are_refused(space):
-    with pytest.raises(ValueError, match=r"tune.weights must name .* reads, got vision_tower"):
+    with pytest.raises(
+        ValueError, match=rf"tune\.{space}\.weights must name .* reads, got vision_tower"
+    ):
         space_of_whole(space, weights=["vision_tower"])

@@ -10,7 +10,7 @@ import pytest
 
 from fedloom import experiment
 from fedloom.recipe import load_recipe, shipped
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 SMALL = (
     "run.rounds=1",
@@ -21,7 +21,7 @@ SMALL = (
     "evaluation.max_examples=1",
     "evaluation.max_new_tokens=2",
 )
-NEWSGROUPS = load_recipe("newsgroups").data.classes
+NEWSGROUPS = load_recipe("newsgroups").objective.classes
 AYA = [
     *("English", "Dutch", "Turkish", "Portuguese", "Spanish"),
     *("Filipino", "Bengali", "Standard Malay", "Lithuanian", "Tamil"),
@@ -175,7 +175,7 @@ def test_any_causal_language_model_takes_the_same_path(
     overrides = [
         *SMALL,
         f"model.name={tmp_path / 'model'}",
-        f"tune.space={space}",
+        f"tune={space}",
         "data.num_examples=160",
         "data.max_length=160",
         "run.rounds=3",

@@ -135,8 +135,7 @@ description: Three clients share an adapter.
 model:
   name: builtin:tiny
 tune:
-  space: lora
-  rank: 8
+  lora: {rank: 8}
 data:
   source: builtin:polyglot
 evaluation:

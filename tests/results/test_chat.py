@@ -17,9 +17,9 @@ from fedloom.data.tokens import tokenise
 from fedloom.results.chat import Chat
 from fedloom.results.evaluate import evaluate
 from fedloom.results.export import deliverables, export_models
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 
 Make = Callable[..., Recipe]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from fedloom import experiment
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.results.plan import make_plan
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.samplers import Full
 from fedloom.tracking.metrics_log import MetricsLog
@@ -44,7 +44,7 @@ def test_a_rule_that_needs_many_replies_is_planned_with_as_many(
 ) -> None:
     recipe = small_recipe(
         algorithm=[*around, {"fedavg": {"combine": rule}}],
-        tune={"origin": "zero"},
+        tune={"lora": {"origin": "zero"}},
         data={"num_clients": 5},
     )
     plan, plain = make_plan(recipe), make_plan(replace(recipe, algorithm=FedAvg()))

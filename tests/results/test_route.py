@@ -14,8 +14,8 @@ from fedloom import experiment
 from fedloom.data.formats import Message, Record
 from fedloom.results.export import deliverables
 from fedloom.results.route import Route, Router, read_probe, route_table
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session, build
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session, build
 
 LETTERS = {"north": "abcd", "south": "wxyz"}
 
@@ -56,7 +56,7 @@ def router(
             "num_clients": None,
             "partition": {"natural": {"by": "place"}},
         },
-        tune={"rank": 4, "targets": "all-linear"},
+        tune={"lora": {"rank": 4, "targets": "all-linear"}},
         local={"optimizer": "adamw", "lr": 0.02, "steps": 20},
         evaluation={"every": 0, "generate": False},
         run={"samples": 0, "rounds": 3},

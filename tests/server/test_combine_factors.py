@@ -189,7 +189,7 @@ def test_coordinates_that_count_from_where_a_began_are_refused(rule: Combine) ->
     start, _ = world()
     began = {n: torch.zeros_like(t) for n, t in start.items()}
     with pytest.raises(
-        ValueError, match=rf"combine: {rule.rule} .* needs tune.origin zero, or freeze"
+        ValueError, match=rf"combine: {rule.rule} .* needs tune.lora.origin zero, or freeze"
     ):
         rule.begin(began)
     rule.begin(start)

@@ -1,18 +1,20 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from fedloom.models.base_model import Base
 from fedloom.models.hf_logging import quiet
-from fedloom.spaces.build import FullSpace, TuneSettings, make_space
+from fedloom.spaces.full import Full, FullSpace
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import TUNES
 
 IDS = torch.arange(20).view(2, 10)
 
 
-def space_of(model: Any, tokenizer: Any = None, **tune: Any) -> Any:
+def space_of(model: Any, tokenizer: Any = None, *, space: str = "lora", **tune: Any) -> Any:
     base = Base(model.requires_grad_(False), tokenizer, "random")
-    return make_space(base, TuneSettings(**tune), seed=1)
+    return TUNES[space](**tune).make_space(base, seed=1)
 
 
 @pytest.fixture(params=["lora", "full"])
@@ -112,34 +114,35 @@ def test_full_tuning_of_some_tensors_leaves_the_others(tiny_llama, tiny_tokenize
 
 
 def test_full_tuning_needs_full_precision(tiny_llama):
-    with pytest.raises(
-        ValueError, match=r"tune.space full .* float32, got bfloat16; local.precision"
-    ):
+    with pytest.raises(ValueError, match=r"tune: full .* float32, got bfloat16; local.precision"):
         space_of(tiny_llama(dtype=torch.bfloat16), space="full")
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("make", "message"),
     [
-        ({"space": "ia3"}, r"tune.space must be lora, full or seeds, got ia3"),
-        ({"rank": 0}, r"tune.rank must be at least 1, got 0"),
-        ({"alpha": 0.0}, r"tune.alpha must be positive, got 0.0"),
-        ({"dropout": 1.0}, r"tune.dropout must be in \[0, 1\), got 1.0"),
-        ({"origin": "mean"}, r"tune.origin must be initial or zero, got mean"),
-        ({"targets": []}, r"tune.targets must be all-linear or name linear layers, got none"),
-        ({"modules_to_save": "lm_head"}, r"tune.modules_to_save must be a list, got lm_head"),
-        ({"space": "full", "dora": True}, r"rslora, dora and modules_to_save belong .* got full"),
+        (lambda: LoRA(rank=0), r"tune.lora.rank must be at least 1, got 0"),
+        (lambda: LoRA(alpha=0.0), r"tune.lora.alpha must be positive, got 0.0"),
+        (lambda: LoRA(dropout=1.0), r"tune.lora.dropout must be in \[0, 1\), got 1.0"),
         (
-            {"space": "seeds", "rank": 4},
-            r"tune.rank, alpha, .* belong to tune.space lora, got seeds",
+            lambda: LoRA(origin=cast(Any, "mean")),
+            r"tune.lora.origin must be initial or zero, got mean",
         ),
-        ({"weights": "mlp"}, r"tune.weights must be a list, got mlp"),
-        ({"weights": ["mlp"]}, r"tune.weights belongs to tune.space full and seeds, got lora"),
+        (lambda: LoRA(targets=[]), r"tune.lora.targets must be all-linear or name .*, got none"),
+        (
+            lambda: LoRA(modules_to_save="lm_head"),
+            r"tune.lora.modules_to_save must be a list, got lm_head",
+        ),
+        (lambda: Full(weights="mlp"), r"tune.full.weights must be a list, got mlp"),
+        (
+            lambda: Full(origin=cast(Any, "mean")),
+            r"tune.full.origin must be initial or zero, got mean",
+        ),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused(given, message: str):
+def test_a_setting_that_cannot_be_meant_is_refused(make, message: str):
     with pytest.raises(ValueError, match=message):
-        TuneSettings(**given)
+        make()
 
 
 def test_an_identity_tells_base_start_and_tensors_apart(tiny_llama, kind):

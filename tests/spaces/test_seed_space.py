@@ -9,9 +9,8 @@ import torch
 from fedloom.core.protocols import ClientError
 from fedloom.models.base_model import Base, ModelSettings, load_base
 from fedloom.models.int8 import quantize_
-from fedloom.spaces.build import TuneSettings, make_space
 from fedloom.spaces.handshake import agree
-from fedloom.spaces.seed_space import SeedSpace
+from fedloom.spaces.seed_space import Seeds, SeedSpace
 from fedloom.spaces.spilled import STRETCH, SpilledVector
 
 NAME = "coefficients"
@@ -25,10 +24,8 @@ def space(tiny_llama: Callable[..., Any]) -> Callable[..., SeedSpace]:
         seed: int = 1, decays: bool = False, model: dict[str, Any] | None = None, **tune: Any
     ) -> SeedSpace:
         base: Any = Base(tiny_llama(**(model or {})).requires_grad_(False), None, "random")
-        settings = TuneSettings(**{"space": "seeds", "num_seeds": 16, "law": "rademacher", **tune})
-        made = make_space(base, settings, seed=seed, decays=decays)
-        assert isinstance(made, SeedSpace)
-        return made
+        settings = Seeds(**{"num_seeds": 16, "distribution": "rademacher", **tune})
+        return settings.make_space(base, seed=seed, decays=decays)
 
     return make
 
@@ -73,7 +70,9 @@ def test_sides_that_move_other_tensors_or_stand_on_others_are_refused(space: Any
 
 
 def test_weights_that_are_not_there_and_decay_of_some_are_refused(space: Any) -> None:
-    with pytest.raises(ValueError, match=r"tune.weights must name parts .* no tensor has norms"):
+    with pytest.raises(
+        ValueError, match=r"tune.seeds.weights must name parts .* no tensor has norms"
+    ):
         space(weights=["norms"])
     with pytest.raises(ValueError, match=r"local.weight_decay must be 0 where"):
         space(weights=["mlp"], decays=True)
@@ -92,10 +91,10 @@ def test_params_say_how_far_each_direction_goes(space: Any) -> None:
         assert one.tensors[name].data_ptr() == live.data_ptr()
 
 
-@pytest.mark.parametrize("law", ["rademacher", "popcount"])
-def test_a_rebuild_forgets_the_way_that_led_there(space: Any, law: str) -> None:
+@pytest.mark.parametrize("distribution", ["rademacher", "popcount"])
+def test_a_rebuild_forgets_the_way_that_led_there(space: Any, distribution: str) -> None:
     """Check fedkseed A8: after other loads, after a walk's changes, from what was kept or from nothing."""
-    one, other = space(law=law), space(law=law)
+    one, other = space(distribution=distribution), space(distribution=distribution)
     here, there = at(one, k1=1e-3, k2=-2e-3), at(one, k1=1e-3, k2=-2e-3, k7=5e-4)
     one.load(here)
     one.load(there)
@@ -110,7 +109,7 @@ def test_a_rebuild_forgets_the_way_that_led_there(space: Any, law: str) -> None:
 
 
 def test_equal_sides_agree_and_others_are_told_why(space: Any) -> None:
-    """Check fedkseed A10: weights, order of tensors, stream, law and pool, before anything is trained."""
+    """Check fedkseed A10: weights, order of tensors, stream, distribution and pool, before anything is trained."""
     ours = space().identity()
     moved = space()
     moved.load(at(moved, k1=0.5))
@@ -118,7 +117,7 @@ def test_equal_sides_agree_and_others_are_told_why(space: Any) -> None:
     others = {
         "weights of the base model": space(model={"seed": 1}).identity(),
         "weights of the base mode": space(model={"dtype": torch.bfloat16}).identity(),
-        "law of the directions": space(law="gaussian").identity(),
+        "distribution of the directions": space(distribution="gaussian").identity(),
         "number of directions": space(num_seeds=17).identity(),
         "seed of the directions": space(seed=2).identity(),
         "version of the random stream": {**ours, "noise": "0"},
@@ -131,7 +130,9 @@ def test_equal_sides_agree_and_others_are_told_why(space: Any) -> None:
             agree(ours, theirs)
     with pytest.raises(ClientError, match=r"the same wings: here none, there two"):
         agree(ours, {**ours, "wings": "two"})
-    assert space(law="lowrank", law_rank=2).identity()["law"] == "lowrank 2"
+    assert (
+        space(distribution="lowrank", distribution_rank=2).identity()["distribution"] == "lowrank 2"
+    )
 
 
 def test_params_of_another_space_are_refused(space: Any) -> None:
@@ -146,7 +147,7 @@ def test_a_saved_model_is_a_plain_one_with_its_coefficients_beside(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     base = load_base(ModelSettings(str(tiny_folder), device="cpu"))
-    one: Any = make_space(base, TuneSettings(space="seeds", num_seeds=8), seed=1)
+    one: Any = Seeds(num_seeds=8).make_space(base, seed=1)
     params = at(one, k2=0.02)
     one.save(tmp_path / "out", params)
     again = load_base(ModelSettings(str(tmp_path / "out"), device="cpu"))
@@ -161,8 +162,7 @@ def test_quantised_layers_follow_their_coefficients_and_are_saved_whole(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     base = load_base(ModelSettings(str(tiny_folder), device="cpu", quantize="int8"))
-    tune = TuneSettings(space="seeds", num_seeds=8, law="lowrank")
-    one: Any = make_space(base, tune, seed=1)
+    one: Any = Seeds(num_seeds=8, distribution="lowrank").make_space(base, seed=1)
     ids = torch.arange(8)[None]
     still = one.model(input_ids=ids).logits
     params = at(one, k2=0.02, k5=-0.01)
@@ -174,7 +174,7 @@ def test_quantised_layers_follow_their_coefficients_and_are_saved_whole(
     torch.testing.assert_close(again.model(input_ids=ids).logits, moved, **close)
     one.load(one.start())
     assert torch.equal(one.model(input_ids=ids).logits, still)
-    assert one.identity()["law"] == "lowrank 1"
+    assert one.identity()["distribution"] == "lowrank 1"
 
 
 def test_weights_of_several_types_are_refused(tiny_llama: Callable[..., Any]) -> None:
@@ -182,26 +182,28 @@ def test_weights_of_several_types_are_refused(tiny_llama: Callable[..., Any]) ->
     model.lm_head.to(torch.bfloat16)
     base: Any = Base(model, None, "random")
     with pytest.raises(ValueError, match=r"weights of one type, got bfloat16 and float32"):
-        make_space(base, TuneSettings(space="seeds"), seed=0)
+        Seeds().make_space(base, seed=0)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_seeds": 0}, r"tune.num_seeds must be at least 1, got 0"),
-        ({"law": "cauchy"}, r"tune.law must be gaussian, .*, got cauchy"),
-        ({"law_rank": 2}, r"tune.law_rank belongs to tune.law lowrank, got gaussian"),
-        ({"origin": "zero"}, r"tune.origin must be initial where tune.space is seeds, got zero"),
-        ({"dora": True}, r"belong to tune.space lora, got seeds"),
+        ({"num_seeds": 0}, r"tune.seeds.num_seeds must be at least 1, got 0"),
+        ({"distribution": "cauchy"}, r"tune.seeds.distribution must be gaussian, .*, got cauchy"),
         (
-            {"space": "lora", "law": "popcount"},
-            r"law and law_rank belong to tune.space seeds, got lora",
+            {"distribution": "lowrank", "distribution_rank": 0},
+            r"tune.seeds.distribution_rank must be at least 1, got 0",
         ),
+        (
+            {"distribution_rank": 2},
+            r"distribution_rank belongs to tune.seeds.distribution lowrank, got gaussian",
+        ),
+        ({"weights": "mlp"}, r"tune.seeds.weights must be a list, got mlp"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TuneSettings(**{"space": "seeds", **given})
+        Seeds(**given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -223,8 +225,7 @@ def test_a_quantised_base_has_an_identity_of_its_own(tiny_llama: Callable[..., A
         if quantised:
             quantize_(model)
         base: Any = Base(model, None, "random")
-        tune = TuneSettings(space="seeds", num_seeds=4, law="lowrank")
-        one: Any = make_space(base, tune, seed=0)
+        one: Any = Seeds(num_seeds=4, distribution="lowrank").make_space(base, seed=0)
         one.load(at(one, k1=0.1))
         made.append(one.identity()["base"])
     assert made[0] != made[1] == made[2]

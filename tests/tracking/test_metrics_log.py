@@ -15,7 +15,7 @@ from rich.console import Console
 from fedloom import experiment
 from fedloom.models import base_model
 from fedloom.report.compare import compare
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.tracking.metrics_log import MetricsLog
 
 LOSS = "validation/loss"

@@ -89,7 +89,7 @@ class DeComFL:
 
     def init(self, params: Params, seed: int) -> DeComFLState:
         if NAME not in params:
-            raise ValueError(f"decomfl needs tune.space seeds, got {next(iter(params))} to tune")
+            raise ValueError(f"decomfl needs tune: seeds, got {next(iter(params))} to tune")
         if len(params) > 1:
             raise ValueError("decomfl needs local.weight_decay 0, which no scalar tells of")
         return DeComFLState(params, self.server.init(params))

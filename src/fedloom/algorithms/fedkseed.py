@@ -92,7 +92,7 @@ class FedKSeed:
 
     def init(self, params: Params, seed: int) -> FedKSeedState:
         if NAME not in params:
-            raise ValueError(f"fedkseed needs tune.space seeds, got {next(iter(params))} to tune")
+            raise ValueError(f"fedkseed needs tune: seeds, got {next(iter(params))} to tune")
         if self.uploads == "scalars" and len(params) > 1:
             raise ValueError("fedkseed.uploads must be delta for local.weight_decay, got scalars")
         nothing = torch.zeros(params[NAME].numel(), dtype=torch.float64)

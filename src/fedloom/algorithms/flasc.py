@@ -3,7 +3,7 @@
 Federated LoRA with Sparse Communication. Kuo, Raje, Rajesh, Smith 2024 (arXiv:2406.05233),
 Algorithm 1: a client is sent the largest entries of the server's vector, trains all of them, and
 sends the largest entries of what changed; the server steps its dense vector. The paper's method is
-`[flasc, fedavg: {server: adamw, weighting: uniform}]` with `tune.origin: zero`.
+`[flasc, fedavg: {server: adamw, weighting: uniform}]` with `tune.lora.origin: zero`.
 
 Deviations: entries are ranked by their distance from the space's origin, so with `origin: initial`
 by |w - w_init|: what is not sent reads as the start everybody draws from the seed, where the paper

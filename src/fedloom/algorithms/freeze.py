@@ -6,7 +6,7 @@ the products is the product of the means.
 
 The inner algorithm lives in the space of the moving names: they alone are in its state, its client_state
 and its uploads. On a client its work is extended by the frozen names, masked. A download holds
-them too, but with `tune.origin: initial` they are zeros, which the wire leaves out; with `zero`
+them too, but with `tune.lora.origin: initial` they are zeros, which the wire leaves out; with `zero`
 they are sent every time, and the model is the same.
 
 Deviations: the names are the recipe's, in any space; the paper's private noise is no part of it.

@@ -126,7 +126,7 @@ class Private(Wrapper[State]):
         if self.noise_on == "support" and 0 < len(still) < len(params):
             raise ValueError(
                 f"private.noise_on: support would never move {still[0]}, which begins at zero:"
-                " set tune.origin to initial"
+                " set the origin of tune to initial"
             )
         return PrivateState(self.inner.init(params, seed), self.terms.begin(self.noise_seed))
 

@@ -66,7 +66,7 @@ class Scaffold:
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start, shared = task.download["params"], task.download["control"]
-        own = client_state.get("control", zeros_like(shared))
+        own = client_state["control"] if "control" in client_state else zeros_like(shared)
         done = yield Fit(start, gradient_offset=sub(shared, own))
         if done.lr_sum is None:
             raise ValueError(

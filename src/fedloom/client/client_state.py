@@ -1,20 +1,20 @@
 """What clients keep, on their own disk, by round: a resumed or repeated task finds what it found before."""
 
 import hashlib
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedloom.core.files import PART, write_atomic
 from fedloom.core.protocols import ClientError, ClientId, Payload
-from fedloom.wire.format import WireError, decode_with_header, encode
-from fedloom.wire.table import DTYPES
+from fedloom.wire.body import encode_pieces
+from fedloom.wire.format import WireError, decode_with_header
+from fedloom.wire.frame import frame_pieces
+
+_ROUND = re.compile("0|[1-9][0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,10 @@ class ClientStateStore:
     def save(self, client: ClientId, round: int, client_state: Payload) -> None:
         """Keep `client_state` as of the end of `round`; nothing is written for a client without any."""
         if client_state or self._rounds(client):
-            packed, layout = _packed(client_state)
-            data = encode(packed, {"client": client, "round": round, "layout": layout})
-            write_atomic(self._path(client, round), data, private=self.folder, sync=False)
+            # Zeros are written too: to look for them takes longer than to write them.
+            body = encode_pieces(client_state, sparse=False)
+            pieces = frame_pieces(body, {"client": client, "round": round})
+            write_atomic(self._path(client, round), *pieces, private=self.folder, sync=False)
             self._unsynced.add(client)
 
     def flush(self) -> None:
@@ -81,10 +82,11 @@ class ClientStateStore:
     def prune(self, below: int) -> None:
         """Drop what `load(client, before)` no longer returns for any `before >= below`."""
         for folder in self._folders():
-            for leftover in folder.glob(f"*{PART}"):
-                leftover.unlink()
-            for number in [number for number in _rounds(folder) if number < below][:-1]:
-                (folder / str(number)).unlink()
+            files = _files(folder)
+            leftovers = [name for name in files if name.endswith(PART)]
+            older = [number for number in _numbers(files) if number < below][:-1]
+            for name in [*leftovers, *map(str, older)]:
+                (folder / name).unlink()
 
     def rewind(self, to: int) -> None:
         """Drop what was kept after round `to`: a resumed run may take another course from there."""
@@ -106,49 +108,28 @@ class ClientStateStore:
 
 def _read(path: Path, client: str) -> tuple[Mapping[str, Any], Payload]:
     try:
-        header, packed = decode_with_header(path.read_bytes(), max_bytes=None)
-        told = {name: value for name, value in header.items() if name != "layout"}
-        return told, _unpacked(packed, header["layout"])
-    except (WireError, OSError, KeyError) as error:
+        return decode_with_header(path.read_bytes(), max_bytes=None)
+    except (WireError, OSError) as error:
         raise ClientError(
             f"the client state of {client} cannot be read from {path}: {error}"
         ) from error
 
 
-def _packed(client_state: Payload) -> tuple[Payload, list[list[Any]]]:
-    """Return all tensors as the bytes of one, and where each lies: many small ones cost their number, not their size."""
-    layout: list[list[Any]] = []
-    pieces = []
-    for group, params in client_state.items():
-        layout.append([group, None, []])
-        for name, tensor in params.items():
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            layout.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
-            pieces.append(flat.view(torch.uint8))
-    whole = torch.cat(pieces) if pieces else torch.empty(0, dtype=torch.uint8)
-    return {"client_state": {"bytes": whole}}, layout
-
-
-def _unpacked(packed: Payload, layout: Sequence[Sequence[Any]]) -> Payload:
-    whole, at = packed["client_state"]["bytes"], 0
-    client_state: dict[str, dict[str, torch.Tensor]] = {}
-    group = ""
-    for name, kind, shape in layout:
-        if kind is None:
-            group = name
-            client_state[group] = {}
-            continue
-        size = math.prod(shape) * DTYPES[kind].itemsize
-        # A copy of its own begins where its type may.
-        client_state[group][name] = whole[at : at + size].clone().view(DTYPES[kind]).reshape(shape)
-        at += size
-    return client_state
-
-
 def _rounds(folder: Path) -> list[int]:
     """Return the rounds there are files of; whatever else lies there is left alone."""
-    files = [path.name for path in folder.glob("*") if path.is_file()]
-    return sorted(int(name) for name in files if re.fullmatch("0|[1-9][0-9]*", name))
+    return _numbers(_files(folder))
+
+
+def _numbers(files: Iterable[str]) -> list[int]:
+    return sorted(int(name) for name in files if _ROUND.fullmatch(name))
+
+
+def _files(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as found:
+            return [entry.name for entry in found if entry.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _file_name(client: ClientId) -> str:

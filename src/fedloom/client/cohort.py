@@ -9,16 +9,15 @@ from torch import Tensor, nn
 
 from fedloom.client.fast.functions import lora_linear
 from fedloom.client.fast.kernels import replaced_forward
-from fedloom.client.fast.products import Product
 from fedloom.client.fit import fit
 from fedloom.client.gradient_transforms import rows
-from fedloom.client.objectives import collate
 from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
 from fedloom.models.asking import asked, plain_ids
 from fedloom.models.introspection import LoRALayer
+from fedloom.objectives.head import Product
 
 
 class LoRALanes:
@@ -29,20 +28,16 @@ class LoRALanes:
         self._cohort = cohort
         self._sequential = cohort.sequential
 
-    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         setup, fast = self._sequential.setup, self._sequential.fast
-        size = setup.local.batch_size
         leaves = {
             n: v.requires_grad_() for n, v in setup.space.layout.split(self.values.detach()).items()
         }
         total = torch.zeros_like(self.values[:, 0])
         gradient: Tensor | None = None
         with self._cohort.adapted(leaves):
-            for at in range(0, max(len(step) for step in steps), size):
-                batch = collate(
-                    [step[at : at + size] for step in steps], counts, self.values, pack=fast.packs
-                )
-                losses = fast.loss(batch)
+            for batch in fast.batches(steps, setup.local.batch_size, self.values):
+                losses = fast.losses(batch)
                 # Lanes do not mix in the sum, so its gradient is each lane's own.
                 parts = torch.autograd.grad(
                     losses.sum(), list(leaves.values()), materialize_grads=True

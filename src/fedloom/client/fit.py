@@ -23,8 +23,8 @@ class Lanes(Protocol):
         """Return the tuned tensors' values, (lanes, numel); the loop changes them in place."""
         ...
 
-    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return (lanes, numel) gradients, the loop's to change, and (lanes,) losses; counts: target tokens."""
+    def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """Return (lanes, numel) gradients, the loop's to change, and (lanes,) losses."""
         ...
 
     def keep(self, lanes: Tensor) -> None:
@@ -94,7 +94,7 @@ def _client(job: Job, setup: Setup[Tunable]) -> _Client:
         raise TypeError(f"{job.client}: only Fit is training, got {type(job.work).__name__}")
     if job.work.walk is not None or job.work.at_start:
         raise ValueError(
-            "walk and at_start belong to zeroth-order work in seed space: set tune.space seeds"
+            "walk and at_start belong to zeroth-order work in seed space: set tune: seeds"
         )
     local, examples = setup.local, setup.examples(job.client)
     size = local.batch_size * local.accumulation
@@ -107,12 +107,11 @@ def _step(
 ) -> None:
     """Take one optimizer step in every lane."""
     steps = [next(client.stream) for client in clients]
-    counts = [sum(example.num_targets for example in step) for step in steps]
-    gradients, losses = lanes.gradients(steps, counts)
+    gradients, losses = lanes.gradients(steps)
     with torch.no_grad():
         edits.apply_(gradients, lanes.values)
         sound = optimizer.step_(lanes.values, gradients, losses)
-    for client, count, loss, good in zip(clients, counts, losses.tolist(), sound, strict=True):
-        client.num_tokens += count
+    for client, taken, loss, good in zip(clients, steps, losses.tolist(), sound, strict=True):
+        client.num_tokens += sum(example.num_targets for example in taken)
         if good:
             client.losses.append(loss)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
-Objective = Literal["sft", "classification"]
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
@@ -20,11 +19,9 @@ ZEROTH = ("eps", "difference", "directions", "max_slope")
 class LocalSettings:
     """Gradient descent on one client."""
 
-    objective: Objective = "sft"
-    """sft: every token of the answers; classification: which of `data.classes` the answer is."""
     order: Order | None = None
     """first: gradients by backward passes; zeroth: guessed from differences of losses (Malladi et al. 2023,
-    arXiv:2305.17333), in the memory of a forward. None: zeroth where tune.space is seeds, first elsewhere."""
+    arXiv:2305.17333), in the memory of a forward. None: zeroth where tune is seeds, first elsewhere."""
     optimizer: Optimizer = "adamw"
     """As in torch.optim; moments start anew in every round."""
     lr: float = 5e-4
@@ -61,7 +58,7 @@ class LocalSettings:
     """onednn: packed products of the frozen weights (CPU, float32); torch: its own products; both compute
     the loss at target tokens only. auto: onednn where measured to be faster. reference: the model's own forward."""
     eps: float | None = None
-    """How far zeroth order looks along a direction; None: 5e-4 where tune.space is seeds, 1e-3 elsewhere."""
+    """How far zeroth order looks along a direction; None: 5e-4 where tune is seeds, 1e-3 elsewhere."""
     difference: Difference = "central"
     """central: a loss on either side, two forwards a direction; forward: one beyond the loss at the weights."""
     directions: int = 1
@@ -122,7 +119,6 @@ class LocalSettings:
 
 def _check_choices(local: LocalSettings) -> None:
     for name, value, known in (
-        ("objective", local.objective, get_args(Objective)),
         ("optimizer", local.optimizer, get_args(Optimizer)),
         ("schedule", local.schedule, get_args(Schedule)),
         ("precision", local.precision, get_args(Precision)),

@@ -16,7 +16,8 @@ from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
 from fedloom.models.introspection import forgets_activations, keeps_rows_apart, lora_layers
 from fedloom.models.probe import draws
-from fedloom.spaces.build import LoRASpace
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import DEFAULT
 from fedloom.spaces.live import Live
 from fedloom.spaces.seed_space import SeedSpace
 
@@ -33,6 +34,7 @@ def make_trainer(
     *,
     evaluator: Evaluator,
     num_rounds: int,
+    objective: Objective = DEFAULT,
 ) -> Trainer:
     """Return the fastest trainer that can do the work; it batches over clients where the model allows.
 
@@ -49,9 +51,10 @@ def make_trainer(
         )
     if isinstance(space, SeedSpace):
         setup = Setup(space, federation, local, num_rounds)
-        return _walking(setup, evaluator) if order == "zeroth" else _projected(setup, evaluator)
+        make = _walking if order == "zeroth" else _projected
+        return make(setup, evaluator, objective)
     plain = Setup(space, federation, local, num_rounds)
-    sequential = Sequential(plain, make_fast(space.model, local, plain.classes), evaluator)
+    sequential = Sequential(plain, make_fast(space.model, local, objective), evaluator)
     if order == "zeroth":
         return _guessing(sequential)
     layers = lora_layers(space.model)
@@ -77,9 +80,9 @@ def _check_packing(space: Live | SeedSpace, federation: Federation) -> None:
 
 def _guessing(sequential: Sequential) -> Trainer:
     space, local = sequential.setup.space, sequential.setup.local
-    if isinstance(space, LoRASpace) and space.dropout:
+    if space.dropout:
         raise ValueError(
-            f"tune.dropout must be 0 for local.order zeroth, which has no dropout, got {space.dropout}"
+            f"tune.lora.dropout must be 0 for local.order zeroth, which has no dropout, got {space.dropout}"
         )
     local.refuse(
         ("group_tokens",), "has no effect with local.order zeroth, which trains one by one"
@@ -87,31 +90,31 @@ def _guessing(sequential: Sequential) -> Trainer:
     return Mezo(sequential)
 
 
-def _walking(setup: Setup[SeedSpace], evaluator: Evaluator) -> Trainer:
+def _walking(setup: Setup[SeedSpace], evaluator: Evaluator, objective: Objective) -> Trainer:
     local = setup.local
     if local.optimizer != "sgd":
         raise ValueError(
-            "local.optimizer must be sgd where tune.space is seeds, since a step along a seed is all that is"
+            "local.optimizer must be sgd where tune is seeds, since a step along a seed is all that is"
             f" kept of a gradient, got {local.optimizer}"
         )
     idle = ["momentum", "betas", "group_tokens"]
     if local.max_grad_norm is not None:
         idle.append("max_grad_norm")
-    local.refuse(idle, "has no effect where tune.space is seeds: local.max_slope bounds a step")
-    fast = make_fast(setup.space.model, local, setup.classes, moving=True)
+    local.refuse(idle, "has no effect where tune is seeds: local.max_slope bounds a step")
+    fast = make_fast(setup.space.model, local, objective, moving=True)
     return SeedWalk(setup, fast, evaluator)
 
 
-def _projected(setup: Setup[SeedSpace], evaluator: Evaluator) -> Trainer:
+def _projected(setup: Setup[SeedSpace], evaluator: Evaluator, objective: Objective) -> Trainer:
     space = setup.space
     if space.is_quantized or space.values.dtype in (torch.bfloat16, torch.float16):
         raise ValueError(
-            "local.order first in tune.space seeds trains the weights themselves, which needs model.dtype"
+            "local.order first where tune is seeds trains the weights themselves, which needs model.dtype"
             " float32 and model.quantize none; local.precision bfloat16 makes it fast"
         )
     setup.local.refuse(
         ("group_tokens",),
-        "has no effect where tune.space is seeds: clients train one by one",
+        "has no effect where tune is seeds: clients train one by one",
     )
     space.model.requires_grad_(True)
-    return Projected(setup, make_fast(space.model, setup.local, setup.classes), evaluator)
+    return Projected(setup, make_fast(space.model, setup.local, objective), evaluator)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fedloom.client.fit import fit
-from fedloom.client.objectives import Batch, collate
 from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, one_by_one
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
+from fedloom.objectives.batch import Batch
 
 EPS = 1e-3
 """How far to look, as in the paper."""
@@ -32,12 +32,8 @@ class GuessedLane:
         self.values = sequential.setup.space.values.unsqueeze(0)
         self._seed, self._step = seed, 0
 
-    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        (step,), size = steps, self._local.batch_size
-        parts = [
-            collate([step[at : at + size]], counts, self.values, pack=self._fast.packs)
-            for at in range(0, len(step), size)
-        ]
+    def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        parts = list(self._fast.batches(steps, self._local.batch_size, self.values))
         stood = self.values.clone()
         eps = self._local.eps or EPS
         here = self._loss(parts) if self._local.difference == "forward" else math.nan
@@ -75,7 +71,7 @@ class GuessedLane:
         return self._loss(parts)
 
     def _loss(self, parts: Sequence[Batch]) -> float:
-        return sum(float(self._fast.loss(part)) for part in parts)
+        return sum(float(self._fast.losses(part)) for part in parts)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def perturbed_weights_of(space: SeedSpace) -> list[PerturbedWeight]:
             leaves.append(PerturbedWeight(module, tuple((names[id(p)], p) for p in own)))
     if not _all_are_entered(space, leaves):
         raise ValueError(
-            "tune.space seeds needs a model whose layers alone read their tensors, but this one"
+            "tune: seeds needs a model whose layers alone read their tensors, but this one"
             f" ({type(space.model).__name__}) reads some from outside"
         )
     return leaves

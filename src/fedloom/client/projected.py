@@ -37,7 +37,7 @@ class Projected:
     def _train(self, job: Job, work: Fit) -> Done:
         if work.proximal or work.gradient_offset or work.mask or work.at_start:
             raise ValueError(
-                "local.order must be zeroth in tune.space seeds for an algorithm that edits gradients or measures"
+                "local.order must be zeroth where tune is seeds for an algorithm that edits gradients or measures"
                 " at the start, got first: its gradients are those of weights, not of seeds"
             )
         local, space = self.setup.local, self.setup.space

@@ -4,6 +4,7 @@ Because work is data, the server can answer it with stand-ins. The result is the
 the forecast of `plan`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -26,5 +27,7 @@ def check_finite(upload: Payload) -> None:
     """
     for group, params in upload.items():
         for name, t in params.items():
-            if t.is_floating_point() and not bool(torch.isfinite(t).all()):
+            # A finite sum has finite terms and is found in a fifth of the time; a sum that is not may have them too.
+            sound = not t.is_floating_point() or math.isfinite(t.sum()) or torch.isfinite(t).all()
+            if not sound:
                 raise ClientError(f"upload {group}/{name} is not finite")

@@ -27,11 +27,6 @@ class Setup(Generic[S]):
     num_rounds: int
     """Where learning-rate schedules end."""
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Return the tokens a classifier decides between; none where answers are text."""
-        return tuple(self.federation.classes.values())
-
     def examples(self, client: ClientId, split: Split | None = None) -> Sequence[Example]:
         """Return a client's examples, training ones by default; a client without any cannot take part."""
         shard = self.federation.shards.get(client)

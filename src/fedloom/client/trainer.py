@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
-from fedloom.client.objectives import collate
 from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
 from fedloom.core.randomness import derive
@@ -34,18 +33,14 @@ class OneLane:
 
     def __init__(self, space: Seated, fast: FastPath, batch_size: int) -> None:
         self.values = space.values.unsqueeze(0)
-        self._loss, self._pack, self._batch_size = fast.loss, fast.packs, batch_size
+        self._fast, self._batch_size = fast, batch_size
         self._gradient = space.gradient_vector().unsqueeze(0)
 
-    def gradients(self, steps: Sequence[Step], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         self._gradient.zero_()
         total = torch.zeros_like(self.values[:, 0])
-        (step,) = steps
-        for at in range(0, len(step), self._batch_size):
-            batch = collate(
-                [step[at : at + self._batch_size]], counts, self.values, pack=self._pack
-            )
-            losses = self._loss(batch)
+        for batch in self._fast.batches(steps, self._batch_size, self.values):
+            losses = self._fast.losses(batch)
             torch.autograd.backward(losses.sum())
             total += losses.detach()
         return self._gradient, total

@@ -14,13 +14,13 @@ from functools import cached_property
 import torch
 
 from fedloom.client.fast.kernels import FastPath
-from fedloom.client.objectives import Batch, collate
 from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, PerturbedWeight, perturbed_weights_of
 from fedloom.client.setup import Setup, Step, batches
 from fedloom.client.trainer import Evaluator, one_by_one
 from fedloom.client.zo_trajectory import Trajectory, drawn_seeds
 from fedloom.core.protocols import ClientError, Done, Fit, Job
+from fedloom.objectives.batch import Batch
 from fedloom.spaces.seed_space import SeedSpace
 
 EPS = 5e-4
@@ -53,7 +53,7 @@ class SeedWalk:
         stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         losses: list[float] = []
         num_tokens = 0
-        kind = PerturbedLowRank if space.directions.law == "lowrank" else Ground
+        kind = PerturbedLowRank if space.directions.distribution == "lowrank" else Ground
         space.model.eval()
         with (
             torch.no_grad(),
@@ -84,20 +84,11 @@ class SeedWalk:
         """Return the slope along each direction, and the loss; not finite where nothing is asked for."""
         local = self.setup.local
         eps = local.eps or EPS
-        count = sum(example.num_targets for example in step)
-        if not count:
+        if not self.fast.objective.count(step):
             return [], math.nan
         values = self.setup.space.values
         like = values.new_empty(0, dtype=torch.promote_types(values.dtype, torch.float32))
-        parts = [
-            collate(
-                [step[at : at + local.batch_size]],
-                [count],
-                like,
-                pack=self.fast.packs,
-            )
-            for at in range(0, len(step), local.batch_size)
-        ]
+        parts = list(self.fast.batches([step], local.batch_size, like))
         here = math.nan
         if local.difference == "forward":
             here = self._loss(parts)
@@ -115,4 +106,4 @@ class SeedWalk:
         return slopes, sum(losses) / len(losses) if losses else here
 
     def _loss(self, parts: Sequence[Batch]) -> float:
-        return sum(float(self.fast.loss(part)) for part in parts)
+        return sum(float(self.fast.losses(part)) for part in parts)

@@ -31,7 +31,7 @@ def drawn_seeds(fit: Fit, space: SeedSpace, *, steps: int, per_step: int, seed: 
             f"local.directions must divide the length of a walk, {len(walk)}, got {per_step}"
         )
     if len(walk) and not 0 <= int(walk.min()) <= int(walk.max()) < space.num_seeds:
-        raise ValueError(f"a walk must stay below tune.num_seeds ({space.num_seeds})")
+        raise ValueError(f"a walk must stay below tune.seeds.num_seeds ({space.num_seeds})")
     return walk.view(-1, per_step)
 
 

@@ -31,7 +31,7 @@ class Auto:
     hysteresis: float = 0.5
     """How much more similar clients of one cluster count, in units of the noise, so that groupings do not flicker."""
     compare: Compare = "B"
-    """What is compared: LoRA's B, its last tensor (last_B), all, or the product BA, which needs tune.origin zero."""
+    """What is compared: LoRA's B, its last tensor (last_B), all, or the product BA, which needs tune.lora.origin zero."""
     sketch: int = 8192
     """Numbers a client is compared by; updates that are no longer are compared whole."""
     probe: int | None = None

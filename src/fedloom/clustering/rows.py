@@ -81,11 +81,11 @@ def check_product(start: Params) -> None:
     factors = [start[a] for a, _ in pairs(start)]
     if not factors:
         raise ValueError(
-            "clustered.mode.auto.compare BA needs tune.space lora, got a space without factors"
+            "clustered.mode.auto.compare BA needs tune: lora, got a space without factors"
         )
     if not any(bool(t.any()) for t in factors):
         raise ValueError(
-            "clustered.mode.auto.compare BA multiplies LoRA's factors, which needs tune.origin zero,"
+            "clustered.mode.auto.compare BA multiplies LoRA's factors, which needs tune.lora.origin zero,"
             " got coordinates that count from where A began"
         )
 

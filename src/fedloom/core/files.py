@@ -21,7 +21,7 @@ class DamagedFile(ValueError):
 
 
 def write_atomic(
-    path: Path, *pieces: bytes, private: Path | None = None, sync: bool = True
+    path: Path, *pieces: bytes | memoryview, private: Path | None = None, sync: bool = True
 ) -> None:
     """Replace `path` by the joined pieces.
 
@@ -38,11 +38,14 @@ def write_atomic(
     part = path.with_name(path.name + PART)
     try:
         if private:
-            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not private.is_dir():
+                private.mkdir(mode=0o700, parents=True, exist_ok=True)
             _close(private, 0o700)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb", opener=_private_opener if private else None) as file:
             if private:
+                # A file that somebody left keeps its mode.
                 _close(file.fileno(), 0o600)
             for piece in pieces:
                 file.write(piece)
@@ -80,6 +83,10 @@ def read_hashed(path: Path) -> bytes:
     if stored != hashlib.sha256(data).hexdigest().encode():
         raise DamagedFile(f"{path} does not match its SHA-256")
     return data
+
+
+def _private_opener(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _close(what: Path | int, mode: int) -> None:

@@ -13,7 +13,8 @@ def params_map(fn: Callable[..., Tensor], *trees: Params) -> dict[str, Tensor]:
     for other in trees[1:]:
         if other.keys() != trees[0].keys():
             raise ValueError(f"params differ in {sorted(other.keys() ^ trees[0].keys())[:4]}")
-    return {name: fn(*(tree[name] for tree in trees)) for name in trees[0]}
+    columns = ([tree[name] for name in trees[0]] for tree in trees)
+    return dict(zip(trees[0], map(fn, *columns), strict=True))
 
 
 def add(a: Params, b: Params) -> Params:

@@ -26,6 +26,8 @@ def num_bytes(expected: Schema) -> int:
 
 def difference(found: Schema, expected: Schema) -> str | None:
     """Say the first missing, extra or wrongly shaped tensor; None where all is as expected."""
+    if found == expected:
+        return None
     for key in sorted(expected.keys() | found.keys()):
         if found.get(key) != expected.get(key):
             return f"{_name(key)}: expected {_said(expected.get(key))}, got {_said(found.get(key))}"

@@ -105,9 +105,6 @@ class DataSettings:
     oldest first, then the head of the question left (of its context first), all but a token; the system message and
     what the prompt writes around them stay. An example that keeps no token of its answer is dropped, and counted; where
     the prompt gives way, one whose last answer does not fit whole."""
-    classes: Mapping[str, str] = field(default_factory=dict)
-    """Of `local.objective: classification`: each answer that occurs -> the word the model decides for, such as
-    `{alt.atheism: A, comp.graphics: B}`. Words must begin with different tokens."""
     packing: bool = False
     """Join training examples into rows of up to `max_length` tokens."""
     num_clients: int | None = None
@@ -154,10 +151,6 @@ def _check_natural(settings: DataSettings) -> None:
 
 
 def _check_rows(settings: DataSettings) -> None:
-    if settings.classes and (len(settings.classes) < 2 or not all(settings.classes.values())):
-        raise ValueError(
-            f"data.classes must give at least two answers a word each, got {dict(settings.classes)}"
-        )
     for name, chosen in (("where", settings.where), ("held_out", settings.held_out)):
         for column, values in chosen.items():
             if isinstance(values, str) or not values:

@@ -4,25 +4,25 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.core.randomness import derive
-from fedloom.data.classes import class_tokens, only_classes
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.duplicates import Duplicates, conversation, first_of_each, leaks
 from fedloom.data.encoding import Tokenizer, lengths
-from fedloom.data.formats import Record, to_records
+from fedloom.data.formats import Record
 from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.names import safe_names
 from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
+from fedloom.data.preparation import SUPERVISED, Preparation
 from fedloom.data.profiles import profiles_of
 from fedloom.data.sharding import UNKNOWN, Labels
 from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut, ready
-from fedloom.data.tokens import Example, Tokenised, tokenise
+from fedloom.data.tokens import Example, Tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,6 @@ class Federation:
     profiles: Mapping[ClientId, Profile]
     """The labels that all examples of a client share, such as its language; its tier and its group if there are any."""
     manifest: Manifest
-    classes: Mapping[str, int] = field(default_factory=dict)
-    """Word -> its first token, in the order of `data.classes`; empty where answers are text."""
 
 
 POOL: ClientId = "pool"
@@ -55,27 +53,34 @@ Kept = Sequence[tuple[Example, ...]]
 """The examples of each record that has any."""
 
 
-def federate(settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+def federate(
+    settings: DataSettings, tokenizer: Tokenizer, objective: Preparation = SUPERVISED
+) -> Federation:
     """Read, tokenise and split: the same settings give the same federation on every machine."""
     taken = take_rows(settings, lambda texts: lengths(texts, tokenizer))
-    federation = divide(taken, settings, tokenizer)
+    federation = divide(taken, settings, tokenizer, objective)
     manifest = replace(federation.manifest, files_unread=tuple(passed_over(settings)))
     return replace(federation, manifest=manifest)
 
 
-def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+def divide(
+    taken: Taken,
+    settings: DataSettings,
+    tokenizer: Tokenizer,
+    objective: Preparation = SUPERVISED,
+) -> Federation:
     """Tokenise and split rows.
 
     Examples are tokenised before they are dealt out, so a dropped one never empties a client.
     """
-    rows, read = taken.rows, to_records(taken.rows, settings)
+    rows, read = taken.rows, objective.records(taken.rows, settings)
     found = read.records
     said = [conversation(record) for record in found]
     first = first_of_each(said)
     drop = settings.duplicates == "drop"
     chosen = first if drop else range(len(found))
     records = [found[i] for i in chosen]
-    tokenised, classes = _tokenised(records, settings, tokenizer)
+    tokenised = objective.examples(records, settings, tokenizer)
     kept = [i for i, examples in enumerate(tokenised.examples) if examples]
     if not kept:
         raise ValueError(_nothing_left(settings, len(rows), len(records)))
@@ -93,7 +98,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
         cuts = _pooled(cuts)
     shards = {client: _shard(parts, examples, settings) for client, parts in cuts.items()}
     by = stratum(settings.partition)
-    hidden = hidden_labels(labels, named=_named(settings), known=settings.classes)
+    hidden = hidden_labels(labels, named=_named(settings), known=objective.classes)
     manifest = Manifest(
         sha256=sha256,
         source=settings.source,
@@ -116,16 +121,7 @@ def divide(taken: Taken, settings: DataSettings, tokenizer: Tokenizer) -> Federa
     )
     profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
     manifest = replace(manifest, profiles={c: manifest.told(p) for c, p in profiles.items()})
-    return Federation(shards, profiles, manifest, classes)
-
-
-def _tokenised(
-    records: Sequence[Record], settings: DataSettings, tokenizer: Tokenizer
-) -> tuple[Tokenised, dict[str, int]]:
-    """Return the examples of the records, and the tokens of the classes they are decided between."""
-    tokenised = tokenise(records, settings, tokenizer)
-    classes = class_tokens(settings, tokenizer)
-    return (only_classes(tokenised, classes) if classes else tokenised), classes
+    return Federation(shards, profiles, manifest)
 
 
 def _kind(settings: DataSettings) -> str:

@@ -102,8 +102,6 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
             continue
         tally.num_turns += _num_lost(talk.messages, learnt)
         messages, answer = _opened(learnt, _system(row, optional, settings)), learnt[-1].content
-        if settings.classes:
-            messages, answer = _classified(messages, row, settings)
         values = {column: row.text(column) or UNKNOWN for column in labels}
         records.append(Record(messages, values, answer, row.held_out, row.place, row.split))
     return Conversations(records, tally.losses())
@@ -269,19 +267,6 @@ def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def _num_lost(messages: Sequence[Message], kept: Sequence[Message]) -> int:
     empty = sum(message.role == "assistant" and not message.content for message in kept)
     return len(messages) - len(kept) + empty
-
-
-def _classified(
-    messages: tuple[Message, ...], row: Row, settings: DataSettings
-) -> tuple[tuple[Message, ...], str]:
-    said = messages[-1].content
-    if said not in settings.classes:
-        raise ValueError(
-            f"{row.place}: the answer {said[:40]!r} is not among data.classes"
-            f" ({', '.join(settings.classes)}); add it, or leave its rows out with data.where"
-        )
-    word = settings.classes[said]
-    return (*messages[:-1], replace(messages[-1], content=word)), word
 
 
 def _system(row: Row, optional: Collection[str], settings: DataSettings) -> str | None:

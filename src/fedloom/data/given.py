@@ -9,6 +9,7 @@ from fedloom.core.protocols import ClientId
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, divide
+from fedloom.data.preparation import SUPERVISED, Preparation
 from fedloom.data.readers import Row, flattened, read_file
 from fedloom.data.sources import Taken, with_column
 from fedloom.data.splits import SPLITS
@@ -21,10 +22,12 @@ Given = Mapping[ClientId, Rows | Mapping[str, Rows]]
 """Client -> its rows, cut as `data.fractions` says; or client -> {"train", "validation", "test"} -> rows."""
 
 
-def federate_given(data: Given, settings: DataSettings, tokenizer: Tokenizer) -> Federation:
+def federate_given(
+    data: Given, settings: DataSettings, tokenizer: Tokenizer, objective: Preparation = SUPERVISED
+) -> Federation:
     """Tokenise rows that are given; `settings.partition` is natural, by `CLIENT`."""
     rows = [row for client in data for row in _held(client, data[client])]
-    return divide(Taken(rows, {}), settings, tokenizer)
+    return divide(Taken(rows, {}), settings, tokenizer, objective)
 
 
 def check_given(data: Mapping[object, object]) -> TypeGuard[Given]:

@@ -35,4 +35,5 @@ def _row(examples: Sequence[Example]) -> Example:
         labels=torch.cat([example.labels for example in examples]),
         prompt_length=0,
         positions=torch.cat([torch.arange(len(example.ids)) for example in examples]),
+        choices=examples[0].choices,
     )

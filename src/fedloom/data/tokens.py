@@ -34,6 +34,8 @@ class Example:
     """None for packed rows."""
     positions: Tensor | None = None
     """(length,) int64, from 0 again at every example of a packed row; None where nothing is packed."""
+    choices: Tensor | None = None
+    """(choices,) int64: the tokens a target is one of, one tensor for all; None: the whole vocabulary."""
 
     @property
     def num_targets(self) -> int:
@@ -57,11 +59,23 @@ class Tokenised:
     """What was done to the text on the way, a line each."""
 
 
-def tokenise(records: Sequence[Record], settings: DataSettings, tokenizer: Tokenizer) -> Tokenised:
+def tokenise(
+    records: Sequence[Record],
+    settings: DataSettings,
+    tokenizer: Tokenizer,
+    *,
+    only_last: bool = False,
+) -> Tokenised:
     """Return the examples of every record.
 
     tokens(prompt) is a prefix of every example. Where the tokenizer would merge across the boundary, the two
     sides are encoded apart; elsewhere the whole text is encoded at once, as the model has seen text before.
+
+    Args:
+        records: Conversations.
+        settings: How they are written, and how long they may be.
+        tokenizer: The model's.
+        only_last: Whether of each conversation the last answer alone is learnt.
 
     Raises:
         ValueError: where the prompt cannot write a record, with the place of its row.
@@ -70,7 +84,7 @@ def tokenise(records: Sequence[Record], settings: DataSettings, tokenizer: Token
     start = _start(tokenizer) if settings.prompt != "chat" else []
     shorten = Shortener(render, encoder, settings.max_length - len(start))
     records, ends = unended(records, render.ends)
-    wanted = [asked(record, only_last=bool(settings.classes)) for record in records]
+    wanted = [asked(record, only_last=only_last) for record in records]
     made: list[tuple[Example, ...]] = []
     noted: list[Rendering] = []
     num_truncated = num_dropped = 0

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import yaml
 
 _STRING = "tag:yaml.org,2002:str"
-_VALUES = {("data", name) for name in ("where", "held_out", "classes", "columns", "labels")}
+_VALUES = {
+    *(("data", name) for name in ("where", "held_out", "columns", "labels")),
+    ("objective", "classification", "classes"),
+}
 """Settings that hold values or columns of data."""
 _KEYS = _VALUES | {("data", "shorter")}
 """Settings whose keys are such."""
@@ -42,4 +45,6 @@ def _is_text(path: tuple[str, ...], listed: bool) -> bool:
     if path[:2] == ("data", "partition"):
         return path[-1] in _OF_PARTITION
     # Directly at the setting stands null, or a name of YAML's.
-    return path[:2] in _VALUES and (listed or len(path) > 2)
+    return any(
+        path[: len(value)] == value and (listed or len(path) > len(value)) for value in _VALUES
+    )

@@ -12,7 +12,7 @@ from fedloom.engines.engine_settings import RaySettings
 from fedloom.engines.ray import Actors, Answer
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
-from fedloom.run.session import Session
+from fedloom.rounds.session import Session
 
 _LONG = 1e6
 """Seconds: on one's own cluster nobody is late."""

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from fedloom.deploy.listening import Listening
 from fedloom.engines.engine_settings import FlowerSettings, RaySettings
-from fedloom.run.session import Session
+from fedloom.rounds.session import Session
 
 
 def connect(

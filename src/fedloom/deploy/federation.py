@@ -24,8 +24,8 @@ from fedloom.engines.flower.processes import Keeper, Program, free_port, start
 from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         manifest = dataclasses.replace(
             session.federation.manifest, clients=remote.counts, profiles=remote.profiles
         )
-        federation = Federation({}, remote.profiles, manifest, session.federation.classes)
+        federation = Federation({}, remote.profiles, manifest)
         yield dataclasses.replace(session, engine=remote, federation=federation)
         remote.part()
 

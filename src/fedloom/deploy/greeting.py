@@ -10,9 +10,9 @@ import torch
 
 from fedloom.core.randomness import generator
 from fedloom.recipe import to_yaml
-from fedloom.run.binding import identity_of
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session
+from fedloom.rounds.binding import identity_of
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
 from fedloom.wire.frame import VERSION
 
 

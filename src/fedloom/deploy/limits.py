@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fedloom.core.protocols import Payload, Reply
 from fedloom.privacy.clipping import clipped
 from fedloom.recipe import to_tree
-from fedloom.run.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Recipe
 
 MIB = 1 << 20
 
@@ -20,7 +20,7 @@ class Limits:
     algorithms: Sequence[str] = ()
     """Names a recipe's algorithm may be made of; empty: all that are installed."""
     spaces: Sequence[str] = ()
-    """What may be tuned, lora or full; empty: either."""
+    """What `tune` may be, such as lora; empty: any of its kinds."""
     columns: Sequence[str] = ()
     """Columns of the file that are read; empty: all."""
     min_examples: int = 20
@@ -43,15 +43,17 @@ class Limits:
         Raises:
             ValueError: naming the option that would allow it.
         """
-        for layer in to_tree(recipe)["algorithm"]:
+        tree = to_tree(recipe)
+        for layer in tree["algorithm"]:
             (name,) = layer
             if self.algorithms and name not in self.algorithms:
                 raise ValueError(
                     f"this site allows --algorithms {','.join(self.algorithms)}, the recipe asks for {name}"
                 )
-        if self.spaces and recipe.tune.space not in self.spaces:
+        (kind,) = tree["tune"]
+        if self.spaces and kind not in self.spaces:
             raise ValueError(
-                f"this site allows --spaces {','.join(self.spaces)}, the recipe tunes {recipe.tune.space}"
+                f"this site allows --spaces {','.join(self.spaces)}, the recipe tunes {kind}"
             )
         if recipe.model.trust_remote_code:
             raise ValueError("this site runs no code of a model: set model.trust_remote_code false")

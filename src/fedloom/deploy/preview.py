@@ -14,7 +14,7 @@ from rich.text import Text
 from fedloom.core.protocols import Payload, Reply
 from fedloom.deploy.site import SiteSettings, open_session, rehearsed
 from fedloom.recipe import build_recipe, to_tree
-from fedloom.run.session import Session
+from fedloom.rounds.session import Session
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task

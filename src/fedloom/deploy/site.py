@@ -22,10 +22,11 @@ from fedloom.deploy.greeting import greeting, shared_recipe, versions
 from fedloom.deploy.limits import Limits
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe, load_recipe, to_tree
-from fedloom.run.loop import begin, draw, tasks
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Makers, Session, build
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers, Session, build
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import decode_task, encode_reply
 
@@ -201,9 +202,9 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
             "data.held_out is for data in one place: a site judges on the test split of its own examples"
         )
 
-    def own(data: DataSettings, tokenizer: Tokenizer) -> Federation:
+    def own(data: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
         try:
-            return own_data(settings, data, tokenizer)
+            return own_data(settings, data, tokenizer, objective)
         except ValueError as error:
             raise _OwnData(str(error)) from error
 
@@ -235,7 +236,9 @@ def rehearsed(session: Session) -> tuple[Task, Reply]:
     return task, rehearse(algorithm, task, noise=1e-2)
 
 
-def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) -> Federation:
+def own_data(
+    settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer, objective: Objective
+) -> Federation:
     """Return the federation of one client: this site's file, prepared as the recipe says."""
     data = replace(asked, source=str(settings.data), pooled=False, num_clients=None, tiers={})
     columns = settings.limits.columns
@@ -245,7 +248,7 @@ def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) 
     found = {column for row in rows for column in row.values}
     labels = [name for name in asked.labels or KNOWN_LABELS if name in found]
     data = replace(data, partition=Natural(by=_LABEL), labels=(*labels, _LABEL))
-    federation = divide(replace(taken, rows=rows), data, tokenizer)
+    federation = divide(replace(taken, rows=rows), data, tokenizer, objective)
     profiles = {
         client: {name: value for name, value in profile.items() if name != _LABEL}
         for client, profile in federation.profiles.items()
@@ -254,12 +257,16 @@ def own_data(settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer) 
 
 
 def _asked(recipe_text: str) -> str:
-    """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults."""
+    """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults, and its objective."""
     tree = yaml.safe_load(recipe_text)
-    default = to_tree(build_recipe({"name": "default", "algorithm": "fedavg"}))["data"]
-    asked = tree.get("data") if isinstance(tree, dict) else None
-    odd = {k: v for k, v in (asked or {}).items() if v != default.get(k)}
-    return plain(f"data: {json.dumps(odd, ensure_ascii=False, default=str)}")
+    default = to_tree(build_recipe({"name": "default", "algorithm": "fedavg"}))
+    tree = tree if isinstance(tree, dict) else {}
+    odd = {k: v for k, v in (tree.get("data") or {}).items() if v != default["data"].get(k)}
+    asked = f"data: {json.dumps(odd, ensure_ascii=False, default=str)}"
+    objective = tree.get("objective", default["objective"])
+    if objective != default["objective"]:
+        asked += f", objective: {json.dumps(objective, ensure_ascii=False, default=str)}"
+    return plain(asked)
 
 
 def agreed_recipe(file: Path) -> str:

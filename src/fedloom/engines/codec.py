@@ -88,13 +88,8 @@ class MessageCodec:
         return Delivery(reply, download_bytes, len(message))
 
     def _expected(self, task: Task) -> Schema:
-        shape = schema(task.download)
-        key = (
-            task.kind,
-            task.round,
-            tuple(task.profile.items()),
-            tuple(sorted(shape.items(), key=str)),
-        )
+        shape = frozenset(schema(task.download).items())
+        key = (task.kind, task.round, tuple(task.profile.items()), shape)
         if key not in self._schemas:
             if len(self._schemas) > 64:
                 self._schemas.clear()

@@ -8,27 +8,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedloom.evaluation.forward import evaluating
+from fedloom.evaluation.scoring import evaluating
+from fedloom.objectives.forward import Forward
 
 
 def answer_entropies(model: nn.Module, prompts: Sequence[Tensor], batch_size: int) -> list[float]:
     """Return the entropy, in nats, of the token after each prompt, (length,) int64, in their order."""
     found: dict[int, float] = {}
-    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    left = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            entropies = _entropies(model, [prompts[at] for at in chosen])
+        forward = Forward.of(model)
+        while left:
+            rows = min(batch_size, forward.most_rows(len(prompts[left[0]])))
+            chosen, left = left[:rows], left[rows:]
+            entropies = _entropies(forward, [prompts[at] for at in chosen])
             found.update(zip(chosen, entropies, strict=True))
     return [found[at] for at in range(len(prompts))]
 
 
-def _entropies(model: nn.Module, prompts: Sequence[Tensor]) -> list[float]:
-    device = next(model.parameters()).device
+def _entropies(forward: Forward, prompts: Sequence[Tensor]) -> list[float]:
+    device = next(forward.model.parameters()).device
     # The right padding needs no mask under causal attention.
     ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True).to(device)
-    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    logits = model(input_ids=ids, use_cache=False).logits
-    chosen = logits[torch.arange(len(prompts), device=device), last].float().log_softmax(-1)
-    entropies: list[float] = torch.special.entr(chosen.exp()).sum(-1).tolist()
+    last = [at * ids.shape[1] + len(prompt) - 1 for at, prompt in enumerate(prompts)]
+    entropies: list[float] = forward.entropies(
+        {"input_ids": ids}, torch.tensor(last, device=device)
+    ).tolist()
     return entropies

@@ -1,8 +1,7 @@
 """How good a model is on held-out examples."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -10,8 +9,12 @@ from fedloom.core.metrics import METRICS, Metric, MetricTable, Reduction
 from fedloom.core.protocols import Metrics, Split
 from fedloom.data.tokens import Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
-from fedloom.evaluation.forward import NOTHING, Decoder, Generation, Score, evaluating, score
+from fedloom.evaluation.generation import Decoder, Generation
 from fedloom.evaluation.metrics import answer_metrics, grade
+from fedloom.evaluation.scoring import evaluating, score
+from fedloom.objectives.forward import NOTHING
+from fedloom.objectives.objective import Objective, Score, perplexity
+from fedloom.objectives.sft import DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +23,13 @@ class Evaluator:
 
     settings: EvaluationSettings
     tokenizer: Decoder
-    classes: Mapping[str, int] = field(default_factory=dict)
-    """Word -> token, where answers are classes: they are chosen among these, never generated."""
+    objective: Objective = DEFAULT
+    """Where its answers are classes, they are chosen among these, never generated."""
 
     def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
-        """Return loss, perplexity, token accuracy and counts; on the test split also answers' scores.
+        """Return the objective's metrics, such as loss and token accuracy, and counts; on the test split also answers' scores.
 
-        Of classes, accuracy takes the place of token accuracy and of the answers' scores, but for users' own.
+        Of answers that are classes only users' own scores are taken.
 
         Raises:
             ValueError: where there is nothing to measure.
@@ -45,7 +48,9 @@ class Evaluator:
             )
         flat = [example for group in kept for example in group]
         answered = split == "test" and self.settings.generate
-        graded = answer_metrics(self.settings, written=not self.classes) if answered else []
+        graded = (
+            answer_metrics(self.settings, written=not self.objective.classes) if answered else []
+        )
         with evaluating(model):
             scores = self._scores(model, flat)
             texts = self._texts(model, flat, scores) if graded else []
@@ -53,9 +58,7 @@ class Evaluator:
         at = 0
         for group in kept:
             end = at + len(group)
-            measured = _tokens(scores[at:end], split)
-            if self.classes:
-                measured["accuracy"] = measured.pop("token_accuracy")
+            measured = self._metrics(scores[at:end], split)
             if graded:
                 measured |= self._grade(graded, group, texts[at:end], scores[at:end])
             metrics.append(measured)
@@ -65,25 +68,32 @@ class Evaluator:
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
         with evaluating(model):
-            return self._texts(
-                model, examples, self._scores(model, examples) if self.classes else []
-            )
+            scores = self._scores(model, examples) if self.objective.classes else []
+            return self._texts(model, examples, scores)
 
     def _texts(
         self, model: nn.Module, examples: Sequence[Example], scores: Sequence[Score]
     ) -> list[str]:
-        if not self.classes:
+        if not self.objective.classes:
             return self._answers(model, examples)
-        words = list(self.classes)
+        words = list(self.objective.classes.values())
         return ["" if score.choice == NOTHING else words[score.choice] for score in scores]
 
     def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         rows = {_key(example.ids, example.labels): example for example in examples}
-        scored = score(
-            model, list(rows.values()), self.settings.batch_size, tuple(self.classes.values())
-        )
+        scored = score(model, list(rows.values()), self.settings.batch_size, self.objective)
         by_row = dict(zip(rows, scored, strict=True))
         return [by_row[_key(example.ids, example.labels)] for example in examples]
+
+    def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
+        num_tokens = sum(score.num_tokens for score in scores)
+        if not num_tokens:
+            raise ValueError(
+                f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
+                f"data.max_length so that answers are not cut away"
+            )
+        counts = {"num_tokens": float(num_tokens), "num_examples": float(len(scores))}
+        return {**self.objective.metrics(scores), **counts}
 
     def _answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         if not examples:
@@ -132,28 +142,7 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
     found = total.result()
     if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
-    return found | ({"perplexity": _exp(found["loss"])} if "loss" in found else {})
-
-
-def _tokens(scores: Sequence[Score], split: Split) -> dict[str, float]:
-    num_tokens = sum(score.num_tokens for score in scores)
-    if not num_tokens:
-        raise ValueError(
-            f"the {split} split of a client has no target tokens in {len(scores)} examples; raise "
-            f"data.max_length so that answers are not cut away"
-        )
-    loss = math.fsum(score.loss for score in scores) / num_tokens
-    return {
-        "loss": loss,
-        "perplexity": _exp(loss),
-        "token_accuracy": sum(score.correct for score in scores) / num_tokens,
-        "num_tokens": float(num_tokens),
-        "num_examples": float(len(scores)),
-    }
-
-
-def _exp(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else loss if math.isnan(loss) else math.inf
+    return found | ({"perplexity": perplexity(found["loss"])} if "loss" in found else {})
 
 
 def _key(*tensors: Tensor) -> bytes:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +21,6 @@ from fedloom.models.targets import choose_targets, left_frozen
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class LoRA:
-    """The shape of a low-rank adapter (Hu et al. 2021, arXiv:2106.09685)."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    rslora: bool
-    dora: bool
-    targets: str | Sequence[str]
-    modules_to_save: Sequence[str]
 
 
 class Adapter:
@@ -75,24 +61,38 @@ class Adapter:
             tokenizer.save_pretrained(folder)
 
 
-def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: str) -> Adapter:
+def attach_lora(
+    model: "PreTrainedModel",
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    rslora: bool,
+    dora: bool,
+    targets: str | Sequence[str],
+    modules_to_save: Sequence[str],
+    seed: int,
+    base_name: str,
+) -> Adapter:
     """Attach a fresh adapter, in place; the same seed gives the same one on any machine.
+
+    The shape is the recipe's `tune.lora`, name by name; `base_name` is what folders of the adapter call the model.
 
     Raises:
         ValueError: where a target or a module to save does not exist, or a loss would have no gradient there.
     """
     from peft import LoraConfig, get_peft_model
 
-    chosen = choose_targets(model, lora.targets, saved=lora.modules_to_save)
+    chosen = choose_targets(model, targets, saved=modules_to_save)
     config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.rslora,
-        use_dora=lora.dora,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        use_rslora=rslora,
+        use_dora=dora,
         target_modules=chosen.told,
         exclude_modules=chosen.untold or None,
-        modules_to_save=_saved(model, lora),
+        modules_to_save=_saved(model, modules_to_save),
         fan_in_fan_out=any(is_transposed(model.get_submodule(name)) for name in chosen.layers),
         task_type="CAUSAL_LM",
     )
@@ -101,7 +101,7 @@ def attach_lora(model: "PreTrainedModel", lora: LoRA, *, seed: int, base_name: s
     # PEFT may put adapters on fused experts instead of some of the layers.
     for parameter in without_gradient(model, waiting=chosen.layers).values():
         parameter.requires_grad_(False)
-    left = left_frozen(model, lora.targets, chosen, saved=lora.modules_to_save)
+    left = left_frozen(model, targets, chosen, saved=modules_to_save)
     peft.peft_config["default"].base_model_name_or_path = base_name
     for name, parameter in trainable(model).items():
         wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -121,26 +121,26 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _saved(model: "PreTrainedModel", lora: LoRA) -> list[str] | None:
+def _saved(model: "PreTrainedModel", modules: Sequence[str]) -> list[str] | None:
     names = [name for name, _ in model.named_modules() if name]
-    for module in lora.modules_to_save:
+    for module in modules:
         if not any(name == module or name.endswith(f".{module}") for name in names):
             known = sorted({name.rsplit(".", 1)[-1] for name in names if not name[-1].isdigit()})
             raise ValueError(
-                f"tune.modules_to_save must name modules of the model ({', '.join(known)}), got {module}"
+                f"tune.lora.modules_to_save must name modules of the model ({', '.join(known)}), got {module}"
             )
-    if lora.modules_to_save:
+    if modules:
         silent = unread(model)
-        for module in lora.modules_to_save:
+        for module in modules:
             own = {n for n, _ in model.named_parameters() if f".{module}." in f".{n}"}
             if own and own <= silent:
                 raise ValueError(
-                    f"tune.modules_to_save must name modules that a pass over text reads, got {module}"
+                    f"tune.lora.modules_to_save must name modules that a pass over text reads, got {module}"
                 )
     low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
-    if lora.modules_to_save and low:
+    if modules and low:
         raise ValueError(
-            "tune.modules_to_save tunes whole modules, which needs model.dtype float32,"
+            "tune.lora.modules_to_save tunes whole modules, which needs model.dtype float32,"
             f" got {str(low.pop()).removeprefix('torch.')}"
         )
-    return list(lora.modules_to_save) or None
+    return list(modules) or None

@@ -35,7 +35,7 @@ class ModelSettings:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen weights; adapters are float32 whatever this says."""
     quantize: Literal["none", "int8"] = "none"
-    """int8: linear layers as integers with one scale a row; for tune.space lora, or seeds with tune.law lowrank."""
+    """int8: linear layers as integers with one scale a row; for tune: lora, or seeds of distribution lowrank."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Implementation of attention; auto leaves the choice to transformers."""
     gradient_checkpointing: bool = False

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,10 @@ from fedloom.models.base_model import clean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_SPLIT: "WeakKeyDictionary[nn.Module, tuple[nn.Module, bool]]" = WeakKeyDictionary()
+"""Models that were asked -> their head then, and whether it makes their logits of hidden states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +117,43 @@ def readout(model: "PreTrainedModel") -> Readout | None:
     Soft caps and scales on logits differ by architecture, so the model itself is asked: two short rows must give
     the same bits both ways.
     """
-    head, backbone = model.get_output_embeddings(), model.base_model
-    if head is None or backbone is model:
+    head, backbone = _output_of(model), getattr(model, "base_model", None)
+    if head is None or backbone is None or backbone is model:
         return None
 
     def hidden(**inputs: Tensor | bool) -> Tensor:
         states: Tensor = backbone(**inputs).last_hidden_state
         return states
 
-    mode = model.training
+    known = _SPLIT.get(model)
+    if known is None or known[0] is not head:
+        known = _SPLIT[model] = head, _is_split(model, hidden, head)
+    return Readout(hidden, head, frozen_linear(head)) if known[1] else None
+
+
+def _is_split(model: "PreTrainedModel", hidden: Callable[..., Tensor], head: nn.Module) -> bool:
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         ids = plain_ids(model, 16).view(2, 8)
         whole = model(input_ids=ids, use_cache=False).logits
-        same = torch.equal(whole, head(hidden(input_ids=ids, use_cache=False)))
+        return torch.equal(whole, head(hidden(input_ids=ids, use_cache=False)))
     except (RuntimeError, TypeError, AttributeError):  # something stands between the two
-        return None
+        return False
     finally:
-        model.train(mode)
-    return Readout(hidden, head, frozen_linear(head)) if same else None
+        for module, training in modes:
+            module.training = training
+
+
+def _output_of(model: nn.Module) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = find() if find else None
+    return head
+
+
+def vocabulary(model: "PreTrainedModel") -> int:
+    """Return how many tokens a model has an embedding for."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 @torch.no_grad()

@@ -57,8 +57,8 @@ def choose_targets(
     layers = frozenset(name for name in learning if not _is_inside(name, saved))
     if not layers:
         raise ValueError(
-            f"tune.targets {', '.join(wanted)} finds no linear layer that a pass over text goes through;"
-            " tune.space full learns the weights themselves"
+            f"tune.lora.targets {', '.join(wanted)} finds no linear layer that a pass over text goes through;"
+            " tune: full learns the weights themselves"
         )
     if everything:
         taken = set(found.layers)
@@ -98,7 +98,7 @@ def left_frozen(
         left = listed_groups((chosen.layers | chosen.others) - adapted)
     if not left:
         return ""
-    return f"tune.targets {wanted} leaves frozen what no adapter fits, or no pass over text goes through: {left}"
+    return f"tune.lora.targets {wanted} leaves frozen what no adapter fits, or no pass over text goes through: {left}"
 
 
 def _check_targets(wanted: Sequence[str], found: Reach) -> None:
@@ -112,7 +112,7 @@ def _check_targets(wanted: Sequence[str], found: Reach) -> None:
         elif any(_is_one(name, [target]) for name in found.idle):
             why = ", which a loss over text has no gradient in"
         raise ValueError(
-            f"tune.targets must be all-linear or name linear layers of the model ({known}), got {target}{why}"
+            f"tune.lora.targets must be all-linear or name linear layers of the model ({known}), got {target}{why}"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId
 from fedloom.report.run_folder import Results, read_results
-from fedloom.run.privacy import privacy_record
+from fedloom.rounds.privacy import privacy_record
 from fedloom.tracking.metric_format import shown
 from fedloom.tracking.units import human_bytes
 

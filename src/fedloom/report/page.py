@@ -22,7 +22,7 @@ from fedloom.report.machine import machine_rows
 from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
-from fedloom.run.notes import said
+from fedloom.rounds.notes import said
 from fedloom.tracking.metric_format import change, duration, measures, quality, shown
 from fedloom.tracking.units import human_bytes
 
@@ -100,24 +100,16 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
 
 
 def _facts(own: Results) -> list[str]:
-    model, data, tune = (own.recipe.get(section) or {} for section in ("model", "data", "tune"))
+    model, data = (own.recipe.get(section) or {} for section in ("model", "data"))
     trainable = own.summary.get("num_trainable")
     facts = [
         own.summary.get("algorithm"),
         model.get("name"),
         data.get("source") or own.manifest.get("source"),
-        _tuned(tune),
+        own.summary.get("tune"),
         f"{trainable:,} trainable parameters" if trainable else None,
     ]
     return [fact for fact in facts if fact]
-
-
-def _tuned(tune: Mapping[str, Any]) -> str | None:
-    if tune.get("space") == "lora" and "rank" in tune:
-        return f"lora, rank {tune['rank']}"
-    if tune.get("space") == "seeds" and {"num_seeds", "law"} <= set(tune):
-        return f"{tune['num_seeds']:,} {tune['law']} seeds"
-    return tune.get("space")
 
 
 def _tiles(own: Results, metric: Metric | None) -> list[dict[str, str]]:

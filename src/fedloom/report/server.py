@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedloom.report import figures
 from fedloom.report.run_folder import Results
-from fedloom.run.privacy import EPSILON, privacy_record
+from fedloom.rounds.privacy import EPSILON, privacy_record
 
 _DENSITY, _TOTAL = "server/density/", "server/download_density"
 _COLORS = {"A": 0, "B": 1, "": 2}

@@ -10,8 +10,8 @@ from fedloom.core.protocols import ClientId, Metrics, Params
 from fedloom.data.tokens import Example
 from fedloom.evaluation.measure import Evaluator, combine
 from fedloom.results.export import deliverables
-from fedloom.run.loop import Run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.session import Session
 
 _MOST = 40
 """Models that are measured on each other's clients; the personal ones of many more would take for ever."""

@@ -6,13 +6,12 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message
-from fedloom.data.targets import posed
-from fedloom.data.tokens import tokenise
+from fedloom.data.preparation import question
 from fedloom.results.export import deliverables
 from fedloom.results.route import Router
-from fedloom.run.loop import Run
-from fedloom.run.restore import last_run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.restore import last_run
+from fedloom.rounds.session import Session
 
 AUTO = "auto"
 """In place of a model's name: the first message chooses."""
@@ -53,14 +52,15 @@ class Chat:
         Raises:
             ValueError: where the conversation has outgrown data.max_length.
         """
-        settings, tokenizer = self.session.recipe.data, self.session.base.tokenizer
+        recipe, tokenizer = self.session.recipe, self.session.base.tokenizer
+        settings, objective = recipe.data, recipe.objective
         if self.name == AUTO:
             chosen = Router(self.session, self.models).route([text]).model
             self.models = {chosen: self.models[chosen]}
             self.session.space.load(self.models[chosen][0])
         asked = (*self.messages, Message("user", text))
-        record = posed(asked, settings)
-        (examples,) = tokenise([record], settings, tokenizer).examples
+        record = question(asked, settings, objective)
+        (examples,) = objective.examples([record], settings, tokenizer).examples
         # Where answers give way, only an earlier one may be left; where prompts do, the oldest turns are gone.
         whole = [e for e in examples if e.record and e.record.messages[-1] is record.messages[-1]]
         if not whole:

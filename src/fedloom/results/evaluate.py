@@ -10,8 +10,8 @@ from rich.text import Text
 from fedloom.core.metrics import WEIGHTS
 from fedloom.core.protocols import ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
-from fedloom.run.loop import Run, measure
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run, measure
+from fedloom.rounds.session import Session
 
 
 @dataclass(frozen=True)

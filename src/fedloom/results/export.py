@@ -9,8 +9,8 @@ from fedloom.core.description import GLOBAL, Clusters, describe
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import ClientId, Params
 from fedloom.report.card import model_card
-from fedloom.run.loop import Run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.session import Session
 
 USERS = "clients.json"
 """Beside the exported folders: the clients that use each, by its name."""

@@ -15,13 +15,13 @@ from fedloom.results.by_label import metrics_by_label
 from fedloom.results.clusters import clusters_record
 from fedloom.results.export import export_models
 from fedloom.results.seed_space import seed_record
-from fedloom.run.binding import bind
-from fedloom.run.checkpoint import state_sha256
-from fedloom.run.loop import Run
-from fedloom.run.privacy import FILE as PRIVACY_FILE
-from fedloom.run.privacy import privacy_record
-from fedloom.run.reading import QUIET_MANIFEST
-from fedloom.run.session import Session
+from fedloom.rounds.binding import bind
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.loop import Run
+from fedloom.rounds.privacy import FILE as PRIVACY_FILE
+from fedloom.rounds.privacy import privacy_record
+from fedloom.rounds.reading import QUIET_MANIFEST
+from fedloom.rounds.session import Session
 from fedloom.tracking.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import finite
@@ -45,7 +45,7 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)
     export_models(session, run, folder / "adapters")
-    if session.recipe.tune.space == "seeds":
+    if session.recipe.tune.is_seed_space:
         write_json(folder / "seeds.json", seed_record(session, run))
     return summary
 
@@ -95,6 +95,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
     return {
         "name": recipe.name,
         "algorithm": type(recipe.algorithm).__name__,
+        "tune": recipe.tune.title,
         "rounds": run.number,
         "before": {m: before for m, (before, _) in ends.items() if before is not None},
         "final": {m: final for m, (_, final) in ends.items()},

@@ -15,9 +15,9 @@ from fedloom.core.description import check, describe
 from fedloom.core.protocols import ClientId, Fit, Job
 from fedloom.core.randomness import derive
 from fedloom.models.size import model_bytes
-from fedloom.run.loop import begin, draw, tasks
-from fedloom.run.recipe_settings import Recipe
-from fedloom.run.session import Session, build
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session, build
 from fedloom.tracking.environment import peak_memory_bytes
 from fedloom.tracking.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task

@@ -15,16 +15,16 @@ from rich.text import Text
 
 from fedloom.core.protocols import ClientId, Params
 from fedloom.core.randomness import derive
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.formats import Message, Record, to_records
+from fedloom.data.formats import Message, Record
 from fedloom.data.partition import Iid
+from fedloom.data.preparation import question
 from fedloom.data.readers import read_file
 from fedloom.data.sharding import shuffled
-from fedloom.data.targets import posed
-from fedloom.data.tokens import Example, tokenise
+from fedloom.data.tokens import Example
 from fedloom.evaluation.answer_entropy import answer_entropies
-from fedloom.evaluation.forward import evaluating, score
-from fedloom.run.session import Session
+from fedloom.evaluation.scoring import evaluating, score
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
 
 Probe = Sequence[Record] | Sequence[str]
 """Conversations with answers, or prompts without."""
@@ -60,7 +60,7 @@ class Router:
             ValueError: where nothing of it fits `data.max_length`, or no model has numbers for it.
         """
         answered = not isinstance(probe[0], str)
-        examples = self._examples([_record(one, self.session.recipe.data) for one in probe])
+        examples = self._examples([_record(one, self.session.recipe) for one in probe])
         surprise = {name: self._surprise(name, examples, answered=answered) for name in self.models}
         if all(map(math.isinf, surprise.values())):
             raise ValueError(
@@ -70,8 +70,8 @@ class Router:
         return Route(min(surprise, key=lambda name: surprise[name]), surprise)
 
     def _examples(self, records: Sequence[Record]) -> list[Example]:
-        settings = self.session.recipe.data
-        tokenised = tokenise(records, settings, self.session.base.tokenizer)
+        recipe, settings = self.session.recipe, self.session.recipe.data
+        tokenised = recipe.objective.examples(records, settings, self.session.base.tokenizer)
         found = [example for examples in tokenised.examples for example in examples]
         if not found:
             raise ValueError(
@@ -89,7 +89,7 @@ class Router:
             found = sum(answer_entropies(model, prompts, batch_size)) / len(prompts)
         else:
             with evaluating(model):
-                scores = score(model, examples, batch_size)
+                scores = score(model, examples, batch_size, self.session.recipe.objective)
             found = sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
         return math.inf if math.isnan(found) else found
 
@@ -102,7 +102,8 @@ def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
     else:
         # Whoever asks need not know the labels that the run was dealt out by.
         settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=())
-        found = to_records(list(read_file(file)), settings).records
+        rows = list(read_file(file))
+        found = session.recipe.objective.records(rows, settings).records
     if not found:
         raise ValueError(f"{file} holds no example to find a model by")
     chosen = shuffled(range(len(found)), derive(session.recipe.data.seed, "probe"))[:num_examples]
@@ -127,5 +128,7 @@ def route_table(router: Router, probe: Probe) -> Table:
     return table
 
 
-def _record(one: Record | str, settings: DataSettings) -> Record:
-    return one if isinstance(one, Record) else posed([Message("user", one)], settings)
+def _record(one: Record | str, recipe: Recipe) -> Record:
+    if isinstance(one, Record):
+        return one
+    return question([Message("user", one)], recipe.data, recipe.objective)

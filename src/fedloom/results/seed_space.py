@@ -9,8 +9,8 @@ from torch import Tensor
 from fedloom.core.description import describe
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.results.export import deliverables
-from fedloom.run.loop import Run
-from fedloom.run.session import Session
+from fedloom.rounds.loop import Run
+from fedloom.rounds.session import Session
 from fedloom.tracking.environment import phase_memory
 
 _MODELS = 7

@@ -15,10 +15,10 @@ MEANING = {
     "recipe": "recipe (start with the same file)",
     "base": "weights of the base model (model.name, revision, dtype, quantize)",
     "start": "weights that training starts from (model.name, tune, run.seed)",
-    "tensors": "names and order of the tensors that move (tune.weights, versions of the model's code)",
+    "tensors": "names and order of the tensors that move (tune, versions of the model's code)",
     "noise": "version of the random stream (versions of fedloom)",
-    "law": "law of the directions (tune.law, law_rank)",
-    "seeds": "number of directions (tune.num_seeds)",
+    "distribution": "distribution of the directions (tune.seeds.distribution, distribution_rank)",
+    "seeds": "number of directions (tune.seeds.num_seeds)",
     "seed": "seed of the directions (run.seed)",
 }
 SERVER_AND_SITE = ("at the server", "at the site")

@@ -1,10 +1,12 @@
 """Spaces whose coordinates are the model's own tensors: an adapter's, or all of them."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,17 @@ from fedloom.models.base_model import fingerprint
 Origin = Literal["initial", "zero"]
 
 
+def check_origin(origin: str, *, path: str) -> None:
+    """Refuse an origin that is none; `path` is where the recipe has it."""
+    if origin not in get_args(Origin):
+        raise ValueError(f"{path} must be {' or '.join(get_args(Origin))}, got {origin}")
+
+
 class Space(Protocol):
     """Params <-> model."""
+
+    left_frozen: str
+    """What stays frozen although it might have been expected to learn, in a sentence; empty where there is nothing."""
 
     @property
     def model(self) -> nn.Module:
@@ -29,6 +40,18 @@ class Space(Protocol):
 
     def load(self, params: Params) -> None:
         """Let the model stand at `params`, in place."""
+        ...
+
+    def identity(self) -> Mapping[str, str]:
+        """Return what both sides must have in common, see handshake; hashed once."""
+        ...
+
+    def save(self, folder: Path, params: Params) -> None:
+        """Write params as others read them: the folder of an adapter, else a whole model."""
+        ...
+
+    def save_merged(self, folder: Path, params: Params) -> None:
+        """Write a plain model that needs no adapter."""
         ...
 
 
@@ -126,13 +149,28 @@ class Seated:
             parameter.grad = None
 
 
-class Live(Seated):
-    """Coordinates in the model's own tensors."""
+class Live(Seated, ABC):
+    """Coordinates in the model's own tensors.
+
+    Args:
+        model: What `load` changes.
+        tensors: Those that are learnt, by name.
+        origin: Where coordinates count from.
+        left_frozen: See Space.
+        dropout: Share of an input that the learnt layers drop in training.
+    """
 
     def __init__(
-        self, model: nn.Module, tensors: Mapping[str, nn.Parameter], *, origin: Origin
+        self,
+        model: nn.Module,
+        tensors: Mapping[str, nn.Parameter],
+        *,
+        origin: Origin,
+        left_frozen: str = "",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(model, tensors)
+        self.left_frozen, self.dropout = left_frozen, dropout
         self._initial = self.values.clone()
         self._origin = self._initial if origin == "initial" else None
 
@@ -153,6 +191,14 @@ class Live(Seated):
     def identity(self) -> Mapping[str, str]:
         """Return what both sides must have in common, see handshake; hashed once."""
         return self._identity
+
+    @abstractmethod
+    def save(self, folder: Path, params: Params) -> None:
+        """Write params as others read them."""
+
+    @abstractmethod
+    def save_merged(self, folder: Path, params: Params) -> None:
+        """Write a plain model that needs no adapter."""
 
     def load(self, params: Params) -> None:
         with torch.no_grad():

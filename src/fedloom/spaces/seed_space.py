@@ -7,56 +7,113 @@ float32 and rounded once, so that nothing adds up over rounds but the coefficien
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
+from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.base_model import Base, clean
 from fedloom.models.folder import write_model
-from fedloom.models.int8 import Int8Linear
+from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
-from fedloom.spaces.directions.stream import NOISE_VERSION
+from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
 from fedloom.spaces.live import Layout, Seated
-from fedloom.spaces.named import chosen, learnable
+from fedloom.spaces.named import check_names, chosen, every, learnable
 from fedloom.spaces.spilled import SpilledVector
 
 BASE = "base"
 """Beside c, of COEFFICIENTS, (K,) float64: b () float64, how much of the base model has gone since the start."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Learn how far the weights go along each of a few thousand random directions."""
+
+    num_seeds: int = 4096
+    """Directions of the pool."""
+    distribution: Distribution = "gaussian"
+    """Of the directions: gaussian; rademacher (+-1) or popcount (sums of sixteen coins, nearly normal), both faster
+    and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied."""
+    distribution_rank: int = 1
+    """Of distribution lowrank: columns of the thin matrices."""
+    weights: Sequence[str] = ()
+    """Learn only tensors with one of these in their name, as whole parts between dots (mlp, layers.0, norm.weight);
+    none: all of them."""
+
+    is_adapter: ClassVar[bool] = False
+    is_seed_space: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, number in (
+            ("num_seeds", self.num_seeds),
+            ("distribution_rank", self.distribution_rank),
+        ):
+            if number < 1:
+                raise ValueError(f"tune.seeds.{name} must be at least 1, got {number}")
+        if self.distribution not in get_args(Distribution):
+            *most, last = get_args(Distribution)
+            raise ValueError(
+                f"tune.seeds.distribution must be {', '.join(most)} or {last}, got {self.distribution}"
+            )
+        if self.distribution != "lowrank" and self.distribution_rank != 1:
+            raise ValueError(
+                "tune.seeds.distribution_rank belongs to tune.seeds.distribution lowrank, got"
+                f" {self.distribution}"
+            )
+        check_names(self.weights, path="tune.seeds.weights")
+
+    @property
+    def title(self) -> str:
+        return f"{self.num_seeds:,} {self.distribution} seeds"
+
+    def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "SeedSpace":
+        if is_quantized(base.model) and self.distribution != "lowrank":
+            raise ValueError(
+                "tune.seeds.distribution must be lowrank where model.quantize is int8, got"
+                f" {self.distribution}"
+            )
+        if self.weights and decays:
+            raise ValueError(
+                "local.weight_decay must be 0 where tune.seeds.weights names some: it shrinks all weights alike"
+            )
+        return SeedSpace(base, self, seed=seed, decays=decays)
+
+
 class SeedSpace:
     """Coefficients of the directions of a pool."""
 
-    def __init__(
-        self,
-        base: Base,
-        drawn: Callable[[Mapping[str, torch.Size]], Directions],
-        num_seeds: int,
-        *,
-        names: Sequence[str] = (),
-        decays: bool = False,
-    ) -> None:
-        types = {p.dtype for p in chosen(base.model, names).values() if p.is_floating_point()}
+    def __init__(self, base: Base, seeds: Seeds, *, seed: int, decays: bool = False) -> None:
+        path = "tune.seeds.weights"
+        asked = chosen(base.model, seeds.weights, path=path).values()
+        types = {p.dtype for p in asked if p.is_floating_point()}
         if len(types) > 1:
             raise ValueError(
-                "tune.space seeds needs weights of one type, got "
+                "tune: seeds needs weights of one type, got "
                 + " and ".join(sorted(str(dtype)[6:] for dtype in types))
                 + ": set model.dtype"
             )
-        named, self.left_frozen = learnable(base.model, names)
+        named, self.left_frozen = learnable(base.model, seeds.weights, path=path)
         floats = {name: p for name, p in named.items() if p.is_floating_point()}
         self.model: nn.Module = base.model
-        self.num_seeds = num_seeds
+        self.num_seeds = seeds.num_seeds
         self.tensors: Mapping[str, nn.Parameter] = named
-        self.directions = drawn({name: p.shape for name, p in named.items()})
+        self.directions = Directions(
+            {name: p.shape for name, p in named.items()},
+            distribution=seeds.distribution,
+            seed=derive(seed, "directions"),
+            rank=seeds.distribution_rank,
+        )
         self.seated = Seated(base.model, floats)
-        sizes = {COEFFICIENTS: torch.Size([num_seeds]), BASE: torch.Size()}
+        sizes = {COEFFICIENTS: torch.Size([seeds.num_seeds]), BASE: torch.Size()}
         self.layout = Layout(sizes if decays else {COEFFICIENTS: sizes[COEFFICIENTS]})
         self._base = base
         self._origin = SpilledVector(self.seated.values)
@@ -143,12 +200,12 @@ class SeedSpace:
     @cached_property
     def _identity(self) -> Mapping[str, str]:
         shapes = [f"{name} {tuple(shape)}" for name, shape in self.directions.shapes.items()]
-        law = self.directions.law
+        kind, rank = self.directions.distribution, self.directions.rank
         return {
             "base": self._fingerprint(),
             "tensors": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
             "noise": str(NOISE_VERSION),
-            "law": f"{law} {self.directions.rank}" if law == "lowrank" else law,
+            "distribution": f"{kind} {rank}" if kind == "lowrank" else kind,
             "seeds": str(self.num_seeds),
             "seed": f"{self.directions.seed:016x}",
         }
@@ -159,7 +216,7 @@ class SeedSpace:
         kept, at = dict[str, slice](), 0
         for name, shape in self.seated.layout.shapes.items():
             kept[name] = slice(at, at := at + shape.numel())
-        for name, parameter in chosen(self.model, ()).items():
+        for name, parameter in every(self.model).items():
             if name in kept:
                 digest.update(self._origin.bytes_of(kept[name]))
             else:
@@ -189,7 +246,7 @@ class SeedSpace:
     def update(
         self, name: str, ks: Sequence[int], by: Sequence[float], *, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return U (m, R) and V (n, R), whose product U V^T is sum_i by_i z_{k_i} of a matrix; law lowrank."""
+        """Return U (m, R) and V (n, R), whose product U V^T is sum_i by_i z_{k_i} of a matrix; distribution lowrank."""
         u, v = self.directions.factors(name, ks, rows=rows)
         u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
         flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))

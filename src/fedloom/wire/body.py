@@ -4,37 +4,24 @@ Layout: compression u8, length of the table (`fedloom.wire.compact`), where comp
 (little endian) of all else, content. The content, compressed or not, is the table and then the blocks it describes.
 """
 
-import math
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from itertools import islice
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from fedloom.core.protocols import Payload
-from fedloom.core.schema import Schema, difference
+from fedloom.core.schema import Schema
 from fedloom.wire.compact import read_lengths, write_lengths
-from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
-from fedloom.wire.quantize import VALUE_CODECS
-from fedloom.wire.table import (
-    DTYPES,
-    MAX_JSON_BYTES,
-    Block,
-    Table,
-    WireError,
-    read_table,
-    write_table,
-)
+from fedloom.wire.layout import Layout, dense_layout, read_layout
+from fedloom.wire.table import MAX_JSON_BYTES, Block, WireError, write_table
+from fedloom.wire.tensors import found_block, read_run, write_run
 from fedloom.wire.wire_settings import MAX_BYTES, Compression, ValueType
+
+Piece = bytes | memoryview
 
 _CHECKSUM = struct.Struct("<I")
 _COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_WORTH_BYTES = 48
-"""A sparse tensor's row is longer by less."""
 
 
 def encode_body(
@@ -45,20 +32,40 @@ def encode_body(
     Raises:
         WireError: where a tensor cannot be written as `values`.
     """
+    return b"".join(encode_pieces(payload, values=values, compression=compression))
+
+
+def encode_pieces(
+    payload: Payload,
+    *,
+    values: ValueType = "float32",
+    compression: Compression = "none",
+    sparse: bool = True,
+) -> list[Piece]:
+    """Return the pieces that are the body of `payload` one after another.
+
+    Args:
+        payload: What is said.
+        values: How float32 tensors travel.
+        compression: Of it all.
+        sparse: Whether zeros are left out where that is shorter; False saves the time to look for them.
+
+    Raises:
+        WireError: where a tensor cannot be written as `values`.
+    """
+    layout = dense_layout(payload, values)
     table: dict[str, list[Block]] = {}
-    pieces: list[bytes | memoryview] = []
-    for group, params in payload.items():
+    pieces: list[Piece] = []
+    for group, runs in layout.runs:
         table[group] = []
-        for name, tensor in params.items():
-            layout = _lay_out(_dense(group, name, tensor, values), tensor)
-            try:
-                positions, entries = _encode_tensor(layout, tensor)
-            except ValueError as error:
-                raise WireError(f"{group}/{name} cannot travel as {values}: it {error}") from None
-            table[group].append(layout.block)
-            pieces += [positions, entries]
-    rows = write_table(table)
-    num_bytes = len(rows) + sum(len(piece) for piece in pieces)
+        tensors = iter(payload[group].values())
+        for run in runs:
+            own = list(islice(tensors, len(run.blocks)))
+            blocks, written = write_run(group, run, own, sparse=sparse)
+            table[group] += blocks
+            pieces += written
+    rows = layout.rows if table == layout.table else write_table(table)
+    num_bytes = len(rows) + sum(map(len, pieces))
     content = [rows, *pieces]
     if compression == "zstd":
         content = [_compress(b"".join(content))]
@@ -67,7 +74,7 @@ def encode_body(
     checksum = zlib.crc32(head)
     for piece in content:
         checksum = zlib.crc32(piece, checksum)
-    return b"".join([head, _CHECKSUM.pack(checksum), *content])
+    return [head, _CHECKSUM.pack(checksum), *content]
 
 
 def decode_body(
@@ -108,12 +115,17 @@ def decode_body(
     if table_bytes > len(content):
         raise WireError(f"the table has {table_bytes} bytes, the content only {len(content)}")
     limit = None if max_bytes is None else MAX_JSON_BYTES
-    table = read_table(content[:table_bytes], limit=limit)
-    if expected is not None and (wrong := difference(_schema(table), expected)):
-        raise WireError(f"upload {wrong}")
+    layout = read_layout(content[:table_bytes], limit=limit, expected=expected)
     blocks = content[table_bytes:]
-    _check_lengths(table, len(blocks), max_bytes)
-    return _decode_blocks(table, blocks)
+    _check_lengths(layout, len(blocks), max_bytes)
+    payload: dict[str, dict[str, Tensor]] = {}
+    at = 0
+    for group, runs in layout.runs:
+        payload[group] = {}
+        for run in runs:
+            payload[group] |= read_run(group, run, blocks[at : at + run.num_bytes])
+            at += run.num_bytes
+    return payload
 
 
 def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
@@ -121,10 +133,11 @@ def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
 
     Of a tensor on the meta device only shape and type are known: it counts as if it had no zeros.
     """
+    layout = dense_layout(payload, values)
     table: dict[str, list[Block]] = {}
     for group, params in payload.items():
-        dense = ((_dense(group, name, t, values), t) for name, t in params.items())
-        table[group] = [block if t.is_meta else _lay_out(block, t).block for block, t in dense]
+        dense = zip(layout.table[group], params.values(), strict=True)
+        table[group] = [found_block(block, tensor) for block, tensor in dense]
     blocks = [block for group in table.values() for block in group]
     rows = len(write_table(table))
     num_bytes = rows + sum(block.position_bytes + block.value_bytes for block in blocks)
@@ -139,71 +152,12 @@ def roundtrip(
     return decode_body(body, max_bytes=None)
 
 
-def _dense(group: str, name: str, tensor: Tensor, values: ValueType) -> Block:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        allowed = ", ".join(DTYPES)
-        raise WireError(f"{group}/{name} is of type {dtype}, what can travel is {allowed}")
-    lossy = values != "float32" and dtype == "float32"
-    coded = "true" if dtype == "bool" else values if lossy else "exact"
-    return Block(name, dtype, tuple(tensor.shape), coded, tensor.numel())
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    block: Block
-    plan: Plan | None = None
-    """Of the positions `where`; None: all entries travel."""
-    where: Positions | None = None
-
-
-def _lay_out(dense: Block, tensor: Tensor) -> _Layout:
-    """Find the shortest way to write a tensor."""
-    codec, width = VALUE_CODECS[dense.values], tensor.element_size()
-    present = _bits(tensor).numpy() != 0
-    count, size = int(np.count_nonzero(present)), dense.size
-    # The False of a mask are not written at all; other zeros are left out where that is shorter.
-    limit = math.inf if dense.values == "true" else dense.value_bytes - _WORTH_BYTES
-    num_bytes = codec.num_bytes(count, width)
-    if count == size or num_bytes + min(count, size - count) // 8 >= limit:  # at least a bit each
-        return _Layout(dense)
-    where = np.flatnonzero(present)
-    plans = {key: code.plan(where, size) for key, code in POSITION_CODECS.items()}
-    best = min(plans, key=lambda key: plans[key].num_bytes)
-    if num_bytes + plans[best].num_bytes >= limit:
-        return _Layout(dense)
-    position_bytes = plans[best].num_bytes
-    block = replace(dense, count=count, positions=best, position_bytes=position_bytes)
-    return _Layout(block, plans[best], where)
-
-
-def _encode_tensor(layout: _Layout, tensor: Tensor) -> tuple[bytes, bytes | memoryview]:
-    codec, bits = VALUE_CODECS[layout.block.values], _bits(tensor)
-    if layout.plan is None or layout.where is None:
-        return b"", codec.encode(bits.view(tensor.dtype))
-    kept = torch.empty(layout.block.count, dtype=bits.dtype)
-    # All positions are within: clipping spares a copy in which they would be checked.
-    np.take(bits.numpy(), layout.where, out=kept.numpy(), mode="clip")
-    return layout.plan.write(), codec.encode(kept.view(tensor.dtype))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """Return (numel,) integers: -0.0 is an entry then, and every type can be indexed."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(_BITS[tensor.element_size()])
-
-
-def _schema(table: Table) -> Schema:
-    return {
-        (group, block.name): (DTYPES[block.dtype], torch.Size(block.shape))
-        for group, blocks in table.items()
-        for block in blocks
-    }
-
-
-def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:
+def _check_lengths(layout: Layout, num_bytes: int, max_bytes: int | None) -> None:
+    within = max_bytes is None or layout.decoded_bytes <= max_bytes
+    if layout.num_bytes == num_bytes and within:
+        return
     expected = decoded = 0
-    for group, blocks in table.items():
+    for group, blocks in layout.table.items():
         for block in blocks:
             expected += block.position_bytes + block.value_bytes
             decoded += block.decoded_bytes
@@ -214,40 +168,7 @@ def _check_lengths(table: Table, num_bytes: int, max_bytes: int | None) -> None:
                     f"{group}/{block.name} of shape {list(block.shape)} takes the payload beyond "
                     f"wire.max_bytes, {max_bytes} bytes"
                 )
-    if expected < num_bytes:
-        raise WireError(f"the message has {num_bytes - expected} bytes after its last tensor")
-
-
-def _decode_blocks(table: Table, blocks: memoryview) -> Payload:
-    payload: dict[str, Mapping[str, Tensor]] = {}
-    start = 0
-    for group, rows in table.items():
-        params: dict[str, Tensor] = {}
-        for block in rows:
-            end = start + block.position_bytes + block.value_bytes
-            try:
-                params[block.name] = _decode_tensor(block, blocks[start:end])
-            except ValueError as error:
-                raise WireError(f"{group}/{block.name} is malformed: {error}") from None
-            start = end
-        payload[group] = params
-    return payload
-
-
-def _decode_tensor(block: Block, data: memoryview) -> Tensor:
-    dtype = DTYPES[block.dtype]
-    if block.positions is None:
-        return VALUE_CODECS[block.values].decode(data, block.count, dtype).reshape(block.shape)
-    codec = POSITION_CODECS[block.positions]
-    index = codec.decode(data[: block.position_bytes], block.size, block.count)
-    if block.values == "true":
-        return torch.from_numpy(mask_of(index, block.size)).reshape(block.shape)
-    values = data[block.position_bytes :]
-    entries = VALUE_CODECS[block.values].decode(values, block.count, dtype)
-    bits = torch.zeros(block.size, dtype=_BITS[dtype.itemsize])
-    where = index if index.dtype == np.int64 else np.flatnonzero(index)
-    bits.numpy()[where] = entries.view(bits.dtype).numpy()
-    return bits.view(dtype).reshape(block.shape)
+    raise WireError(f"the message has {num_bytes - expected} bytes after its last tensor")
 
 
 def _compress(content: bytes) -> bytes:

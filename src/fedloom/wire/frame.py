@@ -7,7 +7,7 @@ of its own, so that framing it for one more client costs no second pass over it.
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedloom.wire.compact import read_lengths, write_json, write_lengths
@@ -21,10 +21,17 @@ _HEAD, _CHECKSUM = struct.Struct("<4sB"), struct.Struct("<I")
 
 def frame(body: bytes, header: Mapping[str, Any] | None = None) -> bytes:
     """Return the message of an encoded body."""
+    return b"".join(frame_pieces([body], header))
+
+
+def frame_pieces(
+    body: Sequence[bytes | memoryview], header: Mapping[str, Any] | None = None
+) -> list[bytes | memoryview]:
+    """Return the pieces that are the message of a body in pieces: joined, or written, once."""
     text = write_json(dict(header or {}))
-    head = _HEAD.pack(_MAGIC, VERSION) + write_lengths(len(text), len(body))
+    head = _HEAD.pack(_MAGIC, VERSION) + write_lengths(len(text), sum(map(len, body)))
     checksum = zlib.crc32(text, zlib.crc32(head))
-    return b"".join([head, _CHECKSUM.pack(checksum), text, body])
+    return [head, _CHECKSUM.pack(checksum), text, *body]
 
 
 def frame_size(body_bytes: int, header: Mapping[str, Any] | None = None) -> int:

@@ -6,8 +6,8 @@ from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import Reply, Task
 from fedloom.core.reported import checked
 from fedloom.core.schema import Schema, num_bytes
-from fedloom.wire.body import decode_body, encode_body
-from fedloom.wire.frame import frame, split
+from fedloom.wire.body import decode_body, encode_body, encode_pieces
+from fedloom.wire.frame import frame, frame_pieces, split
 from fedloom.wire.table import WireError
 from fedloom.wire.wire_settings import MAX_BYTES, WireSettings
 
@@ -58,7 +58,8 @@ def encode_reply(reply: Reply, *, settings: WireSettings) -> bytes:
     """Return the message of a reply."""
     header = {"client": reply.client, "weight": reply.weight, "metrics": dict(reply.metrics)}
     values, compression = settings.upload, settings.compression
-    return frame(encode_body(reply.upload, values=values, compression=compression), header)
+    body = encode_pieces(reply.upload, values=values, compression=compression)
+    return b"".join(frame_pieces(body, header))
 
 
 def decode_reply(

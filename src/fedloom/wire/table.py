@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -135,6 +136,7 @@ def read_json(data: memoryview, what: str, *, limit: int | None) -> Any:
         raise WireError(f"the {what} of the message is not JSON: {str(error)[:80]}") from None
 
 
+@lru_cache(maxsize=1 << 12)
 def _shorten(previous: str, name: str) -> tuple[int, int, str]:
     prefix = _num_common(previous, name)
     suffix = _num_common(previous[prefix:][::-1], name[prefix:][::-1])

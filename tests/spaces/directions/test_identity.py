@@ -14,10 +14,10 @@ import torch
 
 from fedloom.spaces.directions import compiled, reference
 from fedloom.spaces.directions.directions import Directions
-from fedloom.spaces.directions.stream import Draw, Law, cut, keys_of, tag_of
+from fedloom.spaces.directions.stream import Distribution, Draw, cut, keys_of, tag_of
 
 MANY, SEED, K, TENSOR = 1 << 24, 2**63 + 77, 3, 5
-HASHES: dict[Law, str] = {
+HASHES: dict[Distribution, str] = {
     "gaussian": "e3fe430b336b5047d150a7c38c40fc3f",
     "rademacher": "7043dcc1f73e9f8c8efb707cbc072e6a",
     "popcount": "24d3f3ed95166508e799c3c7be0de17a",
@@ -25,17 +25,17 @@ HASHES: dict[Law, str] = {
 """Of direction 3 of tensor 5 under SEED, float32 little endian: part of what NOISE_VERSION 1 means."""
 
 
-def draw_of(law: Law, start: int, stop: int) -> Draw:
+def draw_of(distribution: Distribution, start: int, stop: int) -> Draw:
     """Return the draw of some elements, which lie from 0."""
-    return Draw(law, tag_of(law), keys_of(SEED, [K]), cut(TENSOR, start, stop, 0))
+    return Draw(distribution, tag_of(distribution), keys_of(SEED, [K]), cut(TENSOR, start, stop, 0))
 
 
-def hashed(kernels, law: Law, bounds: list[int]) -> str:
+def hashed(kernels, distribution: Distribution, bounds: list[int]) -> str:
     """Return the hash of all elements, each stretch of them drawn by itself."""
     digest = hashlib.sha256()
     for start, stop in pairwise(bounds):
         out = np.full((1, stop - start), np.nan, "<f4")
-        kernels.fill(draw_of(law, start, stop), out)
+        kernels.fill(draw_of(distribution, start, stop), out)
         digest.update(out.data)
     return digest.hexdigest()[:32]
 
@@ -48,25 +48,27 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("law", list(HASHES))
-def test_many_elements_have_one_hash_on_any_number_of_threads(law: Law):
+@pytest.mark.parametrize("distribution", list(HASHES))
+def test_many_elements_have_one_hash_on_any_number_of_threads(distribution: Distribution):
     """Check fedkseed A2."""
     for number in (1, 2, 16):
         torch.set_num_threads(number)
-        assert hashed(compiled, law, [0, MANY]) == HASHES[law], f"{number} threads"
+        assert hashed(compiled, distribution, [0, MANY]) == HASHES[distribution], (
+            f"{number} threads"
+        )
 
 
-@pytest.mark.parametrize("law", list(HASHES))
-def test_many_elements_have_one_hash_in_any_chunks(law: Law):
+@pytest.mark.parametrize("distribution", list(HASHES))
+def test_many_elements_have_one_hash_in_any_chunks(distribution: Distribution):
     """Check fedkseed A2: a chunk may begin and end anywhere, as a shard of the tensor does."""
     for bounds in ([0, MANY // 2, MANY], [0, 1, 4097, 99_991, 1_000_003, 9_999_999, MANY]):
-        assert hashed(compiled, law, bounds) == HASHES[law], bounds
+        assert hashed(compiled, distribution, bounds) == HASHES[distribution], bounds
 
 
-@pytest.mark.parametrize("law", list(HASHES))
-def test_many_elements_have_one_hash_in_numpy(law: Law):
+@pytest.mark.parametrize("distribution", list(HASHES))
+def test_many_elements_have_one_hash_in_numpy(distribution: Distribution):
     """Check fedkseed A2."""
-    assert hashed(reference, law, [*range(0, MANY, 99_991), MANY]) == HASHES[law]
+    assert hashed(reference, distribution, [*range(0, MANY, 99_991), MANY]) == HASHES[distribution]
 
 
 INTERPRETED = f"""
@@ -77,14 +79,14 @@ from fedloom.spaces.directions.stream import BLOCK, Draw, cut, keys_of, tag_of
 starts = np.arange(0, {MANY}, 256 * BLOCK)
 size = len(starts) * BLOCK
 pieces = cut({TENSOR}, starts, starts + BLOCK, np.arange(len(starts)) * BLOCK)
-for law in {list(HASHES)}:
-    draw = Draw(law, tag_of(law), keys_of({SEED}, [{K}]), pieces)
+for distribution in {list(HASHES)}:
+    draw = Draw(distribution, tag_of(distribution), keys_of({SEED}, [{K}]), pieces)
     ours, theirs = torch.empty(1, size), np.empty((1, size), np.float32)
     cuda.fill(draw, ours)
     compiled.fill(draw, theirs)
     hashes = (hashlib.sha256(some).hexdigest() for some in (ours.numpy().data, theirs.data))
     apart = np.abs(ours.numpy().view(np.int32).astype(np.int64) - theirs.view(np.int32)).max()
-    print(law, *hashes, apart)
+    print(distribution, *hashes, apart)
 """
 
 
@@ -102,23 +104,23 @@ def test_blocks_from_all_over_many_elements_have_one_hash_in_triton():
         check=False,
     )
     assert not done.returncode, done.stderr
-    found = {law: rest for law, *rest in map(str.split, done.stdout.splitlines())}
+    found = {distribution: rest for distribution, *rest in map(str.split, done.stdout.splitlines())}
     assert found.keys() == HASHES.keys()
     assert int(found["gaussian"][2]) <= 4
-    for law in ("rademacher", "popcount"):
-        ours, theirs, apart = found[law]
+    for distribution in ("rademacher", "popcount"):
+        ours, theirs, apart = found[distribution]
         assert ours == theirs
         assert apart == "0"
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("law", list(HASHES))
-def test_a_model_of_any_type_sees_the_same_direction(law: Law, kind: torch.dtype):
+@pytest.mark.parametrize("distribution", list(HASHES))
+def test_a_model_of_any_type_sees_the_same_direction(distribution: Distribution, kind: torch.dtype):
     """Check fedkseed A2: the type of the model rounds a direction, and does not draw another."""
     shapes = {f"w{i}": torch.Size((7,)) for i in range(TENSOR)} | {"w": torch.Size((300, 1000))}
-    directions = Directions(shapes, law=law, seed=SEED)
+    directions = Directions(shapes, distribution=distribution, seed=SEED)
     nothing = torch.zeros(shapes["w"], dtype=kind)
     seen = directions.shift("w", nothing, [K], [1.0], out=torch.empty_like(nothing))
     drawn = np.empty((1, 300_000), np.float32)
-    compiled.fill(draw_of(law, 0, 300_000), drawn)
+    compiled.fill(draw_of(distribution, 0, 300_000), drawn)
     assert torch.equal(seen.flatten(), torch.from_numpy(drawn[0]).to(kind))

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fedloom.spaces.directions import compiled, reference
-from fedloom.spaces.directions.stream import BLOCK, Draw, Law, cut, keys_of, philox, tag_of
+from fedloom.spaces.directions.stream import BLOCK, Distribution, Draw, cut, keys_of, philox, tag_of
 
-LAWS: list[Law] = ["gaussian", "rademacher", "popcount"]
+DISTRIBUTIONS: list[Distribution] = ["gaussian", "rademacher", "popcount"]
 ONES = 0xFFFFFFFF
 
 
@@ -41,8 +41,8 @@ def scattered() -> np.ndarray:
     return np.concatenate(parts)
 
 
-def draw_of(law: Law, num: int = 7) -> Draw:
-    return Draw(law, tag_of(law), keys_of(2**63 + 77, range(num)), scattered())
+def draw_of(distribution: Distribution, num: int = 7) -> Draw:
+    return Draw(distribution, tag_of(distribution), keys_of(2**63 + 77, range(num)), scattered())
 
 
 def filled(kernels, draw: Draw) -> np.ndarray:
@@ -51,17 +51,17 @@ def filled(kernels, draw: Draw) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_numba_draws_the_bits_of_numpy(law: Law):
-    draw = draw_of(law)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_numba_draws_the_bits_of_numpy(distribution: Distribution):
+    draw = draw_of(distribution)
     np.testing.assert_array_equal(filled(compiled, draw), filled(reference, draw))
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("law", LAWS)
-def test_numba_adds_to_the_bits_of_numpy(law: Law, kind, scale: float):
-    draw, noise = draw_of(law), np.random.default_rng(0)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_numba_adds_to_the_bits_of_numpy(distribution: Distribution, kind, scale: float):
+    draw, noise = draw_of(distribution), np.random.default_rng(0)
     base, by = noise.normal(size=11500).astype(kind), noise.normal(size=7).astype(kind)
     ours, theirs = np.empty_like(base), np.empty_like(base)
     compiled.add(draw, base, ours, by, scale)
@@ -70,9 +70,9 @@ def test_numba_adds_to_the_bits_of_numpy(law: Law, kind, scale: float):
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64])
-@pytest.mark.parametrize("law", ["rademacher", "popcount"])
-def test_numba_sums_integers_to_the_bits_of_numpy(law: Law, kind):
-    draw, noise = draw_of(law), np.random.default_rng(0)
+@pytest.mark.parametrize("distribution", ["rademacher", "popcount"])
+def test_numba_sums_integers_to_the_bits_of_numpy(distribution: Distribution, kind):
+    draw, noise = draw_of(distribution), np.random.default_rng(0)
     base = noise.normal(size=11500).astype(np.float32)
     quanta = noise.integers(-(2**24), 2**24, 7).astype(kind)
     ours, theirs = np.empty_like(base), np.empty_like(base)
@@ -81,23 +81,23 @@ def test_numba_sums_integers_to_the_bits_of_numpy(law: Law, kind):
     np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_projections_of_numba_and_numpy_agree(law: Law):
-    draw, values = draw_of(law), np.random.default_rng(0).normal(size=11500)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_projections_of_numba_and_numpy_agree(distribution: Distribution):
+    draw, values = draw_of(distribution), np.random.default_rng(0).normal(size=11500)
     np.testing.assert_allclose(
         compiled.project(draw, values), reference.project(draw, values), rtol=1e-12, atol=1e-10
     )
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_an_element_does_not_depend_on_the_range_it_is_drawn_in(law: Law):
-    key, tag = keys_of(1, [3])[0], tag_of(law)
-    whole = reference.draw_range(law, tag, key, 5, 0, 3 * BLOCK)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_an_element_does_not_depend_on_the_range_it_is_drawn_in(distribution: Distribution):
+    key, tag = keys_of(1, [3])[0], tag_of(distribution)
+    whole = reference.draw_range(distribution, tag, key, 5, 0, 3 * BLOCK)
     for start, size in ((0, 1), (4095, 2), (4096, 4096), (5000, 77), (8191, 4097)):
-        part = reference.draw_range(law, tag, key, 5, start, size)
+        part = reference.draw_range(distribution, tag, key, 5, start, size)
         np.testing.assert_array_equal(part, whole[start : start + size])
         out = np.empty((1, size), np.float32)
-        compiled.fill(Draw(law, tag, key[None], cut(5, start, start + size, 0)), out)
+        compiled.fill(Draw(distribution, tag, key[None], cut(5, start, start + size, 0)), out)
         np.testing.assert_array_equal(out[0], part)
 
 
@@ -135,26 +135,26 @@ noise = np.random.default_rng(0)
 pieces = np.concatenate((cut(0, 0, 4200, 0), cut(2**31, 2**40 - 300, 2**40 + 200, 4200)))
 base, by = noise.normal(size=4700).astype(np.float32), noise.normal(size=3).astype(np.float32)
 quanta = noise.integers(-(2**24), 2**24, 3)
-def ulps(law, ours, theirs):
+def ulps(distribution, ours, theirs):
     apart = np.abs(ours.numpy().view(np.int32).astype(np.int64) - theirs.view(np.int32)).max()
-    assert apart <= (4 if law == "gaussian" else 0), (law, apart)
-for law in ("gaussian", "rademacher", "popcount"):
-    draw = Draw(law, tag_of(law), keys_of(77, range(3)), pieces)
+    assert apart <= (4 if distribution == "gaussian" else 0), (distribution, apart)
+for distribution in ("gaussian", "rademacher", "popcount"):
+    draw = Draw(distribution, tag_of(distribution), keys_of(77, range(3)), pieces)
     ours, theirs = torch.empty(3, 4700), np.empty((3, 4700), np.float32)
     cuda.fill(draw, ours)
     reference.fill(draw, theirs)
-    ulps(law, ours, theirs)
+    ulps(distribution, ours, theirs)
     for scale in (1.0, 0.3):
         ours, theirs = torch.empty(4700), np.empty(4700, np.float32)
         cuda.add(draw, torch.from_numpy(base), ours, by, scale)
         reference.add(draw, base, theirs, by, scale)
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6, atol=1e-6 if law == "gaussian" else 0)
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-6, atol=1e-6 if distribution == "gaussian" else 0)
     half = torch.from_numpy(base).bfloat16()
     cuda.add(draw, half, half, by, 1.0)
     assert (half.float() - ours).abs().max() < 8
     projected = cuda.project(draw, torch.from_numpy(base))
     np.testing.assert_allclose(projected, reference.project(draw, base), rtol=1e-4, atol=1e-4)
-    for kind in (np.int32, np.int64) if law != "gaussian" else ():
+    for kind in (np.int32, np.int64) if distribution != "gaussian" else ():
         cuda.add_exact(draw, torch.from_numpy(base), ours, quanta.astype(kind), 2.0**-24, 0.3)
         reference.add_exact(draw, base, theirs, quanta.astype(kind), 2.0**-24, 0.3)
         np.testing.assert_array_equal(ours.numpy(), theirs)

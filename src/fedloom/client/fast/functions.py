@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fedloom.client.fast.products import Product
-
-CHUNK = 64
-"""Rows of logits at a time on a CPU: they stay in its cache."""
+from fedloom.objectives.head import Product
 
 
 def frozen_linear(x: Tensor, product: Product) -> Tensor:
@@ -30,19 +27,6 @@ def lora_linear(x: Tensor, product: Product, a: Tensor, b: Tensor, scaling: floa
     """
     out: Tensor = _LoRALinear.apply(x, product, a, b, scaling)  # type: ignore[no-untyped-call]  # torch's own
     return out
-
-
-def fused_cross_entropy(
-    x: Tensor, product: Product, bias: Tensor | None, targets: Tensor
-) -> Tensor:
-    """Return the cross-entropy (n,) of a head's logits for x (n, width); logits live for a few rows at a time."""
-    out: Tensor = _FusedCrossEntropy.apply(x, product, bias, targets)  # type: ignore[no-untyped-call]  # torch's own
-    return out
-
-
-def chunk_rows(x: Tensor) -> int:
-    """Return how many rows of logits to make at a time."""
-    return CHUNK if x.device.type == "cpu" else 16 * CHUNK
 
 
 class _FrozenLinear(Function):
@@ -86,31 +70,3 @@ class _LoRALinear(Function):
             rows_of_x = to_x.view(len(a), -1, to_x.shape[-1])
             torch.baddbmm(rows_of_x, to_narrow.mT, a, out=rows_of_x)
         return to_x, None, to_a, to_b, None
-
-
-class _FusedCrossEntropy(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, product: Product, bias: Tensor | None, targets: Tensor
-    ) -> Tensor:
-        losses, to_x = torch.empty_like(x[:, 0]), torch.empty_like(x)
-        chunk = chunk_rows(x)
-        for begin in range(0, len(x), chunk):
-            some, wanted = slice(begin, begin + chunk), targets[begin : begin + chunk, None]
-            logits = product.forward(x[some])
-            if bias is not None:
-                logits.add_(bias)
-            shares = logits.softmax(1)
-            # log(sum(exp(logits))), from the largest share, which cannot underflow.
-            total = logits.amax(1, keepdim=True) - shares.amax(1, keepdim=True).log()
-            chosen = logits.gather(1, wanted)
-            losses[some] = (total - chosen)[:, 0]
-            shares.scatter_add_(1, wanted, torch.full_like(chosen, -1.0))
-            to_x[some] = product.backward(shares)
-        ctx.save_for_backward(to_x)
-        return losses
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (to_x,) = ctx.saved_tensors
-        return to_x * gradient[:, None], None, None, None

@@ -2,31 +2,27 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.fast.functions import chunk_rows, frozen_linear, fused_cross_entropy
+from fedloom.client.fast.functions import frozen_linear
 from fedloom.client.fast.products import (
     MovingProduct,
     PackedProduct,
-    Product,
     TorchProduct,
     packed_is_faster,
 )
 from fedloom.client.local_settings import LocalSettings
-from fedloom.client.objectives import Batch, Loss, ReferenceLoss
-from fedloom.data.classes import decide
-from fedloom.data.tokens import IGNORED
-from fedloom.models.introspection import (
-    FrozenLinear,
-    Readout,
-    frozen_linears,
-    keeps_rows_apart,
-    readout,
-)
+from fedloom.data.tokens import Example
+from fedloom.models.introspection import FrozenLinear, frozen_linears, keeps_rows_apart, readout
+from fedloom.objectives.batch import Batch
+from fedloom.objectives.forward import Forward
+from fedloom.objectives.head import Product
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import DEFAULT
 
 Chosen = Literal["onednn", "torch", "reference"]
 PACKED_BYTES = 4 * 2**30
@@ -59,7 +55,7 @@ def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
 
 @dataclass(frozen=True)
 class FastPath:
-    """The products and the loss in use, for one model."""
+    """The products in use for one model, and the way from its clients' examples to their losses."""
 
     kernels: Chosen
     products: Mapping[int, Product]
@@ -67,7 +63,27 @@ class FastPath:
     layers: tuple[FrozenLinear, ...]
     packs: bool
     """Whether rows of a step may share a row of the batch."""
-    loss: Loss = field(repr=False)
+    forward: Forward
+    objective: Objective
+
+    def batches(
+        self, steps: Sequence[Sequence[Example]], size: int, like: Tensor
+    ) -> Iterator[Batch]:
+        """Yield the batches of one optimizer step of each lane, up to `size` examples of a lane in each.
+
+        Args:
+            steps: Examples of each lane.
+            size: Of a batch.
+            like: A tensor with the device and type of the weights.
+        """
+        counts = [self.objective.count(step) for step in steps]
+        for at in range(0, max(map(len, steps)), size):
+            some = [step[at : at + size] for step in steps]
+            yield self.objective.batch(some, counts, like, pack=self.packs)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return each lane's share of its step's mean loss, (lanes,), with a graph."""
+        return self.objective.losses(self.forward, batch)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -86,7 +102,7 @@ class FastPath:
 def make_fast(
     model: nn.Module,
     local: LocalSettings,
-    classes: Sequence[int] = (),
+    objective: Objective = DEFAULT,
     *,
     moving: bool = False,
 ) -> FastPath:
@@ -95,7 +111,7 @@ def make_fast(
     Args:
         model: with frozen layers.
         local: says which kernels.
-        classes: a classifier's tokens; empty: the whole vocabulary.
+        objective: what is learnt.
         moving: whether frozen weights are others from one forward to the next, so that nothing may be kept of them.
     """
     kernels = choose_kernels(local, model)
@@ -105,61 +121,11 @@ def make_fast(
         id(layer.module): _moving(layer) if moving else make(layer.weight) for layer in layers
     }
     parts = None if kernels == "reference" else readout(model)
-    loss: Loss = ReferenceLoss(model, classes)
-    if parts is not None:
-        fixed = parts.frozen is not None and not moving
-        product = products[id(parts.head)] if fixed else None
-        loss = TargetLoss(parts, product, classes)
-    if local.precision == "bfloat16":
-        loss = _Autocast(loss, next(model.parameters()).device.type)
+    fixed = parts is not None and parts.frozen is not None and not moving
+    product = products[id(parts.head)] if parts is not None and fixed else None
+    forward = Forward(model, parts, product, low=local.precision == "bfloat16")
     packs = kernels != "reference" and keeps_rows_apart(model)
-    return FastPath(kernels, products, layers, packs, loss)
-
-
-@dataclass(frozen=True, slots=True)
-class TargetLoss:
-    """Logits and loss only where a next token is asked for."""
-
-    parts: Readout
-    product: Product | None
-    classes: Sequence[int] = ()
-    """Tokens a classifier decides between; empty: the whole vocabulary."""
-
-    def __call__(self, batch: Batch) -> Tensor:
-        labels = batch.labels.flatten()
-        at = (labels != IGNORED).nonzero().squeeze(1)
-        hidden = self.parts.hidden(**batch.inputs(), use_cache=False).flatten(0, 1)
-        chosen, targets = hidden.index_select(0, at), labels[at]
-        frozen = self.parts.frozen
-        exact = chosen.dtype in (torch.float32, torch.float64)
-        product = None if self.classes else self.product
-        if frozen is not None and product is not None and exact and not _autocasting(chosen):
-            losses = fused_cross_entropy(chosen, product, frozen.bias, targets)
-        else:
-            # Without a gradient nothing is kept of the logits, so a few rows of them at a time will do.
-            size = len(chosen) if torch.is_grad_enabled() else chunk_rows(chosen)
-            rows = max(size, 1)
-            parts = zip(torch.split(chosen, rows), torch.split(targets, rows), strict=True)
-            losses = torch.cat([self._losses(some, wanted) for some, wanted in parts])
-        return batch.per_lane(losses, at)
-
-    def _losses(self, chosen: Tensor, targets: Tensor) -> Tensor:
-        logits = self.parts.head(chosen)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        wide, targets = decide(wide, targets, self.classes)
-        return nn.functional.cross_entropy(wide, targets, reduction="none")
-
-
-@dataclass(frozen=True, slots=True)
-class _Autocast:
-    loss: Loss
-    device_type: str
-
-    def __call__(self, batch: Batch) -> Tensor:
-        # The cache keeps low copies of weights for backward passes; without those it only takes memory.
-        keep = torch.is_grad_enabled()
-        with torch.autocast(self.device_type, torch.bfloat16, cache_enabled=keep):
-            return self.loss(batch)
+    return FastPath(kernels, products, layers, packs, forward, objective)
 
 
 @contextmanager
@@ -184,7 +150,3 @@ def _forward_of(layer: FrozenLinear, product: Product) -> Callable[[Tensor], Ten
 
 def _moving(layer: FrozenLinear) -> Product:
     return MovingProduct(layer.module, transposed=type(layer.module) is not nn.Linear)
-
-
-def _autocasting(like: Tensor) -> bool:
-    return torch.is_autocast_enabled(like.device.type)

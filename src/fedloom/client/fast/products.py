@@ -9,25 +9,12 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 FASTER = 1.25
 """Packed products must be this much faster to be used where it is timed: more than noise, so that reruns choose alike."""
-
-
-class Product(Protocol):
-    """Multiplication with one frozen weight (out, in)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x W^T, (..., in) -> (..., out), fresh."""
-        ...
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        """Return g W, (..., out) -> (..., in), fresh."""
-        ...
 
 
 class TorchProduct:

@@ -71,7 +71,7 @@ class Robust(Protocol):
         if factors and not any(bool(t.any()) for t in factors):
             raise ValueError(
                 f"combine: {self.rule} compares clients by the products of LoRA's factors, which needs"
-                " tune.origin zero, or freeze around it, got coordinates that count from where A began"
+                " tune.lora.origin zero, or freeze around it, got coordinates that count from where A began"
             )
 
     def combine(self, params: Params, replies: Iterable[Reply]) -> tuple[Params, Metrics]:

@@ -15,7 +15,7 @@ from fedloom.spaces.directions import loops
 from fedloom.spaces.directions.stream import CODES, Draw
 
 _ENOUGH = 1 << 20
-"""Draws a thread is worth starting for: about a quarter of a millisecond of the cheapest law's."""
+"""Draws a thread is worth starting for: about a quarter of a millisecond of the cheapest distribution's."""
 
 
 def _share(work: Callable[[NDArray[np.int64]], None], draw: Draw) -> None:
@@ -39,27 +39,27 @@ def add(draw: Draw, base: Any, out: Any, by: Any, scale: float, moves: int = 0) 
 
     The first `moves` directions are added to base itself before, in the same pass over memory.
     """
-    given = float(scale), moves, CODES[draw.law], draw.tag, draw.keys, by
+    given = float(scale), moves, CODES[draw.distribution], draw.tag, draw.keys, by
     _share(lambda part: loops.add(base, out, *given, part), draw)
 
 
 def add_exact(draw: Draw, base: Any, out: Any, quanta: Any, unit: float, scale: float) -> None:
     """Write scale * base + unit * sum_k q_k z_k, the sum in integers; `unit` is for z = n / 2 half of theirs."""
-    code, times = CODES[draw.law], float(scale)
+    code, times = CODES[draw.distribution], float(scale)
     given = draw.tag, draw.keys, quanta
     _share(lambda part: loops.add_exact(base, out, times, unit, code, *given, part), draw)
 
 
 def fill(draw: Draw, out: Any) -> None:
     """Write z of every direction, (K, n) float32, where the pieces lie."""
-    _share(lambda part: loops.fill(out, CODES[draw.law], draw.tag, draw.keys, part), draw)
+    _share(lambda part: loops.fill(out, CODES[draw.distribution], draw.tag, draw.keys, part), draw)
 
 
 def project(draw: Draw, values: Any) -> NDArray[np.float64]:
     """Return (K,) z_k . values, over the pieces; summed by 64 fixed parts, whatever the threads."""
     parts = np.array_split(draw.pieces, 64)
     sums = np.zeros((64, len(draw.keys)))
-    code, keys = CODES[draw.law], draw.keys
+    code, keys = CODES[draw.distribution], draw.keys
 
     def work(some: NDArray[np.int64]) -> None:
         for at in some[:, 0]:
@@ -67,6 +67,6 @@ def project(draw: Draw, values: Any) -> NDArray[np.float64]:
 
     ranges = np.zeros((64, 4), np.int64)
     ranges[:, 0], ranges[:, 3] = np.arange(64), [int(part[:, 3].sum()) for part in parts]
-    _share(work, Draw(draw.law, draw.tag, keys, ranges))
+    _share(work, Draw(draw.distribution, draw.tag, keys, ranges))
     whole: NDArray[np.float64] = sums.sum(0)
     return whole

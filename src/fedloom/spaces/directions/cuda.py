@@ -194,7 +194,7 @@ def add_exact(
 def fill(draw: Draw, out: Tensor) -> None:
     """Write z of every direction, (K, n) float32, where the pieces lie."""
     pieces, keys = _arguments(draw, out.device)
-    code = CODES[draw.law]
+    code = CODES[draw.distribution]
     with torch.cuda.device_of(out):
         _fill[len(pieces), len(keys)](
             out, out.shape[1], pieces, keys, draw.tag, CODE=code, enable_fp_fusion=False
@@ -209,7 +209,7 @@ def project(draw: Draw, values: Tensor) -> Tensor:
         here = values[int(some[0, 2]) : int(some[-1, 2] + some[-1, 3])]
         for k in range(0, len(draw.keys), 16):
             part = draw.part(first, first + 256)
-            part = Draw(draw.law, draw.tag, draw.keys[k : k + 16], part.pieces)
+            part = Draw(draw.distribution, draw.tag, draw.keys[k : k + 16], part.pieces)
             z = torch.empty(len(part.keys), len(here), device=values.device)
             fill(part, z)
             total[k : k + 16] += (z * here).sum(1, dtype=torch.float64)
@@ -230,7 +230,7 @@ def _launch(
     # Passed as a tensor: a Python float would arrive as float32.
     scalars = torch.tensor([scale, unit], dtype=torch.float64, device=out.device)
     factors = torch.from_numpy(by).to(out.device)
-    code, wide = CODES[draw.law], exact or scale != 1
+    code, wide = CODES[draw.distribution], exact or scale != 1
     with torch.cuda.device_of(out):
         _add[len(pieces),](
             *(base, out, scalars, pieces, keys, factors, draw.tag, len(keys)),

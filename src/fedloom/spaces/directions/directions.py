@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedloom.spaces.directions import kernels
 from fedloom.spaces.directions.lowrank import Factors
-from fedloom.spaces.directions.stream import Draw, Law, cut, keys_of, tag_of
+from fedloom.spaces.directions.stream import Distribution, Draw, cut, keys_of, tag_of
 
 _FEW = 8
 """Directions whose keys are kept, as each layer asks for the same."""
@@ -31,7 +31,7 @@ class Directions:
 
     shapes: Mapping[str, torch.Size]
     _: KW_ONLY
-    law: Law = "gaussian"
+    distribution: Distribution = "gaussian"
     """gaussian | rademacher (+-1) | popcount (sixteen coins, nearly normal) | lowrank (matrices of `rank`)."""
     seed: int = 0
     """Of the noise, 64 bits: the same on every machine of a run."""
@@ -41,10 +41,12 @@ class Directions:
     """`rebuild` of rademacher and popcount rounds coefficients to multiples of this power of two."""
 
     def __post_init__(self) -> None:
-        if self.law not in get_args(Law):
-            raise ValueError(f"tune.law must be one of {', '.join(get_args(Law))}, got {self.law}")
+        if self.distribution not in get_args(Distribution):
+            raise ValueError(
+                f"distribution must be one of {', '.join(get_args(Distribution))}, got {self.distribution}"
+            )
         if self.rank < 1:
-            raise ValueError(f"tune.law_rank must be at least 1, got {self.rank}")
+            raise ValueError(f"rank must be at least 1, got {self.rank}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"the noise seed must be in [0, 2**64), got {self.seed}")
         if math.frexp(self.quantum)[0] != 0.5:
@@ -58,7 +60,7 @@ class Directions:
     @property
     def exact(self) -> bool:
         """Return whether `rebuild` sums integers: to the bit in any order, and from any earlier point."""
-        return self.law in ("rademacher", "popcount")
+        return self.distribution in ("rademacher", "popcount")
 
     @torch.no_grad()
     def shift(
@@ -120,7 +122,7 @@ class Directions:
     ) -> Tensor:
         """Write scale * base + sum_k c_k z_k into `out` (numel,) and return that; coefficients (K,) float64.
 
-        `base` (numel,) may be `out` and of any type. Under an exact law the sum is one of integers, without rounding.
+        `base` (numel,) may be `out` and of any type. Under an exact distribution the sum is one of integers, without rounding.
         """
         weights = coefficients.detach().cpu().double().numpy()
         times = float(scale)
@@ -138,7 +140,7 @@ class Directions:
             base,
             out,
             quanta[used],
-            unit=self.quantum / (2 if self.law == "popcount" else 1),
+            unit=self.quantum / (2 if self.distribution == "popcount" else 1),
             scale=times,
         )
         return out
@@ -147,7 +149,7 @@ class Directions:
     def dot(self, values: Tensor, ks: Sequence[int]) -> Tensor:
         """Return z_k . values of (numel,) values, (len(ks),) float64."""
         keys = self._keys(ks)
-        if self.law != "lowrank":
+        if self.distribution != "lowrank":
             return kernels.project(self._draw(keys, self._everything), values)
         total = torch.zeros(len(keys), dtype=torch.float64)
         for name, shape, here in self._parts():
@@ -181,7 +183,7 @@ class Directions:
         *,
         scale: float,
     ) -> None:
-        if self.law != "lowrank":
+        if self.distribution != "lowrank":
             kernels.add(self._draw(keys, self._everything), base, out, by, scale=scale)
             return
         for name, shape, here in self._parts():
@@ -193,15 +195,17 @@ class Directions:
                 kernels.add(self._draw(keys, pieces), base[here], out[here], by, scale=scale)
 
     def _matrix(self, shape: torch.Size) -> bool:
-        return self.law == "lowrank" and len(shape) > 1
+        return self.distribution == "lowrank" and len(shape) > 1
 
     def _factors(self, name: str) -> Factors:
         shape = self.shapes[name]
         return Factors(self._places[name], (shape[0], shape[1:].numel()), self.rank)
 
     def _draw(self, keys: NDArray[np.uint32], pieces: NDArray[np.int64]) -> Draw:
-        law: Law = "gaussian" if self.law == "lowrank" else self.law
-        return Draw(law, tag_of(self.law), keys, pieces)
+        distribution: Distribution = (
+            "gaussian" if self.distribution == "lowrank" else self.distribution
+        )
+        return Draw(distribution, tag_of(self.distribution), keys, pieces)
 
     def _keys(self, ks: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint32]:
         return keys_of(self.seed, ks) if len(ks) > _FEW else _few_keys(self.seed, tuple(ks))

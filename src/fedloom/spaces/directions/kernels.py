@@ -91,7 +91,7 @@ def add_exact(
     Raises:
         ValueError: where the sum may leave what float64 holds exactly.
     """
-    most = int(np.abs(quanta).sum()) * (8 if draw.law == "popcount" else 1)
+    most = int(np.abs(quanta).sum()) * (8 if draw.distribution == "popcount" else 1)
     if most >= 2**53:
         raise ValueError(
             f"seed coefficients must stay below 2**53 quanta in sum, got 2**{most.bit_length()}"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedloom.spaces.directions.stream import BLOCK, Draw, Law, philox
+from fedloom.spaces.directions.stream import BLOCK, Distribution, Draw, philox
 
 _SPANS = {"gaussian": 128, "rademacher": 4096, "popcount": 256}
 
@@ -65,15 +65,15 @@ def _normals(drawn: NDArray[np.uint32]) -> NDArray[np.float32]:
 
 
 def draw_range(
-    law: Law, tag: int, key: Any, tensor: int, start: int, size: int
+    distribution: Distribution, tag: int, key: Any, tensor: int, start: int, size: int
 ) -> NDArray[np.float32]:
     """Return (size,) elements of one direction in one tensor."""
-    span = _SPANS[law]
+    span = _SPANS[distribution]
     group = start // span
     drawn = _words(group, (start + size + span - 1) // span - group, tensor, tag, key)
-    if law == "gaussian":
+    if distribution == "gaussian":
         z = _normals(drawn)
-    elif law == "rademacher":
+    elif distribution == "rademacher":
         up = np.arange(31, -1, -1, dtype=np.uint32)[:, None]
         bits = np.left_shift(drawn[:, None, :], up)
         bits &= np.uint32(0x80000000)
@@ -95,7 +95,7 @@ def add(draw: Draw, base: Any, out: Any, by: Any, scale: float, moves: int = 0) 
     def summed(which: slice, *at: int) -> NDArray[Any]:
         sums = np.zeros(at[2], by.dtype)
         for key, factor in zip(draw.keys[which], by[which], strict=True):
-            sums += factor * draw_range(draw.law, draw.tag, key, *at)
+            sums += factor * draw_range(draw.distribution, draw.tag, key, *at)
         return sums
 
     for tensor, start, at, size in _joined(draw.pieces):
@@ -113,8 +113,8 @@ def add_exact(draw: Draw, base: Any, out: Any, quanta: Any, unit: float, scale: 
     for tensor, start, at, size in _joined(draw.pieces):
         sums = np.zeros(size, quanta.dtype)
         for key, q in zip(draw.keys, quanta, strict=True):
-            z = draw_range(draw.law, draw.tag, key, tensor, start, size)
-            levels = (z if draw.law == "rademacher" else z + z).astype(quanta.dtype)
+            z = draw_range(draw.distribution, draw.tag, key, tensor, start, size)
+            levels = (z if draw.distribution == "rademacher" else z + z).astype(quanta.dtype)
             levels *= q
             sums += levels
         here = slice(at, at + size)
@@ -125,7 +125,9 @@ def fill(draw: Draw, out: Any) -> None:
     """Write z of every direction, (K, n) float32, where the pieces lie."""
     for tensor, start, at, size in _joined(draw.pieces):
         for k, key in enumerate(draw.keys):
-            out[k, at : at + size] = draw_range(draw.law, draw.tag, key, tensor, start, size)
+            out[k, at : at + size] = draw_range(
+                draw.distribution, draw.tag, key, tensor, start, size
+            )
 
 
 def project(draw: Draw, values: Any) -> NDArray[np.float64]:
@@ -133,7 +135,7 @@ def project(draw: Draw, values: Any) -> NDArray[np.float64]:
     sums = np.zeros(len(draw.keys))
     for tensor, start, at, size in _joined(draw.pieces):
         for k, key in enumerate(draw.keys):
-            z = draw_range(draw.law, draw.tag, key, tensor, start, size)
+            z = draw_range(draw.distribution, draw.tag, key, tensor, start, size)
             sums[k] += np.dot(z.astype(np.float64), values[at : at + size].astype(np.float64))
     return sums
 

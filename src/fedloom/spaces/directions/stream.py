@@ -4,7 +4,7 @@ Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". A counter and
 integer arithmetic alone, so a machine, a thread or a device that needs an element draws that element and no other.
 
     key      = the first two words at counter (k, 0, 0, tag of keys) under the noise seed
-    counter  = (index low, index high, place of the tensor in the layout, tag of the law)
+    counter  = (index low, index high, place of the tensor in the layout, tag of the distribution)
     index    = 32 * (element // span) + lane,   lane = element % 32,   word = element // 32 % 4
 
 `span` is how many elements 32 counters serve: 128 normal deviates, 256 counts of sixteen bits, 4096 signs.
@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOISE_VERSION = 1
-"""Goes up whenever one element of one law changes: runs of different versions must not mix."""
-Law = Literal["gaussian", "rademacher", "popcount", "lowrank"]
-CODES: dict[Law, int] = {"gaussian": 0, "rademacher": 1, "popcount": 2, "lowrank": 3}
+"""Goes up whenever one element of one distribution changes: runs of different versions must not mix."""
+Distribution = Literal["gaussian", "rademacher", "popcount", "lowrank"]
+CODES: dict[Distribution, int] = {"gaussian": 0, "rademacher": 1, "popcount": 2, "lowrank": 3}
 _OF_KEYS = 255
 BLOCK = 4096
 """Elements a kernel holds at once; no piece crosses a multiple of it."""
@@ -30,7 +30,7 @@ BLOCK = 4096
 class Draw:
     """Which directions, and which of their elements."""
 
-    law: Law
+    distribution: Distribution
     """Of the elements: gaussian, rademacher or popcount."""
     tag: int
     """Last word of the counter, see tag_of."""
@@ -43,12 +43,12 @@ class Draw:
         """Return the draw of some pieces, which lie from 0 in a vector of their own."""
         pieces = self.pieces[first:last].copy()
         pieces[:, 2] -= pieces[0, 2]
-        return Draw(self.law, self.tag, self.keys, pieces)
+        return Draw(self.distribution, self.tag, self.keys, pieces)
 
 
-def tag_of(law: Law) -> int:
-    """Return the last word of a law's counters."""
-    return NOISE_VERSION << 8 | CODES[law]
+def tag_of(distribution: Distribution) -> int:
+    """Return the last word of a distribution's counters."""
+    return NOISE_VERSION << 8 | CODES[distribution]
 
 
 def philox(counters: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -1,0 +1,34 @@
+"""How the documentation is built: `make docs`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+import fedloom
+
+project = "fedloom"
+author = "the fedloom authors"
+release = version = fedloom.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "settings_page",
+]
+intersphinx_mapping: dict[str, tuple[str, None]] = {}
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+napoleon_numpy_docstring = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+default_role = "code"
+exclude_patterns = ["_build", "_ext"]
+
+html_theme = "furo"
+html_title = f"fedloom {version}"
+html_static_path: list[str] = []

@@ -1,0 +1,120 @@
+"""Answers of the model's own: written greedily, with a cache."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from fedloom.models.generation import write_greedily
+from fedloom.models.positions import positions_of
+from fedloom.models.probe import keeps_padding_out
+
+
+class Decoder(Protocol):
+    """What evaluation needs of a tokenizer."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Return the token that ends an answer."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """Return the token that fills a batch."""
+        ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any:
+        """Return the text of one answer."""
+        ...
+
+
+class _Generates(Protocol):
+    config: Any
+    generation_config: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How answers are written: greedily, with a cache, up to a stop token."""
+
+    tokenizer: Decoder
+    max_new_tokens: int
+    batch_size: int
+
+    def answers(
+        self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()
+    ) -> list[str]:
+        """Return the answers in the order of the prompts; nothing where the model has no numbers for them.
+
+        `ends` are tokens that end an answer besides the tokenizer's and the model's own.
+        """
+        writer = cast(_Generates, model)
+        self._check_room(writer, max(len(prompt) for prompt in prompts))
+        stops = sorted({*_stops(self.tokenizer, writer), *ends})
+        answers: dict[int, str] = {}
+        alike = len({len(prompt) for prompt in prompts}) == 1
+        padded = alike or keeps_padding_out(model)
+        for chosen in _batches(prompts, self.batch_size, padded=padded):
+            written, sound = self._write([prompts[at] for at in chosen], model, stops)
+            for at, ids, numbered in zip(chosen, written, sound, strict=True):
+                length = next((n for n, token in enumerate(ids) if token in stops), len(ids))
+                if numbered < min(length + 1, len(ids)):
+                    answers[at] = ""
+                    continue
+                text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True))
+                answers[at] = text.strip()
+        return [answers[at] for at in range(len(prompts))]
+
+    def _write(
+        self, prompts: Sequence[Tensor], model: nn.Module, stops: list[int]
+    ) -> tuple[list[list[int]], list[int]]:
+        device = next(model.parameters()).device
+        pad = self.tokenizer.pad_token_id
+        fill = stops[0] if pad is None and stops else pad or 0
+        mask = _pad_left([torch.ones_like(prompt) for prompt in prompts], 0)
+        written, sound = write_greedily(
+            cast(Any, model),
+            _pad_left(prompts, fill).to(device),
+            mask.to(device),
+            max_new_tokens=self.max_new_tokens,
+            ends=stops,
+            fill=fill,
+        )
+        return written.tolist(), sound.tolist()
+
+    def _check_room(self, model: _Generates, longest: int) -> None:
+        places = positions_of(model.config)
+        if places is not None and longest + self.max_new_tokens > places:
+            raise ValueError(
+                f"evaluation.max_new_tokens must be at most {places - longest} for prompts of "
+                f"{longest} tokens in a model of {places} positions, got {self.max_new_tokens}"
+            )
+
+
+def _batches(
+    prompts: Sequence[Tensor], batch_size: int, *, padded: bool
+) -> Iterator[Sequence[int]]:
+    """Yield places of prompts, longest first; where padding would be read, prompts of one length at a time."""
+    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    runs = [order]
+    if not padded:
+        runs = [list(run) for _, run in groupby(order, key=lambda at: len(prompts[at]))]
+    for run in runs:
+        for start in range(0, len(run), batch_size):
+            yield run[start : start + batch_size]
+
+
+def _stops(tokenizer: Decoder, model: _Generates) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's, and a chat model's own."""
+    own: int | list[int] | None = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    return sorted({stop for stop in (tokenizer.eos_token_id, *listed) if stop is not None})
+
+
+def _pad_left(rows: Sequence[Tensor], fill: int) -> Tensor:
+    return nn.utils.rnn.pad_sequence(
+        list(rows), batch_first=True, padding_value=fill, padding_side="left"
+    )

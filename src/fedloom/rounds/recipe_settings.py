@@ -1,0 +1,145 @@
+"""A whole recipe as frozen dataclasses; recipe.py fills them from YAML."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fedloom.client.local_settings import LocalSettings
+from fedloom.core.description import MAX_UPDATE_NORM, check, check_accounts, describe
+from fedloom.core.protocols import Algorithm
+from fedloom.core.wrapper import layers
+from fedloom.data.data_settings import DataSettings
+from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
+from fedloom.models.base_model import ModelSettings
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import DEFAULT
+from fedloom.server.samplers import Full, Sampler
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import Tune
+from fedloom.wire.wire_settings import WireSettings
+
+Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
+"""Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance."""
+
+
+_PATIENCE = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """Section `run`: how long, from which seed, and what is kept."""
+
+    rounds: int = 20
+    seed: int = 0
+    """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
+    min_replies: int = 0
+    """A round with fewer replies changes nothing; most algorithms need one in any case. Where sites join from elsewhere,
+    the server waits while fewer of them, or none, are connected."""
+    patience_seconds: float = _PATIENCE
+    """How long it waits then, before the run stops with the round unspent."""
+    max_update_norm: float = MAX_UPDATE_NORM
+    """A client's delta beyond this norm is left out, and so is a round that moves a model farther or to what is not
+    finite. Far above what training does: it is there against what would end a run, and `combine` against what bends it."""
+    patience: int = 0
+    """Stop after this many evaluations without a better `monitor`; 0 never stops early."""
+    monitor: str = "validation/loss"
+    """The metric early stopping watches, as named in metrics.jsonl."""
+    keep_checkpoints: int = 2
+    trackers: Sequence[str] = ()
+    """Besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
+    baselines: Sequence[Baseline] = ()
+    """Runs with the same data, seed and evaluation, made after this one and drawn into its report."""
+    samples: int = 6
+    """Test examples whose answers before and after are shown in the report; 0 for none."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("rounds", self.rounds, 1),
+            ("min_replies", self.min_replies, 0),
+            ("patience", self.patience, 0),
+            ("keep_checkpoints", self.keep_checkpoints, 1),
+            ("samples", self.samples, 0),
+        ):
+            if value < least:
+                raise ValueError(f"run.{name} must be at least {least}, got {value}")
+        if not self.max_update_norm > 0:
+            raise ValueError(f"run.max_update_norm must be positive, got {self.max_update_norm}")
+        if not 1 <= self.patience_seconds <= 1e7:
+            raise ValueError(
+                f"run.patience_seconds must be in [1, 1e7], got {self.patience_seconds}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One run, complete."""
+
+    name: str
+    algorithm: Algorithm[Any]
+    description: str = ""
+    model: ModelSettings = ModelSettings()
+    tune: Tune = LoRA()
+    data: DataSettings = field(default_factory=DataSettings)
+    objective: Objective = DEFAULT
+    local: LocalSettings = LocalSettings()
+    cohort: Sampler = Full()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    wire: WireSettings = WireSettings()
+    engine: EngineSettings = InProcessSettings()
+    objects: Mapping[str, str] = field(default_factory=dict)
+    """What Python gave in the place of a section, by its module and name: such a run goes on from Python, with the same."""
+    run: RunSettings = RunSettings()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return whether the data is at sites that join, and not here."""
+        return isinstance(self.engine, FlowerSettings) and not self.engine.nodes
+
+    @property
+    def num_clients(self) -> int | None:
+        """Return how many clients the data is dealt out to; None where that is known at joining only."""
+        return None if self.elsewhere else self.data.num_clients
+
+    def __post_init__(self) -> None:
+        # It becomes the name of a folder and of a figure, a / in it a -.
+        if (
+            self.name.strip() in ("", ".", "..")
+            or len(self.name) > 100
+            or not self.name.isprintable()
+        ):
+            raise ValueError(
+                f"name must be a word of 1 to 100 printable letters, got {self.name!r}"
+            )
+        if self.run.patience and not self.evaluation.every:
+            raise ValueError(
+                "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
+            )
+        self._check_monitor()
+        if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
+            raise ValueError(
+                "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
+            )
+        for layer in layers(self.algorithm):
+            check_accounts(layer)
+        self._check_steps()
+        # What the algorithm leaves to the recipe is filled in, however the recipe was made.
+        found = check(self.algorithm, self, num_clients=self.num_clients)
+        object.__setattr__(self, "algorithm", found)
+
+    def _check_monitor(self) -> None:
+        name, table = self.run.monitor, self.evaluation.table
+        known = name.rpartition("/")[2] in table.reported()
+        if self.run.patience and known and table.of(name).better == "none":
+            raise ValueError(
+                f"run.monitor is {name}, of which neither way is better, so that run.patience has nothing to wait for:"
+                " say better: lower or better: higher of it in evaluation.metrics, or watch another"
+            )
+
+    def _check_steps(self) -> None:
+        # Where order is first, clients train as `local` says whatever space they are in.
+        setting, steps = describe(self.algorithm).steps, self.local.steps
+        if setting and steps is not None and self.local.order != "first":
+            raise ValueError(
+                f"local.steps has no effect beside {setting.partition('.')[0]}, got {steps}: set algorithm.{setting}"
+            )

@@ -1,0 +1,196 @@
+"""Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fedloom.client.client_state import ClientStateStore
+from fedloom.client.make_trainer import make_trainer
+from fedloom.client.setup import Setup, TrainerParts
+from fedloom.client.worker import Deployed
+from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
+from fedloom.core.randomness import derive
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.encoding import Tokenizer
+from fedloom.data.federation import Federation, federate
+from fedloom.data.manifest import ClientCounts, Manifest
+from fedloom.engines.engine_settings import LoopbackSettings
+from fedloom.engines.inprocess import InProcess
+from fedloom.engines.loopback import Loopback
+from fedloom.evaluation.measure import Evaluator
+from fedloom.models.base_model import Base, ModelSettings, load_base
+from fedloom.models.identity import identity
+from fedloom.models.positions import check_length, check_positions
+from fedloom.objectives.objective import Objective
+from fedloom.rounds.inputs import located
+from fedloom.rounds.loop import Run, draw
+from fedloom.rounds.reading import manifest_of, read_manifest
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.spaces.live import Live
+from fedloom.spaces.seed_space import SeedSpace
+from fedloom.wire.body import roundtrip
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe, ready to train, measure or answer."""
+
+    recipe: Recipe
+    folder: Path
+    base: Base
+    space: Live | SeedSpace
+    federation: Federation
+    evaluator: Evaluator
+    trainer: Trainer
+    engine: Engine
+    store: ClientStateStore
+
+    @property
+    def counts(self) -> Mapping[ClientId, ClientCounts]:
+        """Return what each client holds: all that is known of it where the data is elsewhere."""
+        return self.federation.manifest.clients
+
+    @property
+    def learners(self) -> Mapping[ClientId, Profile]:
+        """Return the clients that have something to learn from."""
+        return {c: p for c, p in self.engine.population().items() if self.counts[c].rows}
+
+    @property
+    def judges(self) -> list[ClientId]:
+        """Return the clients that have something to measure on."""
+        population, counts = self.engine.population(), self.counts
+        return [c for c in population if counts[c].test or counts[c].validation]
+
+    def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
+        """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
+
+        Who is drawn depends on the run's seed, the round and the clients' names, so baselines draw alike.
+        """
+        counts, wanted = self.counts, self.recipe.evaluation.clients
+        held = {c: counts[c].test if split == "test" else counts[c].validation for c in self.judges}
+        able = [client for client, examples in held.items() if examples]
+        if wanted is None or wanted >= len(able):
+            return able
+        seed = derive(self.recipe.run.seed, "evaluation", number)
+        drawn = set(sorted(able, key=lambda client: derive(seed, client))[:wanted])
+        return [client for client in able if client in drawn]
+
+    def identity(self) -> dict[str, str]:
+        """Return the hashes of the model, of what is learnt of it and of its tokenizer, see `spaces.handshake`."""
+        return {**identity(self.base), **self.space.identity()}
+
+    def deployed(
+        self, run: Run[object], *, also: Collection[ClientId] = ()
+    ) -> dict[ClientId, Params]:
+        """Return what judging clients, and those of `also`, would use now, as read from the wire; shared where shared."""
+        recipe, population = self.recipe, self.engine.population()
+        round = draw(run, population, None)
+        sent = recipe.algorithm.broadcast(run.state, round)
+        wire, read = recipe.wire, {}
+        for payload in sent.values():
+            if id(payload) not in read:
+                read[id(payload)] = roundtrip(
+                    payload, values=wire.download, compression=wire.compression
+                )
+        deployed = Deployed(recipe.algorithm)
+        return {
+            c: deployed.of(read[id(sent[c])], self.store.load(c, before=run.number + 1))
+            for c in sorted({*self.judges, *also})
+        }
+
+
+Federate = Callable[[DataSettings, Tokenizer, Objective], Federation]
+MakeTrainer = Callable[[TrainerParts], Trainer]
+
+
+@dataclass(frozen=True)
+class Makers:
+    """What makes parts of a session where that is not as the recipe says; None: as it says."""
+
+    federation: Federate | None = None
+    base: Callable[[ModelSettings], Base] | None = None
+    trainer: MakeTrainer | None = None
+
+
+def build(
+    recipe: Recipe, folder: Path, *, makers: Makers | None = None, data: bool = True
+) -> Session:
+    """Load the model, tokenise the data and connect the parts.
+
+    Clients that are behind a network are not connected to: the engine is one of this process.
+
+    Args:
+        recipe: What to build; paths that are not here are looked for where the run in the folder was begun.
+        folder: The run's, or the site's.
+        makers: What makes data, model or trainer where that is not as the recipe says.
+        data: Whether the data is read; without, who the clients are is what the run wrote down.
+    """
+    makers = makers or Makers()
+    model, source = located(recipe.model, recipe.data, folder)
+    base = _based(model, recipe.data.max_length, makers)
+    if not data or (makers.federation is None and recipe.elsewhere):
+        federation = _remembered(recipe, folder, base.tokenizer)
+    else:
+        federation = (makers.federation or federate)(source, base.tokenizer, recipe.objective)
+    if federation.manifest.source == source.source:
+        # However it was found: what a run writes down is the name that the recipe has for it.
+        manifest = replace(federation.manifest, source=recipe.data.source)
+        federation = replace(federation, manifest=manifest)
+    seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
+    space = recipe.tune.make_space(base, seed=seed, decays=decays)
+    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective)
+    trainer = make_trainer(
+        space,
+        federation,
+        recipe.local,
+        evaluator=evaluator,
+        num_rounds=recipe.run.rounds,
+        objective=recipe.objective,
+    )
+    if makers.trainer is not None:
+        setup = Setup(space, federation, recipe.local, recipe.run.rounds)
+        trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
+    store = ClientStateStore(folder / "client_state")
+    make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
+    profiles = {
+        c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
+        for c, profile in federation.profiles.items()
+    }
+    engine = make(
+        recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.evaluation.table
+    )
+    return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
+
+
+def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:
+    """Return the base model; one that is loaded by name is refused before, where rows are too long for it."""
+    if makers.base is None:
+        check_length(model, max_length)
+        return load_base(model)
+    base = makers.base(model)
+    check_positions(base.model.config, base.name, max_length)
+    return base
+
+
+def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
+    """Return what an earlier command wrote down of data that is not read; of sites, nobody before the first."""
+    # Of no conversation there are no examples, but what this tokenizer cannot tell apart is refused before a site joins.
+    recipe.objective.examples((), recipe.data, tokenizer)
+    if recipe.elsewhere and not manifest_of(folder).exists():
+        manifest = Manifest(
+            sha256="",
+            source="sites",
+            partition="natural",
+            by=None,
+            seed=recipe.data.seed,
+            max_length=recipe.data.max_length,
+            num_rows=0,
+            num_dropped=0,
+            num_truncated=0,
+            num_unassigned=0,
+            clients={},
+        )
+    else:
+        manifest = read_manifest(folder, elsewhere=recipe.elsewhere)
+    profiles = {client: manifest.profiles.get(client, {}) for client in manifest.clients}
+    return Federation({}, profiles, manifest)

@@ -1,0 +1,322 @@
+"""A whole run: rounds, evaluations, records and checkpoints, from the start or from the last good checkpoint.
+
+A round is on the disk before anything of it is sent, be it to be measured or to be trained on: what somebody has seen is
+not made a second time, with other replies. Its line in metrics.jsonl, which holds what was measured, comes last; what
+else is in it waits in the checkpoint.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fedloom.core.description import describe
+from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
+from fedloom.evaluation.measure import combine
+from fedloom.privacy.terms import BudgetSpent
+from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.influence import FILE as INFLUENCE_FILE
+from fedloom.rounds.influence import split_influence
+from fedloom.rounds.loop import Run, advance, measure
+from fedloom.rounds.plausibility import implausible_evaluation
+from fedloom.rounds.privacy import covered
+from fedloom.rounds.recipe_settings import RunSettings
+from fedloom.rounds.releases import Releases
+from fedloom.rounds.restore import Standing
+from fedloom.rounds.seed_space import seed_metrics
+from fedloom.rounds.session import Session
+from fedloom.tracking.environment import phase_memory
+from fedloom.tracking.metrics_log import MetricsLog
+from fedloom.tracking.progress import RoundBar, round_bar
+from fedloom.tracking.records import RECORDS, records, unaccounted
+from fedloom.tracking.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class FinishedRound:
+    """A round that is on the disk with all that was measured after it."""
+
+    number: int
+    """From 1."""
+    metrics: Metrics
+    """Its line of metrics.jsonl."""
+    failures: Sequence[ClientFailure]
+    """Tasks of it, training and evaluation, that brought no reply; of a round taken up from a killed process, those of
+    evaluation alone."""
+    stop: Callable[[], None]
+    """Ends the run after this round: it delivers its model, and can be resumed."""
+
+
+Callback = Callable[[FinishedRound], object]
+"""Called after each round; what it returns is not read, and what it raises ends the run as a killed process would."""
+
+
+class Training:
+    """The rounds of a run in its folder, from where it stands, one at a time.
+
+    Args:
+        session: The recipe, built.
+        stands: Where to go on from.
+        trackers: Take the metrics of every round.
+        console: Where progress and notes go.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        stands: Standing,
+        *,
+        trackers: Sequence[Tracker],
+        console: Console,
+    ) -> None:
+        self.session, self.checkpoints = session, stands.checkpoints
+        self.run: Run[Any] = stands.run
+        """As the last finished round left it."""
+        self.begun = False
+        self._stands, self._trackers, self._console = stands, trackers, console
+        self._releases = Releases(stands.checkpoints.folder / "releases", session.recipe.algorithm)
+        self._untold: Metrics | None = None
+        self._stopped = False
+
+    def rounds(self) -> Iterator[FinishedRound]:
+        """Yield each round once it is finished, until the recipe's last one, early stopping or `stop`."""
+        recipe, recorder = self.session.recipe, self._begin()
+        self._stopped = False
+        done, total = self.run.number, recipe.run.rounds
+        with round_bar(self._console, recipe.name, done=done, total=total) as bar:
+            if not recorder.history().lines:
+                self._measure_before(recorder, bar)
+            elif self._untold is not None:
+                yield self._tell(self._untold, recorder, bar)
+            while not self._stopped and self.run.number < total and not recorder.stopped():
+                try:
+                    self._untold = self._next(recorder)
+                except BudgetSpent as spent:
+                    bar.say(f"ended after round {self.run.number}")
+                    said = f"the run ends after round {self.run.number}: {spent}"
+                    self._console.print(Text(said, "yellow"))
+                    break
+                yield self._tell(self._untold, recorder, bar)
+
+    def _begin(self) -> "_Recorder":
+        """Return who writes down the rounds; before the first, bring the folder to where the run stands."""
+        if not self.begun:
+            _say_where(self.session.recipe.algorithm, self._stands, self._console)
+            self.run = self._releases.charge(self.run, fresh=self._stands.fresh)
+            # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
+            self.session.store.rewind(self.run.number)
+            _prune(self.session, self.checkpoints)
+            told_of = _truncate(self.session.folder, -1 if self._stands.fresh else self.run.number)
+            if 0 <= told_of < self.run.number:
+                self._untold = self._stands.told
+            self.begun = True
+        return _Recorder(self.session, self._trackers, self._console)
+
+    def _measure_before(self, recorder: "_Recorder", bar: RoundBar) -> None:
+        bar.say("measuring the model before training")
+        recorder.record(self.run, recorder.evaluate(self.run, kinds=("validate", "test")))
+        _check_monitor(self.session.recipe.run, recorder.history())
+        self.checkpoints.save(self.run, recorder.beside(self.run))
+
+    def _next(self, recorder: "_Recorder") -> Metrics:
+        """Run one more round and save it; return what is told of it before it is measured."""
+        recorder.failures.clear()
+        run, told = _round(self.run, self.session, recorder)
+        self.checkpoints.save(run, {**recorder.beside(run), "told": told})
+        self._releases.record(run)
+        _prune(self.session, self.checkpoints)
+        self.run = run
+        return told
+
+    def _tell(self, told: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
+        """Measure the model after a round, if that is due, and write down the round."""
+        run, every = self.run, self.session.recipe.evaluation.every
+        last = run.number == self.session.recipe.run.rounds
+        due = last or (every > 0 and run.number % every == 0)
+        measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
+        metrics, influence = split_influence(told)
+        if influence:
+            recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
+        line = recorder.record(run, {**metrics, **measured})
+        bar.advance(run.number, {**metrics, **measured})
+        self._untold = None
+        return FinishedRound(run.number, line, tuple(recorder.failures), self._stop)
+
+    def _stop(self) -> None:
+        self._stopped = True
+
+
+def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
+    for note in describe(algorithm).notes:
+        console.print(Text(note, "yellow"))
+    for reason in stands.damaged:
+        console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
+    if not stands.fresh:
+        console.print(f"going on after round {stands.run.number}")
+
+
+def _truncate(folder: Path, number: int) -> int:
+    """Keep the lines of rounds up to `number` that are told of in full; return the last one, -1 for none."""
+    lines, clients = (records(folder / name) for name in ("metrics.jsonl", "clients.jsonl"))
+    lines.truncate_after(number)
+    rows = lines.rows()
+    last = max((int(row["round"]) for row in rows), default=-1)
+    of_last = [row for row in clients.rows() if row["round"] == last]
+    if rows and last == number and unaccounted(rows[-1], of_last):
+        lines.truncate_after(number - 1)
+        last = max((int(row["round"]) for row in rows[:-1]), default=-1)
+    # A round without a line is measured again, client by client.
+    for name in RECORDS:
+        records(folder / name).truncate_after(last)
+    return last
+
+
+def _prune(session: Session, checkpoints: Checkpoints) -> None:
+    if rounds := checkpoints.rounds():
+        session.store.prune(below=rounds[0] + 1)
+
+
+def _check_monitor(settings: RunSettings, history: MetricsLog) -> None:
+    if settings.patience and settings.monitor not in history.measured():
+        known = ", ".join(history.measured())
+        raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
+
+
+def _round(
+    run: Run[Any], session: Session, recorder: "_Recorder"
+) -> tuple[Run[Any], dict[str, float]]:
+    """Return the run after one more round, and what is told of it before it is measured."""
+    recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
+    with phase_memory("train") as memory:
+        run, metrics, failures = advance(
+            run,
+            recipe.algorithm,
+            session.engine,
+            population=session.learners,
+            sampler=recipe.cohort,
+            min_replies=recipe.run.min_replies,
+            max_update_norm=recipe.run.max_update_norm,
+            metrics=recipe.evaluation.table,
+            say=lambda said: recorder.say(f"round {number}: {said}"),
+        )
+        session.store.flush()
+    spent = {**memory, "time/train_seconds": time.perf_counter() - began}
+    recorder.note(run.number, failures)
+    return run, {**seed_metrics(session, run), **metrics, **spent}
+
+
+class _Recorder:
+    """Measures the model and writes down what came of each round."""
+
+    def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
+        self.session, self.trackers, self.console = session, trackers, console
+        self.failures: list[ClientFailure] = []
+        self.quiet = describe(session.recipe.algorithm).quiet
+        self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
+        self.began = time.perf_counter() - self.history().total("time/round_seconds")
+        self.last = time.perf_counter()
+
+    def history(self) -> MetricsLog:
+        return MetricsLog.read(
+            self.session.folder / "metrics.jsonl", self.session.recipe.evaluation.table
+        )
+
+    def stopped(self) -> bool:
+        settings = self.session.recipe.run
+        return self.history().should_stop(settings.monitor, settings.patience)
+
+    def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
+        """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""
+        began = time.perf_counter()
+        with phase_memory("evaluate") as memory:
+            out = self._measured(run, kinds)
+        if not out:
+            return {}
+        return {**out, **memory, "time/evaluation_seconds": time.perf_counter() - began}
+
+    def _measured(self, run: Run[Any], kinds: Sequence[str]) -> dict[str, float]:
+        out: dict[str, float] = {}
+        counts = self.session.counts
+        for kind in kinds:
+            split: Split = "test" if kind == "test" else "validation"
+            if split == "validation" and not self.session.recipe.evaluation.validation:
+                continue
+            held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
+            clients = self.session.drawn_judges(run.number, split)
+            if not clients:
+                continue
+            measured, failures = measure(
+                run,
+                self.session.recipe.algorithm,
+                self.session.engine,
+                kind="test" if kind == "test" else "validate",
+                population=self.session.engine.population(),
+                clients=clients,
+            )
+            self.note(run.number, failures)
+            measured = self._believed(run.number, measured, held_out)
+            if measured and not self.quiet:
+                self._write_clients(run.number, split, measured)
+            if measured:
+                means = combine(measured.values(), self.session.recipe.evaluation.table)
+                out |= {f"{split}/{n}": v for n, v in means.items()}
+        return out
+
+    def record(self, run: Run[Any], metrics: Metrics) -> Metrics:
+        """Write down a round and return its line."""
+        now = time.perf_counter()
+        line = {**metrics, "time/round_seconds": now - self.last, "seconds": now - self.began}
+        self.last = now
+        line = dict(covered(line)) if self.quiet else line
+        # metrics.jsonl, which is the first, last: with its line a round is never told again.
+        for tracker in reversed(self.trackers):
+            tracker.log(run.number, line)
+        self.lines["metrics.jsonl"] += 1
+        return line
+
+    def beside(self, run: Run[Any]) -> dict[str, Any]:
+        """Return what a checkpoint keeps beside the run: which client state and how many records belong to it."""
+        return {"client_state": self.session.store.kept(before=run.number + 1), "lines": self.lines}
+
+    def note(self, number: int, failures: Sequence[ClientFailure]) -> None:
+        self.failures += failures
+        for failure in failures:
+            said = f"round {number}: {failure.client} is absent: {failure.reason}"
+            self.console.print(Text(said, "yellow"))
+
+    def say(self, said: str) -> None:
+        """Print a note in which names are no markup."""
+        self.console.print(Text(said, "yellow"), soft_wrap=True)
+
+    def append(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to a file of the run's records, and count them."""
+        self.lines[file] += len(rows)
+        records(self.session.folder / file).append(rows)
+
+    def _believed(
+        self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
+    ) -> Mapping[ClientId, Metrics]:
+        """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
+        longest, kept = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        usual = statistics.median([held_out[client] for client in measured] or [0])
+        for client, metrics in measured.items():
+            doubt = implausible_evaluation(
+                metrics, held_out=held_out[client], usual=usual, max_length=longest
+            )
+            if doubt is None:
+                kept[client] = metrics
+            else:
+                self.say(f"round {number}: the evaluation of {client} is left out: {doubt}")
+        return kept
+
+    def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
+        rows = [
+            {"round": number, "client": client, "split": split, "metrics": dict(metrics)}
+            for client, metrics in measured.items()
+        ]
+        self.append("clients.jsonl", rows)

@@ -1,0 +1,71 @@
+"""All weights of the model, or those that are named, learnt themselves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from fedloom.core.protocols import Params
+from fedloom.models.adapters import trainable
+from fedloom.models.base_model import Base
+from fedloom.models.folder import write_model
+from fedloom.models.int8 import is_quantized
+from fedloom.spaces.live import Live, Origin, check_origin
+from fedloom.spaces.named import check_names, learnable
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Learn the weights themselves."""
+
+    weights: Sequence[str] = ()
+    """Learn only tensors with one of these in their name, as whole parts between dots (mlp, layers.0, norm.weight);
+    none: all of them."""
+    origin: Origin = "initial"
+    """Where coordinates count from: the start everybody shares, or nothing."""
+
+    is_adapter: ClassVar[bool] = False
+    is_seed_space: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        check_names(self.weights, path="tune.full.weights")
+        check_origin(self.origin, path="tune.full.origin")
+
+    @property
+    def title(self) -> str:
+        return "full"
+
+    def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "FullSpace":
+        if is_quantized(base.model):
+            raise ValueError(
+                "model.quantize must be none where tune is full, which learns the weights themselves, got int8"
+            )
+        return FullSpace(base, self)
+
+
+class FullSpace(Live):
+    """Every weight of the model; tied weights are one tensor."""
+
+    def __init__(self, base: Base, full: Full) -> None:
+        low = {p.dtype for p in base.model.parameters()} & {torch.bfloat16, torch.float16}
+        if low:
+            raise ValueError(
+                "tune: full learns the weights themselves, which needs model.dtype float32,"
+                f" got {str(low.pop()).removeprefix('torch.')}; local.precision bfloat16 makes it fast"
+            )
+        base.model.requires_grad_(False)
+        tensors, left = learnable(base.model, full.weights, path="tune.full.weights")
+        for parameter in tensors.values():
+            parameter.requires_grad_(True)
+        self._base = base
+        super().__init__(base.model, trainable(base.model), origin=full.origin, left_frozen=left)
+
+    def save(self, folder: Path, params: Params) -> None:
+        self.save_merged(folder, params)
+
+    def save_merged(self, folder: Path, params: Params) -> None:
+        self.load(params)
+        write_model(self._base, folder)

@@ -1,0 +1,102 @@
+"""Low-rank adapters on a frozen base model.
+
+LoRA: Low-Rank Adaptation of Large Language Models. Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang, Chen, ICLR 2022
+(arXiv:2106.09685), through PEFT. Params are the tensors that train, not what PEFT would save of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from fedloom.core.protocols import Params
+from fedloom.models.adapters import attach_lora, trainable
+from fedloom.models.base_model import Base
+from fedloom.models.int8 import is_quantized
+from fedloom.spaces.live import Live, Origin, check_origin
+from fedloom.spaces.named import check_names
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA:
+    """Learn low-rank adapters, and modules beside them."""
+
+    rank: int = 8
+    """Of the adapters."""
+    alpha: float = 16.0
+    """The update is alpha / rank (rslora: alpha / sqrt(rank)) times B A."""
+    dropout: float = 0.0
+    """Of the adapters' input, [0, 1)."""
+    rslora: bool = False
+    """Scale by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """Tune magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353)."""
+    targets: str | Sequence[str] = "all-linear"
+    """Linear layers that get an adapter, by the end of their name."""
+    modules_to_save: Sequence[str] = ()
+    """Modules that are tuned whole beside the adapters."""
+    origin: Origin = "initial"
+    """Where coordinates count from: the start everybody shares, or nothing."""
+
+    is_adapter: ClassVar[bool] = True
+    is_seed_space: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if self.rank < 1:
+            raise ValueError(f"tune.lora.rank must be at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise ValueError(f"tune.lora.alpha must be positive, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"tune.lora.dropout must be in [0, 1), got {self.dropout}")
+        if not self.targets:
+            raise ValueError("tune.lora.targets must be all-linear or name linear layers, got none")
+        check_names(self.modules_to_save, path="tune.lora.modules_to_save")
+        check_origin(self.origin, path="tune.lora.origin")
+
+    @property
+    def title(self) -> str:
+        return f"lora, rank {self.rank}"
+
+    def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "LoRASpace":
+        if is_quantized(base.model) and self.dora:
+            raise ValueError("tune.lora.dora must be false where model.quantize is int8, got true")
+        return LoRASpace(base, self, seed=seed)
+
+
+class LoRASpace(Live):
+    """The trainable tensors of a PEFT adapter."""
+
+    def __init__(self, base: Base, lora: LoRA, *, seed: int) -> None:
+        self._adapter = attach_lora(
+            base.model,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            rslora=lora.rslora,
+            dora=lora.dora,
+            targets=lora.targets,
+            modules_to_save=lora.modules_to_save,
+            seed=seed,
+            base_name=base.name,
+        )
+        self._tokenizer = base.tokenizer
+        super().__init__(
+            base.model,
+            trainable(base.model),
+            origin=lora.origin,
+            left_frozen=self._adapter.left_frozen,
+            dropout=lora.dropout,
+        )
+
+    def save(self, folder: Path, params: Params) -> None:
+        """Write a PEFT folder."""
+        self._adapter.save(folder, self.absolute(params))
+
+    def save_merged(self, folder: Path, params: Params) -> None:
+        if is_quantized(self.model):
+            raise ValueError(
+                "model.quantize must be none for a merged model, got int8: export the adapter alone"
+            )
+        self.load(params)
+        self._adapter.save_merged(folder, self._tokenizer)

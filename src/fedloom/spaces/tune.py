@@ -1,0 +1,46 @@
+"""What is learnt of a model: the kinds that the recipe's section `tune` chooses from."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from fedloom.models.base_model import Base
+from fedloom.spaces.full import Full
+from fedloom.spaces.live import Live
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.seed_space import Seeds, SeedSpace
+
+
+class Tune(Protocol):
+    """One kind: a frozen dataclass, whose fields are its settings and which makes the space they stand for."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Return whether what is learnt stands beside a base model that stays as it is, so that it fits others too."""
+        ...
+
+    @property
+    def is_seed_space(self) -> bool:
+        """Return whether params are coefficients of random directions, not the values of tensors."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """Return what a report calls it."""
+        ...
+
+    def make_space(self, base: Base, *, seed: int, decays: bool = False) -> Live | SeedSpace:
+        """Return the space over the base model, which it changes in place: one space a model.
+
+        Args:
+            base: The model.
+            seed: Of fresh tensors, and of directions.
+            decays: Whether clients' zeroth-order steps shrink the weights themselves, which seed space keeps as a
+                coordinate.
+
+        Raises:
+            ValueError: Where a name stands for nothing in the model, or its weights cannot be learnt this way.
+        """
+        ...
+
+
+TUNES: Mapping[str, type[Tune]] = {"lora": LoRA, "full": Full, "seeds": Seeds}
