@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,33 +67,9 @@ def no_network() -> Iterator[None]:
 def tiny_llama() -> Callable[..., Any]:
     """Return a maker of random Llamas: `tiny_llama(seed=0, hidden=32, layers=2, vocab=64, dtype=torch.float32)`."""
 
-    def make(
-        *,
-        seed: int = 0,
-        hidden: int = 32,
-        layers: int = 2,
-        vocab: int = 64,
-        dtype: torch.dtype = torch.float32,
-    ) -> Any:
-        from transformers import LlamaConfig, LlamaForCausalLM
+    from fedloom.models.random_llama import random_llama
 
-        config = LlamaConfig(
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=vocab,
-            max_position_embeddings=256,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return LlamaForCausalLM(config).to(dtype).eval()
-
-    return make
+    return random_llama
 
 
 @pytest.fixture(scope="session")
@@ -204,3 +181,60 @@ def small_recipe(tiny_folder: Path) -> Callable[..., Recipe]:
         return build_recipe(small_tree(tiny_folder, **sections))
 
     return make
+
+
+METHODS = """
+import pathlib
+from dataclasses import dataclass
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.ditto import Ditto
+pathlib.Path(__file__).with_suffix(".ran").touch()
+
+@dataclass(frozen=True)
+class MyMethod(FedAvg):
+    '''FedAvg under another name.'''
+    strength: float = 1.0
+
+@dataclass(frozen=True)
+class MyWrapper(Ditto):
+    pass
+
+class Outer:
+    @dataclass(frozen=True)
+    class Inner(FedAvg):
+        pass
+
+@dataclass
+class Loose:
+    lr: float = 1.0
+
+@dataclass(frozen=True)
+class Unfinished:
+    lr: float = 1.0
+    def init(self, params, seed): ...
+
+class Plain:
+    pass
+
+def function():
+    pass
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the folder of a package, my_lab, whose modules leave a file beside them when they are imported."""
+    folder = tmp_path / "installed" / "my_lab"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "methods.py").write_text(METHODS)
+    (folder / "broken.py").write_text("raise RuntimeError('no such card')")
+    (folder / "hungry.py").write_text("import cupboard")
+    (folder / "hidden.py").write_text(
+        "from __future__ import annotations\nfrom my_lab.methods import MyMethod, dataclass, FedAvg\n"
+        "@dataclass(frozen=True)\nclass Hidden(FedAvg):\n    on: Thing = None\n"
+    )
+    monkeypatch.syspath_prepend(str(folder.parent))
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        del sys.modules[name]

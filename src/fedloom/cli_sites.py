@@ -1,13 +1,16 @@
 """The commands of federations over several machines: keys, serve, join, status."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedloom.cli_console import console as _console
 from fedloom.cli_console import show_outcome
 from fedloom.cli_errors import about
+
+if TYPE_CHECKING:
+    from fedloom.deploy.site import SiteSettings
 
 keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
 KeysFolder = Annotated[Path, typer.Option("--keys", help="The server's folder of keys.")]
@@ -115,34 +118,44 @@ def join(
     columns: Words = None,
     min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
+    allow: Annotated[str | None, typer.Option(help="Modules whose code a recipe may name.")] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
     from fedloom.core.places import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
-    from fedloom.deploy.site import SiteSettings, agreed_recipe
+    from fedloom.deploy.site import SiteSettings
 
     host, port = address(server)
     if not data.exists():
         raise ValueError(f"--data {data} does not exist")
+    words = [_listed(given) for given in (algorithms, spaces, columns)]
+    layers, kinds, columns_read = words
     limits = Limits(
-        max_message_mb, _listed(algorithms), _listed(spaces), _listed(columns), min_examples, clip
+        max_message_mb, layers, kinds, columns_read, min_examples, clip, allow=_listed(allow)
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(
         name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()
     )
     if dry_run:
-        if recipe is None:
-            raise ValueError("--dry-run needs --recipe: the server's, as a file")
-        from fedloom.deploy.preview import preview
-
-        for part in preview(settings, agreed_recipe(recipe)):
-            _console().print(part)
+        _show_dry_run(settings)
         return
     from fedloom.deploy.join import Visit
 
     Visit(settings, f"{host}:{port}", keys.resolve(), _console()).run()
+
+
+def _show_dry_run(settings: "SiteSettings") -> None:
+    from fedloom.deploy.preview import preview
+    from fedloom.deploy.site import agreed_recipe
+    from fedloom.plugins import limited_to
+
+    if settings.recipe is None:
+        raise ValueError("--dry-run needs --recipe: the server's, as a file")
+    with limited_to(settings.imports):
+        for part in preview(settings, agreed_recipe(settings.recipe)):
+            _console().print(part)
 
 
 def status(

@@ -17,6 +17,7 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
+from fedloom.plugins import is_path, path_of, plugged
 from fedloom.recipe_moved import moved_key, moved_override
 from fedloom.recipe_tables import BARE, LISTS, MOVED, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
@@ -73,7 +74,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
         if moved := moved_override(path, text, tree):
             raise RecipeError(moved)
-        keys = path.split(".")
+        keys = _keys(path, tree["algorithm"])
         try:
             value = read_yaml(text, keys)
         except YamlError as error:
@@ -95,6 +96,16 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         paths = [override.partition("=")[0] for override in overrides]
         tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
+
+
+def _keys(path: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of an override's path; an import path that names a layer is one, whatever dots are in it."""
+    section, _, rest = path.partition(".")
+    names = [name for layer in layers for name in layer if is_path(str(name))]
+    for name in names if section == "algorithm" else ():
+        if rest == name or rest.startswith(f"{name}."):
+            return [section, name, *rest.removeprefix(name).split(".")[1:]]
+    return path.split(".")
 
 
 def _layers(value: Any) -> list[dict[str, Any]]:
@@ -148,7 +159,7 @@ def _algorithms(layers: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
-    cls: Any = _named(ALGORITHMS, name, "algorithm")
+    cls: Any = _algorithm_class(name)
     wraps = "inner" in _hints(cls)
     if wraps and inner is None:
         raise RecipeError(
@@ -157,6 +168,15 @@ def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
     if not wraps and inner is not None:
         raise RecipeError(f"algorithm: {name} wraps nothing, so it must be the last in the list")
     return _dataclass(cls, fields, f"algorithm.{name}", **({"inner": inner} if wraps else {}))
+
+
+def _algorithm_class(name: Any) -> Any:
+    """Return the class of a layer: one of ours, or another package's."""
+    try:
+        found = plugged(str(name), Algorithm, group="fedloom.algorithms", own=ALGORITHMS)
+    except ValueError as error:
+        raise RecipeError(f"algorithm: {error}") from error
+    return found or _named(ALGORITHMS, name, "algorithm")
 
 
 def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
@@ -296,7 +316,7 @@ def to_tree(recipe: Recipe) -> dict[str, Any]:
 def name_of(algorithm: type[Any]) -> str:
     """Return what a class of algorithms is called in a recipe: its name in the table, else its import path."""
     names = {cls: name for name, cls in ALGORITHMS.items()}
-    return names.get(algorithm) or f"{algorithm.__module__}:{algorithm.__qualname__}"
+    return names.get(algorithm) or path_of(algorithm)
 
 
 def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:

@@ -92,3 +92,25 @@ def test_a_killed_worker_is_an_absence_with_its_site_and_is_started_again(
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
+
+
+@pytest.mark.slow
+def test_nodes_of_a_run_find_the_algorithm_that_its_recipe_names(
+    recipe: Make, lab: Path, tmp_path: Path, nothing_left: None
+):
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    named = recipe(algorithm="my_lab.methods:MyMethod", engine={"flower": {"nodes": 1}})
+    file.write_text(to_yaml(named))
+    # In this program's path, not in the environment that its processes inherit.
+    code = f"import sys; sys.path.insert(0, {str(lab.parent)!r}); {LISTENS}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(file), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert round_of(out) == 2
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["comm/num_absent"] == 0

@@ -239,7 +239,7 @@ def test_settings_of_a_site_survive_their_file(tmp_path: Path):
         tmp_path,
         tmp_path / "x.csv",
         ["a"],
-        Limits(8.0, ["fedavg"], ["lora"], ["prompt"], 1, 2.0),
+        Limits(8.0, ["fedavg"], ["lora"], ["prompt"], 1, 2.0, ["my_lab"]),
     )
     site.write(tmp_path / "site.json")
     assert SiteSettings.read(tmp_path / "site.json") == site

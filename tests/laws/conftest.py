@@ -1,7 +1,6 @@
-"""Eight unequal clients, every algorithm of the table, and rounds on either engine."""
+"""Every algorithm of the table, and the bench that they are examined on."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,21 @@ from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.client.client_state import ClientStateStore
 from fedloom.client.local_settings import LocalSettings
-from fedloom.client.make_trainer import make_trainer
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.density import Density
-from fedloom.core.protocols import Algorithm, ClientFailure, Engine, Metrics, Split, Trainer
-from fedloom.data.federation import Federation, Shard
-from fedloom.data.manifest import Manifest
-from fedloom.data.tokens import Example
-from fedloom.engines.inprocess import InProcess
-from fedloom.models.base_model import Base
-from fedloom.rounds.loop import Run, advance, begin
+from fedloom.core.protocols import Algorithm
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
-from fedloom.server.samplers import Sampler, Uniform
-from fedloom.spaces.live import Live
 from fedloom.spaces.lora import LoRA
-from fedloom.spaces.seed_space import Seeds, SeedSpace
+from fedloom.spaces.seed_space import Seeds
 from fedloom.spaces.tune import Tune
-
-VOCAB = 64
-NOTHING = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
+from fedloom.testing.bench import LEARNING, Bench, make_bench
+from fedloom.testing.subject import Subject
 
 BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
 
@@ -121,90 +109,8 @@ def in_seed_space(algorithm: Any) -> bool:
     return isinstance(inner, FedKSeed | DeComFL)
 
 
-def rows(seed: int, count: int) -> list[Example]:
-    """Return rows that count up or down, by the parity of the seed."""
-    draw = torch.Generator().manual_seed(100 + seed)
-    out = []
-    for _ in range(count):
-        length, at = (
-            int(torch.randint(*span, (), generator=draw)) for span in ((6, 14), (0, VOCAB))
-        )
-        ids = (at + (1 if seed % 2 else -1) * torch.arange(length)) % VOCAB
-        out.append(Example(ids, torch.where(torch.arange(length) < 2, -100, ids), 2))
-    return out
-
-
-class SumEvaluator:
-    """Answers with the sum of all weights: enough to tell models apart."""
-
-    def measure_each(
-        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
-    ) -> list[Metrics]:
-        total = sum(float(p.detach().double().sum()) for p in model.parameters())
-        return [{"loss": total, "num_examples": float(len(g)), "num_tokens": 1.0} for g in groups]
-
-
-@dataclasses.dataclass
-class Bench:
-    """A trainer over eight clients and what it trains."""
-
-    trainer: Trainer
-    space: Live | SeedSpace
-    federation: Federation
-
-    def engine(
-        self,
-        kind: type[Any],
-        algorithm: Algorithm[Any],
-        folder: Path,
-        *,
-        alike: bool = False,
-        **extra: Any,
-    ) -> Any:
-        """Return an engine of a kind, its clients' client_state in `folder`; `alike`, their profiles tell none apart."""
-        clients = {
-            c: {"tier": "phone" if i % 3 == 0 and not alike else "desk"}
-            | ({} if alike else {"num_examples": str(len(s.train))})
-            for i, (c, s) in enumerate(self.federation.shards.items())
-        }
-        return kind(algorithm, self.trainer, ClientStateStore(folder), clients, **extra)
-
-    def rounds(
-        self,
-        algorithm: Algorithm[Any],
-        engine: Engine,
-        count: int,
-        *,
-        run: Run[Any] | None = None,
-        sampler: Sampler | None = None,
-        after: Callable[[Run[Any]], None] = lambda run: None,
-        min_replies: int = 0,
-    ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[ClientFailure]]]]:
-        """Run up to round `count`; return the run and what each round said."""
-        run = run or begin(algorithm, self.space.start(), 5)
-        said = []
-        while run.number < count:
-            run, metrics, failures = advance(
-                run,
-                algorithm,
-                engine,
-                population=engine.population(),
-                sampler=sampler or Uniform(5),
-                min_replies=min_replies,
-            )
-            said.append((metrics, failures))
-            after(run)
-        return run, said
-
-    def final(
-        self, algorithm: Algorithm[Any], folder: Path, count: int = 3, **extra: Any
-    ) -> Run[Any]:
-        """Return the run after `count` rounds in process."""
-        return self.rounds(algorithm, self.engine(InProcess, algorithm, folder), count, **extra)[0]
-
-
 @pytest.fixture
-def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Callable[..., Bench]:
+def bench(request: pytest.FixtureRequest) -> Callable[..., Bench]:
     """Return a maker: `bench(dtype=torch.float32, tune=None, model=None, **local)`; one client at a time unless told otherwise.
 
     The space is LoRA, or of seeds where the test is of an algorithm that knows no other.
@@ -222,24 +128,21 @@ def bench(tiny_llama: Callable[..., Any], request: pytest.FixtureRequest) -> Cal
         model: nn.Module | None = None,
         **local: Any,
     ) -> Bench:
-        model = tiny_llama(dtype=dtype).requires_grad_(False) if model is None else model
         if seeds:
             tune = SEEDS
         elif tune is None or isinstance(tune, Mapping):
             tune = LoRA(**{"rank": 4, "targets": ["q_proj", "v_proj"], **origin, **(tune or {})})
-        space = tune.make_space(Base(model, None, "random"), seed=1)
-        trains = [rows(i, 3 + i) for i in range(8)]
-        shards = {f"c{i}": Shard(t, rows(50 + i, 2), rows(70 + i, 2)) for i, t in enumerate(trains)}
-        federation = Federation(shards, {c: {} for c in shards}, NOTHING)
         learning = {"optimizer": "sgd", "lr": 0.5, "batched": "off", **local}
-        if seeds:
-            learning = {"optimizer": "sgd", "lr": 1e-2}
-        trainer = make_trainer(
-            space, federation, LocalSettings(**learning), evaluator=SumEvaluator(), num_rounds=10
-        )
-        return Bench(trainer, space, federation)
+        settings = LEARNING["seeds"] if seeds else LocalSettings(**learning)
+        return make_bench(tune, settings, dtype=dtype, model=model)
 
     return make
+
+
+@pytest.fixture
+def subject(algorithm: Algorithm[Any], tmp_path: Path) -> Subject:
+    """Return each algorithm of the table in turn, ready to be examined."""
+    return Subject(algorithm, tmp_path, "seeds" if in_seed_space(algorithm) else "lora")
 
 
 @pytest.fixture(params=list(CASES), ids=list(CASES))

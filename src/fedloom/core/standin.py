@@ -4,21 +4,27 @@ import torch
 from torch import Tensor
 
 from fedloom.core.params import params_map
-from fedloom.core.protocols import ClientUpdate, Done, Fit, Reply, Task, Work
+from fedloom.core.protocols import ClientUpdate, Done, Fit, Payload, Reply, Task, Work
 
 
 def play(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> Reply:
     """Return the reply of a half whose training moves by `noise` (a standard deviation)."""
+    return play_out(half, task, noise=noise)[0]
+
+
+def play_out(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> tuple[Reply, Payload]:
+    """Return the reply and the client state of a half whose training moves by `noise` (a standard deviation)."""
     try:
         work = next(half)
         while True:
-            work = half.send(_answer(work, task.seed, noise))
+            work = half.send(stand_in(work, task.seed, noise=noise))
     except StopIteration as stop:
-        reply: Reply = stop.value[0]
-        return reply
+        result: tuple[Reply, Payload] = stop.value
+        return result
 
 
-def _answer(work: Work, seed: int, noise: float) -> Done:
+def stand_in(work: Work, seed: int, *, noise: float = 0.0) -> Done:
+    """Return what a trainer could answer that moves by `noise`."""
     if not isinstance(work, Fit):
         return Done({}, 1, metrics={"loss": 0.0})
     source = torch.Generator().manual_seed(seed)

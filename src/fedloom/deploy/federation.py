@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -115,8 +116,11 @@ def resident(settings: SiteSettings, private: Path, logs: Path, console: Console
     told, socket = private / "site.json", private / "worker"
     settings.write(told)
     command = [sys.executable, "-m", "fedloom.deploy.worker", str(told), str(socket)]
+    # A node of this run finds the code that its recipe names where this program does.
+    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    environment = {"PYTHONPATH": places} if settings.imports is None else {}
     keeper = Keeper(
-        lambda: start("worker", command, folder=logs / settings.name, environment={}),
+        lambda: start("worker", command, folder=logs / settings.name, environment=environment),
         on_restart=lambda ended: _say_ended(console, settings.name, ended),
     )
     keeper.start()

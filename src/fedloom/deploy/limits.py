@@ -27,6 +27,8 @@ class Limits:
     """Examples, of all splits together, without which the site takes no part: the fewer, the more an answer tells of each."""
     clip: float | None = None
     """Largest joint norm of an upload; a larger one is scaled down to it."""
+    allow: Sequence[str] = ()
+    """Modules outside of fedloom (all that lies below them too), or classes (`module:Class`), that a recipe may name."""
 
     def __post_init__(self) -> None:
         """Refuse what allows nothing."""

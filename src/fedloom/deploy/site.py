@@ -23,6 +23,7 @@ from fedloom.deploy.limits import Limits
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
 from fedloom.objectives.objective import Objective
+from fedloom.plugins import limited_to
 from fedloom.recipe import build_recipe, load_recipe, to_tree
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
@@ -51,6 +52,11 @@ class SiteSettings:
     recipe: Path | None = None
     """The only recipe that this site takes part in; None: any that its limits allow."""
 
+    @property
+    def imports(self) -> Sequence[str] | None:
+        """Return what a recipe may import here; None, all: on the server's own machine it is the run's own recipe."""
+        return None if self.data is None else self.limits.allow
+
     def write(self, file: Path) -> None:
         """Write it for the worker's process."""
         file.write_text(json.dumps(asdict(self), default=str))
@@ -74,7 +80,13 @@ class Site:
     def answer(
         self, header: dict[str, Any], pieces: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
-        """Return the answer to an envelope, or a refusal in one sentence."""
+        """Return the answer to an envelope, or a refusal in one sentence; nothing is imported that is not allowed."""
+        with limited_to(self.settings.imports):
+            return self._answer(header, pieces)
+
+    def _answer(
+        self, header: dict[str, Any], pieces: list[bytes]
+    ) -> tuple[dict[str, Any], list[bytes]]:
         try:
             if header["kind"] == "bye":
                 self.say(ENDED)

@@ -1,0 +1,205 @@
+"""The bench on which algorithms are examined: eight unequal clients, a tiny random model, and rounds on either engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fedloom.client.client_state import ClientStateStore
+from fedloom.client.local_settings import LocalSettings
+from fedloom.client.make_trainer import make_trainer
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientFailure,
+    Done,
+    Engine,
+    Job,
+    Metrics,
+    Split,
+    Trainer,
+)
+from fedloom.core.randomness import generator
+from fedloom.core.standin import stand_in
+from fedloom.data.federation import Federation, Shard
+from fedloom.data.manifest import Manifest
+from fedloom.data.tokens import IGNORED, Example
+from fedloom.engines.inprocess import InProcess
+from fedloom.models.base_model import Base
+from fedloom.models.random_llama import random_llama
+from fedloom.rounds.loop import Run, advance, begin
+from fedloom.server.samplers import Sampler, Uniform
+from fedloom.spaces.live import Live
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.seed_space import Seeds, SeedSpace
+from fedloom.spaces.tune import Tune
+
+VOCAB = 64
+Space = Literal["lora", "seeds"]
+SPACES: Mapping[Space, Tune] = {
+    "lora": LoRA(rank=4, targets=["q_proj", "v_proj"]),
+    "seeds": Seeds(num_seeds=64),
+}
+LEARNING: Mapping[Space, LocalSettings] = {
+    "lora": LocalSettings(optimizer="sgd", lr=0.5, batched="off"),
+    "seeds": LocalSettings(optimizer="sgd", lr=1e-2),
+}
+SEED = 5
+"""Of the run, and of whom its sampler draws."""
+_EMPTY = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
+
+
+@dataclass
+class Bench:
+    """A trainer over some clients and what it trains."""
+
+    trainer: Trainer
+    space: Live | SeedSpace
+    federation: Federation
+
+    def engine(
+        self,
+        kind: Callable[..., Any],
+        algorithm: Algorithm[Any],
+        folder: Path,
+        *,
+        alike: bool = False,
+        **extra: Any,
+    ) -> Any:
+        """Return an engine over the bench's clients.
+
+        Args:
+            kind: `InProcess` or `Loopback`.
+            algorithm: What it runs.
+            folder: Where its clients' states lie.
+            alike: Whether their profiles tell none apart.
+            **extra: Further fields of the engine.
+        """
+        clients = {
+            c: {"tier": "phone" if i % 3 == 0 and not alike else "desk"}
+            | ({} if alike else {"num_examples": str(len(s.train))})
+            for i, (c, s) in enumerate(self.federation.shards.items())
+        }
+        return kind(algorithm, self.trainer, ClientStateStore(folder), clients, **extra)
+
+    def rounds(
+        self,
+        algorithm: Algorithm[Any],
+        engine: Engine,
+        count: int,
+        *,
+        run: Run[Any] | None = None,
+        sampler: Sampler | None = None,
+        after: Callable[[Run[Any]], object] = lambda _: None,
+        min_replies: int = 0,
+    ) -> tuple[Run[Any], list[tuple[Metrics, Sequence[ClientFailure]]]]:
+        """Run up to round `count`; return the run, and the metrics and failures of each round."""
+        run = run or begin(algorithm, self.space.start(), SEED)
+        reported = []
+        while run.number < count:
+            run, metrics, failures = advance(
+                run,
+                algorithm,
+                engine,
+                population=engine.population(),
+                sampler=sampler or Uniform(SEED),
+                min_replies=min_replies,
+            )
+            reported.append((metrics, failures))
+            after(run)
+        return run, reported
+
+    def final(
+        self, algorithm: Algorithm[Any], folder: Path, count: int = 3, **extra: Any
+    ) -> Run[Any]:
+        """Return the run after `count` rounds in process."""
+        return self.rounds(algorithm, self.engine(InProcess, algorithm, folder), count, **extra)[0]
+
+
+def make_bench(
+    tune: Tune,
+    local: LocalSettings,
+    *,
+    dtype: torch.dtype = torch.float32,
+    model: nn.Module | None = None,
+    num_clients: int = 8,
+) -> Bench:
+    """Return clients c0, c1, ... on one model, of which the i-th has 3 + i training examples.
+
+    Args:
+        tune: The space they train in.
+        local: How they learn.
+        dtype: Of the model, and of the tuned coordinates.
+        model: Instead of a random Llama.
+        num_clients: How many.
+    """
+    model = random_llama(dtype=dtype).requires_grad_(False) if model is None else model
+    space = tune.make_space(Base(model, None, "random"), seed=1)
+    shards = {
+        f"c{i}": Shard(rows(i, 3 + i), rows(50 + i, 2), rows(70 + i, 2)) for i in range(num_clients)
+    }
+    federation = Federation(shards, {c: {} for c in shards}, _EMPTY)
+    trainer = make_trainer(space, federation, local, evaluator=SumEvaluator(), num_rounds=10)
+    return Bench(trainer, space, federation)
+
+
+def bench_for(
+    algorithm: Algorithm[Any],
+    space: Space,
+    local: LocalSettings,
+    *,
+    dtype: torch.dtype = torch.float32,
+    num_clients: int = 8,
+) -> Bench:
+    """Return a bench in whose space the algorithm can work."""
+    tune = SPACES[space]
+    if isinstance(tune, LoRA) and algorithm.server_sees == "each in full":
+        # Rules that compare LoRA's products need to know the factors.
+        tune = replace(tune, origin="zero")
+    return make_bench(tune, local, dtype=dtype, num_clients=num_clients)
+
+
+def rows(seed: int, count: int) -> list[Example]:
+    """Return rows that count up or down, by the parity of the seed."""
+    draw = torch.Generator().manual_seed(100 + seed)
+    out = []
+    for _ in range(count):
+        length, at = (
+            int(torch.randint(low, high, (), generator=draw)) for low, high in ((6, 14), (0, VOCAB))
+        )
+        ids = (at + (1 if seed % 2 else -1) * torch.arange(length)) % VOCAB
+        out.append(Example(ids, torch.where(torch.arange(length) < 2, IGNORED, ids), 2))
+    return out
+
+
+class SumEvaluator:
+    """Measures the sum of all weights: enough to tell models apart."""
+
+    def measure_each(
+        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+    ) -> list[Metrics]:
+        """Return the sum as every group's loss."""
+        total = sum(float(p.detach().double().sum()) for p in model.parameters())
+        return [{"loss": total, "num_examples": float(len(g)), "num_tokens": 1.0} for g in groups]
+
+
+@dataclass(frozen=True)
+class StillTrainer:
+    """Trains nothing: what a learning rate of 0 comes to."""
+
+    width: int = 1
+
+    def run(self, jobs: Sequence[Job]) -> list[Done]:
+        """Return every start as it is."""
+        return [stand_in(job.work, job.seed) for job in jobs]
+
+
+def drawn_start(space: Live | SeedSpace, seed: int) -> dict[str, torch.Tensor]:
+    """Return coordinates none of which is zero, as far from the start as training goes."""
+    source = generator(seed, "start")
+    return {
+        name: t + 0.1 * torch.randn(t.shape, generator=source, dtype=t.dtype)
+        for name, t in space.start().items()
+    }
