@@ -53,7 +53,11 @@ def still(subject: Subject) -> str | None:
     def models(run: Run[Any]) -> list[Any]:
         sent = algorithm.broadcast(run.state, draw(run, engine.population(), None))
         stored = {c: engine.store.load(c, before=run.number + 1) for c in sent}
-        return [algorithm.deployed(sent[c], known) for c in sent for known in (dict[str, Any](), stored[c])]
+        return [
+            algorithm.deployed(sent[c], known)
+            for c in sent
+            for known in (dict[str, Any](), stored[c])
+        ]
 
     # As of the same round: what is sent of a model may change by schedule.
     before = models(dataclasses.replace(run, number=2))
