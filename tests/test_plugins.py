@@ -199,7 +199,7 @@ def test_wrappers_of_another_package_wrap_and_overrides_reach_into_them(lab: Pat
         ("nobodys", "unknown name 'nobodys'; known: fedavg, "),
         (["my_lab.methods:MyWrapper"], "my_lab.methods:MyWrapper wraps another algorithm"),
         (["my_lab.methods:MyMethod", "fedavg"], "my_lab.methods:MyMethod wraps nothing"),
-        ({"my_lab.methods:MyMethod": {"strenght": 1}}, "unknown key 'strenght' in `algorithm.my_l"),
+        ({"my_lab.methods:MyMethod": {"power": 1}}, "unknown key 'power' in `algorithm.my_l"),
         ({"my_lab.methods:MyMethod": {"strength": "much"}}, "MyMethod.strength: input should be"),
     ],
 )

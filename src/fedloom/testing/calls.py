@@ -173,12 +173,13 @@ def _watch(
     subject: Subject,
     look: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     complaint: Callable[[str, Sequence[str]], str],
-) -> None:
+) -> str | None:
     bench, watched = subject.bench(), Watched(subject.algorithm, look, complaint)
     engine = bench.engine(InProcess, watched, subject.folder)
     run, _ = bench.rounds(watched, engine, 2, sampler=subject.cohort)
     clients = list(engine.population())
     measure(run, watched, engine, kind="test", population=engine.population(), clients=clients)
+    return None
 
 
 def repeats(subject: Subject) -> str | None:
