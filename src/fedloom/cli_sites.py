@@ -129,8 +129,15 @@ def join(
     host, port = address(server)
     if not data.exists():
         raise ValueError(f"--data {data} does not exist")
-    words = [_listed(given) for given in (algorithms, spaces, columns)]
-    limits = Limits(max_message_mb, *words, min_examples, clip, _listed(allow))
+    limits = Limits(
+        max_message_mb,
+        _listed(algorithms),
+        _listed(spaces),
+        _listed(columns),
+        min_examples,
+        clip,
+        _listed(allow),
+    )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(
         name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()
