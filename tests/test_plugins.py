@@ -13,6 +13,8 @@ from fedloom import cli, plugins
 from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Algorithm
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.sources import take_rows
 from fedloom.plugins import find, limited_to, load, plugged
 from fedloom.recipe import (
     RecipeError,
@@ -199,7 +201,7 @@ def test_wrappers_of_another_package_wrap_and_overrides_reach_into_them(lab: Pat
         ("nobodys", "unknown name 'nobodys'; known: fedavg, "),
         (["my_lab.methods:MyWrapper"], "my_lab.methods:MyWrapper wraps another algorithm"),
         (["my_lab.methods:MyMethod", "fedavg"], "my_lab.methods:MyMethod wraps nothing"),
-        ({"my_lab.methods:MyMethod": {"strenght": 1}}, "unknown key 'strenght' in `algorithm.my_l"),
+        ({"my_lab.methods:MyMethod": {"power": 1}}, "unknown key 'power' in `algorithm.my_l"),
         ({"my_lab.methods:MyMethod": {"strength": "much"}}, "MyMethod.strength: input should be"),
     ],
 )
@@ -238,3 +240,31 @@ def test_every_command_works_with_an_algorithm_of_another_package(
             cli.main()
         assert not end.value.code, command
     assert "my_lab.methods:MyMethod" in Path("out/recipe.yaml").read_text()
+
+
+# --- data sources -------------------------------------------------------------------------------
+
+
+def test_a_function_of_another_package_is_a_data_source(lab: Path) -> None:
+    (lab / "data.py").write_text(
+        "from os.path import exists\n"
+        "def rows(): return [{'prompt': f'{i}?', 'completion': 'yes'} for i in range(3)]\n"
+        "def none(): return None\n"
+        "def words(): return ['a']\n"
+        "class Rows: pass\n"
+    )
+    taken = take_rows(DataSettings(source="my_lab.data:rows"))
+    assert [row.values["prompt"] for row in taken.rows] == ["0?", "1?", "2?"]
+    assert taken.rows[2].place == "my_lab.data:rows, row 3"
+    for name, said in (
+        ("none", "my_lab.data:none must return rows, got NoneType"),
+        ("words", "must return rows that are mappings of columns by name, got str as row 1"),
+        ("Rows", "my_lab.data:Rows is no function"),
+        ("more", "the module my_lab.data has no more"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            take_rows(DataSettings(source=f"my_lab.data:{name}"))
+    with limited_to(["my_lab"]), pytest.raises(ValueError, match="genericpath:exists"):
+        take_rows(DataSettings(source="my_lab.data:exists"))
+    with limited_to([]), pytest.raises(ValueError, match=r"--allow my_lab.data"):
+        take_rows(DataSettings(source="my_lab.data:rows"))
