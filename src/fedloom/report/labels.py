@@ -13,7 +13,7 @@ from fedloom.report.run_folder import Results
 from fedloom.tracking.metric_format import better, shown, title
 from fedloom.tracking.metrics_log import lower_is_better
 
-_METRICS = ("exact_match", "chrf", "loss")
+_METRICS = ("exact_match", "accuracy", "chrf", "loss")
 """Of which the first that was measured is shown, and the loss beside it."""
 _DEEPEST = 0.75
 _ROW = 0.27
