@@ -15,17 +15,17 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.intersphinx",
     "settings_page",
 ]
-intersphinx_mapping: dict[str, tuple[str, None]] = {}
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 napoleon_numpy_docstring = False
+autodoc_default_options = {"members": True, "undoc-members": True, "exclude-members": "__init__"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
 default_role = "code"
 exclude_patterns = ["_build", "_ext"]
 

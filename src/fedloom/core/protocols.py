@@ -81,7 +81,7 @@ class Delivery:
 
 
 class ClientError(Exception):
-    """Raised on a client that cannot do its task: it becomes an ClientFailure, and the round goes on."""
+    """Raised on a client that cannot do its task: it becomes a ClientFailure, and the round goes on."""
 
 
 # --- local work is data: a trainer may run it for one client, or for a cohort in one batch --------
@@ -89,7 +89,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Proximal:
-    """Adds strength / 2 * |params - center|^2 to the loss."""
+    """Adds strength / 2 times the squared distance between the params and `center` to the loss."""
 
     strength: float
     center: Params
