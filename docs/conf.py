@@ -15,6 +15,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "attribute_docs",
     "settings_page",
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -26,9 +27,12 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 default_role = "code"
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "_static"]
 
 html_theme = "furo"
 html_title = f"fedloom {version}"
-html_static_path: list[str] = []
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
