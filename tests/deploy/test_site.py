@@ -292,7 +292,9 @@ def test_a_full_disk_at_a_site_is_told(
     site = Site(settings(asked, tmp_path))
     monkeypatch.setattr(os, "replace", full)
     said, _ = site.answer(head, pieces)
-    assert re.search(r"writing .*/memory/alba/1 needs \d+ bytes .*: make room", said["refusal"])
+    assert re.search(
+        r"writing .*/client_state/alba/1 needs \d+ bytes .*: make room", said["refusal"]
+    )
 
 
 @pytest.mark.parametrize(
