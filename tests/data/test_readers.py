@@ -25,13 +25,13 @@ def read(folder: Path, name: str, content: bytes | str) -> list[Row]:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("x.JSONL.GZ", gzip.compress(LINE.encode())),
-        ("x.csv.gz", gzip.compress(CSV.encode())),
+        ("x.JSONL.GZ", gzip.compress(LINE.encode(), mtime=0)),
+        ("x.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("x.Csv", CSV),
         ("x.tsv", CSV.replace(",", "\t")),
         ("x.ndjson", LINE),
         ("packed.json", gzip.compress(json.dumps([ROW]).encode())),
-        ("packed.csv", gzip.compress(CSV.encode())),
+        ("packed.csv", gzip.compress(CSV.encode(), mtime=0)),
         ("x.jsonl", "\ufeff" + LINE),
         ("x.jsonl.gz", gzip.compress(("\ufeff" + LINE).encode())),
         ("x.csv", CSV.encode("utf-16")),
