@@ -282,7 +282,7 @@ CHANGES: dict[str, tuple[Change, Said]] = {
     ),
     "recipe.yaml gone": (gone("run/recipe.yaml"), {ALL: NO_RUN}),
     "recipe.yaml cut": (
-        until("run/recipe.yaml", "ine:"),
+        until("run/recipe.yaml", "gine:"),
         {ALL: f"^run/recipe.yaml is not YAML .*{BACK}"},
     ),
     "recipe.yaml cut at a line": (

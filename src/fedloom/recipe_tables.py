@@ -28,6 +28,9 @@ TABLES: dict[Any, Mapping[str, type]] = {
     SeedSampling: SEED_SAMPLINGS,
 }
 
+GROUPS: Mapping[Any, str] = {Objective: "fedloom.objectives"}
+"""Choices that other packages may add to, by import path or as entry points of these groups."""
+
 MOVED: Mapping[str, str] = {
     "data.classes": "`objective: {classification: {classes: ...}}`",
     "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
