@@ -29,6 +29,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *DOCS]
 PYTHON = {
     "README.md": "tests/test_cli.py, tests/test_notebook.py and here",
     "CONTRIBUTING.md": "here",
+    "docs/data_and_model.md": "here",
     "docs/start.md": "here",
 }
 """Pages with blocks of Python, and where these are run."""
@@ -77,13 +78,28 @@ class Trimmed(FedAvg):
     strength: float = 0.0
 
 
+def shown(name: str) -> ModuleType:
+    """Return a module of all Python of a page."""
+    module = ModuleType(Path(name).stem)
+    for text in of_kind(name, "python"):
+        exec(text, vars(module))
+    return module
+
+
 @pytest.fixture
 def my_lab(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the package that the pages call my_lab where it is imported from."""
-    package, methods = ModuleType("my_lab"), ModuleType("my_lab.methods")
-    vars(methods).update(Trimmed=Trimmed, MyMethod=Trimmed)
-    monkeypatch.setitem(sys.modules, "my_lab", package)
-    monkeypatch.setitem(sys.modules, "my_lab.methods", methods)
+    page = shown("docs/data_and_model.md")
+    modules = {
+        "my_lab": {},
+        "my_lab.methods": {"Trimmed": Trimmed, "MyMethod": Trimmed},
+        "my_lab.objectives": {"Weighted": page.Weighted},
+        "my_lab.scores": {"too_long": page.too_long},
+    }
+    for name, names in modules.items():
+        module = ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -128,6 +144,12 @@ def test_an_extra_that_is_named_is_one(name: str):
 def test_yaml_is_a_part_of_a_recipe(name: str):
     for text in of_kind(name, "yaml"):
         build_recipe({**read_tree("quickstart"), **yaml.safe_load(text)})
+
+
+def test_the_metric_of_the_page_on_data_takes_answers():
+    metric = shown("docs/data_and_model.md").metric
+    assert metric.better == "lower"
+    assert [metric.score(answer, ["ab"]) for answer in ("abc", "abcdef")] == [0.0, 1.0]
 
 
 @pytest.mark.slow
