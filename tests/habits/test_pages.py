@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
@@ -137,3 +138,11 @@ def test_the_changelog_has_the_version_of_the_package():
     version = re.search(r'^version = "(.+)"', page("pyproject.toml"), re.M)
     assert version
     assert f"## [{version[1]}]" in page("CHANGELOG.md")
+
+
+def test_the_citation_is_of_this_package():
+    cited = yaml.safe_load(page("CITATION.cff"))
+    project = tomllib.loads(page("pyproject.toml"))["project"]
+    assert {"cff-version", "message", "authors"} <= cited.keys()
+    assert cited["title"].startswith(f"{project['name']}: ")
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])

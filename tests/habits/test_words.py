@@ -17,16 +17,18 @@ NARRATION = re.compile(
 DYNAMIC = re.compile(r"\b(getattr|hasattr|setattr)\(|\*\*kwargs")
 
 
+MADE = {"__pycache__", "_build", "settings.md"}
+"""Parts of the paths of files that are made, not written."""
+
+
 def texts(*folders: str) -> list[Path]:
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    return sorted(
-        p for p in found if p.is_file() and p.suffix in TEXT and "__pycache__" not in p.parts
-    )
+    return sorted(p for p in found if p.is_file() and p.suffix in TEXT and not MADE & {*p.parts})
 
 
 SOURCE = texts("src")
 EVERYTHING = [
-    *texts("src", "tests", "benchmarks", "scripts", ".ci", ".github"),
+    *texts("src", "tests", "benchmarks", "scripts", "docs", "examples", ".ci", ".github"),
     *(path for path in ROOT.iterdir() if path.is_file() and path.suffix in TEXT),
 ]
 
