@@ -15,7 +15,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "attribute_docs",
+    "docstrings",
     "settings_page",
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -107,7 +107,9 @@ class Fit:
     """Improve `start` on the client's training data, as the recipe's `local` section says."""
 
     start: Params
+    """Where training begins; it is not changed."""
     proximal: Proximal | None = None
+    """A pull towards a center, in every step."""
     gradient_offset: Params | None = None
     """Added to every gradient."""
     mask: Params | None = None
@@ -138,7 +140,9 @@ class Done:
     params: Params
     """Of Fit: fresh tensors, the receiver's to change; of Evaluate: empty."""
     num_examples: int
+    """The client's training examples, or the held-out ones that were measured."""
     num_steps: int = 0
+    """Optimizer steps that were taken."""
     lr_sum: float | None = None
     """-displacement / lr_sum is the mean gradient; None where it is not (AdamW, momentum)."""
     record: Payload = field(default_factory=dict)
