@@ -218,6 +218,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_thousand_clients_of_a_million_entries_take_ten_seconds_and_half_a_gigabyte() -> None:
     """In CPU time: what arrives is sketched and let go, then all are grouped; memory is the high-water mark."""

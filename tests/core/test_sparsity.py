@@ -133,6 +133,7 @@ def fastest(work: Callable[[], object]) -> float:
     return min(taken)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_largest_of_a_million_are_found_three_times_faster_than_by_topk() -> None:
     """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together: flasc F7."""

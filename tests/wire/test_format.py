@@ -206,6 +206,7 @@ def test_where_few_entries_are_zero_the_zeros_are_coded() -> None:
     assert same(decode(message), payload)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("density", [1 / 4, 1 / 16])
 def test_a_million_entries_are_written_and_read_in_less_than_half_of_torchs_selection(
