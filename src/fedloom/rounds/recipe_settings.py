@@ -76,20 +76,33 @@ class Recipe:
     """One run, complete."""
 
     name: str
+    """Of the run, its folder and its figures; a file's own name, if it says nothing else."""
     algorithm: Algorithm[Any]
+    """What is sent, what clients do, how the server combines; wrappers around one another, outermost first."""
     description: str = ""
+    """One line, for `fedloom recipes ls`."""
     model: ModelSettings = ModelSettings()
+    """Which model is fine-tuned."""
     tune: Tune = LoRA()
+    """What is learnt of it: adapters, its weights, or coefficients of random directions."""
     data: DataSettings = field(default_factory=DataSettings)
+    """Whose rows, and how they become tokens."""
     objective: Objective = DEFAULT
+    """What is learnt from an example, and judged."""
     local: LocalSettings = LocalSettings()
+    """How a client learns."""
     cohort: Sampler = Full()
+    """Who takes part in a round."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """When the model is measured, and by what."""
     wire: WireSettings = WireSettings()
+    """How tensors become bytes."""
     engine: EngineSettings = InProcessSettings()
+    """Where clients run."""
     objects: Mapping[str, str] = field(default_factory=dict)
     """What Python gave in the place of a section, by its module and name: such a run goes on from Python, with the same."""
     run: RunSettings = RunSettings()
+    """How long, from which seed, and what is kept."""
 
     @property
     def elsewhere(self) -> bool:
