@@ -28,12 +28,6 @@ TABLES: dict[Any, Mapping[str, type]] = {
     SeedSampling: SEED_SAMPLINGS,
 }
 
-MOVED: Mapping[str, str] = {
-    "data.classes": "`objective: {classification: {classes: ...}}`",
-    "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
-}
-"""Keys that a recipe no longer has -> what stands in their place."""
-
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""
 

@@ -186,7 +186,7 @@ def test_seeds_are_told_where_their_chances_differ() -> None:
     ],
 )
 def test_local_steps_is_refused_where_nothing_reads_it(layers: list[str], said: str | None) -> None:
-    tree = {"name": "r", "tune": {"space": "seeds"}, "algorithm": layers, "local": {"steps": 5}}
+    tree = {"name": "r", "tune": "seeds", "algorithm": layers, "local": {"steps": 5}}
     if said is None:
         build_recipe(tree)
     else:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from fedloom.client.client_state import ClientStateStore
+from fedloom.core.params import equal
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -48,16 +47,10 @@ class Deployed:
         if id(download) not in self._shared:
             params = self.algorithm.deployed(download, client_state)
             # Downloads may differ beside the model: in what a client alone has to know.
-            alike = (known for _, known in self._shared.values() if _same(known, params))
+            alike = (known for _, known in self._shared.values() if equal(known, params))
             # The payload is kept beside it: an id is unique only while its object lives.
             self._shared[id(download)] = download, next(alike, params)
         return self._shared[id(download)][1]
-
-
-def _same(a: Params, b: Params) -> bool:
-    return a.keys() == b.keys() and all(
-        a[n].dtype == t.dtype and torch.equal(a[n], t) for n, t in b.items()
-    )
 
 
 def _half(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpdate:
