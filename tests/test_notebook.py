@@ -154,9 +154,9 @@ def test_the_readmes_objects_are_taken(
         "model": model,
         "tokenizer": tokenizer,
     }
-    exec(block.replace('"quickstart",', f'"quickstart", overrides={small},'), names)
+    exec(block.replace('"runs/mine",', f'"runs/mine", overrides={small},'), names)
     assert "test/brevity" in names["result"].summary["final"]
     (block,) = re.findall(r"```python\n(with fedloom\.session.*?)```", text, flags=re.DOTALL)
     few = "data.num_examples=60"
-    exec(block.replace('"quickstart",', f'"quickstart", overrides={[*small, few]},', 1), names)
+    exec(block.replace('loop")', f'loop", overrides={[*small, few]})'), names)
     assert fedloom.open_run("runs/own-loop").summary["rounds"] == 1

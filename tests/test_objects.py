@@ -1,6 +1,7 @@
 """Objects in the place of sections: what is wrong with one is a sentence, and what was given is named in recipe.yaml."""
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,10 @@ def usual(parts: TrainerParts) -> Trainer:
             {"algorithm": FedAvg},
             r"algorithm must be an object, got the class FedAvg: give FedAvg\(\)",
         ),
-        ({"algorithm": "fedavg"}, r"algorithm must have server_sees, .* got a str without"),
+        (
+            {"algorithm": "fedavg"},
+            r"algorithm must have the methods of fedloom\.Algorithm, got a str without",
+        ),
         ({"algorithm": Changeable()}, "algorithm must be a frozen dataclass.* got a Changeable"),
         ({"algorithm": Unset()}, "algorithm must be a frozen dataclass.* got a Unset"),
         ({"data": ROWS}, r"data must map clients to rows, .* got list"),
@@ -312,3 +316,25 @@ def test_a_federation_is_taken_as_it_is(
     )
     with pytest.raises(ValueError, match=r"run\.baselines centralised needs rows"):
         experiment.run(pooled, tmp_path / "pooled", data=found)
+
+
+def test_an_algorithm_that_can_be_imported_goes_on_from_the_command_line(
+    small_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "from dataclasses import dataclass",
+        "from fedloom.algorithms.fedavg import FedAvg",
+        "@dataclass(frozen=True)",
+        "class Mine(FedAvg):",
+        '    """Say nothing new."""',
+    ]
+    (tmp_path / "my_lab.py").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("my_lab").Mine(mu=0.5)
+    recipe = small_recipe(run={"rounds": 1, "samples": 0})
+    experiment.run(recipe, tmp_path / "run", algorithm=mine)
+    done = CliRunner().invoke(app, ["resume", str(tmp_path / "run"), "run.rounds=2"])
+    assert done.exit_code == 0, done.exception
+    longer = small_recipe(run={"rounds": 2, "samples": 0})
+    whole = experiment.run(longer, tmp_path / "whole", algorithm=mine).summary
+    assert open_run(tmp_path / "run").summary["state_sha256"] == whole["state_sha256"]

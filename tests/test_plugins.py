@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.conftest import small_tree
 
+import fedloom
 from fedloom import cli, plugins
 from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Algorithm
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.sources import take_rows
 from fedloom.plugins import find, limited_to, load, plugged
 from fedloom.recipe import (
     RecipeError,
@@ -199,7 +203,7 @@ def test_wrappers_of_another_package_wrap_and_overrides_reach_into_them(lab: Pat
         ("nobodys", "unknown name 'nobodys'; known: fedavg, "),
         (["my_lab.methods:MyWrapper"], "my_lab.methods:MyWrapper wraps another algorithm"),
         (["my_lab.methods:MyMethod", "fedavg"], "my_lab.methods:MyMethod wraps nothing"),
-        ({"my_lab.methods:MyMethod": {"strenght": 1}}, "unknown key 'strenght' in `algorithm.my_l"),
+        ({"my_lab.methods:MyMethod": {"power": 1}}, "unknown key 'power' in `algorithm.my_l"),
         ({"my_lab.methods:MyMethod": {"strength": "much"}}, "MyMethod.strength: input should be"),
     ],
 )
@@ -238,3 +242,120 @@ def test_every_command_works_with_an_algorithm_of_another_package(
             cli.main()
         assert not end.value.code, command
     assert "my_lab.methods:MyMethod" in Path("out/recipe.yaml").read_text()
+
+
+# --- data sources -------------------------------------------------------------------------------
+
+
+def test_a_function_of_another_package_is_a_data_source(lab: Path) -> None:
+    (lab / "data.py").write_text(
+        "from os.path import exists\n"
+        "def rows(): return [{'prompt': f'{i}?', 'completion': 'yes'} for i in range(3)]\n"
+        "def none(): return None\n"
+        "def words(): return ['a']\n"
+        "class Rows: pass\n"
+    )
+    taken = take_rows(DataSettings(source="my_lab.data:rows"))
+    assert [row.values["prompt"] for row in taken.rows] == ["0?", "1?", "2?"]
+    assert taken.rows[2].place == "my_lab.data:rows, row 3"
+    for name, said in (
+        ("none", "my_lab.data:none must return rows, got NoneType"),
+        ("words", "must return rows that are mappings of columns by name, got str as row 1"),
+        ("Rows", "my_lab.data:Rows is no function"),
+        ("more", "the module my_lab.data has no more"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            take_rows(DataSettings(source=f"my_lab.data:{name}"))
+    with limited_to(["my_lab"]), pytest.raises(ValueError, match="genericpath:exists"):
+        take_rows(DataSettings(source="my_lab.data:exists"))
+    with limited_to([]), pytest.raises(ValueError, match=r"--allow my_lab.data"):
+        take_rows(DataSettings(source="my_lab.data:rows"))
+
+
+MARKS = """
+from dataclasses import dataclass
+from fedloom.objectives.sft import SFT
+
+@dataclass(frozen=True)
+class Weighted(SFT):
+    '''Every token, the loss times a factor.'''
+    factor: float = 1.0
+
+    def losses(self, forward, batch):
+        return self.factor * SFT.losses(self, forward, batch)
+
+def short(answer, references):
+    return float(len(answer) < 3)
+
+limit = 3
+"""
+
+
+def test_an_objective_and_a_score_by_their_import_paths_are_written_back_and_run(
+    lab: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (lab / "marks.py").write_text(MARKS)
+    measured = ["exact_match", {"short": {"better": "lower", "score": "my_lab.marks:short"}}]
+    tree = small_tree(
+        tiny_folder,
+        objective={"my_lab.marks:Weighted": {"factor": 2.0}},
+        evaluation={"metrics": measured},
+        run={"rounds": 1, "samples": 0},
+    )
+    recipe = build_recipe(tree)
+    assert to_tree(recipe)["objective"] == {"my_lab.marks:Weighted": {"factor": 2.0}}
+    assert to_tree(recipe)["evaluation"]["metrics"] == measured
+    assert build_recipe(to_tree(recipe)) == recipe
+    doubled = fedloom.run(recipe, tmp_path / "run")
+    assert "test/short" in doubled.summary["final"]
+    plain = fedloom.run(build_recipe({**tree, "objective": "sft"}), tmp_path / "plain")
+    loss, twice = (r.metrics[1]["train/loss"] for r in (plain, doubled))
+    assert twice > 1.5 * loss
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"objective": "my_lab.marks:Nothing"}, r"objective: .*my_lab.marks has no Nothing"),
+        ({"objective": "my_lab.methods:MyMethod"}, r"objective: my_lab.methods:MyMethod has no "),
+        (
+            {"evaluation": {"metrics": [{"m": {"score": "my_lab.marks:limit"}}]}},
+            r"evaluation\.metrics\.m\.score: my_lab.marks:limit is no function",
+        ),
+        (
+            {"evaluation": {"metrics": [{"m": {"score": "mine:f"}}]}},
+            r"evaluation\.metrics\.m\.score: .*mine",
+        ),
+        (
+            {"evaluation": {"metrics": [{"m": {"score": "a:f.<locals>.g"}}]}},
+            r"evaluation\.metrics\.m is scored by the function a:f.<locals>.g, which nobody can import",
+        ),
+        (
+            {"evaluation": {"metrics": [{"m": {"score": "short"}}]}},
+            r"evaluation\.metrics\.m\.score must be the import path of a function",
+        ),
+    ],
+)
+def test_what_is_no_objective_or_score_is_one_sentence(
+    lab: Path, section: dict[str, Any], message: str
+) -> None:
+    (lab / "marks.py").write_text(MARKS)
+    with pytest.raises(RecipeError, match=message):
+        build_recipe({"name": "r", **section})
+
+
+def test_a_site_imports_an_objective_or_a_score_only_where_it_allowed_it(lab: Path) -> None:
+    (lab / "marks.py").write_text(
+        MARKS + "import pathlib\npathlib.Path(__file__ + '.ran').touch()\n"
+    )
+    for section in (
+        {"objective": "my_lab.marks:Weighted"},
+        {"evaluation": {"metrics": [{"m": {"score": "my_lab.marks:short"}}]}},
+    ):
+        with limited_to([]), pytest.raises(RecipeError, match=r"my_lab\.marks"):
+            build_recipe({"name": "r", **section})
+        assert not (lab / "marks.py.ran").exists()
+        with limited_to(["my_lab"]):
+            build_recipe({"name": "r", **section})
+        (lab / "marks.py.ran").unlink(missing_ok=True)
+        del sys.modules["my_lab.marks"]

@@ -281,7 +281,10 @@ CHANGES: dict[str, tuple[Change, Said]] = {
         {OPENED: r"^run/inputs.json is not what a run writes \('model'\): put back"},
     ),
     "recipe.yaml gone": (gone("run/recipe.yaml"), {ALL: NO_RUN}),
-    "recipe.yaml cut": (cut("run/recipe.yaml"), {ALL: f"^run/recipe.yaml is not YAML .*{BACK}"}),
+    "recipe.yaml cut": (
+        until("run/recipe.yaml", "gine:"),
+        {ALL: f"^run/recipe.yaml is not YAML .*{BACK}"},
+    ),
     "recipe.yaml cut at a line": (
         until("run/recipe.yaml", "\nengine:"),
         {OPENED: f"^run/recipe.yaml ends too early: {BACK}"},

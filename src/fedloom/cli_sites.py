@@ -129,10 +129,14 @@ def join(
     host, port = address(server)
     if not data.exists():
         raise ValueError(f"--data {data} does not exist")
-    words = [_listed(given) for given in (algorithms, spaces, columns)]
-    layers, kinds, columns_read = words
     limits = Limits(
-        max_message_mb, layers, kinds, columns_read, min_examples, clip, allow=_listed(allow)
+        max_message_mb,
+        _listed(algorithms),
+        _listed(spaces),
+        _listed(columns),
+        min_examples,
+        clip,
+        _listed(allow),
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     settings = SiteSettings(

@@ -1,7 +1,6 @@
 """Objects given from Python in the place of a recipe's sections: looked at, named in the recipe, and made parts of a session."""
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from fedloom.client.setup import TrainerParts
 from fedloom.core.metrics import Metric
-from fedloom.core.protocols import Trainer
+from fedloom.core.protocols import Algorithm, Trainer
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
@@ -22,6 +21,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import Base, ModelSettings
 from fedloom.models.loaded import base_from, check_loaded_pair, loaded_from
 from fedloom.objectives.objective import Objective
+from fedloom.plugins import is_frozen, missing_members
 from fedloom.recipe import RecipeError, apply_overrides, build_recipe, name_of, read_tree, to_tree
 from fedloom.recipe import to_yaml as yaml_of
 from fedloom.rounds.recipe_settings import Recipe
@@ -30,7 +30,6 @@ from fedloom.rounds.training import Callback
 
 PYTHON = "python:"
 """What the name of a model or of a data source begins with that only Python has."""
-_ALGORITHM = ("server_sees", "init", "broadcast", "client_update", "deployed", "server_update")
 _TRAINER = ("width", "run")
 _DATA = [
     "source",
@@ -256,21 +255,16 @@ def _check_algorithm(algorithm: Any) -> None:
         raise ValueError(
             f"algorithm must be an object, got the class {algorithm.__qualname__}: give {algorithm.__qualname__}()"
         )
-    missing = [name for name in _ALGORITHM if name not in dir(algorithm)]
-    if missing:
+    kind = type(algorithm)
+    if missing := missing_members(kind, Algorithm):
         raise ValueError(
-            f"algorithm must have {', '.join(_ALGORITHM)} (see fedloom.Algorithm), got a {type(algorithm).__name__}"
-            f" without {', '.join(missing)}"
+            f"algorithm must have the methods of fedloom.Algorithm, got a {kind.__name__} without {', '.join(missing)}"
         )
-    if not dataclasses.is_dataclass(algorithm) or not _frozen(type(algorithm)):
+    if not is_frozen(kind):
         raise ValueError(
-            "algorithm must be a frozen dataclass, whose fields are its settings, got a"
-            f" {type(algorithm).__name__}: put @dataclass(frozen=True) above its class"
+            f"algorithm must be a frozen dataclass, whose fields are its settings, got a {kind.__name__}: put"
+            " @dataclass(frozen=True) above its class"
         )
-
-
-def _frozen(kind: Any) -> bool:
-    return bool(kind.__dataclass_params__.frozen)
 
 
 def _check_model(model: Any) -> None:

@@ -7,12 +7,13 @@ is imported here, is imported under `limited_to`.
 import dataclasses
 import importlib
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import entry_points
 from operator import attrgetter
+from types import FunctionType
 from typing import Any
 
 _allowed: ContextVar[Sequence[str] | None] = ContextVar("allowed", default=None)
@@ -90,6 +91,23 @@ def load(path: str, protocol: type) -> type:
     # What a module imported from elsewhere is that other module's.
     _check_allowed(path_of(kind))
     return kind
+
+
+def plugged_function(name: str, *, group: str) -> Callable[..., Any] | None:
+    """Return the function of an import path or of an entry point; None where no package gives that name.
+
+    Raises:
+        ValueError: in one sentence, where it cannot be had.
+    """
+    path = name if is_path(name) else find(name, group, ())
+    if path is None:
+        return None
+    found = _imported(path)
+    if not isinstance(found, FunctionType):
+        raise ValueError(f"{path} is no function")
+    # What a module imported from elsewhere is that other module's.
+    _check_allowed(f"{found.__module__}:{found.__qualname__}")
+    return found
 
 
 def find(name: str, group: str, own: Collection[str]) -> str | None:

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import FunctionType
@@ -17,9 +17,9 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.company import unaccompanied
-from fedloom.plugins import is_path, path_of, plugged
+from fedloom.plugins import is_path, path_of, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
-from fedloom.recipe_tables import BARE, LISTS, TABLES
+from fedloom.recipe_tables import BARE, GROUPS, LISTS, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
@@ -217,7 +217,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
                 f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}{last}"
             )
         ((name, fields),) = value.items()
-        return _dataclass(_named(TABLES[hint], name, path), fields or {}, f"{path}.{name}")
+        return _dataclass(_choice(hint, name, path), fields or {}, f"{path}.{name}")
     if hint in LISTS:
         return _listed(LISTS[hint], value, path)
     if hint in BARE and isinstance(value, int | float | str):
@@ -238,6 +238,18 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     return tuple(checked) if isinstance(checked, list) else checked
 
 
+def _choice(hint: Any, name: Any, path: str) -> Any:
+    """Return the class of a name in a table, or of another package's where those may join in."""
+    if hint in GROUPS and name not in TABLES[hint]:
+        try:
+            found = plugged(str(name), hint, group=GROUPS[hint], own=TABLES[hint])
+        except ValueError as error:
+            raise RecipeError(f"{path}: {error}") from error
+        if found is not None:
+            return found
+    return _named(TABLES[hint], name, path)
+
+
 def _listed(cls: Any, value: Any, path: str) -> tuple[Any, ...]:
     """Return names as they are, and a dataclass of each {name: settings}."""
     if not isinstance(value, list | tuple):
@@ -253,12 +265,28 @@ def _listed(cls: Any, value: Any, path: str) -> tuple[Any, ...]:
             raise RecipeError(f"{path} must hold names and {{name: settings}}, got {brief(item)}")
         ((name, fields),) = item.items()
         if isinstance(fields, Mapping) and "score" in fields:
-            raise RecipeError(
-                f"{path}.{name} is scored by the function {fields['score']}, which a recipe cannot hold: give the"
-                " metric as an object, from Python"
-            )
+            fields = {**fields, "score": _score_of(fields["score"], f"{path}.{name}")}
         found.append(_dataclass(cls, fields or {}, f"{path}.{name}", name=name))
     return tuple(found)
+
+
+def _score_of(name: Any, path: str) -> Callable[..., Any]:
+    """Return the function that a metric is scored by, as it is imported or as an installed package gives it."""
+    if not isinstance(name, str) or name.startswith("__main__:") or "<" in name:
+        raise RecipeError(
+            f"{path} is scored by the function {name}, which nobody can import: give the metric as an object, from"
+            " Python"
+        )
+    try:
+        found = plugged_function(name, group="fedloom.metrics")
+    except ValueError as error:
+        raise RecipeError(f"{path}.score: {error}") from error
+    if found is None:
+        raise RecipeError(
+            f"{path}.score must be the import path of a function (module:function), or a name that an installed"
+            f" package gives in fedloom.metrics, got {brief(name)}"
+        )
+    return found
 
 
 @cache
@@ -346,6 +374,8 @@ def _plain(value: Any) -> Any:
             for name, cls in table.items():
                 if type(value) is cls:
                     return {name: fields}
+        if any(isinstance(value, protocol) for protocol in GROUPS):
+            return {path_of(type(value)): fields}
         return fields
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -28,6 +28,9 @@ TABLES: dict[Any, Mapping[str, type]] = {
     SeedSampling: SEED_SAMPLINGS,
 }
 
+GROUPS: Mapping[Any, str] = {Objective: "fedloom.objectives"}
+"""Choices that other packages may add to, by import path or as entry points of these groups."""
+
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""
 

@@ -21,6 +21,7 @@ from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.private import Private
 from fedloom.core.params import params_map
 from fedloom.core.protocols import Algorithm, Done, Payload, Task
+from fedloom.testing.compare import same
 
 PRIVATE = Private(FedAvg(), 1.0, noise_multiplier=0.5, quantile=0.5, delta=0.1, noise_seed=1)
 EVERY: dict[str, Algorithm[Any]] = {
@@ -38,20 +39,6 @@ SEEDS = {"coefficients": torch.zeros(16, dtype=torch.float64)}
 def start_of(algorithm: Algorithm[Any]) -> dict[str, torch.Tensor]:
     """Return where a world of that algorithm begins: some have no meaning but in seed space."""
     return SEEDS if type(algorithm) in (FedKSeed, DeComFL) else START
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return a.dtype is b.dtype and torch.equal(a, b)
-    if dataclasses.is_dataclass(a):
-        return type(a) is type(b) and all(
-            same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a)
-        )
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def dataclasses_in(value: Any) -> set[type]:

@@ -25,15 +25,15 @@ def read(folder: Path, name: str, content: bytes | str) -> list[Row]:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("x.JSONL.GZ", gzip.compress(LINE.encode())),
-        ("x.csv.gz", gzip.compress(CSV.encode())),
+        ("x.JSONL.GZ", gzip.compress(LINE.encode(), mtime=0)),
+        ("x.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("x.Csv", CSV),
         ("x.tsv", CSV.replace(",", "\t")),
         ("x.ndjson", LINE),
-        ("packed.json", gzip.compress(json.dumps([ROW]).encode())),
-        ("packed.csv", gzip.compress(CSV.encode())),
+        ("packed.json", gzip.compress(json.dumps([ROW]).encode(), mtime=0)),
+        ("packed.csv", gzip.compress(CSV.encode(), mtime=0)),
         ("x.jsonl", "\ufeff" + LINE),
-        ("x.jsonl.gz", gzip.compress(("\ufeff" + LINE).encode())),
+        ("x.jsonl.gz", gzip.compress(("\ufeff" + LINE).encode(), mtime=0)),
         ("x.csv", CSV.encode("utf-16")),
         ("x.csv", b"\xfe\xff" + CSV.encode("utf-16-be")),
         ("x.json", json.dumps([ROW]).encode("utf-16")),
@@ -62,7 +62,7 @@ def test_a_record_of_csv_is_placed_where_it_begins(tmp_path: Path):
     assert [row.line for row in rows] == [2, 5]
 
 
-PACKED = gzip.compress(json.dumps([ROW] * 50).encode())
+PACKED = gzip.compress(json.dumps([ROW] * 50).encode(), mtime=0)
 DEEP = "[" * 100_000
 
 

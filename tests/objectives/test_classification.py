@@ -11,10 +11,14 @@ import torch
 from fedloom import experiment
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, federate
+from fedloom.data.formats import Message
+from fedloom.data.preparation import question
 from fedloom.data.readers import Row
 from fedloom.data.tokens import IGNORED
 from fedloom.objectives.classification import Classification
 from fedloom.objectives.forward import among
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import SFT
 from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_yaml
 from fedloom.recipe_yaml import read_yaml
 
@@ -130,6 +134,19 @@ def test_a_class_is_compared_as_the_cell_says_it() -> None:
     found = Classification({"true": "A", "false": "B"}).records(rows, DataSettings())
     assert [record.answer for record in found.records] == ["A", "B", "A"]
     assert [record.messages[-1].content for record in found.records] == ["A", "B", "A"]
+
+
+@pytest.mark.parametrize("classes", [CLASSES, {}])
+def test_a_question_without_an_answer_asks_for_a_token_right_behind_its_prompt(
+    classes: Mapping[str, str], tiny_tokenizer: Any
+) -> None:
+    objective: Objective = Classification(classes) if classes else SFT()
+    settings = DataSettings(system="Decide.")
+    record = question([Message("user", "letter 1")], settings, objective)
+    ((example,),) = objective.examples([record], settings, tiny_tokenizer).examples
+    assert int((example.labels != IGNORED).nonzero()[0]) == example.prompt_length
+    assert example.num_targets == (1 if classes else 2)
+    assert record.messages[0] == Message("system", "Decide.")
 
 
 @pytest.mark.parametrize(("kernels", "batched"), [("auto", "auto"), ("reference", "off")])

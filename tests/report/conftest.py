@@ -91,6 +91,7 @@ def summary(name: str, clients: int) -> dict[str, Any]:
         "name": name,
         "algorithm": "FedAvg",
         "num_clients": clients,
+        "tune": "lora, rank 8",
         "num_trainable": 12345,
         "train_seconds": 92.0,
         "wall_seconds": 171.0,
@@ -135,7 +136,8 @@ description: Three clients share an adapter.
 model:
   name: builtin:tiny
 tune:
-  lora: {rank: 8}
+  lora:
+    rank: 8
 data:
   source: builtin:polyglot
 evaluation:

@@ -60,7 +60,7 @@ def test_each_cluster_is_a_folder_that_peft_loads(
 
     session = opened(local={"lr": 5.0})
     folder = session.folder / "adapters"
-    assert {path.name for path in folder.iterdir()} == {"cluster-0", "cluster-1"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"cluster-0", "cluster-1"}
     assert "client-002, client-003" in (folder / "cluster-1" / "README.md").read_text()
     ids, logits = torch.arange(5, 25)[None], []
     for name in ("cluster-0", "cluster-1"):

@@ -15,7 +15,7 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.params import add, axpy, params_map, scale, sub, zeros_like
-from fedloom.core.payloads import mean_upload, to_all
+from fedloom.core.payloads import NoReplies, mean_upload, to_all
 from fedloom.core.protocols import (
     ClientUpdate,
     Fit,
@@ -147,9 +147,9 @@ class TakesTheFirst(Plain):
         return "each"
 
     def server_update(self, state: Any, round: Round, replies: Iterable[Reply]) -> Any:
-        found = [reply.upload["delta"] for reply in replies]
-        first = found[0] if found else mean_upload([])["delta"]
-        return Shared(axpy(1.0, first, state.params)), {}
+        for reply in replies:
+            return Shared(axpy(1.0, reply.upload["delta"], state.params)), {}
+        raise NoReplies("no client replied")
 
 
 def test_an_update_that_depends_on_the_order_of_replies(broken: Callable[[Any, str], str]) -> None:
@@ -160,7 +160,7 @@ def test_an_update_that_depends_on_the_order_of_replies(broken: Callable[[Any, s
 
 
 @dataclass(frozen=True)
-class OnSelf(Plain):
+class StoresAField(Plain):
     rounds: int = 0
 
     def server_update(self, state: Any, round: Round, replies: Iterable[Reply]) -> Any:
@@ -174,7 +174,7 @@ class BesideItsFields(Plain):
         return (yield from Plain.client_update(self, task, client_state))
 
 
-@pytest.mark.parametrize(("kind", "name"), [(OnSelf, "rounds"), (BesideItsFields, "last")])
+@pytest.mark.parametrize(("kind", "name"), [(StoresAField, "rounds"), (BesideItsFields, "last")])
 def test_state_on_self(kind: type[Plain], name: str, broken: Callable[[Any, str], str]) -> None:
     assert f"stored {name} on the algorithm" in broken(kind(), "nothing stored")
 

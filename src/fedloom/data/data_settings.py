@@ -60,8 +60,8 @@ class DataSettings:
     """Which text, in which form, and who holds it."""
 
     source: str = BUILTIN
-    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), or a folder with one file per
-    client."""
+    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), a folder with one file per
+    client, or a function that returns rows (`my_lab.data:rows`)."""
     config: str | Sequence[str] | None = None
     """Configuration of a Hub data set; of several, each becomes the label `file` of its rows. Like `split` and
     `revision` it belongs to a Hub id, so that a recipe takes the same data from a path instead."""

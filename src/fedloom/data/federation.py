@@ -64,10 +64,7 @@ def federate(
 
 
 def divide(
-    taken: Taken,
-    settings: DataSettings,
-    tokenizer: Tokenizer,
-    objective: Preparation = SUPERVISED,
+    taken: Taken, settings: DataSettings, tokenizer: Tokenizer, objective: Preparation = SUPERVISED
 ) -> Federation:
     """Tokenise and split rows.
 
@@ -82,9 +79,7 @@ def divide(
     records = [found[i] for i in chosen]
     tokenised = objective.examples(records, settings, tokenizer)
     kept = [i for i, examples in enumerate(tokenised.examples) if examples]
-    if not kept:
-        raise ValueError(_nothing_left(settings, len(rows), len(records)))
-    _check_natural(found, records, tokenised, settings)
+    _check_left(found, records, tokenised, settings, num_rows=len(rows))
     examples = [tokenised.examples[i] for i in kept]
     labels = [records[i].labels for i in kept]
     learnt = [i for i, at in enumerate(kept) if not records[at].held_out]
@@ -251,6 +246,19 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
                 ]
                 digest.update(json.dumps([client, split, said]).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _check_left(
+    found: Sequence[Record],
+    records: Sequence[Record],
+    tokenised: Tokenised,
+    settings: DataSettings,
+    *,
+    num_rows: int,
+) -> None:
+    if not any(tokenised.examples):
+        raise ValueError(_nothing_left(settings, num_rows, len(records)))
+    _check_natural(found, records, tokenised, settings)
 
 
 def _nothing_left(settings: DataSettings, num_rows: int, num_records: int) -> str:

@@ -9,7 +9,10 @@ from fedloom.data.data_settings import BUILTIN, DataSettings, Sample
 from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
 from fedloom.data.selection import CountTokens, check_held_out, select
 from fedloom.data.sharding import shuffled
+from fedloom.plugins import plugged_function
 
+GROUP = "fedloom.data_sources"
+"""Of the entry points by which installed packages name functions that return rows."""
 DEFAULT_ROWS = 6000
 """Rows the built-in corpus writes where the recipe does not say."""
 
@@ -79,6 +82,8 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         yield read_file(path)
     elif _looks_like_path(settings.source):
         raise ValueError(f"data.source {settings.source} does not exist")
+    elif (function := plugged_function(settings.source, group=GROUP)) is not None:
+        yield _returned(function(), settings.source)
     else:
         yield from _hub(settings)
 
@@ -184,6 +189,19 @@ def _builtin(settings: DataSettings) -> list[Row]:
         settings.where.get("task", known["task"]),
     )
     return [Row(row, BUILTIN, line) for line, row in enumerate(rows, start=1)]
+
+
+def _returned(rows: object, source: str) -> Iterator[Row]:
+    """Yield the rows that another package's function returned."""
+    if not isinstance(rows, Iterable):
+        raise ValueError(f"data.source {source} must return rows, got {type(rows).__name__}")
+    for line, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping) or not all(isinstance(key, str) for key in row):
+            raise ValueError(
+                f"data.source {source} must return rows that are mappings of columns by name, got"
+                f" {type(row).__name__} as row {line}"
+            )
+        yield Row(dict(row), source, line)
 
 
 def _hub(settings: DataSettings) -> Iterator[Iterable[Row]]:

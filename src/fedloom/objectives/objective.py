@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Score:
     """The most likely one for the last target: a place among the choices, or a token; NOTHING where it is none."""
 
 
+@runtime_checkable
 class Objective(Preparation, Protocol):
     """From rows to examples, from examples to batches, from a batch to a loss by lane and to scores.
 

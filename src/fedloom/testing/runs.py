@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fedloom.core.protocols import ClientFailure
+from fedloom.core.protocols import ClientFailure, Payload
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
@@ -53,11 +53,8 @@ def still(subject: Subject) -> str | None:
     def models(run: Run[Any]) -> list[Any]:
         sent = algorithm.broadcast(run.state, draw(run, engine.population(), None))
         stored = {c: engine.store.load(c, before=run.number + 1) for c in sent}
-        return [
-            algorithm.deployed(sent[c], known)
-            for c in sent
-            for known in (dict[str, Any](), stored[c])
-        ]
+        unknown: Payload = {}
+        return [algorithm.deployed(sent[c], known) for c in sent for known in (unknown, stored[c])]
 
     # As of the same round: what is sent of a model may change by schedule.
     before = models(dataclasses.replace(run, number=2))
@@ -82,7 +79,8 @@ def deployed(subject: Subject) -> str | None:
             run.state, draw(run, engine.population(), None)
         ).items():
             client_state = engine.store.load(client, before=run.number + 1)
-            for known in (dict[str, Any](), client_state):
+            nothing: Payload = {}
+            for known in (nothing, client_state):
                 params = algorithm.deployed(sent, known)
                 if {n: t.shape for n, t in params.items()} != {
                     n: t.shape for n, t in start.items()
@@ -91,7 +89,7 @@ def deployed(subject: Subject) -> str | None:
                         f"deployed returns {', '.join(sorted(params)[:3])}, ... for {client}: return every tensor of the"
                         " space, in its shape"
                     )
-            unknown = algorithm.deployed(sent, {})
+            unknown = algorithm.deployed(sent, nothing)
             for name, value in sent.get("params", {}).items():
                 # Some send the entries under a mask, in one row.
                 if value.shape == start[name].shape and not torch.equal(
