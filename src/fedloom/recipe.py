@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
-from fedloom.data.company import unaccompanied
+from fedloom.data.data_settings import unaccompanied
 from fedloom.plugins import is_path, path_of, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
 from fedloom.recipe_tables import BARE, GROUPS, LISTS, TABLES

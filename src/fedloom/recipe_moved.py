@@ -29,8 +29,8 @@ _RENAMED = {"law": "distribution", "law_rank": "distribution_rank"}
 def moved_key(tree: Mapping[str, Any]) -> str | None:
     """Say of the first key of a recipe that has moved what to write instead; None where none has."""
     for path, place in _REPLACED.items():
-        section, _, key = path.partition(".")
-        if isinstance(tree.get(section), Mapping) and key in tree[section]:
+        above, _, key = path.partition(".")
+        if isinstance(tree.get(above), Mapping) and key in tree[above]:
             return f"{path} is now {place}"
     tune = tree.get("tune")
     if not isinstance(tune, Mapping):
@@ -46,8 +46,8 @@ def moved_key(tree: Mapping[str, Any]) -> str | None:
     own = tune[kind] if isinstance(tune.get(kind), Mapping) else {}
     section = {kind: {**fields, **own}}
     text = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=math.inf).strip()
-    key = next((key for key in old if _RENAMED.get(key, key) in fields), "space")
-    return f"{_moved(key, kind)}: write tune: {text if section[kind] else kind}"
+    first = next((key for key in old if _RENAMED.get(key, key) in fields), "space")
+    return f"{_moved(first, kind)}: write tune: {text if section[kind] else kind}"
 
 
 def moved_override(path: str, text: str, tree: Mapping[str, Any]) -> str | None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedloom.clustering.modes import MODES, Mode
-from fedloom.core.density import Density
 from fedloom.core.metrics import Metric
+from fedloom.core.sparsity import Density
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
 from fedloom.objectives import OBJECTIVES

@@ -9,9 +9,9 @@ from transformers import PretrainedConfig
 
 from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import IGNORED, Example
-from fedloom.evaluation.chrf import chrf
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator, combine
+from fedloom.evaluation.text_metrics import chrf
 
 Maker = Callable[..., Any]
 

@@ -13,8 +13,8 @@ from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.setup import batches
-from fedloom.core.density import Density
 from fedloom.core.randomness import derive
+from fedloom.core.sparsity import Density
 from fedloom.data.tokens import IGNORED
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256

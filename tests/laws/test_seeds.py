@@ -216,7 +216,7 @@ def test_clients_with_walks_of_their_own_still_use_one_model(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Pro's downloads differ by client; what is deployed does not."""
-    from fedloom.client.worker import Deployed
+    from fedloom.core.rehearsal import Deployed
 
     it, algorithm = bench(tune=SEEDS, **LOCAL), FedKSeed(steps=STEPS, sampling=Pro())
     engine = it.engine(InProcess, algorithm, tmp_path)

@@ -13,9 +13,8 @@ from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
 from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
-from fedloom.core.randomness import derive
+from fedloom.core.randomness import derive, seeded
 from fedloom.data.tokens import Example
-from fedloom.models.seeded import seeded
 from fedloom.spaces.live import Live, Seated, Space
 
 S = TypeVar("S", bound=Space)

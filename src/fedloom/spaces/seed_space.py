@@ -21,13 +21,11 @@ from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.base_model import Base, clean
-from fedloom.models.folder import write_model
+from fedloom.models.base_model import Base, clean, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
-from fedloom.spaces.live import Layout, Seated
-from fedloom.spaces.named import check_names, chosen, every, learnable
+from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
 from fedloom.spaces.spilled import SpilledVector
 
 BASE = "base"
