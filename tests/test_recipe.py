@@ -12,7 +12,7 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
 from fedloom.baselines import baseline_of
-from fedloom.core.density import Density
+from fedloom.core.sparsity import Density
 from fedloom.data.partition import Dirichlet
 from fedloom.recipe import (
     RecipeError,

@@ -16,10 +16,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
-from fedloom.data.company import unaccompanied
+from fedloom.data.data_settings import unaccompanied
 from fedloom.plugins import is_path, path_of, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
-from fedloom.recipe_tables import BARE, GROUPS, LISTS, MOVED, TABLES
+from fedloom.recipe_tables import BARE, GROUPS, LISTS, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
@@ -184,8 +184,6 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
-        if moved := MOVED.get(f"{path}.{key}"):
-            raise RecipeError(f"{path}.{key} is now {moved}")
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.files import folder_at
 from fedloom.core.metrics import METRICS, Metric, MetricTable
-from fedloom.core.places import folder_at
 from fedloom.core.protocols import ClientId, Split
 from fedloom.objects import Objects
 from fedloom.reopen import Opened, open_session
@@ -22,8 +22,7 @@ from fedloom.results.export import USERS, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
-from fedloom.tracking.metric_format import duration, measures, shown
-from fedloom.tracking.units import human_bytes
+from fedloom.tracking.metric_format import duration, human_bytes, measures, shown
 
 
 @dataclass(frozen=True)

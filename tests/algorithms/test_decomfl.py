@@ -10,8 +10,8 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.private import Private
 from fedloom.core.protocols import Reply, Round
 from fedloom.core.randomness import derive
+from fedloom.core.rehearsal import play
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
-from fedloom.core.standin import play
 from fedloom.rounds.loop import tasks
 from fedloom.server.optimizers import SGD, Momentum
 from fedloom.wire.format import encode_reply, encode_task

@@ -12,12 +12,12 @@ from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
 from fedloom.core.bitpacking import unpack
-from fedloom.core.density import Density
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import Done, Fit, Reply, Round, Task
 from fedloom.core.randomness import derive
+from fedloom.core.rehearsal import play
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
-from fedloom.core.standin import play
+from fedloom.core.sparsity import Density
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import Run, begin, tasks
 from fedloom.server.importance import Power, Pro

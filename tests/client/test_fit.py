@@ -7,7 +7,7 @@ from torch.nn import functional
 from fedloom.client.setup import batches
 from fedloom.core.protocols import ClientError, Fit, Job, Proximal
 from fedloom.core.randomness import derive
-from fedloom.data.tokens import Example
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.spaces.full import Full
 
 PLAIN = {"kernels": "reference", "batched": "off"}
@@ -24,7 +24,7 @@ def hand_written(bench, examples, optimizer, *, size: int, steps: int, seed: int
     for _, batch in zip(range(steps), batches(examples, size, seed), strict=False):
         ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in batch], batch_first=True)
         labels = torch.nn.utils.rnn.pad_sequence(
-            [row.labels for row in batch], batch_first=True, padding_value=-100
+            [row.labels for row in batch], batch_first=True, padding_value=IGNORED
         )
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()

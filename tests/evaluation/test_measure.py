@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from fedloom.data.formats import Message, Record
-from fedloom.data.tokens import Example
-from fedloom.evaluation.chrf import chrf
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator, combine
+from fedloom.evaluation.text_metrics import chrf
 
 Maker = Callable[..., Any]
 
@@ -20,7 +20,7 @@ def example(tokenizer: Any, prompt: str, answer: str) -> Example:
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([*start, *tokenizer(answer, add_special_tokens=False)["input_ids"], 2])
     labels = ids.clone()
-    labels[: len(start)] = -100
+    labels[: len(start)] = IGNORED
     record = Record((Message("user", prompt), Message("assistant", answer)), {}, answer)
     return Example(ids, labels, len(start), record, None)
 
@@ -55,7 +55,7 @@ def test_loss_and_perplexity_weigh_by_token_and_equal_a_loop_by_hand(
         with torch.no_grad():
             log_probs = model(input_ids=each.ids[None]).logits[0].double().log_softmax(-1)
         for at in range(1, len(each.ids)):
-            if each.labels[at] != -100:
+            if each.labels[at] != IGNORED:
                 total -= float(log_probs[at - 1, each.ids[at]])
                 hits += int(log_probs[at - 1].argmax() == each.ids[at])
                 count += 1
@@ -309,7 +309,7 @@ def test_nothing_to_measure_is_said_so(
         judge.measure(model, [], split="test")
     with pytest.raises(ValueError, match="no metrics to combine: no client was measured"):
         combine([])
-    nothing = torch.full_like(examples[0].labels, -100)
+    nothing = torch.full_like(examples[0].labels, IGNORED)
     silent = Example(examples[0].ids, nothing, 1, None, None)
     with pytest.raises(ValueError, match="validation split of a client has no target tokens in 1 "):
         judge.measure(model, [silent], split="validation")

@@ -23,8 +23,8 @@ from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
-from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
+from fedloom.core.sparsity import Density
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean

@@ -12,8 +12,8 @@ import torch
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
-from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm, Payload, Reply, Round
+from fedloom.core.sparsity import Density
 from fedloom.engines.inprocess import InProcess
 from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import NoisySum, clipped, within

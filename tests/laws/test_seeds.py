@@ -20,6 +20,7 @@ from fedloom.core.payloads import to_all
 from fedloom.core.protocols import ClientId, ClientUpdate, Payload, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, uniform_seeds, widened
+from fedloom.data.tokens import IGNORED
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import begin, draw, measure
@@ -68,7 +69,7 @@ def test_scalars_say_what_vectors_say(bench: Callable[..., Any], tmp_path: Path)
 def loss_of(model: Any, rows: Any) -> float:
     """Return the mean loss of rows in one padded batch."""
     ids = torch.nn.utils.rnn.pad_sequence([r.ids for r in rows], batch_first=True)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORED)
     for row, example in zip(labels, rows, strict=True):
         row[: len(example.ids) - 1] = example.labels[1:]
     with torch.no_grad():
@@ -215,7 +216,7 @@ def test_clients_with_walks_of_their_own_still_use_one_model(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Pro's downloads differ by client; what is deployed does not."""
-    from fedloom.client.worker import Deployed
+    from fedloom.core.rehearsal import Deployed
 
     it, algorithm = bench(tune=SEEDS, **LOCAL), FedKSeed(steps=STEPS, sampling=Pro())
     engine = it.engine(InProcess, algorithm, tmp_path)

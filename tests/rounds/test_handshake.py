@@ -57,7 +57,7 @@ def other_stream(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_names(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.spaces.named.clean", lambda name: f"renamed.{name}")
+    monkeypatch.setattr("fedloom.spaces.live.clean", lambda name: f"renamed.{name}")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from typing import Generic, get_args
 
 import torch
 
-from fedloom.core.density import Density, check_comparable
-from fedloom.core.masks import fill, kept_shares, num_kept, pick
 from fedloom.core.params import params_map
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -35,7 +33,17 @@ from fedloom.core.protocols import (
     Task,
     Work,
 )
-from fedloom.core.sparsity import Scope, largest, restrict
+from fedloom.core.sparsity import (
+    Density,
+    Scope,
+    check_comparable,
+    fill,
+    kept_shares,
+    largest,
+    num_kept,
+    pick,
+    restrict,
+)
 from fedloom.core.wrapper import Wrapper
 
 

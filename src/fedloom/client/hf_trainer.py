@@ -19,10 +19,10 @@ from torch import nn
 
 from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import ClientError, ClientId, Done, Evaluate, Fit, Job, Trainer
+from fedloom.core.randomness import seeded
 from fedloom.data.tokens import Example
 from fedloom.models.base_model import disable_checkpointing
 from fedloom.models.introspection import forgets_activations
-from fedloom.models.seeded import seeded
 from fedloom.spaces.live import Live
 
 

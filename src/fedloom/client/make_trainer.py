@@ -87,7 +87,7 @@ def _guessing(sequential: Sequential) -> Trainer:
     local.refuse(
         ("group_tokens",), "has no effect with local.order zeroth, which trains one by one"
     )
-    return Mezo(sequential)
+    return Mezo(sequential.setup, sequential.fast, sequential.evaluator)
 
 
 def _walking(setup: Setup[SeedSpace], evaluator: Evaluator, objective: Objective) -> Trainer:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
 from fedloom.client.setup import Setup
-from fedloom.client.trainer import Evaluator, OneLane, one_by_one, training
+from fedloom.client.trainer import OneByOne, OneLane, training
 from fedloom.client.zo_trajectory import drawn_seeds
 from fedloom.core.protocols import Done, Fit, Job, Params
 from fedloom.core.seed_sequences import COEFFICIENTS
@@ -23,18 +22,10 @@ from fedloom.spaces.seed_space import SeedSpace
 
 
 @dataclass(frozen=True)
-class Projected:
+class Projected(OneByOne[SeedSpace]):
     """One client at a time trains all weights and keeps their projection on the directions of its walk."""
 
-    setup: Setup[SeedSpace]
-    fast: FastPath
-    evaluator: Evaluator
-    width: int = 1
-
-    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._train)
-
-    def _train(self, job: Job, work: Fit) -> Done:
+    def train(self, job: Job, work: Fit) -> Done:
         if work.proximal or work.gradient_offset or work.mask or work.at_start:
             raise ValueError(
                 "local.order must be zeroth where tune is seeds for an algorithm that edits gradients or measures"

@@ -15,14 +15,13 @@ from fedloom.data.formats import Record
 from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.names import safe_names
-from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
 from fedloom.data.preparation import SUPERVISED, Preparation
 from fedloom.data.profiles import profiles_of
 from fedloom.data.sharding import UNKNOWN, Labels
 from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut, ready
-from fedloom.data.tokens import Example, Tokenised
+from fedloom.data.tokens import Example, Tokenised, pack
 
 
 @dataclass(frozen=True, slots=True)

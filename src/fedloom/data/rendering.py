@@ -1,4 +1,4 @@
-"""From a record to the sequences that are learnt from it, under the recipe's prompt."""
+"""From a record to the sequences that are learnt from it, under the recipe's prompt; and what was done to its text on the way."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -154,3 +154,39 @@ def _said_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segmen
     learnt = [m.content for m in messages if m.role == "assistant" and m.learn]
     texts = [one.text for segments in sequences for one in segments if one.learn]
     return all(holds(text, said) for said, text in zip(learnt, texts, strict=True))
+
+
+_NAMED = 4
+
+
+def remarks(renderings: Sequence[Rendering], ends: Sequence[str]) -> tuple[str, ...]:
+    """Return a line for each kind of change.
+
+    Args:
+        renderings: One a conversation; others than remarkable ones say nothing.
+        ends: Texts of end tokens that were taken off all answers.
+    """
+    lines = [
+        f"the text {end} ends every answer and was taken off: the end token itself follows each"
+        for end in ends
+    ]
+    hidden = [one for one in renderings if one.hidden]
+    if hidden:
+        texts = sorted({text for one in hidden for text in one.hidden.values()})
+        more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+        lines.append(
+            f"{len(hidden):,} conversations hold the text of control tokens ({', '.join(texts[:_NAMED])}{more}), "
+            "taken as text"
+        )
+    if folded := sum(one.folded for one in renderings):
+        lines.append(
+            f"{folded:,} conversations whose system message stands in the question: "
+            "the prompt has no place of its own for it"
+        )
+    rewritten = [one.record for one in renderings if one.rewritten]
+    if rewritten:
+        lines.append(
+            f"{len(rewritten):,} conversations whose answers the chat template of model.name writes otherwise than "
+            f"the data, the first at {rewritten[0].place or 'an unnamed row'}"
+        )
+    return tuple(lines)

@@ -15,8 +15,8 @@ from fedloom.core.protocols import Payload, Reply
 from fedloom.deploy.site import SiteSettings, open_session, rehearsed
 from fedloom.recipe import build_recipe, to_tree
 from fedloom.rounds.session import Session
+from fedloom.tracking.metric_format import human_bytes
 from fedloom.tracking.metrics_log import MetricsLog
-from fedloom.tracking.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
 _SEEN = {

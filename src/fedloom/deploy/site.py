@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Reply, Task
-from fedloom.data.columns import KNOWN_LABELS
+from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.federation import Federation, divide
+from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
 from fedloom.deploy.greeting import greeting, shared_recipe, versions

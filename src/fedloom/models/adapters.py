@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.randomness import derive, generator
+from fedloom.core.randomness import derive, generator, seeded
 from fedloom.models.base_model import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
 from fedloom.models.introspection import is_transposed
 from fedloom.models.reach import unread, without_gradient
-from fedloom.models.seeded import seeded
 from fedloom.models.targets import choose_targets, left_frozen
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedloom.report.run_folder import Results
-from fedloom.rounds.influence import REJECTED
+from fedloom.rounds.server_metrics import REJECTED
 
 _SPANS = 8
 """Stretches of rounds that are written out."""

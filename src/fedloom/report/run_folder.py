@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from fedloom.core.description import Privacy
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import ClientId
-from fedloom.rounds.influence import FILE as INFLUENCE_FILE
-from fedloom.rounds.notes import read_notes
+from fedloom.rounds.inputs import read_notes
 from fedloom.rounds.privacy import read_promise
 from fedloom.rounds.reading import metrics_of, read_json, read_recipe_text
+from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import records, unaccounted
 

@@ -1,4 +1,4 @@
-"""After the last round: adapters, sample answers, summary and report. Safe to repeat."""
+"""After the last round: adapters, sample answers, clusters, coefficients, summary and report. Safe to repeat."""
 
 import dataclasses
 import json
@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedloom.core.description import Description, describe
+import torch
+from torch import Tensor
+
+from fedloom.clustering.groups import adjusted_rand
+from fedloom.core.description import Clusters, Description, describe
 from fedloom.core.files import write_atomic
-from fedloom.core.protocols import Params
+from fedloom.core.protocols import ClientId, Params, Profile
+from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.data.tokens import Example
 from fedloom.results.by_label import metrics_by_label
-from fedloom.results.clusters import clusters_record
-from fedloom.results.export import export_models
-from fedloom.results.seed_space import seed_record
+from fedloom.results.export import deliverables, export_models
 from fedloom.rounds.binding import bind
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import Run
@@ -22,7 +25,12 @@ from fedloom.rounds.privacy import FILE as PRIVACY_FILE
 from fedloom.rounds.privacy import privacy_record
 from fedloom.rounds.reading import QUIET_MANIFEST
 from fedloom.rounds.session import Session
-from fedloom.tracking.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
+from fedloom.tracking.environment import (
+    collect,
+    peak_gpu_memory_bytes,
+    peak_memory_bytes,
+    phase_memory,
+)
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import finite
 
@@ -183,3 +191,81 @@ def _answers(
         texts = session.evaluator.answers(session.space.model, [chosen[i][1] for i in mine])
         out.update(zip(mine, texts, strict=True))
     return [out[i] for i in range(len(chosen))]
+
+
+_MODELS = 7
+"""Models whose coefficients are written down."""
+
+
+def seed_record(session: Session, run: Run[Any]) -> dict[str, Any]:
+    """Return what seeds.json holds: the coefficients, the chances of the seeds, and what one rebuild takes."""
+    models = deliverables(session, run)
+    seeds = describe(session.recipe.algorithm, run.state).seeds
+    params = next(iter(models.values()))[0]
+    session.space.load(session.space.start())
+    began = time.perf_counter()
+    with phase_memory("rebuild") as memory:
+        session.space.load(params)
+    seconds = time.perf_counter() - began
+    return {
+        "num_seeds": params[COEFFICIENTS].numel(),
+        "models": [
+            {"name": name, "num_clients": len(clients), COEFFICIENTS: _short(params[COEFFICIENTS])}
+            for name, (params, clients) in list(models.items())[:_MODELS]
+        ],
+        "probabilities": None if seeds is None else _short(seeds.chances),
+        "rebuild": {"seconds": round(seconds, 3), **memory},
+    }
+
+
+def _short(values: Tensor) -> list[float]:
+    """Return the numbers with the digits that float32 has."""
+    return [float(f"{value:.9g}") for value in values.to(torch.float64).tolist()]
+
+
+_MOST = 300
+"""Clients whose similarities are written down, all with all."""
+
+
+def clusters_record(clusters: Clusters, profiles: Mapping[ClientId, Profile]) -> dict[str, Any]:
+    """Return what clusters.json holds: who is where and since when, and what that rests on."""
+    return {
+        "assignment": dict(clusters.assignment),
+        "changes": {str(round): dict(moves) for round, moves in clusters.changes.items()},
+        "confidence": clusters.confidence,
+        "noise": clusters.noise,
+        "agreement": _agreement(clusters, profiles),
+        "clients": list(clusters.clients),
+        "similarity": _rounded(clusters.similarity, 4) if len(clusters.clients) <= _MOST else [],
+        "merges": _rounded(clusters.merges, 6),
+    }
+
+
+def _agreement(
+    clusters: Clusters, profiles: Mapping[ClientId, Profile]
+) -> dict[str, dict[str, Any]]:
+    """Return, for each label that all grouped clients have, its adjusted Rand index with the clusters."""
+    clients = [client for client in clusters.assignment if client in profiles]
+    if not clients:
+        return {}
+    found = [clusters.assignment[client] for client in clients]
+    shared = set.intersection(*(set(profiles[client]) for client in clients))
+    agreement, seen = dict[str, dict[str, Any]](), list[list[str]]()
+    for label in sorted(shared, key=lambda name: (name == "group", name)):
+        values = [profiles[client][label] for client in clients]
+        # A group is called for the label it was dealt out by: that name is enough.
+        if 1 < len(set(values)) < len(values) and values not in seen:
+            seen.append(values)
+            agreement[label] = {
+                "adjusted_rand": adjusted_rand(found, values),
+                "num_values": len(set(values)),
+            }
+    return agreement
+
+
+def _rounded(values: Tensor | None, digits: int) -> list[list[float]]:
+    return (
+        []
+        if values is None
+        else [[round(value, digits) for value in row] for row in values.tolist()]
+    )

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from fedloom.core.files import write_atomic
 from fedloom.data.manifest import ClientCounts
 from fedloom.models.identity import commit
-from fedloom.rounds.inputs import FILE, Inputs, now, place_of
-from fedloom.rounds.notes import Difference
+from fedloom.rounds.inputs import FILE, Difference, Inputs, now, place_of
 from fedloom.rounds.reading import read_manifest
 from fedloom.rounds.session import Session
 from fedloom.spaces.handshake import differing, short

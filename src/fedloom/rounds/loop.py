@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
 from fedloom.core.description import describe
-from fedloom.core.metrics import METRICS, MetricTable, Reduction
+from fedloom.core.metrics import METRICS, MetricTable, Reduction, has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
     Algorithm,
@@ -23,7 +23,6 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
-from fedloom.core.reported import has_diverged
 from fedloom.rounds.plausibility import Plausibility
 from fedloom.rounds.state_checks import state_fault
 from fedloom.server.samplers import Sampler

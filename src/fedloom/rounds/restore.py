@@ -8,9 +8,8 @@ from fedloom.core.files import DamagedFile
 from fedloom.core.protocols import ClientError, Metrics
 from fedloom.rounds.binding import compare, meaning_of
 from fedloom.rounds.checkpoint import Checkpoints, Resumed
-from fedloom.rounds.inputs import FILE
+from fedloom.rounds.inputs import FILE, Difference, read_notes
 from fedloom.rounds.loop import Run, begin
-from fedloom.rounds.notes import Difference, read_notes
 from fedloom.rounds.session import Session
 from fedloom.tracking.records import RECORDS, records
 

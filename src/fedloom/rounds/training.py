@@ -20,15 +20,13 @@ from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, 
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.rounds.checkpoint import Checkpoints
-from fedloom.rounds.influence import FILE as INFLUENCE_FILE
-from fedloom.rounds.influence import split_influence
 from fedloom.rounds.loop import Run, advance, measure
 from fedloom.rounds.plausibility import implausible_evaluation
-from fedloom.rounds.privacy import covered
+from fedloom.rounds.privacy import Releases, covered
 from fedloom.rounds.recipe_settings import RunSettings
-from fedloom.rounds.releases import Releases
 from fedloom.rounds.restore import Standing
-from fedloom.rounds.seed_space import seed_metrics
+from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
+from fedloom.rounds.server_metrics import seed_metrics, split_influence
 from fedloom.rounds.session import Session
 from fedloom.tracking.environment import phase_memory
 from fedloom.tracking.metrics_log import MetricsLog

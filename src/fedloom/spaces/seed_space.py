@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.files import write_atomic
+from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.base_model import Base, clean
-from fedloom.models.folder import write_model
+from fedloom.models.base_model import Base, clean, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
-from fedloom.spaces.live import Layout, Seated
-from fedloom.spaces.named import check_names, chosen, every, learnable
+from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
 from fedloom.spaces.spilled import SpilledVector
 
 BASE = "base"
@@ -151,7 +150,7 @@ class SeedSpace:
         params = self.read(params)
         self._load_quantized(params)
         # A cohort starts where it is sent: what took a pass a direction is not summed again for everyone.
-        if self._last is not None and _same(self._last[0], params):
+        if self._last is not None and equal(self._last[0], params):
             self._last[1].read(self.values)
             return
         self._rebuild(params, self.values)
@@ -251,7 +250,3 @@ class SeedSpace:
         u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
         flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))
         return next(flat), next(flat)
-
-
-def _same(a: Params, b: Params) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)

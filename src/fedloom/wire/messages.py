@@ -2,9 +2,8 @@
 
 import base64
 
-from fedloom.core.metrics import METRICS, MetricTable
+from fedloom.core.metrics import METRICS, MetricTable, checked
 from fedloom.core.protocols import Reply, Task
-from fedloom.core.reported import checked
 from fedloom.core.schema import Schema, num_bytes
 from fedloom.wire.body import decode_body, encode_body, encode_pieces
 from fedloom.wire.frame import frame, frame_pieces, split

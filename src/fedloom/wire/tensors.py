@@ -61,11 +61,6 @@ def read_run(group: str, run: Run, data: memoryview) -> dict[str, Tensor]:
     return {block.name: entries.as_strided(*view) for block, view in named}
 
 
-def found_block(dense: Block, tensor: Tensor) -> Block:
-    """Return the block of a tensor in the shortest way to write it; on the meta device all entries travel."""
-    return dense if tensor.is_meta else _lay_out(dense, tensor).block
-
-
 @dataclass(frozen=True, slots=True)
 class _Layout:
     block: Block

@@ -18,8 +18,14 @@ from dataclasses import dataclass
 
 from fedloom.core.protocols import Params
 from fedloom.server.combine.robust import Robust, Updates
-from fedloom.server.combine.sums import in_mean, relative, summed, within
-from fedloom.server.combine.weights import centred_clip, geometric_median
+from fedloom.server.combine.weights import (
+    centred_clip,
+    geometric_median,
+    in_mean,
+    relative,
+    summed,
+    within,
+)
 
 
 @dataclass(frozen=True, slots=True)

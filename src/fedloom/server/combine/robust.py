@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Metrics, Params, Reply, Sees
-from fedloom.server.combine.gauge import settled
-from fedloom.server.combine.products import inner_products, pairs
+from fedloom.server.combine.products import inner_products, pairs, settled
 
 INFLUENCE = "influence/"
 """Before a client's name in what a rule tells: its part in the update, 1 as it weighs, 0 where it was rejected."""
