@@ -52,8 +52,7 @@ docs: install  ## Build the documentation into docs/_build; a warning is an erro
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 dist: install  ## Build the wheel into dist/.
-	@$(PIP) build
-	@$(BIN)/python -m build --quiet --wheel --outdir dist .
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist/*.whl
 
 format: install  ## Format, and mend what the rules can mend.

@@ -8,7 +8,17 @@ from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "fedloom"
-PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md"]
+WRITTEN = "settings.md"
+"""Made by Sphinx from the dataclasses."""
+DOCS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "docs").rglob("*.md")
+    if "_build" not in path.parts and path.name != WRITTEN
+)
+PAGES = [
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md"),
+    *("SECURITY.md", *DOCS),
+]
 TREE = re.compile(r"^(?P<indent> *)(?P<names>[\w./*-]+(?:, [\w./*-]+)*/?)(?:  +\S.*)?$")
 
 
@@ -69,10 +79,14 @@ def test_a_tree_is_read_by_its_indents():
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_and_named_files_exist(name: str):
-    text = page(name)
+    text, folder = page(name), (ROOT / name).parent
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text)
-    named = re.findall(r"`((?:src|tests|benchmarks|scripts|\.ci|\.github)/[\w./-]+)`", text)
-    missing = [p for p in links + named if "NAME" not in p and not (ROOT / p).exists()]
+    lost = [link for link in links if link != WRITTEN and not (folder / link).exists()]
+    assert not lost
+    named = re.findall(
+        r"`((?:src|tests|benchmarks|scripts|docs|examples|\.ci|\.github)/[\w./-]+)`", text
+    )
+    missing = [p for p in named if "NAME" not in p and not (ROOT / p).exists()]
     assert not missing
 
 

@@ -31,6 +31,7 @@ class RunSettings:
     """Section `run`: how long, from which seed, and what is kept."""
 
     rounds: int = 20
+    """How many there are."""
     seed: int = 0
     """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
     min_replies: int = 0
@@ -46,6 +47,7 @@ class RunSettings:
     monitor: str = "validation/loss"
     """The metric early stopping watches, as named in metrics.jsonl."""
     keep_checkpoints: int = 2
+    """The newest ones; at least 1."""
     trackers: Sequence[str] = ()
     """Besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
     baselines: Sequence[Baseline] = ()
