@@ -13,11 +13,11 @@ from fedloom.core.params import flat
 from fedloom.core.sparsity import (
     Density,
     Scope,
+    densities,
     fill,
     keep_largest,
-    kept_shares,
     largest,
-    num_kept,
+    num_nonzero,
     pick,
     restrict,
     support,
@@ -182,11 +182,11 @@ def test_types_stay_and_nothing_may_be_kept(dtype: torch.dtype) -> None:
 
 
 def test_shares_are_counted_over_all_and_by_tensor_one_mask_a_client() -> None:
-    assert num_kept(MASK) == 4
-    assert kept_shares([MASK]) == {"download_density": 0.5, "density/a": 0.5, "density/b": 0.5}
-    both = kept_shares([MASK, NONE, MASK, MASK])
+    assert num_nonzero(MASK) == 4
+    assert densities([MASK]) == {"download_density": 0.5, "density/a": 0.5, "density/b": 0.5}
+    both = densities([MASK, NONE, MASK, MASK])
     assert both == {"download_density": 0.375, "density/a": 0.375, "density/b": 0.375}
-    assert kept_shares([]) == {}
+    assert densities([]) == {}
 
 
 def test_a_constant_share_is_the_same_in_every_round() -> None:

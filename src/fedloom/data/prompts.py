@@ -43,7 +43,7 @@ class Turns:
             if message.role == "system":
                 pending += _filled(self.system or "", {"content": message.content})
             elif message.role == "user":
-                pending += self._said(message)
+                pending += self._content(message)
             else:
                 segments.append(Segment(pending + bare, learn=False))
                 answer = before[len(bare) :] + message.content + after.rstrip()
@@ -62,7 +62,7 @@ class Turns:
         first = next(message for message in messages if message.role == "user")
         return (first.context and self.default_system_with_context) or self.default_system
 
-    def _said(self, message: Message) -> str:
+    def _content(self, message: Message) -> str:
         if not (message.context and self.user_with_context):
             return _filled(self.user, {"content": message.content})
         instruction = message.content.removesuffix(message.context).rstrip()

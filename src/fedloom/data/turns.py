@@ -197,14 +197,16 @@ def _learnt(turn: Mapping[str, object], place: str) -> bool | None:
             raise ValueError(
                 f"{place} has {name}, but a turn is learnt whole or not at all: say so by weight, 1 or 0"
             )
-    said = {name: turn[name] for name in _MARKS if not is_missing(turn.get(name))}
+    weights = {name: turn[name] for name in _MARKS if not is_missing(turn.get(name))}
     marks = set()
-    for name, value in said.items():
+    for name, value in weights.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise ValueError(f"{place}.{name} must be 0 or 1, true or false, got {short(value)}")
         marks.add(bool(value) is _MARKS[name])
     if len(marks) > 1:
-        raise ValueError(f"{place} says both that it is learnt and that it is not: {short(said)}")
+        raise ValueError(
+            f"{place} says both that it is learnt and that it is not: {short(weights)}"
+        )
     return marks.pop() if marks else None
 
 

@@ -55,9 +55,9 @@ def compare(session: Session, *, anyway: bool) -> tuple[Difference, ...]:
     ]
     bound = [key for key in keys if key not in _allowed(session)]
     if keys and (bound or not anyway):
-        said = "; ".join(map(str, differences))
+        text = "; ".join(map(str, differences))
         raise ValueError(
-            f"what the run in {folder} was begun with on {_day(known.since)} has changed: {said}:"
+            f"what the run in {folder} was begun with on {_day(known.since)} has changed: {text}:"
             f" {_remedy(known, keys, bound)}"
         )
     return tuple(differences)
@@ -86,13 +86,13 @@ def changed_sites(session: Session) -> tuple[Difference, ...]:
         return ()
     before = read_manifest(session.folder, elsewhere=True).clients
     return tuple(
-        Difference(f"examples of {client}", _told(before[client]), _told(counts))
+        Difference(f"examples of {client}", _text(before[client]), _text(counts))
         for client, counts in session.counts.items()
         if client in before and before[client] != counts
     )
 
 
-def _told(counts: ClientCounts) -> str:
+def _text(counts: ClientCounts) -> str:
     return f"{counts.train}/{counts.validation}/{counts.test}"
 
 

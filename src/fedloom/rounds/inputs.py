@@ -50,10 +50,10 @@ class Inputs:
         if not file.exists():
             return None
         remedy = "put back the file as the run wrote it, or remove it and take what is there now with --anyway"
-        told = read_json(file, dict, remedy=remedy)
+        fields = read_json(file, dict, remedy=remedy)
         try:
-            places = {n: told[n] and Place(**told[n]) for n in ("model", "data")}
-            found = cls(**{**told, **places})
+            places = {n: fields[n] and Place(**fields[n]) for n in ("model", "data")}
+            found = cls(**{**fields, **places})
             known = {str(key): str(value) for key, value in found.identity.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not what a run writes ({error}): {remedy}") from error
@@ -138,7 +138,7 @@ def read_notes(folder: Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(read_text(file, remedy="remove it").splitlines(), start=1):
         try:
             row = json.loads(line)
-            said(row)
+            note_text(row)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"line {number} of {file} is not what a command writes: remove it"
@@ -147,7 +147,7 @@ def read_notes(folder: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def said(row: Mapping[str, Any]) -> str:
+def note_text(row: Mapping[str, Any]) -> str:
     """Return a line as a sentence."""
     parts = "; ".join(str(Difference(**each)) for each in row["differs"])
     day = str(row["date"])[:16].replace("T", " ")

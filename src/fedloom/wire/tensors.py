@@ -106,10 +106,10 @@ def _encode(layout: _Layout, tensor: Tensor) -> tuple[bytes, bytes | memoryview]
     codec, bits = VALUE_CODECS[layout.block.values], _bits(tensor)
     if layout.plan is None or layout.where is None:
         return b"", codec.encode(bits.view(tensor.dtype))
-    kept = torch.empty(layout.block.count, dtype=bits.dtype)
+    entries = torch.empty(layout.block.count, dtype=bits.dtype)
     # All positions are within: clipping spares a copy in which they would be checked.
-    np.take(bits.numpy(), layout.where, out=kept.numpy(), mode="clip")
-    return layout.plan.write(), codec.encode(kept.view(tensor.dtype))
+    np.take(bits.numpy(), layout.where, out=entries.numpy(), mode="clip")
+    return layout.plan.write(), codec.encode(entries.view(tensor.dtype))
 
 
 def _bits(tensor: Tensor) -> Tensor:
