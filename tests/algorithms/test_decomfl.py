@@ -34,7 +34,7 @@ def test_everybody_walks_the_same_way_and_every_round_another(
 ) -> None:
     place = world(DeComFL(steps=6, votes=votes), losses, seeds())
     place.play(2)
-    walks = [work.walk[COEFFICIENTS] for work in place.asked]
+    walks = [work.seed_sequence[COEFFICIENTS] for work in place.asked]
     assert all(torch.equal(walk, walks[0]) for walk in walks[:3])
     assert all(torch.equal(walk, walks[3]) for walk in walks[3:])
     assert not torch.equal(walks[0], walks[3])
@@ -177,7 +177,7 @@ def test_votes_come_back_from_their_bytes() -> None:
         raise AssertionError("one piece of work")
 
     after, _ = algorithm.server_update(state, round, [done()])
-    moved = after.params[COEFFICIENTS][work.walk[COEFFICIENTS]]
+    moved = after.params[COEFFICIENTS][work.seed_sequence[COEFFICIENTS]]
     assert torch.equal(moved, torch.where(scalars < 0, 1.0, -1.0).double())
 
 

@@ -82,7 +82,10 @@ def test_a_round_is_the_weighted_mean_of_the_clients_models(world: Any, losses: 
     ends = []
     for client, loss in place.trainer.clients.items():
         walk = uniform_seeds(derive(derive(1, client), 0), 20, 64)
-        fit = Fit({COEFFICIENTS: seeds()[COEFFICIENTS].float().double()}, walk={COEFFICIENTS: walk})
+        fit = Fit(
+            {COEFFICIENTS: seeds()[COEFFICIENTS].float().double()},
+            seed_sequence={COEFFICIENTS: walk},
+        )
         moved = place.trainer.run(client, fit).params[COEFFICIENTS] - fit.start[COEFFICIENTS]
         ends.append(loss.num_examples / 8 * moved)
     assert torch.allclose(
@@ -117,7 +120,7 @@ def test_pro_sends_every_client_its_own_walk(world: Any, losses: Any) -> None:
     assert all(len(walk) == -(-50 * 10 // 8) for walk in walks.values()), "ten bits a direction"
     assert not torch.equal(walks["c0"], walks["c1"])
     for client, work in zip(walks, place.asked[-3:], strict=True):
-        assert torch.equal(work.walk[COEFFICIENTS], unpack(walks[client], 1024, 50))
+        assert torch.equal(work.seed_sequence[COEFFICIENTS], unpack(walks[client], 1024, 50))
 
 
 def test_pro_keeps_sums_and_counts_of_what_was_met(world: Any, losses: Any) -> None:
@@ -147,7 +150,7 @@ def test_a_skipped_step_is_no_draw(task: Any, drive: Any) -> None:
     def train(work: Any) -> Done:
         moved = {
             COEFFICIENTS: work.start[COEFFICIENTS]
-            - 0.5 * landed(work.walk[COEFFICIENTS], scalars, 8)
+            - 0.5 * landed(work.seed_sequence[COEFFICIENTS], scalars, 8)
         }
         return Done(moved, 3, 4, 1.5, {"scalars": {COEFFICIENTS: scalars}})
 

@@ -235,8 +235,8 @@ def test_a_client_without_examples_is_refused(bench, federation_of, rows, batche
 
 def test_zeroth_order_work_is_not_silently_ignored(bench):
     one = bench()
-    with pytest.raises(ValueError, match="walk and at_start belong to zeroth-order work"):
-        one.fit(["c1"], walk=one.space.start())
+    with pytest.raises(ValueError, match="seed_sequence and at_start belong to zeroth-order work"):
+        one.fit(["c1"], seed_sequence=one.space.start())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -8,7 +8,7 @@ import torch
 
 from fedloom.client.perturbed_weights import Ground
 from fedloom.client.setup import batches
-from fedloom.client.zeroth_order import SeedWalk
+from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
 from fedloom.core.randomness import derive
@@ -124,7 +124,7 @@ def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, distributio
     walk = torch.randint(32, (50,), generator=torch.Generator().manual_seed(1))
     start = here.space.start()
     start[NAME][:8] = torch.linspace(-1e-3, 1e-3, 8, dtype=torch.float64)
-    (done,) = here.fit(["c1"], start, walk={NAME: walk})
+    (done,) = here.fit(["c1"], start, seed_sequence={NAME: walk})
     walked = here.space.values.clone()
     scalars = done.record["scalars"][NAME]
     assert torch.equal(scalars, scalars.float().double())
@@ -186,7 +186,7 @@ def test_steps_with_a_loss_that_is_not_finite_move_nothing(walker, federation_of
     broken = walker(model=model, data=federation_of([good, good[:1]]), batch_size=1, steps=8)
     before = broken.space.values.clone()
     with pytest.raises(ClientError, match="no step had a finite loss"):
-        broken.fit(["c1"], walk={NAME: torch.arange(8)})
+        broken.fit(["c1"], seed_sequence={NAME: torch.arange(8)})
     assert torch.equal(broken.space.values, before)
 
 
@@ -208,7 +208,7 @@ def test_a_walk_touches_no_global_generator_and_no_order_of_examples(walker, mon
     )
     for walk in (None, torch.arange(5), torch.zeros(5, dtype=torch.int64)):
         orders.append([])
-        one.fit(["c3"], walk=None if walk is None else {NAME: walk})
+        one.fit(["c3"], seed_sequence=None if walk is None else {NAME: walk})
     assert orders[0] == orders[1] == orders[2]
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
@@ -220,8 +220,10 @@ def test_a_slope_is_the_derivative_along_its_direction(walker):
     local = {"eps": 1e-5, "lr": 1e-12, "batch_size": 2, "dtype": torch.float64}
     one = walker("gaussian", **local)
     walk = torch.tensor([4, 4, 9])
-    (done,) = one.fit(["c2"], walk={NAME: walk})
-    (ahead,) = walker("gaussian", difference="forward", **local).fit(["c2"], walk={NAME: walk})
+    (done,) = one.fit(["c2"], seed_sequence={NAME: walk})
+    (ahead,) = walker("gaussian", difference="forward", **local).fit(
+        ["c2"], seed_sequence={NAME: walk}
+    )
     space = one.space
     space.load(space.start())
     space.model.requires_grad_(True)
@@ -246,9 +248,9 @@ def test_directions_of_one_step_are_measured_at_the_same_weights(walker):
     """Steps measured at the start add up; so does one step of as many directions and their rate."""
     walk = {NAME: torch.tensor([1, 5, 5, 7])}
     whole = {"batch_size": 64, "lr": 0.01}
-    (apart,) = walker(**whole).fit(["c2"], walk=walk, at_start=True)
-    (joint,) = walker(**whole, directions=4).fit(["c2"], walk=walk)
-    (along,) = walker(**whole).fit(["c2"], walk=walk)
+    (apart,) = walker(**whole).fit(["c2"], seed_sequence=walk, at_start=True)
+    (joint,) = walker(**whole, directions=4).fit(["c2"], seed_sequence=walk)
+    (along,) = walker(**whole).fit(["c2"], seed_sequence=walk)
     slopes = apart.record["scalars"][NAME]
     assert slopes[1] == slopes[2]
     assert along.record["scalars"][NAME][1] != along.record["scalars"][NAME][2]
@@ -263,7 +265,7 @@ def test_edits_act_on_the_coordinate_that_is_drawn(walker):
     whole = {"batch_size": 64}
     start = walker().space.start()
     start[NAME][2] = 0.02
-    (plain,) = walker(**whole).fit(["c2"], start, walk=walk)
+    (plain,) = walker(**whole).fit(["c2"], start, seed_sequence=walk)
     g = float(plain.record["scalars"][NAME])
     center = {NAME: torch.full((32,), 0.5, dtype=torch.float64)}
     offset = {NAME: torch.arange(32.0)}
@@ -274,10 +276,12 @@ def test_edits_act_on_the_coordinate_that_is_drawn(walker):
         ({"mask": mask}, g / 4),
         ({"gradient_offset": offset, "mask": mask}, (g + 2) / 4),
     ):
-        (done,) = walker(**whole).fit(["c2"], start, walk=walk, **edit)
+        (done,) = walker(**whole).fit(["c2"], start, seed_sequence=walk, **edit)
         assert float(done.record["scalars"][NAME]) == pytest.approx(wanted, rel=1e-6)
         assert float(done.params[NAME][2]) == pytest.approx(0.02 - 0.01 * wanted, rel=1e-6)
-    (cut,) = walker(**whole, max_slope=0.125).fit(["c2"], start, gradient_offset=offset, walk=walk)
+    (cut,) = walker(**whole, max_slope=0.125).fit(
+        ["c2"], start, gradient_offset=offset, seed_sequence=walk
+    )
     assert abs(float(cut.record["scalars"][NAME])) == 0.125
 
 
@@ -315,7 +319,7 @@ def test_a_walk_that_cannot_be_walked_is_refused(walker, edits, message):
 
 def test_a_walk_is_whole_steps_and_frozen_seeds_do_not_decay(walker):
     with pytest.raises(ValueError, match=r"local.directions must divide .* 3, got 2"):
-        walker(directions=2).fit(["c1"], walk={NAME: torch.tensor([1, 2, 3])})
+        walker(directions=2).fit(["c1"], seed_sequence={NAME: torch.tensor([1, 2, 3])})
     one = walker(weight_decay=0.1)
     with pytest.raises(ValueError, match=r"local.weight_decay must be 0 where a mask freezes"):
         one.fit(["c1"], mask={NAME: torch.ones(()), "base": torch.ones(())})
@@ -323,7 +327,7 @@ def test_a_walk_is_whole_steps_and_frozen_seeds_do_not_decay(walker):
 
 def test_evaluation_is_that_of_every_trainer(walker, evaluator):
     one = walker()
-    assert isinstance(one.trainer, SeedWalk)
+    assert isinstance(one.trainer, ZerothOrder)
     start = one.space.start()
     works = [Evaluate(start), Evaluate(start), Evaluate(start, "test")]
     one.trainer.run([Job(f"c{i}", 1, i, work) for i, work in enumerate(works)])

@@ -16,7 +16,7 @@ from fedloom.core.protocols import Algorithm, Round
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import begin, draw, tasks
-from fedloom.server.samplers import Full, Uniform
+from fedloom.server.samplers import FullParticipation, Uniform
 from fedloom.testing import check_algorithm
 from fedloom.testing.compare import distance
 from fedloom.testing.examination import LAWS, examine
@@ -78,7 +78,7 @@ def test_every_algorithm_moves_the_model_but_the_one_that_sends_nothing(
     algorithm: Any_, bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     it = bench()
-    run = it.final(algorithm, tmp_path, 2, sampler=Full())
+    run = it.final(algorithm, tmp_path, 2, sampler=FullParticipation())
     moved, _ = distance(run.state, begin(algorithm, it.space.start(), 5).state)
     assert moved > 1e-3 or type(algorithm) is ALGORITHMS["local"]
 
@@ -88,7 +88,7 @@ def test_unselected_clients_keep_their_memory(
 ) -> None:
     it = bench()
     engine = it.engine(InProcess, algorithm, tmp_path)
-    it.rounds(algorithm, engine, 1, sampler=Full())
+    it.rounds(algorithm, engine, 1, sampler=FullParticipation())
     before = {c: state_sha256(engine.store.load(c, 9)) for c in engine.population()}
     run, _ = it.rounds(algorithm, engine, 1, sampler=Uniform(2))
     cohort = algorithm.broadcast(run.state, draw(run, engine.population(), Uniform(2)))
@@ -152,7 +152,7 @@ def test_four_equal_clients_with_one_full_step_are_one_centralised_step(
     for shards in (parts, whole):
         shared.clear()
         shared.update(shards)
-        ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=Full()))
+        ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=FullParticipation()))
     assert distance(ends[0].state.params, ends[1].state.params)[0] < 1e-15
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fedloom.algorithms.fedkseed import FedKSeed
-from fedloom.client.zeroth_order import SeedWalk
+from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.protocols import Done, Job
 from fedloom.core.randomness import generator
 from fedloom.core.seed_sequences import widened
 from fedloom.engines.inprocess import InProcess
-from fedloom.server.samplers import Full
+from fedloom.server.samplers import FullParticipation
 from fedloom.spaces.directions import compiled
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Distribution
@@ -28,14 +28,14 @@ DISTRIBUTIONS: tuple[Distribution, ...] = (*INTEGER, "gaussian", "lowrank")
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[Done]:
     """Return what walks ended with, as they end."""
     seen: list[Done] = []
-    run = SeedWalk.run
+    run = ZerothOrder.run
 
-    def watched(self: SeedWalk, jobs: list[Job]) -> Any:
+    def watched(self: ZerothOrder, jobs: list[Job]) -> Any:
         done = run(self, jobs)
         seen.extend(done)
         return done
 
-    monkeypatch.setattr(SeedWalk, "run", watched)
+    monkeypatch.setattr(ZerothOrder, "run", watched)
     return seen
 
 
@@ -71,7 +71,7 @@ def test_a_clients_final_weights_are_the_servers_rebuild(
         assert torch.equal(client.space.values, server.space.values)
 
     base = server.space.values.clone()
-    client.rounds(algorithm, engine, 3, sampler=Full(), after=check)
+    client.rounds(algorithm, engine, 3, sampler=FullParticipation(), after=check)
     assert len(ends) == 3
 
 

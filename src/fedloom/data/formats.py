@@ -8,7 +8,7 @@ from fedloom.data.cells import PRINTED, is_printed, to_text
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.hints import desirability, no_format, preference
 from fedloom.data.jsontext import json_of
-from fedloom.data.losses import Losses, Tally
+from fedloom.data.losses import Losses, RowTally
 from fedloom.data.partition import stratum
 from fedloom.data.readers import Row
 from fedloom.data.sharding import UNKNOWN
@@ -73,7 +73,7 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
     labels = label_columns(found, settings) if rows else ()
     used = {*labels, *settings.where, *settings.held_out, *settings.shorter}
     records: list[Record] = []
-    tally = Tally()
+    tally = RowTally()
     chosen: dict[tuple[str, ...], str] = {}
     for row in rows:
         columns = tuple(row.values)

@@ -59,7 +59,7 @@ def _few(columns: Mapping[str, int]) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
+class RowTally:
     """Counts row after row."""
 
     num_empty: int = 0

@@ -8,7 +8,7 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.prompts import PROMPTS, Segment, own_prompt
 from fedloom.data.targets import up_to_answer
-from fedloom.data.templates import Chat, ChatTemplate, holds
+from fedloom.data.templates import ChatTemplate, TemplateWriter, holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def _writer(settings: DataSettings, tokenizer: ChatTemplate) -> tuple[Write, str
             "data.prompt is chat, but the tokenizer of model.name has no chat template: "
             f"set data.prompt to one of {', '.join(PROMPTS)}"
         )
-    template = Chat(tokenizer)
+    template = TemplateWriter(tokenizer)
     return template, template.sample()
 
 

@@ -30,7 +30,7 @@ class ChatTemplate(Vocabulary, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class TemplateWriter:
     """The chat template of a tokenizer."""
 
     tokenizer: ChatTemplate

@@ -68,7 +68,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
+class CellTurns:
     """The turns of one cell."""
 
     turns: tuple[Turn, ...] = ()
@@ -89,14 +89,14 @@ def is_talk(value: object) -> bool:
     return any(found and _called(turn, found) in ROLES for turn, found in keys)
 
 
-def read_turns(value: object, column: str) -> Turns:
+def read_turns(value: object, column: str) -> CellTurns:
     """Return the turns of a cell: a list of them, one alone, or either as JSON.
 
     Raises:
         ValueError: a predicate of the row, beginning with the column.
     """
     if is_missing(value):
-        return Turns()
+        return CellTurns()
     found = json_of(value)
     if isinstance(found, Mapping) and _keys(found):
         found = [found]
@@ -108,7 +108,7 @@ def read_turns(value: object, column: str) -> Turns:
     missing: set[str] = set()
     for at, turn in enumerate(found):
         _add_(turns, _turn(turn, f"{column}[{at}]", column, ignored, missing))
-    return Turns(tuple(turns), frozenset(ignored), frozenset(missing))
+    return CellTurns(tuple(turns), frozenset(ignored), frozenset(missing))
 
 
 def joined_parts(value: object) -> object:

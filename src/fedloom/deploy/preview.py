@@ -27,7 +27,7 @@ _SEEN = {
 }
 
 
-def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType]:
+def site_preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType]:
     """Yield tables of everything a site sends and receives under a recipe, by a rehearsal on its own data.
 
     Raises:

@@ -28,7 +28,7 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class TensorPlace:
     """Where in a model a tensor lies, read from its name."""
 
     factor: str
@@ -38,13 +38,13 @@ class Place:
     """-1 outside the layers."""
 
 
-def place_of(name: str) -> Place:
+def place_of(name: str) -> TensorPlace:
     """Return where `...layers.3.self_attn.q_proj.lora_A.weight` lies: A, q_proj, 3."""
     layer = re.search(r"\.(\d+)\.", name)
     lora = re.search(r"([^.]+)\.lora_([AB])\b", name)
     plain = re.sub(r"\.(weight|bias|default)\b", "", name).rpartition(".")[2]
     module, factor = lora.groups() if lora else (plain, "")
-    return Place(factor, module, int(layer[1]) if layer else -1)
+    return TensorPlace(factor, module, int(layer[1]) if layer else -1)
 
 
 def server_sections(own: Results) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _sent(own: Results) -> dict[str, Any] | None:
     if not series:
         return None
     number = max(points[-1][0] for points in series.values())
-    shares: dict[Place, list[float]] = {}
+    shares: dict[TensorPlace, list[float]] = {}
     for name, points in series.items():
         shares.setdefault(place_of(name), []).append(points[-1][1])
     means = {place: sum(values) / len(values) for place, values in shares.items()}
@@ -114,7 +114,7 @@ def _rounds(axes: Axes) -> None:
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
 
 
-def _map(means: dict[Place, float], number: int) -> Figure:
+def _map(means: dict[TensorPlace, float], number: int) -> Figure:
     """Draw a row a module, a column a layer, and LoRA's two factors side by side."""
     factors = sorted({place.factor for place in means})
     layers = sorted({place.layer for place in means})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fedloom.core.files import write_atomic
 from fedloom.data.manifest import ClientCounts
 from fedloom.models.identity import commit
-from fedloom.rounds.inputs import FILE, Difference, Inputs, now, place_of
+from fedloom.rounds.inputs import FILE, Difference, Inputs, named_path, now
 from fedloom.rounds.reading import read_manifest
 from fedloom.rounds.session import Session
 from fedloom.spaces.handshake import differing, short
@@ -72,8 +72,8 @@ def bind(session: Session) -> None:
         before.since if found == before.identity else now(),
         found,
         # What was found where the run began is meant by the same name wherever a command is started.
-        model=place_of(recipe.model.name) or before.model,
-        data=place_of(recipe.data.source) or before.data,
+        model=named_path(recipe.model.name) or before.model,
+        data=named_path(recipe.data.source) or before.data,
         commit=commit(session.base),
     )
     text = json.dumps(inputs.to_json(), indent=2, ensure_ascii=False)

@@ -16,7 +16,7 @@ FILE = "inputs.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NamedPath:
     """A file or folder that a recipe names."""
 
     name: str
@@ -33,8 +33,8 @@ class Inputs:
     """When the run was begun with these."""
     identity: Mapping[str, str]
     """Hashes by name, see `spaces.handshake`."""
-    model: Place | None = None
-    data: Place | None = None
+    model: NamedPath | None = None
+    data: NamedPath | None = None
     """None where the recipe names something built in, or on the Hub."""
     commit: str | None = None
     """Of a model on the Hub."""
@@ -52,7 +52,7 @@ class Inputs:
         remedy = "put back the file as the run wrote it, or remove it and take what is there now with --anyway"
         fields = read_json(file, dict, remedy=remedy)
         try:
-            places = {n: fields[n] and Place(**fields[n]) for n in ("model", "data")}
+            places = {n: fields[n] and NamedPath(**fields[n]) for n in ("model", "data")}
             found = cls(**{**fields, **places})
             known = {str(key): str(value) for key, value in found.identity.items()}
         except (KeyError, TypeError, AttributeError) as error:
@@ -69,10 +69,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def place_of(name: str) -> Place | None:
+def named_path(name: str) -> NamedPath | None:
     """Return where a file or folder is now; None where there is none."""
     path = Path(name).expanduser()
-    return Place(name, str(path.resolve())) if path.exists() else None
+    return NamedPath(name, str(path.resolve())) if path.exists() else None
 
 
 def located(
@@ -95,7 +95,7 @@ def located(
     return replace(model, name=name), replace(data, source=source)
 
 
-def _found(name: str, known: Place | None) -> str:
+def _found(name: str, known: NamedPath | None) -> str:
     if known is None or known.name != name or Path(name).expanduser().exists():
         return name
     return known.path

@@ -14,7 +14,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
-from fedloom.server.samplers import Full, Sampler
+from fedloom.server.samplers import FullParticipation, Sampler
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
@@ -83,7 +83,7 @@ class Recipe:
     data: DataSettings = field(default_factory=DataSettings)
     objective: Objective = DEFAULT
     local: LocalSettings = LocalSettings()
-    cohort: Sampler = Full()
+    cohort: Sampler = FullParticipation()
     evaluation: EvaluationSettings = EvaluationSettings()
     wire: WireSettings = WireSettings()
     engine: EngineSettings = InProcessSettings()
