@@ -123,7 +123,7 @@ def test_the_same_recipe_gives_the_same_run(small_recipe: Make, tmp_path: Path) 
 def test_resuming_in_the_middle_ends_as_the_uninterrupted_run(
     algorithm: Any, small_recipe: Make, tmp_path: Path
 ) -> None:
-    """Cites fs_llm T4 and fedmllm C14: same weights, metrics and client sampling."""
+    """Same weights, metrics and client sampling."""
     recipe = small_recipe(algorithm=algorithm, cohort={"uniform": {"size": 2}}, run={"rounds": 5})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = experiment.run(recipe, whole).summary

@@ -144,7 +144,7 @@ def test_the_mean_of_scalars_may_be_private(world: Any, losses: Any) -> None:
     ids=["a bit", "200 bits", "a scalar", "ten scalars"],
 )
 def test_uploads_take_tens_of_bytes(algorithm: Any, up: int) -> None:
-    """fedkseed A11: FeedSign's whole message, of 200 steps too, in at most 60 bytes."""
+    """FeedSign's whole message, of 200 steps too, in at most 60 bytes."""
     clients: dict[str, dict[str, str]] = {f"client-{i:03d}": {} for i in range(10)}
     round, wire = Round(2, derive(5, "round", 2), clients, tuple(clients), 1.0), WireSettings()
     state = algorithm.init(seeds(1024), 0)

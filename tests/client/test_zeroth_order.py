@@ -64,7 +64,7 @@ KINDS = [torch.float32, torch.bfloat16, torch.float16]
 def test_looks_leave_no_trace_in_the_weights(
     walker, federation_of, rows, distribution, dtype, steps
 ):
-    """Check fedkseed A5: a thousand steps that move nothing leave the bits as they were, in any type."""
+    """A thousand steps that move nothing leave the bits as they were, in any type."""
     data = federation_of([rows(0, 1), rows(1, 1, (4, 5))])
     one = walker(distribution, dtype=dtype, data=data, steps=steps, batch_size=1)
     start = one.space.start()
@@ -86,7 +86,7 @@ def test_looks_leave_no_trace_in_the_weights(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_rebuild_is_the_exact_sum_rounded_once(walker, dtype):
-    """Check fedkseed A6: within half an ulp of the exact value, where the usual loop loses most of a step."""
+    """Within half an ulp of the exact value, where the usual loop loses most of a step."""
     one = walker("gaussian", dtype=dtype, steps=60, lr=1e-4)
     (done,) = one.fit(["c1"])
     wanted = vector(exact(one.space, done.params))
@@ -99,7 +99,7 @@ def test_a_rebuild_is_the_exact_sum_rounded_once(walker, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_walk_applies_is_what_it_means(walker, monkeypatch, dtype):
-    """Check fedkseed A6: after 200 steps the weights have gone where their coefficients say."""
+    """After 200 steps the weights have gone where their coefficients say."""
     one = walker("gaussian", dtype=dtype, steps=200, lr=1e-5, batch_size=1)
     grounds = []
 
@@ -119,7 +119,7 @@ def test_what_a_walk_applies_is_what_it_means(walker, monkeypatch, dtype):
 
 @pytest.mark.parametrize("distribution", ["rademacher", "popcount", "gaussian", "lowrank"])
 def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, distribution):
-    """Check fedkseed A7: from the walk and its scalars, bit for bit in integer distributions."""
+    """From the walk and its scalars, bit for bit in integer distributions."""
     here, there = walker(distribution, steps=50), walker(distribution, steps=50)
     walk = torch.randint(32, (50,), generator=torch.Generator().manual_seed(1))
     start = here.space.start()
@@ -139,7 +139,7 @@ def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, distributio
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_the_mean_of_coefficients_is_the_mean_of_the_clients_weights(walker, decay):
-    """Check fedkseed A9: unequal clients, a schedule and weight decay."""
+    """Unequal clients, a schedule and weight decay."""
     local = {"weight_decay": decay, "schedule": "cosine", "min_lr": 1e-3, "steps": 4}
     one = walker("gaussian", **local)
     params = one.space.start()
@@ -169,7 +169,7 @@ def test_the_mean_of_coefficients_is_the_mean_of_the_clients_weights(walker, dec
 
 
 def test_steps_with_a_loss_that_is_not_finite_move_nothing(walker, federation_of, rows, tiny_llama):
-    """Check fedkseed A14: no target, an infinite loss; the bits stay and the scalar is 0."""
+    """No target, an infinite loss; the bits stay and the scalar is 0."""
     good = rows(1, 4)
     unasked = [Example(r.ids, torch.full_like(r.ids, IGNORED), 2) for r in rows(3, 2)]
     one = walker(data=federation_of([[*good, *unasked], unasked]), batch_size=1, steps=6)
@@ -191,7 +191,6 @@ def test_steps_with_a_loss_that_is_not_finite_move_nothing(walker, federation_of
 
 
 def test_a_walk_touches_no_global_generator_and_no_order_of_examples(walker, monkeypatch):
-    """Check fedkseed A17."""
     orders: list[list[list[tuple[int, ...]]]] = []
 
     def watched(examples, size, seed):
@@ -306,10 +305,16 @@ def test_rows_of_a_step_may_come_in_several_batches(walker):
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"walk": {NAME: torch.tensor([32])}}, r"below tune.seeds.num_seeds \(32\)"),
-        ({"walk": {NAME: torch.tensor([-1])}}, r"below tune.seeds.num_seeds \(32\)"),
-        ({"walk": {"other": torch.tensor([1])}}, r"has coefficients only, got \['other'\]"),
-        ({"walk": {NAME: torch.tensor([1, 2])}, "steps": 3}, "of 2 directions cannot take 3 steps"),
+        ({"seed_sequence": {NAME: torch.tensor([32])}}, r"below tune.seeds.num_seeds \(32\)"),
+        ({"seed_sequence": {NAME: torch.tensor([-1])}}, r"below tune.seeds.num_seeds \(32\)"),
+        (
+            {"seed_sequence": {"other": torch.tensor([1])}},
+            r"has coefficients only, got \['other'\]",
+        ),
+        (
+            {"seed_sequence": {NAME: torch.tensor([1, 2])}, "steps": 3},
+            "of 2 directions cannot take 3 steps",
+        ),
     ],
 )
 def test_a_walk_that_cannot_be_walked_is_refused(walker, edits, message):

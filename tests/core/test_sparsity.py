@@ -39,7 +39,7 @@ def params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict
 def test_the_largest_are_those_a_stable_sort_puts_first(
     values: list[float], density: float, dtype: torch.dtype
 ) -> None:
-    """flasc.md check b: exactly max(1, floor(n * d)), of equal magnitudes the first."""
+    """Exactly max(1, floor(n * d)), of equal magnitudes the first."""
     x = torch.tensor(values, dtype=dtype)
     count = max(1, int(len(values) * density))
     order = torch.sort(x.abs().double(), descending=True, stable=True).indices
@@ -146,7 +146,7 @@ def fastest(work: Callable[[], object]) -> float:
 
 @pytest.mark.slow
 def test_the_largest_of_a_million_are_found_three_times_faster_than_by_topk() -> None:
-    """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together: flasc F7."""
+    """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together."""
     x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(3))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -138,7 +138,7 @@ def test_the_origin_does_not_matter_to_dense_training(
 def test_four_equal_clients_with_one_full_step_are_one_centralised_step(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """fs_llm B3: equal numbers of target tokens, plain SGD, one full-batch step."""
+    """Equal numbers of target tokens, plain SGD, one full-batch step."""
     it = bench(torch.float64, steps=1, batch_size=8, max_grad_norm=None)
     shared = it.federation.shards
     pool = [row for shard in shared.values() for row in shard.train if len(row.ids) >= 10][:8]

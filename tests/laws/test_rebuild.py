@@ -43,7 +43,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[Done]:
 def test_a_clients_final_weights_are_the_servers_rebuild(
     distribution: Distribution, bench: Callable[..., Any], ends: list[Done], tmp_path: Path
 ) -> None:
-    """Check fedkseed A7 through whole messages: one client, 50 steps; bit for bit in integer distributions, else 1e-6.
+    """Through whole messages: one client, 50 steps; bit for bit in integer distributions, else 1e-6.
 
     The server of the next round holds 64 bits of each coefficient, of which clients are sent 32: it is a hair off where
     that client ended, and everybody starts from the same bits.
@@ -97,7 +97,7 @@ def drawn(size: int, path: str) -> torch.Tensor:
 def test_a_rebuild_is_one_whatever_the_order_of_seeds_the_threads_and_the_way(
     distribution: Distribution, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Check fedkseed A8: bit for bit, weights of any type."""
+    """Bit for bit, weights of any type."""
     directions = Directions(SHAPES, distribution=distribution, seed=9)
     base, c = drawn(directions.numel, "base").to(kind), drawn(300, "c") * 1e-2
 
