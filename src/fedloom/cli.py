@@ -255,8 +255,8 @@ def chat(
     console.print(f"{talk.name}; an empty line ends the chat")
     with suppress(EOFError):
         while text := console.input("[bold]you:[/] ").strip():
-            said = Text.assemble(("model:", "bold"), f" {talk.answer(text) or NO_ANSWER}")
-            console.print(said, highlight=False)
+            line = Text.assemble(("model:", "bold"), f" {talk.answer(text) or NO_ANSWER}")
+            console.print(line, highlight=False)
 
 
 @app.command()

@@ -151,14 +151,14 @@ def join(
 
 
 def _show_dry_run(settings: "SiteSettings") -> None:
-    from fedloom.deploy.preview import preview
+    from fedloom.deploy.preview import site_preview
     from fedloom.deploy.site import agreed_recipe
     from fedloom.plugins import limited_to
 
     if settings.recipe is None:
         raise ValueError("--dry-run needs --recipe: the server's, as a file")
     with limited_to(settings.imports):
-        for part in preview(settings, agreed_recipe(settings.recipe)):
+        for part in site_preview(settings, agreed_recipe(settings.recipe)):
             _console().print(part)
 
 

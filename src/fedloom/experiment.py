@@ -26,7 +26,7 @@ from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
 from fedloom.rounds.binding import changed_sites
-from fedloom.rounds.inputs import said, write_note
+from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.lock import held
 from fedloom.rounds.loop import Run, begin, draw
 from fedloom.rounds.recipe_settings import Recipe
@@ -247,7 +247,7 @@ def _set_up(session: Session, stands: Standing, text: str, console: Console) -> 
         _say_how_read(session, console)
     if differences := (*stands.differences, *changed_sites(session)):
         note = write_note(folder, f"resume after round {stands.run.number}", differences)
-        console.print(said(note), style="yellow", markup=False, highlight=False)
+        console.print(note_text(note), style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", text.encode())
 

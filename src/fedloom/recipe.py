@@ -46,8 +46,8 @@ def read_tree(name: str | Path) -> dict[str, Any]:
         file = SHIPPED / f"{name}.yaml"
         if not file.exists():
             known, near = ", ".join(shipped()), _suggest(str(name), shipped())
-            said = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
-            raise RecipeError(said)
+            message = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
+            raise RecipeError(message)
     if not file.is_file():
         raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
     try:
@@ -78,8 +78,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         try:
             value = read_yaml(text, keys)
         except YamlError as error:
-            said = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
-            raise RecipeError(said) from error
+            message = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
+            raise RecipeError(message) from error
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
         elif keys[0] == "algorithm":
@@ -88,8 +88,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             ]
             known = [name for layer in tree["algorithm"] for name in layer]
             if keys[1] not in known:
-                said = f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
-                raise RecipeError(said)
+                message = f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
+                raise RecipeError(message)
         else:
             tree = _put(tree, keys, value, path)
     if isinstance(before, dict) and isinstance(tree["data"], dict):

@@ -173,7 +173,7 @@ def test_a_trainer_that_lets_more_learn_is_refused(plain: Any) -> None:
         ({"proximal": Proximal(0.1, {})}, "a proximal term, for which FedProx"),
         ({"gradient_offset": {}}, "a gradient offset, for which SCAFFOLD"),
         ({"mask": {}}, "a mask of the gradient, for which freeze"),
-        ({"walk": {}}, "a walk along seeds, for which FedKSeed"),
+        ({"seed_sequence": {}}, "a seed sequence, for which FedKSeed"),
     ],
 )
 def test_work_that_it_has_no_place_for_is_refused(plain: Any, asked: Any, whose: str) -> None:

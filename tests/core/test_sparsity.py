@@ -13,11 +13,11 @@ from fedloom.core.params import flat
 from fedloom.core.sparsity import (
     Density,
     Scope,
+    densities,
     fill,
     keep_largest,
-    kept_shares,
     largest,
-    num_kept,
+    num_nonzero,
     pick,
     restrict,
     support,
@@ -39,7 +39,7 @@ def params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict
 def test_the_largest_are_those_a_stable_sort_puts_first(
     values: list[float], density: float, dtype: torch.dtype
 ) -> None:
-    """flasc.md check b: exactly max(1, floor(n * d)), of equal magnitudes the first."""
+    """Exactly max(1, floor(n * d)), of equal magnitudes the first."""
     x = torch.tensor(values, dtype=dtype)
     count = max(1, int(len(values) * density))
     order = torch.sort(x.abs().double(), descending=True, stable=True).indices
@@ -147,7 +147,7 @@ def fastest(work: Callable[[], object]) -> float:
 @pytest.mark.alone
 @pytest.mark.slow
 def test_the_largest_of_a_million_are_found_three_times_faster_than_by_topk() -> None:
-    """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together: flasc F7."""
+    """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together."""
     x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(3))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -183,11 +183,11 @@ def test_types_stay_and_nothing_may_be_kept(dtype: torch.dtype) -> None:
 
 
 def test_shares_are_counted_over_all_and_by_tensor_one_mask_a_client() -> None:
-    assert num_kept(MASK) == 4
-    assert kept_shares([MASK]) == {"download_density": 0.5, "density/a": 0.5, "density/b": 0.5}
-    both = kept_shares([MASK, NONE, MASK, MASK])
+    assert num_nonzero(MASK) == 4
+    assert densities([MASK]) == {"download_density": 0.5, "density/a": 0.5, "density/b": 0.5}
+    both = densities([MASK, NONE, MASK, MASK])
     assert both == {"download_density": 0.375, "density/a": 0.375, "density/b": 0.375}
-    assert kept_shares([]) == {}
+    assert densities([]) == {}
 
 
 def test_a_constant_share_is_the_same_in_every_round() -> None:

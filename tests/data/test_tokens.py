@@ -53,7 +53,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_the_mask_covers_exactly_the_prompt(prompt: str, answer: str, tokenizer: Any):
-    """fs_llm B1 and fedmllm C10: each template x tokenizer, BPE boundary included."""
+    """Each template x tokenizer, BPE boundary included."""
     example = only(record("What is it?", answer), tokenizer, prompt=PROMPTS[prompt])
     assert (example.labels[: example.prompt_length] == IGNORED).all()
     assert torch.equal(
@@ -65,7 +65,7 @@ def test_the_mask_covers_exactly_the_prompt(prompt: str, answer: str, tokenizer:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_prompt_has_the_same_tokens_whatever_the_answer(prompt: str, tokenizer: Any):
-    """fedmllm C10: tokens(prompt) is a prefix of tokens(prompt + answer), so generation starts where training did."""
+    """The tokens of a prompt are a prefix of those of prompt and answer, so generation starts where training did."""
     examples = [
         only(record("What is it?", answer), tokenizer, prompt=PROMPTS[prompt]) for answer in ANSWERS
     ]
@@ -166,7 +166,7 @@ LONG = " ".join(["one two three four"] * 20)
 
 
 def test_max_length_is_honoured_and_what_is_cut_is_counted(tokenizer: Any):
-    """fedmllm C10 (seq_length honoured), fs_llm B1 (reported and dropped, not NaN)."""
+    """The maximal length holds; what does not fit is reported and dropped, not NaN."""
     given = [record("Hi", "Paris"), record("Hi", LONG), record(LONG, "Paris")]
     made = tokenise(given, DataSettings(prompt="plain", max_length=16), tokenizer)
     assert [len(examples) for examples in made.examples] == [1, 1, 0]
@@ -178,7 +178,7 @@ def test_max_length_is_honoured_and_what_is_cut_is_counted(tokenizer: Any):
 
 
 def test_every_example_has_a_target_at_every_length(tokenizer: Any):
-    """fedmllm C10: at least one unmasked label, or a counted skip."""
+    """At least one unmasked label, or a counted skip."""
     given = [record("What is it?" * n, "Paris" * m) for n in range(1, 6) for m in range(1, 6)]
     for max_length in (8, 9, 13, 21, 34, 55):
         made = tokenise(given, DataSettings(prompt="plain", max_length=max_length), tokenizer)

@@ -37,7 +37,7 @@ ascii_text = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_siz
 
 @pytest.mark.parametrize("language", SENTENCES)
 def test_a_text_agrees_with_itself_in_every_script(language: str) -> None:
-    """Fedmllm C11: the reference code scored 0 in Bengali, Tamil, Nepali, Malayalam and Telugu."""
+    """The reference code scored 0 in Bengali, Tamil, Nepali, Malayalam and Telugu."""
     assert rouge(SENTENCES[language], SENTENCES[language]) == (1.0, 1.0)
     assert len(words(SENTENCES[language])) > 2
 
@@ -93,7 +93,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def test_paper_rouge_is_that_of_rouge_1_0_1() -> None:
-    """Fedkseed A19: `Rouge().get_scores([text], [reference])[0]["rouge-l"]["f"]`, 0 where it raises."""
+    """`Rouge().get_scores([text], [reference])[0]["rouge-l"]["f"]`, 0 where it raises."""
     file = Path(__file__).with_name("rouge_1_0_1.json")
     theirs = json.loads(file.read_text())
     assert len(theirs) == 1000
@@ -112,7 +112,7 @@ def test_paper_rouge_is_that_of_rouge_1_0_1() -> None:
 def test_paper_rouge_is_not_the_usual_one(
     reference: str, text: str, score: float, usual: float
 ) -> None:
-    """Fedkseed A19: sets of words, case-sensitive."""
+    """Sets of words, case-sensitive."""
     assert paper_rouge(reference, text) == pytest.approx(score, abs=1e-4)
     assert rouge(reference, text)[1] == pytest.approx(usual, abs=1e-4)
 
@@ -217,7 +217,7 @@ def test_scores_are_those_of_sacrebleu(reference: str, text: str, wanted: float)
 
 @pytest.mark.parametrize("text", FIFTEEN.values(), ids=FIFTEEN)
 def test_a_text_scores_one_with_itself_in_fifteen_languages(text: str):
-    """fedmllm C11: the reference's ROUGE is 0 where the script is not ASCII."""
+    """The reference's ROUGE is 0 where the script is not ASCII."""
     assert chrf(text, text) == pytest.approx(1)
     assert 0 <= chrf(text, text[::2]) < 1
 

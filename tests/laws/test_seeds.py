@@ -25,7 +25,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import begin, draw, measure
 from fedloom.server.importance import Pro
-from fedloom.server.samplers import Full, Uniform
+from fedloom.server.samplers import FullParticipation, Uniform
 from fedloom.spaces.seed_space import Seeds
 
 EPS, LR, STEPS, VOCAB = 5e-4, 2e-3, 8, 64
@@ -128,7 +128,7 @@ def ours(
         found.append(loss_of(bench.space.model, rows))
 
     run = begin(algorithm, bench.space.start(), seed)
-    bench.rounds(algorithm, engine, rounds, run=run, sampler=Full(), after=note)
+    bench.rounds(algorithm, engine, rounds, run=run, sampler=FullParticipation(), after=note)
     return found
 
 
@@ -178,7 +178,7 @@ def curves(five: Callable[..., Any], tmp_path: Path) -> Curves:
 def test_it_learns_as_a_plain_loop_of_fedavg_over_mezo_does(
     distribution: str, curves: Curves
 ) -> None:
-    """fedkseed A21: five clients, six rounds, within 1 % after every one; the loss falls by a tenth at least."""
+    """Five clients, six rounds, within 1 % after every one; the loss falls by a tenth at least."""
     found, expected = curves(6, distribution=distribution, num_seeds=256)
     assert found == pytest.approx(expected, rel=0.01)
     assert found[-1] < 0.9 * found[0]
@@ -189,7 +189,7 @@ def test_it_learns_as_a_plain_loop_of_fedavg_over_mezo_does(
 def test_over_thirty_rounds_it_follows_the_plain_loop_within_a_percent(
     num_seeds: int, curves: Curves
 ) -> None:
-    """fedkseed A21: the loss falls by a quarter at least, whatever the number of directions."""
+    """The loss falls by a quarter at least, whatever the number of directions."""
     found, expected = curves(30, num_seeds=num_seeds)
     assert len(found) == 31
     assert found == pytest.approx(expected, rel=0.01)
@@ -198,7 +198,7 @@ def test_over_thirty_rounds_it_follows_the_plain_loop_within_a_percent(
 
 @pytest.mark.slow
 def test_pro_learns_as_uniform_draws_do(five: Callable[..., Any], tmp_path: Path) -> None:
-    """fedkseed A21: over five seeds not worse by two standard deviations."""
+    """Over five seeds not worse by two standard deviations."""
     ends: dict[str, list[float]] = {"uniform": [], "pro": []}
     for seed in range(5):
         for name, algorithm in (

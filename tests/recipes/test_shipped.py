@@ -163,7 +163,7 @@ def test_the_aya_recipes_hold_the_languages_of_fedmllm() -> None:
 def test_any_causal_language_model_takes_the_same_path(
     architecture: str, space: str, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """A2: a random model of another family, saved to a folder, instead of the bundled one."""
+    """A random model of another family, saved to a folder, instead of the bundled one."""
     import torch
     import transformers
 

@@ -169,7 +169,7 @@ def test_zeros_are_cheap() -> None:
 def test_a_sparse_million_takes_the_bytes_of_the_table(
     density: float, values: ValueType, expected: int
 ) -> None:
-    """flasc.md check d; an int8 scale is float32 a block of 128 here, float16 of 64 there: the same."""
+    """An int8 scale is float32 a block of 128 here, float16 of 64 there: the same."""
     payload = {"delta": {"w": sparse_tensor(1_000_000, density).view(1000, 1000)}}
     message = encode(payload, values=values)
     assert len(message) == pytest.approx(expected, rel=0.01)
@@ -180,7 +180,7 @@ def test_a_sparse_million_takes_the_bytes_of_the_table(
 def test_beyond_values_a_message_costs_the_entropy_of_its_positions(
     density: float, values: ValueType
 ) -> None:
-    """flasc.md check c: at most 1.02 * floor + values + 256 bytes."""
+    """At most 1.02 * floor + values + 256 bytes."""
     size = 1_000_000
     count = int(size * density)
     ways = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
@@ -211,7 +211,7 @@ def test_where_few_entries_are_zero_the_zeros_are_coded() -> None:
 def test_a_million_entries_are_written_and_read_in_less_than_half_of_torchs_selection(
     density: float,
 ) -> None:
-    """CPU seconds of one thread, of memory that the process has already: flasc F7, beside torch.topk of a quarter."""
+    """CPU seconds of one thread, of memory that the process has already, beside torch.topk of a quarter."""
     payload = {"delta": {"w": sparse_tensor(1_000_000, density)}}
     message = encode(payload, values="float16")
     written = fastest(lambda: encode(payload, values="float16"))

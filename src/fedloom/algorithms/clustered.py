@@ -124,7 +124,7 @@ class Clustered(Wrapper[State]):
             if COEFFICIENTS in start:
                 # Only clients who walk along the same coordinates can be compared.
                 path = torch.arange(self.mode.probe or _WALK) % len(start[COEFFICIENTS])
-                done = yield Fit(start, walk={COEFFICIENTS: path}, at_start=True)
+                done = yield Fit(start, seed_sequence={COEFFICIENTS: path}, at_start=True)
             else:
                 done = yield Fit(start, steps=self.mode.probe)
             moved = sub(done.params, start)

@@ -34,7 +34,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.sparsity import Density, Scope, check_comparable, keep_largest, kept_shares
+from fedloom.core.sparsity import Density, Scope, check_comparable, densities, keep_largest
 from fedloom.core.wrapper import Wrapper
 
 
@@ -96,4 +96,4 @@ class Flasc(Wrapper[State]):
         state, metrics = self.inner.server_update(state, round, replies)
         # What the cohort would be sent next; a mask is chosen anew from the dense vector each time.
         sent = self.broadcast(state, replace(round, number=round.number + 1))
-        return state, {**metrics, **kept_shares(payload["params"] for payload in sent.values())}
+        return state, {**metrics, **densities(payload["params"] for payload in sent.values())}

@@ -37,10 +37,10 @@ from fedloom.core.sparsity import (
     Density,
     Scope,
     check_comparable,
+    densities,
     fill,
-    kept_shares,
     largest,
-    num_kept,
+    num_nonzero,
     pick,
     restrict,
 )
@@ -91,7 +91,7 @@ class Prune(Wrapper[State]):
     def broadcast(self, state: PruneState[State], round: Round) -> Mapping[ClientId, Payload]:
         def cut(payload: Payload, density: float) -> Payload:
             params, mask = payload["params"], state.mask
-            if self.regrow and density < 1 and num_kept(params):
+            if self.regrow and density < 1 and num_nonzero(params):
                 mask = largest(params, density, scope=self.scope)
             return {**payload, "params": pick(params, mask), "mask": mask} if mask else payload
 
@@ -127,15 +127,15 @@ class Prune(Wrapper[State]):
         dense = next(iter(self.inner.broadcast(inner, after).values()))["params"]
         state = PruneState(inner, self._shrunk(state.mask, dense, after.number))
         masks = (p.get("mask", p["params"]) for p in self.broadcast(state, after).values())
-        return state, {**metrics, **kept_shares(masks)}
+        return state, {**metrics, **densities(masks)}
 
     def _shrunk(self, mask: Params, params: Params, round: int) -> Params:
         """Return the mask of a round, inside the one before; the same one where it is small enough."""
         density = self.density.at(round, {})
-        if self.regrow or density == 1 or not num_kept(params):
+        if self.regrow or density == 1 or not num_nonzero(params):
             return mask
         smaller = largest(restrict(params, mask) if mask else params, density, scope=self.scope)
-        if not mask or num_kept(smaller) >= num_kept(mask):
+        if not mask or num_nonzero(smaller) >= num_nonzero(mask):
             return mask or smaller
         return params_map(torch.logical_and, smaller, mask)
 

@@ -23,7 +23,7 @@ from fedloom.spaces.seed_space import SeedSpace
 
 @dataclass(frozen=True)
 class Projected(OneByOne[SeedSpace]):
-    """One client at a time trains all weights and keeps their projection on the directions of its walk."""
+    """One client at a time trains all weights and keeps their projection on the directions of its seed sequence."""
 
     def train(self, job: Job, work: Fit) -> Done:
         if work.proximal or work.gradient_offset or work.mask or work.at_start:
@@ -33,7 +33,7 @@ class Projected(OneByOne[SeedSpace]):
             )
         local, space = self.setup.local, self.setup.space
         num_steps = local.num_steps(len(self.setup.examples(job.client)), work.steps)
-        ks = self._walk(work)
+        ks = self._sequence(work)
         space.load(work.start)
         lr = local.lr_at(job.round, self.setup.num_rounds)
         working = _Working(space, space.values.clone(), work.start, ks, lr)
@@ -47,13 +47,13 @@ class Projected(OneByOne[SeedSpace]):
                 space.seated.drop_gradients()
         return replace(done, record={"scalars": {COEFFICIENTS: working.scalars}})
 
-    def _walk(self, work: Fit) -> list[int]:
-        """Return the directions to project on: the walk's, else each of the pool once."""
-        if work.walk is None:
+    def _sequence(self, work: Fit) -> list[int]:
+        """Return the directions to project on: the work's seed sequence, else each of the pool once."""
+        if work.seed_sequence is None:
             return list(range(self.setup.space.num_seeds))
         plain = replace(work, steps=None)
-        walk = drawn_seeds(plain, self.setup.space, steps=0, per_step=1, seed=0)
-        return [int(k) for k in walk.flatten()]
+        sequence = drawn_seeds(plain, self.setup.space, steps=0, per_step=1, seed=0)
+        return [int(k) for k in sequence.flatten()]
 
 
 @dataclass
@@ -67,7 +67,7 @@ class _Working:
     ks: Sequence[int]
     lr: float
     scalars: Tensor = torch.empty(0, dtype=torch.float64)
-    """(len(ks),) slopes that a walk with this learning rate would have applied."""
+    """(len(ks),) slopes that zeroth-order steps with this learning rate would have applied."""
 
     @property
     def values(self) -> Tensor:

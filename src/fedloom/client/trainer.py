@@ -20,7 +20,7 @@ from fedloom.spaces.live import Live, Seated, Space
 S = TypeVar("S", bound=Space)
 
 
-class Evaluator(Protocol):
+class ClientEvaluator(Protocol):
     """What a trainer needs to answer Evaluate."""
 
     def measure_each(
@@ -57,7 +57,7 @@ class OneByOne(ABC, Generic[S]):
 
     setup: Setup[S]
     fast: FastPath
-    evaluator: Evaluator
+    evaluator: ClientEvaluator
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
@@ -89,7 +89,7 @@ class Sequential(OneByOne[Live]):
 
 
 def _measured(
-    jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: Evaluator
+    jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: ClientEvaluator
 ) -> dict[int, Done]:
     """Answer the Evaluate jobs; the same params are loaded and measured once a split, for all who ask."""
     asked: dict[tuple[Split, int], list[tuple[int, Params]]] = {}

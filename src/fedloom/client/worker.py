@@ -38,11 +38,11 @@ def run_tasks(
             answers[i] = ClientFailure(task.client, str(refusal))
             continue
         halves[i] = half_of(deployed, task, client_state)
-    told: dict[int, Done | ClientError | None] = dict.fromkeys(halves)
+    done: dict[int, Done | ClientError | None] = dict.fromkeys(halves)
     turn = 0
-    while told:
+    while done:
         asked: dict[int, Work] = {}
-        for i, last in told.items():
+        for i, last in done.items():
             try:
                 asked[i] = _advance(halves[i], last)
             except StopIteration as stop:
@@ -55,7 +55,7 @@ def run_tasks(
             Job(tasks[i].client, tasks[i].round, derive(tasks[i].seed, turn), work)
             for i, work in asked.items()
         ]
-        told = dict(zip(asked, _attempt(trainer, jobs), strict=True))
+        done = dict(zip(asked, _attempt(trainer, jobs), strict=True))
         turn += 1
     return [answers[i] for i in range(len(tasks))]
 

@@ -27,7 +27,7 @@ EPS = 5e-4
 
 
 @dataclass(frozen=True)
-class SeedWalk(OneByOne[SeedSpace]):
+class ZerothOrder(OneByOne[SeedSpace]):
     """One client at a time walks in seed space."""
 
     @cached_property
@@ -39,7 +39,9 @@ class SeedWalk(OneByOne[SeedSpace]):
         local, space = self.setup.local, self.setup.space
         examples = self.setup.examples(job.client)
         num_steps = local.num_steps(len(examples), work.steps)
-        walk = drawn_seeds(work, space, steps=num_steps, per_step=local.directions, seed=job.seed)
+        sequence = drawn_seeds(
+            work, space, steps=num_steps, per_step=local.directions, seed=job.seed
+        )
         course = Trajectory(work, space, local, local.lr_at(job.round, self.setup.num_rounds))
         stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         losses: list[float] = []
@@ -51,7 +53,7 @@ class SeedWalk(OneByOne[SeedSpace]):
             self.fast.installed(),
             kind(space, self.leaves).at(work.start) as ground,
         ):
-            for ks in walk.tolist():
+            for ks in sequence.tolist():
                 step = next(stream)
                 num_tokens += sum(example.num_targets for example in step)
                 slopes, loss = self._slopes(ground, step, ks)
@@ -63,13 +65,16 @@ class SeedWalk(OneByOne[SeedSpace]):
                 by, shrink = course.step(ks, applied)
                 if not work.at_start:
                     ground.move_(ks, by, shrink=shrink)
-        if len(walk) and not losses:
+        if len(sequence) and not losses:
             raise ClientError(f"{job.client}: no step had a finite loss")
-        metrics = {"num_tokens": float(num_tokens), "skipped_steps": float(len(walk) - len(losses))}
+        metrics = {
+            "num_tokens": float(num_tokens),
+            "skipped_steps": float(len(sequence) - len(losses)),
+        }
         if losses:
             metrics["loss"] = math.fsum(losses) / len(losses)
         lr_sum = None if local.weight_decay else course.lr * len(losses)
-        return Done(course.end(), len(examples), len(walk), lr_sum, course.record(), metrics)
+        return Done(course.end(), len(examples), len(sequence), lr_sum, course.record(), metrics)
 
     def _slopes(self, ground: Ground, step: Step, ks: Sequence[int]) -> tuple[list[float], float]:
         """Return the slope along each direction, and the loss; not finite where nothing is asked for."""

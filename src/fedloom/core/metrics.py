@@ -261,10 +261,10 @@ def checked(
             that says too little to be averaged.
     """
     known = table.reported()
-    told = {name: _value(name, value, known, unsure=measured) for name, value in metrics.items()}
+    values = {name: _value(name, value, known, unsure=measured) for name, value in metrics.items()}
     if measured:
-        _check_measured(told)
-    return told
+        _check_measured(values)
+    return values
 
 
 def has_diverged(metrics: Metrics) -> bool:

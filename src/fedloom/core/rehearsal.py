@@ -95,8 +95,8 @@ def stand_in(work: Work, seed: int, *, noise: float = 0.0) -> Done:
             return p.clone()
         return p + noise * torch.randn(p.shape, generator=source, dtype=p.dtype)
 
-    def met(walk: Tensor) -> Tensor:
-        return moved(torch.zeros(walk.shape, dtype=torch.float64))
+    def met(sequence: Tensor) -> Tensor:
+        return moved(torch.zeros(sequence.shape, dtype=torch.float64))
 
-    record = {"scalars": params_map(met, work.walk)} if work.walk else {}
+    record = {"scalars": params_map(met, work.seed_sequence)} if work.seed_sequence else {}
     return Done(params_map(moved, work.start), 1, 1, 1.0, record)

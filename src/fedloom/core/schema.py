@@ -31,7 +31,7 @@ def difference(found: Schema, expected: Schema) -> str | None:
         return None
     for key in sorted(expected.keys() | found.keys()):
         if found.get(key) != expected.get(key):
-            return f"{_name(key)}: expected {_said(expected.get(key))}, got {_said(found.get(key))}"
+            return f"{_name(key)}: expected {_text(expected.get(key))}, got {_text(found.get(key))}"
     return None
 
 
@@ -49,7 +49,7 @@ def check_finite(upload: Payload) -> None:
                 raise ClientError(f"upload {group}/{name} is not finite")
 
 
-def _said(kind: tuple[torch.dtype, torch.Size] | None) -> str:
+def _text(kind: tuple[torch.dtype, torch.Size] | None) -> str:
     return "nothing" if kind is None else f"{str(kind[0]).removeprefix('torch.')} {tuple(kind[1])}"
 
 

@@ -51,7 +51,7 @@ def support(params: Params) -> Params:
 
 def restrict(params: Params, mask: Params) -> Params:
     """Return `params` with +0.0 where `mask` is False: a product would leave -0.0, and it travels."""
-    return params_map(lambda t, kept: torch.where(kept, t, 0), params, mask)
+    return params_map(lambda t, where: torch.where(where, t, 0), params, mask)
 
 
 def _largest(values: Tensor, density: float) -> Tensor:
@@ -90,26 +90,26 @@ def _kth_largest(numbers: Tensor, k: int) -> tuple[int, int]:
 
 def pick(params: Params, mask: Params) -> Params:
     """Return each tensor's kept entries in their order, 1-D: `mask` says where they lie."""
-    return params_map(lambda t, kept: t[kept], params, mask)
+    return params_map(lambda t, where: t[where], params, mask)
 
 
 def fill(values: Params, mask: Params) -> Params:
     """Return whole tensors of what `pick` returned, +0.0 where nothing was kept."""
 
-    def whole(kept: Tensor, where: Tensor) -> Tensor:
-        return torch.zeros(where.shape, dtype=kept.dtype).masked_scatter_(where, kept)
+    def whole(entries: Tensor, where: Tensor) -> Tensor:
+        return torch.zeros(where.shape, dtype=entries.dtype).masked_scatter_(where, entries)
 
     return params_map(whole, values, mask)
 
 
-def num_kept(mask: Params) -> int:
+def num_nonzero(mask: Params) -> int:
     """Return the number of entries that are not zero."""
     return sum(int(t.count_nonzero()) for t in mask.values())
 
 
-def kept_shares(masks: Iterable[Params]) -> Metrics:
+def densities(masks: Iterable[Params]) -> Metrics:
     """Return the share kept of all entries, and of each tensor's: means over the masks, one a client."""
-    kept: dict[str, float] = {}
+    counts: dict[str, float] = {}
     sizes: dict[str, int] = {}
     counted: dict[int, dict[str, int]] = {}
     alive = []
@@ -119,12 +119,12 @@ def kept_shares(masks: Iterable[Params]) -> Metrics:
         if id(mask) not in counted:
             counted[id(mask)] = {name: int(t.count_nonzero()) for name, t in mask.items()}
         for name, count in counted[id(mask)].items():
-            kept[name] = kept.get(name, 0) + count
+            counts[name] = counts.get(name, 0) + count
             sizes[name] = sizes.get(name, 0) + mask[name].numel()
     if not sum(sizes.values()):
         return {}
-    tensors = {f"density/{name}": kept[name] / max(size, 1) for name, size in sizes.items()}
-    return {"download_density": sum(kept.values()) / sum(sizes.values()), **tensors}
+    tensors = {f"density/{name}": counts[name] / max(size, 1) for name, size in sizes.items()}
+    return {"download_density": sum(counts.values()) / sum(sizes.values()), **tensors}
 
 
 @dataclass(frozen=True, slots=True)

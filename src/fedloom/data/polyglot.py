@@ -260,9 +260,9 @@ def _reading(language: str, variant: str, rng: random.Random) -> Fields:
     words = lexicon(language)
     # Two people, told about in different respects: what is asked has one place in the story.
     variants = words.phrases["reading"]
-    told = [variant, rng.choice([other for other in variants if other != variant])]
+    respects = [variant, rng.choice([other for other in variants if other != variant])]
     sentences, people = [], rng.sample(words.names, 2)
-    for name, respect in zip(people, told, strict=True):
+    for name, respect in zip(people, respects, strict=True):
         one = {
             "name": name,
             "place": rng.choice(words.capitals[:_NUM_PLACES])[-1],

@@ -165,19 +165,19 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         row = Row(values, str(path), line)
         if not isinstance(values, dict):
             raise ValueError(f"{row.place}: must be an object with columns, got {short(values)}")
-        if said := fault(values):
-            raise ValueError(f"{row.place}: {said}")
+        if problem := fault(values):
+            raise ValueError(f"{row.place}: {problem}")
         yield row
-    if said := fault(whole):
-        raise ValueError(f"{path} {said}")
+    if problem := fault(whole):
+        raise ValueError(f"{path} {problem}")
 
 
 def _lines(text: str, path: Path) -> Iterator[Row]:
-    for line, said in enumerate(text.split("\n"), start=1):
-        if not said.strip():
+    for line, row in enumerate(text.split("\n"), start=1):
+        if not row.strip():
             continue
         try:
-            values = loads(said)
+            values = loads(row)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
         if not isinstance(values, dict):

@@ -8,7 +8,7 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.prompts import PROMPTS, Segment, own_prompt
 from fedloom.data.targets import up_to_answer
-from fedloom.data.templates import Chat, ChatTemplate, holds
+from fedloom.data.templates import ChatTemplate, TemplateWriter, holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Renderer:
             parts = [record]
         else:
             parts = [_alone(up_to_answer(record, at + 1)) for at in range(len(sequences))]
-        rewritten = self.may_rewrite and not _said_whole(messages, sequences)
+        rewritten = self.may_rewrite and not _is_whole(messages, sequences)
         return [
             Rendering(segments, part, hidden, folded, rewritten)
             for segments, part in zip(sequences, parts, strict=True)
@@ -113,7 +113,7 @@ def _writer(settings: DataSettings, tokenizer: ChatTemplate) -> tuple[Write, str
             "data.prompt is chat, but the tokenizer of model.name has no chat template: "
             f"set data.prompt to one of {', '.join(PROMPTS)}"
         )
-    template = Chat(tokenizer)
+    template = TemplateWriter(tokenizer)
     return template, template.sample()
 
 
@@ -141,19 +141,19 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
     return folded
 
 
-def _add_(folded: list[Message], said: str) -> None:
+def _add_(folded: list[Message], line: str) -> None:
     last = max(at for at, message in enumerate(folded) if message.role == "user")
-    folded[last] = replace(folded[last], content=_lines(folded[last].content, said), context="")
+    folded[last] = replace(folded[last], content=_lines(folded[last].content, line), context="")
 
 
 def _lines(*texts: str) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def _said_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segment]]) -> bool:
+def _is_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segment]]) -> bool:
     learnt = [m.content for m in messages if m.role == "assistant" and m.learn]
     texts = [one.text for segments in sequences for one in segments if one.learn]
-    return all(holds(text, said) for said, text in zip(learnt, texts, strict=True))
+    return all(holds(text, answer) for answer, text in zip(learnt, texts, strict=True))
 
 
 _NAMED = 4

@@ -93,13 +93,13 @@ def tokenise(
         noted += [one for of_record in renderings for one in of_record[:1] if one.remarkable]
         pieces = encoder.pieces([one for of_record in renderings for one in of_record])
         for of_record in renderings:
-            kept = []
+            usable = []
             for rendering in of_record:
                 for example, cut in _examples(rendering, next(pieces), start, settings, shorten):
                     num_dropped += example is None
                     num_truncated += cut and example is not None
-                    kept += [example] if example else []
-            made.append(tuple(kept))
+                    usable += [example] if example else []
+            made.append(tuple(usable))
     num_empty = sum(one is None for one in wanted)
     return Tokenised(made, num_truncated, num_dropped, num_empty, remarks(noted, ends))
 

@@ -87,7 +87,7 @@ def load_base(settings: ModelSettings) -> Base:
     chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     device = _device(settings.device)
     with found(_otherwise(settings)):
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             dtype=DTYPES[settings.dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -97,7 +97,7 @@ def load_base(settings: ModelSettings) -> Base:
             **chosen,
         )
         settle_(model, ends_in_file(locate(settings.name), settings.revision))
-    check_loaded(model, told, settings.name)
+    check_loaded(model, loading, settings.name)
     return freeze_(model, tokenizer, settings, settings.name, device)
 
 
@@ -207,11 +207,11 @@ def fingerprint(model: nn.Module) -> str:
     """
     # The scales of quantised layers are buffers: integers alone say nothing of a weight's size.
     held = model.state_dict(keep_vars=True)
-    kept = {clean(n): t for n, t in held.items() if not t.requires_grad}
-    names = sorted(kept)
+    frozen = {clean(n): t for n, t in held.items() if not t.requires_grad}
+    names = sorted(frozen)
     # Each by itself, several at once: hashing lets go of the interpreter, and a gigabyte takes most of a second.
     with ThreadPoolExecutor(_HASHING) as pool:
-        digests = pool.map(lambda name: _digest(name, kept[name]), names)
+        digests = pool.map(lambda name: _digest(name, frozen[name]), names)
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 

@@ -21,7 +21,7 @@ from fedloom.report.labels import labels_section
 from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
-from fedloom.rounds.inputs import said
+from fedloom.rounds.inputs import note_text
 from fedloom.tracking.metric_format import change, duration, human_bytes, measures, quality, shown
 
 _CURVES = (
@@ -271,8 +271,8 @@ def _notes(own: Results) -> list[str]:
         (broken, "evaluations found a loss that is not finite: the model gave no numbers"),
         (skipped, "training steps were skipped because their loss was not finite"),
     ]
-    told = [f"{count:,} {what}" for count, what in notes if count]
-    told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
+    lines = [f"{count:,} {what}" for count, what in notes if count]
+    lines += Manifest.from_json(own.manifest).left_out() if own.manifest else []
     early = ["The run stopped early"] if own.summary.get("stopped_early") else []
     drawn = ((split, own.drawn(split)) for split in ("validation", "test"))
     early += [
@@ -280,8 +280,8 @@ def _notes(own: Results) -> list[str]:
         for split, some in drawn
         if some
     ]
-    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + told]
-    return [*sentences, *(said(row) for row in own.anyway)]
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + lines]
+    return [*sentences, *(note_text(row) for row in own.anyway)]
 
 
 _PHASES = {"train": "training", "evaluate": "evaluation", "rebuild": "rebuilding the model"}
@@ -324,13 +324,15 @@ def _bytes(count: float | None) -> str:
 
 def _phases(own: Results, kind: str) -> str:
     """Return the most memory held in any round of each phase."""
-    told = {
+    values_by_phase = {
         phase: [value for _, value in own.history.of(f"memory/{phase}_{kind}bytes")]
         for phase in _PHASES
     }
     rebuild = (own.seeds.get("rebuild") or {}).get(f"memory/rebuild_{kind}bytes")
-    told["rebuild"] += [rebuild] if rebuild else []
+    values_by_phase["rebuild"] += [rebuild] if rebuild else []
     peaks = [
-        f"{_PHASES[phase]} {human_bytes(max(values))}" for phase, values in told.items() if values
+        f"{_PHASES[phase]} {human_bytes(max(values))}"
+        for phase, values in values_by_phase.items()
+        if values
     ]
     return ", ".join(peaks)

@@ -46,10 +46,10 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     folder = session.folder
     if session.recipe.run.samples:
         write_json(folder / "samples.json", samples(session, run))
-    told = _told(session, run)
-    for name, value in told.items():
+    details = _details(session, run)
+    for name, value in details.items():
         write_json(folder / name, value)
-    worst = told.get("by_label.json", {}).get("worst", {})
+    worst = details.get("by_label.json", {}).get("worst", {})
     summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)
     export_models(session, run, folder / "adapters")
@@ -58,15 +58,15 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     return summary
 
 
-def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
+def _details(session: Session, run: Run[Any]) -> dict[str, Any]:
     """Return what only some runs tell, by the name of its file."""
-    told, by = dict[str, Any](), session.recipe.evaluation.by
+    details, by = dict[str, Any](), session.recipe.evaluation.by
     if by is not None and session.judges:
-        told["by_label.json"] = metrics_by_label(session, run, by)
+        details["by_label.json"] = metrics_by_label(session, run, by)
     clusters = describe(session.recipe.algorithm, run.state).clusters
     if clusters is not None:
-        told["clusters.json"] = clusters_record(clusters, session.federation.profiles)
-    return told
+        details["clusters.json"] = clusters_record(clusters, session.federation.profiles)
+    return details
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -134,7 +134,7 @@ def _totals(history: MetricsLog) -> dict[str, Any]:
         "upload_bytes": int(history.total("comm/upload_bytes")),
         "download_bytes": int(history.total("comm/download_bytes")),
         "num_absent": int(history.total("comm/num_absent")),
-        "rounds_unchanged": sum(not kept for _, kept in history.of("comm/round_kept")),
+        "rounds_unchanged": sum(not value for _, value in history.of("comm/round_kept")),
         "skipped_steps": int(history.total("train/skipped_steps")),
         "train_seconds": round(history.total("time/train_seconds"), 3),
         "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
@@ -159,7 +159,7 @@ def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "client": client,
-                    "labels": session.federation.manifest.told(record.labels),
+                    "labels": session.federation.manifest.shown_labels(record.labels),
                     "prompt": record.messages[-2].content if len(record.messages) > 1 else "",
                     "reference": record.messages[-1].content,
                     "before": was,

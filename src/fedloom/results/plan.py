@@ -64,8 +64,8 @@ class Plan:
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
         if self.left_frozen:
             table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
-        for at, said in enumerate(self.left_out):
-            table.add_row("" if at else "data", Text(said, style="yellow"))
+        for at, note in enumerate(self.left_out):
+            table.add_row("" if at else "data", Text(note, style="yellow"))
         return table
 
 

@@ -16,7 +16,7 @@ FILE = "inputs.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NamedPath:
     """A file or folder that a recipe names."""
 
     name: str
@@ -33,8 +33,8 @@ class Inputs:
     """When the run was begun with these."""
     identity: Mapping[str, str]
     """Hashes by name, see `spaces.handshake`."""
-    model: Place | None = None
-    data: Place | None = None
+    model: NamedPath | None = None
+    data: NamedPath | None = None
     """None where the recipe names something built in, or on the Hub."""
     commit: str | None = None
     """Of a model on the Hub."""
@@ -50,10 +50,10 @@ class Inputs:
         if not file.exists():
             return None
         remedy = "put back the file as the run wrote it, or remove it and take what is there now with --anyway"
-        told = read_json(file, dict, remedy=remedy)
+        fields = read_json(file, dict, remedy=remedy)
         try:
-            places = {n: told[n] and Place(**told[n]) for n in ("model", "data")}
-            found = cls(**{**told, **places})
+            places = {n: fields[n] and NamedPath(**fields[n]) for n in ("model", "data")}
+            found = cls(**{**fields, **places})
             known = {str(key): str(value) for key, value in found.identity.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not what a run writes ({error}): {remedy}") from error
@@ -69,10 +69,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def place_of(name: str) -> Place | None:
+def named_path(name: str) -> NamedPath | None:
     """Return where a file or folder is now; None where there is none."""
     path = Path(name).expanduser()
-    return Place(name, str(path.resolve())) if path.exists() else None
+    return NamedPath(name, str(path.resolve())) if path.exists() else None
 
 
 def located(
@@ -95,7 +95,7 @@ def located(
     return replace(model, name=name), replace(data, source=source)
 
 
-def _found(name: str, known: Place | None) -> str:
+def _found(name: str, known: NamedPath | None) -> str:
     if known is None or known.name != name or Path(name).expanduser().exists():
         return name
     return known.path
@@ -138,7 +138,7 @@ def read_notes(folder: Path) -> list[Mapping[str, Any]]:
     for number, line in enumerate(read_text(file, remedy="remove it").splitlines(), start=1):
         try:
             row = json.loads(line)
-            said(row)
+            note_text(row)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"line {number} of {file} is not what a command writes: remove it"
@@ -147,7 +147,7 @@ def read_notes(folder: Path) -> list[Mapping[str, Any]]:
     return rows
 
 
-def said(row: Mapping[str, Any]) -> str:
+def note_text(row: Mapping[str, Any]) -> str:
     """Return a line as a sentence."""
     parts = "; ".join(str(Difference(**each)) for each in row["differs"])
     day = str(row["date"])[:16].replace("T", " ")

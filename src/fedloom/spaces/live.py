@@ -250,12 +250,15 @@ def learnable(
     """
     silent = unread(model)
     named = chosen(model, names, path=path)
-    kept = {name: p for name, p in named.items() if name not in silent}
+    learnt = {name: p for name, p in named.items() if name not in silent}
     for part in names:
-        if not any(_has(name, part) for name in kept):
+        if not any(_has(name, part) for name in learnt):
             raise ValueError(f"{path} must name tensors that a pass over text reads, got {part}")
     left = listed_groups(named.keys() & silent)
-    return kept, f"no pass over text reads these tensors, which stay frozen: {left}" if left else ""
+    return (
+        learnt,
+        f"no pass over text reads these tensors, which stay frozen: {left}" if left else "",
+    )
 
 
 def chosen(model: nn.Module, names: Sequence[str], *, path: str) -> dict[str, nn.Parameter]:

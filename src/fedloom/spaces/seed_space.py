@@ -185,8 +185,8 @@ class SeedSpace:
         """Write the whole model, and beside it the few numbers that are all of it but the base model."""
         self.save_merged(folder, params)
         lists = {name: t.tolist() for name, t in self.read(params).items()}
-        told = json.dumps({"identity": dict(self.identity()), "params": lists})
-        write_atomic(folder / "seeds.json", told.encode())
+        text = json.dumps({"identity": dict(self.identity()), "params": lists})
+        write_atomic(folder / "seeds.json", text.encode())
 
     def save_merged(self, folder: Path, params: Params) -> None:
         self.load(params)
@@ -212,12 +212,12 @@ class SeedSpace:
     def _fingerprint(self) -> str:
         """Return the SHA-256 of the base model, wherever its weights have gone since."""
         digest = hashlib.sha256(str(self.values.dtype).encode())
-        kept, at = dict[str, slice](), 0
+        slices, at = dict[str, slice](), 0
         for name, shape in self.seated.layout.shapes.items():
-            kept[name] = slice(at, at := at + shape.numel())
+            slices[name] = slice(at, at := at + shape.numel())
         for name, parameter in every(self.model).items():
-            if name in kept:
-                digest.update(self._origin.bytes_of(kept[name]))
+            if name in slices:
+                digest.update(self._origin.bytes_of(slices[name]))
             else:
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         for scale in self._scales.values():

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedloom.core.protocols import Payload
 from fedloom.core.schema import Schema
 from fedloom.wire.compact import read_lengths, write_lengths
-from fedloom.wire.layout import Layout, dense_layout, read_layout
+from fedloom.wire.layout import MessageLayout, dense_layout, read_layout
 from fedloom.wire.table import MAX_JSON_BYTES, Block, WireError, write_table
 from fedloom.wire.tensors import read_run, write_run
 from fedloom.wire.wire_settings import MAX_BYTES, Compression, ValueType
@@ -136,7 +136,7 @@ def roundtrip(
     return decode_body(body, max_bytes=None)
 
 
-def _check_lengths(layout: Layout, num_bytes: int, max_bytes: int | None) -> None:
+def _check_lengths(layout: MessageLayout, num_bytes: int, max_bytes: int | None) -> None:
     within = max_bytes is None or layout.decoded_bytes <= max_bytes
     if layout.num_bytes == num_bytes and within:
         return

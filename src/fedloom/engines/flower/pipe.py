@@ -82,11 +82,11 @@ def _answer(caller: socket.socket, answer: Answer) -> None:
     except (OSError, ValueError):
         return
     try:
-        said = answer(header, pieces)
+        reply = answer(header, pieces)
     except Exception as error:  # noqa: BLE001 whatever one envelope does, the next one is answered
         traceback.print_exc()
-        said = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, []
+        reply = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, []
     try:
-        send(caller, *said)
+        send(caller, *reply)
     except OSError as error:
         sys.stderr.write(f"nobody waits for this answer any more: {error}\n")

@@ -98,9 +98,9 @@ class NormBound(Robust):
 
     def of(self, arrived: Updates) -> tuple[Params, list[float]]:
         lengths = arrived.products.diagonal().clamp_min(0).sqrt()
-        kept = within(lengths, self.bound).tolist()
-        shares = [part * own for part, own in zip(kept, in_mean(arrived.weights), strict=True)]
-        return summed(arrived.deltas, shares), kept
+        factors = within(lengths, self.bound).tolist()
+        shares = [part * own for part, own in zip(factors, in_mean(arrived.weights), strict=True)]
+        return summed(arrived.deltas, shares), factors
 
 
 def _check(setting: str, value: float | None) -> None:

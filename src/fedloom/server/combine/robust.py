@@ -80,5 +80,5 @@ class Robust(Protocol):
             raise TooFew(self.rule, self.least, len(arrived))
         sent = [reply.upload["delta"] for reply in arrived]
         delta, influence = self.of(Updates(params, sent, [reply.weight for reply in arrived]))
-        told = zip(arrived, influence, strict=True)
-        return delta, {f"{INFLUENCE}{reply.client}": part for reply, part in told}
+        pairs = zip(arrived, influence, strict=True)
+        return delta, {f"{INFLUENCE}{reply.client}": part for reply, part in pairs}

@@ -104,9 +104,9 @@ def _by_coordinate(
         rows, parts = [delta[name].flatten() for delta in deltas], []
         for at in range(0, first.numel(), _CHUNK):
             block = torch.stack([row[at : at + _CHUNK].double() for row in rows])
-            kept = middle(block)
-            parts.append(block.gather(0, kept).mean(0).to(dtype))
-            taken += torch.bincount(kept.flatten(), minlength=len(deltas))
+            inner = middle(block)
+            parts.append(block.gather(0, inner).mean(0).to(dtype))
+            taken += torch.bincount(inner.flatten(), minlength=len(deltas))
         size += first.numel()
         found[name] = torch.cat(parts).view(first.shape)
     return found, (taken / max(size, 1)).tolist()
