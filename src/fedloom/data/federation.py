@@ -73,8 +73,7 @@ def divide(
     found = read.records
     hashes = [conversation(record) for record in found]
     first = first_of_each(hashes)
-    drop = settings.duplicates == "drop"
-    chosen = first if drop else range(len(found))
+    chosen = first if settings.duplicates == "drop" else range(len(found))
     records = [found[i] for i in chosen]
     tokenised = objective.examples(records, settings, tokenizer)
     usable = [i for i, examples in enumerate(tokenised.examples) if examples]
@@ -85,7 +84,7 @@ def divide(
     held_out = [i for i, at in enumerate(usable) if records[at].held_out]
     judges = _judges(held_out, labels, settings)
     cuts = _together(_dealt(learnt, labels, [records[i].split for i in usable], settings), judges)
-    num_shared, leaked = leaks(cuts, [hashes[chosen[i]] for i in usable])
+    leaked = leaks(cuts, [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
@@ -108,16 +107,14 @@ def divide(
         not_taken=taken.left_out,
         num_unlabelled=sum(of_record[by] == UNKNOWN for of_record in labels) if by else 0,
         num_untested=untested,
-        duplicates=Duplicates(len(found) - len(first), drop, num_shared, leaked),
+        duplicates=Duplicates(len(found) - len(first), settings.duplicates == "drop", *leaked),
         hidden=hidden,
         notes=tokenised.notes,
         losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
     )
     profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
-    manifest = replace(
-        manifest, profiles={c: manifest.shown_labels(p) for c, p in profiles.items()}
-    )
-    return Federation(shards, profiles, manifest)
+    shown = {client: manifest.shown_labels(profile) for client, profile in profiles.items()}
+    return Federation(shards, profiles, replace(manifest, profiles=shown))
 
 
 def _kind(settings: DataSettings) -> str:
