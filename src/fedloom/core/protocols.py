@@ -114,10 +114,10 @@ class Fit:
     """Added to every gradient."""
     mask: Params | None = None
     """Multiplies every gradient; 0 freezes; a scalar tensor covers its whole name."""
-    walk: Params | None = None
+    seed_sequence: Params | None = None
     """The coordinate each step moves along, (steps,) int64 by name; zeroth order in seed space only."""
     at_start: bool = False
-    """Whether every step of the walk is measured at `start`, so that its steps do not add up."""
+    """Whether every step of the sequence is measured at `start`, so that its steps do not add up."""
     steps: int | None = None
     """Optimizer steps; None: as the recipe says."""
 
@@ -146,7 +146,7 @@ class Done:
     lr_sum: float | None = None
     """-displacement / lr_sum is the mean gradient; None where it is not (AdamW, momentum)."""
     record: Payload = field(default_factory=dict)
-    """Seed space: "scalars", the projected gradient of every step along the walk, 0 where it was skipped."""
+    """Seed space: "scalars", the projected gradient of every step along the seed sequence, 0 where it was skipped."""
     metrics: Metrics = field(default_factory=dict)
 
 
