@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping
@@ -21,16 +22,19 @@ path, as in `fedloom run quickstart local.lr=0.01`. A setting that would have no
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    docs = {}
-    for field, below in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            text = ""
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                text = inspect.cleandoc(str(below.value.value))
-            docs[field.target.id] = " ".join(text.split())
+    """Return the docstring below each field of a dataclass, its bases' too."""
+    docs = dict[str, str]()
+    for kind in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in itertools.pairwise(tree.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                docs[field.target.id] = " ".join(inspect.cleandoc(str(below.value.value)).split())
     return docs
 
 

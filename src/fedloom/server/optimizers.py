@@ -60,6 +60,7 @@ class SGD:
     """Add lr times the mean delta; with lr 1 the server takes the mean model."""
 
     lr: float = 1.0
+    """How far a step goes."""
 
     def __post_init__(self) -> None:
         _check_positive("sgd", "lr", self.lr)
@@ -76,9 +77,11 @@ class Momentum:
     """FedAvgM: deltas of earlier rounds go on pushing."""
 
     lr: float = 1.0
+    """How far a step goes."""
     beta: float = 0.9
     """Share of the momentum that survives a round, [0, 1)."""
     variant: Variant = "paper"
+    """Whose formulas: the paper's, or those of the code of OpenFedLLM."""
 
     def __post_init__(self) -> None:
         _check_positive("momentum", "lr", self.lr)
@@ -101,6 +104,7 @@ class Adagrad:
     """FedAdagrad: every coordinate slows down by the sum of its squared deltas."""
 
     lr: float = 1e-3
+    """How far a step goes."""
     beta1: float = 0.0
     """Decay of the first moment, [0, 1); the paper's experiments use 0."""
     tau: float = 1e-3
@@ -126,6 +130,7 @@ class _Adaptive(ABC):
     """Algorithm 2 with a second moment that decays."""
 
     lr: float = 1e-3
+    """How far a step goes."""
     beta1: float = 0.9
     """Decay of the first moment, [0, 1)."""
     beta2: float = 0.99
@@ -133,6 +138,7 @@ class _Adaptive(ABC):
     tau: float = 1e-3
     """Adaptivity: the larger, the more alike the coordinates' steps."""
     variant: Variant = "paper"
+    """Whose formulas: the paper's, or those of the code of OpenFedLLM."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__.lower()
@@ -177,6 +183,7 @@ class AdamW:
     """AdamW of torch.optim, in its operations and their order, on minus the mean delta."""
 
     lr: float = 1e-3
+    """How far a step goes."""
     beta1: float = 0.9
     """Decay of the first moment, [0, 1)."""
     beta2: float = 0.999
