@@ -22,6 +22,7 @@ os.environ |= {
     "MPLCONFIGDIR": str(CACHE / "matplotlib"),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HOME": str(CACHE / "hf"),
+    "FEDLOOM_CACHE": str(CACHE / "fedloom"),
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -64,7 +64,7 @@ def test_caches_follow_the_environment_even_before_they_exist(monkeypatch, tmp_p
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    (_, models, note), (_, data, _) = doctor.caches()
+    (_, models, note), (_, data, _), (_, own, _) = doctor.caches()
     assert models == str(tmp_path / "not" / "there" / "hub")
     assert data == str(tmp_path / "data")
     assert ("offline" in note) == said
