@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def converted(file: Path, name: str) -> Path:
     import transformers
 
     header = header_of(file, name)
-    sha256 = _sha256(file.resolve(), *_stamp(file))
+    sha256 = _sha256(_Version.of(file))
     folder = cache() / f"{sha256[:32]}-transformers-{transformers.__version__}"
     if folder.is_dir():
         return folder
@@ -85,23 +86,32 @@ def header_of(file: Path, name: str) -> GgufHeader:
     Raises:
         ValueError: where it is no whole language model.
     """
-    return _header(file.resolve(), name, *_stamp(file))
+    return _header(_Version.of(file), name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """A file as it is now."""
+
+    file: Path
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, file: Path) -> "_Version":
+        told = file.stat()
+        return cls(file.absolute(), told.st_size, told.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
-def _header(file: Path, name: str, size: int, changed: int) -> GgufHeader:
-    return read_header(file, name)
+def _header(version: _Version, name: str) -> GgufHeader:
+    return read_header(version.file, name)
 
 
 @lru_cache(maxsize=8)
-def _sha256(file: Path, size: int, changed: int) -> str:
-    with file.open("rb") as opened:
+def _sha256(version: _Version) -> str:
+    with version.file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    told = file.stat()
-    return told.st_size, told.st_mtime_ns
 
 
 def _convert(file: Path, header: GgufHeader, folder: Path, name: str) -> None:

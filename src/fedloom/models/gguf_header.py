@@ -140,7 +140,8 @@ class _Cursor:
         kind, count = self.number("I"), self.number("Q")
         if kind == _STRING:
             for _ in range(count):
-                self.at += self.number("Q")
+                length = self.number("Q")  # which moves on too
+                self.at += length
         else:
             self.at += count * struct.calcsize("<" + self._letter(kind))
         return count
