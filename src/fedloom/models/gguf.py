@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -69,7 +70,8 @@ def converted(file: Path, name: str) -> Path:
             _convert(file.resolve(), header, part, name)
             source = {"file": file.name, "sha256": sha256, "holds": header.described()}
             (part / _SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-            part.chmod(0o755)
+            for path in (part, *part.iterdir()):  # a cache may be shared
+                path.chmod(0o755 if path.is_dir() else 0o644)
             part.rename(folder)
         except OSError:
             # Where file systems have no locks, another process may have been first, with the same bytes.
@@ -138,7 +140,8 @@ def _convert(file: Path, header: GgufHeader, folder: Path, name: str) -> None:
         ):
             tokenizer = AutoTokenizer.from_pretrained(**place)
         check_tokenizer(tokenizer, name)
-        with found(f"model.name {name} cannot be read by {reader}"):
+        # The reader's bar, which nothing else turns off.
+        with found(f"model.name {name} cannot be read by {reader}"), _without_bar():
             loaded, told = AutoModelForCausalLM.from_pretrained(
                 **place,
                 **_unpacked(transformers),
@@ -154,6 +157,19 @@ def _convert(file: Path, header: GgufHeader, folder: Path, name: str) -> None:
         _add_end_of_turn_(whole, header)
         whole.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        _drop_foreign_tokens(folder, int(header.values["tokenizer.ggml.tokens"]))
+
+
+def _drop_foreign_tokens(folder: Path, count: int) -> None:
+    """Take from a saved tokenizer what the file has no row for: transformers adds GPT-2's end of text to any BPE."""
+    file = folder / "tokenizer.json"
+    told = json.loads(file.read_text(encoding="utf-8"))
+    told["added_tokens"] = [token for token in told["added_tokens"] if token["id"] < count]
+    file.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+
+
+def _without_bar() -> contextlib.redirect_stderr[io.StringIO]:
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def _unpacked(transformers: Any) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _check(header: GgufHeader, file: Path, name: str) -> None:
         raise ValueError(
             f"model.name {name} is a GGUF of no language model ({holds}): give the file of the model itself"
         )
-    if header.values.get("tokenizer.ggml.model") in _NO_TOKENIZER:
+    named, tokens = (header.values.get(f"tokenizer.ggml.{key}") for key in ("model", "tokens"))
+    if named in _NO_TOKENIZER or not isinstance(tokens, int) or not tokens:
         raise ValueError(
             f"model.name {name} holds no tokenizer: give a GGUF with one, or a folder of safetensors with its"
             " tokenizer beside them"
