@@ -144,6 +144,20 @@ def tiny_folder(
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """Return a function from the name of a real model's file to its path; a test that lacks it is skipped."""
+
+    def find(name: str) -> Path:
+        folder = os.environ.get("FEDLOOM_MODELS") or "~/.cache/fedloom/models"
+        file = Path(folder).expanduser() / name
+        if not file.is_file():
+            pytest.skip(f"no {name} in $FEDLOOM_MODELS or ~/.cache/fedloom/models; `make models`")
+        return file
+
+    return find
+
+
 def small_tree(model: Path, /, **sections: Any) -> dict[str, Any]:
     """Return a recipe of four clients and three rounds; `sections` are merged over it."""
     tree: dict[str, Any] = {

@@ -106,7 +106,7 @@ def _usage(base: str, *, merged: bool, builtin: bool, gguf: str | None) -> str:
         ]
         return "\n".join(load)
     if gguf is not None:
-        return "\n".join([*load[:-1], *_from_gguf(base, gguf)])
+        return "\n".join(_from_gguf(base, gguf, load[:2]))
     load += [
         'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")',
         "tokenizer = AutoTokenizer.from_pretrained(base)",
@@ -114,13 +114,13 @@ def _usage(base: str, *, merged: bool, builtin: bool, gguf: str | None) -> str:
     return "\n".join(load)
 
 
-def _from_gguf(base: str, gguf: str) -> list[str]:
+def _from_gguf(base: str, gguf: str, imports: list[str]) -> list[str]:
     """Return the lines that load a base from a GGUF file in a folder or in a Hub repository."""
     local = base.startswith((".", "/", "~")) or base.endswith(gguf)
     place = f'"{base.removesuffix(gguf).rstrip("/") or "."}"'
-    where = [f"base = {place}"]
+    where = [*imports, "", f"base = {place}"]
     if local:
-        where = ["from pathlib import Path", "", f"base = Path({place}).expanduser()"]
+        where = ["from pathlib import Path", "", *imports, "", f"base = Path({place}).expanduser()"]
     return [
         *where,
         f'file = "{gguf}"',
