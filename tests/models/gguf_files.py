@@ -52,8 +52,10 @@ def write_gguf(
         writer.add_eos_token_id(2)
         writer.add_chat_template(TEMPLATE)
     for key, value in values.items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_string
-        add(key.replace("__", "."), value)
+        if isinstance(value, int):
+            writer.add_uint32(key.replace("__", "."), value)
+        else:
+            writer.add_string(key.replace("__", "."), value)
     for name, tensor in _tensors(model).items() if weights else ():
         writer.add_tensor(
             name,

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -6,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gguf
+import psutil
 import pytest
 import torch
 from tests.models.gguf_files import TEMPLATE, TOKENS, write_gguf
@@ -27,9 +30,12 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Return a list that grows by a file with each conversion."""
     done: list[Path] = []
     convert = reader._convert
-    monkeypatch.setattr(
-        reader, "_convert", lambda file, *rest: (done.append(file), convert(file, *rest))
-    )
+
+    def counted(file: Path, *rest: Any) -> None:
+        done.append(file)
+        convert(file, *rest)
+
+    monkeypatch.setattr(reader, "_convert", counted)
     return done
 
 
@@ -118,9 +124,9 @@ def test_what_a_killed_process_left_is_no_model(tiny_gguf, cache, conversions):
 
 def test_without_locks_whoever_is_second_takes_the_firsts(tiny_gguf, cache, monkeypatch):
     def no_locks(file: Any, how: int) -> None:
-        raise OSError(reader.errno.ENOLCK, "no locks")
+        raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(reader.fcntl, "flock", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     convert, first = reader._convert, list[Path]()
 
     def meanwhile(file: Path, header: Any, folder: Path, name: str) -> None:
@@ -266,7 +272,7 @@ def test_types_that_are_not_known_yet_are_named(tiny_gguf, tmp_path, monkeypatch
 )
 def test_where_there_is_no_room_nothing_is_begun(tiny_gguf, cache, monkeypatch, what, message):
     none = SimpleNamespace(free=0, available=0)
-    place = reader.shutil if what == "disk_usage" else reader.psutil
+    place = shutil if what == "disk_usage" else psutil
     monkeypatch.setattr(place, what, lambda *_: none)
     refused(tiny_gguf, message)
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def numbers(folder: Path) -> list[Any]:
 def runs(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run on a copy of the file, and one on what it was converted into."""
     home = tmp_path_factory.mktemp("runs")
-    file = shutil.copy(tiny_gguf, home / "tiny.gguf")
+    file = Path(shutil.copy(tiny_gguf, home / "tiny.gguf"))
     for name, model in {"file": file, "folder": converted(tiny_gguf, "tiny")}.items():
         tree = small_tree(model, run={"rounds": 1, "samples": 1}, evaluation={"every": 1})
         tree["data"] |= {"num_examples": 40, "num_clients": 2, "prompt": "chat"}
@@ -67,9 +66,7 @@ def test_it_goes_on_wherever_the_file_lies(runs: Path, tmp_path: Path):
     assert code == 0, said
 
 
-def test_another_quantisation_is_refused_and_says_why(
-    runs: Path, tmp_path: Path, gguf_llama: Callable[..., Any]
-):
+def test_another_quantisation_is_refused_and_says_why(runs: Path, tmp_path: Path, gguf_llama: Any):
     other = write_gguf(tmp_path / "tiny.gguf", gguf_llama, Q.Q4_0)
     run = shutil.copytree(runs / "file", tmp_path / "run")
     code, said = command("resume", str(run), f"model.name={other}", "run.rounds=2")
