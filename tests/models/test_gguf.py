@@ -162,11 +162,13 @@ def test_a_hub_repository_is_asked_for_its_file(tiny_gguf, tmp_path, monkeypatch
     (repository / "refs" / "main").write_text(commit)
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
-    shutil.copy(tiny_gguf, snapshot / "tiny.gguf")
+    blob = shutil.copy(tiny_gguf, repository / "blob")  # the Hub's names are links
+    (snapshot / "tiny.gguf").symlink_to(blob)
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     base = load_base(ModelSettings(name="org/tiny", file="tiny.gguf"))
     assert (base.name, base.gguf) == ("org/tiny", "tiny.gguf")
     assert base.model.config._commit_hash == commit
+    assert base.described() == "org/tiny (tiny.gguf): llama, 37,472 parameters as Q8_0 with F32"
     with pytest.raises(ValueError, match=r"model.file no.gguf cannot be had from org/tiny") as seen:
         load_base(ModelSettings(name="org/tiny", file="no.gguf"))
     assert "\n" not in str(seen.value)

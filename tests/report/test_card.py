@@ -47,6 +47,7 @@ def test_a_gguf_base_is_loaded_from_its_file(fabricate: Make) -> None:
         assert f"base = {where}\n" in card
         assert ("from pathlib import Path" in card) == where.startswith("Path")
         assert 'from_pretrained(base, gguf_file=file, dtype="float32")' in card
+        assert f"of `{name if name.endswith('.gguf') else name + '/tiny.gguf'}` fine-tuned" in card
         assert ("base_model:" in card) == (not name.endswith(".gguf"))
 
 

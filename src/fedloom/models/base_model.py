@@ -82,6 +82,11 @@ class Base:
     holds: str = ""
     """Of that file: architecture, size and quantisation."""
 
+    def described(self) -> str:
+        """Return its name, and of a GGUF file which it is and what it holds."""
+        file = f" ({self.gguf})" if self.gguf and not self.name.endswith(self.gguf) else ""
+        return f"{self.name}{file}: {self.holds}" if self.holds else self.name
+
 
 def load_base(settings: ModelSettings) -> Base:
     """Load model and tokenizer; nothing requires a gradient, and no embedding is resized.

@@ -59,15 +59,14 @@ def converted(file: Path, name: str) -> Path:
         if folder.is_dir():  # another process has converted it meanwhile
             return folder
         if alone:
-            for part in folder.parent.glob(
-                f"{folder.name}{PART}*"
-            ):  # of processes that were killed
+            # What processes left that were killed.
+            for part in folder.parent.glob(f"{folder.name}{PART}*"):
                 shutil.rmtree(part, ignore_errors=True)
         _check_room(header, folder.parent, name)
         sys.stderr.write(f"{name} is converted, once, into {folder}: seconds to a few minutes\n")
         part = Path(tempfile.mkdtemp(prefix=folder.name + PART, dir=folder.parent))
         try:
-            _convert(file.resolve(), header, part, name)
+            _convert(file.absolute(), header, part, name)
             source = {"file": file.name, "sha256": sha256, "holds": header.described()}
             (part / _SOURCE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
             for path in (part, *part.iterdir()):  # a cache may be shared

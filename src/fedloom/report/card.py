@@ -34,9 +34,10 @@ def model_card(
     run = read_results(folder)
     base = str((run.recipe.get("model") or {}).get("name", ""))
     builtin, privacy = base.startswith("builtin:"), privacy_record(run.privacy, run.history)
+    named = f"{base}/{gguf}" if gguf and not base.endswith(gguf) else base
     sections = [
         _head("" if base.endswith(".gguf") else base, merged=merged, builtin=builtin),
-        f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",
+        f"# {run.name}: {adapter}\n\n{_story(run, named, clients, merged=merged)}",
         f"## Use\n\n```python\n{_usage(base, merged=merged, builtin=builtin, gguf=gguf)}\n```",
         _metrics(run, clients),
         f"## Privacy\n\n{privacy['said']}" if privacy else "",

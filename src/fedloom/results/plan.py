@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe) -> Plan:
         upload_bytes=upload,
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
-        base=": ".join(part for part in (session.base.name, session.base.holds) if part),
+        base=session.base.described(),
         left_frozen=session.space.left_frozen,
         left_out=session.federation.manifest.left_out(),
     )
