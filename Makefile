@@ -36,8 +36,9 @@ test: test-fast test-slow  ## Run every test: the fast suite, then the slow one.
 test-fast: install  ## Run the fast suite.
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 10 --durations-min 1
 
-test-slow: install  ## Run what takes longer, one at a time.
-	@$(BIN)/pytest -m slow --durations 10 --durations-min 1
+test-slow: install  ## Run what takes longer, and one at a time what measures time or memory.
+	@$(BIN)/pytest -m "slow and not alone" -n $(WORKERS) --dist worksteal --durations 10 --durations-min 1
+	@$(BIN)/pytest -m "slow and alone" --durations 10 --durations-min 1
 
 coverage: install  ## Run the fast suite and say which lines it does not reach.
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -q --cov --cov-report term
@@ -54,8 +55,7 @@ docs: install  ## Build the documentation into docs/_build; a warning is an erro
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 dist: install  ## Build the wheel into dist/.
-	@$(PIP) build
-	@$(BIN)/python -m build --quiet --wheel --outdir dist .
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist/*.whl
 
 format: install  ## Format, and mend what the rules can mend.

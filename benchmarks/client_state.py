@@ -33,7 +33,7 @@ from fedloom.core.protocols import ClientId, ClientUpdate, Done, Fit, Job, Paylo
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.rounds.loop import Run, advance, begin
-from fedloom.server.samplers import Full
+from fedloom.server.samplers import FullParticipation
 from fedloom.spaces.lora import LoRA
 from timing import write_page
 
@@ -108,7 +108,11 @@ class Trajectory:
         cpu, wall = time.process_time(), time.perf_counter()
         population = self.engine.population()
         self.run, _, failures = advance(
-            self.run, self.algorithm, self.engine, population=population, sampler=Full()
+            self.run,
+            self.algorithm,
+            self.engine,
+            population=population,
+            sampler=FullParticipation(),
         )
         assert not failures
         self.store.flush()

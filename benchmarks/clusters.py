@@ -42,7 +42,7 @@ from fedloom.core.protocols import ClientId, Fit, Job, Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
 from fedloom.rounds.session import build
-from fedloom.server.samplers import Full, Sampler, Uniform
+from fedloom.server.samplers import FullParticipation, Sampler, Uniform
 from timing import write_page
 
 SPOKEN = {10: 5, 20: 5, 60: 6}
@@ -187,7 +187,11 @@ def scores(kept: Mapping[str, Any], clients: Sequence[ClientId], seed: int) -> d
     fifth = Uniform(max(1, len(clients) // 5))
     found = [
         arrive(rows, sampler, seed, count)
-        for sampler, count in ((Full(), probes), (fifth, probes), (Full(), 1))
+        for sampler, count in (
+            (FullParticipation(), probes),
+            (fifth, probes),
+            (FullParticipation(), 1),
+        )
     ]
     labels: dict[str, Sequence[object]] = {
         **{rule: [one[c] for c in clients] for rule, one in zip(RULES[:3], found, strict=True)},

@@ -37,6 +37,7 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, federate
 from fedloom.data.tokens import Example, Tokenizer
 from fedloom.evaluation.measure import combine
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.rounds.loop import advance, begin, measure
 from fedloom.rounds.recipe_settings import MAX_UPDATE_NORM
@@ -155,14 +156,14 @@ class Attacked:
         return {name: (start[name] + t) * by[name] - start[name] for name, t in delta.items()}
 
 
-def poisoned(data: DataSettings, tokenizer: Tokenizer) -> Federation:
+def poisoned(data: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
     """Return the data with the attackers' training answers shifted by a token id."""
 
     def flipped(example: Example) -> Example:
         labels = torch.where(example.labels < 0, example.labels, (example.labels + 1) % 4096)
         return replace(example, labels=labels)
 
-    federation = federate(data, tokenizer)
+    federation = federate(data, tokenizer, objective)
     bad = sorted(federation.shards)[-ATTACKERS:]
     shards = {
         client: replace(shard, train=[flipped(e) for e in shard.train]) if client in bad else shard

@@ -1,4 +1,4 @@
-"""Clients of three languages who nobody groups: `clustered` finds them, and each group gets a model of its own."""
+"""Clients of three languages whom nobody groups: `clustered` finds them, and each group gets a model of its own."""
 
 import json
 
@@ -15,16 +15,16 @@ def main() -> None:
             "data.where={language: [en, es, sv]}",
             "cohort=full",
             "local.steps=6",
-            "run.rounds=3",
+            "run.rounds=4",
             "run.baselines=[fedavg]",
-            "evaluation.every=0",
+            "evaluation={every: 0, generate: false}",
         ],
     )
     found = json.loads((result.folder / "clusters.json").read_text())
-    languages = {c: p["language"] for c, p in result.profiles.items()}
+    profiles = json.loads((result.folder / "manifest.json").read_text())["profiles"]
     for client, cluster in sorted(found["assignment"].items(), key=lambda item: item[1]):
-        print(f"{cluster}: {client} speaks {languages[client]}")
-    print("agreement with the languages", found["agreement"])
+        print(f"{cluster}: {client} speaks {profiles[client]['language']}")
+    print("adjusted Rand index:", found["agreement"]["language"]["adjusted_rand"])
     for name, one in {"clustered": result, **result.baselines}.items():
         print(f"{name:10} test loss {one.summary['final']['test/loss']:.3f}")
 

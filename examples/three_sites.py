@@ -13,7 +13,13 @@ from pathlib import Path
 from fedloom.data.polyglot import rows
 
 SITES = {"alba": "en", "brno": "de", "cork": "es"}
-SETTINGS = ["run.rounds=2", "run.baselines=[]", "run.samples=0", "local.steps=4"]
+SETTINGS = [
+    "run.rounds=2",
+    "run.baselines=[]",
+    "run.samples=0",
+    "local.steps=4",
+    "evaluation.generate=false",
+]
 
 
 def start(*arguments: str, folder: Path) -> "subprocess.Popen[bytes]":
@@ -49,7 +55,11 @@ def federate(folder: Path) -> None:
         )
         for site in SITES
     ]  # fmt: skip
-    codes = [process.wait(timeout=600) for process in (served, *joined)]
+    try:
+        codes = [process.wait(timeout=600) for process in (served, *joined)]
+    finally:
+        for process in (served, *joined):
+            process.terminate()
     if any(codes):
         raise SystemExit(f"exit codes of the server and the sites: {codes}")
 

@@ -12,8 +12,7 @@ import torch
 
 from fedloom import cli_errors
 from fedloom.cli_errors import OURS, STOPPED, USER, about, guard
-from fedloom.core.files import DiskFull
-from fedloom.core.places import folder_at
+from fedloom.core.files import DiskFull, folder_at
 from fedloom.core.protocols import ClientError
 
 Told = Callable[..., str]

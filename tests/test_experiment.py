@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_the_same_recipe_gives_the_same_run(small_recipe: Make, tmp_path: Path) 
 def test_resuming_in_the_middle_ends_as_the_uninterrupted_run(
     algorithm: Any, small_recipe: Make, tmp_path: Path
 ) -> None:
-    """Cites fs_llm T4 and fedmllm C14: same weights, metrics and client sampling."""
+    """Same weights, metrics and client sampling."""
     recipe = small_recipe(algorithm=algorithm, cohort={"uniform": {"size": 2}}, run={"rounds": 5})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = experiment.run(recipe, whole).summary
@@ -328,11 +329,12 @@ def test_a_session_whose_rounds_nobody_asked_for_leaves_no_summary(
         _ = own.result.summary
 
 
-def test_lost_clients_are_told_to_callbacks(small_recipe: Make, tmp_path: Path) -> None:
-    seen = []
+def test_lost_clients_are_told_to_callbacks(
+    small_recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losing = partial(Loopback, lost=frozenset(["client-001"]))
+    monkeypatch.setattr("fedloom.rounds.session.Loopback", losing)
     with experiment.session(small_recipe(engine="loopback"), tmp_path / "run") as own:
-        assert isinstance(own.session.engine, Loopback)
-        own.session.engine.lost = frozenset(["client-001"])
         seen = [finished.failures for finished in own.rounds()]
     assert {failure.client for failures in seen for failure in failures} == {"client-001"}
     assert all(failures for failures in seen)

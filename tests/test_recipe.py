@@ -12,7 +12,7 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
 from fedloom.baselines import baseline_of
-from fedloom.core.density import Density
+from fedloom.core.sparsity import Density
 from fedloom.data.partition import Dirichlet
 from fedloom.recipe import (
     RecipeError,
@@ -26,7 +26,7 @@ from fedloom.recipe_yaml import read_yaml
 from fedloom.reopen import flatten
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.optimizers import Adam
-from fedloom.server.samplers import Full, Uniform
+from fedloom.server.samplers import FullParticipation, Uniform
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -252,7 +252,7 @@ def test_baselines_share_data_seed_and_evaluation() -> None:
     assert not local.run.baselines
     central = baseline_of(recipe, "centralised", summary={"num_clients": 10})
     assert central.data.pooled
-    assert central.cohort == Full()
+    assert central.cohort == FullParticipation()
     assert recipe.local.steps is not None
     assert central.local.steps == recipe.local.steps * 5, (
         "as many steps as the cohort of 5 together"

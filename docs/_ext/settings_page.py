@@ -34,8 +34,15 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+
+
 def type_name(hint: Any) -> str:
     """Return a type as people read it."""
+    if hint in PLAIN:
+        return PLAIN[hint]
+    if dataclasses.is_dataclass(hint):
+        return "settings of its own, below"
     if typing.get_origin(hint) is typing.Literal:
         return " or ".join(str(value) for value in typing.get_args(hint))
     if hint is type(None):

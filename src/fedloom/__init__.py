@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fedloom.data.federation import Federation
     from fedloom.experiment import RoundLoop, run, session
+    from fedloom.objectives.objective import Objective
     from fedloom.recipe import RecipeError, load_recipe
     from fedloom.result import Result, open_run
     from fedloom.rounds.recipe_settings import Recipe
@@ -55,6 +56,7 @@ _HOMES = {
     ),
     "fedloom.data.federation": ("Federation",),
     "fedloom.experiment": ("RoundLoop", "run", "session"),
+    "fedloom.objectives.objective": ("Objective",),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
     "fedloom.result": ("Result", "open_run"),
     "fedloom.rounds.recipe_settings": ("Recipe",),
@@ -75,6 +77,7 @@ __all__ = [
     "Fit",
     "LocalRound",
     "Metric",
+    "Objective",
     "Proximal",
     "Recipe",
     "RecipeError",

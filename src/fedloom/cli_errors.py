@@ -43,7 +43,7 @@ def guard(command: Callable[[], object], words: Sequence[str]) -> int:
     except OSError as error:
         if os.environ.get("FEDLOOM_DEBUG"):
             raise
-        complain(_said_of_file(error))
+        complain(_file_error(error))
         _silence()
         return USER
     return code
@@ -85,19 +85,19 @@ def _tell(error: Exception) -> int:
         )
         return USER
     if isinstance(error, OSError) and error.errno is not None:
-        complain(_said_of_file(error))
+        complain(_file_error(error))
         return USER
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error.name or "")):
         complain(f"{error.name} is not installed: pip install 'fedloom[{extra}]'")
         return USER
-    said = f"{error}" or type(error).__name__
+    message = f"{error}" or type(error).__name__
     if _is_worded(error):
-        complain(said)
+        complain(message)
         return USER
     log = _keep(error)
     where = f" ({log} has the details)" if log else ""
     if isinstance(error, ValueError | OSError) and not _is_here(error):
-        complain(f"{said.rstrip('.')}{where}")
+        complain(f"{message.rstrip('.')}{where}")
         return USER
     complain(
         f"this is a fault of fedloom, not of what it was given ({type(error).__name__}: {_first_line(error)});"
@@ -153,7 +153,7 @@ def _last(trace: TracebackType | None) -> tuple[str, int] | None:
     return found
 
 
-def _said_of_file(error: OSError) -> str:
+def _file_error(error: OSError) -> str:
     """Return one sentence of an error of the operating system."""
     if error.errno is None or not error.strerror:
         return str(error) or type(error).__name__

@@ -75,7 +75,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run a recipe on sites that join; a run that is in --out already goes on."""
-    from fedloom.core.places import file_name, folder_at
+    from fedloom.core.files import file_name, folder_at
     from fedloom.deploy.listening import Listening, address, check_free
     from fedloom.engines.flower.keys import Keys
     from fedloom.experiment import run
@@ -121,7 +121,7 @@ def join(
     allow: Annotated[str | None, typer.Option(help="Modules whose code a recipe may name.")] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
-    from fedloom.core.places import folder_at
+    from fedloom.core.files import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
     from fedloom.deploy.site import SiteSettings
@@ -151,14 +151,14 @@ def join(
 
 
 def _show_dry_run(settings: "SiteSettings") -> None:
-    from fedloom.deploy.preview import preview
+    from fedloom.deploy.preview import site_preview
     from fedloom.deploy.site import agreed_recipe
     from fedloom.plugins import limited_to
 
     if settings.recipe is None:
         raise ValueError("--dry-run needs --recipe: the server's, as a file")
     with limited_to(settings.imports):
-        for part in preview(settings, agreed_recipe(settings.recipe)):
+        for part in site_preview(settings, agreed_recipe(settings.recipe)):
             _console().print(part)
 
 

@@ -13,9 +13,8 @@ from rich.text import Text
 from fedloom.baselines import baseline_of
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.description import check
-from fedloom.core.files import write_atomic
+from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
-from fedloom.core.places import file_name, folder_at
 from fedloom.core.protocols import Split
 from fedloom.deploy.connect import connect
 from fedloom.deploy.listening import Listening
@@ -27,9 +26,9 @@ from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
 from fedloom.rounds.binding import changed_sites
+from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.lock import held
 from fedloom.rounds.loop import Run, begin, draw
-from fedloom.rounds.notes import said, write_note
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import Standing, standing
 from fedloom.rounds.session import Session, build
@@ -248,7 +247,7 @@ def _set_up(session: Session, stands: Standing, text: str, console: Console) -> 
         _say_how_read(session, console)
     if differences := (*stands.differences, *changed_sites(session)):
         note = write_note(folder, f"resume after round {stands.run.number}", differences)
-        console.print(said(note), style="yellow", markup=False, highlight=False)
+        console.print(note_text(note), style="yellow", markup=False, highlight=False)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", text.encode())
 

@@ -16,10 +16,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from fedloom.algorithms import ALGORITHMS
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
-from fedloom.data.company import unaccompanied
+from fedloom.data.data_settings import unaccompanied
 from fedloom.plugins import is_path, path_of, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
-from fedloom.recipe_tables import BARE, GROUPS, LISTS, MOVED, TABLES
+from fedloom.recipe_tables import BARE, GROUPS, LISTS, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
@@ -46,8 +46,8 @@ def read_tree(name: str | Path) -> dict[str, Any]:
         file = SHIPPED / f"{name}.yaml"
         if not file.exists():
             known, near = ", ".join(shipped()), _suggest(str(name), shipped())
-            said = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
-            raise RecipeError(said)
+            message = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
+            raise RecipeError(message)
     if not file.is_file():
         raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
     try:
@@ -78,8 +78,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         try:
             value = read_yaml(text, keys)
         except YamlError as error:
-            said = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
-            raise RecipeError(said) from error
+            message = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
+            raise RecipeError(message) from error
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
         elif keys[0] == "algorithm":
@@ -88,8 +88,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             ]
             known = [name for layer in tree["algorithm"] for name in layer]
             if keys[1] not in known:
-                said = f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
-                raise RecipeError(said)
+                message = f"{path}: the recipe's algorithm has no layer {keys[1]!r}, only {', '.join(known)}"
+                raise RecipeError(message)
         else:
             tree = _put(tree, keys, value, path)
     if isinstance(before, dict) and isinstance(tree["data"], dict):
@@ -184,8 +184,6 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
     for key in fields:
-        if moved := MOVED.get(f"{path}.{key}"):
-            raise RecipeError(f"{path}.{key} is now {moved}")
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(

@@ -10,6 +10,11 @@ import yaml
 from fedloom.recipe_yaml import brief
 from fedloom.spaces.tune import TUNES
 
+_REPLACED = {
+    "data.classes": "`objective: {classification: {classes: ...}}`",
+    "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
+}
+"""Keys whose values stand in a section of another shape now, and what to write there."""
 _TUNE = {
     "space": "",
     **dict.fromkeys(("rank", "alpha", "dropout", "rslora", "dora", "targets"), "lora"),
@@ -23,6 +28,10 @@ _RENAMED = {"law": "distribution", "law_rank": "distribution_rank"}
 
 def moved_key(tree: Mapping[str, Any]) -> str | None:
     """Say of the first key of a recipe that has moved what to write instead; None where none has."""
+    for path, place in _REPLACED.items():
+        above, _, key = path.partition(".")
+        if isinstance(tree.get(above), Mapping) and key in tree[above]:
+            return f"{path} is now {place}"
     tune = tree.get("tune")
     if not isinstance(tune, Mapping):
         return None
@@ -37,8 +46,8 @@ def moved_key(tree: Mapping[str, Any]) -> str | None:
     own = tune[kind] if isinstance(tune.get(kind), Mapping) else {}
     section = {kind: {**fields, **own}}
     text = yaml.safe_dump(section, default_flow_style=True, sort_keys=False, width=math.inf).strip()
-    key = next((key for key in old if _RENAMED.get(key, key) in fields), "space")
-    return f"{_moved(key, kind)}: write tune: {text if section[kind] else kind}"
+    first = next((key for key in old if _RENAMED.get(key, key) in fields), "space")
+    return f"{_moved(first, kind)}: write tune: {text if section[kind] else kind}"
 
 
 def moved_override(path: str, text: str, tree: Mapping[str, Any]) -> str | None:
@@ -49,6 +58,9 @@ def moved_override(path: str, text: str, tree: Mapping[str, Any]) -> str | None:
         text: The value as it was written.
         tree: The recipe it is an override of.
     """
+    for moved, place in _REPLACED.items():
+        if path == moved or path.startswith(f"{moved}."):
+            return f"{moved} is now {place}"
     section, _, key = path.partition(".")
     if section != "tune" or key not in _TUNE:
         return None

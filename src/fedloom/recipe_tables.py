@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedloom.clustering.modes import MODES, Mode
-from fedloom.core.density import Density
 from fedloom.core.metrics import Metric
+from fedloom.core.sparsity import Density
 from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
 from fedloom.objectives import OBJECTIVES
@@ -30,12 +30,6 @@ TABLES: dict[Any, Mapping[str, type]] = {
 
 GROUPS: Mapping[Any, str] = {Objective: "fedloom.objectives"}
 """Choices that other packages may add to, by import path or as entry points of these groups."""
-
-MOVED: Mapping[str, str] = {
-    "data.classes": "`objective: {classification: {classes: ...}}`",
-    "local.objective": "a section of its own: `objective: sft`, or `objective: {classification: {classes: ...}}`",
-}
-"""Keys that a recipe no longer has -> what stands in their place."""
 
 BARE: dict[Any, str] = {Density: "start"}
 """Sections that may be one number: the field it stands for."""

@@ -15,8 +15,8 @@ from fedloom.objectives.objective import Objective
 from fedloom.objects import PYTHON, Objects, only_here, rebuilt
 from fedloom.recipe import apply_overrides, to_tree
 from fedloom.rounds.binding import compare
+from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.loop import Run
-from fedloom.rounds.notes import said, write_note
 from fedloom.rounds.reading import read_recipe_text, require_run
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import newest
@@ -150,7 +150,7 @@ def open_session(
     for reason in found.damaged:
         _say(console, f"this is round {found.run.number}, as a newer one is damaged: {reason}")
     if differences:
-        _say(console, said(write_note(folder, command, differences)))
+        _say(console, note_text(write_note(folder, command, differences)))
     return Opened(session, found.run)
 
 

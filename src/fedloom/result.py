@@ -1,6 +1,7 @@
 """What a run left behind, for programs: its numbers, its models, and what one does with them."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.files import folder_at
 from fedloom.core.metrics import METRICS, Metric, MetricTable
-from fedloom.core.places import folder_at
 from fedloom.core.protocols import ClientId, Split
 from fedloom.objects import Objects
 from fedloom.reopen import Opened, open_session
@@ -22,8 +23,7 @@ from fedloom.results.export import USERS, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
-from fedloom.tracking.metric_format import duration, measures, shown
-from fedloom.tracking.units import human_bytes
+from fedloom.tracking.metric_format import duration, human_bytes, measures, shown
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ def results_table(
     for name in baselines:
         table.add_column(name, justify="right")
     for metric in map(metrics.of, measures(own["final"], metrics)):
-        row = [own["before"].get(metric.name), *(s["final"].get(metric.name) for s in summaries)]
-        table.add_row(metric.title, *(shown(metric, value) for value in row))
+        row = [own["before"], *(summary["final"] for summary in summaries)]
+        table.add_row(metric.title, *(_cell(metric, values) for values in row))
     for metric in map(metrics.of, own["worst"]):
         found = (s["worst"].get(metric.name) for s in summaries)
         worst = (f"{shown(metric, w['result'])} ({w['value']})" if w else "" for w in found)
@@ -213,6 +213,12 @@ def results_table(
     for label, style, cells in _totals(summaries):
         table.add_row(label, "", *cells, style=style)
     return table
+
+
+def _cell(metric: Metric, values: Mapping[str, float | None]) -> str:
+    """Return a value of a summary; a number that is not finite is null in its file."""
+    value = values.get(metric.name)
+    return shown(metric, math.nan if value is None and metric.name in values else value)
 
 
 def _totals(

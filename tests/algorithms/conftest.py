@@ -75,7 +75,11 @@ class Descent:
         """Follow the exact derivative along one coordinate a step, as a trainer in seed space does."""
         start = work.start[COEFFICIENTS].double()
         steps = work.steps or self.steps
-        walk = work.walk[COEFFICIENTS] if work.walk else uniform_seeds(seed, steps, len(start))
+        walk = (
+            work.seed_sequence[COEFFICIENTS]
+            if work.seed_sequence
+            else uniform_seeds(seed, steps, len(start))
+        )
         values, scalars = start.clone(), []
         for k in walk.tolist():
             g = loss.gradient((start if work.at_start else values)[k])

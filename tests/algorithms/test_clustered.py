@@ -119,7 +119,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def test_the_papers_timeline_with_everybody_there() -> None:
-    """fedmllm C5: S = 1, the model for all once more, then plain means of the clusters."""
+    """S = 1, the model for all once more, then plain means of the clusters."""
     u = tongues(2, 3)
     place = village(Clustered(FedAvg(), Paper(2)), u)
     place.play(None)
@@ -136,7 +136,7 @@ def test_the_papers_timeline_with_everybody_there() -> None:
 
 
 def test_the_papers_timeline_with_some_of_them_there() -> None:
-    """fedmllm C5: who is not there when clusters form counts with where it stood; a cluster not drawn stays to the bit."""
+    """Who is not there when clusters form counts with where it stood; a cluster not drawn stays to the bit."""
     u = tongues(2, 3)
     place = village(Clustered(FedAvg(), Paper(2, at_round=2)), u)
     place.play(["a0", "b0"])

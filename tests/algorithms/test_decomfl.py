@@ -10,8 +10,8 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.private import Private
 from fedloom.core.protocols import Reply, Round
 from fedloom.core.randomness import derive
+from fedloom.core.rehearsal import play
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
-from fedloom.core.standin import play
 from fedloom.rounds.loop import tasks
 from fedloom.server.optimizers import SGD, Momentum
 from fedloom.wire.format import encode_reply, encode_task
@@ -34,7 +34,7 @@ def test_everybody_walks_the_same_way_and_every_round_another(
 ) -> None:
     place = world(DeComFL(steps=6, votes=votes), losses, seeds())
     place.play(2)
-    walks = [work.walk[COEFFICIENTS] for work in place.asked]
+    walks = [work.seed_sequence[COEFFICIENTS] for work in place.asked]
     assert all(torch.equal(walk, walks[0]) for walk in walks[:3])
     assert all(torch.equal(walk, walks[3]) for walk in walks[3:])
     assert not torch.equal(walks[0], walks[3])
@@ -144,7 +144,7 @@ def test_the_mean_of_scalars_may_be_private(world: Any, losses: Any) -> None:
     ids=["a bit", "200 bits", "a scalar", "ten scalars"],
 )
 def test_uploads_take_tens_of_bytes(algorithm: Any, up: int) -> None:
-    """fedkseed A11: FeedSign's whole message, of 200 steps too, in at most 60 bytes."""
+    """FeedSign's whole message, of 200 steps too, in at most 60 bytes."""
     clients: dict[str, dict[str, str]] = {f"client-{i:03d}": {} for i in range(10)}
     round, wire = Round(2, derive(5, "round", 2), clients, tuple(clients), 1.0), WireSettings()
     state = algorithm.init(seeds(1024), 0)
@@ -177,7 +177,7 @@ def test_votes_come_back_from_their_bytes() -> None:
         raise AssertionError("one piece of work")
 
     after, _ = algorithm.server_update(state, round, [done()])
-    moved = after.params[COEFFICIENTS][work.walk[COEFFICIENTS]]
+    moved = after.params[COEFFICIENTS][work.seed_sequence[COEFFICIENTS]]
     assert torch.equal(moved, torch.where(scalars < 0, 1.0, -1.0).double())
 
 

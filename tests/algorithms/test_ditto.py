@@ -32,7 +32,7 @@ def test_the_personal_model_is_trained_after_the_shared_one(
 
 
 def test_parabolas_reach_the_analytic_fixed_point(world: Any, parabola: Any) -> None:
-    """fs_llm P1: shared at the mean of the centers, personal at (a + lambda shared) / (1 + lambda)."""
+    """Shared at the mean of the centers, personal at (a + lambda shared) / (1 + lambda)."""
     strength, shared = 0.5, sum(CENTERS) / 3
     place = world(Ditto(FedAvg(), strength), [parabola(center=a) for a in CENTERS])
     place.play(150)

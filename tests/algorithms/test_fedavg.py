@@ -42,7 +42,6 @@ def test_clients_weigh_by_examples_or_alike(
 
 
 def test_the_weighted_mean_of_bfloat16_uploads_is_taken_in_float32() -> None:
-    """fs_llm B4."""
     uploads = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     weights = [1.0 + 37 * n for n in range(40)]
     algorithm = FedAvg()
@@ -58,7 +57,7 @@ def test_the_weighted_mean_of_bfloat16_uploads_is_taken_in_float32() -> None:
 
 
 def test_one_full_step_of_equal_clients_is_the_centralised_step(world: Any, parabola: Any) -> None:
-    """fs_llm B3: the mean loss has the mean gradient."""
+    """The mean loss has the mean gradient."""
     losses = [parabola(center=a, curvature=h) for a, h in ((1.0, 2.0), (-3.0, 0.5), (4.0, 1.0))]
     place = world(FedAvg(), losses, lr=0.3, steps=1)
     place.play(4)
@@ -69,7 +68,7 @@ def test_one_full_step_of_equal_clients_is_the_centralised_step(world: Any, para
 
 
 def test_fedprox_takes_each_client_to_its_closed_form(world: Any, parabola: Any) -> None:
-    """fedmllm C7: the minimum of (w - a)^2 / 2 + mu / 2 (w - g)^2 is (a + mu g) / (1 + mu)."""
+    """The minimum of (w - a)^2 / 2 + mu / 2 (w - g)^2 is (a + mu g) / (1 + mu)."""
     mu, g, centers = 0.5, 3.0, (1.0, -2.0)
     start = {"w": torch.full((1,), g, dtype=torch.float64)}
     place = world(FedAvg(mu=mu), [parabola(center=a) for a in centers], start, lr=0.3, steps=200)
@@ -80,7 +79,7 @@ def test_fedprox_takes_each_client_to_its_closed_form(world: Any, parabola: Any)
 
 
 def test_the_first_step_of_fedprox_is_that_of_fedavg(world: Any, parabola: Any) -> None:
-    """fedmllm C7: at the download the pull is zero."""
+    """At the download the pull is zero."""
     losses = [parabola(center=1.0), parabola(center=-2.0, num_examples=5)]
     places = [world(FedAvg(mu=mu), losses, steps=1) for mu in (0.0, 0.7)]
     for place in places:

@@ -12,12 +12,12 @@ from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
 from fedloom.core.bitpacking import unpack
-from fedloom.core.density import Density
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import Done, Fit, Reply, Round, Task
 from fedloom.core.randomness import derive
+from fedloom.core.rehearsal import play
 from fedloom.core.seed_sequences import COEFFICIENTS, landed, uniform_seeds
-from fedloom.core.standin import play
+from fedloom.core.sparsity import Density
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import Run, begin, tasks
 from fedloom.server.importance import Power, Pro
@@ -76,13 +76,15 @@ def test_scalars_say_what_vectors_say(server: Any, world: Any, losses: Any) -> N
 
 
 def test_a_round_is_the_weighted_mean_of_the_clients_models(world: Any, losses: Any) -> None:
-    """fedkseed A9."""
     place = world(FedKSeed(steps=20), losses, seeds())
     place.play(1)
     ends = []
     for client, loss in place.trainer.clients.items():
         walk = uniform_seeds(derive(derive(1, client), 0), 20, 64)
-        fit = Fit({COEFFICIENTS: seeds()[COEFFICIENTS].float().double()}, walk={COEFFICIENTS: walk})
+        fit = Fit(
+            {COEFFICIENTS: seeds()[COEFFICIENTS].float().double()},
+            seed_sequence={COEFFICIENTS: walk},
+        )
         moved = place.trainer.run(client, fit).params[COEFFICIENTS] - fit.start[COEFFICIENTS]
         ends.append(loss.num_examples / 8 * moved)
     assert torch.allclose(
@@ -117,11 +119,11 @@ def test_pro_sends_every_client_its_own_walk(world: Any, losses: Any) -> None:
     assert all(len(walk) == -(-50 * 10 // 8) for walk in walks.values()), "ten bits a direction"
     assert not torch.equal(walks["c0"], walks["c1"])
     for client, work in zip(walks, place.asked[-3:], strict=True):
-        assert torch.equal(work.walk[COEFFICIENTS], unpack(walks[client], 1024, 50))
+        assert torch.equal(work.seed_sequence[COEFFICIENTS], unpack(walks[client], 1024, 50))
 
 
 def test_pro_keeps_sums_and_counts_of_what_was_met(world: Any, losses: Any) -> None:
-    """fedkseed A12: every client counts alike, however it weighs; each step once."""
+    """Every client counts alike, however it weighs; each step once."""
     place = world(FedKSeed(steps=50, sampling=Pro(clip=1.5)), losses, seeds(16))
     sizes, draws = torch.zeros(16).double(), torch.zeros(16).double()
     for _ in range(3):
@@ -147,7 +149,7 @@ def test_a_skipped_step_is_no_draw(task: Any, drive: Any) -> None:
     def train(work: Any) -> Done:
         moved = {
             COEFFICIENTS: work.start[COEFFICIENTS]
-            - 0.5 * landed(work.walk[COEFFICIENTS], scalars, 8)
+            - 0.5 * landed(work.seed_sequence[COEFFICIENTS], scalars, 8)
         }
         return Done(moved, 3, 4, 1.5, {"scalars": {COEFFICIENTS: scalars}})
 
@@ -172,7 +174,6 @@ def test_round_one_of_pro_is_uniform_and_later_ones_are_not(world: Any, losses: 
 
 @pytest.mark.parametrize("sampling", [PRO, Power(power=2.0)])
 def test_walks_are_drawn_by_the_chances(sampling: Any) -> None:
-    """fedkseed A13."""
     algorithm = FedKSeed(steps=1_000_000, sampling=sampling)
     sizes = torch.rand(256, generator=torch.Generator().manual_seed(0)).double()
     state = replace(algorithm.init(seeds(256), 0), sizes=sizes, draws=torch.ones(256).double())
@@ -256,7 +257,7 @@ def messages(algorithm: Any, state: Any, number: int) -> tuple[Any, list[bytes],
     ids=["plain", "pro"],
 )
 def test_a_round_of_200_steps_takes_kilobytes(algorithm: Any, num_seeds: int, limit: int) -> None:
-    """fedkseed A11: at most 18,000 bytes of whole messages, and 9,796 with Pro."""
+    """At most 18,000 bytes of whole messages, and 9,796 with Pro."""
     state = algorithm.init(seeds(num_seeds), 0)
     for number in (1, 2):
         state, down, up = messages(algorithm, state, number)
@@ -264,7 +265,7 @@ def test_a_round_of_200_steps_takes_kilobytes(algorithm: Any, num_seeds: int, li
 
 
 def test_a_resumed_run_goes_on_with_the_same_bytes(tmp_path: Any) -> None:
-    """fedkseed A18: from less than 100 kB."""
+    """From less than 100 kB."""
     for name, algorithm in (("plain", FedKSeed()), ("pro", FedKSeed(sampling=PRO))):
         checkpoints = Checkpoints(tmp_path / name)
         fresh = begin(algorithm, seeds(4096), 5)

@@ -15,8 +15,8 @@ from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm, Done, Params, Payload, Reply, Round, Task
+from fedloom.core.sparsity import Density
 from fedloom.server.optimizers import SGD, Adam, AdamW, ServerOptimizer
 
 P = [0.8, -0.1, 0.05, -0.6, 0.0, 0.0, 0.3, 0.0]

@@ -108,7 +108,7 @@ def test_an_uploads_table_depends_on_neither_data_nor_memory(
                 9,
                 1,
                 1.0,
-                {"scalars": params_map(lambda t: t * push, work.walk or {})},
+                {"scalars": params_map(lambda t: t * push, work.seed_sequence or {})},
             ),
         )
         return [

@@ -22,9 +22,7 @@ def test_a_round_is_several_solves_and_one_message(drive: Callable[..., Any], ta
 def test_parabolas_reach_the_analytic_fixed_point(
     local_rounds: int, server_mix: float, world: Any, parabola: Any
 ) -> None:
-    """fs_llm P1.
-
-    The inner minimum is (h a + lambda w) / (h + lambda), so one outer step takes w - a to rho (w - a) with
+    """The inner minimum is (h a + lambda w) / (h + lambda), so one outer step takes w - a to rho (w - a) with
     rho = 1 - eta lambda h / (h + lambda), and the mean stands still where sum (1 - rho^R) (w - a) = 0.
     """
     strength, lr = 2.0, 0.25

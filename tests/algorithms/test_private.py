@@ -15,10 +15,10 @@ from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.core.density import Density
 from fedloom.core.params import norm
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Algorithm, Done, Params, Reply, Round, Task
+from fedloom.core.sparsity import Density
 from fedloom.privacy.accountant import Ledger
 from fedloom.server.optimizers import Adam
 

@@ -12,8 +12,8 @@ from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
-from fedloom.core.density import Density
 from fedloom.core.protocols import Done, Evaluate, Reply, Round, Task
+from fedloom.core.sparsity import Density
 from fedloom.server.optimizers import Adam
 from fedloom.wire.format import decode, encode
 

@@ -22,7 +22,7 @@ def test_a_client_remembers_its_mean_gradient(drive: Callable[..., Any], task: A
 
 
 def test_constant_directions_are_learnt_in_one_round(world: Any, parabola: Any) -> None:
-    """fedmllm C7: after round 1 every c_i is its client's direction and c is their mean."""
+    """After round 1 every c_i is its client's direction and c is their mean."""
     place = world(Scaffold(), [parabola(curvature=0.0, slope=u) for u in SLOPES], lr=0.1, steps=7)
     place.play(1)
     learnt = [float(place.memories[f"c{i}"]["control"]["w"]) for i in range(3)]
@@ -31,7 +31,7 @@ def test_constant_directions_are_learnt_in_one_round(world: Any, parabola: Any) 
 
 
 def test_in_the_second_round_all_clients_end_at_the_same_point(world: Any, parabola: Any) -> None:
-    """fedmllm C7: g - K lr mean(u)."""
+    """By the equations: g - K lr mean(u)."""
     place = world(Scaffold(), [parabola(curvature=0.0, slope=u) for u in SLOPES], lr=0.1, steps=7)
     place.play(2)
     for reply in place.replies:

@@ -13,7 +13,7 @@ from fedloom.core.protocols import Fit, Job, Metrics, Params, Split, Trainer
 from fedloom.core.randomness import derive
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
-from fedloom.data.tokens import Example
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.models.base_model import Base
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
@@ -46,7 +46,7 @@ def _rows(seed: int, count: int, lengths: tuple[int, int] = (6, 14)) -> list[Exa
         at = int(torch.randint(0, VOCAB, (), generator=draw))
         ids = (at + (1 if seed % 2 else -1) * torch.arange(length)) % VOCAB
         labels = ids.clone()
-        labels[:2] = -100
+        labels[:2] = IGNORED
         out.append(Example(ids, labels, 2))
     return out
 

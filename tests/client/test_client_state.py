@@ -197,16 +197,16 @@ def test_any_client_name_is_a_safe_file_name_of_its_own(store: ClientStateStore)
 
 
 def test_what_was_kept_is_known_and_its_loss_is_noticed(store: ClientStateStore) -> None:
-    assert store.kept(before=9) == {}
+    assert store.latest_rounds(before=9) == {}
     for client in ("a", "B/b"):
         for number in (1, 3):
             store.save(client, number, client_state(number))
-    kept = store.kept(before=3)
+    kept = store.latest_rounds(before=3)
     assert sorted(kept.values()) == [1, 1]
     store.check(kept)
-    store.check(store.kept(before=9))
+    store.check(store.latest_rounds(before=9))
     (store.folder / "a" / "1").unlink()
-    store.check(store.kept(before=9))
+    store.check(store.latest_rounds(before=9))
     with pytest.raises(
         ClientError, match=r"the client state of a after round 1 is missing from .*client_state$"
     ):
@@ -216,7 +216,7 @@ def test_what_was_kept_is_known_and_its_loss_is_noticed(store: ClientStateStore)
 def test_kept_memory_is_read_when_it_is_checked(store: ClientStateStore) -> None:
     store.save("a", 1, client_state(1))
     store.save("b", 1, client_state(2))
-    kept = store.kept(before=2)
+    kept = store.latest_rounds(before=2)
     whole = (store.folder / "a" / "1").read_bytes()
     (store.folder / "a" / "1").write_bytes(whole[:-1])
     with pytest.raises(ClientError, match=r"the client state of a cannot be read from .*a/1: "):
@@ -232,7 +232,7 @@ def test_foreign_files_are_left_alone(store: ClientStateStore) -> None:
     for path in foreign:
         path.write_text("x")
     (store.folder / "a" / "1").mkdir()
-    assert store.kept(before=9) == {"a": 2}
+    assert store.latest_rounds(before=9) == {"a": 2}
     store.prune(below=9)
     store.rewind(to=0)
     assert all(path.exists() for path in foreign)

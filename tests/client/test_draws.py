@@ -47,7 +47,7 @@ def walked(bench, model, distribution):
 def test_a_step_draws_a_weight_three_times_and_moves_five_values_of_it(
     bench, tiny_llama, drawn, distribution
 ):
-    """Check fedkseed A16, counted: both looks draw, and the step as the next look reads.
+    """Counted: both looks draw, and the step as the next look reads.
 
     A pass reads and writes; that which takes a step also writes what it moved. Two draws are for who has the activations
     of both looks at once.
@@ -62,7 +62,7 @@ def test_a_step_draws_a_weight_three_times_and_moves_five_values_of_it(
 
 
 def test_a_low_rank_step_draws_the_factors_twice(bench, tiny_llama, drawn):
-    """Check fedkseed A16, counted: those of a look serve both, and the step draws them again."""
+    """Counted: those of a look serve both, and the step draws them again."""
     model = tiny_llama()
     one, numel, _ = walked(bench, model, "lowrank")
     one.fit(["c1"])

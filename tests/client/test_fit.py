@@ -7,7 +7,7 @@ from torch.nn import functional
 from fedloom.client.setup import batches
 from fedloom.core.protocols import ClientError, Fit, Job, Proximal
 from fedloom.core.randomness import derive
-from fedloom.data.tokens import Example
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.spaces.full import Full
 
 PLAIN = {"kernels": "reference", "batched": "off"}
@@ -24,7 +24,7 @@ def hand_written(bench, examples, optimizer, *, size: int, steps: int, seed: int
     for _, batch in zip(range(steps), batches(examples, size, seed), strict=False):
         ids = torch.nn.utils.rnn.pad_sequence([row.ids for row in batch], batch_first=True)
         labels = torch.nn.utils.rnn.pad_sequence(
-            [row.labels for row in batch], batch_first=True, padding_value=-100
+            [row.labels for row in batch], batch_first=True, padding_value=IGNORED
         )
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
@@ -55,7 +55,7 @@ def hand_written(bench, examples, optimizer, *, size: int, steps: int, seed: int
 def test_a_fit_is_a_plain_torch_loop_bit_for_bit(
     bench, tiny_llama, federation_of, rows, space, local, theirs
 ):
-    """Check fs_llm B3 for one client, float32."""
+    """For one client, float32."""
     data = federation_of([rows(1, 10)])
     tune = Full(origin="zero") if space == "full" else {"origin": "zero"}
     ours, other = (
@@ -96,7 +96,7 @@ def test_clipping_is_clip_grad_norm(bench, federation_of, rows):
 
 @pytest.mark.parametrize("batched", ["auto", "off"])
 def test_accumulated_batches_are_one_large_batch(bench, distance, batched):
-    """Check fs_llm T1; the mean is over all target tokens, so unequal counts agree as well."""
+    """The mean is over all target tokens, so unequal counts agree as well."""
     large = bench(batch_size=6, lr=0.01, batched=batched).fit(["c2", "c3"])
     small = bench(batch_size=2, accumulation=3, lr=0.01, batched=batched).fit(["c2", "c3"])
     for one, other in zip(large, small, strict=True):
@@ -156,7 +156,7 @@ def test_what_a_mask_freezes_does_not_move_at_all(bench, optimizer):
 
 
 def test_the_proximal_term_pulls_towards_its_center(bench, distance):
-    """Check fedmllm C7: the first step from the center is FedAvg's; elsewhere strength * (w - center) is added."""
+    """The first step from the center is FedAvg's; elsewhere strength * (w - center) is added."""
     one = bench(steps=1, **SGD)
     start = one.space.start()
     away = {name: t + 0.02 for name, t in start.items()}
@@ -235,8 +235,8 @@ def test_a_client_without_examples_is_refused(bench, federation_of, rows, batche
 
 def test_zeroth_order_work_is_not_silently_ignored(bench):
     one = bench()
-    with pytest.raises(ValueError, match="walk and at_start belong to zeroth-order work"):
-        one.fit(["c1"], walk=one.space.start())
+    with pytest.raises(ValueError, match="seed_sequence and at_start belong to zeroth-order work"):
+        one.fit(["c1"], seed_sequence=one.space.start())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -14,6 +14,7 @@ from fedloom.client.hf_trainer import HuggingFaceTrainer, LocalRound, hf_trainer
 from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
 from fedloom.data.federation import Federation
+from fedloom.data.tokens import IGNORED
 from fedloom.models.introspection import forgets_activations
 
 
@@ -23,7 +24,7 @@ def collate(rows: Any) -> dict[str, torch.Tensor]:
     def padded(name: str, fill: int) -> torch.Tensor:
         return torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in rows])
 
-    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", -100)}
+    return {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORED)}
 
 
 def arguments(local: LocalRound, **changes: Any) -> TrainingArguments:
@@ -172,7 +173,7 @@ def test_a_trainer_that_lets_more_learn_is_refused(plain: Any) -> None:
         ({"proximal": Proximal(0.1, {})}, "a proximal term, for which FedProx"),
         ({"gradient_offset": {}}, "a gradient offset, for which SCAFFOLD"),
         ({"mask": {}}, "a mask of the gradient, for which freeze"),
-        ({"walk": {}}, "a walk along seeds, for which FedKSeed"),
+        ({"seed_sequence": {}}, "a seed sequence, for which FedKSeed"),
     ],
 )
 def test_work_that_it_has_no_place_for_is_refused(plain: Any, asked: Any, whose: str) -> None:

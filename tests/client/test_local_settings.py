@@ -5,7 +5,7 @@ from fedloom.client.local_settings import LocalSettings
 
 @pytest.mark.parametrize(("done", "lr"), [(0, 5.0e-4), (50, 2.55e-4), (99, 1.0121e-5)])
 def test_the_cosine_schedule_gives_the_published_rates(done: int, lr: float):
-    """Check fedmllm C8: lr 5e-4, min 1e-5, 100 rounds."""
+    """From 5e-4 down to 1e-5 in 100 rounds."""
     local = LocalSettings(lr=5e-4, min_lr=1e-5, schedule="cosine")
     assert local.lr_at(done + 1, 100) == pytest.approx(lr, rel=1e-4)
 

@@ -190,7 +190,7 @@ def peak_bytes(work):
 def test_a_walk_takes_the_memory_of_forwards_and_the_largest_layer(
     bench, tiny_llama, federation_of, rows, distribution
 ):
-    """Check fedkseed A15, on the bytes torch allocates: 1.05 of two forwards and the largest layer."""
+    """On the bytes torch allocates: 1.05 of two forwards and the largest layer."""
     model = tiny_llama(hidden=128, vocab=512)
     tune = Seeds(distribution=distribution)
     data = federation_of([rows(1, 2, (60, 64))])

@@ -23,7 +23,7 @@ def test_the_way_of_the_weights_is_projected_on_the_walk(bench, tiny_llama):
     (wanted,) = full.fit(["c2"])
     delta = torch.cat([t.flatten() for t in wanted.params.values()])
     walk = torch.tensor([3, 5, 5, 11])
-    (done,) = one.fit(["c2"], walk={NAME: walk})
+    (done,) = one.fit(["c2"], seed_sequence={NAME: walk})
     met = one.space.directions.dot(delta, walk.tolist()) / 4
     torch.testing.assert_close(-0.1 * done.record["scalars"][NAME], met, rtol=1e-4, atol=1e-7)
     moves = torch.zeros(24, dtype=torch.float64).index_add_(0, walk, met)
@@ -35,7 +35,7 @@ def test_the_way_of_the_weights_is_projected_on_the_walk(bench, tiny_llama):
 def test_without_a_walk_every_direction_counts_once(bench, tiny_llama):
     one, start = make(bench, tiny_llama, distribution="gaussian"), None
     (whole,) = one.fit(["c2"], start)
-    (said,) = one.fit(["c2"], start, walk={NAME: torch.arange(24)})
+    (said,) = one.fit(["c2"], start, seed_sequence={NAME: torch.arange(24)})
     assert torch.equal(whole.params[NAME], said.params[NAME])
     assert whole.record["scalars"][NAME].shape == (24,)
 

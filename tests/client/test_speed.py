@@ -12,6 +12,7 @@ from fedloom.client.fast.products import PackedProduct, TorchProduct, packed_is_
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # PEFT calls what transformers renames
 ]
 

@@ -67,7 +67,6 @@ def test_evaluation_has_no_dropout(bench, evaluator):
     ids=["lora", "dora", "full"],
 )
 def test_ten_rounds_bring_the_loss_down_and_leave_the_base_alone(bench, tiny_llama, tune, local):
-    """Check fs_llm A1."""
     model = tiny_llama()
     with torch.no_grad():
         model.lm_head.weight.mul_(20)  # a frozen random head cannot say much else
@@ -89,7 +88,7 @@ def test_ten_rounds_bring_the_loss_down_and_leave_the_base_alone(bench, tiny_lla
 
 @pytest.mark.parametrize("tune", [{}, {"dropout": 0.1}], ids=["batched", "one by one"])
 def test_bfloat16_trains_without_a_skipped_step(bench, tiny_llama, tune):
-    """Check fs_llm T1: autocast, and a bfloat16 base; adapters stay float32."""
+    """Autocast, and a bfloat16 base; adapters stay float32."""
     autocast = bench(model=tiny_llama(), precision="bfloat16", lr=0.01, tune=tune)
     low = bench(model=tiny_llama(dtype=torch.bfloat16), lr=0.01, tune=tune)
     high = bench(model=tiny_llama(), lr=0.01, tune=tune)

@@ -8,7 +8,7 @@ import torch
 
 from fedloom.client.perturbed_weights import Ground
 from fedloom.client.setup import batches
-from fedloom.client.zeroth_order import SeedWalk
+from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
 from fedloom.core.randomness import derive
@@ -64,7 +64,7 @@ KINDS = [torch.float32, torch.bfloat16, torch.float16]
 def test_looks_leave_no_trace_in_the_weights(
     walker, federation_of, rows, distribution, dtype, steps
 ):
-    """Check fedkseed A5: a thousand steps that move nothing leave the bits as they were, in any type."""
+    """A thousand steps that move nothing leave the bits as they were, in any type."""
     data = federation_of([rows(0, 1), rows(1, 1, (4, 5))])
     one = walker(distribution, dtype=dtype, data=data, steps=steps, batch_size=1)
     start = one.space.start()
@@ -86,7 +86,7 @@ def test_looks_leave_no_trace_in_the_weights(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_rebuild_is_the_exact_sum_rounded_once(walker, dtype):
-    """Check fedkseed A6: within half an ulp of the exact value, where the usual loop loses most of a step."""
+    """Within half an ulp of the exact value, where the usual loop loses most of a step."""
     one = walker("gaussian", dtype=dtype, steps=60, lr=1e-4)
     (done,) = one.fit(["c1"])
     wanted = vector(exact(one.space, done.params))
@@ -99,7 +99,7 @@ def test_a_rebuild_is_the_exact_sum_rounded_once(walker, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_walk_applies_is_what_it_means(walker, monkeypatch, dtype):
-    """Check fedkseed A6: after 200 steps the weights have gone where their coefficients say."""
+    """After 200 steps the weights have gone where their coefficients say."""
     one = walker("gaussian", dtype=dtype, steps=200, lr=1e-5, batch_size=1)
     grounds = []
 
@@ -119,12 +119,12 @@ def test_what_a_walk_applies_is_what_it_means(walker, monkeypatch, dtype):
 
 @pytest.mark.parametrize("distribution", ["rademacher", "popcount", "gaussian", "lowrank"])
 def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, distribution):
-    """Check fedkseed A7: from the walk and its scalars, bit for bit in integer distributions."""
+    """From the walk and its scalars, bit for bit in integer distributions."""
     here, there = walker(distribution, steps=50), walker(distribution, steps=50)
     walk = torch.randint(32, (50,), generator=torch.Generator().manual_seed(1))
     start = here.space.start()
     start[NAME][:8] = torch.linspace(-1e-3, 1e-3, 8, dtype=torch.float64)
-    (done,) = here.fit(["c1"], start, walk={NAME: walk})
+    (done,) = here.fit(["c1"], start, seed_sequence={NAME: walk})
     walked = here.space.values.clone()
     scalars = done.record["scalars"][NAME]
     assert torch.equal(scalars, scalars.float().double())
@@ -139,7 +139,7 @@ def test_the_server_rebuilds_the_weights_a_client_ended_with(walker, distributio
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_the_mean_of_coefficients_is_the_mean_of_the_clients_weights(walker, decay):
-    """Check fedkseed A9: unequal clients, a schedule and weight decay."""
+    """Unequal clients, a schedule and weight decay."""
     local = {"weight_decay": decay, "schedule": "cosine", "min_lr": 1e-3, "steps": 4}
     one = walker("gaussian", **local)
     params = one.space.start()
@@ -169,7 +169,7 @@ def test_the_mean_of_coefficients_is_the_mean_of_the_clients_weights(walker, dec
 
 
 def test_steps_with_a_loss_that_is_not_finite_move_nothing(walker, federation_of, rows, tiny_llama):
-    """Check fedkseed A14: no target, an infinite loss; the bits stay and the scalar is 0."""
+    """No target, an infinite loss; the bits stay and the scalar is 0."""
     good = rows(1, 4)
     unasked = [Example(r.ids, torch.full_like(r.ids, IGNORED), 2) for r in rows(3, 2)]
     one = walker(data=federation_of([[*good, *unasked], unasked]), batch_size=1, steps=6)
@@ -186,12 +186,11 @@ def test_steps_with_a_loss_that_is_not_finite_move_nothing(walker, federation_of
     broken = walker(model=model, data=federation_of([good, good[:1]]), batch_size=1, steps=8)
     before = broken.space.values.clone()
     with pytest.raises(ClientError, match="no step had a finite loss"):
-        broken.fit(["c1"], walk={NAME: torch.arange(8)})
+        broken.fit(["c1"], seed_sequence={NAME: torch.arange(8)})
     assert torch.equal(broken.space.values, before)
 
 
 def test_a_walk_touches_no_global_generator_and_no_order_of_examples(walker, monkeypatch):
-    """Check fedkseed A17."""
     orders: list[list[list[tuple[int, ...]]]] = []
 
     def watched(examples, size, seed):
@@ -208,7 +207,7 @@ def test_a_walk_touches_no_global_generator_and_no_order_of_examples(walker, mon
     )
     for walk in (None, torch.arange(5), torch.zeros(5, dtype=torch.int64)):
         orders.append([])
-        one.fit(["c3"], walk=None if walk is None else {NAME: walk})
+        one.fit(["c3"], seed_sequence=None if walk is None else {NAME: walk})
     assert orders[0] == orders[1] == orders[2]
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
@@ -220,8 +219,10 @@ def test_a_slope_is_the_derivative_along_its_direction(walker):
     local = {"eps": 1e-5, "lr": 1e-12, "batch_size": 2, "dtype": torch.float64}
     one = walker("gaussian", **local)
     walk = torch.tensor([4, 4, 9])
-    (done,) = one.fit(["c2"], walk={NAME: walk})
-    (ahead,) = walker("gaussian", difference="forward", **local).fit(["c2"], walk={NAME: walk})
+    (done,) = one.fit(["c2"], seed_sequence={NAME: walk})
+    (ahead,) = walker("gaussian", difference="forward", **local).fit(
+        ["c2"], seed_sequence={NAME: walk}
+    )
     space = one.space
     space.load(space.start())
     space.model.requires_grad_(True)
@@ -246,9 +247,9 @@ def test_directions_of_one_step_are_measured_at_the_same_weights(walker):
     """Steps measured at the start add up; so does one step of as many directions and their rate."""
     walk = {NAME: torch.tensor([1, 5, 5, 7])}
     whole = {"batch_size": 64, "lr": 0.01}
-    (apart,) = walker(**whole).fit(["c2"], walk=walk, at_start=True)
-    (joint,) = walker(**whole, directions=4).fit(["c2"], walk=walk)
-    (along,) = walker(**whole).fit(["c2"], walk=walk)
+    (apart,) = walker(**whole).fit(["c2"], seed_sequence=walk, at_start=True)
+    (joint,) = walker(**whole, directions=4).fit(["c2"], seed_sequence=walk)
+    (along,) = walker(**whole).fit(["c2"], seed_sequence=walk)
     slopes = apart.record["scalars"][NAME]
     assert slopes[1] == slopes[2]
     assert along.record["scalars"][NAME][1] != along.record["scalars"][NAME][2]
@@ -263,7 +264,7 @@ def test_edits_act_on_the_coordinate_that_is_drawn(walker):
     whole = {"batch_size": 64}
     start = walker().space.start()
     start[NAME][2] = 0.02
-    (plain,) = walker(**whole).fit(["c2"], start, walk=walk)
+    (plain,) = walker(**whole).fit(["c2"], start, seed_sequence=walk)
     g = float(plain.record["scalars"][NAME])
     center = {NAME: torch.full((32,), 0.5, dtype=torch.float64)}
     offset = {NAME: torch.arange(32.0)}
@@ -274,10 +275,12 @@ def test_edits_act_on_the_coordinate_that_is_drawn(walker):
         ({"mask": mask}, g / 4),
         ({"gradient_offset": offset, "mask": mask}, (g + 2) / 4),
     ):
-        (done,) = walker(**whole).fit(["c2"], start, walk=walk, **edit)
+        (done,) = walker(**whole).fit(["c2"], start, seed_sequence=walk, **edit)
         assert float(done.record["scalars"][NAME]) == pytest.approx(wanted, rel=1e-6)
         assert float(done.params[NAME][2]) == pytest.approx(0.02 - 0.01 * wanted, rel=1e-6)
-    (cut,) = walker(**whole, max_slope=0.125).fit(["c2"], start, gradient_offset=offset, walk=walk)
+    (cut,) = walker(**whole, max_slope=0.125).fit(
+        ["c2"], start, gradient_offset=offset, seed_sequence=walk
+    )
     assert abs(float(cut.record["scalars"][NAME])) == 0.125
 
 
@@ -302,10 +305,16 @@ def test_rows_of_a_step_may_come_in_several_batches(walker):
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ({"walk": {NAME: torch.tensor([32])}}, r"below tune.seeds.num_seeds \(32\)"),
-        ({"walk": {NAME: torch.tensor([-1])}}, r"below tune.seeds.num_seeds \(32\)"),
-        ({"walk": {"other": torch.tensor([1])}}, r"has coefficients only, got \['other'\]"),
-        ({"walk": {NAME: torch.tensor([1, 2])}, "steps": 3}, "of 2 directions cannot take 3 steps"),
+        ({"seed_sequence": {NAME: torch.tensor([32])}}, r"below tune.seeds.num_seeds \(32\)"),
+        ({"seed_sequence": {NAME: torch.tensor([-1])}}, r"below tune.seeds.num_seeds \(32\)"),
+        (
+            {"seed_sequence": {"other": torch.tensor([1])}},
+            r"has coefficients only, got \['other'\]",
+        ),
+        (
+            {"seed_sequence": {NAME: torch.tensor([1, 2])}, "steps": 3},
+            "of 2 directions cannot take 3 steps",
+        ),
     ],
 )
 def test_a_walk_that_cannot_be_walked_is_refused(walker, edits, message):
@@ -315,7 +324,7 @@ def test_a_walk_that_cannot_be_walked_is_refused(walker, edits, message):
 
 def test_a_walk_is_whole_steps_and_frozen_seeds_do_not_decay(walker):
     with pytest.raises(ValueError, match=r"local.directions must divide .* 3, got 2"):
-        walker(directions=2).fit(["c1"], walk={NAME: torch.tensor([1, 2, 3])})
+        walker(directions=2).fit(["c1"], seed_sequence={NAME: torch.tensor([1, 2, 3])})
     one = walker(weight_decay=0.1)
     with pytest.raises(ValueError, match=r"local.weight_decay must be 0 where a mask freezes"):
         one.fit(["c1"], mask={NAME: torch.ones(()), "base": torch.ones(())})
@@ -323,7 +332,7 @@ def test_a_walk_is_whole_steps_and_frozen_seeds_do_not_decay(walker):
 
 def test_evaluation_is_that_of_every_trainer(walker, evaluator):
     one = walker()
-    assert isinstance(one.trainer, SeedWalk)
+    assert isinstance(one.trainer, ZerothOrder)
     start = one.space.start()
     works = [Evaluate(start), Evaluate(start), Evaluate(start, "test")]
     one.trainer.run([Job(f"c{i}", 1, i, work) for i, work in enumerate(works)])

@@ -65,13 +65,12 @@ def found(rows: torch.Tensor, labels: list[int]) -> float:
 def test_planted_groups_are_found_without_being_told_how_many(
     sizes: list[int], within: float, across: float
 ) -> None:
-    """fedmllm C1."""
     for seed in range(3):
         assert found(*planted(sizes, within, across, seed=seed)) == 1
 
 
 def test_groups_as_unequal_as_those_observed_are_found() -> None:
-    """fedmllm C1: cosines of 0.42 to 0.64 inside, up to 0.49 between relatives."""
+    """Cosines of 0.42 to 0.64 inside, up to 0.49 between relatives."""
     families = [i // 3 for i in range(15)]
     for seed in range(2):
         rows, labels = planted(
@@ -83,7 +82,7 @@ def test_groups_as_unequal_as_those_observed_are_found() -> None:
 
 
 def test_whole_updates_do_at_least_as_well_as_one_tensor_by_the_papers_rule() -> None:
-    """fedmllm C1: 4,000 of 40,000 numbers, the true number of groups given to the paper's rule only."""
+    """4,000 of 40,000 numbers, the true number of groups given to the paper's rule only."""
     for seed in range(2):
         rows, labels = planted(
             [4] * 15, 0.40, 0.25, seed=seed, family=0.10, families=[i // 3 for i in range(15)],
@@ -127,7 +126,7 @@ def test_a_group_of_one_joins_its_nearest_as_it_cannot_be_told_from_a_noisy_memb
 
 
 def test_ties_give_as_many_groups_as_are_asked_for() -> None:
-    """fedmllm C2: five equal pairs in which the reference finds 1, 5 and 10 only."""
+    """Five equal pairs in which the reference finds 1, 5 and 10 only."""
     pair = torch.kron(torch.eye(5), torch.ones(2, 2))
     block = 0.3 + 0.4 * pair + 0.3 * torch.eye(10)
     for k in range(1, 11):
@@ -139,7 +138,6 @@ def test_ties_give_as_many_groups_as_are_asked_for() -> None:
 
 
 def test_the_papers_cut_is_wards_of_the_rows_of_the_matrix() -> None:
-    """fedmllm C4."""
     for seed in range(3):
         rows, _ = planted([4] * 6, 0.4, 0.3, seed=seed, length=2000)
         similarity = cosines(rows)
@@ -149,7 +147,6 @@ def test_the_papers_cut_is_wards_of_the_rows_of_the_matrix() -> None:
 
 
 def test_the_order_the_scale_and_the_type_of_rows_do_not_matter() -> None:
-    """fedmllm C3."""
     rows, labels = planted([3, 4, 5], 0.5, 0.3)
     groups = find_groups(rows)
     assert adjusted_rand(labels, groups.labels) == 1
@@ -218,6 +215,7 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_thousand_clients_of_a_million_entries_take_ten_seconds_and_half_a_gigabyte() -> None:
     """In CPU time: what arrives is sketched and let go, then all are grouped; memory is the high-water mark."""

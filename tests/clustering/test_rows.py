@@ -33,7 +33,7 @@ def test_b_is_compared_or_its_last_tensor_of_a_file_or_all() -> None:
 
 
 def test_the_order_of_names_does_not_matter() -> None:
-    """fedmllm C3: more than ten layers."""
+    """More than ten layers."""
     delta = adapters(0)
     other = dict(reversed(delta.items()))
     for size in (64, 4096, 10**6):
@@ -103,7 +103,7 @@ def test_products_are_compared_as_the_trace_of_their_factors() -> None:
 
 
 def test_products_do_not_depend_on_how_they_are_factored() -> None:
-    """fedmllm C3: A -> R A, B -> B R^-1."""
+    """A -> R A, B -> B R^-1."""
     start, delta = adapters(0), adapters(1)
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(5)))[0] * 3
 

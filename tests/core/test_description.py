@@ -47,7 +47,7 @@ from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.core.wrapper import Wrapper, layers, stacked
 from fedloom.recipe import build_recipe
 from fedloom.rounds.loop import Run
-from fedloom.rounds.releases import Releases
+from fedloom.rounds.privacy import Releases
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.importance import Pro
 

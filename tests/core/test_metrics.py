@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from fedloom.core.metrics import METRICS, QUALITY, Metric, MetricTable, Reduction
-from fedloom.core.reported import checked
+from fedloom.core.metrics import METRICS, QUALITY, Metric, MetricTable, Reduction, checked
 
 OWN = Metric("error_rate", "rate of errors", "%", "mean", "lower", (0.0, 1.0))
 

@@ -23,14 +23,12 @@ def test_no_global_generator_is_touched() -> None:
 
 @pytest.mark.parametrize("num_seeds", [1024, 1000])
 def test_every_direction_is_as_likely(num_seeds: int) -> None:
-    """fedkseed A13."""
     drawn = torch.bincount(uniform_seeds(3, 1_000_000, num_seeds), minlength=num_seeds)
     assert len(drawn) == num_seeds
     assert chisquare(drawn.numpy()).pvalue > 1e-3
 
 
 def test_walks_of_clients_and_rounds_differ() -> None:
-    """fedkseed A13."""
     seeds = [derive(derive(0, "round", n), c) for n in (1, 2) for c in ("a", "b")]
     walks = [uniform_seeds(seed, 200, 4096) for seed in seeds]
     assert all(not torch.equal(a, b) for i, a in enumerate(walks) for b in walks[:i])

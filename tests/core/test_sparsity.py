@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedloom.core.params import flat
-from fedloom.core.sparsity import Scope, keep_largest, largest, restrict, support
+from fedloom.core.sparsity import (
+    Density,
+    Scope,
+    densities,
+    fill,
+    keep_largest,
+    largest,
+    num_nonzero,
+    pick,
+    restrict,
+    support,
+)
 
 
 def params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -28,7 +39,7 @@ def params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> dict
 def test_the_largest_are_those_a_stable_sort_puts_first(
     values: list[float], density: float, dtype: torch.dtype
 ) -> None:
-    """flasc.md check b: exactly max(1, floor(n * d)), of equal magnitudes the first."""
+    """Exactly max(1, floor(n * d)), of equal magnitudes the first."""
     x = torch.tensor(values, dtype=dtype)
     count = max(1, int(len(values) * density))
     order = torch.sort(x.abs().double(), descending=True, stable=True).indices
@@ -133,9 +144,10 @@ def fastest(work: Callable[[], object]) -> float:
     return min(taken)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_largest_of_a_million_are_found_three_times_faster_than_by_topk() -> None:
-    """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together: flasc F7."""
+    """One thread, CPU seconds, the densities 1/4, 1/16 and 1/64 together."""
     x = torch.randn(1_000_000, generator=torch.Generator().manual_seed(3))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -147,3 +159,76 @@ def test_the_largest_of_a_million_are_found_three_times_faster_than_by_topk() ->
     )
     torch.set_num_threads(threads)
     assert topk > 3 * ours
+
+
+PARAMS = {"a": torch.arange(1.0, 7.0).view(2, 3), "b": torch.tensor([7.0, -8.0])}
+MASK = {"a": PARAMS["a"] % 2 == 0, "b": torch.tensor([False, True])}
+NONE = {name: torch.zeros_like(t, dtype=torch.bool) for name, t in PARAMS.items()}
+
+
+def test_what_is_picked_is_filled_in_again() -> None:
+    picked = pick(PARAMS, MASK)
+    assert {name: t.tolist() for name, t in picked.items()} == {"a": [2.0, 4.0, 6.0], "b": [-8.0]}
+    whole, expected = fill(picked, MASK), restrict(PARAMS, MASK)
+    assert all(torch.equal(whole[name], t) for name, t in expected.items())
+    assert whole["a"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_types_stay_and_nothing_may_be_kept(dtype: torch.dtype) -> None:
+    params = {name: t.to(dtype) for name, t in PARAMS.items()}
+    picked = pick(params, NONE)
+    assert {t.numel() for t in picked.values()} == {0}
+    assert all(t.dtype == dtype and not bool(t.any()) for t in fill(picked, NONE).values())
+
+
+def test_shares_are_counted_over_all_and_by_tensor_one_mask_a_client() -> None:
+    assert num_nonzero(MASK) == 4
+    assert densities([MASK]) == {"download_density": 0.5, "density/a": 0.5, "density/b": 0.5}
+    both = densities([MASK, NONE, MASK, MASK])
+    assert both == {"download_density": 0.375, "density/a": 0.375, "density/b": 0.375}
+    assert densities([]) == {}
+
+
+def test_a_constant_share_is_the_same_in_every_round() -> None:
+    assert {Density(0.1).at(n, {}) for n in (1, 2, 1000)} == {0.1}
+
+
+def test_a_share_decays_after_every_few_rounds_down_to_the_least() -> None:
+    falling = Density(0.8, decay=0.5, every=2, least=0.15)
+    assert [falling.at(n, {}) for n in range(1, 9)] == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.15, 0.15]
+
+
+def test_the_first_rounds_are_dense_and_decay_begins_after_them() -> None:
+    warm = Density(0.4, decay=0.5, every=2, warm=2, tiers={"phone": 0.2})
+    assert [warm.at(n, {}) for n in range(1, 6)] == [1.0, 1.0, 0.4, 0.4, 0.2]
+    assert [warm.at(n, {"tier": "phone"}) for n in (2, 3, 5)] == [1.0, 0.2, 0.1]
+
+
+def test_a_tier_has_its_own_share_and_others_have_the_start() -> None:
+    density = Density(0.5, tiers={"phone": 0.125})
+    profiles: tuple[dict[str, str], ...] = (
+        {"tier": "phone"},
+        {"tier": "desk"},
+        {"language": "en"},
+        {},
+    )
+    assert [density.at(1, p) for p in profiles] == [0.125, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start": 0.0}, r"start must be in \(0, 1\], got 0"),
+        ({"start": 1.5}, r"start must be in \(0, 1\], got 1\.5"),
+        ({"start": float("nan")}, r"start must be in \(0, 1\], got nan"),
+        ({"decay": 2.0}, r"decay must be in \(0, 1\], got 2"),
+        ({"tiers": {"phone": 0.0}}, r"tiers\.phone must be in \(0, 1\], got 0"),
+        ({"least": 0.5}, r"least must be in \[0, start\].*got 0\.5"),
+        ({"every": 0}, r"every must be at least 1, got 0"),
+        ({"warm": -1}, r"warm must be a number of rounds, got -1"),
+    ],
+)
+def test_what_is_no_density_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Density(**fields)  # type: ignore[arg-type]

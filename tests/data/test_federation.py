@@ -57,7 +57,7 @@ def everything(federation: Federation) -> list[str]:
 
 
 def test_every_row_is_in_one_split_of_one_client(base: DataSettings, byte_level: Any):
-    """fs_llm B2: sizes sum, disjoint."""
+    """Sizes sum, disjoint."""
     federation = federate(base, byte_level)
     assert sorted(everything(federation)) == sorted(row["prompt"] for row in rows())
     assert list(federation.shards) == list(federation.profiles) == list(federation.manifest.clients)
@@ -65,7 +65,7 @@ def test_every_row_is_in_one_split_of_one_client(base: DataSettings, byte_level:
 
 
 def test_the_same_settings_give_the_same_federation(base: DataSettings, byte_level: Any):
-    """fs_llm B2: a seed-stable hash; fedmllm C9."""
+    """A seed-stable hash."""
     one, two = federate(base, byte_level), federate(base, byte_level)
     assert one.manifest == two.manifest
     assert everything(one) == everything(two)
@@ -89,7 +89,7 @@ def histogram(examples: Any, label: str) -> Counter[str]:
 def test_a_client_has_the_same_categories_in_every_split(
     partition: Any, base: DataSettings, byte_level: Any
 ):
-    """fs_llm B2: FederatedScope's meta splitter gave 9 of 9 clients other test categories than they had learnt."""
+    """FederatedScope's meta splitter gave 9 of 9 clients other test categories than they had learnt."""
     count = None if isinstance(partition, Natural) else base.num_clients
     settings = replace(base, partition=partition, num_clients=count)
     for shard in federate(settings, byte_level).shards.values():
@@ -117,7 +117,7 @@ def chi_square(shard: Shard) -> float:
 def test_the_splits_of_a_skewed_client_come_from_one_distribution(
     base: DataSettings, byte_level: Any
 ):
-    """fs_llm B2, lda: the chi-square distance of train and test is bounded for every client.
+    """LDA: the chi-square distance of train and test is bounded for every client.
 
     7.81 is the 5 % point of 3 degrees of freedom. Splits drawn at random from one distribution have a mean near
     2.6 here and cross that point in one case of twenty; stratified ones differ by rounding, so their mean is
@@ -216,7 +216,7 @@ def test_the_manifest_goes_through_json(base: DataSettings, byte_level: Any):
 def test_empty_truncated_and_dropped_examples_are_counted_and_nobody_gets_them(
     written: Callable[..., str], byte_level: Any
 ):
-    """fs_llm B1: truncated-away answers are reported and dropped, not NaN."""
+    """Truncated-away answers are reported and dropped, not NaN."""
     given = rows(40)
     given[3]["completion"] = ""
     given[4]["completion"] = "Answer " * 40

@@ -65,7 +65,7 @@ def said(record: Record) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("how", ["recognised", "named"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_read(name: str, how: str):
-    """fs_llm B1, the schema."""
+    """All fields of the schema."""
     (record,) = records(SAMPLES[name], **({"format": name} if how == "named" else {}))
     question, reply, answer = SAID[name]
     assert said(record)[-2:] == [("user", question), ("assistant", reply)]
@@ -74,7 +74,7 @@ def test_every_format_is_read(name: str, how: str):
 
 @pytest.mark.parametrize("missing", [{}, {"input": None}, {"input": ""}, {"input": "  "}])
 def test_a_missing_input_never_prints_none(missing: dict[str, Any]):
-    """fs_llm B1: FederatedScope wrote "### Input: None" into every prompt."""
+    """FederatedScope wrote "### Input: None" into every prompt."""
     (record,) = records({"instruction": "Add.", "output": "3", **missing})
     assert record.messages[0].content == "Add."
     assert record.messages[0].context == ""

@@ -134,7 +134,7 @@ def test_a_client_called_like_the_judge_is_refused(base: DataSettings, byte_leve
 
 @pytest.mark.parametrize("alpha", [0.5, 5.0])
 def test_dolly_is_split_as_in_the_paper(alpha: float, written: Callable[..., str]):
-    """Fedkseed A20: one category judged, seven learnt, 200 clients of at least 10."""
+    """One category judged, seven learnt, 200 clients of at least 10."""
     rows = [
         {"instruction": f"{i}", "context": "", "response": "a", "category": category}
         for category, count in DOLLY.items()
@@ -198,7 +198,7 @@ def checkout(written: Callable[..., str], tmp_path: Path) -> Callable[..., str]:
 
 
 def test_natural_instructions_is_chosen_as_in_the_paper(checkout: Callable[..., str]):
-    """Fedkseed A20: 738 of 757 tasks are learnt and 119 judged, with the paper's filters."""
+    """738 of 757 tasks are learnt and 119 judged, with the paper's filters."""
     # 19 tasks keep 19 instances of 40.
     train = {f"task{n:04d}": task(*((18, 21) if n % 40 == 0 else (24, 1)), n) for n in range(757)}
     sizes = {757: 1549, 758: 9}
@@ -235,7 +235,7 @@ def test_a_task_is_a_client_and_its_input_stands_apart(
 
 
 def test_inputs_can_be_measured_in_tokens(checkout: Callable[..., str], byte_level: Any):
-    """Fedkseed A20: the filter in tokens is an option of its own."""
+    """The filter in tokens is an option of its own."""
     source = f"data.source={checkout(train={'t0': task(18, 5, 0)}, test={'t1': task(24, 0, 1)})}"
     data = load_recipe("natural_instructions", [source, "data.sample.skip_below=0"]).data
     length = lengths(["x" * 1023], byte_level)[0]

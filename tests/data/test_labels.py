@@ -8,7 +8,7 @@ import pytest
 
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
-from fedloom.data.labels import hidden_labels, told
+from fedloom.data.labels import hidden_labels, shown_labels
 from fedloom.data.manifest import Manifest
 from fedloom.data.mixtures import Clusters
 from fedloom.data.partition import Dirichlet, Iid, Natural
@@ -54,7 +54,7 @@ def test_what_the_recipe_has_in_it_is_told():
 
 
 def test_equal_values_have_equal_hashes():
-    one, same, other = (told({"topic": v, "language": "de"}, {"topic"}) for v in "aab")
+    one, same, other = (shown_labels({"topic": v, "language": "de"}, {"topic"}) for v in "aab")
     assert one == same != other
     assert one["language"] == "de"
     assert one["topic"].startswith("sha256:")
@@ -91,7 +91,7 @@ def test_no_manifest_has_the_text_of_a_label(partition: Any, wards: DataSettings
     assert manifest.hidden["topic"].num_values == 4
     assert ("user" in manifest.hidden) == (partition != Natural("user"))
     assert all("language" in client.labels for client in manifest.clients.values())
-    profiles = [manifest.told(profile) for profile in federation.profiles.values()]
+    profiles = [manifest.shown_labels(profile) for profile in federation.profiles.values()]
     assert "admitted" not in str(profiles)
     assert Manifest.from_json(manifest.to_json()) == manifest
     assert any("values of topic are not shown: 4" in line for line in manifest.left_out())
@@ -100,7 +100,10 @@ def test_no_manifest_has_the_text_of_a_label(partition: Any, wards: DataSettings
 def test_a_told_profile_keeps_who_is_alike(wards: DataSettings, byte_level: Any):
     federation = federate(replace(wards, partition=Clusters("topic"), num_clients=8), byte_level)
     whole = [profile["group"] for profile in federation.profiles.values()]
-    shown = [federation.manifest.told(profile)["group"] for profile in federation.profiles.values()]
+    shown = [
+        federation.manifest.shown_labels(profile)["group"]
+        for profile in federation.profiles.values()
+    ]
     assert len(set(whole)) == len(set(shown)) == 4
     assert [whole.index(group) for group in whole] == [shown.index(group) for group in shown]
 
@@ -112,4 +115,4 @@ def test_the_number_of_examples_is_no_label_even_where_a_column_is_called_so(
         federate(wards, byte_level).manifest,
         hidden=hidden_labels([{"num_examples": str(i)} for i in range(9)]),
     )
-    assert manifest.told({"num_examples": "12"}) == {"num_examples": "12"}
+    assert manifest.shown_labels({"num_examples": "12"}) == {"num_examples": "12"}

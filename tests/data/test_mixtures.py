@@ -34,7 +34,7 @@ def test_clusters_give_each_client_one_language_and_equal_parts_of_it():
 
 @pytest.mark.parametrize("clients", [3, 5, 7, 13])
 def test_any_number_of_clients_gets_every_language(clients: int):
-    """fedmllm C9: N is no multiple of L."""
+    """N is no multiple of L."""
     labels = speaking(30, 31, 32, 33, 34)
     held = told(Clusters("language").assign(labels, clients, 0), labels)
     assert sum(held, Counter()) == Counter(label["language"] for label in labels)

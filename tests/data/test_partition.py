@@ -70,7 +70,7 @@ def test_the_table_names_every_kind():
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_every_example_has_one_client_and_no_client_is_empty(kind: Partition, data: st.DataObject):
-    """fs_llm B2 and fedmllm C9: sizes sum, disjoint, complete; N is no multiple of anything."""
+    """Sizes sum, disjoint, complete; N is no multiple of anything."""
     # A few of each, so that every group of clients has enough.
     tasks = [*"abcdef" * 4, *data.draw(st.lists(st.sampled_from("abcdef"), max_size=90))]
     labels = [{"task": task} for task in tasks]
@@ -84,7 +84,7 @@ def test_every_example_has_one_client_and_no_client_is_empty(kind: Partition, da
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_a_seed_gives_one_assignment(kind: Partition):
-    """fs_llm B2: a seed-stable hash."""
+    """A seed-stable hash."""
     count = None if isinstance(kind, Natural) else 5
     labels = some(200)
     assert kind.assign(labels, count, 1) == kind.assign(labels, count, 1)
@@ -93,7 +93,7 @@ def test_a_seed_gives_one_assignment(kind: Partition):
 
 
 def test_the_assignments_are_these_on_every_machine():
-    """fedmllm C9: same seed, same split, on any machine."""
+    """Same seed, same split, on any machine."""
     made = [kind.assign(some(200), None if isinstance(kind, Natural) else 5, 7) for kind in KINDS]
     digests = [hashlib.sha256(json.dumps(one).encode()).hexdigest()[:12] for one in made]
     assert digests == GOLDEN
@@ -182,13 +182,13 @@ def test_quantity_is_skewed_in_size_and_nobody_goes_short():
 
 
 def test_natural_makes_a_client_of_every_value():
-    """fs_llm B2: meta, one category a client."""
+    """Meta, one category a client."""
     labels = [{"file": name} for name in ("xquad.de", "xquad.ar", "xquad.de")]
     assert Natural("file").assign(labels, None, 0) == {"xquad.ar": [1], "xquad.de": [0, 2]}
 
 
 def test_natural_with_fewer_clients_than_values_keeps_the_largest():
-    """fs_llm B2: clients < categories and clients > categories are both defined."""
+    """Clients < categories and clients > categories are both defined."""
     labels = [{"author": author} for author in "abbccc"]
     assert Natural("author", 2).assign(labels, None, 0) == {"b": [1, 2], "c": [3, 4, 5]}
     message = (
@@ -289,7 +289,7 @@ def test_a_cut_is_disjoint_complete_and_sized_as_asked(count: int, seed: int):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_label_is_cut_in_the_same_shares(seed: int):
-    """fs_llm B2: FederatedScope's test split of a client had other labels than its training split."""
+    """FederatedScope's test split of a client had other labels than its training split."""
     labels = some(400, kinds=3)
     parts = cut(range(400), labels, by="task", fractions=(0.7, 0.2, 0.1), seed=seed)
     whole = Counter(label["task"] for label in labels)

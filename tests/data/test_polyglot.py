@@ -4,7 +4,7 @@ import itertools
 import pytest
 
 from fedloom.data import polyglot
-from fedloom.data.polyglot_lexicon import lexicon
+from fedloom.data.polyglot import lexicon
 
 ROWS = polyglot.rows(6000, seed=7)
 STATEMENTS = polyglot.declarative(6000, seed=7)

@@ -62,7 +62,7 @@ def learnt(segments: tuple[Segment, ...]) -> list[str]:
 
 
 def test_alpaca_shows_the_input_apart_or_not_at_all():
-    """fs_llm B1: with-input and no-input templates."""
+    """With-input and no-input templates."""
     with_input = text(written(record(ASK, SUM), prompt="alpaca"))
     assert with_input == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "

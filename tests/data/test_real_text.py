@@ -40,7 +40,6 @@ def test_gsm8k_ends_in_its_numbers(real_text: Path, byte_level: Any):
 
 
 def test_codealpaca_never_says_none(real_text: Path, byte_level: Any):
-    """fs_llm B1."""
     settings = DataSettings(
         source=str(real_text / "codealpaca" / "train.json"),
         prompt="alpaca",
@@ -67,7 +66,7 @@ def test_codealpaca_never_says_none(real_text: Path, byte_level: Any):
 
 
 def test_xquad_is_one_client_a_language_and_keeps_its_answers(real_text: Path, byte_level: Any):
-    """fedmllm C9 on natural files: 8 languages, the same counts."""
+    """On natural files: 8 languages, the same counts."""
     settings = DataSettings(
         source=str(real_text / "xquad"),
         prompt="plain",

@@ -4,10 +4,12 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
-from fedloom.data.tokens import IGNORED, Example, tokenise
+from fedloom.data.tokens import IGNORED, Example, pack, tokenise
 
 PROMPTS: dict[str, Any] = {
     "chat": "chat",
@@ -51,7 +53,7 @@ def ids(tokenizer: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_the_mask_covers_exactly_the_prompt(prompt: str, answer: str, tokenizer: Any):
-    """fs_llm B1 and fedmllm C10: each template x tokenizer, BPE boundary included."""
+    """Each template x tokenizer, BPE boundary included."""
     example = only(record("What is it?", answer), tokenizer, prompt=PROMPTS[prompt])
     assert (example.labels[: example.prompt_length] == IGNORED).all()
     assert torch.equal(
@@ -63,7 +65,7 @@ def test_the_mask_covers_exactly_the_prompt(prompt: str, answer: str, tokenizer:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_the_prompt_has_the_same_tokens_whatever_the_answer(prompt: str, tokenizer: Any):
-    """fedmllm C10: tokens(prompt) is a prefix of tokens(prompt + answer), so generation starts where training did."""
+    """The tokens of a prompt are a prefix of those of prompt and answer, so generation starts where training did."""
     examples = [
         only(record("What is it?", answer), tokenizer, prompt=PROMPTS[prompt]) for answer in ANSWERS
     ]
@@ -164,7 +166,7 @@ LONG = " ".join(["one two three four"] * 20)
 
 
 def test_max_length_is_honoured_and_what_is_cut_is_counted(tokenizer: Any):
-    """fedmllm C10 (seq_length honoured), fs_llm B1 (reported and dropped, not NaN)."""
+    """The maximal length holds; what does not fit is reported and dropped, not NaN."""
     given = [record("Hi", "Paris"), record("Hi", LONG), record(LONG, "Paris")]
     made = tokenise(given, DataSettings(prompt="plain", max_length=16), tokenizer)
     assert [len(examples) for examples in made.examples] == [1, 1, 0]
@@ -176,7 +178,7 @@ def test_max_length_is_honoured_and_what_is_cut_is_counted(tokenizer: Any):
 
 
 def test_every_example_has_a_target_at_every_length(tokenizer: Any):
-    """fedmllm C10: at least one unmasked label, or a counted skip."""
+    """At least one unmasked label, or a counted skip."""
     given = [record("What is it?" * n, "Paris" * m) for n in range(1, 6) for m in range(1, 6)]
     for max_length in (8, 9, 13, 21, 34, 55):
         made = tokenise(given, DataSettings(prompt="plain", max_length=max_length), tokenizer)
@@ -219,3 +221,41 @@ def test_an_empty_prompt_does_not_learn_its_first_token(byte_level: Any):
     example = only(record("", "Paris is it"), byte_level, prompt=prompt)
     assert (example.prompt_length, int(example.labels[0])) == (0, IGNORED)
     assert example.num_targets == len(example.ids) - 1
+
+
+def example(length: int, mark: int = 1) -> Example:
+    ids = torch.full((length,), mark)
+    labels = ids.clone()
+    labels[0] = IGNORED
+    return Example(ids, labels, prompt_length=1)
+
+
+def test_rows_hold_whole_examples_with_positions_from_zero_and_labels_intact():
+    rows = pack([example(3, 1), example(5, 2), example(2, 3), example(6, 4)], 8)
+    assert [row.ids.tolist() for row in rows] == [[4] * 6 + [3] * 2, [2] * 5 + [1] * 3]
+    first, second = rows
+    assert first.positions is not None
+    assert first.positions.tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert first.labels.tolist() == [IGNORED, 4, 4, 4, 4, 4, IGNORED, 3]
+    assert second.labels.tolist() == [IGNORED, 2, 2, 2, 2, IGNORED, 1, 1]
+    assert (first.prompt_length, first.record) == (0, None)
+
+
+@given(st.lists(st.integers(2, 32), max_size=60))
+def test_nothing_is_lost_and_no_row_is_too_long(lengths: list[int]):
+    rows = pack([example(length, mark) for mark, length in enumerate(lengths)], 32)
+    assert sum(len(row.ids) for row in rows) == sum(lengths)
+    assert sum(row.num_targets for row in rows) == sum(length - 1 for length in lengths)
+    for row in rows:
+        assert row.positions is not None
+        assert len(row.ids) == len(row.labels) == len(row.positions) <= 32
+        starts = row.positions == 0
+        assert (row.labels[starts] == IGNORED).all(), "nothing is predicted from another example"
+        for mark in row.ids.unique().tolist():
+            assert int((row.ids == mark).sum()) == lengths[mark], "examples are whole"
+
+
+@given(st.lists(st.integers(2, 32), min_size=2, max_size=60))
+def test_at_most_one_row_is_half_empty(lengths: list[int]):
+    rows = pack([example(length) for length in lengths], 32)
+    assert sum(len(row.ids) <= 16 for row in rows) <= 1

@@ -35,7 +35,7 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 SITES = ("alba", "brno", "cork")
-pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flower, pytest.mark.alone, pytest.mark.timeout(900)]
 SMALL = (
     *("data.num_examples=240", "local.steps=1", "local.batched=off", "local.kernels=torch"),
     *("run.rounds=2", "run.samples=0", "run.baselines=[]"),

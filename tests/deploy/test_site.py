@@ -18,7 +18,7 @@ from fedloom.core.params import norm
 from fedloom.deploy import site as site_module
 from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.preview import preview
+from fedloom.deploy.preview import site_preview
 from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
 from fedloom.results.evaluate import evaluate
 from fedloom.rounds.loop import begin, draw, tasks
@@ -78,7 +78,7 @@ def test_a_text_that_all_rows_of_a_site_share_travels_as_a_hash(recipe: Make, tm
         assert ("admitted" in str(said)) is False
         assert any("rows repeat an earlier one, kept" in line for line in heard)
         out = io.StringIO()
-        for part in preview(told, shared_recipe(asked)):
+        for part in site_preview(told, shared_recipe(asked)):
             Console(file=out, width=160).print(part)
         assert profile["topic"] in out.getvalue()
         assert "rows repeat an earlier one" in out.getvalue()
@@ -266,7 +266,7 @@ def test_limits_that_allow_nothing_are_refused(limits: dict[str, Any], words: st
 def test_a_dry_run_shows_every_tensor_and_its_size(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
     console = Console(width=200, file=io.StringIO(), record=True)
-    for part in preview(settings(asked, tmp_path, clip=3.0), shared_recipe(asked)):
+    for part in site_preview(settings(asked, tmp_path, clip=3.0), shared_recipe(asked)):
         console.print(part)
     shown = console.export_text()
     for words in ("delta", "q_proj.lora_B.weight", "32 x 2", "the whole message", "weight", "3"):

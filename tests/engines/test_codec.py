@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.core.metrics import MEASURED
 from fedloom.core.protocols import ClientFailure, Delivery, Reply, Task
-from fedloom.core.reported import MEASURED
 from fedloom.engines.codec import MessageCodec
 from fedloom.wire.body import encode_body
 from fedloom.wire.format import encode_reply

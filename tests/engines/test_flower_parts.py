@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fedloom.engines.flower import pipe, resident
+from fedloom.engines.flower import pipe
 from fedloom.engines.flower.processes import Keeper, Program, start
 
 
@@ -74,7 +74,7 @@ def test_a_worker_answers_the_next_letter_whatever_the_last_one_did(tmp_path: Pa
             raise ZeroDivisionError("of a model's own code")
         return {"n": header["n"]}, pieces
 
-    door = threading.Thread(target=resident.serve, args=(tmp_path / "w", answer), daemon=True)
+    door = threading.Thread(target=pipe.serve, args=(tmp_path / "w", answer), daemon=True)
     door.start()
     until((tmp_path / "w").exists)
     said = []

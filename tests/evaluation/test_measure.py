@@ -8,10 +8,10 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from fedloom.data.formats import Message, Record
-from fedloom.data.tokens import Example
-from fedloom.evaluation.chrf import chrf
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator, combine
+from fedloom.evaluation.text_metrics import chrf
 
 Maker = Callable[..., Any]
 
@@ -20,7 +20,7 @@ def example(tokenizer: Any, prompt: str, answer: str) -> Example:
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([*start, *tokenizer(answer, add_special_tokens=False)["input_ids"], 2])
     labels = ids.clone()
-    labels[: len(start)] = -100
+    labels[: len(start)] = IGNORED
     record = Record((Message("user", prompt), Message("assistant", answer)), {}, answer)
     return Example(ids, labels, len(start), record, None)
 
@@ -49,13 +49,12 @@ def evaluator(tokenizer: Any, **settings: Any) -> Evaluator:
 def test_loss_and_perplexity_weigh_by_token_and_equal_a_loop_by_hand(
     model: Any, examples: list[Example], tiny_tokenizer: Any
 ) -> None:
-    """Fedmllm C11."""
     total, hits, count = 0.0, 0, 0
     for each in examples:
         with torch.no_grad():
             log_probs = model(input_ids=each.ids[None]).logits[0].double().log_softmax(-1)
         for at in range(1, len(each.ids)):
-            if each.labels[at] != -100:
+            if each.labels[at] != IGNORED:
                 total -= float(log_probs[at - 1, each.ids[at]])
                 hits += int(log_probs[at - 1].argmax() == each.ids[at])
                 count += 1
@@ -70,7 +69,7 @@ def test_loss_and_perplexity_weigh_by_token_and_equal_a_loop_by_hand(
 def test_two_evaluations_agree_with_dropout_in_the_model_and_leave_it_in_training(
     model: Any, examples: list[Example], tiny_tokenizer: Any
 ) -> None:
-    """Fedmllm C11, 1.6 q: the reference code never leaves training mode."""
+    """The reference code never leaves training mode."""
     model.config.attention_dropout = 0.5
     model.model.layers[0].mlp = nn.Sequential(model.model.layers[0].mlp, nn.Dropout(0.5))
     model.train()
@@ -201,7 +200,6 @@ class Parrot(nn.Module):
 
 
 def test_a_scripted_model_gets_the_score_it_deserves(tiny_tokenizer: Any) -> None:
-    """fs_llm B5."""
     asked = [example(tiny_tokenizer, "?" * length, "It is #### 12") for length in (4, 3, 2, 1)]
     texts = ["It is #### 12", "12.0", "so 13", "#### 12 or 13"]
     measured = evaluator(tiny_tokenizer, extract="number").measure(
@@ -217,7 +215,7 @@ def test_a_scripted_model_gets_the_score_it_deserves(tiny_tokenizer: Any) -> Non
 
 
 def test_the_papers_rouge_is_measured_where_it_is_asked_for(tiny_tokenizer: Any) -> None:
-    """Fedkseed A19, beside the usual one."""
+    """Beside the usual one."""
     asked = [example(tiny_tokenizer, "?" * length, "yes it is") for length in (2, 1)]
     measured = evaluator(tiny_tokenizer, metrics=["rougeL", "rouge_l_paper"]).measure(
         Parrot(["yes it is", "Yes it is"], tiny_tokenizer), asked, split="test"
@@ -309,7 +307,7 @@ def test_nothing_to_measure_is_said_so(
         judge.measure(model, [], split="test")
     with pytest.raises(ValueError, match="no metrics to combine: no client was measured"):
         combine([])
-    nothing = torch.full_like(examples[0].labels, -100)
+    nothing = torch.full_like(examples[0].labels, IGNORED)
     silent = Example(examples[0].ids, nothing, 1, None, None)
     with pytest.raises(ValueError, match="validation split of a client has no target tokens in 1 "):
         judge.measure(model, [silent], split="validation")

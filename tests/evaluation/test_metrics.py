@@ -11,7 +11,7 @@ from torch import nn
 
 from fedloom.core.metrics import METRICS, Metric, Reduce
 from fedloom.data.formats import Message, Record
-from fedloom.data.tokens import Example
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator, combine
 from fedloom.evaluation.metrics import answer_metrics, grade
@@ -118,7 +118,7 @@ def test_words_among_classes_are_scored_by_users_own_metrics_alone() -> None:
     judge = Evaluator(settings, SimpleNamespace(), Classification({"yes": "yes", "no": "no"}))
     examples = []
     for last, word in ((4, "yes"), (4, "no"), (5, "no")):
-        labels = torch.tensor([-100, -100, {"yes": 5, "no": 6}[word]])
+        labels = torch.tensor([IGNORED, IGNORED, {"yes": 5, "no": 6}[word]])
         record = Record((Message("user", "?"), Message("assistant", word)), {}, word)
         choices = torch.tensor([5, 6])
         examples.append(Example(torch.tensor([1, last, 0]), labels, 2, record, None, choices))
@@ -134,7 +134,7 @@ def test_a_metric_of_ones_own_is_measured_beside_the_usual(
     model = tiny_llama(vocab=len(tiny_tokenizer))
     ids = torch.tensor([*tiny_tokenizer("what?", add_special_tokens=False)["input_ids"], 9, 2])
     labels = ids.clone()
-    labels[:-2] = -100
+    labels[:-2] = IGNORED
     record = Record((Message("user", "what?"), Message("assistant", "it")), {}, "it")
     example = Example(ids, labels, len(ids) - 2, record, None)
     settings = EvaluationSettings(metrics=["chrf", own("sum")], max_new_tokens=4)

@@ -1,6 +1,7 @@
 """What the pages say exists: the tree, the files, the commands, the recipes and the papers."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,17 @@ from typer.main import get_command
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "fedloom"
-PAGES = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md"]
+WRITTEN = "settings.md"
+"""Made by Sphinx from the dataclasses."""
+DOCS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "docs").rglob("*.md")
+    if "_build" not in path.parts and path.name != WRITTEN
+)
+PAGES = [
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "PAPERS.md", "CHANGELOG.md"),
+    *("SECURITY.md", *DOCS),
+]
 TREE = re.compile(r"^(?P<indent> *)(?P<names>[\w./*-]+(?:, [\w./*-]+)*/?)(?:  +\S.*)?$")
 
 
@@ -67,13 +78,25 @@ def test_a_tree_is_read_by_its_indents():
     assert told(text) == {"a/b.py", "a/c/d.py", "a/c/e.py", "a/f.py"}
 
 
+def test_the_layers_are_those_that_are_checked():
+    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each["type"] == "layers")
+    assert " -> ".join(layers) in blocks(page("ARCHITECTURE.md"), "text")[1]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_and_named_files_exist(name: str):
-    text = page(name)
+    text, folder = page(name), (ROOT / name).parent
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text)
-    named = re.findall(r"`((?:src|tests|benchmarks|scripts|\.ci|\.github)/[\w./-]+)`", text)
-    missing = [p for p in links + named if "NAME" not in p and not (ROOT / p).exists()]
-    assert not missing
+    lost = [link for link in links if link != WRITTEN and not (folder / link).exists()]
+    assert not lost
+    named = re.findall(
+        r"`((?:src|tests|benchmarks|scripts|docs|examples|\.ci|\.github)/[\w./-]+)`", text
+    )
+    missing = [p for p in named if not (ROOT / p).exists()]
+    modules = re.findall(r"`([a-z_]+/[\w/]+\.py)`", text)
+    missing += [p for p in modules if not ((SOURCE / p).exists() or (ROOT / p).exists())]
+    assert not [p for p in missing if "NAME" not in p]
 
 
 @pytest.mark.parametrize("name", PAGES)

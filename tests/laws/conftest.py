@@ -1,6 +1,6 @@
 """Every algorithm of the table, and the bench that they are examined on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
-from fedloom.core.density import Density
 from fedloom.core.protocols import Algorithm
+from fedloom.core.sparsity import Density
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
@@ -145,14 +145,37 @@ def subject(algorithm: Algorithm[Any], tmp_path: Path) -> Subject:
     return Subject(algorithm, tmp_path, "seeds" if in_seed_space(algorithm) else "lora")
 
 
-@pytest.fixture(params=list(CASES), ids=list(CASES))
+QUICK = {
+    "fedavg",
+    "scaffold",
+    "pfedme",
+    "local",
+    "ditto(fedavg)",
+    "freeze(fedavg)",
+    "flasc(fedadam)",
+    "prune(fedavg)",
+    "private(fedavg)",
+    "fedkseed",
+    "decomfl",
+    "clustered(fedavg)",
+}
+"""One case a class, whose laws are among the fast tests; those of the others are among the slow."""
+
+
+def _marked(names: Iterable[str]) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(params=_marked(CASES), ids=list(CASES))
 def algorithm(request: pytest.FixtureRequest) -> Algorithm[Any]:
     """Return each algorithm of the table in turn, and what nests."""
     return CASES[request.param]
 
 
 @pytest.fixture(
-    params=[n for n, one in CASES.items() if one.server_sees == "mean" and one != LocalOnly()]
+    params=_marked(
+        n for n, one in CASES.items() if one.server_sees == "mean" and one != LocalOnly()
+    )
 )
 def averaged(request: pytest.FixtureRequest) -> Algorithm[Any]:
     """Return each algorithm in turn whose server reads the mean of what is sent: all that `private` wraps."""

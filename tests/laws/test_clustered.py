@@ -19,7 +19,7 @@ from fedloom.report.run_folder import read_results
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import begin
 from fedloom.server.optimizers import Adam
-from fedloom.server.samplers import Full
+from fedloom.server.samplers import FullParticipation
 
 LANGUAGES = ["en", "de", "es", "pt", "sv"]
 
@@ -27,7 +27,7 @@ LANGUAGES = ["en", "de", "es", "pt", "sv"]
 def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """fedmllm C14: the change of clusters comes after the checkpoint."""
+    """The change of clusters comes after the checkpoint."""
     it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5))
     engine = it.engine(InProcess, algorithm, tmp_path / "a")
     checkpoints = Checkpoints(tmp_path / "c", keep=9)
@@ -65,9 +65,9 @@ def test_one_cluster_is_the_inner_algorithm_to_the_bit(
 def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: Path) -> None:
     it = bench(torch.float64)
     algorithm = Clustered(FedAvg(), Auto(8))
-    run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
+    run = it.final(algorithm, tmp_path / "a", 3, sampler=FullParticipation())
     engine = it.engine(InProcess, LocalOnly(), tmp_path / "b")
-    it.rounds(LocalOnly(), engine, 3, sampler=Full())
+    it.rounds(LocalOnly(), engine, 3, sampler=FullParticipation())
     assert len(run.state.cluster_states) == 8
     for client, cluster in run.state.grouping.assignment.items():
         alone = engine.store.load(client, 9)["personal"]
@@ -77,7 +77,7 @@ def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: P
 
 @pytest.mark.slow
 def test_five_languages_are_found_after_one_round_and_served_better_apart(tmp_path: Path) -> None:
-    """fedmllm C12: ten clients, ten local steps, nobody says how many languages there are.
+    """Ten clients, ten local steps, nobody says how many languages there are.
 
     With 360 examples a client: of 120, a model for two clients is learnt by heart, and whether it or the one for all
     ends better is a matter of a machine's rounding.

@@ -13,8 +13,9 @@ from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.setup import batches
-from fedloom.core.density import Density
 from fedloom.core.randomness import derive
+from fedloom.core.sparsity import Density
+from fedloom.data.tokens import IGNORED
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.server.optimizers import Adam
@@ -45,13 +46,13 @@ def reference(bench: Any, rounds: int, lr: float) -> Mapping[str, torch.Tensor]:
             for _ in range(-(-len(examples) // 4)):
                 rows = next(stream)
                 ids = torch.nn.utils.rnn.pad_sequence([r.ids for r in rows], batch_first=True)
-                labels = torch.full_like(ids, -100)
+                labels = torch.full_like(ids, IGNORED)
                 for row, example in zip(labels, rows, strict=True):
                     row[: len(example.ids) - 1] = example.labels[1:]
                 logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
                 loss = F.cross_entropy(logits, labels.flatten(), reduction="sum")
                 optimizer.zero_grad()
-                (loss * (1 / sum(int((r.labels[1:] != -100).sum()) for r in rows))).backward()
+                (loss * (1 / sum(int((r.labels[1:] != IGNORED).sum()) for r in rows))).backward()
                 optimizer.step()
             for n, p in tuned.items():
                 mean[n] += p.detach() - w[n]

@@ -15,8 +15,8 @@ from fedloom.algorithms.freeze import Freeze
 from fedloom.core.protocols import Algorithm, Round
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
-from fedloom.rounds.loop import begin, draw, tasks
-from fedloom.server.samplers import Full, Uniform
+from fedloom.rounds.loop import draw, tasks
+from fedloom.server.samplers import FullParticipation, Uniform
 from fedloom.testing import check_algorithm
 from fedloom.testing.compare import distance
 from fedloom.testing.examination import LAWS, examine
@@ -74,13 +74,16 @@ def test_so_they_do_where_the_wire_loses_precision(
     assert examine(Subject(cases[name], tmp_path, wire=wire), law) is None
 
 
-def test_every_algorithm_moves_the_model_but_the_one_that_sends_nothing(
+def test_every_algorithm_moves_what_its_clients_use(
     algorithm: Any_, bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     it = bench()
-    run = it.final(algorithm, tmp_path, 2, sampler=Full())
-    moved, _ = distance(run.state, begin(algorithm, it.space.start(), 5).state)
-    assert moved > 1e-3 or type(algorithm) is ALGORITHMS["local"]
+    engine = it.engine(InProcess, algorithm, tmp_path)
+    run, _ = it.rounds(algorithm, engine, 2, sampler=FullParticipation())
+    sent = algorithm.broadcast(run.state, draw(run, engine.population(), None))
+    for client, download in sent.items():
+        used = algorithm.deployed(download, engine.store.load(client, before=3))
+        assert distance(used, it.space.start())[0] > 1e-3
 
 
 def test_unselected_clients_keep_their_memory(
@@ -88,7 +91,7 @@ def test_unselected_clients_keep_their_memory(
 ) -> None:
     it = bench()
     engine = it.engine(InProcess, algorithm, tmp_path)
-    it.rounds(algorithm, engine, 1, sampler=Full())
+    it.rounds(algorithm, engine, 1, sampler=FullParticipation())
     before = {c: state_sha256(engine.store.load(c, 9)) for c in engine.population()}
     run, _ = it.rounds(algorithm, engine, 1, sampler=Uniform(2))
     cohort = algorithm.broadcast(run.state, draw(run, engine.population(), Uniform(2)))
@@ -138,7 +141,7 @@ def test_the_origin_does_not_matter_to_dense_training(
 def test_four_equal_clients_with_one_full_step_are_one_centralised_step(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """fs_llm B3: equal numbers of target tokens, plain SGD, one full-batch step."""
+    """Equal numbers of target tokens, plain SGD, one full-batch step."""
     it = bench(torch.float64, steps=1, batch_size=8, max_grad_norm=None)
     shared = it.federation.shards
     pool = [row for shard in shared.values() for row in shard.train if len(row.ids) >= 10][:8]
@@ -152,7 +155,7 @@ def test_four_equal_clients_with_one_full_step_are_one_centralised_step(
     for shards in (parts, whole):
         shared.clear()
         shared.update(shards)
-        ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=Full()))
+        ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=FullParticipation()))
     assert distance(ends[0].state.params, ends[1].state.params)[0] < 1e-15
 
 

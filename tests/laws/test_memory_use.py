@@ -12,7 +12,7 @@ import pytest
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.engines.inprocess import InProcess
-from fedloom.server.samplers import Full
+from fedloom.server.samplers import FullParticipation
 
 
 def peak(folder: Path, num_clients: int) -> int:
@@ -52,22 +52,26 @@ def peak(folder: Path, num_clients: int) -> int:
     return int(json.loads((folder / "summary.json").read_text())["peak_memory_bytes"])
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_two_hundred_clients_take_the_memory_of_four(tmp_path: Path) -> None:
-    """A6: the same cohort and the same amount of text, Ditto, whose clients keep a model each."""
+    """The same cohort and the same amount of text, Ditto, whose clients keep a model each."""
     few, many = peak(tmp_path / "few", 4), peak(tmp_path / "many", 200)
     assert many < 1.05 * few, f"{many / 1e6:.0f} MB against {few / 1e6:.0f} MB"
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_fifty_rounds_do_not_leak(bench, tmp_path: Path) -> None:
-    """fs_llm T2, issue 775 of the reference: resident memory stays where it was once caches are warm."""
+    """Issue 775 of the reference: resident memory stays where it was once caches are warm."""
     it = bench(steps=1)
     engine = it.engine(InProcess, Ditto(FedAvg(), steps=1), tmp_path)
-    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 60, sampler=Full())
+    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 60, sampler=FullParticipation())
     process = psutil.Process()
     before = process.memory_info().rss
     for number in range(61, 111):
-        run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, number, run=run, sampler=Full())
+        run, _ = it.rounds(
+            Ditto(FedAvg(), steps=1), engine, number, run=run, sampler=FullParticipation()
+        )
         engine.store.prune(below=number)
     assert process.memory_info().rss - before < 3_000_000

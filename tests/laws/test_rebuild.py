@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fedloom.algorithms.fedkseed import FedKSeed
-from fedloom.client.zeroth_order import SeedWalk
+from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.protocols import Done, Job
 from fedloom.core.randomness import generator
 from fedloom.core.seed_sequences import widened
 from fedloom.engines.inprocess import InProcess
-from fedloom.server.samplers import Full
+from fedloom.server.samplers import FullParticipation
 from fedloom.spaces.directions import compiled
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Distribution
@@ -28,14 +28,14 @@ DISTRIBUTIONS: tuple[Distribution, ...] = (*INTEGER, "gaussian", "lowrank")
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[Done]:
     """Return what walks ended with, as they end."""
     seen: list[Done] = []
-    run = SeedWalk.run
+    run = ZerothOrder.run
 
-    def watched(self: SeedWalk, jobs: list[Job]) -> Any:
+    def watched(self: ZerothOrder, jobs: list[Job]) -> Any:
         done = run(self, jobs)
         seen.extend(done)
         return done
 
-    monkeypatch.setattr(SeedWalk, "run", watched)
+    monkeypatch.setattr(ZerothOrder, "run", watched)
     return seen
 
 
@@ -43,7 +43,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[Done]:
 def test_a_clients_final_weights_are_the_servers_rebuild(
     distribution: Distribution, bench: Callable[..., Any], ends: list[Done], tmp_path: Path
 ) -> None:
-    """Check fedkseed A7 through whole messages: one client, 50 steps; bit for bit in integer distributions, else 1e-6.
+    """Through whole messages: one client, 50 steps; bit for bit in integer distributions, else 1e-6.
 
     The server of the next round holds 64 bits of each coefficient, of which clients are sent 32: it is a hair off where
     that client ended, and everybody starts from the same bits.
@@ -71,7 +71,7 @@ def test_a_clients_final_weights_are_the_servers_rebuild(
         assert torch.equal(client.space.values, server.space.values)
 
     base = server.space.values.clone()
-    client.rounds(algorithm, engine, 3, sampler=Full(), after=check)
+    client.rounds(algorithm, engine, 3, sampler=FullParticipation(), after=check)
     assert len(ends) == 3
 
 
@@ -97,7 +97,7 @@ def drawn(size: int, path: str) -> torch.Tensor:
 def test_a_rebuild_is_one_whatever_the_order_of_seeds_the_threads_and_the_way(
     distribution: Distribution, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Check fedkseed A8: bit for bit, weights of any type."""
+    """Bit for bit, weights of any type."""
     directions = Directions(SHAPES, distribution=distribution, seed=9)
     base, c = drawn(directions.numel, "base").to(kind), drawn(300, "c") * 1e-2
 

@@ -20,11 +20,12 @@ from fedloom.core.payloads import to_all
 from fedloom.core.protocols import ClientId, ClientUpdate, Payload, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS, uniform_seeds, widened
+from fedloom.data.tokens import IGNORED
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import begin, draw, measure
 from fedloom.server.importance import Pro
-from fedloom.server.samplers import Full, Uniform
+from fedloom.server.samplers import FullParticipation, Uniform
 from fedloom.spaces.seed_space import Seeds
 
 EPS, LR, STEPS, VOCAB = 5e-4, 2e-3, 8, 64
@@ -68,7 +69,7 @@ def test_scalars_say_what_vectors_say(bench: Callable[..., Any], tmp_path: Path)
 def loss_of(model: Any, rows: Any) -> float:
     """Return the mean loss of rows in one padded batch."""
     ids = torch.nn.utils.rnn.pad_sequence([r.ids for r in rows], batch_first=True)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORED)
     for row, example in zip(labels, rows, strict=True):
         row[: len(example.ids) - 1] = example.labels[1:]
     with torch.no_grad():
@@ -127,7 +128,7 @@ def ours(
         found.append(loss_of(bench.space.model, rows))
 
     run = begin(algorithm, bench.space.start(), seed)
-    bench.rounds(algorithm, engine, rounds, run=run, sampler=Full(), after=note)
+    bench.rounds(algorithm, engine, rounds, run=run, sampler=FullParticipation(), after=note)
     return found
 
 
@@ -177,7 +178,7 @@ def curves(five: Callable[..., Any], tmp_path: Path) -> Curves:
 def test_it_learns_as_a_plain_loop_of_fedavg_over_mezo_does(
     distribution: str, curves: Curves
 ) -> None:
-    """fedkseed A21: five clients, six rounds, within 1 % after every one; the loss falls by a tenth at least."""
+    """Five clients, six rounds, within 1 % after every one; the loss falls by a tenth at least."""
     found, expected = curves(6, distribution=distribution, num_seeds=256)
     assert found == pytest.approx(expected, rel=0.01)
     assert found[-1] < 0.9 * found[0]
@@ -188,7 +189,7 @@ def test_it_learns_as_a_plain_loop_of_fedavg_over_mezo_does(
 def test_over_thirty_rounds_it_follows_the_plain_loop_within_a_percent(
     num_seeds: int, curves: Curves
 ) -> None:
-    """fedkseed A21: the loss falls by a quarter at least, whatever the number of directions."""
+    """The loss falls by a quarter at least, whatever the number of directions."""
     found, expected = curves(30, num_seeds=num_seeds)
     assert len(found) == 31
     assert found == pytest.approx(expected, rel=0.01)
@@ -197,7 +198,7 @@ def test_over_thirty_rounds_it_follows_the_plain_loop_within_a_percent(
 
 @pytest.mark.slow
 def test_pro_learns_as_uniform_draws_do(five: Callable[..., Any], tmp_path: Path) -> None:
-    """fedkseed A21: over five seeds not worse by two standard deviations."""
+    """Over five seeds not worse by two standard deviations."""
     ends: dict[str, list[float]] = {"uniform": [], "pro": []}
     for seed in range(5):
         for name, algorithm in (
@@ -215,7 +216,7 @@ def test_clients_with_walks_of_their_own_still_use_one_model(
     bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Pro's downloads differ by client; what is deployed does not."""
-    from fedloom.client.worker import Deployed
+    from fedloom.core.rehearsal import Deployed
 
     it, algorithm = bench(tune=SEEDS, **LOCAL), FedKSeed(steps=STEPS, sampling=Pro())
     engine = it.engine(InProcess, algorithm, tmp_path)

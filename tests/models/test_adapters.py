@@ -53,7 +53,6 @@ def moved(space: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["llama", "tied", "gpt2", "qwen2"])
 @pytest.mark.parametrize("origin", ["initial", "zero"])
 def test_a_folder_gives_plain_peft_the_same_logits(tmp_path: Path, name: str, origin):
-    """Check fs_llm A1."""
     from peft import PeftModel
 
     model = made(name)
@@ -124,7 +123,7 @@ def test_modules_to_save_are_called_what_they_are():
 
 
 def test_everything_that_learns_is_in_the_params():
-    """Check fs_llm A1: uploaded tensors are the trainable set."""
+    """Uploaded tensors are the trainable set."""
     model = made("gpt2")
     space = space_of(model, dora=True)
     learning = [p for p in model.parameters() if p.requires_grad]

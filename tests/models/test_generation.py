@@ -12,11 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedloom.data.formats import Message, Record
-from fedloom.data.tokens import Example
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.base_model import ModelSettings, load_base
-from fedloom.models.folder import write_model
+from fedloom.models.base_model import ModelSettings, load_base, write_model
 from fedloom.objectives.classification import Classification
 from fedloom.spaces.lora import LoRA
 
@@ -58,7 +57,7 @@ def example(tokenizer: Any, prompt: str, answer: str) -> Example:
     start = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = torch.tensor([*start, *tokenizer(answer, add_special_tokens=False)["input_ids"], 2])
     labels = ids.clone()
-    labels[: len(start)] = -100
+    labels[: len(start)] = IGNORED
     record = Record((Message("user", prompt), Message("assistant", answer)), {}, answer)
     return Example(ids, labels, len(start), record, None)
 
@@ -233,7 +232,7 @@ def test_the_token_a_template_ends_a_turn_with_ends_an_answer(
     )
     ids = torch.cat([asked[0].ids[:-1], torch.tensor([turn, 2])])
     labels = ids.clone()
-    labels[: asked[0].prompt_length] = -100
+    labels[: asked[0].prompt_length] = IGNORED
     ended = Example(ids, labels, asked[0].prompt_length, asked[0].record, None)
     assert said(base.model, base.tokenizer, [ended]) == ["x"]
 
@@ -251,7 +250,7 @@ def test_a_model_without_numbers_scores_nothing(
     assert measured["loss"] != measured["loss"]
     assert measured["token_accuracy"] == measured["exact_match"] == measured["rouge1"] == 0
     assert judge.answers(model, told) == [""]
-    labels = torch.full_like(told[0].labels, -100)
+    labels = torch.full_like(told[0].labels, IGNORED)
     labels[-2] = 50
     asked_class = replace(told[0], labels=labels, choices=torch.tensor([50, 51]))
     objective = Classification({word: word, "other": "other"})

@@ -1,10 +1,16 @@
 import pytest
 import torch
 
+from fedloom.core.randomness import seeded
 from fedloom.models.base_model import Base
-from fedloom.models.introspection import frozen_linears, keeps_rows_apart, lora_layers, readout
+from fedloom.models.introspection import (
+    frozen_linears,
+    keeps_rows_apart,
+    listed_groups,
+    lora_layers,
+    readout,
+)
 from fedloom.models.probe import draws
-from fedloom.models.seeded import seeded
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
 
@@ -108,3 +114,8 @@ def test_a_model_that_mixes_rows_is_found_out(tiny_llama, fault):
 
     model.forward = faulty
     assert not keeps_rows_apart(model)
+
+
+def test_groups_are_named_with_their_count():
+    assert listed_groups(["a.1.q", "a.0.q", "b"]) == "a.*.q (2), b"
+    assert listed_groups([f"{letter}.x" for letter in "abcdefgh"]).endswith("f.x and 2 more")

@@ -3,7 +3,7 @@ import torch
 import transformers as t
 from torch import nn
 
-from fedloom.models.kinds import numberless
+from fedloom.models.introspection import numberless
 from fedloom.models.reach import linear_layers, reach, unread
 
 SIZES = {

@@ -142,8 +142,8 @@ def test_a_model_without_a_layer_for_an_adapter_is_refused(tiny_llama):
 
 def test_an_ordinary_model_is_told_to_peft_as_the_recipe_has_it(tiny_llama):
     model = tiny_llama().requires_grad_(False)
-    assert choose_targets(model, "all-linear", saved=()).told == "all-linear"
-    assert choose_targets(model, ["q_proj"], saved=()).told == ["q_proj"]
+    assert choose_targets(model, "all-linear", saved=()).peft_targets == "all-linear"
+    assert choose_targets(model, ["q_proj"], saved=()).peft_targets == ["q_proj"]
     assert space_of(model).left_frozen == ""
 
 

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fedloom.data import polyglot
+from fedloom.data.tokens import IGNORED
 
 FOLDER = Path(str(resources.files("fedloom"))) / "models" / "tiny"
 
@@ -114,7 +115,7 @@ def test_held_out_statements_cost_few_bits(model, tokenizer, language):
     rows = [[tokenizer.eos_token_id, *tokenizer(text)["input_ids"]] for text in statements]
     width = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-    labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
+    labels = torch.tensor([row + [IGNORED] * (width - len(row)) for row in rows])
     with torch.inference_mode():
         logits = model(input_ids=ids).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(

@@ -240,7 +240,7 @@ def test_what_is_no_model_of_two_parts_is_asked_as_a_whole() -> None:
 
 
 def test_choices_go_with_a_packed_row() -> None:
-    from fedloom.data.packing import pack
+    from fedloom.data.tokens import pack
 
     (joined,) = pack([chosen(i, 4, CHOICES) for i in range(3)], 20)
     assert joined.choices is CHOICES

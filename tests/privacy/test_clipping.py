@@ -89,7 +89,7 @@ def test_sums_are_float64_and_come_back_as_they_were_but_not_below_float32() -> 
 def test_noise_has_its_standard_deviation_over_a_million_draws_and_none_outside_the_support() -> (
     None
 ):
-    """F6: within 1 % of sigma C, in units of the sum."""
+    """Within 1 % of sigma C, in units of the sum."""
     mask = torch.arange(1_000_000) % 4 > 0
     uploads: list[Payload] = [{"delta": {n: torch.zeros(1_000_000) for n in "vw"}}]
     drawn = mean(uploads, 20.0, std=0.35, w=mask)["delta"]

@@ -1,4 +1,4 @@
-"""The recipes for real text learn it: GSM8K (by FLASC), CodeAlpaca and XQuAD on the bundled model (A2, F4)."""
+"""The recipes for real text learn it: GSM8K (by FLASC), CodeAlpaca and XQuAD on the bundled model."""
 
 import os
 from pathlib import Path

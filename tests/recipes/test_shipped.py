@@ -114,7 +114,22 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, str, str
     return asked
 
 
-@pytest.mark.parametrize("name", shipped())
+QUICK = {
+    "quickstart",
+    "flasc",
+    "scaffold",
+    "ditto",
+    "fedkseed_fast",
+    "ffa_lora",
+    "natural_instructions",
+}
+"""Recipes that run among the fast tests; the others do among the slow."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in shipped()],
+)
 def test_a_shipped_recipe_runs_a_round(
     name: str, hub: list[Any], task_files: Path, tmp_path: Path
 ) -> None:
@@ -148,7 +163,7 @@ def test_the_aya_recipes_hold_the_languages_of_fedmllm() -> None:
 def test_any_causal_language_model_takes_the_same_path(
     architecture: str, space: str, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    """A2: a random model of another family, saved to a folder, instead of the bundled one."""
+    """A random model of another family, saved to a folder, instead of the bundled one."""
     import torch
     import transformers
 

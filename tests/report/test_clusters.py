@@ -12,7 +12,7 @@ import torch
 from fedloom.clustering.given import Given
 from fedloom.clustering.members import Grouping, clusters_of, regrouped, with_rows
 from fedloom.report.page import write_report
-from fedloom.results.clusters import clusters_record
+from fedloom.results.finish import clusters_record
 
 Make = Callable[..., Path]
 

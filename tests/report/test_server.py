@@ -14,7 +14,7 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.private import Private
 from fedloom.core.description import describe
 from fedloom.report.page import write_report
-from fedloom.report.server import Place, place_of
+from fedloom.report.server import TensorPlace, place_of
 
 Make = Callable[..., Path]
 
@@ -40,14 +40,14 @@ def section(page: str, which: str) -> str:
 @pytest.mark.parametrize(
     ("tensor", "place"),
     [
-        ("model.layers.3.self_attn.q_proj.lora_A.weight", Place("A", "q_proj", 3)),
-        ("transformer.h.11.attn.c_attn.lora_B.default.weight", Place("B", "c_attn", 11)),
-        ("model.layers.0.input_layernorm.weight", Place("", "input_layernorm", 0)),
-        ("model.embed_tokens.weight", Place("", "embed_tokens", -1)),
-        ("w", Place("", "w", -1)),
+        ("model.layers.3.self_attn.q_proj.lora_A.weight", TensorPlace("A", "q_proj", 3)),
+        ("transformer.h.11.attn.c_attn.lora_B.default.weight", TensorPlace("B", "c_attn", 11)),
+        ("model.layers.0.input_layernorm.weight", TensorPlace("", "input_layernorm", 0)),
+        ("model.embed_tokens.weight", TensorPlace("", "embed_tokens", -1)),
+        ("w", TensorPlace("", "w", -1)),
     ],
 )
-def test_a_name_says_layer_module_and_factor(tensor: str, place: Place) -> None:
+def test_a_name_says_layer_module_and_factor(tensor: str, place: TensorPlace) -> None:
     assert place_of(tensor) == place
 
 

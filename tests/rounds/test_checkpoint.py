@@ -299,7 +299,7 @@ class Killed(BaseException):
     """Ends the process as far as the code can tell."""
 
 
-def open_and_die(path: Path, mode: str) -> io.RawIOBase:
+def open_and_die(path: Path, mode: str, *, opener: Any = None) -> io.RawIOBase:
     """Return a file that takes 10 bytes and dies."""
 
     class Dying(io.FileIO):
@@ -307,7 +307,7 @@ def open_and_die(path: Path, mode: str) -> io.RawIOBase:
             super().write(data[:10])
             raise Killed
 
-    return Dying(path, mode)
+    return Dying(path, mode, opener=opener)
 
 
 STEPS = ["mkdir", "open", "write", "fsync", "replace", "fsync the folder", "unlink"]
@@ -317,6 +317,8 @@ def kill_at(step: str, patch: pytest.MonkeyPatch) -> None:
     """Let the process die when it comes to `step`."""
     dies = fail(Killed())
     if step == "mkdir":
+        # As if the folder had gone meanwhile.
+        patch.setattr(Path, "is_dir", lambda _: False)
         patch.setattr(Path, "mkdir", dies)
     elif step in ("open", "write"):
         opened = dies if step == "open" else open_and_die

@@ -20,8 +20,8 @@ from fedloom.clustering.sharing import Sharing
 from fedloom.core.description import Clusters, describe
 from fedloom.evaluation.measure import combine
 from fedloom.results.chat import AUTO, Chat
-from fedloom.results.clusters import clusters_record
 from fedloom.results.export import deliverables
+from fedloom.results.finish import clusters_record
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session, build

@@ -57,7 +57,7 @@ def other_stream(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_names(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.spaces.named.clean", lambda name: f"renamed.{name}")
+    monkeypatch.setattr("fedloom.spaces.live.clean", lambda name: f"renamed.{name}")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_run_does_not_go_on_where_its_coefficients_mean_another_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Check fedkseed A10, at resume: what the recipe cannot tell, since a name stays and a file changes."""
+    """At resume: what the recipe cannot tell, since a name stays and a file changes."""
     folder = tmp_path / "run"
     experiment.run(recipe_of(1), folder)
     before = {p: p.read_bytes() for p in (folder / "metrics.jsonl", *folder.glob("checkpoints/*"))}

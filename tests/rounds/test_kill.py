@@ -79,7 +79,7 @@ def left_behind(folder: Path) -> tuple[Any, ...]:
 def test_twenty_of_twenty_killed_runs_end_as_the_uninterrupted_one(
     small_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    """A4: twelve kills at random moments, eight right before or after a file is put in place."""
+    """Twelve kills at random moments, eight right before or after a file is put in place."""
     recipe = small_recipe(
         algorithm=[{"ditto": {"steps": 1}}, {"fedavg": {"server": "adam"}}],
         cohort={"uniform": {"size": 3}},

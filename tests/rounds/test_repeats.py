@@ -20,8 +20,8 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.privacy.accountant import Ledger
 from fedloom.rounds import training
 from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.privacy import Releases
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.rounds.releases import Releases
 from fedloom.tracking.records import JsonLines
 
 Make = Callable[..., Recipe]

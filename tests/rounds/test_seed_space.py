@@ -47,7 +47,7 @@ def test_a_run_in_seed_space_tells_its_coefficients(small_recipe: Make, tmp_path
 
 
 def test_pro_tells_the_chances_of_its_seeds(small_recipe: Make, tmp_path: Path) -> None:
-    """Fedkseed A12: whatever was met, the likeliest seed is e times as likely as the least."""
+    """Whatever was met, the likeliest seed is e times as likely as the least."""
     recipe = small_recipe(algorithm={"fedkseed": {"steps": 5, "sampling": "pro"}}, **SEEDS)
     rounds, seeds = left(recipe, tmp_path)
     chances = seeds["probabilities"]

@@ -99,11 +99,11 @@ def test_where_most_change_nothing_nobody_changes_anything(rule: CentredClip | N
 @pytest.mark.parametrize("name", ["centred_clip", "norm_bound"])
 def test_a_recipe_may_leave_the_bound_to_the_round(name: str) -> None:
     data = {"num_clients": 3}
-    told = {"name": "x", "data": data, "tune": {"origin": "zero"}}
-    recipe = build_recipe(told | {"algorithm": {"fedavg": {"combine": name}}})
+    sections = {"name": "x", "data": data, "tune": {"lora": {"origin": "zero"}}}
+    recipe = build_recipe(sections | {"algorithm": {"fedavg": {"combine": name}}})
     assert isinstance(recipe.algorithm, FedAvg)
     assert recipe.algorithm.combine.least == 3
     with pytest.raises(ValueError, match=f"{name} needs at least 3 replies"):
         build_recipe(
-            told | {"data": {"num_clients": 2}, "algorithm": {"fedavg": {"combine": name}}}
+            sections | {"data": {"num_clients": 2}, "algorithm": {"fedavg": {"combine": name}}}
         )

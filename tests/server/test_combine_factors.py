@@ -12,8 +12,7 @@ from fedloom.core.protocols import Params, Reply
 from fedloom.server.combine import Combine, Mean
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Bulyan, Krum, MultiKrum
-from fedloom.server.combine.gauge import settled
-from fedloom.server.combine.products import inner_products, pairs, squared_distances
+from fedloom.server.combine.products import inner_products, pairs, settled, squared_distances
 from fedloom.server.combine.sorted import Median, TrimmedMean
 from fedloom.server.combine.weights import best, krum_scores
 

@@ -31,14 +31,13 @@ def history(*scalars: list[float], clip: float = 1000.0) -> tuple[torch.Tensor, 
     ],
 )
 def test_pro_by_hand(scalars: list[list[float]], expected: list[float]) -> None:
-    """fedkseed A12."""
     chances = Pro().chances(*history(*scalars))
     assert chances.tolist() == pytest.approx(expected, abs=1e-6)
     assert float(chances.sum()) == pytest.approx(1, abs=1e-12)
 
 
 def test_pros_chances_differ_by_e_whatever_the_scalars() -> None:
-    """fedkseed A12; why there is another rule."""
+    """Why there is another rule."""
     g = torch.Generator().manual_seed(0)
     draws = torch.randint(0, 9, (1024,), generator=g).double()
     for scale in (1e-3, 1.0, 500.0):

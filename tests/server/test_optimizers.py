@@ -9,7 +9,7 @@ from fedloom.core.payloads import mean_upload
 from fedloom.core.protocols import Params, Reply
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, SGD, Adagrad, Adam, AdamW, Momentum, Yogi
 
-# Two clients of 1 and 3 examples; their deltas in rounds 1 and 2 (fedmllm C6).
+# Two clients of 1 and 3 examples; their deltas in rounds 1 and 2.
 DELTAS = [(0.4, 0.1), (-0.2, 0.4)]
 
 GOLDEN = [

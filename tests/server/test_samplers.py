@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 
 from fedloom.core.protocols import Profile
-from fedloom.server.samplers import SAMPLERS, Fixed, Full, Poisson, Sampler, Uniform, Weighted
+from fedloom.server.samplers import (
+    SAMPLERS,
+    Fixed,
+    FullParticipation,
+    Poisson,
+    Sampler,
+    Uniform,
+    Weighted,
+)
 
 POPULATION: dict[str, Profile] = {f"c{i}": {"num_examples": str(i + 1)} for i in range(6)}
-EVERY = [Uniform(3), Fixed(("c4", "c1")), Weighted(3), Full(), Poisson(0.4)]
+EVERY = [Uniform(3), Fixed(("c4", "c1")), Weighted(3), FullParticipation(), Poisson(0.4)]
 DRAWS = 4000
 
 

@@ -93,7 +93,7 @@ def test_params_say_how_far_each_direction_goes(space: Any) -> None:
 
 @pytest.mark.parametrize("distribution", ["rademacher", "popcount"])
 def test_a_rebuild_forgets_the_way_that_led_there(space: Any, distribution: str) -> None:
-    """Check fedkseed A8: after other loads, after a walk's changes, from what was kept or from nothing."""
+    """After other loads, after a walk's changes, from what was kept or from nothing."""
     one, other = space(distribution=distribution), space(distribution=distribution)
     here, there = at(one, k1=1e-3, k2=-2e-3), at(one, k1=1e-3, k2=-2e-3, k7=5e-4)
     one.load(here)
@@ -109,7 +109,7 @@ def test_a_rebuild_forgets_the_way_that_led_there(space: Any, distribution: str)
 
 
 def test_equal_sides_agree_and_others_are_told_why(space: Any) -> None:
-    """Check fedkseed A10: weights, order of tensors, stream, distribution and pool, before anything is trained."""
+    """Weights, order of tensors, stream, distribution and pool, before anything is trained."""
     ours = space().identity()
     moved = space()
     moved.load(at(moved, k1=0.5))

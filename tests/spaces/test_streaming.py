@@ -17,7 +17,7 @@ MEGABYTE = 1 << 20
 def test_a_rebuild_takes_little_memory_beside_the_model(
     distribution: Distribution, kind: torch.dtype
 ) -> None:
-    """Check fedkseed A15, where 256 MB are allowed: 136 for low-rank sums, 24 else, of tensors and arrays alike."""
+    """Where 256 MB are allowed: 136 for low-rank sums, 24 else, of tensors and arrays alike."""
     shapes = {"a": torch.Size((4096, 4096)), "b": torch.Size((1 << 20,))}
     directions = Directions(shapes, distribution=distribution)
     base = torch.zeros(directions.numel, dtype=kind)

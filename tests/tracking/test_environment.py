@@ -49,7 +49,7 @@ def test_peak_memory_is_not_the_parents() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
 def test_each_phase_has_its_own_peak_and_the_whole_process_keeps_its() -> None:
-    """Fedkseed B14: a peak that is never forgotten tells of another phase."""
+    """A peak that is never forgotten tells of another phase."""
     with phase_memory("first") as first:
         block = bytearray(200_000_000)
         del block

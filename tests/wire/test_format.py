@@ -18,7 +18,6 @@ from fedloom.wire.format import (
     decode,
     decode_with_header,
     encode,
-    encoded_size,
 )
 from fedloom.wire.quantize import VALUE_CODECS
 from fedloom.wire.table import DTYPES
@@ -123,21 +122,22 @@ def test_rounding_touches_float32_only(payload: Payload, values: ValueType) -> N
     assert same(decode(encode(exact, values=values)), exact)
 
 
-@given(payload=PAYLOADS)
-@settings(max_examples=40)
-def test_the_predicted_size_is_exact(payload: Payload) -> None:
-    assert encoded_size(payload, {"round": 1}) == len(encode(payload, {"round": 1}))
-
-
-@pytest.mark.parametrize("values", VALUES)
-def test_the_predicted_size_is_exact_for_every_value_type(values: ValueType) -> None:
-    payload = {"delta": {**lora(), "sparse": sparse_tensor(9000, 0.1), "mask": mask(900, 0.2)}}
-    assert encoded_size(payload, values=values) == len(encode(payload, values=values))
-
-
-def test_the_size_of_tensors_without_data_can_be_predicted() -> None:
-    meta = {name: tensor.to("meta") for name, tensor in lora().items()}
-    assert encoded_size({"delta": meta}) == len(encode({"delta": lora()}))
+@pytest.mark.parametrize(
+    ("values", "num_bytes"),
+    [
+        ("float32", 32_768),
+        ("bfloat16", 16_384),
+        ("float16", 16_384),
+        ("int8", 8_192 + 128 * 2),
+        ("int4", 4_096 + 128 * 2),
+    ],
+)
+def test_a_dense_tensor_takes_the_bytes_of_its_values_and_a_short_table(
+    values: ValueType, num_bytes: int
+) -> None:
+    weights = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
+    message = encode({"delta": {"w": weights}}, values=values)
+    assert 0 < len(message) - num_bytes < 60
 
 
 def test_a_second_group_of_the_same_names_costs_a_few_bytes_a_name() -> None:
@@ -169,11 +169,10 @@ def test_zeros_are_cheap() -> None:
 def test_a_sparse_million_takes_the_bytes_of_the_table(
     density: float, values: ValueType, expected: int
 ) -> None:
-    """flasc.md check d; an int8 scale is float32 a block of 128 here, float16 of 64 there: the same."""
+    """An int8 scale is float32 a block of 128 here, float16 of 64 there: the same."""
     payload = {"delta": {"w": sparse_tensor(1_000_000, density).view(1000, 1000)}}
     message = encode(payload, values=values)
     assert len(message) == pytest.approx(expected, rel=0.01)
-    assert encoded_size(payload, values=values) == len(message)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -181,7 +180,7 @@ def test_a_sparse_million_takes_the_bytes_of_the_table(
 def test_beyond_values_a_message_costs_the_entropy_of_its_positions(
     density: float, values: ValueType
 ) -> None:
-    """flasc.md check c: at most 1.02 * floor + values + 256 bytes."""
+    """At most 1.02 * floor + values + 256 bytes."""
     size = 1_000_000
     count = int(size * density)
     ways = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
@@ -206,12 +205,13 @@ def test_where_few_entries_are_zero_the_zeros_are_coded() -> None:
     assert same(decode(message), payload)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("density", [1 / 4, 1 / 16])
 def test_a_million_entries_are_written_and_read_in_less_than_half_of_torchs_selection(
     density: float,
 ) -> None:
-    """CPU seconds of one thread, of memory that the process has already: flasc F7, beside torch.topk of a quarter."""
+    """CPU seconds of one thread, of memory that the process has already, beside torch.topk of a quarter."""
     payload = {"delta": {"w": sparse_tensor(1_000_000, density)}}
     message = encode(payload, values="float16")
     written = fastest(lambda: encode(payload, values="float16"))
@@ -271,8 +271,6 @@ def test_a_type_that_cannot_travel_is_refused_by_name() -> None:
     complex_payload = {"delta": {"x": torch.ones(2, dtype=torch.complex64)}}
     with pytest.raises(WireError, match="delta/x is of type complex64, what can travel is float32"):
         encode(complex_payload)
-    with pytest.raises(WireError, match="delta/x is of type complex64"):
-        encoded_size(complex_payload)
 
 
 def test_zstd_shrinks_what_repeats() -> None:

@@ -189,9 +189,10 @@ def test_strangers_messages_are_noticed_and_take_little_memory() -> None:
     assert peak < 8 * LIMIT
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_hundred_thousand_strangers_neither_crash_nor_hang_nor_pass_unnoticed() -> None:
-    """Half of the messages are damaged on the way, half hostile and sealed: flasc F8.
+    """Half of the messages are damaged on the way, half hostile and sealed.
 
     What takes a quarter of a gigabyte more than the process has ends in a MemoryError.
     """

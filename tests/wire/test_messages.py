@@ -49,7 +49,6 @@ def lora(num_layers: int = 15, rank: int = 8, width: int = 64) -> dict[str, Tens
 def test_an_adapter_costs_its_payload_and_at_most_two_percent_and_two_kilobytes(
     values: ValueType, bits: int
 ) -> None:
-    """fs_llm A2."""
     num_entries = sum(tensor.numel() for tensor in lora().values())
     scales = num_entries // BLOCK * 4 if values in ("int8", "int4") else 0
     payload_bytes = num_entries * bits // 8 + scales

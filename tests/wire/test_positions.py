@@ -51,7 +51,6 @@ def test_clusters_and_wide_gaps_come_back(name: str, gaps: list[int]) -> None:
 @pytest.mark.parametrize("name", POSITION_CODECS)
 @pytest.mark.parametrize("size", [1, 63, 64, 1_000_000])
 def test_no_entry_one_and_all_come_back_at_any_size(name: str, size: int) -> None:
-    """flasc.md check c."""
     assert check(name, np.arange(0), size) == 0
     assert check(name, np.arange(size), size) == 0
     for at in {0, size // 2, size - 1}:
@@ -61,7 +60,7 @@ def test_no_entry_one_and_all_come_back_at_any_size(name: str, size: int) -> Non
 
 @pytest.mark.parametrize("density", [1 / 3, 0.3, 1 / 4, 0.22, 0.2, 0.1, 1 / 16, 0.0585, 1 / 256])
 def test_random_positions_take_two_percent_more_than_their_entropy_at_most(density: float) -> None:
-    """flasc.md check c, at the powers of two and where plain Rice codes would miss it."""
+    """At the powers of two and where plain Rice codes would miss it."""
     size = 1_000_000
     where = random_positions(size, density)
     assert check("golomb", where, size) <= 1.02 * entropy_bytes(size, where.size)

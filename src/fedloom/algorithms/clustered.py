@@ -27,7 +27,7 @@ from fedloom.clustering.modes import Auto, Mode
 from fedloom.clustering.rows import row_of
 from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
 from fedloom.core.description import Description
-from fedloom.core.params import sub
+from fedloom.core.params import equal, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -114,16 +114,17 @@ class Clustered(Wrapper[State]):
         if not isinstance(self.mode, Auto) or "start" not in task.download:
             return reply, new_state
         start, delta = task.download["start"], reply.upload.get("delta", {})
+        params = task.download["params"]
         if (
             COEFFICIENTS in start
             or self.mode.probe
             or not delta
-            or not _same(task.download["params"], start)
+            or not equal(params, {name: start[name] for name in params})
         ):
             if COEFFICIENTS in start:
                 # Only clients who walk along the same coordinates can be compared.
                 path = torch.arange(self.mode.probe or _WALK) % len(start[COEFFICIENTS])
-                done = yield Fit(start, walk={COEFFICIENTS: path}, at_start=True)
+                done = yield Fit(start, seed_sequence={COEFFICIENTS: path}, at_start=True)
             else:
                 done = yield Fit(start, steps=self.mode.probe)
             moved = sub(done.params, start)
@@ -158,7 +159,3 @@ class Clustered(Wrapper[State]):
                 labels, [found.assignment.get(c) for c in known]
             )
         return after, {**metrics, **cluster_metrics}
-
-
-def _same(a: Params, b: Params) -> bool:
-    return all(torch.equal(t, b[name]) for name, t in a.items())

@@ -58,7 +58,7 @@ class DeComFLState:
 
 @dataclass(frozen=True, slots=True)
 class DeComFL:
-    """Clients measure one walk; the server takes it by their mean, or by their majority."""
+    """Clients measure along one seed sequence; the server takes it by their mean, or by their majority."""
 
     server: ServerOptimizer = SGD()
     """How the server steps along the mean move; with `votes` along one of -1, 0 or 1 a direction."""
@@ -96,18 +96,22 @@ class DeComFL:
 
     def broadcast(self, state: DeComFLState, round: Round) -> Mapping[ClientId, Payload]:
         params = {name: tensor.float() for name, tensor in state.params.items()}
-        walk = torch.tensor(self._seed(round))
-        return to_all(round, {"params": params, "walk": {"seed": walk}})
+        seed = torch.tensor(self._seed(round))
+        return to_all(round, {"params": params, "walk": {"seed": seed}})
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start = widened(task.download["params"])
-        walk = uniform_seeds(int(task.download["walk"]["seed"]), self.steps, start[NAME].numel())
-        done = yield Fit(start, walk={NAME: walk}, at_start=self.at_start or self.votes)
+        sequence = uniform_seeds(
+            int(task.download["walk"]["seed"]), self.steps, start[NAME].numel()
+        )
+        done = yield Fit(
+            start, seed_sequence={NAME: sequence}, at_start=self.at_start or self.votes
+        )
         weight = done.num_examples if self.weighting == "examples" else 1.0
         scalars = done.record["scalars"][NAME]
         if self.votes:  # and nothing else: metrics would be longer than they are
             return Reply(task.client, {"votes": {NAME: pack(scalars < 0, 2)}}, weight), {}
-        moves = -pace(sub(done.params, start), walk, scalars) * scalars
+        moves = -pace(sub(done.params, start), sequence, scalars) * scalars
         return Reply(task.client, {"moves": {NAME: moves.float()}}, weight, done.metrics), {}
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
@@ -126,8 +130,8 @@ class DeComFL:
         mean = mean_upload(map(read, replies))["moves"][NAME]
         moves = mean.sign() if self.votes else mean
         num_seeds = state.params[NAME].numel()
-        walk = uniform_seeds(self._seed(round), self.steps, num_seeds)
-        delta = {NAME: landed(walk, moves, num_seeds)}
+        sequence = uniform_seeds(self._seed(round), self.steps, num_seeds)
+        delta = {NAME: landed(sequence, moves, num_seeds)}
         params, moments = self.server.step(state.params, delta, state.moments)
         agreed = {"agreement": float(mean.abs().mean())} if self.votes else {}
         return DeComFLState(params, moments), agreed

@@ -103,22 +103,24 @@ class FedKSeed:
         chances = self.sampling.chances(state.sizes, state.draws)
         if chances is None:
             return to_all(round, sent)
-        walks = {c: self._walk(derive(round.seed, c), chances, len(chances)) for c in round.cohort}
-        return {c: {**sent, "walk": {NAME: pack(w, len(chances))}} for c, w in walks.items()}
+        sequences = {
+            c: self._sequence(derive(round.seed, c), chances, len(chances)) for c in round.cohort
+        }
+        return {c: {**sent, "walk": {NAME: pack(w, len(chances))}} for c, w in sequences.items()}
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         start = widened(task.download["params"])
         if "walk" in task.download:
-            walk = unpack(task.download["walk"][NAME], start[NAME].numel(), self.steps)
+            sequence = unpack(task.download["walk"][NAME], start[NAME].numel(), self.steps)
         else:
-            walk = self._walk(task.seed, None, start[NAME].numel())
-        done = yield Fit(start, walk={NAME: walk})
+            sequence = self._sequence(task.seed, None, start[NAME].numel())
+        done = yield Fit(start, seed_sequence={NAME: sequence})
         weight = done.num_examples if self.weighting == "examples" else 1.0
         delta = sub(done.params, start)
         if self.uploads == "delta":
             return Reply(task.client, {"delta": delta}, weight, done.metrics), {}
         scalars = done.record["scalars"][NAME]
-        lr = torch.tensor(pace(delta, walk, scalars), dtype=torch.float64)
+        lr = torch.tensor(pace(delta, sequence, scalars), dtype=torch.float64)
         upload = {"scalars": {NAME: scalars.float(), "lr": lr}}
         return Reply(task.client, upload, weight, done.metrics), {}
 
@@ -132,12 +134,14 @@ class FedKSeed:
         sizes, draws, num_seeds = state.sizes.clone(), state.draws.clone(), len(state.sizes)
 
         def replayed(reply: Reply) -> Reply:
-            walk = self._walk(derive(round.seed, reply.client), chances, num_seeds)
+            sequence = self._sequence(derive(round.seed, reply.client), chances, num_seeds)
             scalars, lr = reply.upload["scalars"][NAME].double(), reply.upload["scalars"]["lr"]
             if chances is not None:
-                sizes.index_add_(0, walk, scalars.abs().clamp(max=self.sampling.clip))
-                draws.index_add_(0, walk, (scalars != 0).double())
-            return replace(reply, upload={"delta": {NAME: landed(walk, -lr * scalars, num_seeds)}})
+                sizes.index_add_(0, sequence, scalars.abs().clamp(max=self.sampling.clip))
+                draws.index_add_(0, sequence, (scalars != 0).double())
+            return replace(
+                reply, upload={"delta": {NAME: landed(sequence, -lr * scalars, num_seeds)}}
+            )
 
         delta = mean_upload(replies if self.uploads == "delta" else map(replayed, replies))["delta"]
         metrics: Metrics = {}
@@ -148,8 +152,8 @@ class FedKSeed:
         params, moments = self.server.step(state.params, delta, state.moments)
         return FedKSeedState(params, moments, sizes, draws), metrics
 
-    def _walk(self, seed: int, chances: Tensor | None, num_seeds: int) -> Tensor:
-        """Return the walk of the task of that seed; without chances as its first work would draw it."""
+    def _sequence(self, seed: int, chances: Tensor | None, num_seeds: int) -> Tensor:
+        """Return the seed sequence of the task of that seed; without chances as its first work would draw it."""
         if chances is None:
             return uniform_seeds(derive(seed, 0), self.steps, num_seeds)
         source = generator(seed, "walk")

@@ -19,8 +19,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from fedloom.core.density import Density, check_comparable
-from fedloom.core.masks import kept_shares
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -36,7 +34,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.sparsity import Scope, keep_largest
+from fedloom.core.sparsity import Density, Scope, check_comparable, densities, keep_largest
 from fedloom.core.wrapper import Wrapper
 
 
@@ -98,4 +96,4 @@ class Flasc(Wrapper[State]):
         state, metrics = self.inner.server_update(state, round, replies)
         # What the cohort would be sent next; a mask is chosen anew from the dense vector each time.
         sent = self.broadcast(state, replace(round, number=round.number + 1))
-        return state, {**metrics, **kept_shares(payload["params"] for payload in sent.values())}
+        return state, {**metrics, **densities(payload["params"] for payload in sent.values())}

@@ -39,7 +39,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.standin import play
+from fedloom.core.rehearsal import play
 from fedloom.core.wrapper import Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism

@@ -16,8 +16,6 @@ from typing import Generic, get_args
 
 import torch
 
-from fedloom.core.density import Density, check_comparable
-from fedloom.core.masks import fill, kept_shares, num_kept, pick
 from fedloom.core.params import params_map
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -35,7 +33,17 @@ from fedloom.core.protocols import (
     Task,
     Work,
 )
-from fedloom.core.sparsity import Scope, largest, restrict
+from fedloom.core.sparsity import (
+    Density,
+    Scope,
+    check_comparable,
+    densities,
+    fill,
+    largest,
+    num_nonzero,
+    pick,
+    restrict,
+)
 from fedloom.core.wrapper import Wrapper
 
 
@@ -83,7 +91,7 @@ class Prune(Wrapper[State]):
     def broadcast(self, state: PruneState[State], round: Round) -> Mapping[ClientId, Payload]:
         def cut(payload: Payload, density: float) -> Payload:
             params, mask = payload["params"], state.mask
-            if self.regrow and density < 1 and num_kept(params):
+            if self.regrow and density < 1 and num_nonzero(params):
                 mask = largest(params, density, scope=self.scope)
             return {**payload, "params": pick(params, mask), "mask": mask} if mask else payload
 
@@ -119,15 +127,15 @@ class Prune(Wrapper[State]):
         dense = next(iter(self.inner.broadcast(inner, after).values()))["params"]
         state = PruneState(inner, self._shrunk(state.mask, dense, after.number))
         masks = (p.get("mask", p["params"]) for p in self.broadcast(state, after).values())
-        return state, {**metrics, **kept_shares(masks)}
+        return state, {**metrics, **densities(masks)}
 
     def _shrunk(self, mask: Params, params: Params, round: int) -> Params:
         """Return the mask of a round, inside the one before; the same one where it is small enough."""
         density = self.density.at(round, {})
-        if self.regrow or density == 1 or not num_kept(params):
+        if self.regrow or density == 1 or not num_nonzero(params):
             return mask
         smaller = largest(restrict(params, mask) if mask else params, density, scope=self.scope)
-        if not mask or num_kept(smaller) >= num_kept(mask):
+        if not mask or num_nonzero(smaller) >= num_nonzero(mask):
             return mask or smaller
         return params_map(torch.logical_and, smaller, mask)
 

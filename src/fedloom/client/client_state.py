@@ -39,19 +39,19 @@ class ClientStateStore:
             raise ClientError(f"{path} is not the client state of {client}: it says {dict(header)}")
         return client_state
 
-    def kept(self, before: int) -> dict[str, int]:
+    def latest_rounds(self, before: int) -> dict[str, int]:
         """Return, by the name of each client's folder, the round of the client state that `load(client, before)` reads."""
         found = {folder.name: _rounds(folder) for folder in self._folders()}
         older = {name: [n for n in rounds if n < before] for name, rounds in found.items()}
         return {name: max(rounds) for name, rounds in older.items() if rounds}
 
-    def check(self, kept: Mapping[str, int]) -> None:
-        """Read all that `kept` returned once.
+    def check(self, rounds: Mapping[str, int]) -> None:
+        """Read all that `latest_rounds` returned once.
 
         Raises:
             ClientError: saying what is missing or damaged.
         """
-        for name, number in kept.items():
+        for name, number in rounds.items():
             path = self.folder / name / str(number)
             if not path.is_file():
                 raise ClientError(

@@ -15,8 +15,8 @@ from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
-from fedloom.models.asking import asked, plain_ids
 from fedloom.models.introspection import LoRALayer
+from fedloom.models.probe import asked, plain_ids
 from fedloom.objectives.head import Product
 
 

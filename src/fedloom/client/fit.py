@@ -92,9 +92,9 @@ def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup[Tunable]) -> list[Done]:
 def _client(job: Job, setup: Setup[Tunable]) -> _Client:
     if not isinstance(job.work, Fit):
         raise TypeError(f"{job.client}: only Fit is training, got {type(job.work).__name__}")
-    if job.work.walk is not None or job.work.at_start:
+    if job.work.seed_sequence is not None or job.work.at_start:
         raise ValueError(
-            "walk and at_start belong to zeroth-order work in seed space: set tune: seeds"
+            "seed_sequence and at_start belong to zeroth-order work in seed space: set tune: seeds"
         )
     local, examples = setup.local, setup.examples(job.client)
     size = local.batch_size * local.accumulation

@@ -19,10 +19,10 @@ from torch import nn
 
 from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import ClientError, ClientId, Done, Evaluate, Fit, Job, Trainer
+from fedloom.core.randomness import seeded
 from fedloom.data.tokens import Example
 from fedloom.models.base_model import disable_checkpointing
 from fedloom.models.introspection import forgets_activations
-from fedloom.models.seeded import seeded
 from fedloom.spaces.live import Live
 
 
@@ -86,7 +86,7 @@ class HuggingFaceTrainer:
     """Runs Fit by a trainer that `make` returns, one client after another; what is measured, `measuring` measures.
 
     Honoured: start, examples, steps, seed and the result. Refused, because a Hugging Face trainer has no place for it:
-    a proximal term (FedProx, pFedMe, Ditto), a gradient offset (SCAFFOLD), a mask (freeze, prune), a walk (FedKSeed).
+    a proximal term (FedProx, pFedMe, Ditto), a gradient offset (SCAFFOLD), a mask (freeze, prune), a seed sequence (FedKSeed).
     """
 
     make: Make
@@ -160,7 +160,7 @@ def refuse(work: Fit) -> None:
         ("a proximal term", work.proximal, "FedProx, pFedMe and Ditto ask"),
         ("a gradient offset", work.gradient_offset, "SCAFFOLD asks"),
         ("a mask of the gradient", work.mask, "freeze and prune ask"),
-        ("a walk along seeds", work.walk, "FedKSeed and DeComFL ask"),
+        ("a seed sequence", work.seed_sequence, "FedKSeed and DeComFL ask"),
     ):
         if asked is not None:
             raise ValueError(

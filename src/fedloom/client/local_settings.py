@@ -94,7 +94,7 @@ class LocalSettings:
 
     @property
     def decays_seeds(self) -> bool:
-        """Return whether a walk along seeds shrinks all weights, which is a coordinate of their space."""
+        """Return whether a step along a seed shrinks all weights, which is a coordinate of their space."""
         return self.weight_decay > 0 and self.order != "first"
 
     def lr_at(self, round: int, num_rounds: int) -> float:

@@ -10,8 +10,8 @@ from fedloom.client.local_settings import ZEROTH, LocalSettings
 from fedloom.client.mezo import Mezo
 from fedloom.client.projected import Projected
 from fedloom.client.setup import Setup
-from fedloom.client.trainer import Evaluator, Sequential
-from fedloom.client.zeroth_order import SeedWalk
+from fedloom.client.trainer import ClientEvaluator, Sequential
+from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
 from fedloom.models.introspection import forgets_activations, keeps_rows_apart, lora_layers
@@ -32,7 +32,7 @@ def make_trainer(
     federation: Federation,
     local: LocalSettings,
     *,
-    evaluator: Evaluator,
+    evaluator: ClientEvaluator,
     num_rounds: int,
     objective: Objective = DEFAULT,
 ) -> Trainer:
@@ -51,7 +51,7 @@ def make_trainer(
         )
     if isinstance(space, SeedSpace):
         setup = Setup(space, federation, local, num_rounds)
-        make = _walking if order == "zeroth" else _projected
+        make = _zeroth if order == "zeroth" else _projected
         return make(setup, evaluator, objective)
     plain = Setup(space, federation, local, num_rounds)
     sequential = Sequential(plain, make_fast(space.model, local, objective), evaluator)
@@ -87,10 +87,10 @@ def _guessing(sequential: Sequential) -> Trainer:
     local.refuse(
         ("group_tokens",), "has no effect with local.order zeroth, which trains one by one"
     )
-    return Mezo(sequential)
+    return Mezo(sequential.setup, sequential.fast, sequential.evaluator)
 
 
-def _walking(setup: Setup[SeedSpace], evaluator: Evaluator, objective: Objective) -> Trainer:
+def _zeroth(setup: Setup[SeedSpace], evaluator: ClientEvaluator, objective: Objective) -> Trainer:
     local = setup.local
     if local.optimizer != "sgd":
         raise ValueError(
@@ -102,10 +102,12 @@ def _walking(setup: Setup[SeedSpace], evaluator: Evaluator, objective: Objective
         idle.append("max_grad_norm")
     local.refuse(idle, "has no effect where tune is seeds: local.max_slope bounds a step")
     fast = make_fast(setup.space.model, local, objective, moving=True)
-    return SeedWalk(setup, fast, evaluator)
+    return ZerothOrder(setup, fast, evaluator)
 
 
-def _projected(setup: Setup[SeedSpace], evaluator: Evaluator, objective: Objective) -> Trainer:
+def _projected(
+    setup: Setup[SeedSpace], evaluator: ClientEvaluator, objective: Objective
+) -> Trainer:
     space = setup.space
     if space.is_quantized or space.values.dtype in (torch.bfloat16, torch.float16):
         raise ValueError(

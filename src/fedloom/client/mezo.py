@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
-from fedloom.client.setup import Step
-from fedloom.client.trainer import Sequential, one_by_one
+from fedloom.client.setup import Setup, Step
+from fedloom.client.trainer import OneByOne
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
 from fedloom.objectives.batch import Batch
+from fedloom.spaces.live import Live
 
 EPS = 1e-3
 """How far to look, as in the paper."""
@@ -27,9 +29,9 @@ EPS = 1e-3
 class GuessedLane:
     """The live tensors of the model as a lane of their own, whose gradient is guessed along random directions."""
 
-    def __init__(self, sequential: Sequential, seed: int) -> None:
-        self._local, self._fast = sequential.setup.local, sequential.fast
-        self.values = sequential.setup.space.values.unsqueeze(0)
+    def __init__(self, setup: Setup[Live], fast: FastPath, seed: int) -> None:
+        self._local, self._fast = setup.local, fast
+        self.values = setup.space.values.unsqueeze(0)
         self._seed, self._step = seed, 0
 
     def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
@@ -75,20 +77,13 @@ class GuessedLane:
 
 
 @dataclass(frozen=True)
-class Mezo:
+class Mezo(OneByOne[Live]):
     """The sequential trainer without backward passes, and without dropout."""
 
-    sequential: Sequential
-    width: int = 1
-
-    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        plain = self.sequential
-        return one_by_one(jobs, plain.setup, plain.fast, plain.evaluator, self._train)
-
-    def _train(self, job: Job, work: Fit) -> Done:
-        setup = self.sequential.setup
+    def train(self, job: Job, work: Fit) -> Done:
+        setup = self.setup
         setup.examples(job.client)
         setup.space.load(work.start)
         setup.space.model.eval()
-        with torch.no_grad(), self.sequential.fast.installed():
-            return fit([job], GuessedLane(self.sequential, job.seed), setup)[0]
+        with torch.no_grad(), self.fast.installed():
+            return fit([job], GuessedLane(setup, self.fast, job.seed), setup)[0]

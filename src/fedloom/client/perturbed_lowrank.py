@@ -1,6 +1,6 @@
 """Weights seen shifted by a product of thin matrices, beside the layer: y = x W^T + (x V) U^T.
 
-No weight is copied or written, so W may be of any type, int8 too: what a walk has moved since its start stays a list of
+No weight is copied or written, so W may be of any type, int8 too: what has been moved since the start stays a list of
 coefficients, whose factors are drawn where a layer needs them. Chen et al., "LOZO", arXiv:2410.07698.
 """
 

@@ -104,7 +104,7 @@ def watched(
 
 
 class Ground:
-    """Weights a walk stands on; layers find them, shifted, in a scratch of the largest layer.
+    """Weights where a client stands on its seed sequence; layers find them, shifted, in a scratch of the largest layer.
 
     In float32 the weights that move are the model's own. In half precision, which would lose most of a step, they are
     a float32 copy, and layers find them rounded.
@@ -165,7 +165,7 @@ class Ground:
             self._settled(name)
 
     def _settled(self, name: str) -> Tensor:
-        """Return a tensor where the walk stands."""
+        """Return a tensor where the client stands."""
         values = self._walked[name]
         if name in self._behind:
             self._behind.remove(name)

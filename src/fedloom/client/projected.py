@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
 from fedloom.client.setup import Setup
-from fedloom.client.trainer import Evaluator, OneLane, one_by_one, training
+from fedloom.client.trainer import OneByOne, OneLane, training
 from fedloom.client.zo_trajectory import drawn_seeds
 from fedloom.core.protocols import Done, Fit, Job, Params
 from fedloom.core.seed_sequences import COEFFICIENTS
@@ -23,18 +22,10 @@ from fedloom.spaces.seed_space import SeedSpace
 
 
 @dataclass(frozen=True)
-class Projected:
-    """One client at a time trains all weights and keeps their projection on the directions of its walk."""
+class Projected(OneByOne[SeedSpace]):
+    """One client at a time trains all weights and keeps their projection on the directions of its seed sequence."""
 
-    setup: Setup[SeedSpace]
-    fast: FastPath
-    evaluator: Evaluator
-    width: int = 1
-
-    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._train)
-
-    def _train(self, job: Job, work: Fit) -> Done:
+    def train(self, job: Job, work: Fit) -> Done:
         if work.proximal or work.gradient_offset or work.mask or work.at_start:
             raise ValueError(
                 "local.order must be zeroth where tune is seeds for an algorithm that edits gradients or measures"
@@ -42,7 +33,7 @@ class Projected:
             )
         local, space = self.setup.local, self.setup.space
         num_steps = local.num_steps(len(self.setup.examples(job.client)), work.steps)
-        ks = self._walk(work)
+        ks = self._sequence(work)
         space.load(work.start)
         lr = local.lr_at(job.round, self.setup.num_rounds)
         working = _Working(space, space.values.clone(), work.start, ks, lr)
@@ -56,13 +47,13 @@ class Projected:
                 space.seated.drop_gradients()
         return replace(done, record={"scalars": {COEFFICIENTS: working.scalars}})
 
-    def _walk(self, work: Fit) -> list[int]:
-        """Return the directions to project on: the walk's, else each of the pool once."""
-        if work.walk is None:
+    def _sequence(self, work: Fit) -> list[int]:
+        """Return the directions to project on: the work's seed sequence, else each of the pool once."""
+        if work.seed_sequence is None:
             return list(range(self.setup.space.num_seeds))
         plain = replace(work, steps=None)
-        walk = drawn_seeds(plain, self.setup.space, steps=0, per_step=1, seed=0)
-        return [int(k) for k in walk.flatten()]
+        sequence = drawn_seeds(plain, self.setup.space, steps=0, per_step=1, seed=0)
+        return [int(k) for k in sequence.flatten()]
 
 
 @dataclass
@@ -76,7 +67,7 @@ class _Working:
     ks: Sequence[int]
     lr: float
     scalars: Tensor = torch.empty(0, dtype=torch.float64)
-    """(len(ks),) slopes that a walk with this learning rate would have applied."""
+    """(len(ks),) slopes that zeroth-order steps with this learning rate would have applied."""
 
     @property
     def values(self) -> Tensor:

@@ -1,9 +1,10 @@
 """One client at a time, on any space whose coordinates are the model's own tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
 from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
-from fedloom.core.randomness import derive
+from fedloom.core.randomness import derive, seeded
 from fedloom.data.tokens import Example
-from fedloom.models.seeded import seeded
 from fedloom.spaces.live import Live, Seated, Space
 
+S = TypeVar("S", bound=Space)
 
-class Evaluator(Protocol):
+
+class ClientEvaluator(Protocol):
     """What a trainer needs to answer Evaluate."""
 
     def measure_each(
@@ -50,18 +52,31 @@ class OneLane:
 
 
 @dataclass(frozen=True)
-class Sequential:
-    """The reference trainer."""
+class OneByOne(ABC, Generic[S]):
+    """A trainer that answers jobs in their order: what is to be measured first, then each Fit."""
 
-    setup: Setup[Live]
+    setup: Setup[S]
     fast: FastPath
-    evaluator: Evaluator
+    evaluator: ClientEvaluator
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._train)
+        done = _measured(jobs, self.setup, self.fast, self.evaluator)
+        for i, job in enumerate(jobs):
+            if isinstance(job.work, Fit):
+                done[i] = self.train(job, job.work)
+        return [done[i] for i in range(len(jobs))]
 
-    def _train(self, job: Job, work: Fit) -> Done:
+    @abstractmethod
+    def train(self, job: Job, work: Fit) -> Done:
+        """Answer one Fit."""
+
+
+@dataclass(frozen=True)
+class Sequential(OneByOne[Live]):
+    """The reference trainer."""
+
+    def train(self, job: Job, work: Fit) -> Done:
         setup = self.setup
         setup.examples(job.client)
         setup.space.load(work.start)
@@ -73,23 +88,8 @@ class Sequential:
                 setup.space.drop_gradients()
 
 
-def one_by_one(
-    jobs: Sequence[Job],
-    setup: Setup[Space],
-    fast: FastPath,
-    evaluator: Evaluator,
-    train: Callable[[Job, Fit], Done],
-) -> list[Done]:
-    """Answer jobs in their order: what is to be measured first, then each Fit by `train`."""
-    done = _measured(jobs, setup, fast, evaluator)
-    for i, job in enumerate(jobs):
-        if isinstance(job.work, Fit):
-            done[i] = train(job, job.work)
-    return [done[i] for i in range(len(jobs))]
-
-
 def _measured(
-    jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: Evaluator
+    jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: ClientEvaluator
 ) -> dict[int, Done]:
     """Answer the Evaluate jobs; the same params are loaded and measured once a split, for all who ask."""
     asked: dict[tuple[Split, int], list[tuple[int, Params]]] = {}

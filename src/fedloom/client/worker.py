@@ -5,10 +5,7 @@ ask for. One message on a network node and a cohort in this process go through t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.core.protocols import (
@@ -17,59 +14,14 @@ from fedloom.core.protocols import (
     ClientFailure,
     ClientUpdate,
     Done,
-    Evaluate,
     Job,
-    Params,
-    Payload,
     Reply,
     Task,
     Trainer,
     Work,
 )
 from fedloom.core.randomness import derive
-
-
-def client_half(algorithm: Algorithm[Any], task: Task, client_state: Payload) -> ClientUpdate:
-    """Return the generator that answers the task."""
-    return _half(Deployed(algorithm), task, client_state)
-
-
-@dataclass
-class Deployed:
-    """What clients would use; those without client state that share a download share one object, measured once."""
-
-    algorithm: Algorithm[Any]
-    _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
-
-    def of(self, download: Payload, client_state: Payload) -> Params:
-        """Return what a client with this client state would use."""
-        if client_state:
-            return self.algorithm.deployed(download, client_state)
-        if id(download) not in self._shared:
-            params = self.algorithm.deployed(download, client_state)
-            # Downloads may differ beside the model: in what a client alone has to know.
-            alike = (known for _, known in self._shared.values() if _same(known, params))
-            # The payload is kept beside it: an id is unique only while its object lives.
-            self._shared[id(download)] = download, next(alike, params)
-        return self._shared[id(download)][1]
-
-
-def _same(a: Params, b: Params) -> bool:
-    return a.keys() == b.keys() and all(
-        a[n].dtype == t.dtype and torch.equal(a[n], t) for n, t in b.items()
-    )
-
-
-def _half(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpdate:
-    if task.kind == "train":
-        return deployed.algorithm.client_update(task, client_state)
-    return _measure(deployed.of(task.download, client_state), task, client_state)
-
-
-def _measure(params: Params, task: Task, client_state: Payload) -> ClientUpdate:
-    split: Any = "test" if task.kind == "test" else "validation"
-    done = yield Evaluate(params, split)
-    return Reply(task.client, {}, done.num_examples, done.metrics), client_state
+from fedloom.core.rehearsal import Deployed, half_of
 
 
 def run_tasks(
@@ -85,12 +37,12 @@ def run_tasks(
         except ClientError as refusal:
             answers[i] = ClientFailure(task.client, str(refusal))
             continue
-        halves[i] = _half(deployed, task, client_state)
-    told: dict[int, Done | ClientError | None] = dict.fromkeys(halves)
+        halves[i] = half_of(deployed, task, client_state)
+    done: dict[int, Done | ClientError | None] = dict.fromkeys(halves)
     turn = 0
-    while told:
+    while done:
         asked: dict[int, Work] = {}
-        for i, last in told.items():
+        for i, last in done.items():
             try:
                 asked[i] = _advance(halves[i], last)
             except StopIteration as stop:
@@ -103,7 +55,7 @@ def run_tasks(
             Job(tasks[i].client, tasks[i].round, derive(tasks[i].seed, turn), work)
             for i, work in asked.items()
         ]
-        told = dict(zip(asked, _attempt(trainer, jobs), strict=True))
+        done = dict(zip(asked, _attempt(trainer, jobs), strict=True))
         turn += 1
     return [answers[i] for i in range(len(tasks))]
 

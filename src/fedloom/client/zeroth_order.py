@@ -13,11 +13,10 @@ from functools import cached_property
 
 import torch
 
-from fedloom.client.fast.kernels import FastPath
 from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, PerturbedWeight, perturbed_weights_of
-from fedloom.client.setup import Setup, Step, batches
-from fedloom.client.trainer import Evaluator, one_by_one
+from fedloom.client.setup import Step, batches
+from fedloom.client.trainer import OneByOne
 from fedloom.client.zo_trajectory import Trajectory, drawn_seeds
 from fedloom.core.protocols import ClientError, Done, Fit, Job
 from fedloom.objectives.batch import Batch
@@ -28,28 +27,22 @@ EPS = 5e-4
 
 
 @dataclass(frozen=True)
-class SeedWalk:
+class ZerothOrder(OneByOne[SeedSpace]):
     """One client at a time walks in seed space."""
-
-    setup: Setup[SeedSpace]
-    fast: FastPath
-    evaluator: Evaluator
-    width: int = 1
 
     @cached_property
     def leaves(self) -> Sequence[PerturbedWeight]:
         """Return the layers that tensors are read through; looked for once."""
         return perturbed_weights_of(self.setup.space)
 
-    def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
-        return one_by_one(jobs, self.setup, self.fast, self.evaluator, self._walk)
-
-    def _walk(self, job: Job, fit: Fit) -> Done:
+    def train(self, job: Job, work: Fit) -> Done:
         local, space = self.setup.local, self.setup.space
         examples = self.setup.examples(job.client)
-        num_steps = local.num_steps(len(examples), fit.steps)
-        walk = drawn_seeds(fit, space, steps=num_steps, per_step=local.directions, seed=job.seed)
-        course = Trajectory(fit, space, local, local.lr_at(job.round, self.setup.num_rounds))
+        num_steps = local.num_steps(len(examples), work.steps)
+        sequence = drawn_seeds(
+            work, space, steps=num_steps, per_step=local.directions, seed=job.seed
+        )
+        course = Trajectory(work, space, local, local.lr_at(job.round, self.setup.num_rounds))
         stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         losses: list[float] = []
         num_tokens = 0
@@ -58,9 +51,9 @@ class SeedWalk:
         with (
             torch.no_grad(),
             self.fast.installed(),
-            kind(space, self.leaves).at(fit.start) as ground,
+            kind(space, self.leaves).at(work.start) as ground,
         ):
-            for ks in walk.tolist():
+            for ks in sequence.tolist():
                 step = next(stream)
                 num_tokens += sum(example.num_targets for example in step)
                 slopes, loss = self._slopes(ground, step, ks)
@@ -70,15 +63,18 @@ class SeedWalk:
                     continue
                 losses.append(loss)
                 by, shrink = course.step(ks, applied)
-                if not fit.at_start:
+                if not work.at_start:
                     ground.move_(ks, by, shrink=shrink)
-        if len(walk) and not losses:
+        if len(sequence) and not losses:
             raise ClientError(f"{job.client}: no step had a finite loss")
-        metrics = {"num_tokens": float(num_tokens), "skipped_steps": float(len(walk) - len(losses))}
+        metrics = {
+            "num_tokens": float(num_tokens),
+            "skipped_steps": float(len(sequence) - len(losses)),
+        }
         if losses:
             metrics["loss"] = math.fsum(losses) / len(losses)
         lr_sum = None if local.weight_decay else course.lr * len(losses)
-        return Done(course.end(), len(examples), len(walk), lr_sum, course.record(), metrics)
+        return Done(course.end(), len(examples), len(sequence), lr_sum, course.record(), metrics)
 
     def _slopes(self, ground: Ground, step: Step, ks: Sequence[int]) -> tuple[list[float], float]:
         """Return the slope along each direction, and the loss; not finite where nothing is asked for."""

@@ -1,4 +1,4 @@
-"""The arithmetic of a walk in seed space: how slopes become steps, and steps coefficients."""
+"""The arithmetic of zeroth-order steps along a seed sequence: how slopes become steps, and steps coefficients."""
 
 import math
 from collections.abc import Sequence
@@ -17,27 +17,33 @@ def drawn_seeds(fit: Fit, space: SeedSpace, *, steps: int, per_step: int, seed: 
     """Return (steps, per_step) int64 coordinates: as the work says, else drawn uniformly from the pool.
 
     Raises:
-        ValueError: where the work's walk is not one of this pool, or does not fit the settings.
+        ValueError: where the work's seed sequence is not one of this pool, or does not fit the settings.
     """
-    if fit.walk is None:
+    if fit.seed_sequence is None:
         return uniform_seeds(seed, steps * per_step, space.num_seeds).view(steps, per_step)
-    if fit.walk.keys() != {COEFFICIENTS}:
-        raise ValueError(f"a walk in seed space has {COEFFICIENTS} only, got {sorted(fit.walk)}")
-    walk = fit.walk[COEFFICIENTS]
-    if fit.steps is not None and len(walk) != fit.steps * per_step:
-        raise ValueError(f"a walk of {len(walk)} directions cannot take {fit.steps} steps")
-    if len(walk) % per_step:
+    if fit.seed_sequence.keys() != {COEFFICIENTS}:
         raise ValueError(
-            f"local.directions must divide the length of a walk, {len(walk)}, got {per_step}"
+            f"a seed sequence has {COEFFICIENTS} only, got {sorted(fit.seed_sequence)}"
         )
-    if len(walk) and not 0 <= int(walk.min()) <= int(walk.max()) < space.num_seeds:
-        raise ValueError(f"a walk must stay below tune.seeds.num_seeds ({space.num_seeds})")
-    return walk.view(-1, per_step)
+    sequence = fit.seed_sequence[COEFFICIENTS]
+    if fit.steps is not None and len(sequence) != fit.steps * per_step:
+        raise ValueError(
+            f"a seed sequence of {len(sequence)} directions cannot take {fit.steps} steps"
+        )
+    if len(sequence) % per_step:
+        raise ValueError(
+            f"local.directions must divide the length of a seed sequence, {len(sequence)}, got {per_step}"
+        )
+    if len(sequence) and not 0 <= int(sequence.min()) <= int(sequence.max()) < space.num_seeds:
+        raise ValueError(
+            f"a seed sequence must stay below tune.seeds.num_seeds ({space.num_seeds})"
+        )
+    return sequence.view(-1, per_step)
 
 
 @dataclass
 class Trajectory:
-    """Where a walk is: at shrink * start + moves."""
+    """Where a client is on its seed sequence: at shrink * start + moves."""
 
     fit: Fit
     space: SeedSpace
@@ -108,7 +114,7 @@ class Trajectory:
         return by, self._decay
 
     def end(self) -> Params:
-        """Return where the walk is, float64."""
+        """Return where it is, float64."""
         c = self._start[COEFFICIENTS]
         end = {COEFFICIENTS: (c if self.shrink == 1 else c * self.shrink) + self._moves}
         if BASE in self._start:

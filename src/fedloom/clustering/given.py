@@ -37,11 +37,26 @@ class Silent(Protocol):
         return []
 
 
-class _Known(Silent, Protocol):
-    """A mode whose clusters are known beforehand."""
+class BesideGlobal(Silent, Protocol):
+    """A mode in which a model for everybody goes on learning beside those of the clusters."""
 
-    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
-        """Return whose cluster is which from now on."""
+    def grouped(
+        self,
+        state: ClusteredState[State],
+        round: Round,
+        replies: Sequence[Reply],
+        share: Sharing,
+        global_state: State,
+    ) -> tuple[Grouping, Mapping[int, State]]:
+        """Return who is in which cluster from now on, and each cluster's model before the round.
+
+        Args:
+            state: Before the round.
+            round: The round.
+            replies: Of its cohort.
+            share: What clusters have in common.
+            global_state: The model for everybody after the round.
+        """
         ...
 
     def update(
@@ -52,10 +67,9 @@ class _Known(Silent, Protocol):
         replies: Sequence[Reply],
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
-        """Return the state after a round: every cluster its members' uploads."""
+        """Return the state after a round: the grouping first, then every cluster its members' uploads."""
         global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
-        grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
-        models = {k: state.cluster_states.get(k, state.global_state) for k in grouping.members}
+        grouping, models = self.grouped(state, round, replies, share, global_state)
         memberships = share.memberships(grouping)
         cluster_states, cluster_metrics = update_clusters(
             inner, models, memberships, round, replies, fallback=global_state
@@ -64,6 +78,28 @@ class _Known(Silent, Protocol):
             state, global_state=global_state, cluster_states=cluster_states, grouping=grouping
         )
         return after, {**metrics, **cluster_metrics}
+
+
+class _Known(BesideGlobal, Protocol):
+    """A mode whose clusters are known beforehand."""
+
+    def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
+        """Return whose cluster is which from now on."""
+        ...
+
+    def grouped(
+        self,
+        state: ClusteredState[State],
+        round: Round,
+        replies: Sequence[Reply],
+        share: Sharing,
+        global_state: State,
+    ) -> tuple[Grouping, Mapping[int, State]]:
+        """Return the known clusters; one that begins does so where the model for everybody was."""
+        grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
+        return grouping, {
+            k: state.cluster_states.get(k, state.global_state) for k in grouping.members
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
-from fedloom.clustering.given import Given, Random, Silent
+from fedloom.clustering.given import BesideGlobal, Given, Random, Silent
 from fedloom.clustering.groups import Groups, cosines, ward_cut
-from fedloom.clustering.members import regrouped, renamed, with_rows
+from fedloom.clustering.members import Grouping, regrouped, renamed, with_rows
 from fedloom.clustering.rows import Compare, check_product, whole_row
 from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
 from fedloom.core.protocols import Algorithm, ClientId, Metrics, Params, Reply, Round, State
 
 
 @dataclass(frozen=True, slots=True)
-class Auto:
+class Auto(BesideGlobal):
     """Clusters are found from probes: updates that begin at the model everybody holds."""
 
     num_clusters: int | None = None
@@ -59,10 +59,6 @@ class Auto:
         if self.compare == "BA":
             check_product(params)
 
-    def turnout(self, state: ClusteredState[State], round: Round) -> Round:
-        """Return the round: the cohort is the sampler's."""
-        return round
-
     def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
         """Return whom of the cohort to probe."""
         if self.num_clusters == 1:
@@ -75,16 +71,15 @@ class Auto:
             or 0 < self.every <= round.number - row_rounds[client]
         ]
 
-    def update(
+    def grouped(
         self,
-        inner: Algorithm[State],
         state: ClusteredState[State],
         round: Round,
         replies: Sequence[Reply],
         share: Sharing,
-    ) -> tuple[ClusteredState[State], Metrics]:
-        """Return the state after a round: the grouping first, then every cluster its members' uploads."""
-        global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
+        global_state: State,
+    ) -> tuple[Grouping, Mapping[int, State]]:
+        """Return the clusters with this round's probes; one without replies begins at the model for everybody."""
         rows = {r.client: r.upload["probe"]["row"] for r in replies if "probe" in r.upload}
         grouping = with_rows(state.grouping, rows, round.number)
         origins: Mapping[int, int] = {k: k for k in state.cluster_states}
@@ -98,19 +93,12 @@ class Auto:
         memberships = share.memberships(grouping)
         with_replies = {k for reply in replies for k in memberships.get(reply.client, ())}
         # A cluster that begins without replies of its own begins where this round leaves the model for all.
-        models = {
+        return grouping, {
             k: state.cluster_states.get(
                 origins[k], state.global_state if k in with_replies else global_state
             )
             for k in grouping.members
         }
-        cluster_states, cluster_metrics = update_clusters(
-            inner, models, memberships, round, replies, fallback=global_state
-        )
-        after = replace(
-            state, global_state=global_state, cluster_states=cluster_states, grouping=grouping
-        )
-        return after, {**metrics, **cluster_metrics}
 
     def _has_heard_enough(self, num_heard: int, round: Round) -> bool:
         if self.num_clusters == 1 or round.number < self.at_round:

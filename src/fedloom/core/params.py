@@ -42,6 +42,13 @@ def scale(a: Params, by: float) -> Params:
     return params_map(lambda x: x * by, a)
 
 
+def equal(a: Params, b: Params) -> bool:
+    """Return whether two Params are the same to the bit: names, types, shapes and values."""
+    return a.keys() == b.keys() and all(
+        t.dtype == b[name].dtype and torch.equal(t, b[name]) for name, t in a.items()
+    )
+
+
 def zeros_like(a: Params) -> Params:
     """Return the origin of the space of a."""
     return params_map(torch.zeros_like, a)

@@ -45,11 +45,16 @@ class Task:
     """From the server to one client."""
 
     kind: Literal["train", "validate", "test"]
+    """Whether the client trains, or measures the model on its validation or test data."""
     round: int
+    """From 1; 0 is the evaluation before training."""
     client: ClientId
     seed: int
+    """This client's randomness in this round."""
     profile: Profile
+    """What both sides may know of it."""
     download: Payload
+    """What `broadcast` returned for it."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,11 @@ class Reply:
 
     client: ClientId
     upload: Payload = field(default_factory=dict)
+    """What the server reads of the client, as far as `server_sees` lets it."""
     weight: float = 1.0
     """In a weighted mean; the algorithm's choice."""
     metrics: Metrics = field(default_factory=dict)
+    """For the run's record; no algorithm reads them."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Delivery:
 
 
 class ClientError(Exception):
-    """Raised on a client that cannot do its task: it becomes an ClientFailure, and the round goes on."""
+    """Raised on a client that cannot do its task: it becomes a ClientFailure, and the round goes on."""
 
 
 # --- local work is data: a trainer may run it for one client, or for a cohort in one batch --------
@@ -89,7 +96,7 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Proximal:
-    """Adds strength / 2 * |params - center|^2 to the loss."""
+    """Adds strength / 2 times the squared distance between the params and `center` to the loss."""
 
     strength: float
     center: Params
@@ -105,10 +112,10 @@ class Fit:
     """Added to every gradient."""
     mask: Params | None = None
     """Multiplies every gradient; 0 freezes; a scalar tensor covers its whole name."""
-    walk: Params | None = None
+    seed_sequence: Params | None = None
     """The coordinate each step moves along, (steps,) int64 by name; zeroth order in seed space only."""
     at_start: bool = False
-    """Whether every step of the walk is measured at `start`, so that its steps do not add up."""
+    """Whether every step of the sequence is measured at `start`, so that its steps do not add up."""
     steps: int | None = None
     """Optimizer steps; None: as the recipe says."""
 
@@ -135,7 +142,7 @@ class Done:
     lr_sum: float | None = None
     """-displacement / lr_sum is the mean gradient; None where it is not (AdamW, momentum)."""
     record: Payload = field(default_factory=dict)
-    """Seed space: "scalars", the projected gradient of every step along the walk, 0 where it was skipped."""
+    """Seed space: "scalars", the projected gradient of every step along the seed sequence, 0 where it was skipped."""
     metrics: Metrics = field(default_factory=dict)
 
 

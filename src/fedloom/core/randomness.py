@@ -1,6 +1,8 @@
-"""The only source of randomness."""
+"""The only source of randomness, and the one place where torch's global generator is seeded, for libraries that take no other."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -17,3 +19,11 @@ def derive(seed: int, *path: str | int) -> int:
 def generator(seed: int, *path: str | int) -> torch.Generator:
     """Return a fresh CPU generator for `path` below `seed`."""
     return torch.Generator().manual_seed(derive(seed, *path))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's global generators start at `seed`, and put them back as they were: nobody else's numbers move."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)  # noqa: TID251  # inside the fork; dropout and PEFT take no generator
+        yield

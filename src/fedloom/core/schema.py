@@ -1,10 +1,11 @@
 """Which tensors a payload holds: all that may follow from nobody's data, and is known before a message is read."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 
-from fedloom.core.protocols import Payload
+from fedloom.core.protocols import ClientError, Payload
 
 Schema = Mapping[tuple[str, str], tuple[torch.dtype, torch.Size]]
 """Type and shape by group and name."""
@@ -30,11 +31,25 @@ def difference(found: Schema, expected: Schema) -> str | None:
         return None
     for key in sorted(expected.keys() | found.keys()):
         if found.get(key) != expected.get(key):
-            return f"{_name(key)}: expected {_said(expected.get(key))}, got {_said(found.get(key))}"
+            return f"{_name(key)}: expected {_text(expected.get(key))}, got {_text(found.get(key))}"
     return None
 
 
-def _said(kind: tuple[torch.dtype, torch.Size] | None) -> str:
+def check_finite(upload: Payload) -> None:
+    """Refuse an upload that holds NaN or infinity, naming the field.
+
+    Raises:
+        ClientError: for the first such tensor.
+    """
+    for group, params in upload.items():
+        for name, t in params.items():
+            # A finite sum has finite terms and is found in a fifth of the time; a sum that is not may have them too.
+            sound = not t.is_floating_point() or math.isfinite(t.sum()) or torch.isfinite(t).all()
+            if not sound:
+                raise ClientError(f"upload {group}/{name} is not finite")
+
+
+def _text(kind: tuple[torch.dtype, torch.Size] | None) -> str:
     return "nothing" if kind is None else f"{str(kind[0]).removeprefix('torch.')} {tuple(kind[1])}"
 
 

@@ -25,15 +25,15 @@ def uniform_seeds(seed: int, steps: int, num_seeds: int) -> Tensor:
     return (torch.frombuffer(digest, dtype=torch.int64) & (1 << 63) - 1) % num_seeds
 
 
-def landed(walk: Tensor, scalars: Tensor, num_seeds: int) -> Tensor:
+def landed(sequence: Tensor, scalars: Tensor, num_seeds: int) -> Tensor:
     """Return (num_seeds,) float64: the sum of the scalars met along each direction."""
     sums = torch.zeros(num_seeds, dtype=torch.float64)
-    return sums.index_add_(0, walk, scalars.double())
+    return sums.index_add_(0, sequence, scalars.double())
 
 
-def pace(moved: Params, walk: Tensor, scalars: Tensor) -> float:
-    """Return the learning rate that turned a walk's scalars into the move; 0 where nothing moved."""
-    sums = landed(walk, scalars, moved[COEFFICIENTS].numel())
+def pace(moved: Params, sequence: Tensor, scalars: Tensor) -> float:
+    """Return the learning rate that turned a seed sequence's scalars into the move; 0 where nothing moved."""
+    sums = landed(sequence, scalars, moved[COEFFICIENTS].numel())
     length = float(sums @ sums)
     return -float(moved[COEFFICIENTS].double() @ sums) / length if length else 0.0
 

@@ -1,9 +1,9 @@
 """What the recipe section `data` says."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fedloom.data.partition import Iid, Natural, Partition
 
@@ -210,3 +210,37 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         raise ValueError(
             f"data.fractions must sum to 1, got {list(fractions)} with sum {math.fsum(fractions):g}"
         )
+
+
+_WRITTEN = ("num_examples", "where")
+"""Of the built-in corpus they say what is written; of other text they would leave rows out."""
+
+
+def unaccompanied(
+    data: Mapping[str, Any], before: Mapping[str, Any], overridden: Collection[str]
+) -> dict[str, Any]:
+    """Return the section without what merely came along with a partition or a source that is no longer there.
+
+    A natural partition takes no `num_clients` from a recipe whose own partition was replaced, and a source of one's own
+    nothing that says how the built-in corpus is written. What is overridden itself stays.
+
+    Args:
+        data: The section with overrides applied.
+        before: The section as the recipe has it.
+        overridden: The paths of all overrides, such as `data.partition`.
+    """
+    gone: list[str] = []
+    if "data.partition" in overridden and _is_natural(data.get("partition")):
+        gone.append("num_clients")
+    if "data.source" in overridden and _is_builtin(before) and not _is_builtin(data):
+        gone += _WRITTEN
+    own = {path.split(".")[1] for path in overridden if path.startswith("data.")}
+    return {name: value for name, value in data.items() if name not in gone or name in own}
+
+
+def _is_natural(partition: object) -> bool:
+    return partition == "natural" or (isinstance(partition, Mapping) and "natural" in partition)
+
+
+def _is_builtin(data: Mapping[str, Any]) -> bool:
+    return str(data.get("source", BUILTIN)).startswith("builtin:")

@@ -34,7 +34,7 @@ class Duplicates:
     leaks: Mapping[str, Leak] = field(default_factory=dict)
     """By split: validation and test."""
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return a line for each kind there is."""
         lines = []
         if self.num_rows:
@@ -53,8 +53,8 @@ class Duplicates:
 
 def conversation(record: Record) -> str:
     """Return the hash of what is said in a record; equal conversations have equal ones."""
-    said = [[message.role, message.content] for message in record.messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    turns = [[message.role, message.content] for message in record.messages]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 
 def first_of_each(hashes: Sequence[str]) -> list[int]:

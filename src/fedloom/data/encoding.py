@@ -171,20 +171,20 @@ class Encoder:
             return []
         # Only where it matters: not every tokenizer knows the word.
         if split is None:
-            told = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)
         else:
-            told = self.tokenizer(
+            encoded = self.tokenizer(
                 texts, add_special_tokens=False, verbose=False, split_special_tokens=split
             )
-        ids: Pieces = told["input_ids"]
+        ids: Pieces = encoded["input_ids"]
         return ids
 
 
 def lengths(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
     """Return the number of tokens of every text, as text."""
     controls, encoder = Controls.of(tokenizer), Encoder.of(tokenizer)
-    said = [controls.hide([Message("user", text)]) for text in texts]
-    return [len(ids) for ids in encoder.all_ids([(one.content, of) for (one,), of in said])]
+    hidden = [controls.hide([Message("user", text)]) for text in texts]
+    return [len(ids) for ids in encoder.all_ids([(one.content, of) for (one,), of in hidden])]
 
 
 def _differences(wholes: Pieces) -> Pieces | None:

@@ -15,14 +15,13 @@ from fedloom.data.formats import Record
 from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.names import safe_names
-from fedloom.data.packing import pack
 from fedloom.data.partition import PARTITIONS, Natural, stratum
 from fedloom.data.preparation import SUPERVISED, Preparation
 from fedloom.data.profiles import profiles_of
 from fedloom.data.sharding import UNKNOWN, Labels
 from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut, ready
-from fedloom.data.tokens import Example, Tokenised
+from fedloom.data.tokens import Example, Tokenised, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ POOL: ClientId = "pool"
 JUDGE: ClientId = "held-out"
 """Who holds what `data.held_out` names; `held-out-VALUE` where the partition is natural."""
 
-Kept = Sequence[tuple[Example, ...]]
+ExamplesByRow = Sequence[tuple[Example, ...]]
 """The examples of each record that has any."""
 
 
@@ -72,21 +71,20 @@ def divide(
     """
     rows, read = taken.rows, objective.records(taken.rows, settings)
     found = read.records
-    said = [conversation(record) for record in found]
-    first = first_of_each(said)
-    drop = settings.duplicates == "drop"
-    chosen = first if drop else range(len(found))
+    hashes = [conversation(record) for record in found]
+    first = first_of_each(hashes)
+    chosen = first if settings.duplicates == "drop" else range(len(found))
     records = [found[i] for i in chosen]
     tokenised = objective.examples(records, settings, tokenizer)
-    kept = [i for i, examples in enumerate(tokenised.examples) if examples]
+    usable = [i for i, examples in enumerate(tokenised.examples) if examples]
     _check_left(found, records, tokenised, settings, num_rows=len(rows))
-    examples = [tokenised.examples[i] for i in kept]
-    labels = [records[i].labels for i in kept]
-    learnt = [i for i, at in enumerate(kept) if not records[at].held_out]
-    held_out = [i for i, at in enumerate(kept) if records[at].held_out]
+    examples = [tokenised.examples[i] for i in usable]
+    labels = [records[i].labels for i in usable]
+    learnt = [i for i, at in enumerate(usable) if not records[at].held_out]
+    held_out = [i for i, at in enumerate(usable) if records[at].held_out]
     judges = _judges(held_out, labels, settings)
-    cuts = _together(_dealt(learnt, labels, [records[i].split for i in kept], settings), judges)
-    num_shared, leaked = leaks(cuts, [said[chosen[i]] for i in kept])
+    cuts = _together(_dealt(learnt, labels, [records[i].split for i in usable], settings), judges)
+    leaked = leaks(cuts, [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
@@ -104,19 +102,19 @@ def divide(
         num_rows=len(rows) + sum(taken.left_out.values()),
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
-        num_unassigned=len(kept) - sum(len(parts.all) for parts in cuts.values()),
+        num_unassigned=len(usable) - sum(len(parts.all) for parts in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels, hidden) for c in cuts},
         not_taken=taken.left_out,
         num_unlabelled=sum(of_record[by] == UNKNOWN for of_record in labels) if by else 0,
         num_untested=untested,
-        duplicates=Duplicates(len(found) - len(first), drop, num_shared, leaked),
+        duplicates=Duplicates(len(found) - len(first), settings.duplicates == "drop", *leaked),
         hidden=hidden,
         notes=tokenised.notes,
         losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
     )
     profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
-    manifest = replace(manifest, profiles={c: manifest.told(p) for c, p in profiles.items()})
-    return Federation(shards, profiles, manifest)
+    shown = {client: manifest.shown_labels(profile) for client, profile in profiles.items()}
+    return Federation(shards, profiles, replace(manifest, profiles=shown))
 
 
 def _kind(settings: DataSettings) -> str:
@@ -196,7 +194,7 @@ def _pooled(cuts: Mapping[ClientId, Cut]) -> dict[ClientId, Cut]:
     return dict(sorted({**judges, name: Cut(train, (), ())}.items()))
 
 
-def _shard(parts: Cut, examples: Kept, settings: DataSettings) -> Shard:
+def _shard(parts: Cut, examples: ExamplesByRow, settings: DataSettings) -> Shard:
     train = _chosen(parts.train, examples)
     return Shard(
         train=pack(train, settings.max_length) if settings.packing else train,
@@ -205,14 +203,14 @@ def _shard(parts: Cut, examples: Kept, settings: DataSettings) -> Shard:
     )
 
 
-def _chosen(indices: Sequence[int], examples: Kept) -> list[Example]:
+def _chosen(indices: Sequence[int], examples: ExamplesByRow) -> list[Example]:
     return [example for i in indices for example in examples[i]]
 
 
 def _counts(
     shard: Shard,
     parts: Cut,
-    examples: Kept,
+    examples: ExamplesByRow,
     labels: Sequence[Labels],
     hidden: Collection[str],
 ) -> ClientCounts:
@@ -233,18 +231,18 @@ def _counts(
     )
 
 
-def _hash(cuts: Mapping[ClientId, Cut], examples: Kept) -> str:
+def _hash(cuts: Mapping[ClientId, Cut], examples: ExamplesByRow) -> str:
     digest = hashlib.sha256()
     for client, parts in cuts.items():
         splits = {"train": parts.train, "validation": parts.validation, "test": parts.test}
         for split, indices in splits.items():
             for example in _chosen(indices, examples):
                 assert example.record is not None  # only packed rows lose theirs
-                said = [
+                contents = [
                     [message.role, message.content, *([] if message.learn else ["given"])]
                     for message in example.record.messages
                 ]
-                digest.update(json.dumps([client, split, said]).encode() + b"\n")
+                digest.update(json.dumps([client, split, contents]).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedloom.data.cells import PRINTED, is_printed, to_text
-from fedloom.data.columns import label_columns, renamed
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.hints import desirability, no_format, preference
 from fedloom.data.jsontext import json_of
-from fedloom.data.losses import Losses, Tally
+from fedloom.data.losses import Losses, RowTally
+from fedloom.data.partition import stratum
 from fedloom.data.readers import Row
 from fedloom.data.sharding import UNKNOWN
 from fedloom.data.turns import is_talk, joined_parts, read_turns
@@ -73,7 +73,7 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
     labels = label_columns(found, settings) if rows else ()
     used = {*labels, *settings.where, *settings.held_out, *settings.shorter}
     records: list[Record] = []
-    tally = Tally()
+    tally = RowTally()
     chosen: dict[tuple[str, ...], str] = {}
     for row in rows:
         columns = tuple(row.values)
@@ -118,21 +118,25 @@ def _prompt_completion(row: Row) -> Talk:
     if len(talks) == 1 and isinstance(row.values[min(talks)], str):
         talks = set()  # a text that happens to be JSON
     if not talks:
-        return _pair(_said(row, "prompt"), _said(row, "completion"))
-    asked, told = (_talk(row, column) if column in talks else _one(row, column) for column in sides)
+        return _pair(_text(row, "prompt"), _text(row, "completion"))
+    prompt, completion = (
+        _talk(row, column) if column in talks else _one(row, column) for column in sides
+    )
     # As in TRL: the completion alone is learnt.
-    given = tuple(replace(m, learn=m.role != "assistant") for m in asked.messages)
+    given = tuple(replace(m, learn=m.role != "assistant") for m in prompt.messages)
     return Talk(
-        (*given, *told.messages), asked.ignored | told.ignored, asked.missing | told.missing
+        (*given, *completion.messages),
+        prompt.ignored | completion.ignored,
+        prompt.missing | completion.missing,
     )
 
 
 def _alpaca(row: Row) -> Talk:
-    return _pair(_said(row, "instruction"), _said(row, "output"), context=_said(row, "input"))
+    return _pair(_text(row, "instruction"), _text(row, "output"), context=_text(row, "input"))
 
 
 def _dolly(row: Row) -> Talk:
-    return _pair(_said(row, "instruction"), _said(row, "response"), context=_said(row, "context"))
+    return _pair(_text(row, "instruction"), _text(row, "response"), context=_text(row, "context"))
 
 
 def _squad(row: Row) -> Talk:
@@ -142,17 +146,17 @@ def _squad(row: Row) -> Talk:
 
 
 def _question_answer(row: Row) -> Talk:
-    context = _said(row, "context")
-    question = _said(row, "question")
-    return _pair(f"{context}\n\n{question}" if context else question, _said(row, "answer"))
+    context = _text(row, "context")
+    question = _text(row, "question")
+    return _pair(f"{context}\n\n{question}" if context else question, _text(row, "answer"))
 
 
 def _natural_instructions(row: Row) -> Talk:
     output = row.values["output"]
     if isinstance(output, list | tuple):
         output = output[0] if output else None
-    said = replace(row, values={**row.values, "output": output}).text("output")
-    return _pair(row.text("definition"), said, context=row.text("input"))
+    answer = replace(row, values={**row.values, "output": output}).text("output")
+    return _pair(row.text("definition"), answer, context=row.text("input"))
 
 
 def _messages(row: Row) -> Talk:
@@ -198,7 +202,7 @@ def _format_of(row: Row, settings: DataSettings) -> str:
 # --- what all formats share ---------------------------------------------------------------------
 
 
-def _said(row: Row, column: str) -> str:
+def _text(row: Row, column: str) -> str:
     """Return a cell as text, parts of content as what they say."""
     try:
         return to_text(joined_parts(row.values.get(column))).strip()
@@ -229,7 +233,7 @@ def _conversation(row: Row, column: str) -> Talk:
 
 
 def _one(row: Row, column: str) -> Talk:
-    return Talk((Message("user" if column == "prompt" else "assistant", _said(row, column)),))
+    return Talk((Message("user" if column == "prompt" else "assistant", _text(row, column)),))
 
 
 def _first_answer(row: Row) -> str:
@@ -252,21 +256,21 @@ def _first_answer(row: Row) -> str:
 
 def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """Cut what follows the last answer that is learnt and answers nobody asked for; no empty answer is learnt."""
-    kept = [
+    remaining = [
         replace(m, learn=m.learn and bool(m.content)) if m.role == "assistant" else m
         for m in messages
     ]
-    while kept and not (kept[-1].role == "assistant" and kept[-1].learn):
-        kept.pop()
-    asked = [i for i, message in enumerate(kept) if message.role == "user"]
+    while remaining and not (remaining[-1].role == "assistant" and remaining[-1].learn):
+        remaining.pop()
+    asked = [i for i, message in enumerate(remaining) if message.role == "user"]
     if not asked:
         return ()
-    return tuple(m for i, m in enumerate(kept) if i >= asked[0] or m.role == "system")
+    return tuple(m for i, m in enumerate(remaining) if i >= asked[0] or m.role == "system")
 
 
-def _num_lost(messages: Sequence[Message], kept: Sequence[Message]) -> int:
-    empty = sum(message.role == "assistant" and not message.content for message in kept)
-    return len(messages) - len(kept) + empty
+def _num_lost(messages: Sequence[Message], remaining: Sequence[Message]) -> int:
+    empty = sum(message.role == "assistant" and not message.content for message in remaining)
+    return len(messages) - len(remaining) + empty
 
 
 def _system(row: Row, optional: Collection[str], settings: DataSettings) -> str | None:
@@ -278,3 +282,55 @@ def _opened(messages: tuple[Message, ...], system: str | None) -> tuple[Message,
     if system is None or any(message.role == "system" for message in messages):
         return messages
     return (Message("system", system), *messages)
+
+
+KNOWN_LABELS = (
+    "language",
+    "task",
+    "category",
+    "client",
+    "user",
+    "author",
+    "domain",
+    "topic",
+    "file",
+)
+
+
+def renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """Return a row with its columns called as `data.columns` says.
+
+    Raises:
+        ValueError: where one is not there, or would take the place of another.
+    """
+    if not columns:
+        return row
+    for new, old in columns.items():
+        if old not in row.values:
+            raise ValueError(
+                f"{row.place}: data.columns names {old!r}, but the columns are {', '.join(row.values)}"
+            )
+        if new in row.values and new not in columns.values():
+            raise ValueError(
+                f"{row.place}: data.columns calls {old!r} {new!r}, but there is a column {new!r}, which would be lost;"
+                f" give that one another name too, such as data.columns={{{new}: {old}, old_{new}: {new}}}"
+            )
+    others = {name: value for name, value in row.values.items() if name not in columns.values()}
+    return replace(row, values=others | {new: row.values[old] for new, old in columns.items()})
+
+
+def label_columns(found: Collection[str], settings: DataSettings) -> tuple[str, ...]:
+    """Return the columns that are kept as labels, of those there are.
+
+    Raises:
+        ValueError: where the recipe names one that is not there.
+    """
+    by = stratum(settings.partition)
+    wanted = dict.fromkeys(settings.labels or (name for name in KNOWN_LABELS if name in found))
+    for where, names in (("data.labels", wanted), ("data.partition.by", [by] if by else [])):
+        for name in names:
+            if name not in found:
+                raise ValueError(f"{where} names {name!r}, but the columns are {', '.join(found)}")
+    if by:
+        wanted.setdefault(by)
+    return tuple(wanted)

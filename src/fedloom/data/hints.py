@@ -7,7 +7,7 @@ from fedloom.data.readers import Row
 from fedloom.data.turns import is_talk, read_turns
 
 _ASKED = ("prompt", "query", "question", "instruction", "input", "inputs", "problem", "source")
-_SAID = ("completion", "response", "answer", "output", "outputs", "reply", "target", "targets")
+_ANSWERS = ("completion", "response", "answer", "output", "outputs", "reply", "target", "targets")
 _PAIRS = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 
 
@@ -65,9 +65,9 @@ def _remedy(row: Row) -> str:
     if talk := next((name for name, value in row.values.items() if is_talk(value)), None):
         return f", such as data.columns={{messages: {talk}}}"
     asked = [name for name in _ASKED if name in row.values]
-    said = [name for name in _SAID if name in row.values]
-    if len(asked) == 1 and len(said) == 1:
-        return f", such as data.columns={{prompt: {asked[0]}, completion: {said[0]}}}"
+    answers = [name for name in _ANSWERS if name in row.values]
+    if len(asked) == 1 and len(answers) == 1:
+        return f", such as data.columns={{prompt: {asked[0]}, completion: {answers[0]}}}"
     if "text" in row.values:
         return "; a text alone has no answer: part it into prompt and completion"
     return ""

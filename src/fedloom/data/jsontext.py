@@ -27,8 +27,8 @@ def loads(text: str) -> object:
         ValueError: a predicate, such as "has the key 'a' twice in one object".
     """
     value, fault = loads_each(text)
-    if said := fault(value):
-        raise ValueError(said)
+    if problem := fault(value):
+        raise ValueError(problem)
     return value
 
 

@@ -49,12 +49,12 @@ def hidden_labels(
             all(map(is_name, counts)) if name == named else _few_and_short(counts)
         )
         if not shown:
-            told = json.dumps(sorted(counts.items())).encode()
-            hidden[name] = HiddenLabel(len(counts), hashlib.sha256(told).hexdigest())
+            text = json.dumps(sorted(counts.items())).encode()
+            hidden[name] = HiddenLabel(len(counts), hashlib.sha256(text).hexdigest())
     return hidden
 
 
-def told(labels: Labels, hidden: Collection[str]) -> dict[str, str]:
+def shown_labels(labels: Labels, hidden: Collection[str]) -> dict[str, str]:
     """Return labels with a hash in the place of each hidden value, so that equal ones stay equal."""
     return {
         name: f"sha256:{fingerprint(value)}" if name in hidden else value

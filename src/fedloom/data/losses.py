@@ -35,7 +35,7 @@ class Losses:
             f"{name}: {count:,} rows" if several else name for name, count in self.formats.items()
         )
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Return a line for each kind of loss."""
         counts = (
             (self.num_empty, "rows without an answer, left out"),
@@ -59,7 +59,7 @@ def _few(columns: Mapping[str, int]) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
+class RowTally:
     """Counts row after row."""
 
     num_empty: int = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.data.duplicates import Duplicates, Leak
-from fedloom.data.labels import HiddenLabel, told
+from fedloom.data.labels import HiddenLabel, shown_labels
 from fedloom.data.losses import Losses
 from fedloom.data.sharding import UNKNOWN
 
@@ -105,16 +105,23 @@ class Manifest:
         ]
         lines = [f"{count:,} {what}" for count, what in counts if count]
         files = [f"files not read: {', '.join(self.files_unread)}"] if self.files_unread else []
-        return [*self.losses.told(), *lines, *files, *self.notes, *self.duplicates.told(), *hidden]
+        return [
+            *self.losses.lines(),
+            *lines,
+            *files,
+            *self.notes,
+            *self.duplicates.lines(),
+            *hidden,
+        ]
 
-    def told(self, labels: Mapping[str, str]) -> dict[str, str]:
+    def shown_labels(self, labels: Mapping[str, str]) -> dict[str, str]:
         """Return the labels of an example, or a client's profile, as they may be written down or sent.
 
         A hidden value gives a hash, so that equal ones stay equal; `group` is made of values of the label `by`.
         """
         group = {"group"} if self.by in self.hidden else set()
         # Not a label, even where a column is called so.
-        return told(labels, (self.hidden.keys() | group) - {"num_examples"})
+        return shown_labels(labels, (self.hidden.keys() | group) - {"num_examples"})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain dictionaries, strings and numbers."""

@@ -163,8 +163,8 @@ def _summary(manifest: Manifest) -> RenderableType:
     lines.add_row("partition", f"{manifest.partition}{by}, {len(manifest.clients)} clients")
     lines.add_row("rows read", f"{manifest.num_rows:,}")
     lines.add_row("read as", Text(manifest.losses.read_as()))
-    for said in manifest.left_out():
-        lines.add_row("", Text(said, style="yellow"))
+    for note in manifest.left_out():
+        lines.add_row("", Text(note, style="yellow"))
     lines.add_row("sha256 of the split", manifest.sha256)
     return lines
 
@@ -202,8 +202,8 @@ def _clients(manifest: Manifest) -> RenderableType:
 
 def _histogram(client: ClientCounts, label: str) -> str:
     common = Counter(client.labels[label]).most_common()
-    told = ", ".join(f"{value} {count}" for value, count in common[:4])
-    return told if len(common) <= 4 else f"{told}, {len(common) - 4} more"
+    text = ", ".join(f"{value} {count}" for value, count in common[:4])
+    return text if len(common) <= 4 else f"{text}, {len(common) - 4} more"
 
 
 def _lengths(federation: Federation) -> RenderableType:
@@ -267,8 +267,8 @@ def _masked(example: Example, tokenizer: Tokenizer) -> Text:
 
     text = Text()
     for (is_special, is_learnt), run in groupby(pairs, key=kind):
-        said = str(tokenizer.decode([token for token, _ in run]))
+        words = str(tokenizer.decode([token for token, _ in run]))
         colour = "green" if is_learnt else "dim"
         style = f"{SPECIAL} {'underline' if is_learnt else ''}" if is_special else colour
-        text.append(said.replace("\n", "↵\n"), style=style)
+        text.append(words.replace("\n", "↵\n"), style=style)
     return text

@@ -19,7 +19,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
+class RolePrompt:
     """A prompt written role by role; `{content}` stands for what is said."""
 
     user: str
@@ -43,7 +43,7 @@ class Turns:
             if message.role == "system":
                 pending += _filled(self.system or "", {"content": message.content})
             elif message.role == "user":
-                pending += self._said(message)
+                pending += self._content(message)
             else:
                 segments.append(Segment(pending + bare, learn=False))
                 answer = before[len(bare) :] + message.content + after.rstrip()
@@ -62,7 +62,7 @@ class Turns:
         first = next(message for message in messages if message.role == "user")
         return (first.context and self.default_system_with_context) or self.default_system
 
-    def _said(self, message: Message) -> str:
+    def _content(self, message: Message) -> str:
         if not (message.context and self.user_with_context):
             return _filled(self.user, {"content": message.content})
         instruction = message.content.removesuffix(message.context).rstrip()
@@ -70,9 +70,9 @@ class Turns:
         return _filled(self.user_with_context, parts)
 
 
-PROMPTS: dict[str, Turns] = {
+PROMPTS: dict[str, RolePrompt] = {
     # Taori et al., Stanford Alpaca, with and without input.
-    "alpaca": Turns(
+    "alpaca": RolePrompt(
         system="{content}\n\n",
         user="### Instruction:\n{content}\n\n",
         user_with_context="### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n",
@@ -83,18 +83,18 @@ PROMPTS: dict[str, Turns] = {
         "provides further context. Write a response that appropriately completes the request.\n\n",
     ),
     # Chiang et al., Vicuna, version 1.1.
-    "vicuna": Turns(
+    "vicuna": RolePrompt(
         system="{content} ",
         user="USER: {content} ",
         assistant="ASSISTANT: {content}",
         default_system="A chat between a curious user and an artificial intelligence assistant. The assistant "
         "gives helpful, detailed, and polite answers to the user's questions. ",
     ),
-    "plain": Turns(system="{content}\n\n", user="{content}\n", assistant="{content}\n"),
+    "plain": RolePrompt(system="{content}\n\n", user="{content}\n", assistant="{content}\n"),
 }
 
 
-def own_prompt(texts: Mapping[str, str]) -> Turns:
+def own_prompt(texts: Mapping[str, str]) -> RolePrompt:
     """Return the prompt of a recipe's own.
 
     Raises:
@@ -108,7 +108,7 @@ def own_prompt(texts: Mapping[str, str]) -> Turns:
     for role, text in texts.items():
         if text.count("{content}") != 1:
             raise ValueError(f"data.prompt.{role} must contain {{content}} once, got {text!r}")
-    return Turns(user=texts["user"], assistant=texts["assistant"], system=texts.get("system"))
+    return RolePrompt(user=texts["user"], assistant=texts["assistant"], system=texts.get("system"))
 
 
 def _filled(text: str, parts: Mapping[str, str]) -> str:

@@ -1,15 +1,54 @@
 """Files of rows, whatever their kind; rows that hold many examples are opened."""
 
+import codecs
 import csv
+import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from fedloom.data.cells import short, to_text
-from fedloom.data.decoding import read_text
 from fedloom.data.jsontext import NotJson, loads, loads_each
+
+_GZIP = b"\x1f\x8b"
+# UTF-32's mark begins with UTF-16's, so it is asked for first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file: gzip is known by its first bytes, UTF-16 and UTF-32 by their mark; else it is UTF-8.
+
+    Raises:
+        ValueError: with the file, and the line that is not in its encoding.
+    """
+    raw = path.read_bytes()
+    if raw.startswith(_GZIP):
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is gzip, but cut short or broken: {error}") from error
+    elif raw and path.name.lower().endswith(".gz"):
+        raise ValueError(f"{path} ends in .gz, but is not gzip: take .gz off its name")
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode(encoding, "ignore")
+        name = encoding.removesuffix("-sig").upper()
+        raise ValueError(
+            f"{path}, line {before.count(chr(10)) + 1}: not {name} (byte 0x{error.object[error.start]:02x}); "
+            "save the file as UTF-8"
+        ) from error
+
 
 _LONGEST = 2**31 - 1
 """Characters of a CSV cell; Python's own limit of 131,072 is for a whole process."""
@@ -126,19 +165,19 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         row = Row(values, str(path), line)
         if not isinstance(values, dict):
             raise ValueError(f"{row.place}: must be an object with columns, got {short(values)}")
-        if said := fault(values):
-            raise ValueError(f"{row.place}: {said}")
+        if problem := fault(values):
+            raise ValueError(f"{row.place}: {problem}")
         yield row
-    if said := fault(whole):
-        raise ValueError(f"{path} {said}")
+    if problem := fault(whole):
+        raise ValueError(f"{path} {problem}")
 
 
 def _lines(text: str, path: Path) -> Iterator[Row]:
-    for line, said in enumerate(text.split("\n"), start=1):
-        if not said.strip():
+    for line, row in enumerate(text.split("\n"), start=1):
+        if not row.strip():
             continue
         try:
-            values = loads(said)
+            values = loads(row)
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
         if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""From a record to the sequences that are learnt from it, under the recipe's prompt."""
+"""From a record to the sequences that are learnt from it, under the recipe's prompt; and what was done to its text on the way."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.prompts import PROMPTS, Segment, own_prompt
 from fedloom.data.targets import up_to_answer
-from fedloom.data.templates import Chat, ChatTemplate, holds
+from fedloom.data.templates import ChatTemplate, TemplateWriter, holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Renderer:
             parts = [record]
         else:
             parts = [_alone(up_to_answer(record, at + 1)) for at in range(len(sequences))]
-        rewritten = self.may_rewrite and not _said_whole(messages, sequences)
+        rewritten = self.may_rewrite and not _is_whole(messages, sequences)
         return [
             Rendering(segments, part, hidden, folded, rewritten)
             for segments, part in zip(sequences, parts, strict=True)
@@ -113,7 +113,7 @@ def _writer(settings: DataSettings, tokenizer: ChatTemplate) -> tuple[Write, str
             "data.prompt is chat, but the tokenizer of model.name has no chat template: "
             f"set data.prompt to one of {', '.join(PROMPTS)}"
         )
-    template = Chat(tokenizer)
+    template = TemplateWriter(tokenizer)
     return template, template.sample()
 
 
@@ -141,16 +141,52 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
     return folded
 
 
-def _add_(folded: list[Message], said: str) -> None:
+def _add_(folded: list[Message], line: str) -> None:
     last = max(at for at, message in enumerate(folded) if message.role == "user")
-    folded[last] = replace(folded[last], content=_lines(folded[last].content, said), context="")
+    folded[last] = replace(folded[last], content=_lines(folded[last].content, line), context="")
 
 
 def _lines(*texts: str) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def _said_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segment]]) -> bool:
+def _is_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segment]]) -> bool:
     learnt = [m.content for m in messages if m.role == "assistant" and m.learn]
     texts = [one.text for segments in sequences for one in segments if one.learn]
-    return all(holds(text, said) for said, text in zip(learnt, texts, strict=True))
+    return all(holds(text, answer) for answer, text in zip(learnt, texts, strict=True))
+
+
+_NAMED = 4
+
+
+def remarks(renderings: Sequence[Rendering], ends: Sequence[str]) -> tuple[str, ...]:
+    """Return a line for each kind of change.
+
+    Args:
+        renderings: One a conversation; others than remarkable ones say nothing.
+        ends: Texts of end tokens that were taken off all answers.
+    """
+    lines = [
+        f"the text {end} ends every answer and was taken off: the end token itself follows each"
+        for end in ends
+    ]
+    hidden = [one for one in renderings if one.hidden]
+    if hidden:
+        texts = sorted({text for one in hidden for text in one.hidden.values()})
+        more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+        lines.append(
+            f"{len(hidden):,} conversations hold the text of control tokens ({', '.join(texts[:_NAMED])}{more}), "
+            "taken as text"
+        )
+    if folded := sum(one.folded for one in renderings):
+        lines.append(
+            f"{folded:,} conversations whose system message stands in the question: "
+            "the prompt has no place of its own for it"
+        )
+    rewritten = [one.record for one in renderings if one.rewritten]
+    if rewritten:
+        lines.append(
+            f"{len(rewritten):,} conversations whose answers the chat template of model.name writes otherwise than "
+            f"the data, the first at {rewritten[0].place or 'an unnamed row'}"
+        )
+    return tuple(lines)

@@ -24,20 +24,20 @@ def select(
         count_tokens: Lengths of texts; needed where `shorter_in` is tokens.
     """
     where, held_out = _texts(settings.where), _texts(settings.held_out)
-    kept = [row for row in rows if all(_matches(row, where, "where"))]
+    chosen = [row for row in rows if all(_matches(row, where, "where"))]
     for column, limit in settings.shorter.items():
-        texts = [_cell(row, column) for row in kept]
+        texts = [_cell(row, column) for row in chosen]
         if settings.shorter_in == "tokens":
             assert count_tokens is not None  # federate has a tokenizer
             lengths = count_tokens(texts)
         else:
             lengths = [len(text) for text in texts]
-        kept = [row for row, length in zip(kept, lengths, strict=True) if length < limit]
+        chosen = [row for row, length in zip(chosen, lengths, strict=True) if length < limit]
     if not settings.held_out:
-        return _drawn(kept, settings.sample, derive(settings.seed, "sample", file))
+        return _drawn(chosen, settings.sample, derive(settings.seed, "sample", file))
     marked = [
         replace(row, held_out=True) if any(_matches(row, held_out, "held_out")) else row
-        for row in kept
+        for row in chosen
     ]
     learnt = _drawn(
         [row for row in marked if not row.held_out],
@@ -56,7 +56,7 @@ def select(
 def check_held_out(rows: Sequence[Row], settings: DataSettings) -> None:
     """Refuse to hold out what is not there, or all there is."""
     for column, values in _texts(settings.held_out).items():
-        found = {said for row in rows if row.held_out for said in _spelt(row, column)}
+        found = {spelling for row in rows if row.held_out for spelling in _spelt(row, column)}
         for value in values:
             if value not in found:
                 raise ValueError(f"data.held_out.{column} has {value!r}, which no row taken has")
@@ -74,9 +74,9 @@ def _texts(wanted: Mapping[str, Sequence[object]]) -> dict[str, dict[str, None]]
 
 def _spelt(row: Row, column: str) -> tuple[str, ...]:
     """Return what a cell says; true and false in Python's spelling too, for a recipe may have either."""
-    said = row.text(column)
+    text = row.text(column)
     return (
-        (said, said.title(), said.upper()) if isinstance(row.values.get(column), bool) else (said,)
+        (text, text.title(), text.upper()) if isinstance(row.values.get(column), bool) else (text,)
     )
 
 
@@ -87,7 +87,8 @@ def _matches(row: Row, wanted: Mapping[str, Mapping[str, None]], setting: str) -
                 f"{row.place}: data.{setting} names {column!r}, but the columns are {', '.join(row.values)}"
             )
     return [
-        any(said in values for said in _spelt(row, column)) for column, values in wanted.items()
+        any(spelling in values for spelling in _spelt(row, column))
+        for column, values in wanted.items()
     ]
 
 

@@ -94,14 +94,14 @@ def _opened(rows: Iterable[Row], readable: Sequence[str]) -> Iterator[Row]:
 
 
 def _under(settings: DataSettings) -> str:
-    said = [f"with {column} in {list(values)}" for column, values in settings.where.items()]
-    said += [
+    conditions = [f"with {column} in {list(values)}" for column, values in settings.where.items()]
+    conditions += [
         f"with {column} shorter than {limit} {settings.shorter_in}"
         for column, limit in settings.shorter.items()
     ]
     if settings.sample.skip_below:
-        said.append(f"in files of {settings.sample.skip_below} rows (data.sample.skip_below)")
-    return "".join(f" {each}" for each in [", ".join(said)] if each)
+        conditions.append(f"in files of {settings.sample.skip_below} rows (data.sample.skip_below)")
+    return "".join(f" {each}" for each in [", ".join(conditions)] if each)
 
 
 # --- folders ------------------------------------------------------------------------------------

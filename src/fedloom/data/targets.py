@@ -13,8 +13,8 @@ def posed(messages: Sequence[Message], settings: DataSettings, answer: str = "?"
     `answer` is a stand-in where only the tokens before it are read.
     """
     system = (Message("system", settings.system),) if settings.system else ()
-    said = tuple(replace(message, learn=False) for message in messages)
-    return Record((*system, *said, Message("assistant", answer)), {}, answer)
+    earlier = tuple(replace(message, learn=False) for message in messages)
+    return Record((*system, *earlier, Message("assistant", answer)), {}, answer)
 
 
 def asked(record: Record, *, only_last: bool = False) -> Record | None:

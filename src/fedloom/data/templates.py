@@ -30,7 +30,7 @@ class ChatTemplate(Vocabulary, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class TemplateWriter:
     """The chat template of a tokenizer."""
 
     tokenizer: ChatTemplate
@@ -44,15 +44,15 @@ class Chat:
         segments: list[Segment] = []
         done = ""
         generated = self._generated(messages)
-        for prompt, said in generated:
+        for prompt, full in generated:
             if not prompt.startswith(done):
                 return self._one_by_one(generated)
-            answer, tail, closed = self._answer(said)
+            answer, tail, closed = self._answer(full)
             segments += [
                 Segment(prompt[len(done) :], learn=False),
                 Segment(answer, learn=True, end=closed),
             ]
-            done = prompt + said.removesuffix(tail)
+            done = prompt + full.removesuffix(tail)
         # A template that ends a turn with another token still has to end the sequence.
         segments[-1] = replace(segments[-1], end=True)
         return [tuple(segments)]
@@ -70,8 +70,8 @@ class Chat:
 
     def _one_by_one(self, generated: Sequence[tuple[str, str]]) -> list[tuple[Segment, ...]]:
         return [
-            (Segment(prompt, learn=False), Segment(self._answer(said)[0], learn=True, end=True))
-            for prompt, said in generated
+            (Segment(prompt, learn=False), Segment(self._answer(full)[0], learn=True, end=True))
+            for prompt, full in generated
         ]
 
     def _generated(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
@@ -109,15 +109,15 @@ class Chat:
             raise ValueError(_refusal(messages, str(error))) from error
 
 
-def holds(text: str, said: str) -> bool:
+def holds(text: str, part: str) -> bool:
     """Return whether `said` stands in `text`, white space aside."""
-    return said in text or "".join(said.split()) in "".join(text.split())
+    return part in text or "".join(part.split()) in "".join(text.split())
 
 
 def _check_systems(messages: Sequence[Message], written: str) -> None:
     """Refuse a template that passes over what the system says."""
     systems = [message.content for message in messages if message.role == "system"]
-    if not all(holds(written, said) for said in systems):
+    if not all(holds(written, system) for system in systems):
         raise ValueError(_refusal(messages, "it leaves what the system says out"))
 
 

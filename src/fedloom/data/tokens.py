@@ -1,5 +1,6 @@
-"""From conversations to token ids and targets, once and for all."""
+"""From conversations to token ids and targets, once and for all; short examples joined into full rows."""
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,7 @@ from torch import Tensor
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Encoder, Pieces, Tokenizer
 from fedloom.data.formats import Record
-from fedloom.data.remarks import remarks
-from fedloom.data.rendering import Rendering, make_render
+from fedloom.data.rendering import Rendering, make_render, remarks
 from fedloom.data.targets import asked, unended, up_to_answer
 from fedloom.data.truncation import Shortener
 
@@ -93,13 +93,13 @@ def tokenise(
         noted += [one for of_record in renderings for one in of_record[:1] if one.remarkable]
         pieces = encoder.pieces([one for of_record in renderings for one in of_record])
         for of_record in renderings:
-            kept = []
+            usable = []
             for rendering in of_record:
                 for example, cut in _examples(rendering, next(pieces), start, settings, shorten):
                     num_dropped += example is None
                     num_truncated += cut and example is not None
-                    kept += [example] if example else []
-            made.append(tuple(kept))
+                    usable += [example] if example else []
+            made.append(tuple(usable))
     num_empty = sum(one is None for one in wanted)
     return Tokenised(made, num_truncated, num_dropped, num_empty, remarks(noted, ends))
 
@@ -154,3 +154,34 @@ def _example(
     if all(label == IGNORED for label in labels):
         return None
     return Example(torch.tensor(ids), torch.tensor(labels), min(prompt_length, len(ids)), record)
+
+
+def pack(examples: Sequence[Example], max_length: int) -> list[Example]:
+    """Return rows of up to `max_length` tokens, each of whole examples.
+
+    Best fit, longest first. Positions start again at every example, by which attention can keep them apart, and
+    the first token of each has no label, so nothing is predicted from another example.
+    """
+    rows: list[list[Example]] = []
+    free: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for example in sorted(examples, key=lambda example: -len(example.ids)):
+        length = len(example.ids)
+        at = bisect_left(free, (length, -1))
+        if at < len(free):
+            left, row = free.pop(at)
+        else:
+            left, row = max_length, len(rows)
+            rows.append([])
+        rows[row].append(example)
+        insort(free, (left - length, row))
+    return [_row(row) for row in rows]
+
+
+def _row(examples: Sequence[Example]) -> Example:
+    return Example(
+        ids=torch.cat([example.ids for example in examples]),
+        labels=torch.cat([example.labels for example in examples]),
+        prompt_length=0,
+        positions=torch.cat([torch.arange(len(example.ids)) for example in examples]),
+        choices=examples[0].choices,
+    )

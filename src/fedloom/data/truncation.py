@@ -103,9 +103,11 @@ def _asked_otherwise(record: Record) -> Iterator[Record]:
 def _marked(message: Message) -> Iterator[Message]:
     if message.context:
         # What is to be done is kept longest.
-        said = message.content.removesuffix(message.context)
-        yield replace(message, content=said + _QUESTION, context=_QUESTION)
-        yield replace(message, content=_QUESTION + said[len(said.rstrip()) :] + message.context)
+        question = message.content.removesuffix(message.context)
+        yield replace(message, content=question + _QUESTION, context=_QUESTION)
+        yield replace(
+            message, content=_QUESTION + question[len(question.rstrip()) :] + message.context
+        )
     # A prompt that shows the two apart has no such place.
     yield replace(message, content=_QUESTION, context="")
 

@@ -68,7 +68,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
+class CellTurns:
     """The turns of one cell."""
 
     turns: tuple[Turn, ...] = ()
@@ -89,14 +89,14 @@ def is_talk(value: object) -> bool:
     return any(found and _called(turn, found) in ROLES for turn, found in keys)
 
 
-def read_turns(value: object, column: str) -> Turns:
+def read_turns(value: object, column: str) -> CellTurns:
     """Return the turns of a cell: a list of them, one alone, or either as JSON.
 
     Raises:
         ValueError: a predicate of the row, beginning with the column.
     """
     if is_missing(value):
-        return Turns()
+        return CellTurns()
     found = json_of(value)
     if isinstance(found, Mapping) and _keys(found):
         found = [found]
@@ -108,7 +108,7 @@ def read_turns(value: object, column: str) -> Turns:
     missing: set[str] = set()
     for at, turn in enumerate(found):
         _add_(turns, _turn(turn, f"{column}[{at}]", column, ignored, missing))
-    return Turns(tuple(turns), frozenset(ignored), frozenset(missing))
+    return CellTurns(tuple(turns), frozenset(ignored), frozenset(missing))
 
 
 def joined_parts(value: object) -> object:
@@ -197,14 +197,16 @@ def _learnt(turn: Mapping[str, object], place: str) -> bool | None:
             raise ValueError(
                 f"{place} has {name}, but a turn is learnt whole or not at all: say so by weight, 1 or 0"
             )
-    said = {name: turn[name] for name in _MARKS if not is_missing(turn.get(name))}
+    weights = {name: turn[name] for name in _MARKS if not is_missing(turn.get(name))}
     marks = set()
-    for name, value in said.items():
+    for name, value in weights.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise ValueError(f"{place}.{name} must be 0 or 1, true or false, got {short(value)}")
         marks.add(bool(value) is _MARKS[name])
     if len(marks) > 1:
-        raise ValueError(f"{place} says both that it is learnt and that it is not: {short(said)}")
+        raise ValueError(
+            f"{place} says both that it is learnt and that it is not: {short(weights)}"
+        )
     return marks.pop() if marks else None
 
 

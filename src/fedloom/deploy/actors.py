@@ -32,13 +32,13 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
     kernels = choose_kernels(session.recipe.local, session.space.model)
     local = dataclasses.replace(session.recipe.local, kernels=kernels)
     recipe = dataclasses.replace(session.recipe, local=local)
-    transport = Actors(settings, {site: partial(_open, told) for site, told in sites.items()})
-    told = greeting(shared_recipe(recipe), session)
+    transport = Actors(settings, {site: partial(_open, one) for site, one in sites.items()})
+    terms = greeting(shared_recipe(recipe), session)
     remote = Remote(
         recipe.algorithm,
         recipe.wire,
         Requests(transport),
-        told,
+        terms,
         _LONG,
         metrics=recipe.evaluation.table,
     )

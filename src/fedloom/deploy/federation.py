@@ -113,9 +113,9 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
 def resident(settings: SiteSettings, private: Path, logs: Path, console: Console) -> Iterator[Path]:
     """Keep a site's worker running; yield its socket."""
     private.mkdir(mode=0o700)
-    told, socket = private / "site.json", private / "worker"
-    settings.write(told)
-    command = [sys.executable, "-m", "fedloom.deploy.worker", str(told), str(socket)]
+    file, socket = private / "site.json", private / "worker"
+    settings.write(file)
+    command = [sys.executable, "-m", "fedloom.deploy.worker", str(file), str(socket)]
     # A node of this run finds the code that its recipe names where this program does.
     places = os.pathsep.join(place or os.getcwd() for place in sys.path)
     environment = {"PYTHONPATH": places} if settings.imports is None else {}
@@ -155,8 +155,8 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
     settings = recipe.engine
     assert isinstance(settings, FlowerSettings)
 
-    def warn(said: str) -> None:
-        console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    def warn(message: str) -> None:
+        console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def note(remote: Remote, round: int) -> None:
         write_status(session.folder, round, remote.sites, remote.connected)
@@ -174,7 +174,7 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
 
 
 def _proxy(folder: Path, keys: Keys, listening: Listening, port: int) -> Program:
-    told = {
+    fields = {
         "listen_host": listening.host,
         "listen_port": listening.port,
         "port": port,
@@ -184,11 +184,11 @@ def _proxy(folder: Path, keys: Keys, listening: Listening, port: int) -> Program
         "max_bytes": 64 << 20,
     }
     file = folder / "proxy.json"
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(fields))
     command = [sys.executable, "-m", "fedloom.engines.flower.proxy", str(file)]
     return start("proxy", command, folder=folder, environment={})
 
 
 def _say_ended(console: Console, name: str, ended: Program) -> None:
-    said = f"the worker of {name} ended and is started again; {ended.log} has its last words"
-    console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    message = f"the worker of {name} ended and is started again; {ended.log} has its last words"
+    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -104,14 +104,14 @@ class Visit:
         return ended
 
     def _say(self, words: str) -> None:
-        said = f"{self.settings.name}: {words}"
-        self.console.print(said, markup=False, highlight=False, soft_wrap=True)
+        line = f"{self.settings.name}: {words}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _reach(self) -> None:
         """Wait until somebody with the right certificate answers, without sending anything."""
         context = ssl.create_default_context(cafile=str(self.keys / "ca.crt"))
         host, _, port = self.server.rpartition(":")
-        said = False
+        is_reported = False
         while True:
             try:
                 with socket.create_connection((host, int(port)), timeout=20) as wire:
@@ -122,9 +122,9 @@ class Visit:
                     raise ValueError(self._filled(_EXPIRED, error.verify_message)) from error
                 raise ValueError(self._filled(_OTHER_AUTHORITY, error.verify_message)) from error
             except OSError as error:
-                if not said:
+                if not is_reported:
                     self._say(self._filled(_NOBODY, str(error)))
-                said = True
+                is_reported = True
                 time.sleep(2)
 
     def _filled(self, words: str, error: str) -> str:
@@ -133,12 +133,12 @@ class Visit:
 
     def _ended(self, program: Program) -> None:
         unknown = re.search("Failed to activate|401|Unauthori[sz]ed", program.last_words(12))
-        said = f"the SuperNode ended and is started again: {program.last_words(1)}"
+        message = f"the SuperNode ended and is started again: {program.last_words(1)}"
         if unknown:
-            said = self._filled(_UNKNOWN, "")
+            message = self._filled(_UNKNOWN, "")
         # A server that was started again knows nothing of who was there: then trying again is right.
         if unknown and not self._met and time.monotonic() - self._began >= _TRIES:
-            self._hopeless = said
-        elif said != self._last:
-            self._last = said
-            self._say(said)
+            self._hopeless = message
+        elif message != self._last:
+            self._last = message
+            self._say(message)

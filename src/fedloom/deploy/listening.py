@@ -25,8 +25,8 @@ class Listening:
 
     def write(self, folder: Path) -> None:
         """Remember it, so that a resumed run listens at the same place."""
-        told = {"host": self.host, "port": self.port, "keys": str(self.keys.resolve())}
-        write_atomic(folder / "listen.json", json.dumps(told).encode())
+        fields = {"host": self.host, "port": self.port, "keys": str(self.keys.resolve())}
+        write_atomic(folder / "listen.json", json.dumps(fields).encode())
 
     @classmethod
     def read(cls, folder: Path) -> "Listening | None":
@@ -34,8 +34,8 @@ class Listening:
         file = folder / "listen.json"
         if not file.exists():
             return None
-        told = json.loads(file.read_text())
-        return cls(told["host"], told["port"], Path(told["keys"]))
+        fields = json.loads(file.read_text())
+        return cls(fields["host"], fields["port"], Path(fields["keys"]))
 
 
 def address(text: str, *, local_only: bool = False) -> tuple[str, int]:
@@ -89,10 +89,10 @@ def write_status(
     sites: dict[str, Any] = {
         site: {**asdict(record), "connected": site in connected} for site, record in records.items()
     }
-    told = {
+    fields = {
         "pid": os.getpid(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "round": round,
         "sites": sites,
     }
-    write_atomic(folder / "status.json", json.dumps(told, indent=2).encode())
+    write_atomic(folder / "status.json", json.dumps(fields, indent=2).encode())

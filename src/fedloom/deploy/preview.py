@@ -15,8 +15,8 @@ from fedloom.core.protocols import Payload, Reply
 from fedloom.deploy.site import SiteSettings, open_session, rehearsed
 from fedloom.recipe import build_recipe, to_tree
 from fedloom.rounds.session import Session
+from fedloom.tracking.metric_format import human_bytes
 from fedloom.tracking.metrics_log import MetricsLog
-from fedloom.tracking.units import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
 _SEEN = {
@@ -27,7 +27,7 @@ _SEEN = {
 }
 
 
-def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType]:
+def site_preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType]:
     """Yield tables of everything a site sends and receives under a recipe, by a rehearsal on its own data.
 
     Raises:
@@ -36,8 +36,8 @@ def preview(settings: SiteSettings, recipe_text: str) -> Iterator[RenderableType
     session = open_session(settings, build_recipe(yaml.safe_load(recipe_text)))
     task, reply = rehearsed(session)
     wire = session.recipe.wire
-    for said in session.federation.manifest.left_out():
-        yield Text(said, style="yellow")
+    for note in session.federation.manifest.left_out():
+        yield Text(note, style="yellow")
     yield _introduction(session)
     received = len(encode_task(task, settings=wire))
     yield _payload("received in a round", task.download, received, wire.download)
@@ -50,8 +50,8 @@ def _introduction(session: Session) -> Table:
     table = Table("sent once, when the site joins", "value", title_justify="left")
     for client, counts in session.counts.items():
         table.add_row("client", client)
-        told = session.federation.manifest.told(session.engine.population()[client])
-        for label, value in told.items():
+        labels = session.federation.manifest.shown_labels(session.engine.population()[client])
+        for label, value in labels.items():
             table.add_row(label.replace("_", " "), value)
         table.add_row("validation examples", str(counts.validation))
         table.add_row("test examples", str(counts.test))
@@ -79,8 +79,8 @@ def _privacy(session: Session, settings: SiteSettings, reply: Reply) -> Table:
     table.add_row("the server", _SEEN[recipe.algorithm.server_sees])
     for layer in to_tree(recipe)["algorithm"]:
         for name, fields in layer.items():
-            said = ", ".join(f"{k} {v}" for k, v in fields.items() if not isinstance(v, dict))
-            table.add_row(name, said)
+            text = ", ".join(f"{k} {v}" for k, v in fields.items() if not isinstance(v, dict))
+            table.add_row(name, text)
     table.add_row("also sent", ", ".join(["weight", *sorted(reply.metrics)]))
     if recipe.evaluation.every:
         table.add_row(
@@ -104,19 +104,19 @@ def status(folder: Path) -> Table:
             f"{folder} has no status.json: give the folder of a run with engine=flower"
         )
     try:
-        told: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return _status(folder, told)
+        fields: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return _status(folder, fields)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{file} is not what a server wrote: remove it and start it again"
         ) from error
 
 
-def _status(folder: Path, told: Mapping[str, Any]) -> Table:
-    table = Table(title=_standing(folder, told), title_justify="left")
+def _status(folder: Path, fields: Mapping[str, Any]) -> Table:
+    table = Table(title=_standing(folder, fields), title_justify="left")
     for column in ("site", "connected", "last answer", "down", "up", "absent", "last reason"):
         table.add_column(column)
-    for site, record in sorted(told["sites"].items()):
+    for site, record in sorted(fields["sites"].items()):
         ago = time.time() - record["last_seen"]
         table.add_row(
             site,
@@ -130,10 +130,10 @@ def _status(folder: Path, told: Mapping[str, Any]) -> Table:
     return table
 
 
-def _standing(folder: Path, told: Mapping[str, Any]) -> str:
+def _standing(folder: Path, fields: Mapping[str, Any]) -> str:
     lines = MetricsLog.read(folder / "metrics.jsonl")
     finished = int(lines.lines[-1]["round"]) if lines.lines else 0
-    words = [f"{folder.name}: round {finished} finished, at {told['at']}"]
+    words = [f"{folder.name}: round {finished} finished, at {fields['at']}"]
     if (folder / "summary.json").exists():
         words.append("run ended")
     if epsilon := lines.of("server/epsilon"):

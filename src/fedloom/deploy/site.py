@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from fedloom.client.rehearsal import rehearse
 from fedloom.client.worker import run_tasks
 from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Reply, Task
-from fedloom.data.columns import KNOWN_LABELS
+from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer, lengths
 from fedloom.data.federation import Federation, divide
+from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
 from fedloom.deploy.greeting import greeting, shared_recipe, versions
@@ -64,9 +64,9 @@ class SiteSettings:
     @classmethod
     def read(cls, file: Path) -> "SiteSettings":
         """Read what `write` wrote."""
-        told = json.loads(file.read_text())
-        paths = {k: told[k] and Path(told[k]) for k in ("folder", "data", "recipe")}
-        return cls(**{**told, **paths, "limits": Limits(**told["limits"])})
+        fields = json.loads(file.read_text())
+        paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe")}
+        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"])})
 
 
 @dataclass
@@ -119,8 +119,8 @@ class Site:
             self._check_recipe(text)
             self.say(f"asked for {_asked(text)}")
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
-            for said in session.federation.manifest.left_out() if self.settings.data else ():
-                self.say(said)
+            for note in session.federation.manifest.left_out() if self.settings.data else ():
+                self.say(note)
             self._ready = {text: (session, greeting(text, session)["identity"])}
         session, own = self._ready[text]
         agree(asked, own, where=SERVER_AND_SITE)
@@ -137,13 +137,13 @@ class Site:
         counts, population = session.counts, session.engine.population()
         hosted = self.settings.clients or list(population)
         # Nodes on the server's machine have its data: nothing is hidden from it.
-        told = session.federation.manifest.told if self.settings.data else dict
+        shown = session.federation.manifest.shown_labels if self.settings.data else dict
         return {
             "identity": self._ready[header["recipe"]][1],
             # How many of each label would tell more than the server needs.
             "clients": {
                 client: {
-                    "profile": told(population[client]),
+                    "profile": shown(population[client]),
                     "counts": asdict(replace(counts[client], labels={}, num_values={})),
                 }
                 for client in hosted

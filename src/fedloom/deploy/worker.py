@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from fedloom.deploy.site import Site, SiteSettings
-from fedloom.engines.flower.resident import serve
+from fedloom.engines.flower.pipe import serve
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedloom.client.rehearsal import check_finite, rehearse
 from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
@@ -15,7 +14,8 @@ from fedloom.core.protocols import (
     Reply,
     Task,
 )
-from fedloom.core.schema import Schema, schema
+from fedloom.core.rehearsal import rehearse
+from fedloom.core.schema import Schema, check_finite, schema
 from fedloom.engines.introductions import plain
 from fedloom.wire.body import decode_body, encode_body
 from fedloom.wire.format import WireError, decode_reply, encode_reply, encode_task

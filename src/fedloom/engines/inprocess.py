@@ -47,16 +47,21 @@ class InProcess:
             read = [task for task, _ in chunk]
             answers = run_tasks(self.algorithm, self.trainer, self.store, read)
             for (task, size), answer in zip(chunk, answers, strict=True):
-                yield _returned(codec, task, size, answer)
+                yield self.delivery(codec, task, answer, download_bytes=size)
 
-
-def _returned(
-    codec: MessageCodec, task: Task, size: int, answer: Reply | ClientFailure
-) -> Delivery:
-    if isinstance(answer, ClientFailure):
-        return Delivery(answer, size)
-    try:
-        message = codec.send(answer)
-    except ClientError as refusal:
-        return Delivery(ClientFailure(task.client, str(refusal)), size)
-    return codec.receive(task, message, download_bytes=size)
+    def delivery(
+        self,
+        codec: MessageCodec,
+        task: Task,
+        answer: Reply | ClientFailure,
+        *,
+        download_bytes: int,
+    ) -> Delivery:
+        """Return a client's answer as it arrives at the server."""
+        if isinstance(answer, ClientFailure):
+            return Delivery(answer, download_bytes)
+        try:
+            message = codec.send(answer)
+        except ClientError as refusal:
+            return Delivery(ClientFailure(task.client, str(refusal)), download_bytes)
+        return codec.receive(task, message, download_bytes=download_bytes)

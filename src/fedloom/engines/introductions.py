@@ -30,7 +30,7 @@ def introduced(clients: object) -> dict[ClientId, tuple[Profile, ClientCounts]]:
         raise ValueError(
             f"a site must introduce 1 to {_MOST_CLIENTS} clients, got {_shown(clients)}"
         )
-    return {_name(client): _client(told) for client, told in clients.items()}
+    return {_name(client): _client(entry) for client, entry in clients.items()}
 
 
 def plain(words: object, longest: int = 400) -> str:
@@ -39,11 +39,11 @@ def plain(words: object, longest: int = 400) -> str:
     return text[:longest].replace("[", "(").replace("]", ")").replace("<", "(").replace(">", ")")
 
 
-def _client(told: object) -> tuple[Profile, ClientCounts]:
-    match told:
+def _client(entry: object) -> tuple[Profile, ClientCounts]:
+    match entry:
         case {"profile": dict(profile), "counts": dict(counts), **others} if not others:
             return _profile(profile), _counts(counts)
-    raise ValueError(f"a client must be introduced by profile and counts, got {_shown(told)}")
+    raise ValueError(f"a client must be introduced by profile and counts, got {_shown(entry)}")
 
 
 def _profile(profile: Mapping[Any, Any]) -> Profile:

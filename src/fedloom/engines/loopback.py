@@ -1,71 +1,25 @@
 """Stands in for a network in tests: bytes both ways, the client's own copy of the algorithm, shuffled arrival, lost clients."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from fedloom.client.client_state import ClientStateStore
 from fedloom.client.worker import run_tasks
-from fedloom.core.metrics import METRICS, MetricTable
-from fedloom.core.protocols import (
-    Algorithm,
-    ClientError,
-    ClientFailure,
-    ClientId,
-    Delivery,
-    Profile,
-    Task,
-    Trainer,
-)
+from fedloom.core.protocols import ClientFailure, ClientId, Delivery, Task
 from fedloom.core.randomness import generator
 from fedloom.engines.codec import MessageCodec
-from fedloom.wire.format import WireError, decode_task, encode_reply
-from fedloom.wire.wire_settings import WireSettings
+from fedloom.engines.inprocess import InProcess
+from fedloom.wire.format import WireError, decode_task
 
 
-def answer(
-    algorithm: Algorithm[Any],
-    trainer: Trainer,
-    store: ClientStateStore,
-    message: bytes,
-    *,
-    wire: WireSettings,
-) -> bytes:
-    """Answer one message: all that a network node has to call.
-
-    Raises:
-        ClientError: where the client cannot do the task.
-    """
-    (reply,) = run_tasks(
-        algorithm, trainer, store, [decode_task(message, max_bytes=wire.max_bytes)]
-    )
-    if isinstance(reply, ClientFailure):
-        raise ClientError(reply.reason)
-    return encode_reply(reply, settings=wire)
-
-
-@dataclass
-class Loopback:
+@dataclass(frozen=True)
+class Loopback(InProcess):
     """Answers messages one by one in a shuffled order and yields them in task order."""
 
-    algorithm: Algorithm[Any]
-    trainer: Trainer
-    store: ClientStateStore
-    clients: Mapping[ClientId, Profile]
-    wire: WireSettings = WireSettings()
-    metrics: MetricTable = METRICS
-    """What clients may report."""
     lost: frozenset[ClientId] = frozenset()
     """Clients whose messages never arrive."""
-    tamper: Callable[[bytes], bytes] = bytes
-    """Applied to every reply under way."""
-
-    def population(self) -> Mapping[ClientId, Profile]:
-        """Return all clients."""
-        return {client: self.clients[client] for client in sorted(self.clients)}
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Deliver the tasks in a shuffled order."""
@@ -78,11 +32,13 @@ class Loopback:
         yield from (arrived[i] for i in range(len(tasks)))
 
     def _exchange(self, codec: MessageCodec, task: Task, message: bytes) -> Delivery:
+        size = len(message)
         if task.client in self.lost:
-            return Delivery(ClientFailure(task.client, "lost on the way"), len(message))
-        client_side = copy.deepcopy(self.algorithm)
+            return Delivery(ClientFailure(task.client, "lost on the way"), size)
         try:
-            back = answer(client_side, self.trainer, self.store, message, wire=self.wire)
-        except (ClientError, WireError) as refusal:
-            return Delivery(ClientFailure(task.client, str(refusal)), len(message))
-        return codec.receive(task, self.tamper(back), download_bytes=len(message))
+            read = decode_task(message, max_bytes=self.wire.max_bytes)
+        except WireError as refusal:
+            return Delivery(ClientFailure(task.client, str(refusal)), size)
+        client_side = copy.deepcopy(self.algorithm)
+        (answer,) = run_tasks(client_side, self.trainer, self.store, [read])
+        return self.delivery(codec, task, answer, download_bytes=size)

@@ -171,13 +171,13 @@ class Remote:
 
     def _who_is_missing(self, missing: Sequence[Site], seconds: float) -> str:
         absent = [site for site in missing if site not in self._refused]
-        told = [f"{site}: {self._refused[site][1]}" for site in missing if site in self._refused]
+        reasons = [f"{site}: {self._refused[site][1]}" for site in missing if site in self._refused]
         if absent:
-            told.append(
+            reasons.append(
                 f"{', '.join(absent)} did not join within {seconds:g} seconds: start `fedloom join` there,"
                 " or raise engine.flower.patience"
             )
-        return "; ".join(told)
+        return "; ".join(reasons)
 
     def _look(self) -> Mapping[Site, str]:
         try:
@@ -223,13 +223,13 @@ class Remote:
     def _admit(self, site: Site, answer: Envelope | str) -> None:
         if isinstance(answer, str):
             raise ValueError(answer)
-        said = answer.header
-        if "refusal" in said:
-            raise ValueError(plain(said["refusal"]))
+        header = answer.header
+        if "refusal" in header:
+            raise ValueError(plain(header["refusal"]))
         try:
-            identity = {str(k): plain(v) for k, v in said["identity"].items()}
+            identity = {str(k): plain(v) for k, v in header["identity"].items()}
             agree(self.greeting["identity"], identity, where=SERVER_AND_SITE)
-            clients = introduced(said["clients"])
+            clients = introduced(header["clients"])
         except ClientError as refusal:
             raise ValueError(str(refusal)) from refusal
         except (KeyError, TypeError, AttributeError) as error:

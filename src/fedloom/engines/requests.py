@@ -125,7 +125,7 @@ class Requests:
         Raises:
             Outage: where that takes longer than `seconds`; the message names who is missing.
         """
-        end, said = self.clock() + seconds, False
+        end, is_reported = self.clock() + seconds, False
         while len(missing := self._missing(wanted)) > len(wanted) - number:
             names = ", ".join(missing)
             if self.clock() >= end:
@@ -133,11 +133,11 @@ class Requests:
                     f"{names} did not come back within {seconds:g} seconds (run.patience_seconds), so the run stops"
                     " here, no round is spent on it: `fedloom resume` goes on when they are there"
                 )
-            if not said:
+            if not is_reported:
                 self.on_trouble(f"waiting up to {seconds:g} seconds for {names}")
-                said = True
+                is_reported = True
             self.sleep(0.5)
-        if said:
+        if is_reported:
             self.on_trouble("going on")
 
     def _missing(self, wanted: Collection[Site]) -> list[Site]:

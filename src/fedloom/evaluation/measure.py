@@ -40,13 +40,13 @@ class Evaluator:
         self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
     ) -> list[Metrics]:
         """Measure several clients' examples on one model, in shared batches and equal rows once."""
-        kept = [group[: self.settings.max_examples] for group in groups]
-        if not kept or not all(kept):
+        chosen = [group[: self.settings.max_examples] for group in groups]
+        if not chosen or not all(chosen):
             raise ValueError(
                 f"the {split} split of a client to be measured holds no examples; give it more "
                 f"with data.fractions or data.num_examples, or leave the client out"
             )
-        flat = [example for group in kept for example in group]
+        flat = [example for group in chosen for example in group]
         answered = split == "test" and self.settings.generate
         graded = (
             answer_metrics(self.settings, written=not self.objective.classes) if answered else []
@@ -56,7 +56,7 @@ class Evaluator:
             texts = self._texts(model, flat, scores) if graded else []
         metrics: list[Metrics] = []
         at = 0
-        for group in kept:
+        for group in chosen:
             end = at + len(group)
             measured = self._metrics(scores[at:end], split)
             if graded:

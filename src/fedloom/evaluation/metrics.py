@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from fedloom.core.metrics import QUALITY, Metric, MetricTable, Reduction, Score
-from fedloom.evaluation.chrf import chrf
 from fedloom.evaluation.evaluation_settings import AnswerMetric, EvaluationSettings, Extract
-from fedloom.evaluation.text_metrics import extract, paper_rouge, rouge
+from fedloom.evaluation.text_metrics import chrf, extract, paper_rouge, rouge
 
 Answer = tuple[str, Sequence[str], int]
 """An answer, its references, and the number of its target tokens."""

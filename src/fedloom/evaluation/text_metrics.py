@@ -1,4 +1,4 @@
-"""Scores of one generated text, in every script."""
+"""Scores of one generated text, in every script: exact match, ROUGE and chrF."""
 
 import re
 import unicodedata
@@ -143,3 +143,28 @@ def _number(text: str) -> str:
         return ""
     found = Decimal((after[0] if after else anywhere[-1]).replace(",", ""))
     return format(found.normalize() + 0, "f")
+
+
+_LONGEST = 6
+_BETA = 2
+
+
+def chrf(reference: str, text: str) -> float:
+    """Return the score of one text, [0, 1]."""
+    want, got = ("".join(side.split()) for side in (reference, text))
+    lengths = range(1, min(_LONGEST, len(want), len(got)) + 1)
+    if not lengths:
+        return 0.0
+    precision = recall = 0.0
+    for length in lengths:
+        wanted, given = _runs(want, length), _runs(got, length)
+        shared = (wanted & given).total()
+        precision += shared / given.total() / len(lengths)
+        recall += shared / wanted.total() / len(lengths)
+    if not precision:
+        return 0.0
+    return (1 + _BETA**2) * precision * recall / (_BETA**2 * precision + recall)
+
+
+def _runs(text: str, length: int) -> Counter[str]:
+    return Counter(text[at : at + length] for at in range(len(text) - length + 1))

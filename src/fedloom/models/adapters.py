@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.randomness import derive, generator
+from fedloom.core.randomness import derive, generator, seeded
 from fedloom.models.base_model import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
 from fedloom.models.introspection import is_transposed
 from fedloom.models.reach import unread, without_gradient
-from fedloom.models.seeded import seeded
 from fedloom.models.targets import choose_targets, left_frozen
 
 if TYPE_CHECKING:
@@ -90,8 +89,8 @@ def attach_lora(
         lora_dropout=dropout,
         use_rslora=rslora,
         use_dora=dora,
-        target_modules=chosen.told,
-        exclude_modules=chosen.untold or None,
+        target_modules=chosen.peft_targets,
+        exclude_modules=chosen.peft_left_out or None,
         modules_to_save=_saved(model, modules_to_save),
         fan_in_fan_out=any(is_transposed(model.get_submodule(name)) for name in chosen.layers),
         task_type="CAUSAL_LM",

@@ -1,17 +1,18 @@
-"""The base model: any Hugging Face causal language model, frozen, once per device."""
+"""The base model: any Hugging Face causal language model, frozen, once per device; how large it is, and its folder."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from fedloom.models.found import check_loaded, check_tokenizer, found
-from fedloom.models.generation import PLAIN, ends_in_file, fresh, settle_
+from fedloom.models.generation import PLAIN, ends_in_file, fresh, keep_file, settle_
 from fedloom.models.hf_logging import quiet
-from fedloom.models.int8 import quantize_
+from fedloom.models.int8 import Int8Linear, quantize_
 from fedloom.models.place import Place, locate
 from fedloom.models.probe import check_causal
 
@@ -100,7 +101,7 @@ def load_base(settings: ModelSettings) -> Base:
     chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     device, place = _device(settings.device), where(settings)
     with found(_otherwise(settings)):
-        model, told = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             dtype=DTYPES[settings.dtype],
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -112,7 +113,7 @@ def load_base(settings: ModelSettings) -> Base:
         settle_(model, ends_in_file(place.path, settings.revision))
     if place.commit is not None:
         model.config._commit_hash = place.commit
-    check_loaded(model, told, settings.name)
+    check_loaded(model, loading, settings.name)
     base = freeze_(model, tokenizer, settings, settings.name, device)
     return replace(base, gguf=place.gguf.name, holds=place.holds) if place.gguf else base
 
@@ -233,11 +234,11 @@ def fingerprint(model: nn.Module) -> str:
     """
     # The scales of quantised layers are buffers: integers alone say nothing of a weight's size.
     held = model.state_dict(keep_vars=True)
-    kept = {clean(n): t for n, t in held.items() if not t.requires_grad}
-    names = sorted(kept)
+    frozen = {clean(n): t for n, t in held.items() if not t.requires_grad}
+    names = sorted(frozen)
     # Each by itself, several at once: hashing lets go of the interpreter, and a gigabyte takes most of a second.
     with ThreadPoolExecutor(_HASHING) as pool:
-        digests = pool.map(lambda name: _digest(name, kept[name]), names)
+        digests = pool.map(lambda name: _digest(name, frozen[name]), names)
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -278,3 +279,35 @@ def pad_(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
             f"model.name {name}: its tokenizer has no pad, eos or unk token; add one to its tokenizer_config.json"
         )
     tokenizer.pad_token = stand_in
+
+
+def model_bytes(settings: ModelSettings) -> int:
+    """Return the bytes of the weights at the recipe's dtype; tied weights count once.
+
+    Raises:
+        ValueError: where there is no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(settings)
+    otherwise = f"model.name must be a causal language model, got {settings.name}"
+    with found(otherwise), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
+    width = torch.empty((), dtype=DTYPES[settings.dtype]).element_size()
+    return sum(width * parameter.numel() for parameter in model.parameters())
+
+
+def write_model(base: Base, folder: Path) -> None:
+    """Write the model as its tensors stand, and its tokenizer; quantised layers in the type of the others."""
+    # Cloned, since tensors may be views of one vector, which safetensors takes for shared.
+    state = {name: t.detach().cpu().clone() for name, t in base.model.state_dict().items()}
+    for name, module in base.model.named_modules():
+        if isinstance(module, Int8Linear):
+            del state[f"{name}.scale"]
+            state[f"{name}.weight"] = module.whole().to(base.model.dtype).cpu()
+    with quiet():
+        base.model.save_pretrained(folder, state_dict=state)
+        keep_file(base.model, folder)
+        base.tokenizer.save_pretrained(folder)

@@ -26,9 +26,9 @@ def found(otherwise: str) -> Iterator[None]:
     except Exception as error:  # what broken files make of a library's code has no class in common
         if "memory" in str(error).lower() and isinstance(error, RuntimeError):
             raise
-        said = " ".join(str(error).split()).split(". ")[0][:300]
+        message = " ".join(str(error).split()).split(". ")[0][:300]
         kind = "" if isinstance(error, OSError | ValueError | ImportError) else type(error).__name__
-        reason = ": ".join(part for part in (kind, said) if part)
+        reason = ": ".join(part for part in (kind, message) if part)
         raise ValueError(f"{otherwise}: {reason or type(error).__name__}") from error
 
 
@@ -48,9 +48,9 @@ def check_folder(folder: Path, name: str) -> None:
         raise ValueError(f"model.name must be a folder with a config.json or a Hub id, got {name}")
     for file in (*_JSON, *(index.name for index in sorted(folder.glob("*.index.json")))):
         if (folder / file).is_file():
-            told = _object(folder / file, name)
+            content = _object(folder / file, name)
             if file.endswith(".index.json"):
-                _check_shards(folder, file, told, name)
+                _check_shards(folder, file, content, name)
     # A shard has a suffix that whole files do not have; without an index nobody knows what is in which.
     shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
     whole = (folder / "model.safetensors").is_file() or any(folder.glob("*.index.json"))
@@ -61,12 +61,12 @@ def check_folder(folder: Path, name: str) -> None:
         )
 
 
-def check_loaded(model: "PreTrainedModel", told: Any, name: str) -> None:
+def check_loaded(model: "PreTrainedModel", loading: Any, name: str) -> None:
     """Refuse a model some of whose weights came from no file: they would be random numbers.
 
     Args:
         model: as it was loaded.
-        told: what transformers says of that.
+        loading: what transformers says of that.
         name: as the recipe gives it.
 
     Raises:
@@ -74,13 +74,13 @@ def check_loaded(model: "PreTrainedModel", told: Any, name: str) -> None:
     """
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(f"model.name must be a model, but {name} holds an adapter ({_ADAPTER})")
-    if shapes := sorted(told["mismatched_keys"]):
+    if shapes := sorted(loading["mismatched_keys"]):
         tensor, has, asks = shapes[0]
         raise ValueError(
             f"model.name {name}: its weights are not those of its config.json, which asks for {tensor} of shape"
             f" {tuple(asks)}, got {tuple(has)}"
         )
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"model.name {name}: {_some(missing)} of {len(model.state_dict())} tensors are in none of its files and"
             f" would be random; give a whole checkpoint of a {type(model).__name__}"
@@ -99,8 +99,8 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         )
 
 
-def _check_shards(folder: Path, index: str, told: dict[str, Any], name: str) -> None:
-    files = told.get("weight_map")
+def _check_shards(folder: Path, index: str, content: dict[str, Any], name: str) -> None:
+    files = content.get("weight_map")
     if not isinstance(files, dict):
         raise ValueError(f"model.name {name}: its {index} has no weight_map; copy the model again")
     missing = sorted({str(file) for file in files.values() if not (folder / str(file)).is_file()})
@@ -112,14 +112,14 @@ def _check_shards(folder: Path, index: str, told: dict[str, Any], name: str) -> 
 
 def _object(file: Path, name: str) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"model.name {name}: its {file.name} is no JSON: {error}") from error
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise ValueError(
-            f"model.name {name}: its {file.name} must hold a JSON object, got {type(told).__name__}"
+            f"model.name {name}: its {file.name} must hold a JSON object, got {type(content).__name__}"
         )
-    return told
+    return content
 
 
 def _some(names: Collection[str]) -> str:

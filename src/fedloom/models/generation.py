@@ -129,11 +129,11 @@ class _Watch:
         return logits
 
 
-def _ends(model: "PreTrainedModel", told: object) -> list[int]:
+def _ends(model: "PreTrainedModel", value: object) -> list[int]:
     """Return the end tokens that a model is told, or those of its configuration where there are none."""
     rows = model.get_input_embeddings().weight.shape[0]
     of_text = model.config.get_text_config(decoder=True)
-    named = [told]
+    named = [value]
     named += [getattr(config, "eos_token_id", None) for config in (model.config, of_text)]
     for own in named:
         listed = own if isinstance(own, list | tuple) else [own]

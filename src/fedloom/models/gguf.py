@@ -100,8 +100,8 @@ class _Version:
 
     @classmethod
     def of(cls, file: Path) -> "_Version":
-        told = file.stat()
-        return cls(file.absolute(), told.st_size, told.st_mtime_ns)
+        stat = file.stat()
+        return cls(file.absolute(), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=8)
@@ -141,7 +141,7 @@ def _convert(file: Path, header: GgufHeader, folder: Path, name: str) -> None:
         check_tokenizer(tokenizer, name)
         # The reader's bar, which nothing else turns off.
         with found(f"model.name {name} cannot be read by {reader}"), _without_bar():
-            loaded, told = AutoModelForCausalLM.from_pretrained(
+            loaded, loading = AutoModelForCausalLM.from_pretrained(
                 **place,
                 **_unpacked(transformers),
                 config=config,
@@ -149,7 +149,7 @@ def _convert(file: Path, header: GgufHeader, folder: Path, name: str) -> None:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-    check_loaded(loaded, told, name)
+    check_loaded(loaded, loading, name)
     with found(f"model.name {name} cannot be converted by {reader}"):
         whole.load_state_dict(loaded.state_dict(), assign=True)
         whole.tie_weights()
@@ -162,9 +162,9 @@ def _convert(file: Path, header: GgufHeader, folder: Path, name: str) -> None:
 def _drop_foreign_tokens(folder: Path, count: int) -> None:
     """Take from a saved tokenizer what the file has no row for: transformers adds GPT-2's end of text to any BPE."""
     file = folder / "tokenizer.json"
-    told = json.loads(file.read_text(encoding="utf-8"))
-    told["added_tokens"] = [token for token in told["added_tokens"] if token["id"] < count]
-    file.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def _without_bar() -> contextlib.redirect_stderr[io.StringIO]:

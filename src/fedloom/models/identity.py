@@ -49,10 +49,10 @@ def commit(base: Base) -> str | None:
 
 def _tokenizer(tokenizer: "PreTrainedTokenizerBase") -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    told = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    kept = {key: value for key, value in told.items() if backend is None or key not in _STATE}
+    content = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    lasting = {key: value for key, value in content.items() if backend is None or key not in _STATE}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return {"backend": kept, "special": special}
+    return {"backend": lasting, "special": special}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

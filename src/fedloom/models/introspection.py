@@ -1,6 +1,6 @@
-"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters."""
+"""The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters; and their names in a sentence."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.asking import plain_ids
 from fedloom.models.base_model import clean
+from fedloom.models.probe import plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -181,3 +181,26 @@ def keeps_rows_apart(model: "PreTrainedModel") -> bool:
     far = (shared - alone).float().norm() / alone.float().norm()
     low = alone.dtype in (torch.bfloat16, torch.float16)
     return torch.equal(shared, changed) and bool(far < (0.03 if low else 1e-4))
+
+
+_NAMED = 6
+"""Groups of names that a sentence holds."""
+
+
+def numberless(name: str) -> str:
+    """Return a name with a star for each number: what layers and experts have in common."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def listed_groups(names: Collection[str]) -> str:
+    """Return the names for a sentence, those that differ in numbers as one with their count."""
+    groups: dict[str, int] = {}
+    for name in sorted(names):
+        groups[numberless(name)] = groups.get(numberless(name), 0) + 1
+    return listed([f"{n} ({count})" if count > 1 else n for n, count in groups.items()])
+
+
+def listed(groups: Sequence[str]) -> str:
+    """Return the first few and how many more there are."""
+    rest = len(groups) - _NAMED
+    return ", ".join(groups[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -116,5 +116,5 @@ def _commit(file: Path) -> str | None:
     from transformers.utils.hub import extract_commit_hash
 
     # Of the path as the Hub's cache has it, not of the blob that it is a link to.
-    told = extract_commit_hash(str(file), None)
-    return told if isinstance(told, str) else None
+    commit = extract_commit_hash(str(file), None)
+    return commit if isinstance(commit, str) else None

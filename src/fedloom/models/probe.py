@@ -1,11 +1,13 @@
 """What a model is asked about itself: architectures differ, and what their names promise is no answer."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.asking import asked, plain_ids
+from fedloom.core.randomness import seeded
 from fedloom.models.found import found
 
 if TYPE_CHECKING:
@@ -110,3 +112,36 @@ def _gradient_from_behind(model: "PreTrainedModel", row: Tensor) -> float:
         handle.remove()
     norms = gradient[0].float().norm(dim=-1)
     return float(norms[-1] / norms[:-1].norm())
+
+
+def plain_ids(model: "PreTrainedModel", count: int) -> Tensor:
+    """Return (count,) tokens from all over the vocabulary, none of which the configuration names for another use."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    taken = set(_special(model.config.to_dict()))
+    plain = [token for token in range(rows) if token not in taken] or [0]
+    every = max(len(plain) // count, 1)
+    chosen = [plain[at * every % len(plain)] for at in range(count)]
+    return torch.tensor(chosen, device=model.device)
+
+
+@contextmanager
+def asked(model: nn.Module) -> Iterator[None]:
+    """Let a model answer in evaluation mode; modes and random numbers are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with seeded(0):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _special(config: Mapping[Any, Any]) -> Iterator[int]:
+    """Yield the tokens a configuration names, those of its parts too."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _special(value)
+        elif "token" in str(key) and ("id" in str(key) or "index" in str(key)):
+            listed = value if isinstance(value, list) else [value]
+            yield from (token for token in listed if isinstance(token, int))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedloom.models.seeded import seeded
+from fedloom.core.randomness import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.asking import asked, plain_ids
 from fedloom.models.base_model import clean
-from fedloom.models.introspection import is_transposed
-from fedloom.models.kinds import numberless
+from fedloom.models.introspection import is_transposed, numberless
 from fedloom.models.positions import positions_of
+from fedloom.models.probe import asked, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

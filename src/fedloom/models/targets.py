@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fedloom.models.base_model import clean
-from fedloom.models.kinds import listed, listed_groups, numberless
+from fedloom.models.introspection import listed, listed_groups, numberless
 from fedloom.models.reach import Reach, reach
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ class Targets:
 
     layers: frozenset[str]
     """Their full names."""
-    told: str | list[str]
+    peft_targets: str | list[str]
     """The same for PEFT: as the recipe has it, wherever that means these layers and no others."""
-    untold: list[str]
+    peft_left_out: list[str]
     """What PEFT would take for a target by the end of its name."""
     others: frozenset[str]
     """Full names of layers that a target by name stands for too, and no loss has a gradient in."""
@@ -66,12 +66,12 @@ def choose_targets(
         taken = {name for name, _ in model.named_modules() if _is_one(name, wanted)}
     same = layers == {name for name in taken if not _is_inside(name, saved)}
     if not same:
-        told: str | list[str] = sorted(layers)
+        peft_targets: str | list[str] = sorted(layers)
     else:
-        told = _ALL if everything else wanted
+        peft_targets = _ALL if everything else wanted
     others = (name for name, _ in model.named_modules() if name not in layers)
-    untold = [] if same else [name for name in others if _is_one(name, layers)]
-    return Targets(layers, told, untold, frozenset(taken & (found.odd | found.idle)))
+    peft_left_out = [] if same else [name for name in others if _is_one(name, layers)]
+    return Targets(layers, peft_targets, peft_left_out, frozenset(taken & (found.odd | found.idle)))
 
 
 def left_frozen(

@@ -7,8 +7,7 @@ from typing import Any
 from fedloom.core.protocols import ClientId
 from fedloom.report.run_folder import Results, read_results
 from fedloom.rounds.privacy import privacy_record
-from fedloom.tracking.metric_format import shown
-from fedloom.tracking.units import human_bytes
+from fedloom.tracking.metric_format import human_bytes, shown
 
 _NAMED = 8
 """Clients that are named; of more, the number."""

@@ -28,24 +28,26 @@ Owner = TypeVar("Owner")
 
 def clusters_section(own: Results) -> dict[str, Any] | None:
     """Return what the section `clusters` of the page shows; None for a run that does not group its clients."""
-    told = own.clusters
-    if not told.get("changes"):
+    record = own.clusters
+    if not record.get("changes"):
         return None
-    colors = _colors(told)
+    colors = _colors(record)
     members: dict[str, list[str]] = {}
-    for client, cluster in told["assignment"].items():
+    for client, cluster in record["assignment"].items():
         members.setdefault(cluster, []).append(client)
-    order = _order(told)
+    order = _order(record)
     panels = []
-    if told["similarity"]:
-        draw = partial(_similarity, told, order, colors)
+    if record["similarity"]:
+        draw = partial(_similarity, record, order, colors)
         panels.append(figures.svg(draw, "Similarity of the clients' updates"))
-    if told["merges"]:
-        panels.append(figures.svg(partial(_tree, told, colors), "Tree of the clients, and its cut"))
+    if record["merges"]:
+        panels.append(
+            figures.svg(partial(_tree, record, colors), "Tree of the clients, and its cut")
+        )
     last = max((int(line["round"]) for line in own.history.lines), default=1)
-    drawn = partial(_course, told, order, colors, last)
+    drawn = partial(_course, record, order, colors, last)
     return {
-        "said": _said(told, len(members)),
+        "said": _sentences(record, len(members)),
         "legend": [
             {"label": f"{cluster} ({len(members[cluster])})", "color": colors[cluster] % 7}
             for cluster in sorted(members, key=lambda name: colors[name])
@@ -55,14 +57,14 @@ def clusters_section(own: Results) -> dict[str, Any] | None:
     }
 
 
-def _said(told: Mapping[str, Any], count: int) -> list[str]:
+def _sentences(record: Mapping[str, Any], count: int) -> list[str]:
     lines = ["At the end there is one model for all." if not count else f"{count} clusters."]
-    if told["similarity"] and count:
-        share = figures.per_cent(round(told["confidence"], 3))
+    if record["similarity"] and count:
+        share = figures.per_cent(round(record["confidence"], 3))
         lines[0] += (
             f" Confidence {share}: so many clients stay with their cluster when entries are drawn again."
         )
-    for label, agreement in told["agreement"].items():
+    for label, agreement in record["agreement"].items():
         lines.append(
             f"Against the {agreement['num_values']} values of {label}, the adjusted Rand index is "
             f"{agreement['adjusted_rand']:.3f}."
@@ -70,10 +72,10 @@ def _said(told: Mapping[str, Any], count: int) -> list[str]:
     return lines
 
 
-def _colors(told: Mapping[str, Any]) -> dict[str, int]:
+def _colors(record: Mapping[str, Any]) -> dict[str, int]:
     """Return a number for every cluster there ever was: the ones there are first, by size of number."""
-    ever = [cluster for moves in told["changes"].values() for cluster in moves.values()]
-    now = sorted(set(told["assignment"].values()), key=_number)
+    ever = [cluster for moves in record["changes"].values() for cluster in moves.values()]
+    now = sorted(set(record["assignment"].values()), key=_number)
     past = sorted(set(ever) - set(now) - {"global"}, key=_number)
     return {**{cluster: at for at, cluster in enumerate([*now, *past])}, "global": _ALONE}
 
@@ -82,12 +84,12 @@ def _number(cluster: str) -> int:
     return int(cluster.rpartition("-")[2])
 
 
-def _order(told: Mapping[str, Any]) -> list[str]:
+def _order(record: Mapping[str, Any]) -> list[str]:
     """Return the clients by cluster and, inside one, as the tree has them side by side."""
-    leaves = _leaves(told["merges"], len(told["clients"]))
-    spots = {told["clients"][leaf]: spot for spot, leaf in enumerate(leaves)}
-    clients = sorted({*told["clients"], *told["assignment"]})
-    numbers = {client: _number(cluster) for client, cluster in told["assignment"].items()}
+    leaves = _leaves(record["merges"], len(record["clients"]))
+    spots = {record["clients"][leaf]: spot for spot, leaf in enumerate(leaves)}
+    clients = sorted({*record["clients"], *record["assignment"]})
+    numbers = {client: _number(cluster) for client, cluster in record["assignment"].items()}
 
     def key(client: str) -> tuple[int, int]:
         return numbers.get(client, len(clients)), spots.get(client, len(spots))
@@ -114,13 +116,15 @@ def _paint(number: int) -> str:
     return figures.MUTED if number == _ALONE else figures.SERIES[number % len(figures.SERIES)]
 
 
-def _similarity(told: Mapping[str, Any], order: Sequence[str], colors: Mapping[str, int]) -> Figure:
+def _similarity(
+    record: Mapping[str, Any], order: Sequence[str], colors: Mapping[str, int]
+) -> Figure:
     figure = Figure(figsize=_SQUARE)
     axes = figure.add_axes((0.19, 0.02, 0.8, 0.885))
-    known = {client: at for at, client in enumerate(told["clients"])}
+    known = {client: at for at, client in enumerate(record["clients"])}
     shown = [client for client in order if client in known]
     at = [known[client] for client in shown]
-    cosines = np.array(told["similarity"])[np.ix_(at, at)]
+    cosines = np.array(record["similarity"])[np.ix_(at, at)]
     apart = cosines[~np.eye(len(at), dtype=bool)]
     low, high = (float(apart.min()), float(apart.max())) if apart.size else (0.0, 1.0)
     shade = np.clip((cosines - low) / (high - low or 1), 0, 1)
@@ -131,25 +135,25 @@ def _similarity(told: Mapping[str, Any], order: Sequence[str], colors: Mapping[s
     axes.imshow(image, interpolation="none")
     axes.grid(visible=False)
     axes.set_xticks([])
-    owners = [colors[told["assignment"].get(client, "global")] for client in shown]
-    _rows(axes, shown, told)
+    owners = [colors[record["assignment"].get(client, "global")] for client in shown]
+    _rows(axes, shown, record)
     for start, stop, number in _runs(owners):
         side = stop - start
         corner = (start - 0.5, start - 0.5)
         axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=_paint(number), lw=1.6))
     ends = f"from {low:.2f} to {high:.2f}".replace("-", MINUS)
-    said = f"Similarity of the clients' updates, {ends}"
-    figures.heading(figure, said)
+    title = f"Similarity of the clients' updates, {ends}"
+    figures.heading(figure, title)
     return figure
 
 
-def _rows(axes: Axes, clients: Sequence[str], told: Mapping[str, Any]) -> None:
+def _rows(axes: Axes, clients: Sequence[str], record: Mapping[str, Any]) -> None:
     """Name each row, or of very many each cluster's."""
     size = 7 if len(clients) <= 24 else 5
     if len(clients) <= _NAMED:
         axes.set_yticks(range(len(clients)), clients, fontsize=size)
         return
-    runs = _runs([told["assignment"].get(client, "") for client in clients])
+    runs = _runs([record["assignment"].get(client, "") for client in clients])
     centres = [(start + stop - 1) / 2 for start, stop, _ in runs]
     axes.set_yticks(centres, [cluster for *_, cluster in runs], fontsize=7)
 
@@ -165,17 +169,17 @@ def _runs(values: Sequence[Owner]) -> list[tuple[int, int, Owner]]:
     return runs
 
 
-def _tree(told: Mapping[str, Any], colors: Mapping[str, int]) -> Figure:
+def _tree(record: Mapping[str, Any], colors: Mapping[str, int]) -> Figure:
     """Draw average linkage upwards; branches inside a cluster have its colour, those above the cut none."""
     figure = Figure(figsize=_SQUARE)
     axes = figure.add_axes((0.11, 0.16, 0.87, 0.745))
-    clients, merges = told["clients"], told["merges"]
+    clients, merges = record["clients"], record["merges"]
     count = len(clients)
     leaves = _leaves(merges, count)
     x = {leaf: float(spot) for spot, leaf in enumerate(leaves)}
     height = dict.fromkeys(range(count), 0.0)
     owner: dict[int, int | None] = {
-        at: colors[told["assignment"].get(client, "global")] for at, client in enumerate(clients)
+        at: colors[record["assignment"].get(client, "global")] for at, client in enumerate(clients)
     }
     lines, paints, inside, across = [], [], list[float](), list[float]()
     for at, (left, right, top, _) in enumerate(merges):
@@ -213,7 +217,7 @@ def _dress_tree(axes: Axes, names: Sequence[str], top: float) -> None:
 
 
 def _course(
-    told: Mapping[str, Any], order: Sequence[str], colors: Mapping[str, int], last: int
+    record: Mapping[str, Any], order: Sequence[str], colors: Mapping[str, int], last: int
 ) -> Figure:
     """Draw a row a client, from left to right the rounds, in the colour of its cluster after each."""
     named = len(order) <= _NAMED
@@ -225,7 +229,7 @@ def _course(
     for spot, client in enumerate(order):
         moves = [
             (int(number), colors[moved[client]])
-            for number, moved in told["changes"].items()
+            for number, moved in record["changes"].items()
             if client in moved
         ]
         ends = [number for number, _ in moves[1:]] + [last + 1]
@@ -236,8 +240,8 @@ def _course(
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0.5, last + 0.5)
     axes.grid(visible=False)
-    _rows(axes, order, told)
+    _rows(axes, order, record)
     figures.rounds_axis(axes)
-    said = "Cluster after each round; none where all share one model"
-    figure.text(0.004, 1 - 0.24 / height, said, fontsize=9, fontweight="bold")
+    title = "Cluster after each round; none where all share one model"
+    figure.text(0.004, 1 - 0.24 / height, title, fontsize=9, fontweight="bold")
     return figure

@@ -15,8 +15,7 @@ from fedloom.report import figures
 from fedloom.report.figures import Line
 from fedloom.report.page import bytes_line, render
 from fedloom.report.run_folder import Results, by_name, read_results
-from fedloom.tracking.metric_format import duration, quality, shown
-from fedloom.tracking.units import human_bytes
+from fedloom.tracking.metric_format import duration, human_bytes, quality, shown
 
 _LOG = 20
 """How many times more bytes the most talkative run must take for a logarithmic axis."""

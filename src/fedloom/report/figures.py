@@ -15,8 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import ClientId
-from fedloom.tracking.metric_format import better
-from fedloom.tracking.units import human_bytes
+from fedloom.tracking.metric_format import better, human_bytes
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the page names a brighter one for dark.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f80")

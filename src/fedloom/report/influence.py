@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedloom.report.run_folder import Results
-from fedloom.rounds.influence import REJECTED
+from fedloom.rounds.server_metrics import REJECTED
 
 _SPANS = 8
 """Stretches of rounds that are written out."""
@@ -18,7 +18,7 @@ def influence_section(own: Results) -> dict[str, Any] | None:
     for line in own.influence:
         for client, part in line["influence"].items():
             parts.setdefault(client, []).append((int(line["round"]), float(part)))
-    rows = [_row(client, told) for client, told in parts.items()]
+    rows = [_row(client, values) for client, values in parts.items()]
     rows.sort(key=lambda row: (-row["share"], row["client"]))
     return {
         "said": f"In {len(own.influence)} rounds the server combined updates by a rule that may leave clients out.",
@@ -26,13 +26,13 @@ def influence_section(own: Results) -> dict[str, Any] | None:
     }
 
 
-def _row(client: str, told: Sequence[tuple[int, float]]) -> dict[str, Any]:
-    rejected = [number for number, part in told if part < REJECTED]
-    mean = sum(part for _, part in told) / len(told)
+def _row(client: str, values: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    rejected = [number for number, part in values if part < REJECTED]
+    mean = sum(part for _, part in values) / len(values)
     return {
         "client": client,
-        "share": len(rejected) / len(told),
-        "rejected": f"{len(rejected)} of {len(told)}",
+        "share": len(rejected) / len(values),
+        "rejected": f"{len(rejected)} of {len(values)}",
         "rounds": _spans(rejected),
         "influence": f"{100 * mean:.0f} %",
     }
@@ -46,5 +46,5 @@ def _spans(rounds: Sequence[int]) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    said = [f"{a} to {b}" if a < b else f"{a}" for a, b in spans[:_SPANS]]
-    return ", ".join([*said, "\u2026"] if len(spans) > _SPANS else said)
+    texts = [f"{a} to {b}" if a < b else f"{a}" for a, b in spans[:_SPANS]]
+    return ", ".join([*texts, "\u2026"] if len(spans) > _SPANS else texts)

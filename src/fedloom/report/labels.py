@@ -25,21 +25,21 @@ def labels_section(runs: Sequence[tuple[str, Results]]) -> dict[str, Any] | None
     Args:
         runs: The run itself, by the name it has on the page, then those beside it.
     """
-    told = runs[0][1].by_label
-    if not told.get("own"):
+    results = runs[0][1].by_label
+    if not results.get("own"):
         return None
-    table, found = runs[0][1].history.table, next(iter(told["own"].values()))
+    table, found = runs[0][1].history.table, next(iter(results["own"].values()))
     measured = [name for name in _METRICS if name in found]
     own = [name for name in table.own if name in found]
     metrics = [table.of(name) for name in dict.fromkeys([measured[0], measured[-1], *own])]
-    crossed = len(told["models"]) > 1 and bool(told["models"][0]["metrics"])
+    crossed = len(results["models"]) > 1 and bool(results["models"][0]["metrics"])
     return {
-        "label": told["label"],
+        "label": results["label"],
         "names": [name for name, _ in runs],
         "tables": [_table(runs, metric) for metric in metrics],
         "matrices": [
             figures.svg(
-                partial(_matrix, told, metric), f"{metric.title} of every model on every value"
+                partial(_matrix, results, metric), f"{metric.title} of every model on every value"
             )
             for metric in metrics
             if crossed
@@ -86,9 +86,9 @@ def _marked(metric: Metric, cells: Sequence[float | None]) -> list[dict[str, Any
     return [{"text": shown(metric, cell), "best": cell == best is not None} for cell in cells]
 
 
-def _matrix(told: Mapping[str, Any], metric: Metric) -> Figure:
+def _matrix(results: Mapping[str, Any], metric: Metric) -> Figure:
     """Draw a row a model, a column a value; the deeper the better, or the larger, and the deepest of each column bold."""
-    models, values = told["models"], list(told["own"])
+    models, values = results["models"], list(results["own"])
     height = 1.05 + _ROW * len(models)
     figure = Figure(figsize=(figures.WIDE, height))
     left = 0.03 + 0.0085 * max(len(model["name"]) for model in models)
@@ -117,5 +117,5 @@ def _matrix(told: Mapping[str, Any], metric: Metric) -> Figure:
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(values)), values)
     axes.set_yticks(range(len(models)), [model["name"] for model in models])
-    figures.heading(figure, f"{metric.title} of every model on every {told['label']}")
+    figures.heading(figure, f"{metric.title} of every model on every {results['label']}")
     return figure

@@ -18,13 +18,11 @@ from fedloom.report.clusters import clusters_section
 from fedloom.report.figures import Line
 from fedloom.report.influence import influence_section
 from fedloom.report.labels import labels_section
-from fedloom.report.machine import machine_rows
 from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
-from fedloom.rounds.notes import said
-from fedloom.tracking.metric_format import change, duration, measures, quality, shown
-from fedloom.tracking.units import human_bytes
+from fedloom.rounds.inputs import note_text
+from fedloom.tracking.metric_format import change, duration, human_bytes, measures, quality, shown
 
 _CURVES = (
     "test/exact_match",
@@ -273,8 +271,8 @@ def _notes(own: Results) -> list[str]:
         (broken, "evaluations found a loss that is not finite: the model gave no numbers"),
         (skipped, "training steps were skipped because their loss was not finite"),
     ]
-    told = [f"{count:,} {what}" for count, what in notes if count]
-    told += Manifest.from_json(own.manifest).left_out() if own.manifest else []
+    lines = [f"{count:,} {what}" for count, what in notes if count]
+    lines += Manifest.from_json(own.manifest).left_out() if own.manifest else []
     early = ["The run stopped early"] if own.summary.get("stopped_early") else []
     drawn = ((split, own.drawn(split)) for split in ("validation", "test"))
     early += [
@@ -282,5 +280,59 @@ def _notes(own: Results) -> list[str]:
         for split, some in drawn
         if some
     ]
-    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + told]
-    return [*sentences, *(said(row) for row in own.anyway)]
+    sentences = [f"{line[0].upper()}{line[1:]}." for line in early + lines]
+    return [*sentences, *(note_text(row) for row in own.anyway)]
+
+
+_PHASES = {"train": "training", "evaluate": "evaluation", "rebuild": "rebuilding the model"}
+
+
+def machine_rows(own: Results) -> list[tuple[str, str]]:
+    """Return (what, value) of all that is known."""
+    machine, summary = own.environment, own.summary
+    versions = {"python": machine.get("python"), **machine.get("versions", {})}
+    rows = [
+        ("Date", machine.get("date")),
+        ("Command", machine.get("command")),
+        ("Versions", ", ".join(f"{name} {value}" for name, value in versions.items() if value)),
+        ("System", machine.get("os")),
+        ("Processor", _processor(machine)),
+        ("Wall time", duration(summary["wall_seconds"]) if "wall_seconds" in summary else None),
+        ("Peak memory", _bytes(summary.get("peak_memory_bytes"))),
+        ("Peak memory by phase", _phases(own, "")),
+        ("GPU memory by phase", _phases(own, "gpu_")),
+        ("Split, SHA-256", own.manifest.get("sha256")),
+        ("Final state, SHA-256", summary.get("state_sha256")),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _processor(machine: Mapping[str, Any]) -> str:
+    if "cpu" not in machine:
+        return ""
+    parts = [
+        f"{machine['cpu']}, {machine['num_cores']} cores ({machine['num_threads']} threads used)",
+        f"{human_bytes(machine['memory_bytes'])} memory",
+        *(f"{gpu['name']} ({human_bytes(gpu['memory_bytes'])})" for gpu in machine["gpus"]),
+    ]
+    return ", ".join(parts)
+
+
+def _bytes(count: float | None) -> str:
+    return human_bytes(count) if count else ""
+
+
+def _phases(own: Results, kind: str) -> str:
+    """Return the most memory held in any round of each phase."""
+    values_by_phase = {
+        phase: [value for _, value in own.history.of(f"memory/{phase}_{kind}bytes")]
+        for phase in _PHASES
+    }
+    rebuild = (own.seeds.get("rebuild") or {}).get(f"memory/rebuild_{kind}bytes")
+    values_by_phase["rebuild"] += [rebuild] if rebuild else []
+    peaks = [
+        f"{_PHASES[phase]} {human_bytes(max(values))}"
+        for phase, values in values_by_phase.items()
+        if values
+    ]
+    return ", ".join(peaks)

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from fedloom.core.description import Privacy
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import ClientId
-from fedloom.rounds.influence import FILE as INFLUENCE_FILE
-from fedloom.rounds.notes import read_notes
+from fedloom.rounds.inputs import read_notes
 from fedloom.rounds.privacy import read_promise
 from fedloom.rounds.reading import metrics_of, read_json, read_recipe_text
+from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import records, unaccounted
 
@@ -145,11 +145,11 @@ def read_results(folder: Path) -> Results:
 
 def _check_whole(run: Results) -> None:
     """Refuse records that tell of less than the run did, and a split that is none."""
-    said, told = run.summary.get("rounds"), len(run.history.lines) - 1
-    if isinstance(said, int) and told < said:
-        ends = f"ends at round {told}" if run.history.lines else "holds no round"
+    num_rounds, last = run.summary.get("rounds"), len(run.history.lines) - 1
+    if isinstance(num_rounds, int) and last < num_rounds:
+        ends = f"ends at round {last}" if run.history.lines else "holds no round"
         raise ValueError(
-            f"{run.folder / 'metrics.jsonl'} {ends}, but summary.json tells of {said} rounds: put it back as the run"
+            f"{run.folder / 'metrics.jsonl'} {ends}, but summary.json tells of {num_rounds} rounds: put it back as the run"
             f" wrote it, or go on with `fedloom resume {run.folder}`"
         )
     of_round: dict[int, list[Mapping[str, Any]]] = {}

@@ -46,20 +46,20 @@ def seeds_section(own: Results) -> dict[str, Any] | None:
     chances = own.seeds.get("probabilities")
     if chances:
         panels.append(_panel("Chances of the seeds", _chances, chances) | {"legend": []})
-    return {"said": _said(own, norm, largest, walked), "panels": panels}
+    return {"said": _sentences(own, norm, largest, walked), "panels": panels}
 
 
-def _said(own: Results, norm: Points, largest: Points, walked: Points) -> str:
-    said = [f"After round {norm[-1][0]}, the coefficients' norm is {norm[-1][1]:.3g}"]
-    said[0] += f" and the largest is {largest[-1][1]:.3g}." if largest else "."
+def _sentences(own: Results, norm: Points, largest: Points, walked: Points) -> str:
+    sentences = [f"After round {norm[-1][0]}, the coefficients' norm is {norm[-1][1]:.3g}"]
+    sentences[0] += f" and the largest is {largest[-1][1]:.3g}." if largest else "."
     if "num_seeds" in own.seeds and walked:
-        said.append(
+        sentences.append(
             f"Of {own.seeds['num_seeds']:,} seeds, {figures.per_cent(walked[-1][1])} were walked along."
         )
     if "rebuild" in own.seeds:
         took = duration(own.seeds["rebuild"]["seconds"])
-        said.append(f"Building the model from them takes {took} here.")
-    return " ".join(said)
+        sentences.append(f"Building the model from them takes {took} here.")
+    return " ".join(sentences)
 
 
 def _entry(label: str, color: int) -> dict[str, Any]:

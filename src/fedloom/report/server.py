@@ -28,7 +28,7 @@ Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class TensorPlace:
     """Where in a model a tensor lies, read from its name."""
 
     factor: str
@@ -38,13 +38,13 @@ class Place:
     """-1 outside the layers."""
 
 
-def place_of(name: str) -> Place:
+def place_of(name: str) -> TensorPlace:
     """Return where `...layers.3.self_attn.q_proj.lora_A.weight` lies: A, q_proj, 3."""
     layer = re.search(r"\.(\d+)\.", name)
     lora = re.search(r"([^.]+)\.lora_([AB])\b", name)
     plain = re.sub(r"\.(weight|bias|default)\b", "", name).rpartition(".")[2]
     module, factor = lora.groups() if lora else (plain, "")
-    return Place(factor, module, int(layer[1]) if layer else -1)
+    return TensorPlace(factor, module, int(layer[1]) if layer else -1)
 
 
 def server_sections(own: Results) -> dict[str, Any]:
@@ -53,19 +53,19 @@ def server_sections(own: Results) -> dict[str, Any]:
 
 
 def _sent(own: Results) -> dict[str, Any] | None:
-    told = {
+    series = {
         name.removeprefix(_DENSITY): own.history.of(name)
         for name in own.metrics()
         if name.startswith(_DENSITY) and own.history.of(name)
     }
-    if not told:
+    if not series:
         return None
-    number = max(points[-1][0] for points in told.values())
-    shares: dict[Place, list[float]] = {}
-    for name, points in told.items():
+    number = max(points[-1][0] for points in series.values())
+    shares: dict[TensorPlace, list[float]] = {}
+    for name, points in series.items():
         shares.setdefault(place_of(name), []).append(points[-1][1])
     means = {place: sum(values) / len(values) for place, values in shares.items()}
-    curves = partial(_curves, told, own.history.of(_TOTAL))
+    curves = partial(_curves, series, own.history.of(_TOTAL))
     return {
         "curves": figures.svg(curves, "Share of every tensor that is sent, over the rounds"),
         "map": figures.svg(partial(_map, means, number), "Share sent, by layer and module"),
@@ -77,17 +77,17 @@ def _sent(own: Results) -> dict[str, Any] | None:
 
 
 def _privacy(own: Results) -> dict[str, str] | None:
-    told = privacy_record(own.privacy, own.history)
-    if told is None:
+    record = privacy_record(own.privacy, own.history)
+    if record is None:
         return None
-    draw, promised = partial(_epsilon, own.history.of(EPSILON)), told["epsilon"] is not None
+    draw, promised = partial(_epsilon, own.history.of(EPSILON)), record["epsilon"] is not None
     drawn = figures.svg(draw, "Epsilon over the rounds") if promised else ""
-    return {"figure": drawn, "said": told["said"]}
+    return {"figure": drawn, "said": record["said"]}
 
 
-def _curves(told: Mapping[str, Points], total: Points) -> Figure:
+def _curves(series: Mapping[str, Points], total: Points) -> Figure:
     figure, axes = figures.panel()
-    for name, points in told.items():
+    for name, points in series.items():
         color = figures.SERIES[_COLORS[place_of(name).factor]]
         axes.plot(*zip(*points, strict=True), color=color, linewidth=0.8, alpha=0.55)
     if total:
@@ -114,7 +114,7 @@ def _rounds(axes: Axes) -> None:
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
 
 
-def _map(means: dict[Place, float], number: int) -> Figure:
+def _map(means: dict[TensorPlace, float], number: int) -> Figure:
     """Draw a row a module, a column a layer, and LoRA's two factors side by side."""
     factors = sorted({place.factor for place in means})
     layers = sorted({place.layer for place in means})
@@ -137,8 +137,8 @@ def _map(means: dict[Place, float], number: int) -> Figure:
         if factor:
             axes.set_title(f"LoRA's {factor}", fontsize=8, color=figures.MUTED, loc="left")
     deepest = "" if len(layers) <= _CELLS else f", deepest {100 * top:.3g}"
-    said = f"Per cent of entries sent after round {number}, by layer and module{deepest}"
-    figures.heading(figure, said)
+    title = f"Per cent of entries sent after round {number}, by layer and module{deepest}"
+    figures.heading(figure, title)
     return figure
 
 

@@ -15,7 +15,7 @@ from fedloom.rounds.session import Session
 
 _MOST = 40
 """Models that are measured on each other's clients; the personal ones of many more would take for ever."""
-_TOLD = ("loss", "exact_match", "accuracy", "chrf")
+_METRICS = ("loss", "exact_match", "accuracy", "chrf")
 """Of which the worst value is told, besides users' own."""
 
 
@@ -58,11 +58,11 @@ def metrics_by_label(session: Session, run: Run[Any], by: str) -> dict[str, Any]
                 own[value].append(metrics)
         if everywhere:
             cross[name] = _by_value(found, table)
-    told = {value: combine(metrics, table) for value, metrics in own.items() if metrics}
+    by_value = {value: combine(metrics, table) for value, metrics in own.items() if metrics}
     return {
         "label": by,
-        "own": told,
-        "worst": _worst(told, table),
+        "own": by_value,
+        "worst": _worst(by_value, table),
         "models": [
             {"name": name, "clients": clients, "metrics": cross.get(name, {})}
             for name, (_, clients) in models.items()
@@ -77,13 +77,13 @@ Group = tuple[str, bool]
 
 def _held_out(session: Session, by: str, number: int) -> Held:
     """Return the test examples by value, or its hash, and client: of whom and as many as after round `number`."""
-    told = session.federation.manifest.told
+    shown = session.federation.manifest.shown_labels
     held: dict[str, dict[ClientId, list[Example]]] = {}
     for client in session.drawn_judges(number, "test"):
         examples = session.federation.shards[client].test
         for example in examples[: session.recipe.evaluation.max_examples]:
             if example.record is not None:
-                (value,) = told({by: example.record.labels[by]}).values()
+                (value,) = shown({by: example.record.labels[by]}).values()
                 clients = held.setdefault(value, {})
                 clients.setdefault(client, []).append(example)
     return dict(sorted(held.items()))
@@ -119,7 +119,7 @@ def _by_value(found: Mapping[Group, Metrics], table: MetricTable) -> dict[str, M
 def _worst(own: Mapping[str, Metrics], table: MetricTable) -> dict[str, dict[str, Any]]:
     """Return, by metric, the value of the label with the worst result."""
     worst = {}
-    for name in (*_TOLD, *table.own):
+    for name in (*_METRICS, *table.own):
         metric = table.of(name)
         values = {value: metrics[name] for value, metrics in own.items() if name in metrics}
         if values and metric.better != "none":

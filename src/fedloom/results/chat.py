@@ -67,9 +67,9 @@ class Chat:
             raise ValueError(
                 f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"
             )
-        (said,) = self.session.evaluator.answers(self.session.space.model, whole[-1:])
-        self.messages = (*asked, Message("assistant", said))
-        return said
+        (answer,) = self.session.evaluator.answers(self.session.space.model, whole[-1:])
+        self.messages = (*asked, Message("assistant", answer))
+        return answer
 
 
 def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None) -> str:

@@ -1,4 +1,4 @@
-"""After the last round: adapters, sample answers, summary and report. Safe to repeat."""
+"""After the last round: adapters, sample answers, clusters, coefficients, summary and report. Safe to repeat."""
 
 import dataclasses
 import json
@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedloom.core.description import Description, describe
+import torch
+from torch import Tensor
+
+from fedloom.clustering.groups import adjusted_rand
+from fedloom.core.description import Clusters, Description, describe
 from fedloom.core.files import write_atomic
-from fedloom.core.protocols import Params
+from fedloom.core.protocols import ClientId, Params, Profile
+from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.data.tokens import Example
 from fedloom.results.by_label import metrics_by_label
-from fedloom.results.clusters import clusters_record
-from fedloom.results.export import export_models
-from fedloom.results.seed_space import seed_record
+from fedloom.results.export import deliverables, export_models
 from fedloom.rounds.binding import bind
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import Run
@@ -22,7 +25,12 @@ from fedloom.rounds.privacy import FILE as PRIVACY_FILE
 from fedloom.rounds.privacy import privacy_record
 from fedloom.rounds.reading import QUIET_MANIFEST
 from fedloom.rounds.session import Session
-from fedloom.tracking.environment import collect, peak_gpu_memory_bytes, peak_memory_bytes
+from fedloom.tracking.environment import (
+    collect,
+    peak_gpu_memory_bytes,
+    peak_memory_bytes,
+    phase_memory,
+)
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.records import finite
 
@@ -38,10 +46,10 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     folder = session.folder
     if session.recipe.run.samples:
         write_json(folder / "samples.json", samples(session, run))
-    told = _told(session, run)
-    for name, value in told.items():
+    details = _details(session, run)
+    for name, value in details.items():
         write_json(folder / name, value)
-    worst = told.get("by_label.json", {}).get("worst", {})
+    worst = details.get("by_label.json", {}).get("worst", {})
     summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)
     export_models(session, run, folder / "adapters")
@@ -50,15 +58,15 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     return summary
 
 
-def _told(session: Session, run: Run[Any]) -> dict[str, Any]:
+def _details(session: Session, run: Run[Any]) -> dict[str, Any]:
     """Return what only some runs tell, by the name of its file."""
-    told, by = dict[str, Any](), session.recipe.evaluation.by
+    details, by = dict[str, Any](), session.recipe.evaluation.by
     if by is not None and session.judges:
-        told["by_label.json"] = metrics_by_label(session, run, by)
+        details["by_label.json"] = metrics_by_label(session, run, by)
     clusters = describe(session.recipe.algorithm, run.state).clusters
     if clusters is not None:
-        told["clusters.json"] = clusters_record(clusters, session.federation.profiles)
-    return told
+        details["clusters.json"] = clusters_record(clusters, session.federation.profiles)
+    return details
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -126,7 +134,7 @@ def _totals(history: MetricsLog) -> dict[str, Any]:
         "upload_bytes": int(history.total("comm/upload_bytes")),
         "download_bytes": int(history.total("comm/download_bytes")),
         "num_absent": int(history.total("comm/num_absent")),
-        "rounds_unchanged": sum(not kept for _, kept in history.of("comm/round_kept")),
+        "rounds_unchanged": sum(not value for _, value in history.of("comm/round_kept")),
         "skipped_steps": int(history.total("train/skipped_steps")),
         "train_seconds": round(history.total("time/train_seconds"), 3),
         "evaluation_seconds": round(history.total("time/evaluation_seconds"), 3),
@@ -151,7 +159,7 @@ def samples(session: Session, run: Run[Any]) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "client": client,
-                    "labels": session.federation.manifest.told(record.labels),
+                    "labels": session.federation.manifest.shown_labels(record.labels),
                     "prompt": record.messages[-2].content if len(record.messages) > 1 else "",
                     "reference": record.messages[-1].content,
                     "before": was,
@@ -183,3 +191,81 @@ def _answers(
         texts = session.evaluator.answers(session.space.model, [chosen[i][1] for i in mine])
         out.update(zip(mine, texts, strict=True))
     return [out[i] for i in range(len(chosen))]
+
+
+_MODELS = 7
+"""Models whose coefficients are written down."""
+
+
+def seed_record(session: Session, run: Run[Any]) -> dict[str, Any]:
+    """Return what seeds.json holds: the coefficients, the chances of the seeds, and what one rebuild takes."""
+    models = deliverables(session, run)
+    seeds = describe(session.recipe.algorithm, run.state).seeds
+    params = next(iter(models.values()))[0]
+    session.space.load(session.space.start())
+    began = time.perf_counter()
+    with phase_memory("rebuild") as memory:
+        session.space.load(params)
+    seconds = time.perf_counter() - began
+    return {
+        "num_seeds": params[COEFFICIENTS].numel(),
+        "models": [
+            {"name": name, "num_clients": len(clients), COEFFICIENTS: _short(params[COEFFICIENTS])}
+            for name, (params, clients) in list(models.items())[:_MODELS]
+        ],
+        "probabilities": None if seeds is None else _short(seeds.chances),
+        "rebuild": {"seconds": round(seconds, 3), **memory},
+    }
+
+
+def _short(values: Tensor) -> list[float]:
+    """Return the numbers with the digits that float32 has."""
+    return [float(f"{value:.9g}") for value in values.to(torch.float64).tolist()]
+
+
+_MOST = 300
+"""Clients whose similarities are written down, all with all."""
+
+
+def clusters_record(clusters: Clusters, profiles: Mapping[ClientId, Profile]) -> dict[str, Any]:
+    """Return what clusters.json holds: who is where and since when, and what that rests on."""
+    return {
+        "assignment": dict(clusters.assignment),
+        "changes": {str(round): dict(moves) for round, moves in clusters.changes.items()},
+        "confidence": clusters.confidence,
+        "noise": clusters.noise,
+        "agreement": _agreement(clusters, profiles),
+        "clients": list(clusters.clients),
+        "similarity": _rounded(clusters.similarity, 4) if len(clusters.clients) <= _MOST else [],
+        "merges": _rounded(clusters.merges, 6),
+    }
+
+
+def _agreement(
+    clusters: Clusters, profiles: Mapping[ClientId, Profile]
+) -> dict[str, dict[str, Any]]:
+    """Return, for each label that all grouped clients have, its adjusted Rand index with the clusters."""
+    clients = [client for client in clusters.assignment if client in profiles]
+    if not clients:
+        return {}
+    found = [clusters.assignment[client] for client in clients]
+    shared = set.intersection(*(set(profiles[client]) for client in clients))
+    agreement, seen = dict[str, dict[str, Any]](), list[list[str]]()
+    for label in sorted(shared, key=lambda name: (name == "group", name)):
+        values = [profiles[client][label] for client in clients]
+        # A group is called for the label it was dealt out by: that name is enough.
+        if 1 < len(set(values)) < len(values) and values not in seen:
+            seen.append(values)
+            agreement[label] = {
+                "adjusted_rand": adjusted_rand(found, values),
+                "num_values": len(set(values)),
+            }
+    return agreement
+
+
+def _rounded(values: Tensor | None, digits: int) -> list[list[float]]:
+    return (
+        []
+        if values is None
+        else [[round(value, digits) for value in row] for row in values.tolist()]
+    )

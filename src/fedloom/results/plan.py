@@ -10,16 +10,16 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
-from fedloom.client.rehearsal import rehearse
 from fedloom.core.description import check, describe
 from fedloom.core.protocols import ClientId, Fit, Job
 from fedloom.core.randomness import derive
-from fedloom.models.size import model_bytes
+from fedloom.core.rehearsal import rehearse
+from fedloom.models.base_model import model_bytes
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
 from fedloom.tracking.environment import peak_memory_bytes
-from fedloom.tracking.units import human_bytes
+from fedloom.tracking.metric_format import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
 _PROBE_STEPS = 2
@@ -67,8 +67,8 @@ class Plan:
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
         if self.left_frozen:
             table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
-        for at, said in enumerate(self.left_out):
-            table.add_row("" if at else "data", Text(said, style="yellow"))
+        for at, note in enumerate(self.left_out):
+            table.add_row("" if at else "data", Text(note, style="yellow"))
         return table
 
 

@@ -21,8 +21,7 @@ from fedloom.data.preparation import question
 from fedloom.data.readers import read_file
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
-from fedloom.evaluation.answer_entropy import answer_entropies
-from fedloom.evaluation.scoring import evaluating, score
+from fedloom.evaluation.scoring import answer_entropies, evaluating, score
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 

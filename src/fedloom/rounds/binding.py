@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from fedloom.core.files import write_atomic
 from fedloom.data.manifest import ClientCounts
 from fedloom.models.identity import commit
-from fedloom.rounds.inputs import FILE, Inputs, now, place_of
-from fedloom.rounds.notes import Difference
+from fedloom.rounds.inputs import FILE, Difference, Inputs, named_path, now
 from fedloom.rounds.reading import read_manifest
 from fedloom.rounds.session import Session
 from fedloom.spaces.handshake import differing, short
@@ -56,9 +55,9 @@ def compare(session: Session, *, anyway: bool) -> tuple[Difference, ...]:
     ]
     bound = [key for key in keys if key not in _allowed(session)]
     if keys and (bound or not anyway):
-        said = "; ".join(map(str, differences))
+        text = "; ".join(map(str, differences))
         raise ValueError(
-            f"what the run in {folder} was begun with on {_day(known.since)} has changed: {said}:"
+            f"what the run in {folder} was begun with on {_day(known.since)} has changed: {text}:"
             f" {_remedy(known, keys, bound)}"
         )
     return tuple(differences)
@@ -73,8 +72,8 @@ def bind(session: Session) -> None:
         before.since if found == before.identity else now(),
         found,
         # What was found where the run began is meant by the same name wherever a command is started.
-        model=place_of(recipe.model.name) or before.model,
-        data=place_of(recipe.data.source) or before.data,
+        model=named_path(recipe.model.name) or before.model,
+        data=named_path(recipe.data.source) or before.data,
         commit=commit(session.base),
     )
     text = json.dumps(inputs.to_json(), indent=2, ensure_ascii=False)
@@ -87,13 +86,13 @@ def changed_sites(session: Session) -> tuple[Difference, ...]:
         return ()
     before = read_manifest(session.folder, elsewhere=True).clients
     return tuple(
-        Difference(f"examples of {client}", _told(before[client]), _told(counts))
+        Difference(f"examples of {client}", _text(before[client]), _text(counts))
         for client, counts in session.counts.items()
         if client in before and before[client] != counts
     )
 
 
-def _told(counts: ClientCounts) -> str:
+def _text(counts: ClientCounts) -> str:
     return f"{counts.train}/{counts.validation}/{counts.test}"
 
 

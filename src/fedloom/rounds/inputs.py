@@ -1,19 +1,22 @@
-"""What a run was begun with: hashes of its split, its model and its tokenizer, and where their files were."""
+"""What a run was begun with: hashes and places of its files; and when a command went on although they had changed."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from fedloom.data.data_settings import DataSettings
 from fedloom.models.base_model import ModelSettings
-from fedloom.rounds.reading import read_json
+from fedloom.rounds.reading import read_json, read_text
+from fedloom.spaces.handshake import MEANING
 
 FILE = "inputs.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NamedPath:
     """A file or folder that a recipe names."""
 
     name: str
@@ -30,8 +33,8 @@ class Inputs:
     """When the run was begun with these."""
     identity: Mapping[str, str]
     """Hashes by name, see `spaces.handshake`."""
-    model: Place | None = None
-    data: Place | None = None
+    model: NamedPath | None = None
+    data: NamedPath | None = None
     """None where the recipe names something built in, or on the Hub."""
     commit: str | None = None
     """Of a model on the Hub."""
@@ -47,10 +50,10 @@ class Inputs:
         if not file.exists():
             return None
         remedy = "put back the file as the run wrote it, or remove it and take what is there now with --anyway"
-        told = read_json(file, dict, remedy=remedy)
+        fields = read_json(file, dict, remedy=remedy)
         try:
-            places = {n: told[n] and Place(**told[n]) for n in ("model", "data")}
-            found = cls(**{**told, **places})
+            places = {n: fields[n] and NamedPath(**fields[n]) for n in ("model", "data")}
+            found = cls(**{**fields, **places})
             known = {str(key): str(value) for key, value in found.identity.items()}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not what a run writes ({error}): {remedy}") from error
@@ -66,10 +69,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def place_of(name: str) -> Place | None:
+def named_path(name: str) -> NamedPath | None:
     """Return where a file or folder is now; None where there is none."""
     path = Path(name).expanduser()
-    return Place(name, str(path.resolve())) if path.exists() else None
+    return NamedPath(name, str(path.resolve())) if path.exists() else None
 
 
 def located(
@@ -92,7 +95,60 @@ def located(
     return replace(model, name=name), replace(data, source=source)
 
 
-def _found(name: str, known: Place | None) -> str:
+def _found(name: str, known: NamedPath | None) -> str:
     if known is None or known.name != name or Path(name).expanduser().exists():
         return name
     return known.path
+
+
+NOTES_FILE = "anyway.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is no longer as a run was begun."""
+
+    key: str
+    was: str
+    now: str
+
+    def __str__(self) -> str:
+        """Return it as a part of a sentence."""
+        return f"{MEANING.get(self.key, self.key)}, {self.was} then and {self.now} now"
+
+
+def write_note(folder: Path, command: str, differences: Sequence[Difference]) -> Mapping[str, Any]:
+    """Add a line and return it: which command, when, and what differed."""
+    row = {"date": now(), "command": command, "differs": [asdict(each) for each in differences]}
+    with (folder / NOTES_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return row
+
+
+def read_notes(folder: Path) -> list[Mapping[str, Any]]:
+    """Return the lines.
+
+    Raises:
+        ValueError: naming the line that no command writes.
+    """
+    file = folder / NOTES_FILE
+    if not file.exists():
+        return []
+    rows = []
+    for number, line in enumerate(read_text(file, remedy="remove it").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            note_text(row)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"line {number} of {file} is not what a command writes: remove it"
+            ) from error
+        rows.append(row)
+    return rows
+
+
+def note_text(row: Mapping[str, Any]) -> str:
+    """Return a line as a sentence."""
+    parts = "; ".join(str(Difference(**each)) for each in row["differs"])
+    day = str(row["date"])[:16].replace("T", " ")
+    return f"On {day} {row['command']} was told to go on although this had changed: {parts}."

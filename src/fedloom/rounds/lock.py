@@ -110,10 +110,10 @@ def _patiently(file: Path) -> Mapping[str, Any]:
 
 def _holder(file: Path) -> Mapping[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        holder = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _in_use(root: Path, holder: Mapping[str, Any]) -> str:

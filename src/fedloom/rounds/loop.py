@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal
 
 from fedloom.core.description import describe
-from fedloom.core.metrics import METRICS, MetricTable, Reduction
+from fedloom.core.metrics import METRICS, MetricTable, Reduction, has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
     Algorithm,
@@ -23,7 +23,6 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
-from fedloom.core.reported import has_diverged
 from fedloom.rounds.plausibility import Plausibility
 from fedloom.rounds.state_checks import state_fault
 from fedloom.server.samplers import Sampler
@@ -39,7 +38,7 @@ class Run(Generic[State]):
 
 
 @dataclass
-class Tally:
+class RoundTally:
     """What a round's deliveries cost and reported, added up while they stream by."""
 
     download_bytes: int = 0
@@ -105,9 +104,9 @@ def advance(
     # A rule that compares uploads is to see all that it counts on.
     believed = bounds_updates or algorithm.server_sees == "each in full"
     plausibility = Plausibility(population, None if believed else max_update_norm)
-    tally = Tally(plausibility=plausibility, reported=Reduction(metrics))
+    tally = RoundTally(plausibility=plausibility, reported=Reduction(metrics))
     deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
-    state, server, kept, why = run.state, dict[str, float](), False, ""
+    state, server, is_updated, why = run.state, dict[str, float](), False, ""
     try:
         updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
         flaw = state_fault(run.state, updated, most=most)
@@ -118,13 +117,13 @@ def advance(
         elif tally.num_replies < min_replies:
             why = f"{tally.num_replies} clients replied, run.min_replies is {min_replies}"
         else:
-            kept, state = True, updated
+            is_updated, state = True, updated
             server = {f"server/{name}": value for name, value in reported.items()}
     except NoReplies as error:
         why = str(error)
     if why and say:
         say(f"the model stays as it was: {why}")
-    line = {**tally.metrics(), **server, "comm/round_kept": float(kept)}
+    line = {**tally.metrics(), **server, "comm/round_kept": float(is_updated)}
     return replace(run, number=round.number, state=state), line, tally.failures
 
 
@@ -144,7 +143,7 @@ def measure(
     """
     round = draw(run, population, None)
     sent = algorithm.broadcast(run.state, round)
-    tally = Tally()
+    tally = RoundTally()
     replies = tally.replies(engine.run(tasks(kind, round, {c: sent[c] for c in clients})))
     measured = {reply.client: reply.metrics for reply in replies}
     lost = {client for client, metrics in measured.items() if has_diverged(metrics)}

@@ -41,13 +41,13 @@ class Plausibility:
         # Compared as it is: a whole number may be too large for a float.
         if type(weight) not in (int, float) or not 0 <= weight <= most:
             whose = "examples there may be" if declared is None else "examples it declared"
-            said = f"its weight must be a number from 0 to the {most:g} {whose}"
-            return ClientFailure(reply.client, f"{said}, got {ascii(weight)[:40]}")
+            reason = f"its weight must be a number from 0 to the {most:g} {whose}"
+            return ClientFailure(reply.client, f"{reason}, got {ascii(weight)[:40]}")
         size = _norm(reply)
         bound = self.max_update_norm
         if bound is not None and "delta" in reply.upload and not size <= bound:
-            said = f"its update has norm {size:.3g}, above run.max_update_norm"
-            return ClientFailure(reply.client, f"{said} ({bound:g})")
+            reason = f"its update has norm {size:.3g}, above run.max_update_norm"
+            return ClientFailure(reply.client, f"{reason} ({bound:g})")
         if weight > self._heaviest:
             weight, reply = self._heaviest, replace(reply, weight=self._heaviest)
         self.pulls[reply.client] = weight * size
@@ -86,8 +86,8 @@ def implausible_evaluation(
 
 
 def _declared(profile: Profile) -> float | None:
-    said = profile.get("num_examples", "")
-    return float(said) if said.isdecimal() and len(said) < 16 else None
+    text = profile.get("num_examples", "")
+    return float(text) if text.isdecimal() and len(text) < 16 else None
 
 
 def _norm(reply: Reply) -> float:

@@ -64,8 +64,8 @@ def read_recipe_text(folder: Path) -> tuple[str, Mapping[str, Any]]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"{file} is not YAML ({said}): {remedy}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"{file} is not YAML ({message}): {remedy}") from error
     if not isinstance(tree, dict):
         what = type(tree).__name__ if text.strip() else "an empty file"
         raise ValueError(f"{file} must hold the sections of a recipe, got {what}: {remedy}")
@@ -99,9 +99,9 @@ def read_manifest(folder: Path, *, elsewhere: bool = False) -> Manifest:
         ValueError: where it is not there, or not whole.
     """
     file, remedy = manifest_of(folder), f"`fedloom resume {folder}` writes it anew"
-    told = read_json(file, dict, remedy=remedy)
+    content = read_json(file, dict, remedy=remedy)
     try:
-        manifest = Manifest.from_json(told)
+        manifest = Manifest.from_json(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is no manifest of a split ({error}): {remedy}") from error
     if not elsewhere and manifest.profiles.keys() != manifest.clients.keys():

@@ -14,7 +14,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
-from fedloom.server.samplers import Full, Sampler
+from fedloom.server.samplers import FullParticipation, Sampler
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
@@ -31,6 +31,7 @@ class RunSettings:
     """Section `run`: how long, from which seed, and what is kept."""
 
     rounds: int = 20
+    """How many there are."""
     seed: int = 0
     """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
     min_replies: int = 0
@@ -46,6 +47,7 @@ class RunSettings:
     monitor: str = "validation/loss"
     """The metric early stopping watches, as named in metrics.jsonl."""
     keep_checkpoints: int = 2
+    """The newest ones; at least 1."""
     trackers: Sequence[str] = ()
     """Besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
     baselines: Sequence[Baseline] = ()
@@ -76,20 +78,33 @@ class Recipe:
     """One run, complete."""
 
     name: str
+    """Of the run, its folder and its figures; a file's own name, if it says nothing else."""
     algorithm: Algorithm[Any]
+    """What is sent, what clients do, how the server combines; wrappers around one another, outermost first."""
     description: str = ""
+    """One line, for `fedloom recipes ls`."""
     model: ModelSettings = ModelSettings()
+    """Which model is fine-tuned."""
     tune: Tune = LoRA()
+    """What is learnt of it: adapters, its weights, or coefficients of random directions."""
     data: DataSettings = field(default_factory=DataSettings)
+    """Whose rows, and how they become tokens."""
     objective: Objective = DEFAULT
+    """What is learnt from an example, and judged."""
     local: LocalSettings = LocalSettings()
-    cohort: Sampler = Full()
+    """How a client learns."""
+    cohort: Sampler = FullParticipation()
+    """Who takes part in a round."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """When the model is measured, and by what."""
     wire: WireSettings = WireSettings()
+    """How tensors become bytes."""
     engine: EngineSettings = InProcessSettings()
+    """Where clients run."""
     objects: Mapping[str, str] = field(default_factory=dict)
     """What Python gave in the place of a section, by its module and name: such a run goes on from Python, with the same."""
     run: RunSettings = RunSettings()
+    """How long, from which seed, and what is kept."""
 
     @property
     def elsewhere(self) -> bool:

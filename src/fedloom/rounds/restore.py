@@ -8,9 +8,8 @@ from fedloom.core.files import DamagedFile
 from fedloom.core.protocols import ClientError, Metrics
 from fedloom.rounds.binding import compare, meaning_of
 from fedloom.rounds.checkpoint import Checkpoints, Resumed
-from fedloom.rounds.inputs import FILE
+from fedloom.rounds.inputs import FILE, Difference, read_notes
 from fedloom.rounds.loop import Run, begin
-from fedloom.rounds.notes import Difference, read_notes
 from fedloom.rounds.session import Session
 from fedloom.tracking.records import RECORDS, records
 
@@ -26,7 +25,7 @@ class Standing:
     run: Run[Any]
     fresh: bool
     """Whether nothing has been done yet."""
-    told: Metrics
+    metrics: Metrics
     """What the round's line in metrics.jsonl holds before the model is measured."""
     damaged: tuple[str, ...] = ()
     """Why each newer checkpoint was passed over."""
@@ -77,8 +76,8 @@ def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> 
         _check_memory(session, extra)
 
     resumed = checkpoints.load(fresh, check=whole)
-    told = resumed.extra.get("told", {})
-    return Standing(checkpoints, resumed.run, False, told, resumed.damaged, found[0])
+    metrics = resumed.extra.get("told", {})
+    return Standing(checkpoints, resumed.run, False, metrics, resumed.damaged, found[0])
 
 
 def newest(session: Session, settings: Mapping[str, Any] | None = None) -> Resumed[Run[Any]]:

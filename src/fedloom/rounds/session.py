@@ -7,9 +7,9 @@ from pathlib import Path
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
 from fedloom.client.setup import Setup, TrainerParts
-from fedloom.client.worker import Deployed
 from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
 from fedloom.core.randomness import derive
+from fedloom.core.rehearsal import Deployed
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate

@@ -20,15 +20,13 @@ from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, 
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.rounds.checkpoint import Checkpoints
-from fedloom.rounds.influence import FILE as INFLUENCE_FILE
-from fedloom.rounds.influence import split_influence
 from fedloom.rounds.loop import Run, advance, measure
 from fedloom.rounds.plausibility import implausible_evaluation
-from fedloom.rounds.privacy import covered
+from fedloom.rounds.privacy import Releases, covered
 from fedloom.rounds.recipe_settings import RunSettings
-from fedloom.rounds.releases import Releases
 from fedloom.rounds.restore import Standing
-from fedloom.rounds.seed_space import seed_metrics
+from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
+from fedloom.rounds.server_metrics import seed_metrics, split_influence
 from fedloom.rounds.session import Session
 from fedloom.tracking.environment import phase_memory
 from fedloom.tracking.metrics_log import MetricsLog
@@ -80,7 +78,7 @@ class Training:
         self.begun = False
         self._stands, self._trackers, self._console = stands, trackers, console
         self._releases = Releases(stands.checkpoints.folder / "releases", session.recipe.algorithm)
-        self._untold: Metrics | None = None
+        self._unreported: Metrics | None = None
         self._stopped = False
 
     def rounds(self) -> Iterator[FinishedRound]:
@@ -91,17 +89,17 @@ class Training:
         with round_bar(self._console, recipe.name, done=done, total=total) as bar:
             if not recorder.history().lines:
                 self._measure_before(recorder, bar)
-            elif self._untold is not None:
-                yield self._tell(self._untold, recorder, bar)
+            elif self._unreported is not None:
+                yield self._tell(self._unreported, recorder, bar)
             while not self._stopped and self.run.number < total and not recorder.stopped():
                 try:
-                    self._untold = self._next(recorder)
+                    self._unreported = self._next(recorder)
                 except BudgetSpent as spent:
                     bar.say(f"ended after round {self.run.number}")
-                    said = f"the run ends after round {self.run.number}: {spent}"
-                    self._console.print(Text(said, "yellow"))
+                    message = f"the run ends after round {self.run.number}: {spent}"
+                    self._console.print(Text(message, "yellow"))
                     break
-                yield self._tell(self._untold, recorder, bar)
+                yield self._tell(self._unreported, recorder, bar)
 
     def _begin(self) -> "_Recorder":
         """Return who writes down the rounds; before the first, bring the folder to where the run stands."""
@@ -111,9 +109,9 @@ class Training:
             # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
             self.session.store.rewind(self.run.number)
             _prune(self.session, self.checkpoints)
-            told_of = _truncate(self.session.folder, -1 if self._stands.fresh else self.run.number)
-            if 0 <= told_of < self.run.number:
-                self._untold = self._stands.told
+            recorded = _truncate(self.session.folder, -1 if self._stands.fresh else self.run.number)
+            if 0 <= recorded < self.run.number:
+                self._unreported = self._stands.metrics
             self.begun = True
         return _Recorder(self.session, self._trackers, self._console)
 
@@ -126,25 +124,25 @@ class Training:
     def _next(self, recorder: "_Recorder") -> Metrics:
         """Run one more round and save it; return what is told of it before it is measured."""
         recorder.failures.clear()
-        run, told = _round(self.run, self.session, recorder)
-        self.checkpoints.save(run, {**recorder.beside(run), "told": told})
+        run, metrics = _round(self.run, self.session, recorder)
+        self.checkpoints.save(run, {**recorder.beside(run), "told": metrics})
         self._releases.record(run)
         _prune(self.session, self.checkpoints)
         self.run = run
-        return told
+        return metrics
 
-    def _tell(self, told: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
+    def _tell(self, reported: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
         """Measure the model after a round, if that is due, and write down the round."""
         run, every = self.run, self.session.recipe.evaluation.every
         last = run.number == self.session.recipe.run.rounds
         due = last or (every > 0 and run.number % every == 0)
         measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
-        metrics, influence = split_influence(told)
+        metrics, influence = split_influence(reported)
         if influence:
             recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
         line = recorder.record(run, {**metrics, **measured})
         bar.advance(run.number, {**metrics, **measured})
-        self._untold = None
+        self._unreported = None
         return FinishedRound(run.number, line, tuple(recorder.failures), self._stop)
 
     def _stop(self) -> None:
@@ -202,7 +200,7 @@ def _round(
             min_replies=recipe.run.min_replies,
             max_update_norm=recipe.run.max_update_norm,
             metrics=recipe.evaluation.table,
-            say=lambda said: recorder.say(f"round {number}: {said}"),
+            say=lambda message: recorder.say(f"round {number}: {message}"),
         )
         session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
@@ -281,17 +279,20 @@ class _Recorder:
 
     def beside(self, run: Run[Any]) -> dict[str, Any]:
         """Return what a checkpoint keeps beside the run: which client state and how many records belong to it."""
-        return {"client_state": self.session.store.kept(before=run.number + 1), "lines": self.lines}
+        return {
+            "client_state": self.session.store.latest_rounds(before=run.number + 1),
+            "lines": self.lines,
+        }
 
     def note(self, number: int, failures: Sequence[ClientFailure]) -> None:
         self.failures += failures
         for failure in failures:
-            said = f"round {number}: {failure.client} is absent: {failure.reason}"
-            self.console.print(Text(said, "yellow"))
+            message = f"round {number}: {failure.client} is absent: {failure.reason}"
+            self.console.print(Text(message, "yellow"))
 
-    def say(self, said: str) -> None:
+    def say(self, message: str) -> None:
         """Print a note in which names are no markup."""
-        self.console.print(Text(said, "yellow"), soft_wrap=True)
+        self.console.print(Text(message, "yellow"), soft_wrap=True)
 
     def append(self, file: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add lines to a file of the run's records, and count them."""
@@ -302,17 +303,17 @@ class _Recorder:
         self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
     ) -> Mapping[ClientId, Metrics]:
         """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
-        longest, kept = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        longest, believed = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
         usual = statistics.median([held_out[client] for client in measured] or [0])
         for client, metrics in measured.items():
             doubt = implausible_evaluation(
                 metrics, held_out=held_out[client], usual=usual, max_length=longest
             )
             if doubt is None:
-                kept[client] = metrics
+                believed[client] = metrics
             else:
                 self.say(f"round {number}: the evaluation of {client} is left out: {doubt}")
-        return kept
+        return believed
 
     def _write_clients(self, number: int, split: str, measured: Mapping[ClientId, Metrics]) -> None:
         rows = [

@@ -18,6 +18,7 @@ decay: what the code of FLASC (Kuo et al. 2024, arXiv:2406.05233) calls FedAdam.
 Deltas point the way to go, so a step adds. Params and moments are kept in at least float32.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -121,8 +122,8 @@ class Adagrad:
 
 
 @dataclass(frozen=True, slots=True)
-class Yogi:
-    """FedYogi: Adam whose second moment moves by steps of bounded size."""
+class _Adaptive(ABC):
+    """Algorithm 2 with a second moment that decays."""
 
     lr: float = 1e-3
     beta1: float = 0.9
@@ -134,60 +135,41 @@ class Yogi:
     variant: Variant = "paper"
 
     def __post_init__(self) -> None:
-        _check_positive("yogi", "lr", self.lr)
-        _check_positive("yogi", "tau", self.tau)
-        _check_decay("yogi", "beta1", self.beta1)
-        _check_decay("yogi", "beta2", self.beta2)
-        _check_variant("yogi", self.variant)
+        name = type(self).__name__.lower()
+        _check_positive(name, "lr", self.lr)
+        _check_positive(name, "tau", self.tau)
+        _check_decay(name, "beta1", self.beta1)
+        _check_decay(name, "beta2", self.beta2)
+        _check_variant(name, self.variant)
 
     def init(self, params: Params) -> Moments:
         return Moments(0, _full_like(params, 0.0), _full_like(params, self.tau**2))
 
     def step(self, params: Params, delta: Params, moments: Moments) -> tuple[Params, Moments]:
         m = _average(moments, delta, beta=self.beta1, variant=self.variant)
-        new = 1 - self.beta2
-
-        def second(v: Tensor, d: Tensor) -> Tensor:
-            return v - new * d * d * torch.sign(v - d * d)
-
-        v = params_map(second, moments.v, delta if self.variant == "paper" else m)
+        v = params_map(self._second, moments.v, delta if self.variant == "paper" else m)
         params = _ascend(params, m, v, lr=self.lr, tau=self.tau)
         return params, Moments(moments.num_steps + 1, m, v)
+
+    @abstractmethod
+    def _second(self, v: Tensor, d: Tensor) -> Tensor:
+        """Return the second moment after a delta."""
 
 
 @dataclass(frozen=True, slots=True)
-class Adam:
+class Yogi(_Adaptive):
+    """FedYogi: Adam whose second moment moves by steps of bounded size."""
+
+    def _second(self, v: Tensor, d: Tensor) -> Tensor:
+        return v - (1 - self.beta2) * d * d * torch.sign(v - d * d)
+
+
+@dataclass(frozen=True, slots=True)
+class Adam(_Adaptive):
     """FedAdam: a step of about lr in every coordinate that keeps its direction."""
 
-    lr: float = 1e-3
-    beta1: float = 0.9
-    """Decay of the first moment, [0, 1)."""
-    beta2: float = 0.99
-    """Decay of the second moment, [0, 1)."""
-    tau: float = 1e-3
-    """Adaptivity: the larger, the more alike the coordinates' steps."""
-    variant: Variant = "paper"
-
-    def __post_init__(self) -> None:
-        _check_positive("adam", "lr", self.lr)
-        _check_positive("adam", "tau", self.tau)
-        _check_decay("adam", "beta1", self.beta1)
-        _check_decay("adam", "beta2", self.beta2)
-        _check_variant("adam", self.variant)
-
-    def init(self, params: Params) -> Moments:
-        return Moments(0, _full_like(params, 0.0), _full_like(params, self.tau**2))
-
-    def step(self, params: Params, delta: Params, moments: Moments) -> tuple[Params, Moments]:
-        m = _average(moments, delta, beta=self.beta1, variant=self.variant)
-        new = 1 - self.beta2
-
-        def second(v: Tensor, d: Tensor) -> Tensor:
-            return self.beta2 * v + new * d * d
-
-        v = params_map(second, moments.v, delta if self.variant == "paper" else m)
-        params = _ascend(params, m, v, lr=self.lr, tau=self.tau)
-        return params, Moments(moments.num_steps + 1, m, v)
+    def _second(self, v: Tensor, d: Tensor) -> Tensor:
+        return self.beta2 * v + (1 - self.beta2) * d * d
 
 
 @dataclass(frozen=True, slots=True)

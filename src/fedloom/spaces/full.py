@@ -9,11 +9,9 @@ import torch
 
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import trainable
-from fedloom.models.base_model import Base
-from fedloom.models.folder import write_model
+from fedloom.models.base_model import Base, write_model
 from fedloom.models.int8 import is_quantized
-from fedloom.spaces.live import Live, Origin, check_origin
-from fedloom.spaces.named import check_names, learnable
+from fedloom.spaces.live import Live, Origin, check_names, check_origin, learnable
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from fedloom.core.protocols import Params
 from fedloom.models.adapters import attach_lora, trainable
 from fedloom.models.base_model import Base
 from fedloom.models.int8 import is_quantized
-from fedloom.spaces.live import Live, Origin, check_origin
-from fedloom.spaces.named import check_names
+from fedloom.spaces.live import Live, Origin, check_names, check_origin
 
 
 @dataclass(frozen=True, slots=True)

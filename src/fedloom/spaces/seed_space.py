@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.files import write_atomic
+from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.base_model import Base, clean
-from fedloom.models.folder import write_model
+from fedloom.models.base_model import Base, clean, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
-from fedloom.spaces.live import Layout, Seated
-from fedloom.spaces.named import check_names, chosen, every, learnable
+from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
 from fedloom.spaces.spilled import SpilledVector
 
 BASE = "base"
@@ -151,7 +150,7 @@ class SeedSpace:
         params = self.read(params)
         self._load_quantized(params)
         # A cohort starts where it is sent: what took a pass a direction is not summed again for everyone.
-        if self._last is not None and _same(self._last[0], params):
+        if self._last is not None and equal(self._last[0], params):
             self._last[1].read(self.values)
             return
         self._rebuild(params, self.values)
@@ -186,8 +185,8 @@ class SeedSpace:
         """Write the whole model, and beside it the few numbers that are all of it but the base model."""
         self.save_merged(folder, params)
         lists = {name: t.tolist() for name, t in self.read(params).items()}
-        told = json.dumps({"identity": dict(self.identity()), "params": lists})
-        write_atomic(folder / "seeds.json", told.encode())
+        text = json.dumps({"identity": dict(self.identity()), "params": lists})
+        write_atomic(folder / "seeds.json", text.encode())
 
     def save_merged(self, folder: Path, params: Params) -> None:
         self.load(params)
@@ -213,12 +212,12 @@ class SeedSpace:
     def _fingerprint(self) -> str:
         """Return the SHA-256 of the base model, wherever its weights have gone since."""
         digest = hashlib.sha256(str(self.values.dtype).encode())
-        kept, at = dict[str, slice](), 0
+        slices, at = dict[str, slice](), 0
         for name, shape in self.seated.layout.shapes.items():
-            kept[name] = slice(at, at := at + shape.numel())
+            slices[name] = slice(at, at := at + shape.numel())
         for name, parameter in every(self.model).items():
-            if name in kept:
-                digest.update(self._origin.bytes_of(kept[name]))
+            if name in slices:
+                digest.update(self._origin.bytes_of(slices[name]))
             else:
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         for scale in self._scales.values():
@@ -251,7 +250,3 @@ class SeedSpace:
         u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
         flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))
         return next(flat), next(flat)
-
-
-def _same(a: Params, b: Params) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)

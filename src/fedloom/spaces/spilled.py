@@ -20,36 +20,36 @@ class SpilledVector:
         with tempfile.TemporaryFile() as file:
             file.truncate(num_bytes)
             self._map = mmap.mmap(file.fileno(), num_bytes)
-        self._kept = torch.frombuffer(self._map, dtype=values.dtype)
+        self._values = torch.frombuffer(self._map, dtype=values.dtype)
         self.write(values)
 
     def write(self, values: Tensor) -> None:
         """Keep these values, of the same type and number."""
         for here in self.stretches():
-            self._kept[here].copy_(values[here])
+            self._values[here].copy_(values[here])
             self._let_go(here)
 
     def read(self, out: Tensor) -> Tensor:
         """Copy what is kept into a vector of any type, and return that."""
         for here in self.stretches():
-            out[here].copy_(self._kept[here])
+            out[here].copy_(self._values[here])
             self._let_go(here)
         return out
 
     def stretches(self) -> Iterator[slice]:
         """Yield the parts of the vector that are in memory at a time."""
-        step = STRETCH // self._kept.element_size()
-        for first in range(0, len(self._kept), step):
-            yield slice(first, min(first + step, len(self._kept)))
+        step = STRETCH // self._values.element_size()
+        for first in range(0, len(self._values), step):
+            yield slice(first, min(first + step, len(self._values)))
 
     def bytes_of(self, here: slice) -> memoryview:
         """Return the bytes of a stretch."""
-        size = self._kept.element_size()
+        size = self._values.element_size()
         return memoryview(self._map)[here.start * size : here.stop * size]
 
     def _let_go(self, here: slice) -> None:
         # The file keeps what is written; the pages only stop counting as this process's memory.
         if sys.platform != "win32":
-            size = self._kept.element_size()
+            size = self._values.element_size()
             start, stop = here.start * size, here.stop * size
             self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)

@@ -22,7 +22,7 @@ from fedloom.core.protocols import (
     Trainer,
 )
 from fedloom.core.randomness import generator
-from fedloom.core.standin import stand_in
+from fedloom.core.rehearsal import stand_in
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example

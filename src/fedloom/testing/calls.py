@@ -12,13 +12,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from fedloom.client.rehearsal import rehearse
-from fedloom.client.worker import client_half
 from fedloom.core.payloads import mean_upload
 from fedloom.core.protocols import Algorithm, Reply, Sees, Task
 from fedloom.core.randomness import generator
+from fedloom.core.rehearsal import client_half, play_out, rehearse
 from fedloom.core.schema import difference, schema
-from fedloom.core.standin import play_out
 from fedloom.engines.inprocess import InProcess
 from fedloom.plugins import is_frozen, missing_members
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256

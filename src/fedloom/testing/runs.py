@@ -14,7 +14,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import Run, begin, draw, measure
-from fedloom.server.samplers import Full, Uniform
+from fedloom.server.samplers import FullParticipation, Uniform
 from fedloom.testing.bench import SEED, StillTrainer, drawn_start
 from fedloom.testing.compare import distance, same
 from fedloom.testing.subject import Subject
@@ -58,7 +58,7 @@ def still(subject: Subject) -> str | None:
 
     # As of the same round: what is sent of a model may change by schedule.
     before = models(dataclasses.replace(run, number=2))
-    run, _ = bench.rounds(algorithm, engine, 2, run=run, sampler=Full())
+    run, _ = bench.rounds(algorithm, engine, 2, run=run, sampler=FullParticipation())
     worst, _ = distance(before, models(run))
     if not worst < 1e-6:
         raise BrokenLaw(
@@ -111,7 +111,7 @@ def absences(subject: Subject) -> str | None:
     bench, algorithm = subject.bench(), subject.algorithm
     everybody = frozenset(bench.federation.shards)
     engine = bench.engine(Loopback, algorithm, subject.folder / "a", lost=frozenset({"c3"}))
-    _, reported = bench.rounds(algorithm, engine, 2, sampler=Full())
+    _, reported = bench.rounds(algorithm, engine, 2, sampler=FullParticipation())
     if [failures for _, failures in reported] != [[ClientFailure("c3", "lost on the way")]] * 2:
         raise BrokenLaw(
             f"without c3 rounds ended with the failures {reported[0][1]}, not its alone"
@@ -120,16 +120,16 @@ def absences(subject: Subject) -> str | None:
     for lost, least in ((everybody, 1), (frozenset({"c3"}), subject.num_clients)):
         engine = bench.engine(Loopback, algorithm, subject.folder / f"b{least}", lost=lost)
         try:
-            run, said = bench.rounds(
-                algorithm, engine, 1, run=fresh, sampler=Full(), min_replies=least
+            run, reported = bench.rounds(
+                algorithm, engine, 1, run=fresh, sampler=FullParticipation(), min_replies=least
             )
         except Exception as error:
             raise BrokenLaw(
                 f"server_update raised {type(error).__name__} ({error}) where {len(lost)} of"
                 f" {subject.num_clients} clients are lost: raise NoReplies for a mean of nobody, as mean_upload does"
             ) from error
-        kept = said[0][0]["comm/round_kept"]
-        if kept or run.number != 1 or not same(run.state, fresh.state):
+        is_updated = reported[0][0]["comm/round_kept"]
+        if is_updated or run.number != 1 or not same(run.state, fresh.state):
             raise BrokenLaw(f"a round without enough replies ({len(lost)} lost) was kept")
     return None
 
@@ -149,14 +149,14 @@ def resume(subject: Subject) -> str | None:
         files[run.number], seen[run.number] = checkpoints.save(run), state_sha256(run)
 
     sampler = subject.cohort
-    _, said = bench.rounds(
+    _, reported = bench.rounds(
         algorithm, engine, subject.rounds, run=fresh, sampler=sampler, after=keep
     )
     for number in range(subject.rounds - 1, 0, -1):
         files[number + 1].unlink()
         middle = checkpoints.load(fresh).run
         again, repeated = bench.rounds(algorithm, engine, number + 1, run=middle, sampler=sampler)
-        if state_sha256(again) != seen[number + 1] or repeated != said[number : number + 1]:
+        if state_sha256(again) != seen[number + 1] or repeated != reported[number : number + 1]:
             raise BrokenLaw(
                 f"round {number + 1} ended otherwise when the run went on from its checkpoint after round {number}:"
                 " keep all that a round needs in the state, and on clients in their client state"
@@ -171,14 +171,14 @@ def engines(subject: Subject) -> str | None:
     for kind in (InProcess, Loopback):
         bench = subject.bench()
         engine = bench.engine(kind, algorithm, subject.folder / kind.__name__, wire=subject.wire)
-        run, said = bench.rounds(algorithm, engine, subject.rounds, sampler=sampler)
+        run, reported = bench.rounds(algorithm, engine, subject.rounds, sampler=sampler)
         population = engine.population()
         clients = list(population)
         measured = [
             measure(run, algorithm, engine, kind=split, population=population, clients=clients)
             for split in ("validate", "test")
         ]
-        results.append({"state": state_sha256(run), "metrics": said, "evaluation": measured})
+        results.append({"state": state_sha256(run), "metrics": reported, "evaluation": measured})
     here, there = results
     if differing := [name for name in here if here[name] != there[name]]:
         raise BrokenLaw(
@@ -198,8 +198,8 @@ def batched(subject: Subject) -> str | None:
     if many.trainer.width < subject.num_clients or one.trainer.width != 1:
         return "these local settings train clients one at a time"
     algorithm = subject.without_noise()
-    a = one.final(algorithm, subject.folder / "a", 2, sampler=Full())
-    b = many.final(algorithm, subject.folder / "b", 2, sampler=Full())
+    a = one.final(algorithm, subject.folder / "a", 2, sampler=FullParticipation())
+    b = many.final(algorithm, subject.folder / "b", 2, sampler=FullParticipation())
     worst, _ = distance(a.state, b.state)
     if not worst < EXACT:
         raise BrokenLaw(

@@ -54,7 +54,7 @@ def phase_memory(phase: str) -> Iterator[dict[str, float]]:
 
     It stays without the first where a system cannot forget its peak (all but Linux). Phases do not nest.
     """
-    told: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     _EARLIER.main, _EARLIER.gpu = peak_memory_bytes(), peak_gpu_memory_bytes()
     for device in _gpus():
         torch.cuda.reset_peak_memory_stats(device)
@@ -63,11 +63,11 @@ def phase_memory(phase: str) -> Iterator[dict[str, float]]:
         forgotten = True
     except OSError:
         forgotten = False
-    yield told
+    yield peaks
     if forgotten:
-        told[f"memory/{phase}_bytes"] = float(_main_peak())
+        peaks[f"memory/{phase}_bytes"] = float(_main_peak())
     if _gpus():
-        told[f"memory/{phase}_gpu_bytes"] = float(_gpu_peak())
+        peaks[f"memory/{phase}_gpu_bytes"] = float(_gpu_peak())
 
 
 def peak_memory_bytes() -> int:

@@ -28,14 +28,14 @@ class RoundBar:
 
     def advance(self, number: int, metrics: Metrics) -> None:
         """Move on to round `number` and show its numbers; a line of its own where there is no terminal."""
-        said = _said(metrics)
-        self.progress.update(self.task, completed=number, said=said)
+        line = _line(metrics)
+        self.progress.update(self.task, completed=number, line=line)
         if self.progress.disable:
-            self.progress.console.print(f"round {number} of {self.total}: {said}", highlight=False)
+            self.progress.console.print(f"round {number} of {self.total}: {line}", highlight=False)
 
     def say(self, what: str) -> None:
         """Show what happens between rounds."""
-        self.progress.update(self.task, said=what)
+        self.progress.update(self.task, line=what)
 
 
 @contextmanager
@@ -45,17 +45,17 @@ def round_bar(console: Console, name: str, *, done: int, total: int) -> Iterator
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[said]}", markup=False),
+        TextColumn("{task.fields[line]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, completed=done, total=total, said="")
+        task = progress.add_task(name, completed=done, total=total, line="")
         yield RoundBar(progress, task, total)
 
 
-def _said(metrics: Metrics) -> str:
+def _line(metrics: Metrics) -> str:
     shown = [
         ("train/loss", "train loss"),
         ("validation/loss", "validation loss"),

@@ -63,8 +63,8 @@ class JsonLines:
         """Keep the rows of rounds up to `round`, in one atomic step."""
         if not self.path.exists():
             return
-        kept = [row for row in self.rows() if row["round"] <= round]
-        write_atomic(self.path, _lines(kept).encode())
+        remaining = [row for row in self.rows() if row["round"] <= round]
+        write_atomic(self.path, _lines(remaining).encode())
 
     def log(self, round: int, metrics: Metrics) -> None:
         """Take the metrics of one round."""

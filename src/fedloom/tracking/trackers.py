@@ -72,7 +72,7 @@ class _Opening:
     name: str
     recipe: Mapping[str, Any]
 
-    def kept(self, file: str, fresh: Callable[[], str]) -> str:
+    def stored_id(self, file: str, fresh: Callable[[], str]) -> str:
         """Return the id kept in the run directory, so that a resumed run is the same one."""
         path = self.folder / file
         if not path.exists():
@@ -115,7 +115,7 @@ class _Wandb:
         self._run = import_module("wandb").init(
             project="fedloom",
             name=run.name,
-            id=run.kept("wandb_run_id", lambda: uuid.uuid4().hex),
+            id=run.stored_id("wandb_run_id", lambda: uuid.uuid4().hex),
             resume="allow",
             dir=str(run.folder),
             config=dict(run.recipe),
@@ -146,7 +146,7 @@ class _Mlflow:
             self._client.log_dict(made.info.run_id, dict(run.recipe), "recipe.json")
             return str(made.info.run_id)
 
-        self._id = run.kept("mlflow_run_id", create)
+        self._id = run.stored_id("mlflow_run_id", create)
 
     def log(self, round: int, metrics: Metrics) -> None:
         for name, value in metrics.items():
@@ -163,7 +163,7 @@ class _Mlflow:
 
 class _Trackio:
     def __init__(self, run: _Opening) -> None:
-        own = run.kept("trackio_run_id", lambda: uuid.uuid4().hex)
+        own = run.stored_id("trackio_run_id", lambda: uuid.uuid4().hex)
         self._run = import_module("trackio").init(
             project="fedloom",
             name=f"{run.name}-{own[:6]}",

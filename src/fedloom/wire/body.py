@@ -13,9 +13,9 @@ from torch import Tensor
 from fedloom.core.protocols import Payload
 from fedloom.core.schema import Schema
 from fedloom.wire.compact import read_lengths, write_lengths
-from fedloom.wire.layout import Layout, dense_layout, read_layout
+from fedloom.wire.layout import MessageLayout, dense_layout, read_layout
 from fedloom.wire.table import MAX_JSON_BYTES, Block, WireError, write_table
-from fedloom.wire.tensors import found_block, read_run, write_run
+from fedloom.wire.tensors import read_run, write_run
 from fedloom.wire.wire_settings import MAX_BYTES, Compression, ValueType
 
 Piece = bytes | memoryview
@@ -128,22 +128,6 @@ def decode_body(
     return payload
 
 
-def body_size(payload: Payload, *, values: ValueType = "float32") -> int:
-    """Return the length of the uncompressed body without writing it.
-
-    Of a tensor on the meta device only shape and type are known: it counts as if it had no zeros.
-    """
-    layout = dense_layout(payload, values)
-    table: dict[str, list[Block]] = {}
-    for group, params in payload.items():
-        dense = zip(layout.table[group], params.values(), strict=True)
-        table[group] = [found_block(block, tensor) for block, tensor in dense]
-    blocks = [block for group in table.values() for block in group]
-    rows = len(write_table(table))
-    num_bytes = rows + sum(block.position_bytes + block.value_bytes for block in blocks)
-    return 1 + len(write_lengths(rows)) + _CHECKSUM.size + num_bytes
-
-
 def roundtrip(
     payload: Payload, *, values: ValueType = "float32", compression: Compression = "none"
 ) -> Payload:
@@ -152,7 +136,7 @@ def roundtrip(
     return decode_body(body, max_bytes=None)
 
 
-def _check_lengths(layout: Layout, num_bytes: int, max_bytes: int | None) -> None:
+def _check_lengths(layout: MessageLayout, num_bytes: int, max_bytes: int | None) -> None:
     within = max_bytes is None or layout.decoded_bytes <= max_bytes
     if layout.num_bytes == num_bytes and within:
         return

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedloom.core.protocols import Payload
-from fedloom.wire.body import body_size, decode_body, encode_body
-from fedloom.wire.frame import frame, frame_size, split
+from fedloom.wire.body import decode_body, encode_body
+from fedloom.wire.frame import frame, split
 from fedloom.wire.messages import decode_reply as decode_reply
 from fedloom.wire.messages import decode_task as decode_task
 from fedloom.wire.messages import encode_reply as encode_reply
@@ -28,16 +28,6 @@ def encode(
 ) -> bytes:
     """Return the message of `payload`; every type but float32 travels exactly, whatever `values`."""
     return frame(encode_body(payload, values=values, compression=compression), header)
-
-
-def encoded_size(
-    payload: Payload, header: Mapping[str, Any] | None = None, *, values: ValueType = "float32"
-) -> int:
-    """Return `len(encode(...))` without writing it, exact without compression.
-
-    A tensor on the meta device counts as if it had no zeros.
-    """
-    return frame_size(body_size(payload, values=values), header)
 
 
 def decode(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Payload:

@@ -34,13 +34,6 @@ def frame_pieces(
     return [head, _CHECKSUM.pack(checksum), text, *body]
 
 
-def frame_size(body_bytes: int, header: Mapping[str, Any] | None = None) -> int:
-    """Return the length of the message of a body of that length."""
-    header_bytes = len(write_json(dict(header or {})))
-    lengths = write_lengths(header_bytes, body_bytes)
-    return _HEAD.size + len(lengths) + _CHECKSUM.size + header_bytes + body_bytes
-
-
 def split(
     data: bytes, *, max_bytes: int | None = MAX_BYTES, header_bytes: int = MAX_JSON_BYTES
 ) -> tuple[Mapping[str, Any], memoryview]:

@@ -21,12 +21,12 @@ _ALIGNED = 64
 _REMEMBERED = 16
 _MAX_REMEMBERED_BYTES = 1 << 16
 
-_known: dict[bytes, "Layout"] = {}
+_known: dict[bytes, "MessageLayout"] = {}
 """By the bytes of their table, what was read before from a trusted sender or was what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TensorRun:
     """Tensors of one group that are written and read at once; one that is sparse, rounded or large is alone."""
 
     blocks: tuple[Block, ...]
@@ -37,13 +37,13 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class MessageLayout:
     """A table, and what there is to know of it."""
 
     table: Table
     rows: bytes
     """The table as bytes."""
-    runs: tuple[tuple[str, tuple[Run, ...]], ...]
+    runs: tuple[tuple[str, tuple[TensorRun, ...]], ...]
     """Of every group, in the order of their bytes."""
     schema: Schema
     num_bytes: int
@@ -51,7 +51,7 @@ class Layout:
     decoded_bytes: int
 
 
-def dense_layout(payload: Any, values: ValueType) -> Layout:
+def dense_layout(payload: Any, values: ValueType) -> MessageLayout:
     """Return the layout of a payload all of whose entries travel.
 
     Raises:
@@ -64,7 +64,7 @@ def dense_layout(payload: Any, values: ValueType) -> Layout:
     return _dense_layout(shapes, values)
 
 
-def read_layout(rows: memoryview, *, limit: int | None, expected: Schema | None) -> Layout:
+def read_layout(rows: memoryview, *, limit: int | None, expected: Schema | None) -> MessageLayout:
     """Return the layout of a message, checked.
 
     Args:
@@ -93,7 +93,7 @@ def read_layout(rows: memoryview, *, limit: int | None, expected: Schema | None)
 def _dense_layout(
     shapes: tuple[tuple[str, tuple[tuple[str, torch.dtype, torch.Size], ...]], ...],
     values: ValueType,
-) -> Layout:
+) -> MessageLayout:
     table = {
         group: [_dense(group, name, dtype, shape, values) for name, dtype, shape in tensors]
         for group, tensors in shapes
@@ -111,7 +111,7 @@ def _dense(group: str, name: str, kind: torch.dtype, shape: torch.Size, values: 
     return Block(name, dtype, tuple(shape), coded, shape.numel())
 
 
-def _layout(table: Table, rows: bytes) -> Layout:
+def _layout(table: Table, rows: bytes) -> MessageLayout:
     runs = tuple((group, tuple(_runs(blocks))) for group, blocks in table.items())
     schema = {
         (group, block.name): (DTYPES[block.dtype], torch.Size(block.shape))
@@ -120,10 +120,10 @@ def _layout(table: Table, rows: bytes) -> Layout:
     }
     num_bytes = sum(run.num_bytes for _, group in runs for run in group)
     decoded = sum(block.decoded_bytes for blocks in table.values() for block in blocks)
-    return Layout(table, rows, runs, schema, num_bytes, decoded)
+    return MessageLayout(table, rows, runs, schema, num_bytes, decoded)
 
 
-def _runs(blocks: Sequence[Block]) -> list[Run]:
+def _runs(blocks: Sequence[Block]) -> list[TensorRun]:
     runs: list[list[Block]] = []
     num_bytes = 0
     for block in blocks:
@@ -147,14 +147,14 @@ def _go_together(a: Block, b: Block) -> bool:
     )
 
 
-def _run(blocks: tuple[Block, ...]) -> Run:
+def _run(blocks: tuple[Block, ...]) -> TensorRun:
     views = []
     count = 0
     for block in blocks:
         views.append((block.shape, _strides(block.shape), count))
         count += block.count
     num_bytes = sum(block.position_bytes + block.value_bytes for block in blocks)
-    return Run(blocks, num_bytes, count, tuple(views))
+    return TensorRun(blocks, num_bytes, count, tuple(views))
 
 
 def _strides(shape: Sequence[int]) -> tuple[int, ...]:

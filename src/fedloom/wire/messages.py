@@ -2,9 +2,8 @@
 
 import base64
 
-from fedloom.core.metrics import METRICS, MetricTable
+from fedloom.core.metrics import METRICS, MetricTable, checked
 from fedloom.core.protocols import Reply, Task
-from fedloom.core.reported import checked
 from fedloom.core.schema import Schema, num_bytes
 from fedloom.wire.body import decode_body, encode_body, encode_pieces
 from fedloom.wire.frame import frame, frame_pieces, split
@@ -88,7 +87,7 @@ def decode_reply(
             not others
         ):
             try:
-                told = checked(reported, measured=measured, table=metrics)
+                values = checked(reported, measured=measured, table=metrics)
                 heavy = _weight(weight)
             except ValueError as error:
                 raise WireError(f"the header of the reply is malformed: {error}") from None
@@ -96,7 +95,7 @@ def decode_reply(
                 # A little more may come in, so that it is the wrong tensor that is named.
                 max_bytes = min(max_bytes, num_bytes(expected) + _SLACK)
             upload = decode_body(body, max_bytes=max_bytes, expected=expected)
-            return Reply(client, upload, heavy, told)
+            return Reply(client, upload, heavy, values)
     raise WireError(f"the header of the reply is malformed: {ascii(header)[:200]}")
 
 

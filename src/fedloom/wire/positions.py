@@ -26,7 +26,7 @@ def mask_of(index: Index, size: int, *, value: bool = True) -> Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedCode:
     """A code whose length is known before it is written."""
 
     num_bytes: int
@@ -36,7 +36,7 @@ class Plan:
 class PositionCodec(Protocol):
     """Writes where the entries are that travel."""
 
-    def plan(self, where: Positions, size: int) -> Plan:
+    def plan(self, where: Positions, size: int) -> PlannedCode:
         """Return the code of ascending positions below `size`."""
         ...
 
@@ -55,10 +55,10 @@ class PositionCodec(Protocol):
 class Bitmap:
     """One bit an entry: shortest where about half of them travel."""
 
-    def plan(self, where: Positions, size: int) -> Plan:
+    def plan(self, where: Positions, size: int) -> PlannedCode:
         """Know the length from the size."""
         one_sided = where.size in (0, size)
-        return Plan(0 if one_sided else -(-size // 8), partial(self._encode, where, size))
+        return PlannedCode(0 if one_sided else -(-size // 8), partial(self._encode, where, size))
 
     def decode(self, block: memoryview, size: int, count: int) -> Index:
         """Read the bits that are set."""
@@ -95,17 +95,17 @@ class Golomb:
     Golomb (1966); Gallager & van Voorhis (1975).
     """
 
-    def plan(self, where: Positions, size: int) -> Plan:
+    def plan(self, where: Positions, size: int) -> PlannedCode:
         """Find the divisor of fewest bits."""
         if where.size in (0, size):
-            return Plan(0, bytes)
+            return PlannedCode(0, bytes)
         if 2 * where.size > size:
             where = np.flatnonzero(mask_of(where, size, value=False))
         gaps = _gaps(where)
         largest = int(gaps.max())
         index, num_bits = _best_divisor(gaps, size, largest)
         write = partial(self._encode, gaps, index, num_bits, largest)
-        return Plan(1 + -(-num_bits // 8), write)
+        return PlannedCode(1 + -(-num_bits // 8), write)
 
     def decode(self, block: memoryview, size: int, count: int) -> Index:
         """Read planes, lowest bits and quotients, each at once."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.wire.layout import Run
-from fedloom.wire.positions import POSITION_CODECS, Plan, Positions, mask_of
+from fedloom.wire.layout import TensorRun
+from fedloom.wire.positions import POSITION_CODECS, PlannedCode, Positions, mask_of
 from fedloom.wire.quantize import VALUE_CODECS
 from fedloom.wire.table import DTYPES, Block, WireError
 
@@ -19,7 +19,7 @@ _WORTH_BYTES = 48
 
 
 def write_run(
-    group: str, run: Run, tensors: Sequence[Tensor], *, sparse: bool
+    group: str, run: TensorRun, tensors: Sequence[Tensor], *, sparse: bool
 ) -> tuple[Sequence[Block], list[bytes | memoryview]]:
     """Return how the tensors of a run are written, and their bytes in pieces.
 
@@ -44,7 +44,7 @@ def write_run(
     return blocks, pieces
 
 
-def read_run(group: str, run: Run, data: memoryview) -> dict[str, Tensor]:
+def read_run(group: str, run: TensorRun, data: memoryview) -> dict[str, Tensor]:
     """Return the tensors of a run by name, in memory of their own.
 
     Raises:
@@ -61,15 +61,10 @@ def read_run(group: str, run: Run, data: memoryview) -> dict[str, Tensor]:
     return {block.name: entries.as_strided(*view) for block, view in named}
 
 
-def found_block(dense: Block, tensor: Tensor) -> Block:
-    """Return the block of a tensor in the shortest way to write it; on the meta device all entries travel."""
-    return dense if tensor.is_meta else _lay_out(dense, tensor).block
-
-
 @dataclass(frozen=True, slots=True)
 class _Layout:
     block: Block
-    plan: Plan | None = None
+    plan: PlannedCode | None = None
     """Of the positions `where`; None: all entries travel."""
     where: Positions | None = None
 
@@ -81,7 +76,7 @@ def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
         return flat[0].detach() if len(flat) == 1 else torch.cat(flat)
 
 
-def _is_full(run: Run, entries: Tensor, *, sparse: bool) -> bool:
+def _is_full(run: TensorRun, entries: Tensor, *, sparse: bool) -> bool:
     if not sparse and run.blocks[0].values != "true":
         return True
     return int(np.count_nonzero(_bits(entries).numpy())) == run.count
@@ -111,10 +106,10 @@ def _encode(layout: _Layout, tensor: Tensor) -> tuple[bytes, bytes | memoryview]
     codec, bits = VALUE_CODECS[layout.block.values], _bits(tensor)
     if layout.plan is None or layout.where is None:
         return b"", codec.encode(bits.view(tensor.dtype))
-    kept = torch.empty(layout.block.count, dtype=bits.dtype)
+    entries = torch.empty(layout.block.count, dtype=bits.dtype)
     # All positions are within: clipping spares a copy in which they would be checked.
-    np.take(bits.numpy(), layout.where, out=kept.numpy(), mode="clip")
-    return layout.plan.write(), codec.encode(kept.view(tensor.dtype))
+    np.take(bits.numpy(), layout.where, out=entries.numpy(), mode="clip")
+    return layout.plan.write(), codec.encode(entries.view(tensor.dtype))
 
 
 def _bits(tensor: Tensor) -> Tensor:

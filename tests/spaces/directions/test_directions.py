@@ -247,7 +247,7 @@ def test_sums_that_integers_cannot_hold_are_refused():
 def test_entries_are_centred_of_unit_variance_and_uncorrelated(
     distribution: Distribution, kurtosis: float, many: int, error: float
 ):
-    """Check fedkseed A3: four standard errors, for means and correlations, times the spread of squares else."""
+    """Four standard errors, for means and correlations, times the spread of squares else."""
     directions = Directions(
         {"a": torch.Size((many,)), "b": torch.Size((many,))}, distribution=distribution
     )
@@ -286,7 +286,7 @@ def second_moment(distribution: Distribution, m: int, n: int) -> float:
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_guessed_gradients_are_unbiased_and_of_the_known_size(distribution: Distribution):
-    """Check fedkseed A4: f = w'Aw / 2 + b'w in 64 dimensions, 20,000 directions, central differences in float64."""
+    """With f = w'Aw / 2 + b'w in 64 dimensions, 20,000 directions, central differences in float64."""
     num, m, n = 20_000, 8, 8
     directions = Directions({"w": torch.Size((m, n))}, distribution=distribution, seed=3)
     if distribution == "lowrank":

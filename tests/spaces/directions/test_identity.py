@@ -50,7 +50,6 @@ def threads() -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("distribution", list(HASHES))
 def test_many_elements_have_one_hash_on_any_number_of_threads(distribution: Distribution):
-    """Check fedkseed A2."""
     for number in (1, 2, 16):
         torch.set_num_threads(number)
         assert hashed(compiled, distribution, [0, MANY]) == HASHES[distribution], (
@@ -60,14 +59,13 @@ def test_many_elements_have_one_hash_on_any_number_of_threads(distribution: Dist
 
 @pytest.mark.parametrize("distribution", list(HASHES))
 def test_many_elements_have_one_hash_in_any_chunks(distribution: Distribution):
-    """Check fedkseed A2: a chunk may begin and end anywhere, as a shard of the tensor does."""
+    """A chunk may begin and end anywhere, as a shard of the tensor does."""
     for bounds in ([0, MANY // 2, MANY], [0, 1, 4097, 99_991, 1_000_003, 9_999_999, MANY]):
         assert hashed(compiled, distribution, bounds) == HASHES[distribution], bounds
 
 
 @pytest.mark.parametrize("distribution", list(HASHES))
 def test_many_elements_have_one_hash_in_numpy(distribution: Distribution):
-    """Check fedkseed A2."""
     assert hashed(reference, distribution, [*range(0, MANY, 99_991), MANY]) == HASHES[distribution]
 
 
@@ -95,7 +93,7 @@ for distribution in {list(HASHES)}:
     find_spec("triton") is None, reason="Triton is not installed: pip install 'fedloom[cuda]'"
 )
 def test_blocks_from_all_over_many_elements_have_one_hash_in_triton():
-    """Check fedkseed A2, under Triton's slow interpreter: signs and counts to the bit, normal deviates within 4 ulp."""
+    """Under Triton's slow interpreter: signs and counts to the bit, normal deviates within 4 ulp."""
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -116,7 +114,7 @@ def test_blocks_from_all_over_many_elements_have_one_hash_in_triton():
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("distribution", list(HASHES))
 def test_a_model_of_any_type_sees_the_same_direction(distribution: Distribution, kind: torch.dtype):
-    """Check fedkseed A2: the type of the model rounds a direction, and does not draw another."""
+    """The type of the model rounds a direction, and does not draw another."""
     shapes = {f"w{i}": torch.Size((7,)) for i in range(TENSOR)} | {"w": torch.Size((300, 1000))}
     directions = Directions(shapes, distribution=distribution, seed=SEED)
     nothing = torch.zeros(shapes["w"], dtype=kind)

@@ -132,8 +132,8 @@ def _packed(header: dict[str, Any], pieces: Sequence[bytes]) -> RecordDict:
 
 
 def _opened(content: RecordDict) -> tuple[dict[str, Any], list[bytes]]:
-    said = json.loads(str(content["envelope"]["text"]))
-    header, sizes = said["header"], said["sizes"]
+    envelope = json.loads(str(content["envelope"]["text"]))
+    header, sizes = envelope["header"], envelope["sizes"]
     if not isinstance(header, dict) or not all(type(size) is int and size >= 0 for size in sizes):
         raise ValueError("an envelope without a header, or of pieces without a length")
     chunks = content["chunks"]

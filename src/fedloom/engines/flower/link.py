@@ -88,17 +88,17 @@ class Link:
                     pieces.append(piece)
             where = [at[id(piece)] for piece in envelope.pieces]
             packed.append({"node": nodes[site], "header": dict(envelope.header), "pieces": where})
-        said, _ = self._ask({"do": "send", "envelopes": packed, "seconds": seconds}, pieces)
-        if len(said["ids"]) != len(envelopes):
+        header, _ = self._ask({"do": "send", "envelopes": packed, "seconds": seconds}, pieces)
+        if len(header["ids"]) != len(envelopes):
             raise TransportDown("the SuperLink took no message")
-        return {site: str(ticket) for site, ticket in zip(envelopes, said["ids"], strict=True)}
+        return {site: str(ticket) for site, ticket in zip(envelopes, header["ids"], strict=True)}
 
     def collect(self, tickets: Collection[Ticket]) -> Mapping[Ticket, Envelope | str]:
         if not tickets:
             return {}
-        said, pieces = self._ask({"do": "collect", "ids": list(tickets)})
+        header, pieces = self._ask({"do": "collect", "ids": list(tickets)})
         out: dict[Ticket, Envelope | str] = {}
-        for answer in said["answers"]:
+        for answer in header["answers"]:
             if "error" in answer:
                 code, reason = answer["error"]
                 words = _REASONS.get(code, f"Flower's error {code}: {{}}")

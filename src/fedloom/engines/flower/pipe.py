@@ -1,10 +1,12 @@
-"""Envelopes between two processes of one machine, over a socket that only their user can open."""
+"""Envelopes between two processes of one machine, over a socket that only their user can open; and a worker that answers them."""
 
 import json
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +61,32 @@ def _read(pipe: socket.socket, size: int) -> bytes:
             raise ConnectionError("the other side is gone")
         at += count
     return bytes(data)
+
+
+Answer = Callable[[dict[str, Any], list[bytes]], tuple[dict[str, Any], list[bytes]]]
+"""Envelope in, envelope out."""
+
+
+def serve(path: Path, answer: Answer) -> None:
+    """Answer envelopes one by one, without end."""
+    with listen(path) as door:
+        while True:
+            caller, _ = door.accept()
+            with caller:
+                _answer(caller, answer)
+
+
+def _answer(caller: socket.socket, answer: Answer) -> None:
+    try:
+        header, pieces = receive(caller)
+    except (OSError, ValueError):
+        return
+    try:
+        reply = answer(header, pieces)
+    except Exception as error:  # noqa: BLE001 whatever one envelope does, the next one is answered
+        traceback.print_exc()
+        reply = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, []
+    try:
+        send(caller, *reply)
+    except OSError as error:
+        sys.stderr.write(f"nobody waits for this answer any more: {error}\n")

@@ -31,8 +31,8 @@ class Program:
     def last_words(self, lines: int = 4) -> str:
         """Return the end of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        said = [line.strip() for line in text.splitlines() if line.strip()]
-        return " | ".join(said[-lines:]) or "it said nothing"
+        words = [line.strip() for line in text.splitlines() if line.strip()]
+        return " | ".join(words[-lines:]) or "it said nothing"
 
     def stop(self) -> None:
         """End it and all it started; nothing of it runs when this returns."""

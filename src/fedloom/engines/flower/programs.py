@@ -79,8 +79,8 @@ class SuperLink:
         """Let in the sites that have a key; return their names by node."""
         names = {}
         for site, public in self.keys.sites().items():
-            said = self.flwr("supernode", "register", str(public), NAME, "--name", site)
-            names[str(said["node-id"])] = site
+            result = self.flwr("supernode", "register", str(public), NAME, "--name", site)
+            names[str(result["node-id"])] = site
         return names
 
     def submit(self, pipe: Path) -> None:
@@ -103,13 +103,13 @@ class SuperLink:
             check=False,
         )
         try:
-            said = json.loads(done.stdout[done.stdout.index("{") :])
+            result = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
-            said = {}
-        if done.returncode or not isinstance(said, dict) or not said.get("success"):
+            result = {}
+        if done.returncode or not isinstance(result, dict) or not result.get("success"):
             text = " ".join((done.stdout + done.stderr).split())[-400:]
             raise FlowerError(f"`flwr {' '.join(words[:2])}` failed: {text}")
-        return said
+        return result
 
     def _environment(self) -> dict[str, str]:
         path = f"{_BIN}{os.pathsep}{os.environ.get('PATH', '')}"

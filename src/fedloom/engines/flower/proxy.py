@@ -64,9 +64,9 @@ def application(target: str, context: ssl.SSLContext, max_bytes: int) -> Starlet
             answer = await client.send(sent, stream=True)
         except httpx.HTTPError as error:
             return PlainTextResponse(f"the SuperLink does not answer: {error}", 502)
-        kept = {k: v for k, v in answer.headers.items() if k not in _HOP}
+        passed = {k: v for k, v in answer.headers.items() if k not in _HOP}
         return StreamingResponse(
-            answer.aiter_raw(), answer.status_code, kept, background=BackgroundTask(answer.aclose)
+            answer.aiter_raw(), answer.status_code, passed, background=BackgroundTask(answer.aclose)
         )
 
     methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -77,14 +77,14 @@ def main() -> None:
     """Run the proxy with the settings in a file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("settings", type=Path)
-    told = json.loads(parser.parse_args().settings.read_text())
-    context = ssl.create_default_context(cafile=told["ca"])
+    settings = json.loads(parser.parse_args().settings.read_text())
+    context = ssl.create_default_context(cafile=settings["ca"])
     uvicorn.run(
-        application(f"https://127.0.0.1:{told['port']}", context, told["max_bytes"]),
-        host=told["listen_host"],
-        port=told["listen_port"],
-        ssl_certfile=told["certificate"],
-        ssl_keyfile=told["certificate_key"],
+        application(f"https://127.0.0.1:{settings['port']}", context, settings["max_bytes"]),
+        host=settings["listen_host"],
+        port=settings["listen_port"],
+        ssl_certfile=settings["certificate"],
+        ssl_keyfile=settings["certificate_key"],
         log_level="warning",
         access_log=False,
         server_header=False,

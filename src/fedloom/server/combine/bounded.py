@@ -18,8 +18,14 @@ from dataclasses import dataclass
 
 from fedloom.core.protocols import Params
 from fedloom.server.combine.robust import Robust, Updates
-from fedloom.server.combine.sums import in_mean, relative, summed, within
-from fedloom.server.combine.weights import centred_clip, geometric_median
+from fedloom.server.combine.weights import (
+    centred_clip,
+    geometric_median,
+    in_mean,
+    relative,
+    summed,
+    within,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +98,9 @@ class NormBound(Robust):
 
     def of(self, arrived: Updates) -> tuple[Params, list[float]]:
         lengths = arrived.products.diagonal().clamp_min(0).sqrt()
-        kept = within(lengths, self.bound).tolist()
-        shares = [part * own for part, own in zip(kept, in_mean(arrived.weights), strict=True)]
-        return summed(arrived.deltas, shares), kept
+        factors = within(lengths, self.bound).tolist()
+        shares = [part * own for part, own in zip(factors, in_mean(arrived.weights), strict=True)]
+        return summed(arrived.deltas, shares), factors
 
 
 def _check(setting: str, value: float | None) -> None:

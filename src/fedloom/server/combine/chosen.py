@@ -12,11 +12,10 @@ Clients count alike, whatever their weight.
 from dataclasses import dataclass
 
 from fedloom.core.protocols import Params
-from fedloom.server.combine.coordinates import nearest_median
 from fedloom.server.combine.products import squared_distances
 from fedloom.server.combine.robust import Robust, Updates
-from fedloom.server.combine.sums import relative, summed
-from fedloom.server.combine.weights import best, krum_scores, picked_in_turn
+from fedloom.server.combine.sorted import nearest_median
+from fedloom.server.combine.weights import best, krum_scores, picked_in_turn, relative, summed
 
 
 @dataclass(frozen=True, slots=True)

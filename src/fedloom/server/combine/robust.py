@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Metrics, Params, Reply, Sees
-from fedloom.server.combine.gauge import settled
-from fedloom.server.combine.products import inner_products, pairs
+from fedloom.server.combine.products import inner_products, pairs, settled
 
 INFLUENCE = "influence/"
 """Before a client's name in what a rule tells: its part in the update, 1 as it weighs, 0 where it was rejected."""
@@ -81,5 +80,5 @@ class Robust(Protocol):
             raise TooFew(self.rule, self.least, len(arrived))
         sent = [reply.upload["delta"] for reply in arrived]
         delta, influence = self.of(Updates(params, sent, [reply.weight for reply in arrived]))
-        told = zip(arrived, influence, strict=True)
-        return delta, {f"{INFLUENCE}{reply.client}": part for reply, part in told}
+        pairs = zip(arrived, influence, strict=True)
+        return delta, {f"{INFLUENCE}{reply.client}": part for reply, part in pairs}

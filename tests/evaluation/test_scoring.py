@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.evaluation.answer_entropy import answer_entropies
+from fedloom.evaluation.scoring import answer_entropies
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])

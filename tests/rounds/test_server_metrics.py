@@ -12,8 +12,8 @@ from fedloom.core.protocols import Reply
 from fedloom.engines.codec import MessageCodec
 from fedloom.report.influence import influence_section
 from fedloom.report.run_folder import read_results
-from fedloom.rounds.influence import split_influence
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.server_metrics import split_influence
 
 KRUM = {"fedavg": {"combine": {"multi_krum": {"attackers": 1}}}}
 SECTIONS: dict[str, Any] = {

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedloom.client.rehearsal import check_finite
 from fedloom.core.protocols import ClientError
+from fedloom.core.schema import check_finite
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -1,0 +1,102 @@
+"""A client half, and the same run on no model at all: what a reply must look like, and how many bytes it will take.
+
+Because work is data, it can be answered with stand-ins. The result is the schema an upload is checked against, and the
+forecast of `plan`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedloom.core.params import equal, params_map
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientUpdate,
+    Done,
+    Evaluate,
+    Fit,
+    Params,
+    Payload,
+    Reply,
+    Task,
+    Work,
+)
+
+
+def client_half(algorithm: Algorithm[Any], task: Task, client_state: Payload) -> ClientUpdate:
+    """Return the generator that answers the task."""
+    return half_of(Deployed(algorithm), task, client_state)
+
+
+@dataclass
+class Deployed:
+    """What clients would use; those without client state that share a download share one object, measured once."""
+
+    algorithm: Algorithm[Any]
+    _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
+
+    def of(self, download: Payload, client_state: Payload) -> Params:
+        """Return what a client with this client state would use."""
+        if client_state:
+            return self.algorithm.deployed(download, client_state)
+        if id(download) not in self._shared:
+            params = self.algorithm.deployed(download, client_state)
+            # Downloads may differ beside the model: in what a client alone has to know.
+            alike = (known for _, known in self._shared.values() if equal(known, params))
+            # The payload is kept beside it: an id is unique only while its object lives.
+            self._shared[id(download)] = download, next(alike, params)
+        return self._shared[id(download)][1]
+
+
+def half_of(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpdate:
+    """Return the generator that answers the task, a cohort of which measures what is alike once."""
+    if task.kind == "train":
+        return deployed.algorithm.client_update(task, client_state)
+    return _measure(deployed.of(task.download, client_state), task, client_state)
+
+
+def _measure(params: Params, task: Task, client_state: Payload) -> ClientUpdate:
+    split: Any = "test" if task.kind == "test" else "validation"
+    done = yield Evaluate(params, split)
+    return Reply(task.client, {}, done.num_examples, done.metrics), client_state
+
+
+def rehearse(algorithm: Algorithm[Any], task: Task, *, noise: float = 0.0) -> Reply:
+    """Return the reply of a client without memory whose training moves by `noise` (a standard deviation)."""
+    return play(client_half(algorithm, task, {}), task, noise=noise)
+
+
+def play(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> Reply:
+    """Return the reply of a half whose training moves by `noise` (a standard deviation)."""
+    return play_out(half, task, noise=noise)[0]
+
+
+def play_out(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> tuple[Reply, Payload]:
+    """Return the reply and the client state of a half whose training moves by `noise` (a standard deviation)."""
+    try:
+        work = next(half)
+        while True:
+            work = half.send(stand_in(work, task.seed, noise=noise))
+    except StopIteration as stop:
+        result: tuple[Reply, Payload] = stop.value
+        return result
+
+
+def stand_in(work: Work, seed: int, *, noise: float = 0.0) -> Done:
+    """Return what a trainer could answer that moves by `noise`."""
+    if not isinstance(work, Fit):
+        return Done({}, 1, metrics={"loss": 0.0})
+    source = torch.Generator().manual_seed(seed)
+
+    def moved(p: Tensor) -> Tensor:
+        if not noise or not p.is_floating_point():
+            return p.clone()
+        return p + noise * torch.randn(p.shape, generator=source, dtype=p.dtype)
+
+    def met(sequence: Tensor) -> Tensor:
+        return moved(torch.zeros(sequence.shape, dtype=torch.float64))
+
+    record = {"scalars": params_map(met, work.seed_sequence)} if work.seed_sequence else {}
+    return Done(params_map(moved, work.start), 1, 1, 1.0, record)
