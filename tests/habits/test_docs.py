@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 import pytest
@@ -128,8 +128,8 @@ def test_a_command_is_one_that_the_command_line_takes(name: str):
 def test_a_command_that_is_none_is_found():
     with pytest.raises(click.NoSuchOption, match="--nowhere"):
         parsed(["run", "quickstart", "--nowhere"])
-    with pytest.raises(click.UsageError, match="runn"):
-        parsed(["runn", "quickstart"])
+    with pytest.raises(click.UsageError, match="start"):
+        parsed(["start", "quickstart"])
 
 
 @pytest.mark.parametrize("name", [*PAGES, "SECURITY.md"])
@@ -201,6 +201,27 @@ def test_the_readmes_client_half_does_what_ours_does():
     assert shown_state == ours_state == {}
     assert torch.equal(shown.upload["delta"]["w"], ours.upload["delta"]["w"])
     assert (shown.client, shown.weight, shown.metrics) == (ours.client, ours.weight, ours.metrics)
+
+
+def keys(hint: Any) -> dict[str, Any]:
+    """Return what may stand below a section of a recipe, and what each stands for."""
+    if hint in TABLES:
+        return dict(TABLES[hint])
+    inside = [hint, *get_args(hint)]
+    kinds = [kind for kind in inside if dataclasses.is_dataclass(kind)]
+    return {name: found for kind in kinds for name, found in get_type_hints(kind).items()}
+
+
+@pytest.mark.parametrize("name", [*PAGES, "ARCHITECTURE.md", "PAPERS.md"])
+def test_a_setting_that_is_named_is_one(name: str):
+    sections = "model|tune|data|objective|local|cohort|evaluation|wire|engine|run"
+    for path in re.findall(rf"`((?:{sections})(?:\.[a-z_]+)+)(?=[`=: ])", page(name)):
+        found: Any = Recipe
+        for key in path.split("."):
+            assert key in keys(found), f"{path}: no {key}"
+            found = keys(found)[key]
+    assert "lora" in keys(get_type_hints(Recipe)["tune"])
+    assert "rank" not in keys(get_type_hints(Recipe)["tune"]), "as it once was"
 
 
 def test_every_public_name_is_in_the_reference():

@@ -1,6 +1,7 @@
 """What the pages say exists: the tree, the files, the commands, the recipes and the papers."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,12 @@ def test_a_tree_is_read_by_its_indents():
     assert told(text) == {"a/b.py", "a/c/d.py", "a/c/e.py", "a/f.py"}
 
 
+def test_the_layers_are_those_that_are_checked():
+    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each["type"] == "layers")
+    assert " -> ".join(layers) in blocks(page("ARCHITECTURE.md"), "text")[1]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_and_named_files_exist(name: str):
     text, folder = page(name), (ROOT / name).parent
@@ -86,8 +93,10 @@ def test_links_and_named_files_exist(name: str):
     named = re.findall(
         r"`((?:src|tests|benchmarks|scripts|docs|examples|\.ci|\.github)/[\w./-]+)`", text
     )
-    missing = [p for p in named if "NAME" not in p and not (ROOT / p).exists()]
-    assert not missing
+    missing = [p for p in named if not (ROOT / p).exists()]
+    modules = re.findall(r"`([a-z_]+/[\w/]+\.py)`", text)
+    missing += [p for p in modules if not ((SOURCE / p).exists() or (ROOT / p).exists())]
+    assert not [p for p in missing if "NAME" not in p]
 
 
 @pytest.mark.parametrize("name", PAGES)
