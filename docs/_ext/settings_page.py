@@ -21,16 +21,17 @@ path, as in `fedloom run quickstart local.lr=0.01`. A setting that would have no
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(tree, ast.ClassDef)
+    """Return the docstring below each field of a dataclass, those it inherits too."""
     docs = {}
-    for field, below in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            text = ""
-            if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-                text = inspect.cleandoc(str(below.value.value))
-            docs[field.target.id] = " ".join(text.split())
+    for owner in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, [*tree.body[1:], ast.Pass()], strict=True):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                text = ""
+                if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                    text = inspect.cleandoc(str(below.value.value))
+                docs[field.target.id] = " ".join(text.split())
     return docs
 
 
