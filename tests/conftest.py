@@ -22,6 +22,7 @@ os.environ |= {
     "MPLCONFIGDIR": str(CACHE / "matplotlib"),
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HOME": str(CACHE / "hf"),
+    "FEDLOOM_CACHE": str(CACHE / "fedloom"),
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -141,6 +142,20 @@ def tiny_folder(
     tiny_llama(vocab=len(tiny_tokenizer)).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """Return a function from the name of a real model's file to its path; a test that lacks it is skipped."""
+
+    def find(name: str) -> Path:
+        folder = os.environ.get("FEDLOOM_MODELS") or "~/.cache/fedloom/models"
+        file = Path(folder).expanduser() / name
+        if not file.is_file():
+            pytest.skip(f"no {name} in $FEDLOOM_MODELS or ~/.cache/fedloom/models; `make models`")
+        return file
+
+    return find
 
 
 def small_tree(model: Path, /, **sections: Any) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
         ("run quickstart --out file.txt/run", r"--out must be a folder, got file\.txt/run"),
         ("run quickstart data.source=folder", r"data\.source folder holds no file that ends in"),
         ("run quickstart model.name=folder", r"model\.name must be a folder with a config\.json"),
-        ("run quickstart model.name=file.txt", r"model\.name must be a causal language model"),
+        ("run quickstart model.name=file.txt", r"model\.name file\.txt is no GGUF file"),
         ("plan quickstart model.name=folder", r"model\.name"),
         ("data quickstart --picture folder", r"--picture must be a file, got folder"),
         ("data quickstart --picture no/x.png", r"--picture must be in a folder that is there"),

@@ -26,7 +26,7 @@ from fedloom.recipe_yaml import read_yaml
 from fedloom.reopen import flatten
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.optimizers import Adam
-from fedloom.server.samplers import FullParticipation, Uniform
+from fedloom.server.samplers import Full, Uniform
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -252,7 +252,7 @@ def test_baselines_share_data_seed_and_evaluation() -> None:
     assert not local.run.baselines
     central = baseline_of(recipe, "centralised", summary={"num_clients": 10})
     assert central.data.pooled
-    assert central.cohort == FullParticipation()
+    assert central.cohort == Full()
     assert recipe.local.steps is not None
     assert central.local.steps == recipe.local.steps * 5, (
         "as many steps as the cohort of 5 together"

@@ -27,6 +27,7 @@ _FREE = (
     "description",
     # A model is known by the hash of its weights, wherever it lies.
     "model.name",
+    "model.file",
     "model.revision",
     # So are rows by theirs; metrics are a section, and what is called after a round decides no number.
     "objects",
@@ -135,9 +136,10 @@ def open_session(
     objects = objects or Objects()
     recipe = recipe_of(folder, objects=objects)
     if model is not None:
-        recipe = dataclasses.replace(
-            recipe, model=dataclasses.replace(recipe.model, name=str(model))
-        )
+        # Which file of a folder or a repository says nothing of another file.
+        file = None if model.expanduser().is_file() else recipe.model.file
+        moved = dataclasses.replace(recipe.model, name=str(model), file=file)
+        recipe = dataclasses.replace(recipe, model=moved)
     _check_there(recipe, objects, folder, data=data)
     makers = objects.makers()
     if data and not recipe.elsewhere and makers.federation is None:

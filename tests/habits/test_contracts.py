@@ -21,7 +21,7 @@ BREACHES = {
         "import fedloom.client.fit",
     ),
     "core needs torch and the standard library only": ("core/params.py", "import numpy"),
-    "transformers and peft stay in models": ("client/fit.py", "import peft"),
+    "transformers, peft and gguf stay in models": ("client/fit.py", "import peft"),
     "dp-accounting stays in privacy": ("server/samplers.py", "import dp_accounting"),
     "datasets stays in data.sources": ("data/federation.py", "import datasets"),
     "pictures and pages stay in the report and the preview": (

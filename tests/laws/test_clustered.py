@@ -19,7 +19,7 @@ from fedloom.report.run_folder import read_results
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import begin
 from fedloom.server.optimizers import Adam
-from fedloom.server.samplers import FullParticipation
+from fedloom.server.samplers import Full
 
 LANGUAGES = ["en", "de", "es", "pt", "sv"]
 
@@ -65,9 +65,9 @@ def test_one_cluster_is_the_inner_algorithm_to_the_bit(
 def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: Path) -> None:
     it = bench(torch.float64)
     algorithm = Clustered(FedAvg(), Auto(8))
-    run = it.final(algorithm, tmp_path / "a", 3, sampler=FullParticipation())
+    run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
     engine = it.engine(InProcess, LocalOnly(), tmp_path / "b")
-    it.rounds(LocalOnly(), engine, 3, sampler=FullParticipation())
+    it.rounds(LocalOnly(), engine, 3, sampler=Full())
     assert len(run.state.cluster_states) == 8
     for client, cluster in run.state.grouping.assignment.items():
         alone = engine.store.load(client, 9)["personal"]

@@ -16,7 +16,7 @@ from fedloom.core.protocols import Algorithm, Round
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import draw, tasks
-from fedloom.server.samplers import FullParticipation, Uniform
+from fedloom.server.samplers import Full, Uniform
 from fedloom.testing import check_algorithm
 from fedloom.testing.compare import distance
 from fedloom.testing.examination import LAWS, examine
@@ -79,7 +79,7 @@ def test_every_algorithm_moves_what_its_clients_use(
 ) -> None:
     it = bench()
     engine = it.engine(InProcess, algorithm, tmp_path)
-    run, _ = it.rounds(algorithm, engine, 2, sampler=FullParticipation())
+    run, _ = it.rounds(algorithm, engine, 2, sampler=Full())
     sent = algorithm.broadcast(run.state, draw(run, engine.population(), None))
     for client, download in sent.items():
         used = algorithm.deployed(download, engine.store.load(client, before=3))
@@ -91,7 +91,7 @@ def test_unselected_clients_keep_their_memory(
 ) -> None:
     it = bench()
     engine = it.engine(InProcess, algorithm, tmp_path)
-    it.rounds(algorithm, engine, 1, sampler=FullParticipation())
+    it.rounds(algorithm, engine, 1, sampler=Full())
     before = {c: state_sha256(engine.store.load(c, 9)) for c in engine.population()}
     run, _ = it.rounds(algorithm, engine, 1, sampler=Uniform(2))
     cohort = algorithm.broadcast(run.state, draw(run, engine.population(), Uniform(2)))
@@ -155,7 +155,7 @@ def test_four_equal_clients_with_one_full_step_are_one_centralised_step(
     for shards in (parts, whole):
         shared.clear()
         shared.update(shards)
-        ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=FullParticipation()))
+        ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=Full()))
     assert distance(ends[0].state.params, ends[1].state.params)[0] < 1e-15
 
 

@@ -12,7 +12,7 @@ import pytest
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.engines.inprocess import InProcess
-from fedloom.server.samplers import FullParticipation
+from fedloom.server.samplers import Full
 
 
 def peak(folder: Path, num_clients: int) -> int:
@@ -66,12 +66,10 @@ def test_fifty_rounds_do_not_leak(bench, tmp_path: Path) -> None:
     """Issue 775 of the reference: resident memory stays where it was once caches are warm."""
     it = bench(steps=1)
     engine = it.engine(InProcess, Ditto(FedAvg(), steps=1), tmp_path)
-    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 60, sampler=FullParticipation())
+    run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, 60, sampler=Full())
     process = psutil.Process()
     before = process.memory_info().rss
     for number in range(61, 111):
-        run, _ = it.rounds(
-            Ditto(FedAvg(), steps=1), engine, number, run=run, sampler=FullParticipation()
-        )
+        run, _ = it.rounds(Ditto(FedAvg(), steps=1), engine, number, run=run, sampler=Full())
         engine.store.prune(below=number)
     assert process.memory_info().rss - before < 3_000_000

@@ -20,7 +20,7 @@ from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import Run, begin, draw, tasks
-from fedloom.server.samplers import FullParticipation, Poisson
+from fedloom.server.samplers import Full, Poisson
 
 FLASC = Flasc(FedAvg(), Density(0.25), Density(0.5))
 
@@ -56,7 +56,7 @@ def test_what_clients_report_of_their_training_does_not_arrive(
 ) -> None:
     it, algorithm = bench(), Private(FLASC, 0.05, noise_multiplier=1.0, quantile=0.5)
     engine = it.engine(InProcess, algorithm, tmp_path)
-    _, ((metrics, _),) = it.rounds(algorithm, engine, 1, sampler=FullParticipation())
+    _, ((metrics, _),) = it.rounds(algorithm, engine, 1, sampler=Full())
     assert {name.partition("/")[0] for name in metrics} == {"comm", "server"}
     assert metrics["comm/num_replies"] == 8
     assert metrics["server/clip"] == 0.05
@@ -81,8 +81,8 @@ def test_without_clip_and_noise_it_is_the_uniform_mean(
     it = bench(torch.float64)
     inner = FedAvg(weighting="uniform")
     algorithm = Private(inner, math.inf, noise_multiplier=0.0)
-    a = it.final(algorithm, tmp_path / "a", sampler=FullParticipation()).state.inner.params
-    b = it.final(inner, tmp_path / "b", sampler=FullParticipation()).state.params
+    a = it.final(algorithm, tmp_path / "a", sampler=Full()).state.inner.params
+    b = it.final(inner, tmp_path / "b", sampler=Full()).state.params
     assert max(float((a[name] - value).abs().max()) for name, value in b.items()) < 1e-15
 
 
@@ -172,8 +172,8 @@ def test_a_repeated_round_has_the_same_noise_for_the_same_replies_and_its_own_fo
     it = bench()
     algorithm = Private(averaged, CLIP, noise_multiplier=Z, delta=0.1, quantile=0.5)
     engine = it.engine(InProcess, algorithm, tmp_path, alike=True)
-    run, _ = it.rounds(algorithm, engine, 1, sampler=FullParticipation())
-    round = draw(run, engine.population(), FullParticipation())
+    run, _ = it.rounds(algorithm, engine, 1, sampler=Full())
+    round = draw(run, engine.population(), Full())
     asked = tasks("train", round, algorithm.broadcast(run.state, round))
     replies = [said.answer for said in engine.run(asked)]
     assert all(isinstance(reply, Reply) for reply in replies)
@@ -213,10 +213,10 @@ def test_after_the_same_replies_a_run_is_the_same_to_the_bit_whenever_it_died(
     algorithm, it = Private(averaged, CLIP, noise_multiplier=Z, delta=0.1), bench()
     engine = it.engine(InProcess, algorithm, tmp_path, alike=True)
     kept = list[Run[Any]]()
-    whole, _ = it.rounds(algorithm, engine, 2, sampler=FullParticipation(), after=kept.append)
+    whole, _ = it.rounds(algorithm, engine, 2, sampler=Full(), after=kept.append)
     with pytest.raises(KeyboardInterrupt):
-        it.rounds(algorithm, Dying(engine, 3), 2, run=kept[0], sampler=FullParticipation())
-    again, _ = it.rounds(algorithm, engine, 2, run=kept[0], sampler=FullParticipation())
+        it.rounds(algorithm, Dying(engine, 3), 2, run=kept[0], sampler=Full())
+    again, _ = it.rounds(algorithm, engine, 2, run=kept[0], sampler=Full())
     assert state_sha256(again) == state_sha256(whole)
 
 

@@ -14,7 +14,7 @@ from fedloom.core.protocols import Done, Job
 from fedloom.core.randomness import generator
 from fedloom.core.seed_sequences import widened
 from fedloom.engines.inprocess import InProcess
-from fedloom.server.samplers import FullParticipation
+from fedloom.server.samplers import Full
 from fedloom.spaces.directions import compiled
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Distribution
@@ -71,7 +71,7 @@ def test_a_clients_final_weights_are_the_servers_rebuild(
         assert torch.equal(client.space.values, server.space.values)
 
     base = server.space.values.clone()
-    client.rounds(algorithm, engine, 3, sampler=FullParticipation(), after=check)
+    client.rounds(algorithm, engine, 3, sampler=Full(), after=check)
     assert len(ends) == 3
 
 

@@ -25,7 +25,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import begin, draw, measure
 from fedloom.server.importance import Pro
-from fedloom.server.samplers import FullParticipation, Uniform
+from fedloom.server.samplers import Full, Uniform
 from fedloom.spaces.seed_space import Seeds
 
 EPS, LR, STEPS, VOCAB = 5e-4, 2e-3, 8, 64
@@ -128,7 +128,7 @@ def ours(
         found.append(loss_of(bench.space.model, rows))
 
     run = begin(algorithm, bench.space.start(), seed)
-    bench.rounds(algorithm, engine, rounds, run=run, sampler=FullParticipation(), after=note)
+    bench.rounds(algorithm, engine, rounds, run=run, sampler=Full(), after=note)
     return found
 
 

@@ -93,7 +93,10 @@ def test_a_tokenizer_with_nothing_to_pad_with_is_refused(tiny_llama, tiny_tokeni
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": ""}, r"model.name must be a Hub id, a folder or builtin:tiny, got an empty one"),
+        (
+            {"name": ""},
+            r"model.name must be a Hub id, a folder, a GGUF file or builtin:tiny, got an empty one",
+        ),
         ({"dtype": "int8"}, r"model.dtype must be one of float32, bfloat16, float16, got int8"),
         ({"attention": "flash"}, r"model.attention must be one of .*, got flash"),
         ({"device": "tpu"}, r"model.device must be auto, cpu, cuda or cuda:N, got tpu"),

@@ -63,6 +63,12 @@ def test_a_missing_part_of_the_weights_is_named(copied: Path, tiny_llama):
     refused(copied, rf"mine lacks {gone.name}, which its model.safetensors.index.json names")
 
 
+def test_parts_of_the_weights_without_their_index_say_so(copied: Path, tiny_llama):
+    sharded(copied, tiny_llama)
+    (copied / "model.safetensors.index.json").unlink()
+    refused(copied, r"mine holds model-0\S+ and \d+ more without the model.safetensors.index.json")
+
+
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

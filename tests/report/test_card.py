@@ -34,6 +34,23 @@ def test_a_built_in_base_is_loaded_through_the_package(fabricate: Make) -> None:
     assert "Means over the held-out data of all clients together." in card
 
 
+def test_a_gguf_base_is_loaded_from_its_file(fabricate: Make) -> None:
+    folder = fabricate()
+    for name, where in {
+        "~/models/tiny.gguf": 'Path("~/models").expanduser()',
+        "tiny.gguf": 'Path(".").expanduser()',
+        "./models": 'Path("./models").expanduser()',
+        "org/tiny": '"org/tiny"',
+    }.items():
+        (folder / "recipe.yaml").write_text(f"name: demo\nmodel: {{name: {name}}}\n")
+        card = model_card(folder, adapter="global", clients=["a"], gguf="tiny.gguf")
+        assert f"base = {where}\n" in card
+        assert ("from pathlib import Path" in card) == where.startswith("Path")
+        assert 'from_pretrained(base, gguf_file=file, dtype="float32")' in card
+        assert f"of `{name if name.endswith('.gguf') else name + '/tiny.gguf'}` fine-tuned" in card
+        assert ("base_model:" in card) == (not name.endswith(".gguf"))
+
+
 def test_a_merged_model_is_loaded_by_transformers_alone(fabricate: Make) -> None:
     folder = fabricate(clients=20)
     names = [f"client-{at:03d}" for at in range(12)]

@@ -15,7 +15,7 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.results.plan import make_plan
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
-from fedloom.server.samplers import FullParticipation
+from fedloom.server.samplers import Full
 from fedloom.tracking.metrics_log import MetricsLog
 
 Make = Callable[..., Recipe]
@@ -49,7 +49,7 @@ def test_a_rule_that_needs_many_replies_is_planned_with_as_many(
     )
     plan, plain = make_plan(recipe), make_plan(replace(recipe, algorithm=FedAvg()))
     assert plan.upload_bytes >= plain.upload_bytes > 0
-    few = replace(recipe, data=replace(recipe.data, num_clients=None), cohort=FullParticipation())
+    few = replace(recipe, data=replace(recipe.data, num_clients=None), cohort=Full())
     with pytest.raises(ValueError, match="krum needs at least 43 replies a round, got a cohort of"):
         make_plan(replace(few, algorithm=FedAvg(combine=Krum(20))))
 

@@ -63,7 +63,10 @@ def other_names(_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (other_weights, r"weights of the base model \(model\.name, revision, dtype, quantize\)"),
+        (
+            other_weights,
+            r"weights of the base model \(model\.name, file, revision, dtype, quantize\)",
+        ),
         (other_stream, r"version of the random stream \(versions of fedloom\)"),
         (
             other_names,

@@ -15,7 +15,7 @@ from fedloom.rounds.loop import Run, advance, begin
 from fedloom.rounds.plausibility import Plausibility, implausible_evaluation
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.optimizers import SGD, Adam
-from fedloom.server.samplers import FullParticipation
+from fedloom.server.samplers import Full
 
 HONEST = torch.tensor([0.1, -0.2, 0.3])
 
@@ -50,7 +50,7 @@ def advanced(
         algorithm,
         town,
         population=town.population(),
-        sampler=FullParticipation(),
+        sampler=Full(),
         say=said.append,
         **{"max_update_norm": 1e4, **more},
     )

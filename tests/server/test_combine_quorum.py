@@ -11,7 +11,7 @@ from fedloom.core.description import check, describe
 from fedloom.core.protocols import Algorithm
 from fedloom.recipe import RecipeError, build_recipe
 from fedloom.server.combine.chosen import Bulyan, Krum
-from fedloom.server.samplers import Fixed, FullParticipation, Poisson, Sampler, Uniform, Weighted
+from fedloom.server.samplers import Fixed, Full, Poisson, Sampler, Uniform, Weighted
 
 RECIPE = build_recipe({"name": "r"})
 NAMES = tuple(f"c{at}" for at in range(6))
@@ -29,9 +29,9 @@ def ask(algorithm: Algorithm[Any], cohort: Sampler, num_clients: int | None) -> 
         (Uniform(6), 100, 6),
         (Weighted(6), None, 6),
         (Fixed(NAMES), 100, 6),
-        (FullParticipation(), 6, 6),
+        (Full(), 6, 6),
         (Poisson(0.1), 6, 6),
-        (FullParticipation(), None, None),
+        (Full(), None, None),
         (Poisson(0.1), None, None),
         (Poisson(0.1), 100, 100),
     ],
@@ -131,11 +131,11 @@ def test_recipes_that_cannot_be_meant_are_refused_at_load(tree: Any, said: str |
 
 
 def test_bulyan_needs_more_than_krum() -> None:
-    ask(FedAvg(combine=Krum(2)), FullParticipation(), 8)
+    ask(FedAvg(combine=Krum(2)), Full(), 8)
     with pytest.raises(
         ValueError, match="bulyan needs at least 11 replies a round, got a cohort of"
     ):
-        ask(FedAvg(combine=Bulyan(2)), FullParticipation(), 8)
+        ask(FedAvg(combine=Bulyan(2)), Full(), 8)
 
 
 def test_the_replies_a_server_waits_for_are_those_of_the_rule() -> None:

@@ -10,7 +10,7 @@ from fedloom.core.protocols import Profile
 from fedloom.server.samplers import (
     SAMPLERS,
     Fixed,
-    FullParticipation,
+    Full,
     Poisson,
     Sampler,
     Uniform,
@@ -18,7 +18,7 @@ from fedloom.server.samplers import (
 )
 
 POPULATION: dict[str, Profile] = {f"c{i}": {"num_examples": str(i + 1)} for i in range(6)}
-EVERY = [Uniform(3), Fixed(("c4", "c1")), Weighted(3), FullParticipation(), Poisson(0.4)]
+EVERY = [Uniform(3), Fixed(("c4", "c1")), Weighted(3), Full(), Poisson(0.4)]
 DRAWS = 4000
 
 

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -64,10 +65,12 @@ def test_caches_follow_the_environment_even_before_they_exist(monkeypatch, tmp_p
     monkeypatch.setenv("HF_HOME", str(tmp_path / "not" / "there"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    (_, models, note), (_, data, _) = doctor.caches()
+    (_, models, note), (_, data, _), (_, own, own_note) = doctor.caches()
     assert models == str(tmp_path / "not" / "there" / "hub")
     assert data == str(tmp_path / "data")
     assert ("offline" in note) == said
+    assert own == os.environ["FEDLOOM_CACHE"]
+    assert "offline" not in own_note
 
 
 def test_doctor_loads_no_model_library():

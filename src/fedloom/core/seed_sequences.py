@@ -1,4 +1,4 @@
-"""Walks along the directions of a seed space: who may draw them, and where they lead.
+"""Sequences of seeds, a direction of a seed space a step: who may draw them, and where they lead.
 
 The coordinates of a seed space are one vector, `COEFFICIENTS`: (K,) coefficients of K directions that everybody can make.
 """

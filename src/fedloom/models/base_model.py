@@ -2,17 +2,18 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from fedloom.models.found import check_folder, check_loaded, check_tokenizer, found
+from fedloom.models.found import check_loaded, check_tokenizer, found
 from fedloom.models.generation import PLAIN, ends_in_file, fresh, keep_file, settle_
 from fedloom.models.hf_logging import quiet
 from fedloom.models.int8 import Int8Linear, quantize_
+from fedloom.models.place import Place, locate
 from fedloom.models.probe import check_causal
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class ModelSettings:
     """Which base model, and how it is held: the recipe's `model` section."""
 
     name: str = "builtin:tiny"
-    """A Hub id, a folder, or builtin:tiny."""
+    """A Hub id, a folder, a GGUF file, or builtin:tiny."""
+    file: str | None = None
+    """Which GGUF file of a Hub repository or a folder; None: a folder's only one, where it holds no other weights."""
     revision: str | None = None
     """Branch, tag or commit on the Hub; None: the default branch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -48,8 +51,10 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError(
-                "model.name must be a Hub id, a folder or builtin:tiny, got an empty one"
+                "model.name must be a Hub id, a folder, a GGUF file or builtin:tiny, got an empty one"
             )
+        if self.file is not None and not self.file.lower().endswith(".gguf"):
+            raise ValueError(f"model.file must be the name of a GGUF file, got {self.file!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
         if self.quantize not in ("none", "int8"):
@@ -73,6 +78,15 @@ class Base:
     tokenizer: "PreTrainedTokenizerBase"
     name: str
     """As the recipe gives it; adapters refer to it."""
+    gguf: str | None = None
+    """Name of the GGUF file that it came from, in the folder or the repository."""
+    holds: str = ""
+    """Of that file: architecture, size and quantisation."""
+
+    def described(self) -> str:
+        """Return its name, and of a GGUF file which it is and what it holds."""
+        file = f" ({self.gguf})" if self.gguf and not self.name.endswith(self.gguf) else ""
+        return f"{self.name}{file}: {self.holds}" if self.holds else self.name
 
 
 def load_base(settings: ModelSettings) -> Base:
@@ -85,7 +99,7 @@ def load_base(settings: ModelSettings) -> Base:
 
     tokenizer = load_tokenizer(settings)
     chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
-    device = _device(settings.device)
+    device, place = _device(settings.device), where(settings)
     with found(_otherwise(settings)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             dtype=DTYPES[settings.dtype],
@@ -96,9 +110,12 @@ def load_base(settings: ModelSettings) -> Base:
             **PLAIN,
             **chosen,
         )
-        settle_(model, ends_in_file(locate(settings.name), settings.revision))
+        settle_(model, ends_in_file(place.path, settings.revision))
+    if place.commit is not None:
+        model.config._commit_hash = place.commit
     check_loaded(model, loading, settings.name)
-    return freeze_(model, tokenizer, settings, settings.name, device)
+    base = freeze_(model, tokenizer, settings, settings.name, device)
+    return replace(base, gguf=place.gguf.name, holds=place.holds) if place.gguf else base
 
 
 def freeze_(
@@ -161,10 +178,19 @@ def load_config(settings: ModelSettings) -> "PretrainedConfig":
         return AutoConfig.from_pretrained(**place)
 
 
+def where(settings: ModelSettings) -> Place:
+    """Return where transformers loads the model from; a GGUF file is converted where it has not been yet.
+
+    Raises:
+        ValueError: where a folder or a file that is named holds no whole model.
+    """
+    return locate(settings.name, settings.file, settings.revision)
+
+
 def _place(settings: ModelSettings) -> dict[str, Any]:
     """Return what tells transformers where to load from."""
     return {
-        "pretrained_model_name_or_path": locate(settings.name),
+        "pretrained_model_name_or_path": where(settings).path,
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
     }
@@ -172,7 +198,8 @@ def _place(settings: ModelSettings) -> dict[str, Any]:
 
 def _otherwise(settings: ModelSettings) -> str:
     return (
-        f'model.name must be a causal language model on the Hub or in a folder, got "{settings.name}"'
+        "model.name must be a causal language model on the Hub, in a folder or in a GGUF file, got"
+        f' "{settings.name}"'
         f" (revision {settings.revision or 'default'})"
     )
 
@@ -229,25 +256,6 @@ def clean(name: str) -> str:
         name = name.replace(extra, "")
     # Fused experts are wrapped once for each of their tensors, so that only the nesting tells their adapters apart.
     return name if ".lora_" in name else name.replace(".base_layer", "")
-
-
-def locate(name: str) -> str:
-    """Return what transformers loads from: a folder for built-in and local models, else the Hub id.
-
-    Raises:
-        ValueError: where a folder that is named holds no whole model.
-    """
-    if name.startswith("builtin:"):
-        folder = Path(__file__).parent / name.removeprefix("builtin:")
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"model.name: the only built-in model is builtin:tiny, got {name}")
-        return str(folder)
-    looks_local = name.startswith((".", "/", "~")) or Path(name).expanduser().is_dir()
-    if not looks_local:
-        return name
-    folder = Path(name).expanduser()
-    check_folder(folder, name)
-    return str(folder)
 
 
 def _device(name: str) -> torch.device:

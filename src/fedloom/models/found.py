@@ -51,6 +51,14 @@ def check_folder(folder: Path, name: str) -> None:
             content = _object(folder / file, name)
             if file.endswith(".index.json"):
                 _check_shards(folder, file, content, name)
+    # A shard has a suffix that whole files do not have; without an index nobody knows what is in which.
+    shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
+    whole = (folder / "model.safetensors").is_file() or any(folder.glob("*.index.json"))
+    if shards and not whole:
+        raise ValueError(
+            f"model.name {name} holds {_some(shards)} without the model.safetensors.index.json that says what is in"
+            " which; copy the model again"
+        )
 
 
 def check_loaded(model: "PreTrainedModel", loading: Any, name: str) -> None:

@@ -14,7 +14,12 @@ _NAMED = 8
 
 
 def model_card(
-    folder: Path, *, adapter: str, clients: Sequence[ClientId], merged: bool = False
+    folder: Path,
+    *,
+    adapter: str,
+    clients: Sequence[ClientId],
+    merged: bool = False,
+    gguf: str | None = None,
 ) -> str:
     """Return the Markdown of one exported model.
 
@@ -23,14 +28,16 @@ def model_card(
         adapter: The name of the exported folder.
         clients: Who uses this model.
         merged: Whether the folder holds a whole model instead of an adapter.
+        gguf: The GGUF file that the base model came from.
     """
     run = read_results(folder)
     base = str((run.recipe.get("model") or {}).get("name", ""))
     builtin, privacy = base.startswith("builtin:"), privacy_record(run.privacy, run.history)
+    named = f"{base}/{gguf}" if gguf and not base.endswith(gguf) else base
     sections = [
-        _head(base, merged=merged, builtin=builtin),
-        f"# {run.name}: {adapter}\n\n{_story(run, base, clients, merged=merged)}",
-        f"## Use\n\n```python\n{_usage(base, merged=merged, builtin=builtin)}\n```",
+        _head("" if base.endswith(".gguf") else base, merged=merged, builtin=builtin),
+        f"# {run.name}: {adapter}\n\n{_story(run, named, clients, merged=merged)}",
+        f"## Use\n\n```python\n{_usage(base, merged=merged, builtin=builtin, gguf=gguf)}\n```",
         _metrics(run, clients),
         f"## Privacy\n\n{privacy['said']}" if privacy else "",
         f"## Recipe\n\n```yaml\n{run.recipe_text.strip()}\n```" if run.recipe_text else "",
@@ -70,7 +77,7 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool
     return f"{first}.\n{rounds} rounds{traffic}. It serves {who}."
 
 
-def _usage(base: str, *, merged: bool, builtin: bool) -> str:
+def _usage(base: str, *, merged: bool, builtin: bool, gguf: str | None) -> str:
     if merged:
         return "\n".join(
             [
@@ -98,11 +105,29 @@ def _usage(base: str, *, merged: bool, builtin: bool) -> str:
             "tokenizer = base.tokenizer",
         ]
         return "\n".join(load)
+    if gguf is not None:
+        return "\n".join(_from_gguf(base, gguf, load[:2]))
     load += [
         'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), ".")',
         "tokenizer = AutoTokenizer.from_pretrained(base)",
     ]
     return "\n".join(load)
+
+
+def _from_gguf(base: str, gguf: str, imports: list[str]) -> list[str]:
+    """Return the lines that load a base from a GGUF file in a folder or in a Hub repository."""
+    local = base.startswith((".", "/", "~")) or base.endswith(gguf)
+    place = f'"{base.removesuffix(gguf).rstrip("/") or "."}"'
+    where = [*imports, "", f"base = {place}"]
+    if local:
+        where = ["from pathlib import Path", "", *imports, "", f"base = Path({place}).expanduser()"]
+    return [
+        *where,
+        f'file = "{gguf}"',
+        'model = AutoModelForCausalLM.from_pretrained(base, gguf_file=file, dtype="float32")',
+        'model = PeftModel.from_pretrained(model, ".")  # this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(base, gguf_file=file)",
+    ]
 
 
 def _metrics(run: Results, clients: Sequence[ClientId]) -> str:

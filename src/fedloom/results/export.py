@@ -52,7 +52,9 @@ def export_models(
     users: dict[str, list[ClientId]] = {}
     for name, (params, clients) in deliverables(session, run).items():
         target = folder / name
-        card = model_card(session.folder, adapter=name, clients=clients, merged=merged)
+        card = model_card(
+            session.folder, adapter=name, clients=clients, merged=merged, gguf=session.base.gguf
+        )
         target.mkdir(parents=True, exist_ok=True)
         save = session.space.save_merged if merged else session.space.save
         save(target, params)

@@ -40,6 +40,8 @@ class Plan:
     train_seconds: float
     """Of all rounds, without evaluation."""
     peak_memory_bytes: int
+    base: str
+    """The base model, in words."""
     left_out: Sequence[str] = ()
     """What of the data is not learnt, in words."""
     left_frozen: str = ""
@@ -52,6 +54,7 @@ class Plan:
         table = Table(
             "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
+        table.add_row("base model", Text(self.base))
         share = 100 * self.num_trainable / self.num_total
         table.add_row(
             "trainable parameters", f"{self.num_trainable:,} ({share:.2f} % of {self.num_total:,})"
@@ -98,6 +101,7 @@ def make_plan(recipe: Recipe) -> Plan:
         upload_bytes=upload,
         train_seconds=seconds * recipe.run.rounds,
         peak_memory_bytes=peak,
+        base=session.base.described(),
         left_frozen=session.space.left_frozen,
         left_out=session.federation.manifest.left_out(),
     )

@@ -14,7 +14,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.base_model import ModelSettings
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
-from fedloom.server.samplers import FullParticipation, Sampler
+from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
@@ -93,7 +93,7 @@ class Recipe:
     """What is learnt from an example, and judged."""
     local: LocalSettings = LocalSettings()
     """How a client learns."""
-    cohort: Sampler = FullParticipation()
+    cohort: Sampler = Full()
     """Who takes part in a round."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When the model is measured, and by what."""

@@ -151,7 +151,7 @@ class Weighted:
 
 
 @dataclass(frozen=True, slots=True)
-class FullParticipation:
+class Full:
     """Everybody, in every round."""
 
     independent: ClassVar[bool] = False
@@ -195,7 +195,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "fixed": Fixed,
     "weighted": Weighted,
-    "full": FullParticipation,
+    "full": Full,
     "poisson": Poisson,
 }
 

@@ -13,7 +13,7 @@ MEANING = {
     "wire": "version of the messages (install the same fedloom)",
     "draws": "random draws (install the same torch)",
     "recipe": "recipe (start with the same file)",
-    "base": "weights of the base model (model.name, revision, dtype, quantize)",
+    "base": "weights of the base model (model.name, file, revision, dtype, quantize)",
     "start": "weights that training starts from (model.name, tune, run.seed)",
     "tensors": "names and order of the tensors that move (tune, versions of the model's code)",
     "noise": "version of the random stream (versions of fedloom)",

@@ -14,7 +14,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.loop import Run, begin, draw, measure
-from fedloom.server.samplers import FullParticipation, Uniform
+from fedloom.server.samplers import Full, Uniform
 from fedloom.testing.bench import SEED, StillTrainer, drawn_start
 from fedloom.testing.compare import distance, same
 from fedloom.testing.subject import Subject
@@ -58,7 +58,7 @@ def still(subject: Subject) -> str | None:
 
     # As of the same round: what is sent of a model may change by schedule.
     before = models(dataclasses.replace(run, number=2))
-    run, _ = bench.rounds(algorithm, engine, 2, run=run, sampler=FullParticipation())
+    run, _ = bench.rounds(algorithm, engine, 2, run=run, sampler=Full())
     worst, _ = distance(before, models(run))
     if not worst < 1e-6:
         raise BrokenLaw(
@@ -111,7 +111,7 @@ def absences(subject: Subject) -> str | None:
     bench, algorithm = subject.bench(), subject.algorithm
     everybody = frozenset(bench.federation.shards)
     engine = bench.engine(Loopback, algorithm, subject.folder / "a", lost=frozenset({"c3"}))
-    _, reported = bench.rounds(algorithm, engine, 2, sampler=FullParticipation())
+    _, reported = bench.rounds(algorithm, engine, 2, sampler=Full())
     if [failures for _, failures in reported] != [[ClientFailure("c3", "lost on the way")]] * 2:
         raise BrokenLaw(
             f"without c3 rounds ended with the failures {reported[0][1]}, not its alone"
@@ -121,7 +121,7 @@ def absences(subject: Subject) -> str | None:
         engine = bench.engine(Loopback, algorithm, subject.folder / f"b{least}", lost=lost)
         try:
             run, reported = bench.rounds(
-                algorithm, engine, 1, run=fresh, sampler=FullParticipation(), min_replies=least
+                algorithm, engine, 1, run=fresh, sampler=Full(), min_replies=least
             )
         except Exception as error:
             raise BrokenLaw(
@@ -198,8 +198,8 @@ def batched(subject: Subject) -> str | None:
     if many.trainer.width < subject.num_clients or one.trainer.width != 1:
         return "these local settings train clients one at a time"
     algorithm = subject.without_noise()
-    a = one.final(algorithm, subject.folder / "a", 2, sampler=FullParticipation())
-    b = many.final(algorithm, subject.folder / "b", 2, sampler=FullParticipation())
+    a = one.final(algorithm, subject.folder / "a", 2, sampler=Full())
+    b = many.final(algorithm, subject.folder / "b", 2, sampler=Full())
     worst, _ = distance(a.state, b.state)
     if not worst < EXACT:
         raise BrokenLaw(

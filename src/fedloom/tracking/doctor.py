@@ -13,6 +13,8 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.models.gguf import CACHE
+
 GIB = 1024**3
 Row = tuple[str, str, str]
 """What is looked at, what was found, and what to do about it."""
@@ -75,16 +77,18 @@ def extras() -> Iterator[Row]:
 
 
 def caches() -> Iterator[Row]:
-    """Yield the folders downloads go to, as Hugging Face reads them from the environment."""
+    """Yield the folders of downloads, as Hugging Face reads them from the environment, and of what is made of them."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     for what, setting, default in (
         ("models", "HF_HUB_CACHE", home / "hub"),
         ("data sets", "HF_DATASETS_CACHE", home / "datasets"),
+        ("converted GGUF files", CACHE, Path("~/.cache/fedloom")),
     ):
         folder = Path(os.environ.get(setting, default)).expanduser()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(there).free / GIB
         offline = ", offline" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        offline = offline if setting.startswith("HF_") else ""
         yield what, str(folder), f"{setting} moves it; {free:.1f} GiB free{offline}"
 
 

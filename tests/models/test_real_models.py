@@ -1,0 +1,66 @@
+"""GGUF files that people use, where `make models` has put them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import small_tree
+
+import fedloom
+from fedloom.models.base_model import ModelSettings, load_base
+from fedloom.models.gguf_header import read_header
+from fedloom.models.identity import identity
+from fedloom.recipe import build_recipe
+
+pytestmark = pytest.mark.realmodel
+Find = Callable[[str], Path]
+
+
+@pytest.mark.parametrize(
+    ("file", "holds"),
+    [
+        ("smollm2.gguf", "llama, 134,515,008 parameters as Q4_1 with Q8_0, F32"),
+        ("gemma3-270m.gguf", "gemma3, 268,098,176 parameters as Q8_0 with Q5_0"),
+    ],
+)
+def test_a_header_says_what_the_file_holds(real_model: Find, file: str, holds: str):
+    assert read_header(real_model(file), file).described().startswith(holds)
+
+
+@pytest.mark.slow
+def test_smollm2_is_read_as_it_was_trained(real_model: Find):
+    base = load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
+    talk = [{"role": "user", "content": "What is the capital of France?"}]
+    asked = base.tokenizer.apply_chat_template(
+        talk, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        answer = base.model.generate(**asked, max_new_tokens=12, do_sample=False)[0]
+    assert "Paris" in base.tokenizer.decode(answer[asked["input_ids"].shape[1] :])
+    # Words and numbers are cut as SmolLM2's own tokenizer does.
+    pieces = base.tokenizer.convert_ids_to_tokens(base.tokenizer("It's 2026\n<|im_end|>").input_ids)
+    assert pieces == ["It", "'s", "Ġ", "2", "0", "2", "6", "Ċ", "<|im_end|>"]
+    assert len(base.tokenizer) == base.model.config.vocab_size
+
+
+@pytest.mark.slow
+def test_smollm2_learns_and_is_exported_whole(real_model: Find, tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    tree = small_tree(
+        real_model("smollm2.gguf"),
+        data={"num_clients": 2, "num_examples": 40, "prompt": "chat"},
+        local={"lr": 2e-3, "optimizer": "adamw"},
+        run={"rounds": 1, "samples": 1},
+        evaluation={"every": 1},
+    )
+    result = fedloom.run(build_recipe(tree), tmp_path / "run")
+    first, last = (line["test/loss"] for line in result.metrics if "test/loss" in line)
+    assert last < first - 0.1
+    result.export(tmp_path / "merged", merged=True)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "global")
+    base = load_base(ModelSettings(name=str(tmp_path / "merged" / "global")))
+    assert whole.num_parameters() == 134_515_008
+    ours = load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
+    assert identity(base) == identity(ours)
