@@ -24,7 +24,7 @@ import torch
 from fedloom import experiment
 from fedloom.core.protocols import Fit, Job
 from fedloom.core.randomness import derive
-from fedloom.models.base_model import ModelSettings, load_tokenizer
+from fedloom.models.build import ModelSettings, load_tokenizer
 from fedloom.models.hf_logging import quiet
 from fedloom.recipe import load_recipe
 from fedloom.results.chat import last_run

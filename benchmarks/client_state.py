@@ -31,7 +31,7 @@ from fedloom.core.params import params_map
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import ClientId, ClientUpdate, Done, Fit, Job, Payload, Round, Task
 from fedloom.engines.inprocess import InProcess
-from fedloom.models.base_model import ModelSettings, load_base
+from fedloom.models.build import ModelSettings, load_base
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.server.samplers import Full
 from fedloom.spaces.lora import LoRA

@@ -36,7 +36,7 @@ from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.scoring import evaluating, score
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.hf_logging import quiet
 from fedloom.objectives.objective import Score
 from fedloom.objectives.sft import SFT

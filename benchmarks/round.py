@@ -31,7 +31,7 @@ from fedloom.core.randomness import derive, generator
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.hf_logging import quiet
 from fedloom.spaces.lora import LoRA
 from fedloom.wire.format import decode, encode

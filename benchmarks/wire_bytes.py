@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-from fedloom.models.base_model import ModelSettings, load_tokenizer
+from fedloom.models.build import ModelSettings, load_tokenizer
 from scenery import random_llama
 from sites import Sites, said
 from timing import about

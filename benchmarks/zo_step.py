@@ -37,7 +37,7 @@ from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.hf_logging import quiet
 from fedloom.spaces.seed_space import Seeds
 from scenery import VOCABULARY, Unasked, random_llama

@@ -135,7 +135,7 @@ def data(
     from fedloom.core.files import file_at, file_name
     from fedloom.data.federation import federate
     from fedloom.data.preview import preview, split_figure
-    from fedloom.models.base_model import load_tokenizer
+    from fedloom.models.build import load_tokenizer
     from fedloom.models.positions import check_length
     from fedloom.recipe import load_recipe
 

@@ -18,7 +18,7 @@ from fedloom.data.federation import Federation
 from fedloom.data.given import CLIENT, check_given, federate_given, ready_splits
 from fedloom.engines.engine_settings import InProcessSettings, LoopbackSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
-from fedloom.models.base_model import Base, ModelSettings
+from fedloom.models.build import Base, ModelSettings
 from fedloom.models.loaded import base_from, check_loaded_pair, loaded_from
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import is_frozen, missing_members

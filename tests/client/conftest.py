@@ -14,7 +14,7 @@ from fedloom.core.randomness import derive
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 

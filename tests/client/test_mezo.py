@@ -89,7 +89,7 @@ def test_what_has_no_effect_is_refused(bench):
 
 
 def test_gradient_checkpointing_has_no_place_where_nothing_is_kept(bench, tiny_llama):
-    from fedloom.models.base_model import enable_checkpointing
+    from fedloom.models.build import enable_checkpointing
 
     model = tiny_llama()
     enable_checkpointing(model)

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, perturbed_weights_of
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.int8 import quantize_
 from fedloom.spaces.seed_space import Seeds
 

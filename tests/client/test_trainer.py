@@ -7,7 +7,7 @@ from fedloom.client.trainer import Sequential
 from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import ClientError, Evaluate, Fit, Job
 from fedloom.core.randomness import derive
-from fedloom.models.base_model import enable_checkpointing, fingerprint
+from fedloom.models.build import enable_checkpointing, fingerprint
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
 

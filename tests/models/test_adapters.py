@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.models.base_model import Base, fingerprint
+from fedloom.models.build import Base, fingerprint
 from fedloom.models.hf_logging import quiet
 from fedloom.spaces.lora import LoRA, LoRASpace
 

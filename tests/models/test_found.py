@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedloom.models.base_model import ModelSettings, load_base, load_config, load_tokenizer
+from fedloom.models.build import ModelSettings, load_base, load_config, load_tokenizer
 from fedloom.models.found import check_folder, found
 
 

@@ -15,7 +15,7 @@ from fedloom.data.formats import Message, Record
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.base_model import ModelSettings, load_base, write_model
+from fedloom.models.build import ModelSettings, load_base, write_model
 from fedloom.objectives.classification import Classification
 from fedloom.spaces.lora import LoRA
 

@@ -14,7 +14,7 @@ import torch
 from tests.models.gguf_files import TEMPLATE, TOKENS, write_gguf
 
 from fedloom.models import gguf as reader
-from fedloom.models.base_model import ModelSettings, fingerprint, load_base, load_tokenizer
+from fedloom.models.build import ModelSettings, fingerprint, load_base, load_tokenizer
 from fedloom.models.identity import identity
 
 

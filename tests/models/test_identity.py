@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedloom.models.base_model import ModelSettings, fingerprint, load_base
+from fedloom.models.build import ModelSettings, fingerprint, load_base
 from fedloom.models.identity import commit, identity
 from fedloom.models.int8 import Int8Linear
 

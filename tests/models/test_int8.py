@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedloom.models.base_model import Base, ModelSettings, load_base
+from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.int8 import Int8Linear, is_quantized, quantize_
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedloom.core.randomness import seeded
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.introspection import (
     frozen_linears,
     keeps_rows_apart,

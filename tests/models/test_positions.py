@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import transformers as t
 
-from fedloom.models.base_model import ModelSettings
+from fedloom.models.build import ModelSettings
 from fedloom.models.positions import check_length, positions_of
 
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}

@@ -8,7 +8,7 @@ import torch
 from tests.conftest import small_tree
 
 import fedloom
-from fedloom.models.base_model import ModelSettings, load_base
+from fedloom.models.build import ModelSettings, load_base
 from fedloom.models.gguf_header import read_header
 from fedloom.models.identity import identity
 from fedloom.recipe import build_recipe

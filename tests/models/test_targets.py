@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers as t
 
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.targets import choose_targets
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import TUNES

@@ -17,7 +17,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.objectives.batch import Batch, collate
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.objective import Objective, Score

@@ -3,7 +3,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.hf_logging import quiet
 from fedloom.spaces.full import Full, FullSpace
 from fedloom.spaces.lora import LoRA

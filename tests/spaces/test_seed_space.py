@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedloom.core.protocols import ClientError
-from fedloom.models.base_model import Base, ModelSettings, load_base
+from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.int8 import quantize_
 from fedloom.spaces.handshake import agree
 from fedloom.spaces.seed_space import Seeds, SeedSpace

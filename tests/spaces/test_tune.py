@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.int8 import quantize_
 from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_tree
 from fedloom.spaces.full import Full

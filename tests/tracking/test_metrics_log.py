@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from fedloom import experiment
-from fedloom.models import base_model
+from fedloom.models import build
 from fedloom.report.compare import compare
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.tracking.metrics_log import MetricsLog
@@ -63,7 +63,7 @@ def test_a_run_of_a_broken_model_has_valid_files_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # A model that is broken from the start is refused; this one has to pass for one that breaks later.
-    monkeypatch.setattr(base_model, "check_causal", lambda *_: None)
+    monkeypatch.setattr(build, "check_causal", lambda *_: None)
     model = tiny_llama(vocab=len(tiny_tokenizer))
     torch.nn.init.constant_(model.model.layers[1].mlp.down_proj.weight, torch.nan)
     model.save_pretrained(tmp_path / "model")

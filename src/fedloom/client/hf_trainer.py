@@ -21,7 +21,7 @@ from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import ClientError, ClientId, Done, Evaluate, Fit, Job, Trainer
 from fedloom.core.randomness import seeded
 from fedloom.data.tokens import Example
-from fedloom.models.base_model import disable_checkpointing
+from fedloom.models.build import disable_checkpointing
 from fedloom.models.introspection import forgets_activations
 from fedloom.spaces.live import Live
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.randomness import derive, generator, seeded
-from fedloom.models.base_model import clean
+from fedloom.models.build import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet

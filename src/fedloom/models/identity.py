@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.base_model import clean
+from fedloom.models.build import clean
 from fedloom.models.probe import plain_ids
 
 if TYPE_CHECKING:

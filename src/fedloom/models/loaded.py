@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedloom.models.base_model import Base, ModelSettings, freeze_, pad_
+from fedloom.models.build import Base, ModelSettings, freeze_, pad_
 from fedloom.models.found import check_tokenizer
 from fedloom.models.generation import settle_
 

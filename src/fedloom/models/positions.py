@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedloom.models.base_model import ModelSettings, load_config
+from fedloom.models.build import ModelSettings, load_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

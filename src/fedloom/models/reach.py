@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.base_model import clean
+from fedloom.models.build import clean
 from fedloom.models.introspection import is_transposed, numberless
 from fedloom.models.positions import positions_of
 from fedloom.models.probe import asked, plain_ids

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fedloom.models.base_model import clean
+from fedloom.models.build import clean
 from fedloom.models.introspection import listed, listed_groups, numberless
 from fedloom.models.reach import Reach, reach
 

@@ -98,7 +98,7 @@ def _usage(base: str, *, merged: bool, builtin: bool, gguf: str | None) -> str:
         load = [
             "from peft import PeftModel",
             "",
-            "from fedloom.models.base_model import ModelSettings, load_base",
+            "from fedloom.models.build import ModelSettings, load_base",
             "",
             f'base = load_base(ModelSettings(name="{base}"))',
             'model = PeftModel.from_pretrained(base.model, ".")  # this folder',

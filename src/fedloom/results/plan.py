@@ -14,7 +14,7 @@ from fedloom.core.description import check, describe
 from fedloom.core.protocols import ClientId, Fit, Job
 from fedloom.core.randomness import derive
 from fedloom.core.rehearsal import rehearse
-from fedloom.models.base_model import model_bytes
+from fedloom.models.build import model_bytes
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build

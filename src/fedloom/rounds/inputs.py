@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.data.data_settings import DataSettings
-from fedloom.models.base_model import ModelSettings
+from fedloom.models.build import ModelSettings
 from fedloom.rounds.reading import read_json, read_text
 from fedloom.spaces.handshake import MEANING
 

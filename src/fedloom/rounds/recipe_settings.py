@@ -11,7 +11,7 @@ from fedloom.core.wrapper import layers
 from fedloom.data.data_settings import DataSettings
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
-from fedloom.models.base_model import ModelSettings
+from fedloom.models.build import ModelSettings
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler

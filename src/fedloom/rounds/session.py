@@ -18,7 +18,7 @@ from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
 from fedloom.evaluation.measure import Evaluator
-from fedloom.models.base_model import Base, ModelSettings, load_base
+from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length, check_positions
 from fedloom.objectives.objective import Objective

@@ -9,7 +9,7 @@ import torch
 
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import trainable
-from fedloom.models.base_model import Base, write_model
+from fedloom.models.build import Base, write_model
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.live import Live, Origin, check_names, check_origin, learnable
 

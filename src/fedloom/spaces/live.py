@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.protocols import Params
-from fedloom.models.base_model import clean, fingerprint
+from fedloom.models.build import clean, fingerprint
 from fedloom.models.introspection import listed_groups
 from fedloom.models.reach import unread
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import attach_lora, trainable
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.live import Live, Origin, check_names, check_origin
 

@@ -21,7 +21,7 @@ from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.base_model import Base, clean, write_model
+from fedloom.models.build import Base, clean, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.spaces.full import Full
 from fedloom.spaces.live import Live
 from fedloom.spaces.lora import LoRA

@@ -27,7 +27,7 @@ from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.engines.inprocess import InProcess
-from fedloom.models.base_model import Base
+from fedloom.models.build import Base
 from fedloom.models.random_llama import random_llama
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.server.samplers import Sampler, Uniform

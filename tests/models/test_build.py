@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedloom.models.base_model import ModelSettings, enable_checkpointing, fingerprint, load_base
+from fedloom.models.build import ModelSettings, enable_checkpointing, fingerprint, load_base
 from fedloom.spaces.lora import LoRA
 
 
