@@ -226,19 +226,20 @@ def play(rule: str, attack: str, seed: int, rounds: int) -> dict[str, Any]:
 def page(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables in Markdown."""
     runs, attacks = gathered(lines), [attack for attack in ATTACKS if attack != ABSENT]
+    rules = [rule for rule in RULES if any(played == rule for played, _ in runs)]
     seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
-    own = differences(runs, list(RULES), attacks, lambda rule: (rule, NONE))
-    whole = differences(runs, list(RULES), attacks, lambda rule: (_mean_beside(rule), ABSENT))
+    own = differences(runs, rules, attacks, lambda rule: (rule, NONE))
+    whole = differences(runs, rules, attacks, lambda rule: (_mean_beside(rule), ABSENT))
     return "\n\n".join(
         (
             f"## Test loss (share of right tokens), mean of seeds {seeds}",
-            losses(runs, list(RULES), ATTACKS),
+            losses(runs, rules, ATTACKS),
             "## What an attack costs: perplexity beside the same rule's without attackers",
             own,
             "## What attack and rule cost: perplexity beside the mean of the honest clients alone",
             whole,
             "## What a rule costs without attackers, and whom it rejected",
-            costs(runs, list(RULES), attacks[1:]),
+            costs(runs, rules, attacks[1:]),
         )
     )
 

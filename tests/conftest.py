@@ -236,9 +236,15 @@ def function():
 """
 
 
+def _forget_lab() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        del sys.modules[name]
+
+
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return the folder of a package, my_lab, whose modules leave a file beside them when they are imported."""
+    _forget_lab()
     folder = tmp_path / "installed" / "my_lab"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("")
@@ -251,5 +257,4 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )
     monkeypatch.syspath_prepend(str(folder.parent))
     yield folder
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
-        del sys.modules[name]
+    _forget_lab()
