@@ -26,6 +26,7 @@ from fedloom.wire.wire_settings import WireSettings
 
 Any_ = Algorithm[Any]
 BROKEN_BY_DESIGN = {
+    ("flasc(clustered(ditto(fedavg)))", "still"): "a personal model begins at a denser download",
     ("prune(fedavg)", "still"): "a mask shrinks round by round, and with it what is sent",
     ("prune(fedavg median)", "still"): "as above",
     ("private(prune(fedavg))", "still"): "as above",
