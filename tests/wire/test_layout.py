@@ -10,7 +10,7 @@ from fedloom.core.protocols import Payload
 from fedloom.core.schema import schema
 from fedloom.wire import layout
 from fedloom.wire.body import decode_body, encode_body, encode_pieces
-from fedloom.wire.table import DTYPES, WireError
+from fedloom.wire.table import DTYPES, WireError, read_table
 from fedloom.wire.wire_settings import ValueType
 
 
@@ -170,12 +170,11 @@ def test_few_tables_are_remembered_and_none_that_differs_by_client() -> None:
 
 
 def test_a_table_is_read_once_for_messages_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = layout.read_table  # type: ignore[attr-defined]
     texts: list[bytes] = []
 
     def counted(data: memoryview, *, limit: int | None) -> object:
         texts.append(bytes(data))
-        return read(data, limit=limit)
+        return read_table(data, limit=limit)
 
     monkeypatch.setattr(layout, "read_table", counted)
     for seed in range(5):
