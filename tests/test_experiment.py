@@ -297,6 +297,34 @@ def test_a_loop_of_ones_own_is_the_run_itself(small_recipe: Make, tmp_path: Path
     assert measured.clients.keys() == {record["client"] for record in whole.clients}
 
 
+@pytest.mark.parametrize("how", ["stop", "break"])
+def test_a_run_that_ends_early_is_measured_as_it_is_delivered_and_goes_on_as_if_it_had_not(
+    small_recipe: Make, tmp_path: Path, how: str
+) -> None:
+    recipe = small_recipe(
+        evaluation={"every": 3},
+        local={"schedule": "constant"},
+        run={"rounds": 4, "patience": 2, "samples": 0},
+    )
+    whole = experiment.run(recipe, tmp_path / "whole")
+    with experiment.session(recipe, tmp_path / "own") as own:
+        for finished in own.rounds():
+            if how == "stop":
+                finished.stop()
+            else:
+                break
+        delivered = own.evaluate("test").metrics
+    assert own.result.summary["rounds"] == 1
+    assert own.result.summary["final"]["test/loss"] == delivered["loss"]
+    assert own.result.summary["final"]["test/loss"] != own.result.summary["before"]["test/loss"]
+    assert [line["round"] for line in own.result.metrics] == [0, 1]
+    assert {line["round"] for line in own.result.clients} == {0, 1}
+    again = experiment.run(recipe, tmp_path / "own")
+    assert again.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert again.summary["final"] == whole.summary["final"]
+    assert [line["round"] for line in again.metrics] == [line["round"] for line in whole.metrics]
+
+
 def test_a_loop_that_is_left_delivers_and_is_taken_up_again(
     small_recipe: Make, tmp_path: Path
 ) -> None:

@@ -313,6 +313,30 @@ def test_an_objective_and_a_score_by_their_import_paths_are_written_back_and_run
     assert twice > 1.5 * loss
 
 
+def test_a_score_by_its_import_path_stays_in_a_recipe_file_and_in_a_run_that_is_taken_up(
+    lab: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (lab / "marks.py").write_text(MARKS)
+    tree = small_tree(
+        tiny_folder,
+        evaluation={"metrics": [{"short": {"better": "lower", "score": "my_lab.marks:short"}}]},
+        run={"rounds": 2, "samples": 0},
+    )
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    whole = fedloom.run(file, tmp_path / "whole")
+    assert "test/short" in whole.metrics[0]
+    fedloom.run(file, tmp_path / "part", callbacks=[lambda finished: finished.stop()])
+    monkeypatch.setattr(sys, "argv", ["fedloom", "resume", str(tmp_path / "part")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    part = fedloom.open_run(tmp_path / "part")
+    assert part.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert part.summary["final"] == whole.summary["final"]
+    assert "short" in part.evaluate().metrics
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

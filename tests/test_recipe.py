@@ -153,6 +153,7 @@ def test_a_mistake_is_named_with_its_path(tree: dict[str, object], message: str)
         ("algorithm=[]", r"algorithm: each layer must be a name or one .* got \[\]"),
         ("algorithm=", r"algorithm: each layer must be a name or one .* got None"),
         ("name=2020-01-01", r"name: input should be a valid string"),
+        ("evaluation.by=no", r"evaluation\.by: input .* got False; YAML reads yes, no, on and off"),
         ("name=' '", r"name must be a word of 1 to 100 printable letters, got ' '"),
         ("name=..", r"name must be a word of 1 to 100 printable letters, got '\.\.'"),
         ('name="a\\0b"', r"name must be a word"),

@@ -214,6 +214,7 @@ def _one(
         training = Training(connected, stands, trackers=trackers, console=console)
         yield RoundLoop(connected, training, Result(folder, objects))
         if training.begun:
+            training.measure_end()
             summary = finish(connected, training.run, began=began)
             for tracker in trackers:
                 tracker.finish(summary)

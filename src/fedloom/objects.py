@@ -207,12 +207,12 @@ def require_objects(recipe: Recipe, objects: Objects, folder: Path) -> None:
 
 
 def _measured(evaluation: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
-    """Return the section with the metrics that are given, less those whose function only Python has."""
+    """Return the section with the metrics that are given, less those whose function nobody can import."""
     listed = evaluation.get("metrics", EvaluationSettings().metrics)
     if not isinstance(listed, list | tuple):
         return dict(evaluation)
     given = {metric.name for metric in metrics}
-    left = [item for item in listed if not _is_scored(item) and _names_of(item).isdisjoint(given)]
+    left = [item for item in listed if not _is_lost(item) and _names_of(item).isdisjoint(given)]
     found = {**evaluation, "metrics": [*left, *metrics]}
     return found if found["metrics"] or not listed else {**found, **_UNSCORED}
 
@@ -224,9 +224,11 @@ def _scores_of(evaluation: Mapping[str, Any]) -> list[Any]:
     return [metric.score for metric in found if isinstance(metric, Metric) and metric.score]
 
 
-def _is_scored(item: Any) -> bool:
+def _is_lost(item: Any) -> bool:
+    """Return whether a metric of a recipe is scored by a function that only the program had which gave it."""
     return isinstance(item, Mapping) and any(
-        isinstance(fields, Mapping) and "score" in fields for fields in item.values()
+        isinstance(fields, Mapping) and only_here(str(fields.get("score", "")))
+        for fields in item.values()
     )
 
 

@@ -232,8 +232,12 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         checked = _adapter(hint).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
+        unquoted = first["type"] == "string_type" and isinstance(first["input"], bool)
+        hint = (
+            "; YAML reads yes, no, on and off without quotes as true and false" if unquoted else ""
+        )
         raise RecipeError(
-            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(value)}"
+            f"{path}: {first['msg'][0].lower()}{first['msg'][1:]}, got {brief(value)}{hint}"
         ) from error
     return tuple(checked) if isinstance(checked, list) else checked
 

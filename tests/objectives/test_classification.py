@@ -15,6 +15,7 @@ from fedloom.data.formats import Message
 from fedloom.data.preparation import question
 from fedloom.data.readers import Row
 from fedloom.data.tokens import IGNORED
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.objectives.classification import Classification
 from fedloom.objectives.forward import among
 from fedloom.objectives.objective import Objective
@@ -22,6 +23,7 @@ from fedloom.objectives.sft import SFT
 from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_yaml
 from fedloom.recipe_yaml import read_yaml
 
+USUAL = EvaluationSettings().named
 CLASSES = {"sci.space": "space", "sci.med": "health", "rec.autos": "cars"}
 
 
@@ -205,3 +207,16 @@ def test_an_objective_is_written_and_read_back() -> None:
     recipe = load_recipe("fedadam", ["objective.classification.classes={no: A, yes: 'on'}"])
     assert recipe.objective == Classification({"no": "A", "yes": "on"})
     assert build_recipe(read_yaml(to_yaml(recipe))) == recipe
+
+
+def test_scores_of_written_answers_are_refused_where_answers_are_classes() -> None:
+    tree = {"name": "r", "objective": {"classification": {"classes": CLASSES}}}
+    assert build_recipe({**tree, "evaluation": {"metrics": [{"own": {"better": "lower"}}, *USUAL]}})
+    with pytest.raises(RecipeError, match=r"evaluation\.metrics chrf score written answers, which"):
+        build_recipe({**tree, "evaluation": {"metrics": ["chrf"]}})
+
+
+def test_words_that_yaml_reads_as_truth_values_stay_words() -> None:
+    text = "name: r\nobjective: {classification: {classes: {bad: no, good: yes}}}"
+    made = build_recipe(read_yaml(text)).objective
+    assert made == Classification({"bad": "no", "good": "yes"})

@@ -131,6 +131,7 @@ class Recipe:
                 "run.patience counts evaluations, but evaluation.every is 0: set it to a number of rounds"
             )
         self._check_monitor()
+        self._check_answers()
         if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
             raise ValueError(
                 "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
@@ -149,6 +150,14 @@ class Recipe:
             raise ValueError(
                 f"run.monitor is {name}, of which neither way is better, so that run.patience has nothing to wait for:"
                 " say better: lower or better: higher of it in evaluation.metrics, or watch another"
+            )
+
+    def _check_answers(self) -> None:
+        named = self.evaluation.named
+        if self.objective.classes and named not in ((), EvaluationSettings().named):
+            raise ValueError(
+                f"evaluation.metrics {', '.join(named)} score written answers, which objective classification has none of:"
+                " leave them out; its accuracy is always measured"
             )
 
     def _check_steps(self) -> None:

@@ -8,7 +8,7 @@ else is in it waits in the checkpoint.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,7 @@ class Training:
 
     def _tell(self, reported: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
         """Measure the model after a round, if that is due, and write down the round."""
-        run, every = self.run, self.session.recipe.evaluation.every
-        last = run.number == self.session.recipe.run.rounds
-        due = last or (every > 0 and run.number % every == 0)
+        run, due = self.run, _is_due(self.session, self.run.number)
         measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
         metrics, influence = split_influence(reported)
         if influence:
@@ -147,6 +145,28 @@ class Training:
 
     def _stop(self) -> None:
         self._stopped = True
+
+    def measure_end(self) -> None:
+        """Measure the last round's model where a run ends in a round in which that was not due."""
+        if _is_due(self.session, self.run.number):
+            return
+        recorder = _Recorder(self.session, self._trackers, self._console)
+        log = records(self.session.folder / "metrics.jsonl")
+        *_, line = log.rows()
+        if recorder.quiet or any(name.startswith(("validation/", "test/")) for name in line):
+            return
+        recorder.last -= line["time/round_seconds"]
+        measured = recorder.evaluate(self.run, kinds=("validate", "test"))
+        # The round's line is written anew: a process that is killed in between tells of it as of any other.
+        log.truncate_after(self.run.number - 1)
+        recorder.lines["metrics.jsonl"] -= 1
+        recorder.record(self.run, {**{n: v for n, v in line.items() if n != "round"}, **measured})
+
+
+def _is_due(session: Session, number: int) -> bool:
+    """Return whether a recipe has the model measured after a round."""
+    every = session.recipe.evaluation.every
+    return number in (0, session.recipe.run.rounds) or (every > 0 and number % every == 0)
 
 
 def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
@@ -225,8 +245,10 @@ class _Recorder:
         )
 
     def stopped(self) -> bool:
-        settings = self.session.recipe.run
-        return self.history().should_stop(settings.monitor, settings.patience)
+        settings, history = self.session.recipe.run, self.history()
+        # A run that was ended in another round was measured there, which an uninterrupted one is not.
+        due = [line for line in history.lines if _is_due(self.session, int(line["round"]))]
+        return replace(history, lines=due).should_stop(settings.monitor, settings.patience)
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
         """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""
