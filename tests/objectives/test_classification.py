@@ -211,7 +211,8 @@ def test_an_objective_is_written_and_read_back() -> None:
 
 def test_scores_of_written_answers_are_refused_where_answers_are_classes() -> None:
     tree = {"name": "r", "objective": {"classification": {"classes": CLASSES}}}
-    assert build_recipe({**tree, "evaluation": {"metrics": [{"own": {"better": "lower"}}, *USUAL]}})
+    usual = {**tree, "evaluation": {"metrics": [{"own": {"better": "lower"}}, *USUAL]}}
+    assert build_recipe(usual).evaluation.named == USUAL
     with pytest.raises(RecipeError, match=r"evaluation\.metrics chrf score written answers, which"):
         build_recipe({**tree, "evaluation": {"metrics": ["chrf"]}})
 
