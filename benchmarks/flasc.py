@@ -30,13 +30,13 @@ from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import build
 from fedloom.tracking.metrics_log import MetricsLog
+from intervals import interval
 from timing import write_page
 
 TARGET = 1.1
 """The fixed quality: this times the loss that dense LoRA of rank 16 ends with, the mean over its seeds."""
 RIVALS = ("flasc_r2_small", "dense_r1_int8", "flasc_r4_small", "dense_r1")
 """Whose whole spending all are compared at: what each had learnt when as many bytes were sent."""
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 INT8 = {"wire": {"download": "int8", "upload": "int8"}}
 ZERO = {"tune": {"lora": {"origin": "zero"}}}
@@ -169,15 +169,6 @@ def run(recipe: Recipe, folder: Path) -> None:
         "curve": curve,
     }
     result.write_text(json.dumps(told))
-
-
-def interval(values: Sequence[float]) -> str:
-    """Return mean and half-width of the 95 % confidence interval of the mean."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = _T95.get(len(values) - 1, 1.96) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:.3f} ± {half:.3f}"
 
 
 def reached(curve: Sequence[Sequence[float]], target: float) -> tuple[float, float] | None:

@@ -24,7 +24,7 @@ from fedloom import experiment
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
 from fedloom.rounds.recipe_settings import Recipe
-from flasc import interval
+from intervals import interval
 from timing import write_page
 
 COHORT = 3

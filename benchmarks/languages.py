@@ -34,7 +34,7 @@ from fedloom.rounds.loop import measure
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session, build
-from flasc import interval
+from intervals import interval
 from timing import write_page
 
 SPOKEN = ("en", "de", "es", "pt", "sv")

@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from intervals import half_width
+
 NONE, ABSENT = "none", "absent"
 WITHIN = 0.05
-_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-"""The 97.5 % points of Student's t, by the number of seeds."""
 _FAR = math.log(11)
 """Ten times more and above is harm, however much."""
 
@@ -65,7 +65,7 @@ def told(gaps: Sequence[float]) -> str:
     mean = statistics.fmean(gaps)
     text = f"{_percent(mean)} %"
     if len(gaps) > 1:
-        half = _STUDENT[len(gaps)] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+        half = half_width(gaps)
         text += f" [{_percent(mean - half)}, {_percent(mean + half)}]"
     return f"**{text}**" if math.expm1(mean) > WITHIN else text
 
