@@ -1,7 +1,6 @@
 """What a recipe will cost, before it costs it: parameters, bytes, memory and time."""
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,23 +10,24 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.core.description import check, describe
-from fedloom.core.protocols import ClientId, Fit, Job
-from fedloom.core.randomness import derive
+from fedloom.core.protocols import ClientId
 from fedloom.core.rehearsal import rehearse
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.encoding import Tokenizer
+from fedloom.data.federation import Federation, Shard, federate
 from fedloom.models.build import model_bytes
+from fedloom.objectives.objective import Objective
+from fedloom.results.forecast import forecast
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.rounds.session import Session, build
-from fedloom.tracking.environment import peak_memory_bytes
-from fedloom.tracking.metric_format import human_bytes
+from fedloom.rounds.session import Makers, Session, build
+from fedloom.tracking.metric_format import duration, human_bytes
 from fedloom.wire.format import encode_reply, encode_task
-
-_PROBE_STEPS = 2
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast; bytes come from a rehearsal on the real wire, time and memory from a short probe."""
+    """A forecast; bytes come from a rehearsal on the real wire, time and memory from probes of two sizes."""
 
     recipe: Recipe
     num_trainable: int
@@ -39,6 +39,8 @@ class Plan:
     """Of one client in one round."""
     train_seconds: float
     """Of all rounds, without evaluation."""
+    evaluate_seconds: float
+    """Of all evaluations."""
     peak_memory_bytes: int
     base: str
     """The base model, in words."""
@@ -64,7 +66,8 @@ class Plan:
         table.add_row("upload per client and round", human_bytes(self.upload_bytes))
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
-        table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
+        table.add_row("training time", duration(self.train_seconds))
+        table.add_row("evaluation time", duration(self.evaluate_seconds))
         if self.left_frozen:
             table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
         for at, note in enumerate(self.left_out):
@@ -84,13 +87,21 @@ def make_plan(recipe: Recipe) -> Plan:
             f"model.name {recipe.model.name} needs {human_bytes(needed)} for its weights alone, and "
             f"{human_bytes(free)} are free; choose a smaller model, model.dtype bfloat16 or a larger machine"
         )
+    shards: dict[ClientId, Shard] = {}
+
+    def open_to_probes(
+        data: DataSettings, tokenizer: Tokenizer, objective: Objective
+    ) -> Federation:
+        made = federate(data, tokenizer, objective)
+        shards.update(made.shards)
+        return replace(made, shards=shards)
+
     with tempfile.TemporaryDirectory() as folder:
-        session = build(recipe, Path(folder))
+        session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
         download, upload = _bytes(session)
         clients = _cohort(session)
-        seconds = _probe(session, clients)
-        peak = peak_memory_bytes()
+        taken = forecast(session, shards)
     params = session.space.start()
     return Plan(
         recipe,
@@ -99,8 +110,9 @@ def make_plan(recipe: Recipe) -> Plan:
         cohort=len(clients),
         download_bytes=download,
         upload_bytes=upload,
-        train_seconds=seconds * recipe.run.rounds,
-        peak_memory_bytes=peak,
+        train_seconds=taken.train_seconds,
+        evaluate_seconds=taken.evaluate_seconds,
+        peak_memory_bytes=taken.peak_memory_bytes,
         base=session.base.described(),
         left_frozen=session.space.left_frozen,
         left_out=session.federation.manifest.left_out(),
@@ -131,17 +143,3 @@ def _bytes(session: Session) -> tuple[int, int]:
         state, _ = algorithm.server_update(run.state, round, replies)
         run = replace(run, number=run.number + 1, state=state)
     return download, upload
-
-
-def _probe(session: Session, clients: list[ClientId]) -> float:
-    """Return the seconds of one round, from a few steps of one batch of clients, the first steps left out."""
-    recipe, width = session.recipe, session.trainer.width
-    start, some = session.space.start(), clients[:width]
-    jobs = [Job(c, 1, derive(0, "probe", c), Fit(start, steps=_PROBE_STEPS)) for c in some]
-    session.trainer.run(jobs)
-    began = time.perf_counter()
-    session.trainer.run(jobs)
-    per_step = (time.perf_counter() - began) / (len(some) * _PROBE_STEPS)
-    shards = session.federation.shards
-    steps = sum(recipe.local.num_steps(len(shards[c].train), None) for c in clients)
-    return per_step * steps

@@ -1,0 +1,91 @@
+"""A language model that people use, through everything a run is: train, evaluate, export, chat, resume, two engines."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import small_tree
+
+import fedloom
+from fedloom.recipe import build_recipe
+
+pytestmark = [pytest.mark.realmodel, pytest.mark.slow, pytest.mark.alone]
+Find = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def tree(real_model: Find) -> Callable[..., dict[str, Any]]:
+    """Return a maker of recipes: two clients, two rounds."""
+    file = real_model("smollm2.gguf")
+
+    def make(**sections: Any) -> dict[str, Any]:
+        return small_tree(
+            file,
+            **{
+                "data": {"num_clients": 2, "num_examples": 40, "prompt": "chat"},
+                # One by one: a batch of clients rounds differently, and sites have one client each.
+                "local": {"lr": 2e-3, "optimizer": "adamw", "batched": "off"},
+                "run": {"rounds": 2, "samples": 1},
+                "evaluation": {"every": 1},
+                **sections,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(
+    tree: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> fedloom.Result:
+    return fedloom.run(build_recipe(tree()), tmp_path_factory.mktemp("smollm2") / "run")
+
+
+def test_it_learns_and_is_measured_again_alike(run: fedloom.Result):
+    first, *_, last = (line["test/loss"] for line in run.metrics if "test/loss" in line)
+    assert last < first - 0.1
+    again = run.evaluate("test")
+    assert again.metrics["loss"] == pytest.approx(last, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_plain_peft_answers_alike(run: fedloom.Result, real_model: Find):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = real_model("smollm2.gguf")
+    base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+    model = PeftModel.from_pretrained(base, str(run.adapter())).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter())
+    for question in (
+        "What is the capital of France? Answer briefly.",
+        "Name a fruit. Answer briefly.",
+    ):
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        written = model.generate(**asked, max_new_tokens=8, do_sample=False)[0]
+        answer = tokenizer.decode(written[asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert run.chat().answer(question).split() == answer.split()
+
+
+def test_it_goes_on_to_the_bit(
+    run: fedloom.Result, tree: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    recipe = build_recipe(tree())
+    with fedloom.session(recipe, tmp_path / "run") as session:
+        for _ in session.rounds():
+            break
+    resumed = fedloom.run(recipe, tmp_path / "run")
+    assert resumed.summary["state_sha256"] == run.summary["state_sha256"]
+
+
+def test_flower_comes_to_the_same(
+    run: fedloom.Result, tree: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    there = fedloom.run(build_recipe(tree(engine={"flower": {"nodes": 2}})), tmp_path / "run")
+    assert there.summary["state_sha256"] == run.summary["state_sha256"]
