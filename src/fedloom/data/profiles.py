@@ -18,6 +18,7 @@ def profiles_of(
     settings: DataSettings,
     *,
     judges: Collection[ClientId],
+    excluded: Collection[ClientId],
     learnt: Sequence[int],
 ) -> dict[ClientId, Profile]:
     """Return the profile of every client.
@@ -27,10 +28,11 @@ def profiles_of(
         labels: Of every example.
         settings: The recipe's section.
         judges: Clients that only test.
+        excluded: Clients that were dealt examples and are left out; the tiers of the others are drawn beside theirs.
         learnt: The examples that were dealt out.
     """
-    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
-    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
+    learners = {client for client, parts in cuts.items() if parts.all and client not in judges}
+    tiers = {**_tiers(sorted(learners.union(excluded)), settings), **_tiers(list(judges), settings)}
     groups = _groups([labels[i] for i in learnt], settings)
     return {
         client: {
