@@ -209,7 +209,7 @@ def _judges(
     labels: Sequence[Labels],
     rows: Sequence[Row],
     settings: DataSettings,
-) -> tuple[dict[ClientId, Cut], list[ClientId]]:
+) -> tuple[dict[ClientId, Cut], tuple[ClientId, ...]]:
     """Return who tests on what nobody learns, and who would, had it an example left."""
     if settings.held_out and not held_out:
         raise ValueError(
@@ -225,7 +225,7 @@ def _judges(
         f"{JUDGE}-{names[group]}" if own else JUDGE: Cut((), (), tuple(indices))
         for group, indices in groups.items()
     }
-    return judges, [f"{JUDGE}-{names[group]}" for group in lost]
+    return judges, tuple(f"{JUDGE}-{names[group]}" for group in lost)
 
 
 def _named(settings: DataSettings) -> str | None:

@@ -138,10 +138,12 @@ class Manifest:
         """Return the manifest that `to_json` wrote."""
         repeated = dict(data.get("duplicates", {}))
         repeated["leaks"] = {k: Leak(**leak) for k, leak in repeated.get("leaks", {}).items()}
+        excluded = dict(data.get("excluded", {}))
+        excluded["judges"] = tuple(excluded.get("judges", ()))
         given = {
             "clients": {name: ClientCounts(**counts) for name, counts in data["clients"].items()},
             "duplicates": Duplicates(**repeated),
-            "excluded": Excluded(**data.get("excluded", {})),
+            "excluded": Excluded(**excluded),
             "losses": Losses(**data.get("losses", {})),
             "files_unread": tuple(data.get("files_unread", ())),
             "notes": tuple(data.get("notes", ())),
