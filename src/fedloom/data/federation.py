@@ -11,8 +11,8 @@ from fedloom.core.randomness import derive
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.duplicates import Duplicates, conversation, first_of_each, leaks
 from fedloom.data.encoding import Tokenizer, lengths
-from fedloom.data.exclusion import exclude
-from fedloom.data.formats import renamed
+from fedloom.data.exclusion import Excluded, exclude
+from fedloom.data.formats import Record, renamed
 from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.names import safe_names
@@ -83,16 +83,9 @@ def divide(
     if not usable:
         raise ValueError(_nothing_left(settings, len(rows), len(records)))
     examples = [tokenised.examples[i] for i in usable]
-    labels = [records[i].labels for i in usable]
-    learnt = [i for i, at in enumerate(usable) if not records[at].held_out]
-    held_out = [i for i, at in enumerate(usable) if records[at].held_out]
-    judges, lost_judges = _judges(held_out, labels, rows, settings)
-    splits = [records[i].split for i in usable]
-    dealt, testers = _dealt(learnt, labels, splits, rows, settings)
-    learners, excluded = exclude(
-        dealt, [len(each) for each in examples], settings.min_examples, testers=testers
-    )
-    cuts = _together(learners, judges)
+    held = [records[i] for i in usable]
+    labels = [record.labels for record in held]
+    cuts, judges, excluded = _cuts(held, examples, rows, settings)
     leaked = leaks(cuts, [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
@@ -111,9 +104,7 @@ def divide(
         num_rows=len(rows) + sum(taken.left_out.values()),
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
-        num_unassigned=len(usable)
-        - sum(len(parts.all) for parts in cuts.values())
-        - excluded.num_rows,
+        num_unassigned=len(held) - excluded.num_rows - sum(len(p.all) for p in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels, hidden) for c in cuts},
         not_taken=taken.left_out,
         num_unlabelled=sum(of_record[by] == UNKNOWN for of_record in labels) if by else 0,
@@ -123,16 +114,9 @@ def divide(
         notes=tokenised.notes,
         losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
         prompt=tokenised.prompt,
-        excluded=replace(excluded, judges=lost_judges),
+        excluded=excluded,
     )
-    profiles = profiles_of(
-        cuts,
-        labels,
-        settings,
-        judges=judges.keys(),
-        excluded=excluded.clients.keys(),
-        learnt=learnt,
-    )
+    profiles = profiles_of(cuts, held, settings, judges=judges, excluded=excluded.clients)
     shown = {client: manifest.shown_labels(profile) for client, profile in profiles.items()}
     return Federation(shards, profiles, replace(manifest, profiles=shown))
 
@@ -141,15 +125,24 @@ def _kind(settings: DataSettings) -> str:
     return next(name for name, kind in PARTITIONS.items() if kind is type(settings.partition))
 
 
+def _cuts(
+    records: Sequence[Record], examples: ExamplesByRow, rows: Sequence[Row], settings: DataSettings
+) -> tuple[dict[ClientId, Cut], Collection[ClientId], Excluded]:
+    """Return who holds which records, who of them is there to be judged only, and who is left out."""
+    judges, lost = _judges(records, rows, settings)
+    dealt, testers = _dealt(records, rows, settings)
+    sizes = [len(each) for each in examples]
+    learners, excluded = exclude(dealt, sizes, settings.min_examples, testers=testers)
+    return _together(learners, judges), judges.keys(), replace(excluded, judges=lost)
+
+
 def _dealt(
-    learnt: Sequence[int],
-    labels: Sequence[Labels],
-    splits: Sequence[str],
-    rows: Sequence[Row],
-    settings: DataSettings,
+    records: Sequence[Record], rows: Sequence[Row], settings: DataSettings
 ) -> tuple[dict[ClientId, Cut], set[ClientId]]:
     """Return every client's cut, empty where it lost all it brought, and the clients that brought nothing to learn."""
     seed = derive(settings.seed, "partition")
+    labels, splits = [one.labels for one in records], [one.split for one in records]
+    learnt = [i for i, record in enumerate(records) if not record.held_out]
     some = [labels[i] for i in learnt]
     brought = _values(
         [row for row in rows if not row.held_out and row.split in ("", "train")], settings
@@ -205,12 +198,10 @@ def _without_lost(
 
 
 def _judges(
-    held_out: Sequence[int],
-    labels: Sequence[Labels],
-    rows: Sequence[Row],
-    settings: DataSettings,
+    records: Sequence[Record], rows: Sequence[Row], settings: DataSettings
 ) -> tuple[dict[ClientId, Cut], tuple[ClientId, ...]]:
     """Return who tests on what nobody learns, and who would, had it an example left."""
+    held_out = [i for i, record in enumerate(records) if record.held_out]
     if settings.held_out and not held_out:
         raise ValueError(
             f"data.held_out has no example left: data.max_length {settings.max_length} cuts off their whole answers"
@@ -218,7 +209,7 @@ def _judges(
     own = _named(settings)
     groups: dict[str, list[int]] = {}
     for i in held_out:
-        groups.setdefault(labels[i][own] if own else JUDGE, []).append(i)
+        groups.setdefault(records[i].labels[own] if own else JUDGE, []).append(i)
     lost = sorted(_values([row for row in rows if row.held_out], settings) - groups.keys())
     names = safe_names([*sorted(groups), *lost])
     judges = {
