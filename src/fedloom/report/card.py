@@ -75,7 +75,7 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool
     first = " ".join(part for part in text if part)
     traffic = f", {human_bytes(sent)} of traffic" if sent else ""
     prompt = run.manifest.get("prompt")
-    written = f" Prompt of what it learnt from: {prompt}." if prompt else ""
+    written = f" Prompt of its training data: {prompt}." if prompt else ""
     return f"{first}.\n{rounds} rounds{traffic}. It serves {who}.{written}"
 
 
