@@ -62,7 +62,7 @@ def test_the_tables_show_clients_lengths_and_what_was_left_out(
 
 def test_auto_and_clients_left_out_are_shown_by_name(written: Callable[..., str], byte_level: Any):
     given = rows() + [row | {"task": "rare"} for row in rows(3)]
-    asked = {"partition": Natural("task"), "min_examples": 20, "prompt": "auto"}
+    asked: dict[str, Any] = {"partition": Natural("task"), "min_examples": 20, "prompt": "auto"}
     text = shown(byte_level, source=written("a.jsonl", given), **asked)
     assert re.search(r"^prompt +chat template of the tokenizer *$", text, flags=re.MULTILINE)
     assert "1 clients left out, and 3 rows with them: fewer training examples than" in text

@@ -181,7 +181,7 @@ def _values(rows: Sequence[Row], settings: DataSettings) -> set[str]:
 
 
 def _without_lost(
-    brought: Collection[str], labels: Sequence[Labels], partition: Partition
+    brought: set[str], labels: Sequence[Labels], partition: Partition
 ) -> tuple[Partition, list[str]]:
     """Return the partition of those that have an example left, and the natural clients that have none."""
     if not isinstance(partition, Natural):
