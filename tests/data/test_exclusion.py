@@ -146,6 +146,16 @@ def test_nobody_left_is_one_sentence(base: DataSettings, byte_level: Any):
     assert str(caught.value) == message
 
 
+def test_learners_who_all_lose_everything_are_one_sentence(
+    written: Callable[..., str], byte_level: Any
+):
+    given = [row if row["task"] == "t0" else row | {"completion": ""} for row in rows()]
+    base = DataSettings(source=written("a.jsonl", given), held_out={"task": ["t0"]})
+    for partition in (Natural("ward"), Natural("ward", 2)):
+        with pytest.raises(ValueError, match=r"training examples: give more data, got at most 0$"):
+            federate(replace(base, partition=partition), byte_level)
+
+
 # --- who is measured only, and who is pooled -----------------------------------------------------
 
 

@@ -194,7 +194,7 @@ def _without_lost(
     room = max(0, partition.largest - len(left))
     if room > len(lost):
         return partition, lost
-    return replace(partition, largest=partition.largest - room), lost[:room]
+    return replace(partition, largest=partition.largest - room or None), lost[:room]
 
 
 def _judges(
