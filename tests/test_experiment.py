@@ -1,5 +1,6 @@
 """Whole runs on the random model: what a run directory holds, and that going on is going on."""
 
+import dataclasses
 import io
 import json
 import re
@@ -93,6 +94,27 @@ def test_what_is_left_out_is_said_once_and_stands_in_the_report(
         assert line in make_plan(recipe).left_out
     written = [file for file in folder.rglob("*") if file.is_file()]
     assert not [file for file in written if b"was admitted" in file.read_bytes()]
+
+
+def test_a_run_on_a_base_model_says_its_prompt_everywhere_and_goes_on_with_it(
+    small_recipe: Make, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model, folder = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(tiny_folder, model)
+    (model / "chat_template.jinja").unlink()
+    recipe = small_recipe(model={"name": str(model)}, run={"rounds": 1})
+    out, words = io.StringIO(), "plain: the tokenizer has no chat template"
+    first = experiment.run(recipe, folder, console=Console(file=out, width=200)).summary
+    assert out.getvalue().count(f"prompt: {words}") == 1
+    assert json.loads((folder / "manifest.json").read_text())["prompt"] == words
+    assert words in (folder / "report.html").read_text()
+    assert words in (folder / "adapters" / "global" / "README.md").read_text()
+    again = experiment.run(recipe, folder).summary
+    assert again["state_sha256"] == first["state_sha256"]
+    named = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, prompt="plain"))
+    assert (
+        experiment.run(named, tmp_path / "named").summary["state_sha256"] == (first["state_sha256"])
+    )
 
 
 def test_results_by_a_hidden_label_are_told_by_hash(small_recipe: Make, tmp_path: Path) -> None:

@@ -257,6 +257,8 @@ def _say_how_read(session: Session, console: Console) -> None:
     manifest = session.federation.manifest
     if manifest.losses.formats:
         console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
+    if manifest.prompt:
+        console.print(f"prompt: {manifest.prompt}", markup=False, highlight=False)
     for line in filter(None, (*manifest.left_out(), session.space.left_frozen)):
         console.print(line, style="yellow", markup=False, highlight=False)
 

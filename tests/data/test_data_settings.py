@@ -29,12 +29,13 @@ from fedloom.recipe import apply_overrides, build_recipe, load_recipe, read_tree
         ),
         (
             {"prompt": "llama"},
-            "data.prompt must be one of chat, alpaca, vicuna, plain, or a mapping",
+            "data.prompt must be one of auto, chat, alpaca, vicuna, plain, or a mapping",
         ),
         ({"truncate": "left"}, "data.truncate must be answer or prompt, got 'left'"),
         ({"max_length": 3}, "data.max_length must be at least 8, got 3"),
         ({"num_clients": 0}, "data.num_clients must be at least 1, got 0"),
         ({"num_examples": 0}, "data.num_examples must be at least 1, got 0"),
+        ({"min_examples": 0}, "data.min_examples must be at least 1, got 0"),
         (
             {"fractions": (0.8, 0.2)},
             "data.fractions must be three shares (train above 0, validation, test), got",
@@ -69,8 +70,8 @@ def test_a_wrong_setting_names_its_path_and_what_is_allowed(given: dict[str, Any
         ),
         (
             Dirichlet,
-            {"by": "task", "min_examples": 0},
-            "data.partition.min_examples must be at least 1, got 0",
+            {"by": "task", "min_examples": -1},
+            "data.partition.min_examples must be at least 0, got -1",
         ),
         (
             Shards,
@@ -79,7 +80,7 @@ def test_a_wrong_setting_names_its_path_and_what_is_allowed(given: dict[str, Any
         ),
         (Quantity, {"alpha": -1.0}, "data.partition.alpha must be above 0, got -1.0"),
         (Quantity, {"sigma": -1.0}, "data.partition.sigma must be at least 0, got -1.0"),
-        (Quantity, {"min_examples": 0}, "data.partition.min_examples must be at least 1, got 0"),
+        (Quantity, {"min_examples": -1}, "data.partition.min_examples must be at least 0, got -1"),
         (
             Quantity,
             {"alpha": 1.0, "sigma": 2.0},
@@ -96,7 +97,7 @@ def test_a_wrong_partition_names_its_path_and_what_is_allowed(
 
 def test_every_format_and_prompt_that_can_be_named_exists():
     assert set(get_args(Format)) == {"auto", *FORMATS}
-    assert set(get_args(PromptName)) == {"chat", *PROMPTS}
+    assert set(get_args(PromptName)) == {"auto", "chat", *PROMPTS}
 
 
 def test_the_defaults_are_valid_and_frozen():

@@ -90,8 +90,12 @@ def test_a_client_of_nothing_but_repeated_rows_is_not_dropped_in_silence(
         partition=Natural("ward"),
         duplicates="drop",
     )
-    with pytest.raises(ValueError, match=r"client of ward 'b' is empty: all its rows repeat"):
-        federate(settings, byte_level)
+    federation = federate(settings, byte_level)
+    assert list(federation.shards) == ["a"]
+    assert federation.manifest.left_out() == [
+        "1 clients left out: fewer training examples than data.min_examples (1): b (0)",
+        "9 rows repeat an earlier one, left out",
+    ]
 
 
 def test_a_held_out_row_that_is_learnt_as_well_is_said(

@@ -364,7 +364,7 @@ def test_nothing_left_says_why(written: Callable[..., str], byte_level: Any):
         federate(DataSettings(source=path, prompt="plain"), byte_level)
 
 
-def test_a_natural_client_that_loses_everything_is_an_error(
+def test_a_natural_client_that_loses_everything_is_left_out_and_reported(
     written: Callable[..., str], byte_level: Any
 ):
     given = rows(40)
@@ -377,12 +377,12 @@ def test_a_natural_client_that_loses_everything_is_an_error(
         max_length=32,
         partition=Natural("language"),
     )
-    message = (
-        "the client of language 'de' is empty: data.max_length 32 cuts off the whole answer of all its examples; "
-        "raise it, or set data.truncate to prompt, or leave it out in data.where"
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
-        federate(settings, byte_level)
+    manifest = federate(settings, byte_level).manifest
+    assert list(manifest.clients) == ["da", "en", "sv"]
+    assert manifest.left_out() == [
+        "10 examples left out: the answer does not fit in 32",
+        "1 clients left out: fewer training examples than data.min_examples (1): de (0)",
+    ]
     assert len(federate(replace(settings, truncate="prompt"), byte_level).shards) == 4
     assert len(federate(replace(settings, partition=Iid(), num_clients=2), byte_level).shards) == 2
 

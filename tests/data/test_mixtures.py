@@ -113,10 +113,6 @@ def test_the_share_of_several_domains_is_of_all_of_them():
             lambda: MultiDomain("language", num_values=4).assign(speaking(5, 5), 2, 0),
             "data.partition.num_values is 4, but the label 'language' has only 2 values",
         ),
-        (
-            lambda: Clusters("language").assign(speaking(30, 2), 8, 0),
-            "data.partition leaves client-002 without an example: lower data.num_clients (8), or give more data",
-        ),
     ],
 )
 def test_what_cannot_be_dealt_is_refused(make: Any, said: str):

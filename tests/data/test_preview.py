@@ -1,6 +1,8 @@
 """What is shown of a federation before training."""
 
+import copy
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ def test_the_tables_show_clients_lengths_and_what_was_left_out(
         byte_level, source=written("a.jsonl", given), partition=Dirichlet("task", alpha=1.0)
     )
     assert "dirichlet by task, 10 clients" in text
+    assert re.search(r"^prompt +plain *$", text, flags=re.MULTILINE)
     assert "1 rows without an answer, left out" in text
     assert "1 examples left out: the answer does not fit in 64" in text
     assert "1 examples cut to 64 tokens, kept" in text
@@ -55,6 +58,20 @@ def test_the_tables_show_clients_lengths_and_what_was_left_out(
     assert "task-0" in text
     for word in ("median", "95 %", "max", "training, learnt", "their prompts"):
         assert word in text
+
+
+def test_auto_and_clients_left_out_are_shown_by_name(written: Callable[..., str], byte_level: Any):
+    given = rows() + [row | {"task": "rare"} for row in rows(3)]
+    asked: dict[str, Any] = {"partition": Natural("task"), "min_examples": 20, "prompt": "auto"}
+    text = shown(byte_level, source=written("a.jsonl", given), **asked)
+    assert re.search(r"^prompt +chat template of the tokenizer *$", text, flags=re.MULTILINE)
+    assert "1 clients left out, and 3 rows with them: fewer training examples than" in text
+    assert "rare (1)" in text
+    bare = copy.deepcopy(byte_level)
+    bare.chat_template = None
+    assert "plain: the tokenizer has no chat template" in shown(
+        bare, source=written("a.jsonl", given), prompt="auto"
+    )
 
 
 def test_natural_clients_left_out_are_reported(written: Callable[..., str], byte_level: Any):

@@ -210,7 +210,33 @@ def test_a_template_that_rewrites_earlier_turns_gives_each_answer_a_sequence():
 def test_chat_without_a_template_says_what_else_there_is():
     message = "the tokenizer of model.name has no chat template: set data.prompt to one of alpaca, vicuna, plain"
     with pytest.raises(ValueError, match=re.escape(message)):
-        make_render(DataSettings(), Templated())
+        make_render(DataSettings(prompt="chat"), Templated())
+
+
+def test_auto_is_the_chat_template_where_there_is_one_and_plain_elsewhere():
+    said = record(SHORT, HELLO)
+    for tokenizer, name, words in (
+        (Templated(CHATML), "chat", "chat template of the tokenizer"),
+        (Templated(), "plain", "plain: the tokenizer has no chat template"),
+        (Templated(""), "plain", "plain: the tokenizer has no chat template"),
+    ):
+        auto = make_render(DataSettings(), tokenizer)
+        named = make_render(DataSettings(prompt=name), tokenizer)
+        assert auto(said) == named(said)
+        assert auto.prompt == words
+    assert make_render(DataSettings(prompt="plain"), Templated(CHATML)).prompt == "plain"
+    own = {"user": "Q: {content} ", "assistant": "A: {content}"}
+    assert make_render(DataSettings(prompt=own), Templated()).prompt == "texts of the recipe's own"
+
+
+def test_auto_hides_no_failure_of_a_template_that_is_there():
+    odd = "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    for template, message in (
+        (odd, "does not write a conversation as its gen"),
+        ("{{ 1 / 0 }}", "refuses"),
+    ):
+        with pytest.raises(ValueError, match=f"the chat template of model.name {message}"):
+            written(record(SHORT, HELLO), Templated(template), prompt="auto")
 
 
 def test_a_template_that_refuses_a_role_says_what_to_change():

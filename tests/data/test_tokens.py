@@ -1,5 +1,6 @@
 """The boundary between prompt and answer, whatever the tokenizer; truncation; what is learnt."""
 
+import copy
 from typing import Any, ClassVar
 
 import pytest
@@ -118,6 +119,16 @@ def test_the_begin_token_is_written_where_the_tokenizer_writes_it(tokenizers: di
         assert example.ids[0] == begin
         assert (example.ids == begin).sum() == 1, "a chat template writes its own"
     assert only(record("Hi", "Paris"), tokenizers["byte_level"], prompt="plain").ids[0] != begin
+
+
+def test_auto_gives_the_tokens_of_the_prompt_it_comes_to(tokenizer: Any):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    for name, one in (("chat", tokenizer), ("plain", bare)):
+        auto, named = (only(record("Hi", "Paris"), one, prompt=p) for p in ("auto", name))
+        assert torch.equal(auto.ids, named.ids)
+        assert torch.equal(auto.labels, named.labels)
+        assert auto.prompt_length == named.prompt_length
 
 
 def test_a_tokenizer_that_reads_no_special_token_from_text_still_ends(byte_level: Any):

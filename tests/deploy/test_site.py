@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,38 @@ def test_what_a_site_does_not_allow_is_refused_in_a_sentence(
     assert out == []
     assert words in answer["refusal"]
     assert words in said[-1]
+
+
+def test_a_site_with_fewer_training_examples_than_the_recipe_asks_for_says_so(
+    recipe: Make, tmp_path: Path
+):
+    for fewest, refused in ((19, False), (20, True)):
+        asked = recipe(engine=REMOTE, data={"min_examples": fewest})
+        head, _, _ = envelope(asked, "hello", tmp_path / f"{fewest}")
+        answer, _ = Site(settings(asked, tmp_path / f"{fewest}", min_examples=0)).answer(head, [])
+        if not refused:
+            assert answer["clients"]["alba"]["counts"]["train"] == 19
+            continue
+        assert answer["refusal"] == (
+            "this site takes no part, as it has fewer training examples than the recipe's data.min_examples 20"
+        )
+
+
+def test_a_server_and_a_site_come_to_the_same_prompt_or_do_not_start(
+    recipe: Make, tmp_path: Path, tiny_folder: Path
+):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    asked = recipe(engine=REMOTE, model={"name": str(model)})
+    assert asked.data.prompt == "auto"
+    head, _, server = envelope(asked, "hello", tmp_path)
+    assert server.federation.manifest.prompt == "chat template of the tokenizer"
+    told = settings(asked, tmp_path)
+    session = site_module.open_session(told, asked)
+    assert session.federation.manifest.prompt == server.federation.manifest.prompt
+    (model / "chat_template.jinja").unlink()
+    answer, _ = Site(told).answer(head, [])
+    assert "both sides must have the same chat template (model.name, revision)" in answer["refusal"]
 
 
 def test_columns_that_may_be_read_are_enough(recipe: Make, tmp_path: Path):

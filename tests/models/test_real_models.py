@@ -8,7 +8,9 @@ import torch
 from tests.conftest import small_tree
 
 import fedloom
-from fedloom.models.build import ModelSettings, load_base
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.federation import federate
+from fedloom.models.build import ModelSettings, load_base, load_tokenizer
 from fedloom.models.gguf_header import read_header
 from fedloom.models.identity import identity
 from fedloom.recipe import build_recipe
@@ -26,6 +28,25 @@ Find = Callable[[str], Path]
 )
 def test_a_header_says_what_the_file_holds(real_model: Find, file: str, holds: str):
     assert read_header(real_model(file), file).described().startswith(holds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "prompt", "begins"),
+    [
+        ("smollm2.gguf", "chat template of the tokenizer", "<|im_start|>system\n"),
+        ("gemma3-270m.gguf", "plain: the tokenizer has no chat template", "<bos>"),
+    ],
+)
+def test_auto_is_the_template_of_an_instruction_model_and_plain_of_a_base_model(
+    real_model: Find, file: str, prompt: str, begins: str
+):
+    tokenizer = load_tokenizer(ModelSettings(name=str(real_model(file))))
+    federation = federate(DataSettings(num_examples=40, num_clients=2), tokenizer)
+    assert federation.manifest.prompt == prompt
+    text = str(tokenizer.decode(federation.shards["client-000"].train[0].ids.tolist()))
+    assert text.startswith(begins)
+    assert text.count("<bos>") == (begins == "<bos>")
 
 
 @pytest.mark.slow

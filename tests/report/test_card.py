@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def test_a_built_in_base_is_loaded_through_the_package(fabricate: Make) -> None:
     assert 'load_base(ModelSettings(name="builtin:tiny"))' in card
     assert "It serves client-001." in card
     assert "Means over the held-out data of all clients together." in card
+
+
+def test_the_card_says_in_which_prompt_the_model_was_trained(fabricate: Make) -> None:
+    folder = fabricate()
+    assert "Prompt of" not in model_card(folder, adapter="global", clients=["client-001"])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["prompt"] = "plain: the tokenizer has no chat template"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    card = model_card(folder, adapter="global", clients=["client-001"])
+    assert "Prompt of its training data: plain: the tokenizer has no chat template." in card
 
 
 def test_a_gguf_base_is_loaded_from_its_file(fabricate: Make) -> None:

@@ -123,6 +123,21 @@ def test_what_was_left_out_is_counted(full: Path) -> None:
         assert note in text
 
 
+def test_prompt_and_clients_left_out_are_reported(fabricate: Make) -> None:
+    folder = fabricate()
+    assert "prompt:" not in text_of(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["prompt"] = "chat template of the tokenizer"
+    manifest["excluded"] = {"min_examples": 20, "clients": {"ward-9": 3}, "num_rows": 5}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    text = text_of(folder)
+    assert "prompt: chat template of the tokenizer" in text
+    assert (
+        "1 clients left out, and 5 rows with them: fewer training examples than data.min_examples (20): ward-9 (3)."
+        in text
+    )
+
+
 def test_recipe_environment_and_hash_are_given(full: Path) -> None:
     text = text_of(full)
     for said in (

@@ -1,6 +1,7 @@
 """What is measured, exported and chatted with afterwards is what was deployed."""
 
 import io
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,23 @@ def test_a_chat_takes_the_text_of_a_control_token_for_text(
     start = example.ids[: example.prompt_length].tolist()
     assert tokenizer.eos_token_id not in start
     assert start.count(tokenizer.convert_tokens_to_ids("<assistant>")) == 1
+
+
+def test_a_chat_with_a_base_model_asks_as_its_data_did(
+    opened: Callable[..., Session],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path,
+    tmp_path: Path,
+) -> None:
+    model = tmp_path / "base"
+    shutil.copytree(tiny_folder, model)
+    (model / "chat_template.jinja").unlink()
+    session = opened(model={"name": str(model)})
+    assert session.recipe.data.prompt == "auto"
+    talk = Chat.open(session, None)
+    prompts = asked(talk, monkeypatch)
+    talk.answer("Say 7")
+    assert prompts == ["Say 7\n"]
 
 
 def test_a_chat_forgets_its_oldest_turns_where_prompts_give_way(

@@ -77,6 +77,31 @@ def test_a_quiet_run_goes_on_and_its_manifest_is_its_owners(
     assert told["clients"] == {}
 
 
+def test_who_is_left_out_is_the_owners_too(small_recipe: Make, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{i}?", "completion": f"{i}", "ward": ward}
+        for ward, count in {"east": 12, "west": 12, "cellar": 2}.items()
+        for i in range(count)
+    ]
+    source = tmp_path / "mine.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {
+        "source": str(source),
+        "num_examples": None,
+        "num_clients": None,
+        "where": {},
+        "partition": {"natural": {"by": "ward"}},
+        "min_examples": 5,
+    }
+    folder = tmp_path / "run"
+    experiment.run(quiet(small_recipe, data=data), folder)
+    whole = json.loads((folder / "checkpoints" / "manifest.json").read_text())
+    assert whole["excluded"]["clients"] == {"cellar": 1}
+    told = json.loads((folder / "manifest.json").read_text())
+    assert told["excluded"]["clients"] == {}
+    assert "cellar" not in (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

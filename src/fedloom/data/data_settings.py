@@ -18,7 +18,7 @@ Format = Literal[
     "gsm8k",
     "natural-instructions",
 ]
-PromptName = Literal["chat", "alpaca", "vicuna", "plain"]
+PromptName = Literal["auto", "chat", "alpaca", "vicuna", "plain"]
 Truncate = Literal["answer", "prompt"]
 SystemRole = Literal["fold", "refuse"]
 Unit = Literal["characters", "tokens"]
@@ -91,9 +91,10 @@ class DataSettings:
     displaced: one of the new name gets another too, as in `{completion: reply, old: completion}`."""
     labels: Sequence[str] = ()
     """Columns kept for partition and report; empty keeps the known ones (language, task, category, client, ...)."""
-    prompt: str | Mapping[str, str] = "chat"
-    """`chat` (the tokenizer's own template), `alpaca`, `vicuna`, `plain`, or a mapping of roles to texts
-    with `{content}` in them: `{user: "Q: {content}\\n", assistant: "A: {content}"}`."""
+    prompt: str | Mapping[str, str] = "auto"
+    """`auto` (`chat` where the tokenizer has a chat template, else `plain`), `chat` (the tokenizer's own template),
+    `alpaca`, `vicuna`, `plain`, or a mapping of roles to texts with `{content}` in them: `{user: "Q: {content}\\n",
+    assistant: "A: {content}"}`."""
     system: str | None = None
     """System message of every conversation that has none."""
     system_role: SystemRole = "fold"
@@ -117,6 +118,10 @@ class DataSettings:
     duplicates: Repeated = "keep"
     """What becomes of a row whose conversation an earlier row has: it is kept, or left out. Counted either way, and
     with it how much of the test data is learnt."""
+    min_examples: int = 1
+    """Training examples of a client, counted once all rows are read, cut to length and split. One with fewer is left
+    out, neither learnt from nor measured, and reported; the others hold what they would hold beside it. Clients that
+    are there to be measured only need none."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -196,6 +201,8 @@ def _check_numbers(settings: DataSettings) -> None:
         raise ValueError(f"data.max_length must be at least 8, got {settings.max_length}")
     if settings.num_clients is not None and settings.num_clients < 1:
         raise ValueError(f"data.num_clients must be at least 1, got {settings.num_clients}")
+    if settings.min_examples < 1:
+        raise ValueError(f"data.min_examples must be at least 1, got {settings.min_examples}")
     if settings.num_examples is not None and settings.num_examples < 1:
         raise ValueError(f"data.num_examples must be at least 1, got {settings.num_examples}")
 

@@ -11,17 +11,19 @@ from fedloom.core.randomness import derive
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.duplicates import Duplicates, conversation, first_of_each, leaks
 from fedloom.data.encoding import Tokenizer, lengths
-from fedloom.data.formats import Record
+from fedloom.data.exclusion import Excluded, exclude
+from fedloom.data.formats import Record, renamed
 from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.names import safe_names
-from fedloom.data.partition import PARTITIONS, Natural, stratum
+from fedloom.data.partition import PARTITIONS, Natural, Partition, stratum
 from fedloom.data.preparation import SUPERVISED, Preparation
 from fedloom.data.profiles import profiles_of
+from fedloom.data.readers import Row
 from fedloom.data.sharding import UNKNOWN, Labels
 from fedloom.data.sources import Taken, passed_over, take_rows
 from fedloom.data.splits import Cut, cut, ready
-from fedloom.data.tokens import Example, Tokenised, pack
+from fedloom.data.tokens import Example, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def divide(
 ) -> Federation:
     """Tokenise and split rows.
 
-    Examples are tokenised before they are dealt out, so a dropped one never empties a client.
+    Examples are tokenised before they are dealt out. A natural client may lose all it has even so: who is left with too
+    few is left out, and the others hold what they would hold beside it.
     """
     rows, read = taken.rows, objective.records(taken.rows, settings)
     found = read.records
@@ -77,13 +80,12 @@ def divide(
     records = [found[i] for i in chosen]
     tokenised = objective.examples(records, settings, tokenizer)
     usable = [i for i, examples in enumerate(tokenised.examples) if examples]
-    _check_left(found, records, tokenised, settings, num_rows=len(rows))
+    if not usable:
+        raise ValueError(_nothing_left(settings, len(rows), len(records)))
     examples = [tokenised.examples[i] for i in usable]
-    labels = [records[i].labels for i in usable]
-    learnt = [i for i, at in enumerate(usable) if not records[at].held_out]
-    held_out = [i for i, at in enumerate(usable) if records[at].held_out]
-    judges = _judges(held_out, labels, settings)
-    cuts = _together(_dealt(learnt, labels, [records[i].split for i in usable], settings), judges)
+    held = [records[i] for i in usable]
+    labels = [record.labels for record in held]
+    cuts, judges, excluded = _cuts(held, examples, rows, settings)
     leaked = leaks(cuts, [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
@@ -102,7 +104,7 @@ def divide(
         num_rows=len(rows) + sum(taken.left_out.values()),
         num_dropped=tokenised.num_dropped,
         num_truncated=tokenised.num_truncated,
-        num_unassigned=len(usable) - sum(len(parts.all) for parts in cuts.values()),
+        num_unassigned=len(held) - excluded.num_rows - sum(len(p.all) for p in cuts.values()),
         clients={c: _counts(shards[c], cuts[c], examples, labels, hidden) for c in cuts},
         not_taken=taken.left_out,
         num_unlabelled=sum(of_record[by] == UNKNOWN for of_record in labels) if by else 0,
@@ -111,8 +113,10 @@ def divide(
         hidden=hidden,
         notes=tokenised.notes,
         losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
+        prompt=tokenised.prompt,
+        excluded=excluded,
     )
-    profiles = profiles_of(cuts, labels, settings, judges=judges.keys(), learnt=learnt)
+    profiles = profiles_of(cuts, held, settings, judges=judges, excluded=excluded.clients)
     shown = {client: manifest.shown_labels(profile) for client, profile in profiles.items()}
     return Federation(shards, profiles, replace(manifest, profiles=shown))
 
@@ -121,17 +125,31 @@ def _kind(settings: DataSettings) -> str:
     return next(name for name, kind in PARTITIONS.items() if kind is type(settings.partition))
 
 
+def _cuts(
+    records: Sequence[Record], examples: ExamplesByRow, rows: Sequence[Row], settings: DataSettings
+) -> tuple[dict[ClientId, Cut], Collection[ClientId], Excluded]:
+    """Return who holds which records, who of them is there to be judged only, and who is left out."""
+    judges, lost = _judges(records, rows, settings)
+    dealt, testers = _dealt(records, rows, settings)
+    sizes = [len(each) for each in examples]
+    learners, excluded = exclude(dealt, sizes, settings.min_examples, testers=testers)
+    return _together(learners, judges), judges.keys(), replace(excluded, judges=lost)
+
+
 def _dealt(
-    learnt: Sequence[int],
-    labels: Sequence[Labels],
-    splits: Sequence[str],
-    settings: DataSettings,
-) -> dict[ClientId, Cut]:
+    records: Sequence[Record], rows: Sequence[Row], settings: DataSettings
+) -> tuple[dict[ClientId, Cut], set[ClientId]]:
+    """Return every client's cut, empty where it lost all it brought, and the clients that brought nothing to learn."""
     seed = derive(settings.seed, "partition")
+    labels, splits = [one.labels for one in records], [one.split for one in records]
+    learnt = [i for i, record in enumerate(records) if not record.held_out]
     some = [labels[i] for i in learnt]
-    dealt = settings.partition.assign(some, settings.num_clients, seed)
+    brought = _values(
+        [row for row in rows if not row.held_out and row.split in ("", "train")], settings
+    )
+    partition, lost = _without_lost(brought, some, settings.partition)
     cuts = {}
-    for client, places in dealt.items():
+    for client, places in partition.assign(some, settings.num_clients, seed).items():
         indices = [learnt[i] for i in places]
         # A client's rows come all cut, or not at all.
         if any(splits[i] for i in indices):
@@ -144,13 +162,46 @@ def _dealt(
             fractions=settings.fractions,
             seed=derive(seed, "cut", client),
         )
-    return cuts
+    own = _named(settings)
+    if own is None:
+        return cuts, set()
+    values = {labels[parts.all[0]][own]: client for client, parts in cuts.items()}
+    # The names of those that hold something come first, and are what they are without the others.
+    names = safe_names([*sorted(values), *lost])
+    testers = {client for value, client in values.items() if value not in brought}
+    return cuts | {names[value]: Cut((), (), ()) for value in lost}, testers
+
+
+def _values(rows: Sequence[Row], settings: DataSettings) -> set[str]:
+    """Return the natural clients that rows are of, usable or not; other clients have no rows before they are dealt."""
+    by = _named(settings)
+    if by is None:
+        return set()
+    return {renamed(row, settings.columns).text(by) or UNKNOWN for row in rows}
+
+
+def _without_lost(
+    brought: set[str], labels: Sequence[Labels], partition: Partition
+) -> tuple[Partition, list[str]]:
+    """Return the partition of those that have an example left, and the natural clients that have none."""
+    if not isinstance(partition, Natural):
+        return partition, []
+    left = {of_example[partition.by] for of_example in labels}
+    lost = sorted(brought - left)
+    if partition.largest is None:
+        return partition, lost
+    # Who lost all it has is among the `largest` only where there are no more others.
+    room = max(0, partition.largest - len(left))
+    if room > len(lost):
+        return partition, lost
+    return replace(partition, largest=partition.largest - room or None), lost[:room]
 
 
 def _judges(
-    held_out: Sequence[int], labels: Sequence[Labels], settings: DataSettings
-) -> dict[ClientId, Cut]:
-    """Return who tests on what nobody learns."""
+    records: Sequence[Record], rows: Sequence[Row], settings: DataSettings
+) -> tuple[dict[ClientId, Cut], tuple[ClientId, ...]]:
+    """Return who tests on what nobody learns, and who would, had it an example left."""
+    held_out = [i for i, record in enumerate(records) if record.held_out]
     if settings.held_out and not held_out:
         raise ValueError(
             f"data.held_out has no example left: data.max_length {settings.max_length} cuts off their whole answers"
@@ -158,12 +209,14 @@ def _judges(
     own = _named(settings)
     groups: dict[str, list[int]] = {}
     for i in held_out:
-        groups.setdefault(labels[i][own] if own else JUDGE, []).append(i)
-    names = safe_names(sorted(groups))
-    return {
+        groups.setdefault(records[i].labels[own] if own else JUDGE, []).append(i)
+    lost = sorted(_values([row for row in rows if row.held_out], settings) - groups.keys())
+    names = safe_names([*sorted(groups), *lost])
+    judges = {
         f"{JUDGE}-{names[group]}" if own else JUDGE: Cut((), (), tuple(indices))
         for group, indices in groups.items()
     }
+    return judges, tuple(f"{JUDGE}-{names[group]}" for group in lost)
 
 
 def _named(settings: DataSettings) -> str | None:
@@ -246,19 +299,6 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: ExamplesByRow) -> str:
     return digest.hexdigest()
 
 
-def _check_left(
-    found: Sequence[Record],
-    records: Sequence[Record],
-    tokenised: Tokenised,
-    settings: DataSettings,
-    *,
-    num_rows: int,
-) -> None:
-    if not any(tokenised.examples):
-        raise ValueError(_nothing_left(settings, num_rows, len(records)))
-    _check_natural(found, records, tokenised, settings)
-
-
 def _nothing_left(settings: DataSettings, num_rows: int, num_records: int) -> str:
     if not num_records:
         return f"data.source {settings.source} has {num_rows} rows and none with a prompt and an answer"
@@ -271,32 +311,3 @@ def _no_room(settings: DataSettings) -> tuple[str, str]:
     if settings.truncate == "prompt":
         return "has no room for the answer", "raise it"
     return "cuts off the whole answer", "raise it, or set data.truncate to prompt"
-
-
-def _check_natural(
-    found: Sequence[Record],
-    records: Sequence[Record],
-    tokenised: Tokenised,
-    settings: DataSettings,
-) -> None:
-    """Refuse a natural client that loses all it has: the others would be split as if it had never been."""
-    by = _named(settings)
-    if by is None:
-        return
-    there = {record.labels[by] for record in found}
-    single = {record.labels[by] for record in records}
-    if repeated := sorted(there - single):
-        raise ValueError(
-            f"the client of {by} {repeated[0][:40]!r} is empty: all its rows repeat earlier ones, which data.duplicates "
-            "drop leaves out; set it to keep, or leave the client out in data.where"
-        )
-    left: Counter[str] = Counter()
-    for record, examples in zip(records, tokenised.examples, strict=True):
-        left[record.labels[by]] += len(examples)
-    empty = sorted(value for value, count in left.items() if not count)
-    if empty:
-        what, remedy = _no_room(settings)
-        raise ValueError(
-            f"the client of {by} {empty[0][:40]!r} is empty: data.max_length {settings.max_length} {what} of all its "
-            f"examples; {remedy}, or leave it out in data.where"
-        )

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.data.duplicates import Duplicates, Leak
+from fedloom.data.exclusion import Excluded
 from fedloom.data.labels import HiddenLabel, shown_labels
 from fedloom.data.losses import Losses
 from fedloom.data.sharding import UNKNOWN
@@ -69,6 +70,10 @@ class Manifest:
     """How rows were read, and what of them is in no example."""
     files_unread: Sequence[str] = ()
     """What is in the folder and is not read."""
+    prompt: str = ""
+    """The prompt that conversations are written in, in words: what `data.prompt` came to."""
+    excluded: Excluded = field(default_factory=Excluded)
+    """Clients left out with too few training examples."""
 
     @property
     def num_empty(self) -> int:
@@ -109,6 +114,7 @@ class Manifest:
             *self.losses.lines(),
             *lines,
             *files,
+            *self.excluded.lines(),
             *self.notes,
             *self.duplicates.lines(),
             *hidden,
@@ -132,9 +138,12 @@ class Manifest:
         """Return the manifest that `to_json` wrote."""
         repeated = dict(data.get("duplicates", {}))
         repeated["leaks"] = {k: Leak(**leak) for k, leak in repeated.get("leaks", {}).items()}
+        excluded = dict(data.get("excluded", {}))
+        excluded["judges"] = tuple(excluded.get("judges", ()))
         given = {
             "clients": {name: ClientCounts(**counts) for name, counts in data["clients"].items()},
             "duplicates": Duplicates(**repeated),
+            "excluded": Excluded(**excluded),
             "losses": Losses(**data.get("losses", {})),
             "files_unread": tuple(data.get("files_unread", ())),
             "notes": tuple(data.get("notes", ())),

@@ -110,11 +110,6 @@ class _Deal:
                 weights = [float(i in mine) for i in range(count)]
                 _give(clients, some, apportion(len(some), weights))
             _give(clients, order[own : own + mixed], apportion(mixed, total))
-        if empty := [name for name, indices in clients.items() if not indices]:
-            raise ValueError(
-                f"data.partition leaves {empty[0]} without an example: lower data.num_clients ({count}), "
-                "or give more data"
-            )
         return {name: sorted(indices) for name, indices in clients.items()}
 
     def groups(self, num_clients: int | None) -> dict[ClientId, str]:

@@ -49,7 +49,8 @@ class Dirichlet:
     alpha: float = 0.5
     """Above 0; small is one label a client, large is iid."""
     min_examples: int = 3
-    """Draw again until every client has as many."""
+    """Draw again until every client has as many; at 0 the first draw stands, and `data.min_examples` decides who takes
+    part."""
     balanced: bool = False
     """Deal one label after another, and no more to a client that has its equal share: as the code of Li et al."""
 
@@ -220,8 +221,8 @@ def _check_alpha(alpha: float) -> None:
 
 
 def _check_min_examples(min_examples: int) -> None:
-    if min_examples < 1:
-        raise ValueError(f"data.partition.min_examples must be at least 1, got {min_examples}")
+    if min_examples < 0:
+        raise ValueError(f"data.partition.min_examples must be at least 0, got {min_examples}")
 
 
 def _dirichlet(rng: random.Random, alpha: float, takes: Sequence[bool]) -> list[float]:

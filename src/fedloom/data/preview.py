@@ -163,6 +163,7 @@ def _summary(manifest: Manifest) -> RenderableType:
     lines.add_row("partition", f"{manifest.partition}{by}, {len(manifest.clients)} clients")
     lines.add_row("rows read", f"{manifest.num_rows:,}")
     lines.add_row("read as", Text(manifest.losses.read_as()))
+    lines.add_row("prompt", Text(manifest.prompt))
     for note in manifest.left_out():
         lines.add_row("", Text(note, style="yellow"))
     lines.add_row("sha256 of the split", manifest.sha256)

@@ -7,6 +7,7 @@ import torch
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.core.randomness import generator
 from fedloom.data.data_settings import DataSettings
+from fedloom.data.formats import Record
 from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.sharding import Labels
 from fedloom.data.splits import Cut
@@ -14,27 +15,27 @@ from fedloom.data.splits import Cut
 
 def profiles_of(
     cuts: Mapping[ClientId, Cut],
-    labels: Sequence[Labels],
+    records: Sequence[Record],
     settings: DataSettings,
     *,
     judges: Collection[ClientId],
-    learnt: Sequence[int],
+    excluded: Collection[ClientId],
 ) -> dict[ClientId, Profile]:
     """Return the profile of every client.
 
     Args:
-        cuts: Indices of every client's examples.
-        labels: Of every example.
+        cuts: Indices of every client's records.
+        records: All that make examples, held out or not.
         settings: The recipe's section.
         judges: Clients that only test.
-        learnt: The examples that were dealt out.
+        excluded: Clients that were dealt examples and are left out; the tiers of the others are drawn beside theirs.
     """
-    learners = [client for client, parts in cuts.items() if parts.all and client not in judges]
-    tiers = {**_tiers(learners, settings), **_tiers(list(judges), settings)}
-    groups = _groups([labels[i] for i in learnt], settings)
+    learners = {client for client, parts in cuts.items() if parts.all and client not in judges}
+    tiers = {**_tiers(sorted(learners.union(excluded)), settings), **_tiers(list(judges), settings)}
+    groups = _groups([one.labels for one in records if not one.held_out], settings)
     return {
         client: {
-            **_shared([labels[i] for i in parts.all]),
+            **_shared([records[i].labels for i in parts.all]),
             **tiers.get(client, {}),
             **groups.get(client, {}),
         }

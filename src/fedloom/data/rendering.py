@@ -1,6 +1,6 @@
 """From a record to the sequences that are learnt from it, under the recipe's prompt; and what was done to its text on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedloom.data.control import Controls, Hidden
@@ -44,7 +44,10 @@ class Renderer:
     """Texts that may end an answer: of the end-of-sequence token, and of those the prompt writes."""
     fold: bool
     """Whether a system message goes into the question where the prompt has no place for it."""
-    may_rewrite: bool
+    from_template: bool
+    """Whether a chat template writes them, which may leave parts out and writes its own begin token."""
+    prompt: str
+    """Which prompt it is, in words."""
 
     def __call__(self, record: Record) -> list[Rendering]:
         """Return one sequence, or one for each answer that is learnt.
@@ -62,7 +65,7 @@ class Renderer:
             parts = [record]
         else:
             parts = [_alone(up_to_answer(record, at + 1)) for at in range(len(sequences))]
-        rewritten = self.may_rewrite and not _is_whole(messages, sequences)
+        rewritten = self.from_template and not _is_whole(messages, sequences)
         return [
             Rendering(segments, part, hidden, folded, rewritten)
             for segments, part in zip(sequences, parts, strict=True)
@@ -89,7 +92,8 @@ def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
         raise ValueError(
             "the tokenizer of model.name has no end-of-sequence token, so no answer could end"
         )
-    write, written = _writer(settings, tokenizer)
+    prompt = resolved_prompt(settings, tokenizer)
+    write, written = _writer(prompt, tokenizer)
     controls = Controls.of(tokenizer, written)
     ends = tuple({eos, *(text for text in controls.texts if text in written)})
     return Renderer(
@@ -97,15 +101,31 @@ def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
         controls,
         ends,
         fold=settings.system_role == "fold",
-        may_rewrite=settings.prompt == "chat",
+        from_template=prompt == "chat",
+        prompt=_in_words(prompt, asked=settings.prompt),
     )
 
 
-def _writer(settings: DataSettings, tokenizer: ChatTemplate) -> tuple[Write, str]:
+def resolved_prompt(settings: DataSettings, tokenizer: ChatTemplate) -> str | Mapping[str, str]:
+    """Return `data.prompt`; of `auto`, what it comes to with this tokenizer."""
+    if settings.prompt != "auto":
+        return settings.prompt
+    # A template that is there and fails is an error as under `chat`.
+    return "chat" if tokenizer.chat_template else "plain"
+
+
+def _in_words(prompt: str | Mapping[str, str], *, asked: str | Mapping[str, str]) -> str:
+    if not isinstance(prompt, str):
+        return "texts of the recipe's own"
+    if prompt == "chat":
+        return "chat template of the tokenizer"
+    return f"{prompt}: the tokenizer has no chat template" if asked == "auto" else prompt
+
+
+def _writer(prompt: str | Mapping[str, str], tokenizer: ChatTemplate) -> tuple[Write, str]:
     """Return what writes a conversation, and the text it writes itself."""
-    if settings.prompt != "chat":
-        named = settings.prompt
-        turns = PROMPTS[named] if isinstance(named, str) else own_prompt(named)
+    if prompt != "chat":
+        turns = PROMPTS[prompt] if isinstance(prompt, str) else own_prompt(prompt)
         written = "\0".join((turns.user, turns.assistant, turns.system or ""))
         return (lambda messages: [turns(messages)]), written
     if not tokenizer.chat_template:

@@ -57,6 +57,8 @@ class Tokenised:
     """Records without an answer to learn."""
     notes: tuple[str, ...] = ()
     """What was done to the text on the way, a line each."""
+    prompt: str = ""
+    """The prompt that conversations are written in, in words."""
 
 
 def tokenise(
@@ -81,7 +83,7 @@ def tokenise(
         ValueError: where the prompt cannot write a record, with the place of its row.
     """
     render, encoder = make_render(settings, tokenizer), Encoder.of(tokenizer)
-    start = _start(tokenizer) if settings.prompt != "chat" else []
+    start = [] if render.from_template else _start(tokenizer)
     shorten = Shortener(render, encoder, settings.max_length - len(start))
     records, ends = unended(records, render.ends)
     wanted = [asked(record, only_last=only_last) for record in records]
@@ -101,7 +103,8 @@ def tokenise(
                     usable += [example] if example else []
             made.append(tuple(usable))
     num_empty = sum(one is None for one in wanted)
-    return Tokenised(made, num_truncated, num_dropped, num_empty, remarks(noted, ends))
+    notes = remarks(noted, ends)
+    return Tokenised(made, num_truncated, num_dropped, num_empty, notes, render.prompt)
 
 
 def _start(tokenizer: Tokenizer) -> list[int]:

@@ -252,7 +252,15 @@ def own_data(
     settings: SiteSettings, asked: DataSettings, tokenizer: Tokenizer, objective: Objective
 ) -> Federation:
     """Return the federation of one client: this site's file, prepared as the recipe says."""
-    data = replace(asked, source=str(settings.data), pooled=False, num_clients=None, tiers={})
+    # What it has too few of is said in a sentence of its own, without the number.
+    data = replace(
+        asked,
+        source=str(settings.data),
+        pooled=False,
+        num_clients=None,
+        tiers={},
+        min_examples=1,
+    )
     columns = settings.limits.columns
     taken = take_rows(data, lambda texts: lengths(texts, tokenizer), readable=columns)
     rows = taken.rows
@@ -261,6 +269,11 @@ def own_data(
     labels = [name for name in asked.labels or KNOWN_LABELS if name in found]
     data = replace(data, partition=Natural(by=_LABEL), labels=(*labels, _LABEL))
     federation = divide(replace(taken, rows=rows), data, tokenizer, objective)
+    if any(own.train < asked.min_examples for own in federation.manifest.clients.values()):
+        raise ValueError(
+            "this site takes no part, as it has fewer training examples than the recipe's data.min_examples "
+            f"{asked.min_examples}"
+        )
     profiles = {
         client: {name: value for name, value in profile.items() if name != _LABEL}
         for client, profile in federation.profiles.items()

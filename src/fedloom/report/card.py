@@ -74,7 +74,9 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool
     ]
     first = " ".join(part for part in text if part)
     traffic = f", {human_bytes(sent)} of traffic" if sent else ""
-    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}."
+    prompt = run.manifest.get("prompt")
+    written = f" Prompt of its training data: {prompt}." if prompt else ""
+    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}.{written}"
 
 
 def _usage(base: str, *, merged: bool, builtin: bool, gguf: str | None) -> str:

@@ -104,6 +104,7 @@ def _facts(own: Results) -> list[str]:
         own.summary.get("algorithm"),
         model.get("name"),
         data.get("source") or own.manifest.get("source"),
+        f"prompt: {own.manifest['prompt']}" if own.manifest.get("prompt") else None,
         own.summary.get("tune"),
         f"{trainable:,} trainable parameters" if trainable else None,
     ]

@@ -15,6 +15,7 @@ from fedloom.core.description import Clusters, Description, describe
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import ClientId, Params, Profile
 from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.data.exclusion import Excluded
 from fedloom.data.tokens import Example
 from fedloom.results.by_label import metrics_by_label
 from fedloom.results.export import deliverables, export_models
@@ -86,7 +87,7 @@ def record_setup(session: Session) -> None:
         # For later commands, which have to know the clients of a run whose data is elsewhere.
         text = json.dumps(manifest.to_json()).encode()
         write_atomic(session.folder / QUIET_MANIFEST, text, private=session.folder / "checkpoints")
-        manifest = dataclasses.replace(manifest, clients={}, profiles={})
+        manifest = dataclasses.replace(manifest, clients={}, profiles={}, excluded=Excluded())
     write_json(session.folder / "manifest.json", manifest.to_json())
     write_json(session.folder / "environment.json", collect())
 

@@ -175,7 +175,7 @@ def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:
 def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federation:
     """Return what an earlier command wrote down of data that is not read; of sites, nobody before the first."""
     # Of no conversation there are no examples, but what this tokenizer cannot tell apart is refused before a site joins.
-    recipe.objective.examples((), recipe.data, tokenizer)
+    prompt = recipe.objective.examples((), recipe.data, tokenizer).prompt
     if recipe.elsewhere and not manifest_of(folder).exists():
         manifest = Manifest(
             sha256="",
@@ -189,6 +189,7 @@ def _remembered(recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> Federatio
             num_truncated=0,
             num_unassigned=0,
             clients={},
+            prompt=prompt,
         )
     else:
         manifest = read_manifest(folder, elsewhere=recipe.elsewhere)
