@@ -23,7 +23,7 @@ def tree(real_model: Find) -> Callable[..., dict[str, Any]]:
         return small_tree(
             file,
             **{
-                "data": {"num_clients": 2, "num_examples": 40, "prompt": "chat"},
+                "data": {"num_clients": 2, "num_examples": 40},
                 # One by one: a batch of clients rounds differently, and sites have one client each.
                 "local": {"lr": 2e-3, "optimizer": "adamw", "batched": "off"},
                 "run": {"rounds": 2, "samples": 1},

@@ -6,6 +6,8 @@ from pathlib import Path
 from fedloom.models.found import check_folder, found
 from fedloom.models.gguf import converted, header_of
 
+FETCHED = ("smollm2.gguf", "gemma3-270m.gguf")
+"""Files that `make models` brings, and recipes name."""
 _SUFFIX = ".gguf"
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -65,8 +67,9 @@ def gguf_file(name: str, file: str | None, revision: str | None) -> Path | None:
     if path.is_file():
         return _without(file, path, name)
     if name.lower().endswith(_SUFFIX):
+        fetched = " `make models` in a checkout fetches it;" if path.name in FETCHED else ""
         raise ValueError(
-            f"model.name: there is no file {name}; one on the Hub is named by model.name=OWNER/NAME and"
+            f"model.name: there is no file {name};{fetched} one on the Hub is named by model.name=OWNER/NAME and"
             " model.file=FILE.gguf"
         )
     if path.is_dir():
