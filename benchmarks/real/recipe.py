@@ -10,11 +10,10 @@ import io
 import json
 from pathlib import Path
 
-import runs  # noqa: F401  # lets the other benchmarks be imported
 from rich.console import Console
+from runs import grid
 
 import fedloom
-from runs import grid
 from timing import write_page
 
 QUESTIONS = (
@@ -44,9 +43,7 @@ def main() -> None:
     printed = Console(file=io.StringIO(), width=80)
     folder = asked.runs / asked.recipe
     result = fedloom.run(asked.recipe, folder, overrides=asked.set, console=printed)
-    cells = []
-    for question in QUESTIONS:
-        cells.append((question, *answers(result, question)))
+    cells = [(question, *answers(result, question)) for question in QUESTIONS]
     seconds = result.metrics[-1]["seconds"]
     machine = json.loads((folder / "environment.json").read_text())
     about = f"{seconds:.0f} s in all, training and measuring, on {machine['num_threads']} threads."
