@@ -7,7 +7,9 @@ from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.kernels import choose_kernels, make_fast
 from fedloom.client.fast.products import PackedProduct, TorchProduct, packed_is_faster
 from fedloom.client.local_settings import LocalSettings
+from fedloom.models.build import Base
 from fedloom.objectives.head import fused_cross_entropy
+from fedloom.spaces.lora import LoRA
 
 HAS_PACKED = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_reorder_linear_weight"
@@ -183,3 +185,29 @@ def test_a_model_that_caps_its_logits_falls_back_to_its_own_forward(bench, dista
     together = bench(model=capped(), **local).fit(["c1", "c2"])
     for one, other in zip(alone, together, strict=True):
         assert distance(one.params, other.params) < 1e-6  # its attention computes in float32
+
+
+@pytest.mark.parametrize("kernels", ["torch", pytest.param("onednn", marks=needs_packed)])
+def test_an_evaluation_adds_adapters_in_place_and_leaves_no_trace(tiny_llama, kernels):
+    space = LoRA(rank=4).make_space(
+        Base(tiny_llama().requires_grad_(False), None, "random"), seed=1
+    )
+    model, ids = space.model, torch.arange(3, 21).view(2, 9)
+    space.values.copy_(normal(len(space.values), dtype=torch.float32).mul_(0.1))
+    fast = make_fast(model, LocalSettings(kernels=kernels))
+
+    def logits():
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    plain = logits()
+    with fast.evaluating():
+        inside = logits()
+        space.values.mul_(2)  # another client's adapter
+        moved = logits()
+    assert len(fast.adapted) == 14
+    torch.testing.assert_close(inside, plain, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(moved, plain, atol=1e-2)
+    torch.testing.assert_close(moved, logits(), rtol=1e-4, atol=1e-5)
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert not make_fast(model, LocalSettings(kernels="reference")).adapted

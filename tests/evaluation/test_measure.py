@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -285,11 +286,21 @@ def test_packed_rows_are_scored_as_their_parts(
         judge.measure(model, [packed], split="test")
 
 
-def test_only_the_first_examples_are_measured_when_asked(
-    model: Any, examples: list[Example], tiny_tokenizer: Any
+def test_examples_are_drawn_over_the_whole_split_when_few_are_asked_for(
+    model: Any, tiny_tokenizer: Any
 ) -> None:
-    judge = evaluator(tiny_tokenizer, max_examples=2)
-    assert judge.measure(model, examples, split="validation")["num_examples"] == 2
+    split = [example(tiny_tokenizer, f"q {at}", "one") for at in range(40)]
+    judge = evaluator(tiny_tokenizer, max_examples=8)
+    assert judge.measure(model, split, split="validation")["num_examples"] == 8
+    drawn = judge.drawn(split)
+    places = [next(at for at, one in enumerate(split) if one is each) for each in drawn]
+    assert places == sorted(places)
+    assert len(set(places)) == 8
+    assert places != list(range(8))
+    # The same in whatever order the split comes, others with another seed, all of them where there are no more.
+    assert {id(one) for one in judge.drawn(split[::-1])} == {id(one) for one in drawn}
+    assert [*replace(judge, seed=1).drawn(split)] != [*drawn]
+    assert judge.drawn(split[:8]) == split[:8]
 
 
 def test_the_test_split_is_not_generated_when_generation_is_off(

@@ -16,6 +16,7 @@ from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.build import ModelSettings, load_base, write_model
+from fedloom.models.generation import write_greedily
 from fedloom.objectives.classification import Classification
 from fedloom.spaces.lora import LoRA
 
@@ -257,3 +258,106 @@ def test_a_model_without_numbers_scores_nothing(
     chooser = Evaluator(EvaluationSettings(), tiny_tokenizer, objective)
     assert chooser.measure(model, [asked_class], split="test")["accuracy"] == 0
     assert chooser.answers(model, [asked_class]) == [""]
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 103,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {
+        "head_dim": 8,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "gpt2": {},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
+    "bloom": {},
+    "falcon": {},
+    "mixtral": {"num_local_experts": 4},
+    "mamba": {"state_size": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+}
+WAITING = {"mamba", "lfm2"}
+"""Whose cache is more than keys and values, so that rows wait for each other."""
+
+
+def small_model(family: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(family, **SMALL | FAMILIES[family])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for weight in model.parameters():  # far from a tie of logits
+            weight.data.add_(torch.randn_like(weight), alpha=0.1)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_rows_that_have_ended_leave_and_the_others_are_as_generate_has_them(family: str) -> None:
+    model, rows, length, most = small_model(family), 8, 9, 20
+    ids = torch.randint(3, 103, (rows, length), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    if family not in WAITING:
+        for row in range(rows):
+            mask[row, : row % 4], ids[row, : row % 4] = 0, 0
+    free = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, eos_token_id=None
+    )[:, length:]
+    # An end for every second row, each at another place.
+    ends = sorted({int(free[row, 2 + row]) for row in range(0, rows, 2)})
+    wanted = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=most,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=0,
+    )[:, length:]
+    widths: list[int] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _module, _given, made: widths.append(made.shape[0])
+    )
+    found, sound = write_greedily(model, ids, mask, max_new_tokens=most, ends=ends, fill=0)
+    assert torch.equal(found, wanted)
+    assert sound.eq(2**62).all()
+    assert (widths[-1] < rows) != (family in WAITING)
+    assert len(widths) == found.shape[1]
+
+
+@torch.no_grad()
+def test_rows_that_go_on_alone_are_still_watched_for_numbers(
+    tiny_llama: Callable[..., Any],
+) -> None:
+    model = tiny_llama(vocab=103)
+    ids = torch.arange(10, 22).view(3, 4)
+    free, _ = write_greedily(model, ids, torch.ones_like(ids), max_new_tokens=8, ends=[], fill=0)
+    ends = [int(free[0, 1])]
+    calls = 0
+
+    def spoilt(_module: Any, _given: Any, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return (
+            logits.index_fill(0, torch.tensor([len(logits) - 1]), torch.nan)
+            if calls > 4
+            else logits
+        )
+
+    handle = model.lm_head.register_forward_hook(spoilt)
+    found, sound = write_greedily(
+        model, ids, torch.ones_like(ids), max_new_tokens=8, ends=ends, fill=0
+    )
+    handle.remove()
+    assert found[0, 2:].eq(0).all()
+    assert sound.tolist() == [2**62, 2**62, 4]

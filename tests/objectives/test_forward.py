@@ -168,6 +168,17 @@ def test_a_model_that_cannot_be_split_is_asked_for_fewer_rows_where_its_logits_a
     assert Forward.of(model).most_rows(longest) == 1
 
 
+def test_on_a_cpu_rows_go_through_as_many_at_once_as_its_caches_hold(tiny_llama: Maker) -> None:
+    model = tiny_llama()
+    counts = seen_by(model.model.layers[0].mlp)
+    rows = [row(seed, 100, 90) for seed in range(25)]
+    whole = score(model, rows, 32, SFT())
+    assert counts[-3:] == [1000, 1000, 500]
+    assert [one.loss for one in whole] == pytest.approx(
+        [score(model, [one], 32, SFT())[0].loss for one in rows], rel=1e-6
+    )
+
+
 def test_training_and_evaluation_agree_on_the_loss(tiny_llama: Maker) -> None:
     model, examples = tiny_llama(), ROWS["rows"]
     objective, like = SFT(), torch.empty(0)

@@ -103,7 +103,7 @@ def _measured(
         groups = [setup.examples(jobs[i].client, split) for i, _ in same]
         setup.space.load(same[0][1])
         setup.space.model.eval()
-        with fast.installed():
+        with fast.evaluating():
             measures = evaluator.measure_each(setup.space.model, groups, split=split)
         for (i, _), group, metrics in zip(same, groups, measures, strict=True):
             done[i] = Done({}, len(group), metrics=metrics)

@@ -28,9 +28,9 @@ class EvaluationSettings:
     max_new_tokens: int = 64
     """Longest generated answer."""
     batch_size: int = 32
-    """Rows in one forward pass, and answers generated at once."""
+    """Answers generated at once, and the most rows in one forward pass; on a CPU fewer where rows are long."""
     max_examples: int | None = None
-    """Of each client and split, the first so many; None: all."""
+    """Of each client and split, drawn with data.seed and the same for every baseline and round; None: all."""
     clients: int | None = None
     """How many clients an evaluation measures, drawn anew for each from those with held-out data and the same for
     every baseline; None: all. `fedloom evaluate` measures all in any case."""

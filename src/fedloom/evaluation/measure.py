@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fedloom.core.metrics import METRICS, Metric, MetricTable, Reduction
 from fedloom.core.protocols import Metrics, Split
+from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.generation import Decoder, Generation
@@ -25,6 +26,22 @@ class Evaluator:
     tokenizer: Decoder
     objective: Objective = DEFAULT
     """Where its answers are classes, they are chosen among these, never generated."""
+    seed: int = 0
+    """Of the draw where `evaluation.max_examples` is fewer than a split has."""
+
+    def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return the examples of a client's split that are measured, in their order: all, or as many as settings say.
+
+        An example is drawn by what it holds, whatever stands beside it and whenever it is asked.
+        """
+        most = self.settings.max_examples
+        if most is None or most >= len(examples):
+            return examples
+        order = sorted(range(len(examples)), key=lambda at: self._rank(examples[at]))
+        return [examples[at] for at in sorted(order[:most])]
+
+    def _rank(self, example: Example) -> int:
+        return derive(self.seed, _key(example.ids, example.labels).hex())
 
     def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
         """Return the objective's metrics, such as loss and token accuracy, and counts; on the test split also answers' scores.
@@ -40,7 +57,7 @@ class Evaluator:
         self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
     ) -> list[Metrics]:
         """Measure several clients' examples on one model, in shared batches and equal rows once."""
-        chosen = [group[: self.settings.max_examples] for group in groups]
+        chosen = [self.drawn(group) for group in groups]
         if not chosen or not all(chosen):
             raise ValueError(
                 f"the {split} split of a client to be measured holds no examples; give it more "

@@ -1,11 +1,13 @@
 """Greedy answers whatever a model's files say: of its generation settings only the end tokens are its own."""
 
 import json
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -72,7 +74,7 @@ def write_greedily(
     """Return what the model writes behind left-padded prompts, and for how many tokens of it there were numbers.
 
     The model's own generation settings are put aside for the call, so that neither a key of its file nor one that a
-    later transformers knows has a say.
+    later transformers knows has a say. Rows that have ended leave the batch, where the model's cache can drop them.
 
     Args:
         model: Answers.
@@ -89,44 +91,170 @@ def write_greedily(
     Raises:
         ValueError: where the model cannot generate.
     """
-    from transformers import LogitsProcessorList
-
     if not getattr(model, "generate", None):
         raise ValueError(
             f"evaluation.generate must be false for model.name {model.name_or_path}, which cannot generate"
         )
+    own = model.generation_config
+    model.generation_config = fresh()
+    try:
+        return _written(model, prompts, mask, _settings(max_new_tokens, ends, fill))
+    finally:
+        model.generation_config = own
+
+
+def _settings(max_new_tokens: int, ends: list[int], fill: int) -> "GenerationConfig":
     ours = fresh()
     ours.max_new_tokens, ours.do_sample, ours.num_beams = max_new_tokens, False, 1
     ours.use_cache, ours.return_dict_in_generate = True, False
     ours.eos_token_id, ours.pad_token_id = ends or None, fill
-    watch = _Watch(prompts)
-    own = model.generation_config
-    model.generation_config = fresh()
-    try:
-        whole: Tensor = model.generate(
-            input_ids=prompts,
+    return ours
+
+
+def _written(
+    model: Any, ids: Tensor, mask: Tensor, settings: "GenerationConfig"
+) -> tuple[Tensor, Tensor]:
+    """Return answers and for how many of their tokens there were numbers; `generate` goes on where rows have left."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    start, most = ids.shape[1], settings.max_new_tokens
+    answers = ids.new_full((len(ids), most), settings.pad_token_id)
+    # More than anything that is written.
+    sound = torch.full((len(ids),), 2**62, device=ids.device)
+    rows = torch.arange(len(ids), device=ids.device)
+    cache = row_cache(model, most) if len(ids) > 1 else None
+    kept = {} if cache is None else {_cache_name(): cache}
+    while True:
+        watch, leave = _Watch(start, len(ids)), _Leave(start, settings.eos_token_id, cache)
+        ids = model.generate(
+            input_ids=ids,
             attention_mask=mask,
-            generation_config=ours,
+            generation_config=settings,
             logits_processor=LogitsProcessorList([watch]),
+            stopping_criteria=StoppingCriteriaList([leave]),
+            **kept,
         )
-    finally:
-        model.generation_config = own
-    return whole[:, prompts.shape[1] :].cpu(), watch.sound.cpu()
+        if cache is None:
+            return ids[:, start:].cpu(), watch.sound.cpu()
+        written = ids.shape[1] - start
+        answers[rows, :written] = ids[:, start:]
+        sound[rows] = sound[rows].minimum(watch.sound.to(sound))
+        going = (~leave.ended(ids)).nonzero().squeeze(1)
+        if not leave.early or written >= most or not len(going):
+            return answers[:, :written].cpu(), sound.cpu()
+        cache.batch_select_indices(going)
+        rows, ids, mask = rows[going], ids[going], mask[going]
+        mask = nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
+        settings.max_new_tokens = most - written
 
 
 class _Watch:
     """Notes how many tokens each row had numbers for; a processor of logits that changes none."""
 
-    def __init__(self, prompts: Tensor) -> None:
-        self._start = prompts.shape[1]
-        # More than anything that is written.
-        self.sound = torch.full((len(prompts),), 2**62, device=prompts.device)
+    def __init__(self, start: int, rows: int) -> None:
+        self._start = start
+        self.sound = torch.full((rows,), 2**62)
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         written = ids.shape[1] - self._start
         broken = logits.isnan().any(-1)
+        self.sound = self.sound.to(broken.device)
         self.sound = torch.where(broken, self.sound.clamp(max=written), self.sound)
         return logits
+
+
+class _Leave:
+    """Stops all rows as soon as enough have ended for the others to go on without them."""
+
+    def __init__(self, start: int, ends: Sequence[int] | None, cache: object) -> None:
+        self._start, self._drops = start, cache is not None
+        self._ends = torch.tensor(ends or [], dtype=torch.int64)
+        self.early = False
+
+    def ended(self, ids: Tensor) -> Tensor:
+        """Return (rows,) whether an end token is among what was written."""
+        self._ends = self._ends.to(ids.device)
+        return torch.isin(ids[:, self._start :], self._ends).any(1)
+
+    def __call__(self, ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+        # Dropping rows copies the cache of the others, which is about what a token of theirs costs.
+        self.early = self._drops and bool(self.ended(ids).float().mean() >= _LEAVING)
+        return torch.full((len(ids),), self.early, device=ids.device)
+
+
+_LEAVING = 1 / 8
+"""Share of the rows that have to end before they are dropped."""
+
+
+def row_cache(model: Any, room: int) -> Any:
+    """Return an empty cache with room for so many tokens behind the prompts, from which rows can be dropped.
+
+    Returns:
+        None where the model makes a cache of its own, or one that holds more than keys and values.
+    """
+    from transformers import DynamicCache, GenerationMixin
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    plain = getattr(type(model), _PREPARE, None) is getattr(GenerationMixin, _PREPARE, None)
+    if not plain or not model._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    kinds = {type(layer) for layer in cache.layers}
+    if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return None
+    roomy = _roomy()
+    cache.layers = [roomy(room) if type(at) is DynamicLayer else at for at in cache.layers]
+    return cache
+
+
+_PREPARE = "_prepare_cache_for_generation"
+
+
+@lru_cache(maxsize=1)
+def _roomy() -> Any:
+    from transformers.cache_utils import DynamicLayer
+
+    class Roomy(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+        """Keys and values of a layer with room behind them: a token adds its own and copies no others."""
+
+        def __init__(self, room: int) -> None:
+            super().__init__()
+            self._room = room
+
+        def update(
+            self, key_states: Tensor, value_states: Tensor, *_args: Any, **_: Any
+        ) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                rows, heads, length, _width = key_states.shape
+                self._whole = [
+                    one.new_empty((rows, heads, length + self._room, one.shape[-1]))
+                    for one in (key_states, value_states)
+                ]
+                self.keys, self.values = (whole[:, :, :0] for whole in self._whole)
+            end = self.keys.shape[2] + key_states.shape[2]
+            for whole, new in zip(self._whole, (key_states, value_states), strict=True):
+                whole[:, :, end - new.shape[2] : end] = new
+            self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Tensor) -> None:
+            if not self.is_initialized:  # its model takes another layer's
+                return
+            end = self.keys.shape[2]
+            self._whole = [whole[indices] for whole in self._whole]
+            self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
+
+    return Roomy
+
+
+@lru_cache(maxsize=1)
+def _cache_name() -> str:
+    """Return what this version of transformers calls the cache that `generate` takes."""
+    from transformers.generation import GenerateDecoderOnlyOutput
+
+    fields = GenerateDecoderOnlyOutput.__dataclass_fields__
+    return "cache" if "cache" in fields else "past_key_values"
 
 
 def _ends(model: "PreTrainedModel", value: object) -> list[int]:

@@ -37,6 +37,10 @@ class LoRALayer:
     module: nn.Module
     base: FrozenLinear
     scaling: float
+    a: Tensor
+    """(rank, in), as it stands when read."""
+    b: Tensor
+    """(out, rank), as it stands when read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,9 @@ def lora_layers(model: nn.Module) -> list[LoRALayer]:
         base = frozen_linear(module.get_base_layer())
         if base is None or not _is_plain(module):
             return []
-        layers.append(LoRALayer(clean(full_name), module, base, float(module.scaling["default"])))
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        scaling = float(module.scaling["default"])
+        layers.append(LoRALayer(clean(full_name), module, base, scaling, a, b))
     covered = {f"{layer.name}.lora_{x}.weight" for layer in layers for x in "AB"}
     tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
     return layers if covered == tuned else []

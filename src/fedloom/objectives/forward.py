@@ -15,6 +15,8 @@ NOTHING = -1
 """In the place of the most likely token, where a logit is NaN."""
 LOGITS_BYTES = 2**30
 """What the logits of one call may take where they are made everywhere and no gradient is kept."""
+CPU_TOKENS = 1024
+"""Of one call without gradients on a CPU: what stands between two products of more tokens no longer fits its caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +96,11 @@ class Forward:
 
     def most_rows(self, length: int) -> int:
         """Return how many rows of a length, without gradients, may go through at once."""
-        if self.parts is not None:
-            return 2**31
-        return max(1, LOGITS_BYTES // (4 * length * vocabulary(self.model)))
+        on_cpu = next(self.model.parameters()).device.type == "cpu"
+        tokens = CPU_TOKENS if on_cpu else 2**31
+        if self.parts is None:
+            tokens = min(tokens, LOGITS_BYTES // (4 * vocabulary(self.model)))
+        return max(1, tokens // length)
 
     def _states(self, inputs: Mapping[str, Tensor], at: Tensor) -> Tensor:
         """Return what the head makes logits of, (n, width), or those logits themselves."""

@@ -80,8 +80,7 @@ def _held_out(session: Session, by: str, number: int) -> Held:
     shown = session.federation.manifest.shown_labels
     held: dict[str, dict[ClientId, list[Example]]] = {}
     for client in session.drawn_judges(number, "test"):
-        examples = session.federation.shards[client].test
-        for example in examples[: session.recipe.evaluation.max_examples]:
+        for example in session.evaluator.drawn(session.federation.shards[client].test):
             if example.record is not None:
                 (value,) = shown({by: example.record.labels[by]}).values()
                 clients = held.setdefault(value, {})

@@ -138,7 +138,8 @@ def build(
         federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
-    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective)
+    judged = derive(recipe.data.seed, "evaluation")
+    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective, judged)
     trainer = make_trainer(
         space,
         federation,

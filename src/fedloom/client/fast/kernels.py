@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.fast.functions import frozen_linear
+from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.products import (
     MovingProduct,
     PackedProduct,
@@ -17,7 +17,14 @@ from fedloom.client.fast.products import (
 )
 from fedloom.client.local_settings import LocalSettings
 from fedloom.data.tokens import Example
-from fedloom.models.introspection import FrozenLinear, frozen_linears, keeps_rows_apart, readout
+from fedloom.models.introspection import (
+    FrozenLinear,
+    LoRALayer,
+    frozen_linears,
+    keeps_rows_apart,
+    lora_layers,
+    readout,
+)
 from fedloom.objectives.batch import Batch
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.head import Product
@@ -61,6 +68,8 @@ class FastPath:
     products: Mapping[int, Product]
     """Of every frozen linear layer, by id of its module."""
     layers: tuple[FrozenLinear, ...]
+    adapted: tuple[LoRALayer, ...]
+    """Every adapted layer, where plain low-rank adapters are all that learns; nothing for kernels reference."""
     packs: bool
     """Whether rows of a step may share a row of the batch."""
     forward: Forward
@@ -98,6 +107,15 @@ class FastPath:
                     )
             yield
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Let frozen layers use packed products, and adapted ones add to them in place; no gradient is kept."""
+        with self.installed(), ExitStack() as stack:
+            for layer in self.adapted:
+                forward = _adapted_forward_of(layer, self.products[id(layer.base.module)])
+                stack.enter_context(replaced_forward(layer.module, forward))
+            yield
+
 
 def make_fast(
     model: nn.Module,
@@ -125,7 +143,8 @@ def make_fast(
     product = products[id(parts.head)] if parts is not None and fixed else None
     forward = Forward(model, parts, product, low=local.precision == "bfloat16")
     packs = kernels != "reference" and keeps_rows_apart(model)
-    return FastPath(kernels, products, layers, packs, forward, objective)
+    adapted = () if kernels == "reference" else tuple(lora_layers(model))
+    return FastPath(kernels, products, layers, adapted, packs, forward, objective)
 
 
 @contextmanager
@@ -144,6 +163,18 @@ def _forward_of(layer: FrozenLinear, product: Product) -> Callable[[Tensor], Ten
         learning = torch.is_grad_enabled() and x.requires_grad
         out = frozen_linear(x, product) if learning else product.forward(x)
         return out if layer.bias is None else out + layer.bias
+
+    return forward
+
+
+def _adapted_forward_of(layer: LoRALayer, product: Product) -> Callable[[Tensor], Tensor]:
+    plain: Callable[[Tensor], Tensor] = layer.module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not x.dtype == layer.a.dtype == layer.base.weight.dtype:
+            return plain(x)
+        out = lora_linear(x, product, layer.a[None], layer.b[None], layer.scaling)
+        return out if layer.base.bias is None else out + layer.base.bias
 
     return forward
 
