@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from fedloom.client.fast.functions import frozen_linear
 from fedloom.client.fast.products import (
+    PRODUCTS,
+    UNKEPT,
+    Kind,
     MovingProduct,
-    PackedProduct,
-    TorchProduct,
-    packed_is_faster,
+    fastest,
+    rates,
 )
-from fedloom.client.local_settings import LocalSettings
+from fedloom.client.local_settings import PACKS, LocalSettings
 from fedloom.data.tokens import Example
 from fedloom.models.introspection import FrozenLinear, frozen_linears, keeps_rows_apart, readout
 from fedloom.objectives.batch import Batch
@@ -24,9 +26,10 @@ from fedloom.objectives.head import Product
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
 
-Chosen = Literal["onednn", "torch", "reference"]
+Chosen = Literal[Kind, "reference"]
 PACKED_BYTES = 4 * 2**30
-"""Auto packs no more than this: packed copies of both directions come on top of the weights themselves."""
+"""Auto packs no more than this: packed copies come on top of the weights themselves."""
+HALF = (torch.bfloat16, torch.float16)
 
 
 def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
@@ -35,22 +38,64 @@ def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
     Raises:
         ValueError: where onednn is asked for and cannot be had.
     """
-    if local.kernels in ("torch", "reference"):
-        return local.kernels
+    asked = local.kernels
+    if asked in ("torch", "reference"):
+        return asked
     first = next(model.parameters())
-    packed_bytes = sum(2 * layer.weight.nbytes for layer in frozen_linears(model))
-    possible = (
-        first.device.type == "cpu" and first.dtype == torch.float32 and local.precision == "float32"
-    )
-    if local.kernels == "auto":
-        wanted = possible and 0 < packed_bytes <= PACKED_BYTES
-        return "onednn" if wanted and packed_is_faster() else "torch"
-    if not possible:
+    if asked == "auto":
+        weight_bytes = sum(layer.weight.nbytes for layer in frozen_linears(model))
+        timed = first.device.type == "cpu" and first.dtype in (torch.float32, *HALF)
+        if not timed or not weight_bytes or local.precision != "float32":
+            return "torch"
+        return fastest(first.dtype, copies=PACKED_BYTES // weight_bytes)
+    possible = HALF if asked == "widened" else (torch.float32, torch.bfloat16)
+    if first.device.type != "cpu" or first.dtype not in possible:
         raise ValueError(
-            "local.kernels onednn needs a float32 model on a CPU,"
-            f" got {str(first.dtype).removeprefix('torch.')} on {first.device.type}"
+            f"local.kernels {asked} needs a {' or '.join(map(_named, possible))} model on a CPU,"
+            f" got {_named(first.dtype)} on {first.device.type}"
         )
-    return "onednn"
+    return asked
+
+
+def products_in_words(chosen: Chosen, model: nn.Module) -> str:
+    """Return how products with frozen weights are made, for a row of a table; empty where there are none."""
+    first = next(model.parameters())
+    if not frozen_linears(model):
+        return ""
+    named = _named(first.dtype)
+    words = {
+        "reference": f"the model's own, {named}",
+        "torch": f"torch's, {named}",
+        "widened": f"torch's in float32, each weight widened from {named} as it is used",
+        "onednn_forward": f"oneDNN's, {named}, packed once",
+        "onednn": f"oneDNN's, {named}, packed for both directions",
+    }
+    return words[chosen]
+
+
+def slow_type(chosen: Chosen, model: nn.Module) -> str:
+    """Return a sentence where this CPU multiplies the model's type slower than float32; empty elsewhere."""
+    first = next(model.parameters())
+    if first.device.type != "cpu" or first.dtype not in HALF or not frozen_linears(model):
+        return ""
+    low = max(rate.gflops for rate in rates(first.dtype) if rate.kind != "widened")
+    high = max(rate.gflops for rate in rates(torch.float32))
+    if low >= high:
+        return ""
+    named = _named(first.dtype)
+    what = (
+        "so frozen weights are widened as they are used"
+        if chosen == "widened"
+        else "model.dtype float32 is faster"
+    )
+    return (
+        f"this CPU multiplies {named} {high / low:.1f} times slower than float32"
+        f" ({low:.0f} against {high:.0f} GFLOP/s a thread): {what}"
+    )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -89,7 +134,7 @@ class FastPath:
     def installed(self) -> Iterator[None]:
         """Let frozen linear layers use packed products; the model is as it was afterwards."""
         with ExitStack() as stack:
-            if self.kernels == "onednn":
+            if self.kernels in PACKS:
                 for layer in self.layers:
                     stack.enter_context(
                         replaced_forward(
@@ -116,9 +161,10 @@ def make_fast(
     """
     kernels = choose_kernels(local, model)
     layers = tuple(frozen_linears(model))
-    make = PackedProduct if kernels == "onednn" else TorchProduct
+    kind: Kind = "torch" if kernels == "reference" else kernels
     products: dict[int, Product] = {
-        id(layer.module): _moving(layer) if moving else make(layer.weight) for layer in layers
+        id(layer.module): _moving(layer, kind) if moving else PRODUCTS[kind](layer.weight)
+        for layer in layers
     }
     parts = None if kernels == "reference" else readout(model)
     fixed = parts is not None and parts.frozen is not None and not moving
@@ -148,5 +194,7 @@ def _forward_of(layer: FrozenLinear, product: Product) -> Callable[[Tensor], Ten
     return forward
 
 
-def _moving(layer: FrozenLinear) -> Product:
-    return MovingProduct(layer.module, transposed=type(layer.module) is not nn.Linear)
+def _moving(layer: FrozenLinear, kind: Kind) -> Product:
+    return MovingProduct(
+        layer.module, UNKEPT[kind], transposed=type(layer.module) is not nn.Linear
+    )
