@@ -27,7 +27,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import torch
 from torch import Tensor
 
-from fedloom.client.fast.products import rates
+from fedloom.client.fast.products import native
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.make_trainer import make_trainer
 from fedloom.core.params import sub
@@ -254,7 +254,10 @@ def main() -> None:
     parser.add_argument("--model", default="", help="any model.name")
     parser.add_argument("--bfloat16", action="store_true", help="even where it is slow")
     asked = parser.parse_args()
-    turns, steps = asked.turns or (5 if asked.model else 7), asked.steps or (2 if asked.model else 4)
+    turns, steps = (
+        asked.turns or (5 if asked.model else 7),
+        asked.steps or (2 if asked.model else 4),
+    )
     scene = Scene(asked.hidden, asked.layers, asked.length, steps, asked.prompt)
     torch.set_num_threads(1)
     print(about(("torch", "transformers", "peft", "trl", "fedloom")))
@@ -362,7 +365,7 @@ def _products_alone(trainer: Any, scene: Scene) -> Alone:
 
 def _says_why_not_bfloat16(*, asked: bool) -> bool:
     """Return whether bfloat16 is measured; where this CPU is slow at it, say so."""
-    low, high = (max(rate.gflops for rate in rates(d)) for d in (torch.bfloat16, torch.float32))
+    low, high = (native(dtype) for dtype in (torch.bfloat16, torch.float32))
     named = f"{low:.0f} GFLOP/s in bfloat16, {high:.0f} in float32"
     if low < high and not asked:
         print(f"bfloat16  left out: this CPU makes {named}; --bfloat16 measures it all the same")

@@ -51,7 +51,8 @@ class LocalSettings:
     min_lr: float = 0.0
     """Where cosine and linear schedules end."""
     precision: Precision = "float32"
-    """bfloat16: matrix products under autocast; tuned tensors, optimizer and loss stay float32."""
+    """Of products with weights that learn (tune: full, modules_to_save, seeds of order first): bfloat16 makes them under
+    autocast; the weights, optimizer and loss stay float32. Frozen weights multiply in model.dtype."""
     batched: Literal["auto", "off"] = "auto"
     """auto: train many clients' LoRA adapters in one batch where that is possible; off: one by one."""
     group_tokens: int | None = None

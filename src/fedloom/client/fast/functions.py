@@ -29,6 +29,36 @@ def lora_linear(x: Tensor, product: Product, a: Tensor, b: Tensor, scaling: floa
     return out
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return x / sqrt(mean(x^2) + eps) * weight, in the type of x and rounded to it once; the weight does not learn.
+
+    Args:
+        x: (..., width) in half precision.
+        weight: (width,) float32.
+        eps: added to the mean.
+    """
+    out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]  # torch's own
+    return out
+
+
+class _RMSNorm(Function):
+    # Between one widening and one rounding everything happens in place; kept is what came in, in half precision.
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.to(torch.float32, copy=True)
+        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return wide.mul_(scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, scale = ctx.saved_tensors
+        normed, wide = x.float() * scale, gradient.float() * weight
+        along = (wide * normed).mean(-1, keepdim=True)
+        return wide.addcmul_(normed, along, value=-1).mul_(scale).to(x.dtype), None, None
+
+
 class _FrozenLinear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, product: Product) -> Tensor:

@@ -2,24 +2,33 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.fast.functions import frozen_linear
+from fedloom.client.fast.functions import frozen_linear, rms_norm
 from fedloom.client.fast.products import (
     PRODUCTS,
     UNKEPT,
     Kind,
     MovingProduct,
     fastest,
-    rates,
+    native,
 )
 from fedloom.client.local_settings import PACKS, LocalSettings
 from fedloom.data.tokens import Example
-from fedloom.models.introspection import FrozenLinear, frozen_linears, keeps_rows_apart, readout
+from fedloom.models.introspection import (
+    FrozenLinear,
+    FrozenNorm,
+    embedding,
+    frozen_linears,
+    frozen_norms,
+    keeps_rows_apart,
+    readout,
+)
+from fedloom.models.probe import asked, plain_ids
 from fedloom.objectives.batch import Batch
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.head import Product
@@ -78,8 +87,7 @@ def slow_type(chosen: Chosen, model: nn.Module) -> str:
     first = next(model.parameters())
     if first.device.type != "cpu" or first.dtype not in HALF or not frozen_linears(model):
         return ""
-    low = max(rate.gflops for rate in rates(first.dtype) if rate.kind != "widened")
-    high = max(rate.gflops for rate in rates(torch.float32))
+    low, high = native(first.dtype), native(torch.float32)
     if low >= high:
         return ""
     named = _named(first.dtype)
@@ -106,6 +114,10 @@ class FastPath:
     products: Mapping[int, Product]
     """Of every frozen linear layer, by id of its module."""
     layers: tuple[FrozenLinear, ...]
+    norms: tuple[FrozenNorm, ...]
+    """Those that are computed at once."""
+    wide: nn.Module | None
+    """The embedding of a half-precision model that computes in float32 from there on."""
     packs: bool
     """Whether rows of a step may share a row of the batch."""
     forward: Forward
@@ -132,7 +144,7 @@ class FastPath:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Let frozen linear layers use packed products; the model is as it was afterwards."""
+        """Let frozen layers compute in the ways chosen; the model is as it was afterwards."""
         with ExitStack() as stack:
             if self.kernels in PACKS:
                 for layer in self.layers:
@@ -141,6 +153,10 @@ class FastPath:
                             layer.module, _forward_of(layer, self.products[id(layer.module)])
                         )
                     )
+            for norm in self.norms:
+                stack.enter_context(replaced_forward(norm.module, _normed(norm)))
+            if self.wide is not None:
+                stack.enter_context(replaced_forward(self.wide, _widened(self.wide)))
             yield
 
 
@@ -171,7 +187,30 @@ def make_fast(
     product = products[id(parts.head)] if parts is not None and fixed else None
     forward = Forward(model, parts, product, low=local.precision == "bfloat16")
     packs = kernels != "reference" and keeps_rows_apart(model)
-    return FastPath(kernels, products, layers, packs, forward, objective)
+    low = next(model.parameters()).dtype in HALF and not moving and local.precision == "float32"
+    norms = tuple(frozen_norms(model)) if low and kernels not in ("widened", "reference") else ()
+    fast = FastPath(kernels, products, layers, norms, None, packs, forward, objective)
+    if not low or kernels != "widened":
+        return fast
+    wide = replace(fast, wide=embedding(model))
+    return wide if _computes_wide(wide, model) else fast
+
+
+@torch.no_grad()
+def _computes_wide(fast: FastPath, model: nn.Module) -> bool:
+    """Return whether a half-precision model computes the same in float32 where its embedding is widened.
+
+    Layers that insist on the type of their own weights cannot, so the model is asked.
+    """
+    ids = plain_ids(model, 8)[None]
+    with asked(model):
+        low: Tensor = model(input_ids=ids, use_cache=False).logits
+        try:
+            with fast.installed():
+                wide: Tensor = model(input_ids=ids, use_cache=False).logits
+        except (RuntimeError, TypeError):
+            return False
+    return wide.dtype == torch.float32 and bool((wide - low).norm() < 0.1 * wide.norm())
 
 
 @contextmanager
@@ -194,7 +233,14 @@ def _forward_of(layer: FrozenLinear, product: Product) -> Callable[[Tensor], Ten
     return forward
 
 
+def _normed(norm: FrozenNorm) -> Callable[[Tensor], Tensor]:
+    return lambda x: rms_norm(x, norm.weight, norm.eps)
+
+
+def _widened(table: nn.Module) -> Callable[[Tensor], Tensor]:
+    plain = table.forward
+    return lambda ids: plain(ids).float()
+
+
 def _moving(layer: FrozenLinear, kind: Kind) -> Product:
-    return MovingProduct(
-        layer.module, UNKEPT[kind], transposed=type(layer.module) is not nn.Linear
-    )
+    return MovingProduct(layer.module, UNKEPT[kind], transposed=type(layer.module) is not nn.Linear)

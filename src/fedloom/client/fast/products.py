@@ -21,6 +21,8 @@ from fedloom.objectives.head import Product
 
 Kind = Literal["torch", "widened", "onednn_forward", "onednn"]
 """Ways to multiply, by the memory they take beside the weight."""
+WIDE = 2**21
+"""Entries of a weight that are in float32 at a time: they stay in a cache."""
 NEARLY = 1.1
 """A way that takes less memory is taken if the fastest is no more than this many times faster."""
 
@@ -39,16 +41,26 @@ class TorchProduct:
 
 
 class WidenedProduct:
-    """torch's own in float32, of a half-precision weight that is widened for one product at a time."""
+    """torch's own in float32, of a half-precision weight that is widened some rows at a time, as they are used."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight = weight
+        self._parts = weight.split(max(1, WIDE // weight.shape[1]))
+        self._out, self._in = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x.float(), self._weight.float()).to(x.dtype)
+        rows = x.reshape(-1, self._in).float()
+        parts = [rows @ part.float().t() for part in self._parts]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return out.view(*x.shape[:-1], self._out).to(x.dtype)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        return (gradient.float() @ self._weight.float()).to(gradient.dtype)
+        rows = gradient.reshape(-1, self._out).float()
+        out = rows.new_zeros(len(rows), self._in)
+        at = 0
+        for part in self._parts:
+            out.addmm_(rows[:, at : at + len(part)], part.float())
+            at += len(part)
+        return out.view(*gradient.shape[:-1], self._in).to(gradient.dtype)
 
 
 class UnpackedProduct(TorchProduct):
@@ -163,12 +175,16 @@ def rates(dtype: torch.dtype) -> tuple[Rate, ...]:
     work = 2 * 2 * len(x) * weight.numel() / 1e9
     medians = map(statistics.median, zip(*turns, strict=True))
     return tuple(
-        Rate(kind, work / max(seconds, 1e-9))
-        for kind, seconds in zip(found, medians, strict=True)
+        Rate(kind, work / max(seconds, 1e-9)) for kind, seconds in zip(found, medians, strict=True)
     )
 
 
 _TURNS = 9
+
+
+def native(dtype: torch.dtype) -> float:
+    """Return GFLOP/s of products in a type itself, however they are made."""
+    return max(rate.gflops for rate in rates(dtype) if rate.kind != "widened")
 
 
 def fastest(dtype: torch.dtype, *, copies: int) -> Kind:
