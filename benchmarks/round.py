@@ -48,6 +48,7 @@ from timing import Timing, about, paired
 RANK, ALPHA, LR = 8, 16, 1e-4
 TARGETS = ("q_proj", "v_proj")
 NOTHING = Manifest("", "random", "iid", None, 0, 0, 0, 0, 0, 0, 0, {})
+CLIENTS = tuple(f"client-{i}" for i in range(8))
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Scene:
     steps: int
     prompt: int
     """Tokens of a row that are read and not learnt."""
-    clients: tuple[str, ...] = tuple(f"client-{i}" for i in range(8))
+    clients: tuple[str, ...] = CLIENTS
     name: str = ""
     """Of a real model; empty: a random Llama of these sizes."""
     vocabulary: int = VOCABULARY

@@ -85,8 +85,10 @@ def _check_packing(space: Live | SeedSpace, federation: Federation) -> None:
 
 
 def _check_precision(space: Live | SeedSpace, local: LocalSettings) -> None:
-    frozen = isinstance(space, SeedSpace) and local.order != "first"
-    if local.precision == "bfloat16" and (frozen or learns_adapters_only(space.model)):
+    if local.precision == "float32":
+        return
+    seeds = isinstance(space, SeedSpace)
+    if local.order != "first" if seeds else learns_adapters_only(space.model):
         raise ValueError(
             "local.precision bfloat16 is for weights that learn in float32; here the weights are frozen: set"
             " model.dtype bfloat16 instead, which multiplies in bfloat16 and takes half their memory"
