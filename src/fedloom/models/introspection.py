@@ -117,7 +117,8 @@ def _frozen_norm(module: nn.Module) -> FrozenNorm | None:
 
 def embedding(model: "PreTrainedModel") -> nn.Module:
     """Return the layer that tokens enter by."""
-    return model.get_input_embeddings()
+    table: nn.Module = model.get_input_embeddings()
+    return table
 
 
 def learns_adapters_only(model: nn.Module) -> bool:

@@ -44,7 +44,7 @@ class WidenedProduct:
     """torch's own in float32, of a half-precision weight that is widened some rows at a time, as they are used."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._parts = weight.split(max(1, WIDE // weight.shape[1]))
+        self._parts = torch.split(weight, max(1, WIDE // weight.shape[1]))
         self._out, self._in = weight.shape
 
     def forward(self, x: Tensor) -> Tensor:
