@@ -45,7 +45,7 @@ def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
     """Return what local.kernels comes to on this machine.
 
     Raises:
-        ValueError: where onednn is asked for and cannot be had.
+        ValueError: where kernels are asked for that a model of this type or place cannot have.
     """
     asked = local.kernels
     if asked in ("torch", "reference"):
@@ -91,11 +91,10 @@ def slow_type(chosen: Chosen, model: nn.Module) -> str:
     if low >= high:
         return ""
     named = _named(first.dtype)
-    what = (
-        "so frozen weights are widened as they are used"
-        if chosen == "widened"
-        else "model.dtype float32 is faster"
+    widened = (
+        "so frozen weights are widened as they are used, and model.dtype float32 is faster still"
     )
+    what = widened if chosen == "widened" else "model.dtype float32 is faster"
     return (
         f"this CPU multiplies {named} {high / low:.1f} times slower than float32"
         f" ({low:.0f} against {high:.0f} GFLOP/s a thread): {what}"
