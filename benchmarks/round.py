@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
@@ -65,7 +65,7 @@ class Scene:
     name: str = ""
     """Of a real model; empty: a random Llama of these sizes."""
     vocabulary: int = VOCABULARY
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def model(self) -> Any:
         """Return a fresh base model."""

@@ -32,8 +32,10 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def off(got: torch.Tensor, wanted: torch.Tensor) -> float:
+def off(got: torch.Tensor | None, wanted: torch.Tensor | None) -> float:
     """Return how far off a tensor is, as a share of its norm."""
+    assert got is not None
+    assert wanted is not None
     got, wanted = got.detach().double(), wanted.detach().double()
     return float((got - wanted).norm() / wanted.norm())
 
