@@ -74,7 +74,7 @@ def about(packages: Sequence[str], *, threads: int = 1) -> str:
         (
             f"machine   {_processor()}, {platform.system()} {platform.machine()}, {running}",
             f"date      {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            f"command   python {' '.join(sys.argv)}",
+            f"command   python {' '.join(sys.argv).replace(str(Path.home()), '~')}",
             f"versions  python {platform.python_version()}, {', '.join(found)}",
         )
     )

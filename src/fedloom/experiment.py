@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fedloom.baselines import baseline_of
-from fedloom.client.fast.kernels import choose_kernels
+from fedloom.client.fast.kernels import choose_kernels, slow_type
 from fedloom.core.description import check
 from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
@@ -259,7 +259,9 @@ def _say_how_read(session: Session, console: Console) -> None:
         console.print(f"rows read as {manifest.losses.read_as()}", markup=False, highlight=False)
     if manifest.prompt:
         console.print(f"prompt: {manifest.prompt}", markup=False, highlight=False)
-    for line in filter(None, (*manifest.left_out(), session.space.left_frozen)):
+    kernels = choose_kernels(session.recipe.local, session.space.model)
+    slow = slow_type(kernels, session.space.model)
+    for line in filter(None, (*manifest.left_out(), session.space.left_frozen, slow)):
         console.print(line, style="yellow", markup=False, highlight=False)
 
 

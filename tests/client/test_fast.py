@@ -5,7 +5,7 @@ from torch.nn import functional
 from fedloom.client.fast import products
 from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.kernels import choose_kernels, make_fast
-from fedloom.client.fast.products import PackedProduct, TorchProduct, packed_is_faster
+from fedloom.client.fast.products import PackedProduct, Rate, TorchProduct, fastest, rates
 from fedloom.client.local_settings import LocalSettings
 from fedloom.models.build import Base
 from fedloom.objectives.head import fused_cross_entropy
@@ -105,37 +105,73 @@ def test_onednn_cannot_be_had_for_other_types(tiny_llama):
         choose_kernels(local, tiny_llama(dtype=torch.float64))
 
 
+def timed(monkeypatch, **gflops: float) -> None:
+    """Let these be what was measured, of any type."""
+    found = tuple(Rate(kind, rate) for kind, rate in gflops.items())
+    monkeypatch.setattr(products, "rates", lambda dtype: found)
+    monkeypatch.setattr(products, "_cpu_info", lambda: "GenuineIntel")
+
+
 def test_auto_takes_packed_products_where_they_are_faster(tiny_llama, monkeypatch):
-    kernels = "fedloom.client.fast.kernels.packed_is_faster"
-    for faster, chosen in ((True, "onednn"), (False, "torch")):
-        monkeypatch.setattr(kernels, lambda faster=faster: faster)
+    for packed, chosen in ((150.0, "onednn"), (105.0, "torch")):
+        timed(monkeypatch, torch=100.0, onednn_forward=100.0, onednn=packed)
         assert choose_kernels(LocalSettings(), tiny_llama().requires_grad_(False)) == chosen
+        low = tiny_llama(dtype=torch.bfloat16).requires_grad_(False)
+        assert choose_kernels(LocalSettings(), low) == chosen
         assert choose_kernels(LocalSettings(), tiny_llama().requires_grad_(True)) == "torch"
-        assert choose_kernels(LocalSettings(), tiny_llama(dtype=torch.bfloat16)) == "torch"
+        assert choose_kernels(LocalSettings(), tiny_llama(dtype=torch.float64)) == "torch"
         assert choose_kernels(LocalSettings(precision="bfloat16"), tiny_llama()) == "torch"
 
 
+@pytest.mark.parametrize(
+    ("gflops", "chosen"),
+    [
+        ({"torch": 30, "widened": 110, "onednn_forward": 30, "onednn": 31}, "widened"),
+        ({"torch": 150, "widened": 80, "onednn_forward": 200, "onednn": 210}, "onednn_forward"),
+        ({"torch": 150, "widened": 80, "onednn_forward": 170, "onednn": 210}, "onednn"),
+        ({"torch": 200, "widened": 80, "onednn_forward": 205, "onednn": 210}, "torch"),
+    ],
+)
+def test_the_fastest_way_wins_and_among_equals_the_one_of_the_least_memory(
+    monkeypatch, gflops, chosen
+):
+    timed(monkeypatch, **gflops)
+    assert fastest(torch.bfloat16, copies=2) == chosen
+
+
 def test_auto_does_not_pack_a_model_of_gigabytes(tiny_llama, monkeypatch):
-    monkeypatch.setattr("fedloom.client.fast.kernels.packed_is_faster", lambda: True)
-    monkeypatch.setattr("fedloom.client.fast.kernels.PACKED_BYTES", 10_000)
-    assert choose_kernels(LocalSettings(), tiny_llama().requires_grad_(False)) == "torch"
+    timed(monkeypatch, torch=100.0, onednn_forward=140.0, onednn=200.0)
+    model = tiny_llama().requires_grad_(False)
+    room = sum(layer.weight.nbytes for layer in make_fast(model, LocalSettings()).layers)
+    for copies, chosen in ((2, "onednn"), (1, "onednn_forward"), (0.5, "torch")):
+        monkeypatch.setattr("fedloom.client.fast.kernels.PACKED_BYTES", int(copies * room))
+        assert choose_kernels(LocalSettings(), model) == chosen
 
 
 @needs_packed
-@pytest.mark.parametrize(("slow", "expected"), [(2.0, True), (1.1, False)])
-def test_the_choice_is_by_median_time_where_the_processor_does_not_tell(
-    monkeypatch, slow, expected
-):
-    packed_is_faster.cache_clear()
-    monkeypatch.setattr(products, "_cpu_info", lambda: "GenuineIntel")
-    times = iter([slow, 1.0] * 5)
-    monkeypatch.setattr(products, "_seconds", lambda product, x: next(times))
-    threads = torch.get_num_threads()
+def test_packed_float32_is_not_left_to_a_clock_on_amd(monkeypatch):
+    timed(monkeypatch, torch=100.0, onednn_forward=101.0, onednn=102.0)
+    monkeypatch.setattr(products, "_cpu_info", lambda: "AuthenticAMD")
+    assert fastest(torch.float32, copies=2) == "onednn"
+    assert fastest(torch.bfloat16, copies=2) == "torch"
+
+
+def test_rates_are_medians_on_one_thread(monkeypatch):
+    rates.cache_clear()
+    threads, seen = torch.get_num_threads(), []
+
+    def seconds(product, x, gradient):
+        seen.append(torch.get_num_threads())
+        return 2.0 if type(product) is TorchProduct else 1.0 + 50 * (len(seen) < 9)
+
+    monkeypatch.setattr(products, "_seconds", seconds)
     try:
-        assert packed_is_faster() is expected
-        assert torch.get_num_threads() == threads
+        slow, *others = rates(torch.float32)
+        assert slow.kind == "torch"
+        assert [other.gflops / slow.gflops for other in others] == [2.0] * len(others)
+        assert (set(seen), torch.get_num_threads()) == ({1}, threads)
     finally:
-        packed_is_faster.cache_clear()
+        rates.cache_clear()
 
 
 @pytest.mark.parametrize("trouble", ["absent", "wrong"])
@@ -146,12 +182,13 @@ def test_packed_products_that_do_not_work_are_not_used(monkeypatch, trouble):
                 raise AttributeError("_reorder_linear_weight")
             super().__init__(weight + 1)
 
-    packed_is_faster.cache_clear()
-    monkeypatch.setattr(products, "PackedProduct", Broken)
+    rates.cache_clear()
+    broken = {"torch": TorchProduct, "onednn_forward": Broken, "onednn": Broken}
+    monkeypatch.setattr(products, "PRODUCTS", broken)
     try:
-        assert not packed_is_faster()
+        assert [rate.kind for rate in rates(torch.float32)] == ["torch"]
     finally:
-        packed_is_faster.cache_clear()
+        rates.cache_clear()
 
 
 def test_the_loss_looks_at_targets_only_where_the_model_allows_it(tiny_llama):

@@ -1,6 +1,7 @@
 """A plan says before training what the run then costs, and refuses what cannot fit."""
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from fedloom import experiment
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.client.fast import kernels
 from fedloom.results.plan import make_plan
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
@@ -52,6 +54,23 @@ def test_a_rule_that_needs_many_replies_is_planned_with_as_many(
     few = replace(recipe, data=replace(recipe.data, num_clients=None), cohort=Full())
     with pytest.raises(ValueError, match="krum needs at least 43 replies a round, got a cohort of"):
         make_plan(replace(few, algorithm=FedAvg(combine=Krum(20))))
+
+
+def test_a_plan_says_how_products_are_made_and_where_the_type_is_slow(
+    small_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(recipe: Recipe) -> str:
+        console = Console(file=io.StringIO(), width=200)
+        console.print(make_plan(recipe).table())
+        return console.file.getvalue()  # type: ignore[attr-defined]  # it is a StringIO
+
+    plain = row(small_recipe(local={"kernels": "torch"}))
+    assert re.search(r"frozen products +│ torch's, float32", plain)
+    assert "slower than float32" not in plain
+    monkeypatch.setattr(kernels, "native", lambda dtype: 30.0 if dtype.itemsize == 2 else 150.0)
+    slow = row(small_recipe(local={"kernels": "torch"}, model={"dtype": "bfloat16"}))
+    assert re.search(r"frozen products +│ torch's, bfloat16", slow)
+    assert "this CPU multiplies bfloat16 5.0 times slower than float32 (30 against 150" in slow
 
 
 def test_a_plan_counts_parameters_memory_and_time(small_recipe: Make) -> None:

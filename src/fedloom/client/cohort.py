@@ -149,7 +149,7 @@ def _forward_of(
     layer: LoRALayer, product: Product, a: Tensor, b: Tensor
 ) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        if x.dtype == a.dtype and not torch.is_autocast_enabled(x.device.type):
+        if not torch.is_autocast_enabled(x.device.type):
             out = lora_linear(x, product, a, b, layer.scaling)
             return out if layer.base.bias is None else out + layer.base.bias
         frozen: Tensor = layer.base.module(x)

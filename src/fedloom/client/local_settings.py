@@ -8,9 +8,11 @@ from typing import Literal, get_args
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
-Kernels = Literal["auto", "onednn", "torch", "reference"]
+Kernels = Literal["auto", "onednn", "onednn_forward", "widened", "torch", "reference"]
 Order = Literal["first", "zeroth"]
 Difference = Literal["central", "forward"]
+PACKS = ("onednn", "onednn_forward", "widened")
+"""Kernels that replace torch's products."""
 ZEROTH = ("eps", "difference", "directions", "max_slope")
 """Settings that only zeroth order looks at."""
 
@@ -49,14 +51,17 @@ class LocalSettings:
     min_lr: float = 0.0
     """Where cosine and linear schedules end."""
     precision: Precision = "float32"
-    """bfloat16: matrix products under autocast; tuned tensors, optimizer and loss stay float32."""
+    """Of products with weights that learn (tune: full, modules_to_save, seeds of order first): bfloat16 makes them under
+    autocast; the weights, optimizer and loss stay float32. Frozen weights multiply in model.dtype."""
     batched: Literal["auto", "off"] = "auto"
     """auto: train many clients' LoRA adapters in one batch where that is possible; off: one by one."""
     group_tokens: int | None = None
     """Tokens of one batch over clients; None: 512 on a CPU, 16384 on a GPU."""
     kernels: Kernels = "auto"
-    """onednn: packed products of the frozen weights (CPU, float32); torch: its own products; both compute
-    the loss at target tokens only. auto: onednn where measured to be faster. reference: the model's own forward."""
+    """How products with frozen weights are made. onednn: by oneDNN with weights packed once for each direction;
+    onednn_forward: packed for the forward alone, which takes half the memory; widened: in float32, with a
+    half-precision weight widened as it is used (all three on a CPU); torch: its own. All compute the loss at target
+    tokens only. auto: what is measured to be fastest. reference: the model's own forward."""
     eps: float | None = None
     """How far zeroth order looks along a direction; None: 5e-4 where tune is seeds, 1e-3 elsewhere."""
     difference: Difference = "central"
@@ -76,8 +81,10 @@ class LocalSettings:
             raise ValueError("local.min_lr needs local.schedule cosine or linear, got constant")
         if self.steps is not None and self.epochs != 1:
             raise ValueError("local.epochs has no effect beside local.steps: set one of them")
-        if self.kernels == "onednn" and self.precision != "float32":
-            raise ValueError("local.kernels onednn needs local.precision float32, got bfloat16")
+        if self.kernels in PACKS and self.precision != "float32":
+            raise ValueError(
+                f"local.kernels {self.kernels} needs local.precision float32, got bfloat16"
+            )
         if self.order == "first":
             self.refuse(ZEROTH, "belongs to local.order zeroth, got first")
 

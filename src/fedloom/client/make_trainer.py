@@ -14,7 +14,12 @@ from fedloom.client.trainer import ClientEvaluator, Sequential
 from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
-from fedloom.models.introspection import forgets_activations, keeps_rows_apart, lora_layers
+from fedloom.models.introspection import (
+    forgets_activations,
+    keeps_rows_apart,
+    learns_adapters_only,
+    lora_layers,
+)
 from fedloom.models.probe import draws
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
@@ -42,6 +47,7 @@ def make_trainer(
         ValueError: for a setting that would have no effect, or that the space cannot have.
     """
     _check_packing(space, federation)
+    _check_precision(space, local)
     order = local.order or ("zeroth" if isinstance(space, SeedSpace) else "first")
     if order == "first":
         local.refuse(ZEROTH, "belongs to local.order zeroth, got first")
@@ -75,6 +81,17 @@ def _check_packing(space: Live | SeedSpace, federation: Federation) -> None:
         raise ValueError(
             f"data.packing must be false for this model ({type(space.model).__name__}), in which examples of one"
             " row would see each other"
+        )
+
+
+def _check_precision(space: Live | SeedSpace, local: LocalSettings) -> None:
+    if local.precision == "float32":
+        return
+    seeds = isinstance(space, SeedSpace)
+    if local.order != "first" if seeds else learns_adapters_only(space.model):
+        raise ValueError(
+            "local.precision bfloat16 is for weights that learn in float32; here the weights are frozen: set"
+            " model.dtype bfloat16 instead, which multiplies in bfloat16 and takes half their memory"
         )
 
 

@@ -36,7 +36,7 @@ class ModelSettings:
     revision: str | None = None
     """Branch, tag or commit on the Hub; None: the default branch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen weights; adapters are float32 whatever this says."""
+    """Of the frozen weights, and of what is computed with them; adapters are float32 whatever this says."""
     quantize: Literal["none", "int8"] = "none"
     """int8: linear layers as integers with one scale a row; for tune: lora, or seeds of distribution lowrank."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"

@@ -30,6 +30,16 @@ class FrozenLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class FrozenNorm:
+    """A layer that divides vectors by their root mean square, and does not learn."""
+
+    module: nn.Module
+    weight: Tensor
+    """(width,) float32 factors."""
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoRALayer:
     """A linear layer with a plain low-rank adapter, whose tensors are called `name`.lora_A.weight and lora_B."""
 
@@ -79,6 +89,45 @@ def frozen_linear(module: nn.Module) -> FrozenLinear | None:
     if any(p.requires_grad for p in module.parameters()):
         return None
     return FrozenLinear(module, weight.detach(), dict(module.named_parameters()).get("bias"))
+
+
+def frozen_norms(model: nn.Module) -> list[FrozenNorm]:
+    """Return every plain root-mean-square norm that does not learn."""
+    found = (_frozen_norm(module) for module in model.modules())
+    return [norm for norm in found if norm is not None]
+
+
+@torch.no_grad()
+def _frozen_norm(module: nn.Module) -> FrozenNorm | None:
+    """Return a norm whose factors are its weight, or one more as Gemma's are: names do not tell, so it is asked."""
+    own = dict(module.named_parameters())
+    weight = own.get("weight")
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or weight is None or len(own) > 1:
+        return None
+    if weight.requires_grad or weight.dim() != 1 or not isinstance(eps, float):
+        return None
+    x = torch.linspace(-2, 3, len(weight), device=weight.device).to(weight.dtype)[None]
+    normed = x.float() * (x.float().square().mean() + eps).rsqrt()
+    try:
+        got = module(x).float()
+    except (RuntimeError, TypeError):  # it takes more than vectors
+        return None
+    for factors in (weight.float(), 1 + weight.float()):
+        if (got - normed * factors).norm() < 0.01 * got.norm():
+            return FrozenNorm(module, factors, eps)
+    return None
+
+
+def embedding(model: "PreTrainedModel") -> nn.Module:
+    """Return the layer that tokens enter by."""
+    table: nn.Module = model.get_input_embeddings()
+    return table
+
+
+def learns_adapters_only(model: nn.Module) -> bool:
+    """Return whether nothing of the model learns but low-rank adapters."""
+    return all(".lora_" in name for name, p in model.named_parameters() if p.requires_grad)
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -57,8 +57,7 @@ class Forward:
             states = self._states(batch.inputs(), at)
             frozen = None if self.parts is None else self.parts.frozen
             whole = frozen is not None and self.product is not None and batch.choices is None
-            exact = states.dtype in (torch.float32, torch.float64) and not _autocasting(states)
-            if whole and exact:
+            if whole and not _autocasting(states):
                 assert frozen is not None
                 assert self.product is not None
                 return fused_cross_entropy(states, self.product, frozen.bias, targets), at

@@ -30,7 +30,10 @@ def chunk_rows(x: Tensor) -> int:
 def fused_cross_entropy(
     x: Tensor, product: Product, bias: Tensor | None, targets: Tensor
 ) -> Tensor:
-    """Return the cross-entropy (n,) of a head's logits for x (n, width); logits live for a few rows at a time."""
+    """Return the cross-entropy (n,) of a head's logits for x (n, width); logits live for a few rows at a time.
+
+    Where x is in half precision the two products are, and everything between them is in float32.
+    """
     out: Tensor = _FusedCrossEntropy.apply(x, product, bias, targets)  # type: ignore[no-untyped-call]  # torch's own
     return out
 
@@ -41,11 +44,12 @@ class _FusedCrossEntropy(Function):
         ctx: Any, x: Tensor, product: Product, bias: Tensor | None, targets: Tensor
     ) -> Tensor:
         learning = ctx.needs_input_grad[0]
-        losses, to_x = torch.empty_like(x[:, 0]), torch.empty_like(x) if learning else None
+        sums = torch.promote_types(x.dtype, torch.float32)
+        losses, to_x = x.new_empty(len(x), dtype=sums), torch.empty_like(x) if learning else None
         chunk = chunk_rows(x)
         for begin in range(0, len(x), chunk):
             some, wanted = slice(begin, begin + chunk), targets[begin : begin + chunk, None]
-            logits = product.forward(x[some])
+            logits = product.forward(x[some]).to(sums)
             if bias is not None:
                 logits.add_(bias)
             shares = logits.softmax(1)
@@ -55,11 +59,11 @@ class _FusedCrossEntropy(Function):
             losses[some] = (total - chosen)[:, 0]
             if to_x is not None:
                 shares.scatter_add_(1, wanted, torch.full_like(chosen, -1.0))
-                to_x[some] = product.backward(shares)
+                to_x[some] = product.backward(shares.to(x.dtype))
         ctx.save_for_backward(to_x)
         return losses
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (to_x,) = ctx.saved_tensors
-        return to_x * gradient[:, None], None, None, None
+        return (to_x * gradient[:, None]).to(to_x.dtype), None, None, None

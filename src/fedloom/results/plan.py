@@ -9,6 +9,7 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.client.fast.kernels import choose_kernels, products_in_words, slow_type
 from fedloom.core.description import check, describe
 from fedloom.core.protocols import ClientId
 from fedloom.core.rehearsal import rehearse
@@ -46,6 +47,10 @@ class Plan:
     """The base model, in words."""
     left_out: Sequence[str] = ()
     """What of the data is not learnt, in words."""
+    products: str = ""
+    """How products with frozen weights are made, in words."""
+    slow_type: str = ""
+    """That this CPU is slow at the weights' type, in words; empty where it is not."""
     left_frozen: str = ""
     """What stays frozen although it might have been expected to learn; empty where there is nothing."""
 
@@ -61,6 +66,10 @@ class Plan:
         table.add_row(
             "trainable parameters", f"{self.num_trainable:,} ({share:.2f} % of {self.num_total:,})"
         )
+        if self.products:
+            table.add_row("frozen products", Text(self.products))
+        if self.slow_type:
+            table.add_row("", Text(self.slow_type, style="yellow"))
         table.add_row("clients per round", f"{self.cohort}")
         table.add_row("download per client and round", human_bytes(self.download_bytes))
         table.add_row("upload per client and round", human_bytes(self.upload_bytes))
@@ -102,7 +111,8 @@ def make_plan(recipe: Recipe) -> Plan:
         download, upload = _bytes(session)
         clients = _cohort(session)
         taken = forecast(session, shards)
-    params = session.space.start()
+    params, model = session.space.start(), session.space.model
+    kernels = choose_kernels(recipe.local, model)
     return Plan(
         recipe,
         num_trainable=sum(t.numel() for t in params.values()),
@@ -114,6 +124,8 @@ def make_plan(recipe: Recipe) -> Plan:
         evaluate_seconds=taken.evaluate_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
         base=session.base.described(),
+        products=products_in_words(kernels, model),
+        slow_type=slow_type(kernels, model),
         left_frozen=session.space.left_frozen,
         left_out=session.federation.manifest.left_out(),
     )

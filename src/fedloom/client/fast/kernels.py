@@ -2,62 +2,109 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.fast.functions import frozen_linear, lora_linear
+from fedloom.client.fast.functions import frozen_linear, lora_linear, rms_norm
 from fedloom.client.fast.products import (
+    PRODUCTS,
+    UNKEPT,
+    Kind,
     MovingProduct,
-    PackedProduct,
-    TorchProduct,
-    packed_is_faster,
+    fastest,
+    native,
 )
-from fedloom.client.local_settings import LocalSettings
+from fedloom.client.local_settings import PACKS, LocalSettings
 from fedloom.data.tokens import Example
 from fedloom.models.introspection import (
     FrozenLinear,
+    FrozenNorm,
     LoRALayer,
+    embedding,
     frozen_linears,
+    frozen_norms,
     keeps_rows_apart,
     lora_layers,
     readout,
 )
+from fedloom.models.probe import asked, plain_ids
 from fedloom.objectives.batch import Batch
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.head import Product
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
 
-Chosen = Literal["onednn", "torch", "reference"]
+Chosen = Literal[Kind, "reference"]
 PACKED_BYTES = 4 * 2**30
-"""Auto packs no more than this: packed copies of both directions come on top of the weights themselves."""
+"""Auto packs no more than this: packed copies come on top of the weights themselves."""
+HALF = (torch.bfloat16, torch.float16)
 
 
 def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
     """Return what local.kernels comes to on this machine.
 
     Raises:
-        ValueError: where onednn is asked for and cannot be had.
+        ValueError: where kernels are asked for that a model of this type or place cannot have.
     """
-    if local.kernels in ("torch", "reference"):
-        return local.kernels
+    asked = local.kernels
+    if asked in ("torch", "reference"):
+        return asked
     first = next(model.parameters())
-    packed_bytes = sum(2 * layer.weight.nbytes for layer in frozen_linears(model))
-    possible = (
-        first.device.type == "cpu" and first.dtype == torch.float32 and local.precision == "float32"
-    )
-    if local.kernels == "auto":
-        wanted = possible and 0 < packed_bytes <= PACKED_BYTES
-        return "onednn" if wanted and packed_is_faster() else "torch"
-    if not possible:
+    if asked == "auto":
+        weight_bytes = sum(layer.weight.nbytes for layer in frozen_linears(model))
+        timed = first.device.type == "cpu" and first.dtype in (torch.float32, *HALF)
+        if not timed or not weight_bytes or local.precision != "float32":
+            return "torch"
+        return fastest(first.dtype, copies=PACKED_BYTES // weight_bytes)
+    possible = HALF if asked == "widened" else (torch.float32, torch.bfloat16)
+    if first.device.type != "cpu" or first.dtype not in possible:
         raise ValueError(
-            "local.kernels onednn needs a float32 model on a CPU,"
-            f" got {str(first.dtype).removeprefix('torch.')} on {first.device.type}"
+            f"local.kernels {asked} needs a {' or '.join(map(_named, possible))} model on a CPU,"
+            f" got {_named(first.dtype)} on {first.device.type}"
         )
-    return "onednn"
+    return asked
+
+
+def products_in_words(chosen: Chosen, model: nn.Module) -> str:
+    """Return how products with frozen weights are made, for a row of a table; empty where there are none."""
+    first = next(model.parameters())
+    if not frozen_linears(model):
+        return ""
+    named = _named(first.dtype)
+    words = {
+        "reference": f"the model's own, {named}",
+        "torch": f"torch's, {named}",
+        "widened": f"torch's in float32, each weight widened from {named} as it is used",
+        "onednn_forward": f"oneDNN's, {named}, packed once",
+        "onednn": f"oneDNN's, {named}, packed for both directions",
+    }
+    return words[chosen]
+
+
+def slow_type(chosen: Chosen, model: nn.Module) -> str:
+    """Return a sentence where this CPU multiplies the model's type slower than float32; empty elsewhere."""
+    first = next(model.parameters())
+    if first.device.type != "cpu" or first.dtype not in HALF or not frozen_linears(model):
+        return ""
+    low, high = native(first.dtype), native(torch.float32)
+    if low >= high:
+        return ""
+    named = _named(first.dtype)
+    widened = (
+        "so frozen weights are widened as they are used, and model.dtype float32 is faster still"
+    )
+    what = widened if chosen == "widened" else "model.dtype float32 is faster"
+    return (
+        f"this CPU multiplies {named} {high / low:.1f} times slower than float32"
+        f" ({low:.0f} against {high:.0f} GFLOP/s a thread): {what}"
+    )
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -70,6 +117,10 @@ class FastPath:
     layers: tuple[FrozenLinear, ...]
     adapted: tuple[LoRALayer, ...]
     """Every adapted layer, where plain low-rank adapters are all that learns; nothing for kernels reference."""
+    norms: tuple[FrozenNorm, ...]
+    """Those that are computed at once."""
+    wide: nn.Module | None
+    """The embedding of a half-precision model that computes in float32 from there on."""
     packs: bool
     """Whether rows of a step may share a row of the batch."""
     forward: Forward
@@ -96,15 +147,19 @@ class FastPath:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Let frozen linear layers use packed products; the model is as it was afterwards."""
+        """Let frozen layers compute in the ways chosen; the model is as it was afterwards."""
         with ExitStack() as stack:
-            if self.kernels == "onednn":
+            if self.kernels in PACKS:
                 for layer in self.layers:
                     stack.enter_context(
                         replaced_forward(
                             layer.module, _forward_of(layer, self.products[id(layer.module)])
                         )
                     )
+            for norm in self.norms:
+                stack.enter_context(replaced_forward(norm.module, _normed(norm)))
+            if self.wide is not None:
+                stack.enter_context(replaced_forward(self.wide, _widened(self.wide)))
             yield
 
     @contextmanager
@@ -134,9 +189,10 @@ def make_fast(
     """
     kernels = choose_kernels(local, model)
     layers = tuple(frozen_linears(model))
-    make = PackedProduct if kernels == "onednn" else TorchProduct
+    kind: Kind = "torch" if kernels == "reference" else kernels
     products: dict[int, Product] = {
-        id(layer.module): _moving(layer) if moving else make(layer.weight) for layer in layers
+        id(layer.module): _moving(layer, kind) if moving else PRODUCTS[kind](layer.weight)
+        for layer in layers
     }
     parts = None if kernels == "reference" else readout(model)
     fixed = parts is not None and parts.frozen is not None and not moving
@@ -144,7 +200,30 @@ def make_fast(
     forward = Forward(model, parts, product, low=local.precision == "bfloat16")
     packs = kernels != "reference" and keeps_rows_apart(model)
     adapted = () if kernels == "reference" else tuple(lora_layers(model))
-    return FastPath(kernels, products, layers, adapted, packs, forward, objective)
+    low = next(model.parameters()).dtype in HALF and not moving and local.precision == "float32"
+    norms = tuple(frozen_norms(model)) if low and kernels not in ("widened", "reference") else ()
+    fast = FastPath(kernels, products, layers, adapted, norms, None, packs, forward, objective)
+    if not low or kernels != "widened":
+        return fast
+    wide = replace(fast, wide=embedding(model))
+    return wide if _computes_wide(wide, model) else fast
+
+
+@torch.no_grad()
+def _computes_wide(fast: FastPath, model: nn.Module) -> bool:
+    """Return whether a half-precision model computes the same in float32 where its embedding is widened.
+
+    Layers that insist on the type of their own weights cannot, so the model is asked.
+    """
+    ids = plain_ids(model, 8)[None]
+    with asked(model):
+        low: Tensor = model(input_ids=ids, use_cache=False).logits
+        try:
+            with fast.installed():
+                wide: Tensor = model(input_ids=ids, use_cache=False).logits
+        except (RuntimeError, TypeError):
+            return False
+    return wide.dtype == torch.float32 and bool((wide - low).norm() < 0.1 * wide.norm())
 
 
 @contextmanager
@@ -179,5 +258,14 @@ def _adapted_forward_of(layer: LoRALayer, product: Product) -> Callable[[Tensor]
     return forward
 
 
-def _moving(layer: FrozenLinear) -> Product:
-    return MovingProduct(layer.module, transposed=type(layer.module) is not nn.Linear)
+def _normed(norm: FrozenNorm) -> Callable[[Tensor], Tensor]:
+    return lambda x: rms_norm(x, norm.weight, norm.eps)
+
+
+def _widened(table: nn.Module) -> Callable[[Tensor], Tensor]:
+    plain = table.forward
+    return lambda ids: plain(ids).float()
+
+
+def _moving(layer: FrozenLinear, kind: Kind) -> Product:
+    return MovingProduct(layer.module, UNKEPT[kind], transposed=type(layer.module) is not nn.Linear)

@@ -1,20 +1,30 @@
 """Products with a frozen weight, and the choice between them.
 
-On some CPUs oneDNN multiplies float32 matrices about twice as fast as the library behind torch's own products, and
-more so with the weight packed once. The operators are private to torch, so they are looked for, checked and timed.
+oneDNN multiplies faster with a weight packed once, on some CPUs twice as fast as the library behind torch's own
+products; CPUs without instructions for bfloat16 multiply it several times slower than float32. So what a machine can
+do is looked for, checked and timed; the packed operators are private to torch.
 """
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-FASTER = 1.25
-"""Packed products must be this much faster to be used where it is timed: more than noise, so that reruns choose alike."""
+from fedloom.objectives.head import Product
+
+Kind = Literal["torch", "widened", "onednn_forward", "onednn"]
+"""Ways to multiply, by the memory they take beside the weight."""
+WIDE = 2**21
+"""Entries of a weight that are in float32 at a time: they stay in a cache."""
+NEARLY = 1.1
+"""A way that takes less memory is taken if the fastest is no more than this many times faster."""
 
 
 class TorchProduct:
@@ -24,19 +34,58 @@ class TorchProduct:
         self._weight = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x, self._weight)
+        return linear(x, self._weight)
 
     def backward(self, gradient: Tensor) -> Tensor:
         return gradient @ self._weight
 
 
-class PackedProduct:
-    """oneDNN's, in its own memory layout; float32 on a CPU. Holds the weight twice more, once a direction."""
+class WidenedProduct:
+    """torch's own in float32, of a half-precision weight that is widened some rows at a time, as they are used."""
 
     def __init__(self, weight: Tensor) -> None:
-        pack = torch.ops.mkldnn._reorder_linear_weight
-        self._there = pack(weight.contiguous(), None)
-        self._back = pack(weight.t().contiguous(), None)
+        self._parts = torch.split(weight, max(1, WIDE // weight.shape[1]))
+        self._out, self._in = weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self._in).float()
+        parts = [rows @ part.float().t() for part in self._parts]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return out.view(*x.shape[:-1], self._out).to(x.dtype)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        rows = gradient.reshape(-1, self._out).float()
+        out = rows.new_zeros(len(rows), self._in)
+        at = 0
+        for part in self._parts:
+            out.addmm_(rows[:, at : at + len(part)], part.float())
+            at += len(part)
+        return out.view(*gradient.shape[:-1], self._in).to(gradient.dtype)
+
+
+class UnpackedProduct(TorchProduct):
+    """oneDNN's forwards, with the weight as it is; torch's own backwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _packed_linear(x, self._weight)
+
+
+class PackedForward(TorchProduct):
+    """oneDNN's forwards, with the weight once more in its own memory layout; torch's own backwards."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight)
+        self._there = _packed(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _packed_linear(x, self._there)
+
+
+class PackedProduct:
+    """oneDNN's, in its own memory layout, on a CPU. Holds the weight twice more, once a direction."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._there, self._back = _packed(weight), _packed(weight.t())
 
     def forward(self, x: Tensor) -> Tensor:
         return _packed_linear(x, self._there)
@@ -46,20 +95,44 @@ class PackedProduct:
 
 
 class MovingProduct:
-    """oneDNN's with a layer's weight as it stands when called, not packed; float32 on a CPU."""
+    """A layer's product with its weight as it stands when called, of which nothing is kept."""
 
-    def __init__(self, module: nn.Module, *, transposed: bool) -> None:
-        self._module, self._transposed = module, transposed
+    def __init__(
+        self, module: nn.Module, make: Callable[[Tensor], Product], *, transposed: bool
+    ) -> None:
+        self._module, self._make, self._transposed = module, make, transposed
 
     def forward(self, x: Tensor) -> Tensor:
-        return _packed_linear(x, self._weight())
+        return self._now().forward(x)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        return gradient @ self._weight()
+        return self._now().backward(gradient)
 
-    def _weight(self) -> Tensor:
+    def _now(self) -> Product:
         weight = self._module.get_parameter("weight")
-        return weight.t().contiguous() if self._transposed else weight
+        return self._make(weight.t().contiguous() if self._transposed else weight)
+
+
+PRODUCTS: Mapping[Kind, Callable[[Tensor], Product]] = {
+    "torch": TorchProduct,
+    "widened": WidenedProduct,
+    "onednn_forward": PackedForward,
+    "onednn": PackedProduct,
+}
+UNKEPT: Mapping[Kind, Callable[[Tensor], Product]] = {
+    "torch": TorchProduct,
+    "widened": WidenedProduct,
+    "onednn_forward": UnpackedProduct,
+    "onednn": UnpackedProduct,
+}
+"""The same with nothing kept of the weight."""
+COPIES: Mapping[Kind, int] = {"torch": 0, "widened": 0, "onednn_forward": 1, "onednn": 2}
+"""Of a weight that a way keeps."""
+
+
+def _packed(weight: Tensor) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return out
 
 
 def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -67,31 +140,82 @@ def _packed_linear(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-@lru_cache(maxsize=1)
-def packed_is_faster() -> bool:
-    """Return whether packed products work here and beat torch's own; takes some 20 ms, once a process.
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast one way multiplies on this machine, on one thread."""
 
-    On AMD they did on every processor tried, by 1.1 to 2.2, so there it is not left to a clock.
+    kind: Kind
+    gflops: float
+    """Over both directions."""
+
+
+@lru_cache(maxsize=4)
+def rates(dtype: torch.dtype) -> tuple[Rate, ...]:
+    """Return the ways that work on this CPU, by the memory they take; takes less than a second, once a process and type.
+
+    Of float32 it is the plain and the packed products; of half precision the widened ones too.
     """
     noise = torch.Generator().manual_seed(0)
-    weight, x = (torch.randn(512, 512, generator=noise) for _ in range(2))
-    plain = TorchProduct(weight)
-    try:
-        packed = PackedProduct(weight)
-        if not torch.allclose(packed.forward(x), plain.forward(x), rtol=1e-4, atol=1e-3):
-            return False
-    except (AttributeError, RuntimeError):
-        return False
-    if "AuthenticAMD" in _cpu_info():
-        return True
+    weight = torch.randn(512, 512, generator=noise).to(dtype)
+    x, gradient = (torch.randn(256, 512, generator=noise).to(dtype) for _ in range(2))
+    low = dtype in (torch.bfloat16, torch.float16)
+    found = {
+        kind: product
+        for kind in PRODUCTS
+        if (kind != "widened" or low) and (product := _checked(kind, weight, x)) is not None
+    }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = [(_seconds(plain.forward, x), _seconds(packed.forward, x)) for _ in range(5)]
+        turns = [
+            [_seconds(product, x, gradient) for product in found.values()] for _ in range(_TURNS)
+        ]
     finally:
         torch.set_num_threads(threads)
-    slow, fast = (statistics.median(column) for column in zip(*times, strict=True))
-    return bool(slow > FASTER * fast)
+    work = 2 * 2 * len(x) * weight.numel() / 1e9
+    medians = map(statistics.median, zip(*turns, strict=True))
+    return tuple(
+        Rate(kind, work / max(seconds, 1e-9)) for kind, seconds in zip(found, medians, strict=True)
+    )
+
+
+_TURNS = 9
+
+
+def native(dtype: torch.dtype) -> float:
+    """Return GFLOP/s of products in a type itself, however they are made."""
+    return max(rate.gflops for rate in rates(dtype) if rate.kind != "widened")
+
+
+def fastest(dtype: torch.dtype, *, copies: int) -> Kind:
+    """Return the way of the least memory that is nearly as fast as any, of those that keep up to `copies` of a weight.
+
+    On AMD packed float32 products beat torch's own on every processor tried, by 1.1 to 2.2, so there it is not left to
+    a clock.
+    """
+    known = [rate for rate in rates(dtype) if COPIES[rate.kind] <= copies]
+    if dtype == torch.float32 and known[-1].kind == "onednn" and "AuthenticAMD" in _cpu_info():
+        return "onednn"
+    best = max(rate.gflops for rate in known)
+    return next(rate.kind for rate in known if NEARLY * rate.gflops >= best)
+
+
+def _checked(kind: Kind, weight: Tensor, x: Tensor) -> Product | None:
+    """Return a product that gives in both directions what it should."""
+    exact = TorchProduct(weight.double())
+    off = 1e-5 if weight.dtype == torch.float32 else 0.02
+    try:
+        product = PRODUCTS[kind](weight)
+        there, back = product.forward(x), product.backward(x)
+    except (AttributeError, RuntimeError):
+        return None
+    wide = x.double()
+    near = (_off(there, exact.forward(wide)) < off, _off(back, exact.backward(wide)) < off)
+    return product if all(near) else None
+
+
+def _off(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted).norm() / wanted.norm())
 
 
 def _cpu_info() -> str:
@@ -99,8 +223,9 @@ def _cpu_info() -> str:
     return listed.read_text() if listed.exists() else ""
 
 
-def _seconds(product: Callable[[Tensor], Tensor], x: Tensor) -> float:
+def _seconds(product: Product, x: Tensor, gradient: Tensor) -> float:
     """Return CPU seconds of this thread, which a busy machine hardly changes."""
     begin = time.thread_time()
-    product(x)
+    product.forward(x)
+    product.backward(gradient)
     return time.thread_time() - begin
