@@ -210,7 +210,7 @@ def test_a_setting_that_cannot_be_meant_is_refused(given: dict[str, Any], messag
 def test_a_stored_vector_is_read_as_it_was_written(dtype: torch.dtype) -> None:
     size = STRETCH // dtype.itemsize + 5
     values = torch.arange(size, dtype=torch.float32).remainder(251).to(dtype)
-    kept = SpilledVector(values)
+    kept = SpilledVector.of(values)
     assert torch.equal(kept.read(torch.empty_like(values)), values)
     assert torch.equal(kept.read(torch.empty(size)), values.float())
     kept.write(-values)

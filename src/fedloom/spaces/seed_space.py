@@ -26,6 +26,7 @@ from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
 from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
+from fedloom.spaces.rebuilds import Rebuilds, SumRebuilds, WeightRebuilds
 from fedloom.spaces.spilled import SpilledVector
 
 BASE = "base"
@@ -115,8 +116,7 @@ class SeedSpace:
         sizes = {COEFFICIENTS: torch.Size([seeds.num_seeds]), BASE: torch.Size()}
         self.layout = Layout(sizes if decays else {COEFFICIENTS: sizes[COEFFICIENTS]})
         self._base = base
-        self._origin = SpilledVector(self.seated.values)
-        self._last: tuple[Params, SpilledVector] | None = None
+        self._origin = SpilledVector.of(self.seated.values)
         layers = {
             clean(f"{name}.weight"): module
             for name, module in base.model.named_modules()
@@ -124,6 +124,17 @@ class SeedSpace:
         }
         self._scales = {name: layer.scale.clone() for name, layer in layers.items()}
         self._quantized = {name: layer for name, layer in layers.items() if name in named}
+        self._loaded: Params = {}
+        self._rebuilds = self._make_rebuilds()
+
+    def _make_rebuilds(self) -> Rebuilds:
+        numel, dtype = self.values.numel(), self.values.dtype
+        if self.directions.exact and self.device.type == "cpu":
+            return SumRebuilds(numel, self.directions, self._origin, _scale)
+        # What `wide` asks for serves `load` as well; along lowrank directions nobody asks.
+        is_lowrank = self.directions.distribution == "lowrank"
+        kind = dtype if is_lowrank else torch.promote_types(dtype, torch.float32)
+        return WeightRebuilds(numel, kind, self._rebuild)
 
     @property
     def device(self) -> torch.device:
@@ -149,22 +160,17 @@ class SeedSpace:
     def load(self, params: Params) -> None:
         params = self.read(params)
         self._load_quantized(params)
-        # A cohort starts where it is sent: what took a pass a direction is not summed again for everyone.
-        if self._last is not None and equal(self._last[0], params):
-            self._last[1].read(self.values)
-            return
-        self._rebuild(params, self.values)
-        if not any(bool(t.any()) for t in params.values()):
-            self._last = None  # the base model itself, which is kept anyway
-            return
-        store = SpilledVector(self.values) if self._last is None else self._last[1]
-        store.write(self.values)
-        self._last = params, store
+        self._read(params, self.values)
 
     def wide(self, params: Params) -> Tensor:
         """Return the weights at params in float32, (numel,): what half precision cannot hold adds up in there."""
         fresh = torch.empty(self.values.shape, dtype=torch.float32, device=self.device)
-        return self._rebuild(self.read(params), fresh)
+        return self._read(self.read(params), fresh)
+
+    def _read(self, params: Params, out: Tensor) -> Tensor:
+        if any(bool(t.any()) for t in params.values()):
+            return self._rebuilds.read(params, out)
+        return self._origin.read(out)
 
     def read(self, params: Params) -> Params:
         """Return params in float64, fresh; a scalar covers its whole name.
@@ -226,7 +232,7 @@ class SeedSpace:
 
     def _rebuild(self, params: Params, out: Tensor) -> Tensor:
         """Write the weights at params into `out`, and return that."""
-        c, scale = params[COEFFICIENTS], 1 + float(params.get(BASE, 0.0))
+        c, scale = params[COEFFICIENTS], _scale(params)
         self._origin.read(out)
         if not self._quantized:
             return self.directions.rebuild(out, c, out=out, scale=scale)
@@ -236,7 +242,10 @@ class SeedSpace:
         return out
 
     def _load_quantized(self, params: Params) -> None:
-        c, scale = params[COEFFICIENTS], 1 + float(params.get(BASE, 0.0))
+        if equal(self._loaded, params):
+            return
+        self._loaded = params
+        c, scale = params[COEFFICIENTS], _scale(params)
         used = c.nonzero().flatten().tolist()
         for name, layer in self._quantized.items():
             layer.scale.copy_(self._scales[name] * scale)
@@ -250,3 +259,8 @@ class SeedSpace:
         u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
         flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))
         return next(flat), next(flat)
+
+
+def _scale(params: Params) -> float:
+    """Return what is left of the base model."""
+    return 1 + float(params.get(BASE, 0.0))

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedloom.spaces.directions import reference
 from fedloom.spaces.directions.stream import Draw
 
-_AT_ONCE = 256
+AT_ONCE = 256
 """Pieces that are converted together: a million elements at most."""
 
 
@@ -149,10 +149,10 @@ def _stretches(
     if base.dtype == out.dtype == kind and base.device.type == out.device.type == "cpu":
         yield draw, base.numpy(), out.numpy()
         return
-    for first in range(0, len(draw.pieces), _AT_ONCE):
-        some = draw.pieces[first : first + _AT_ONCE]
+    for first in range(0, len(draw.pieces), AT_ONCE):
+        some = draw.pieces[first : first + AT_ONCE]
         here = slice(int(some[0, 2]), int(some[-1, 2] + some[-1, 3]))
         result = torch.empty(here.stop - here.start, dtype=kind)
         given = base[here].to("cpu", kind)
-        yield draw.part(first, first + _AT_ONCE), given.numpy(), result.numpy()
+        yield draw.part(first, first + AT_ONCE), given.numpy(), result.numpy()
         out[here].copy_(result)

@@ -39,11 +39,10 @@ class Factors:
     ) -> tuple[Tensor, Tensor]:
         """Return (K, r, len(rows)) and (K, r, n) float32, with z_k[rows] = sum_r u_kr v_kr^T; `rows` on the CPU."""
         (m, n), r = self.shape, self.rank
-        if len(rows) == m:  # all of them: one stretch, not one a row
+        if len(rows) == m:  # all of them: one stretch for all columns
             pieces = _stretch(self.tensor, 0, r * m)
         else:
-            starts = (torch.arange(r)[:, None] * m + rows).reshape(-1).numpy()
-            pieces = cut(self.tensor, starts, starts + 1, np.arange(len(starts)))
+            pieces = _columns(self.tensor, rows.numpy(), m, r)
         u = self._fill(keys, pieces, r * len(rows), device)
         v = self._fill(keys, _stretch(self.tensor, r * m, r * (m + n)), r * n, device)
         return u.view(-1, r, len(rows)).mul_(r**-0.5), v.view(-1, r, n)
@@ -89,6 +88,16 @@ class Factors:
         out = torch.empty(len(keys), size, device=device)
         fill(Draw("gaussian", tag_of("lowrank"), keys, pieces), out)
         return out
+
+
+def _columns(tensor: int, rows: NDArray[np.int64], m: int, r: int) -> NDArray[np.int64]:
+    """Return the pieces of some rows of U's columns; neighbours are one piece, since a kernel draws 128 elements at least."""
+    begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    lengths = np.diff(begins, append=len(rows))
+    column = np.arange(r)[:, None]
+    starts = (column * m + rows[begins]).reshape(-1)
+    at = (column * len(rows) + begins).reshape(-1)
+    return cut(tensor, starts, starts + np.tile(lengths, r), at)
 
 
 @lru_cache(maxsize=4096)
