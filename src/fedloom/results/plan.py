@@ -18,6 +18,7 @@ from fedloom.models.build import model_bytes
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
+from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import peak_memory_bytes
 from fedloom.tracking.metric_format import human_bytes
 from fedloom.wire.format import encode_reply, encode_task
@@ -46,6 +47,8 @@ class Plan:
     """What of the data is not learnt, in words."""
     left_frozen: str = ""
     """What stays frozen although it might have been expected to learn; empty where there is nothing."""
+    rebuild: str = ""
+    """What a rebuild of the weights from coefficients takes, in words; empty where tune is no seeds."""
 
     def table(self) -> Table:
         """Return the forecast as a table."""
@@ -65,6 +68,8 @@ class Plan:
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", f"{self.train_seconds:.0f} s, without evaluation")
+        if self.rebuild:
+            table.add_row("rebuild of the weights", Text(self.rebuild))
         if self.left_frozen:
             table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
         for at, note in enumerate(self.left_out):
@@ -103,6 +108,7 @@ def make_plan(recipe: Recipe) -> Plan:
         peak_memory_bytes=peak,
         base=session.base.described(),
         left_frozen=session.space.left_frozen,
+        rebuild=session.space.rebuild_cost() if isinstance(session.space, SeedSpace) else "",
         left_out=session.federation.manifest.left_out(),
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.build import Base, clean, write_model
+from fedloom.models.build import Base, ModelSettings, clean, shapes_only, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
 from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
+from fedloom.spaces.rebuild_cost import cost_in_words, fitting_distribution, rebuild_seconds
 from fedloom.spaces.rebuilds import Rebuilds, SumRebuilds, WeightRebuilds
 from fedloom.spaces.spilled import SpilledVector
 
@@ -39,9 +40,10 @@ class Seeds:
 
     num_seeds: int = 4096
     """Directions of the pool."""
-    distribution: Distribution = "gaussian"
+    distribution: Distribution | Literal["auto"] = "auto"
     """Of the directions: gaussian; rademacher (+-1) or popcount (sums of sixteen coins, nearly normal), both faster
-    and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied."""
+    and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied. auto: by
+    weights times num_seeds, gaussian up to 3e10, rademacher up to 1e12, then lowrank, which int8 always has."""
     distribution_rank: int = 1
     """Of distribution lowrank: columns of the thin matrices."""
     weights: Sequence[str] = ()
@@ -59,8 +61,9 @@ class Seeds:
         ):
             if number < 1:
                 raise ValueError(f"tune.seeds.{name} must be at least 1, got {number}")
-        if self.distribution not in get_args(Distribution):
-            *most, last = get_args(Distribution)
+        allowed = ("auto", *get_args(Distribution))
+        if self.distribution not in allowed:
+            *most, last = allowed
             raise ValueError(
                 f"tune.seeds.distribution must be {', '.join(most)} or {last}, got {self.distribution}"
             )
@@ -73,12 +76,31 @@ class Seeds:
 
     @property
     def title(self) -> str:
-        return f"{self.num_seeds:,} {self.distribution} seeds"
+        kind = "" if self.distribution == "auto" else f"{self.distribution} "
+        return f"{self.num_seeds:,} {kind}seeds"
+
+    def drawn_from(self, num_weights: int, *, quantized: bool) -> Distribution:
+        """Return the distribution of directions over so many weights; `quantized`: whether some are integers."""
+        if self.distribution != "auto":
+            return self.distribution
+        return "lowrank" if quantized else fitting_distribution(num_weights, self.num_seeds)
+
+    def rebuild_cost(self, model: ModelSettings) -> str:
+        """Return in words how the directions are drawn and what a rebuild along all of them takes on this CPU.
+
+        Raises:
+            ValueError: where there is no such model, or no tensor of its has a name that is asked for.
+        """
+        named = chosen(shapes_only(model), self.weights, path="tune.seeds.weights").values()
+        num_weights = sum(p.numel() for p in named)
+        kind = self.drawn_from(num_weights, quantized=model.quantize != "none")
+        seconds = rebuild_seconds(kind, num_weights, self.num_seeds)
+        return cost_in_words(kind, self.num_seeds, seconds)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "SeedSpace":
-        if is_quantized(base.model) and self.distribution != "lowrank":
+        if is_quantized(base.model) and self.distribution not in ("auto", "lowrank"):
             raise ValueError(
-                "tune.seeds.distribution must be lowrank where model.quantize is int8, got"
+                "tune.seeds.distribution must be auto or lowrank where model.quantize is int8, got"
                 f" {self.distribution}"
             )
         if self.weights and decays:
@@ -108,7 +130,9 @@ class SeedSpace:
         self.tensors: Mapping[str, nn.Parameter] = named
         self.directions = Directions(
             {name: p.shape for name, p in named.items()},
-            distribution=seeds.distribution,
+            distribution=seeds.drawn_from(
+                sum(p.numel() for p in named.values()), quantized=is_quantized(base.model)
+            ),
             seed=derive(seed, "directions"),
             rank=seeds.distribution_rank,
         )
@@ -171,6 +195,16 @@ class SeedSpace:
         if any(bool(t.any()) for t in params.values()):
             return self._rebuilds.read(params, out)
         return self._origin.read(out)
+
+    def forget(self) -> None:
+        """Let the next load be a rebuild, whatever is on disk."""
+        self._rebuilds, self._loaded = self._make_rebuilds(), {}
+
+    def rebuild_cost(self) -> str:
+        """Return in words how the directions are drawn and what a rebuild along all of them takes here."""
+        kind, numel = self.directions.distribution, self.directions.numel
+        seconds = rebuild_seconds(kind, numel, self.num_seeds, device=self.device)
+        return cost_in_words(kind, self.num_seeds, seconds)
 
     def read(self, params: Params) -> Params:
         """Return params in float64, fresh; a scalar covers its whole name.
