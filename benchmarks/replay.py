@@ -101,10 +101,26 @@ def speed(asked: argparse.Namespace) -> None:
         print(
             f"{name:28s} {counts[name]:10d} {each:9.4f} {timing.spread:6.1%} {ratio:9.1f} {wanted}"
         )
-    if asked.model:
-        print(f"\n(c) a whole pool of {POOL} directions, s")
-        for name in (OFFICIAL, *TARGETS):
-            print(f"{name:28s} {times[name].median / counts[name] * POOL:9.1f}")
+
+
+def pool(asked: argparse.Namespace) -> None:
+    """Print table (c): what grows with directions, and what does not, from two numbers of them."""
+    shapes = shapes_of(asked)
+    print(
+        f"\n(c) CPU seconds of a pool of {POOL:,} directions, on one thread, and of a tenth of it"
+    )
+    for distribution in TARGETS:
+        counts = (2, 8) if distribution in ("gaussian", "popcount") else (64, 576)
+        directions, seconds = Directions(shapes, distribution=distribution), list[float]()
+        for count in counts:
+            run = ours(directions, count)
+            run()
+            began = time.process_time()
+            run()
+            seconds.append(time.process_time() - began)
+        each = (seconds[1] - seconds[0]) / (counts[1] - counts[0])
+        once = seconds[0] - counts[0] * each
+        print(f"{distribution:28s} {once + POOL * each:9.1f} {once + POOL / 10 * each:9.1f}")
 
 
 def shapes_of(asked: argparse.Namespace) -> dict[str, torch.Size]:
@@ -173,8 +189,10 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     print(about(("torch", "numba", "llvmlite", "numpy", "fedloom"), threads=asked.threads))
     speed(asked)
-    if not asked.model:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    if asked.model:
+        pool(asked)
+    else:
         accuracy()
 
 

@@ -13,6 +13,7 @@ from fedloom.models.int8 import quantize_
 from fedloom.spaces import rebuilds
 from fedloom.spaces.directions import kernels
 from fedloom.spaces.directions.directions import Directions
+from fedloom.spaces.directions.lowrank import Factors
 from fedloom.spaces.seed_space import BASE, Seeds, SeedSpace
 
 INTEGER, REAL = ("rademacher", "popcount"), ("gaussian", "lowrank")
@@ -147,14 +148,14 @@ def test_factors_beside_integers_are_drawn_once_for_all_who_share_a_download(
     base: Any = Base(tiny_llama().requires_grad_(False), None, "random")
     quantize_(base.model)
     one: Any = Seeds(num_seeds=NUM, distribution="lowrank").make_space(base, seed=1)
-    calls: list[str] = []
-    plain = Directions.factors
+    calls: list[int] = []
+    plain = Factors.draw
 
-    def watched(self: Directions, name: str, *args: Any, **kwargs: Any) -> Any:
-        calls.append(name)
-        return plain(self, name, *args, **kwargs)
+    def watched(self: Factors, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self.tensor)
+        return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(Directions, "factors", watched)
+    monkeypatch.setattr(Factors, "draw", watched)
     one.load(point("a"))
     assert calls
     calls.clear()
@@ -162,3 +163,25 @@ def test_factors_beside_integers_are_drawn_once_for_all_who_share_a_download(
     assert not calls
     one.load(one.start())
     assert all(layer.side is None for layer in one._quantized.values())
+
+
+@pytest.mark.parametrize("used", [2, NUM])
+def test_an_update_beside_integers_takes_no_more_than_its_layer(
+    tiny_llama: Callable[..., Any], used: int
+) -> None:
+    """Two thin factors of few directions, one matrix of many: the layer computes alike with either."""
+    base: Any = Base(tiny_llama().requires_grad_(False), None, "random")
+    quantize_(base.model)
+    one: Any = Seeds(num_seeds=NUM, distribution="lowrank").make_space(base, seed=1)
+    params = point("a", size=1e-2)
+    params[COEFFICIENTS][used:] = 0
+    one.load(params)
+    for name, layer in one._quantized.items():
+        m, n = layer.weight.shape
+        thin = isinstance(layer.side, tuple)
+        assert thin == (used * (m + n) <= m * n)
+        u, v = one.update(name, range(used), params[COEFFICIENTS][:used].tolist())
+        plain = layer.weight.float() * layer.scale[:, None] + u @ v.mT
+        torch.testing.assert_close(layer.whole(), plain)
+        x = torch.randn(3, n, generator=generator(0, name))
+        torch.testing.assert_close(layer(x), x @ plain.mT, rtol=1e-4, atol=1e-4)

@@ -283,7 +283,17 @@ class SeedSpace:
         used = c.nonzero().flatten().tolist()
         for name, layer in self._quantized.items():
             layer.scale.copy_(self._scales[name] * scale)
-            layer.side = self.update(name, used, c[used].tolist()) if used else None
+            layer.side = self._side(name, used, c[used].tolist()) if used else None
+
+    def _side(
+        self, name: str, ks: Sequence[int], by: Sequence[float]
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Return sum_i by_i z_{k_i} of a matrix as two factors, or whole where those would be larger."""
+        m, n = self.directions.shapes[name]
+        if len(ks) * self.directions.rank * (m + n) <= m * n:
+            return self.update(name, ks, by)
+        whole = torch.zeros(m, n, device=self.device)
+        return self.directions.shift(name, whole, ks, by, out=whole)
 
     def update(
         self, name: str, ks: Sequence[int], by: Sequence[float], *, rows: Tensor | None = None
