@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,14 @@ def test_the_cost_grows_with_weights_and_seeds(distribution: Any) -> None:
     once = rebuild_seconds(distribution, 10**6, 64)
     assert 0 < once < 5
     assert rebuild_seconds(distribution, 10**10, 64) > 100 * once
+
+
+@pytest.mark.realmodel
+@pytest.mark.parametrize(
+    ("file", "expected"), [("smollm2.gguf", "rademacher"), ("gemma3-270m.gguf", "lowrank")]
+)
+def test_pools_of_real_models_are_cheap_to_rebuild(
+    real_model: Callable[[str], Path], file: str, expected: str
+) -> None:
+    told = Seeds().rebuild_cost(ModelSettings(name=str(real_model(file))))
+    assert told.startswith(f"4,096 {expected} directions: ")

@@ -84,7 +84,7 @@ def add(
 
 
 def add_exact(
-    draw: Draw, base: Tensor, out: Tensor, quanta: NDArray[np.int64], *, unit: float, scale: float
+    draw: Draw, base: Tensor, out: Tensor, quanta: NDArray[np.float64], *, unit: float, scale: float
 ) -> None:
     """Write scale * base + unit * sum_k q_k n_k into `out`, the sum in integers.
 
