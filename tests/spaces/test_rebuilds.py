@@ -91,6 +91,16 @@ def test_sums_too_large_for_32_bits_follow_smaller_ones(space: Any, distribution
 
 
 @pytest.mark.parametrize("distribution", INTEGER)
+def test_sums_beyond_float64_are_refused_on_every_way_there(space: Any, distribution: str) -> None:
+    one = space(distribution)
+    near, far = (point("a")[COEFFICIENTS] for _ in range(2))
+    near[0], far[:2] = 2.0**19, torch.tensor([2.0**19, 2.0**23])
+    one.load({COEFFICIENTS: near})
+    with pytest.raises(ValueError, match=r"below 2\*\*53 quanta in sum"):
+        one.load({COEFFICIENTS: far})
+
+
+@pytest.mark.parametrize("distribution", INTEGER)
 def test_what_is_left_of_the_base_is_no_part_of_the_sums(
     space: Any, drawn: list[int], distribution: str
 ) -> None:
@@ -140,6 +150,13 @@ def test_where_room_is_for_one_point_only_the_last_is_on_disk(
         fresh.load(point(name, changed=changed))
         assert torch.equal(one.values, fresh.values)
         assert len(one._rebuilds.points) == 1
+
+
+def test_wide_weights_along_lowrank_directions_are_never_the_rounded_ones(space: Any) -> None:
+    one, other = (space("lowrank", torch.bfloat16) for _ in range(2))
+    one.load(point("a"))
+    assert torch.equal(one.wide(point("a")), other.wide(point("a")))
+    assert not torch.equal(one.wide(point("a")), one.values.float())
 
 
 def test_factors_beside_integers_are_drawn_once_for_all_who_share_a_download(

@@ -155,7 +155,7 @@ class SeedSpace:
         numel, dtype = self.values.numel(), self.values.dtype
         if self.directions.exact and self.device.type == "cpu":
             return SumRebuilds(numel, self.directions, self._origin, _scale)
-        # What `wide` asks for serves `load` as well; along lowrank directions nobody asks.
+        # What `wide` asks for serves `load` as well; of lowrank directions, which nobody asks it for, half is enough.
         is_lowrank = self.directions.distribution == "lowrank"
         kind = dtype if is_lowrank else torch.promote_types(dtype, torch.float32)
         return WeightRebuilds(numel, kind, self._rebuild)
@@ -189,7 +189,10 @@ class SeedSpace:
     def wide(self, params: Params) -> Tensor:
         """Return the weights at params in float32, (numel,): what half precision cannot hold adds up in there."""
         fresh = torch.empty(self.values.shape, dtype=torch.float32, device=self.device)
-        return self._read(self.read(params), fresh)
+        params = self.read(params)
+        if self.directions.distribution == "lowrank":
+            return self._rebuild(params, fresh)
+        return self._read(params, fresh)
 
     def _read(self, params: Params, out: Tensor) -> Tensor:
         if any(bool(t.any()) for t in params.values()):

@@ -72,9 +72,13 @@ class Directions:
         return np.rint(coefficients.detach().cpu().double().numpy() / self.quantum)
 
     def sum_type(self, quanta: NDArray[np.float64]) -> torch.dtype:
-        """Return the integers that hold sums of so many quanta of each direction."""
-        most = np.abs(quanta).sum() * (8 if self.distribution == "popcount" else 1)
-        return torch.int32 if most < 2**31 else torch.int64
+        """Return the integers that hold sums of so many quanta of each direction.
+
+        Raises:
+            ValueError: where they may leave what float64 holds exactly.
+        """
+        fits = kernels.largest_sum(self.distribution, quanta) < 2**31
+        return torch.int32 if fits else torch.int64
 
     def stretches(self) -> Iterator[tuple[slice, NDArray[np.int64]]]:
         """Yield the parts of a flat vector that are worked on at a time, a million elements at most, and their pieces."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.spaces.directions import reference
-from fedloom.spaces.directions.stream import Draw
+from fedloom.spaces.directions.stream import Distribution, Draw
 
 AT_ONCE = 256
 """Pieces that are converted together: a million elements at most."""
@@ -83,6 +83,20 @@ def add(
         on_cpu().add(some, given, result, factors, scale, moves)
 
 
+def largest_sum(distribution: Distribution, quanta: NDArray[np.float64]) -> int:
+    """Return what a sum over directions of integers, each times its quanta, may come to.
+
+    Raises:
+        ValueError: where it may leave what float64 holds exactly.
+    """
+    most = int(np.abs(quanta).sum()) * (8 if distribution == "popcount" else 1)
+    if most >= 2**53:
+        raise ValueError(
+            f"seed coefficients must stay below 2**53 quanta in sum, got 2**{most.bit_length()}"
+        )
+    return most
+
+
 def add_exact(
     draw: Draw, base: Tensor, out: Tensor, quanta: NDArray[np.float64], *, unit: float, scale: float
 ) -> None:
@@ -91,11 +105,7 @@ def add_exact(
     Raises:
         ValueError: where the sum may leave what float64 holds exactly.
     """
-    most = int(np.abs(quanta).sum()) * (8 if draw.distribution == "popcount" else 1)
-    if most >= 2**53:
-        raise ValueError(
-            f"seed coefficients must stay below 2**53 quanta in sum, got 2**{most.bit_length()}"
-        )
+    most = largest_sum(draw.distribution, quanta)
     # A sum that fits 32 bits has the same bits in 64, at half the speed.
     whole = quanta.astype(np.int32 if most < 2**31 else np.int64)
     if _on_cuda(out):
