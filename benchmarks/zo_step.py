@@ -51,6 +51,7 @@ PLAIN = "two forwards, transformers"
 OURS = "two forwards, our products and loss"
 """The fastest forwards there are here."""
 MEZO = "step, MeZO's code"
+STEP = "step, fedloom, "
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ WORK: Mapping[str, Callable[[Scene], Callable[[], object]]] = {
     OURS: our_forwards,
     MEZO: mezo,
     **{
-        f"step, fedloom, {distribution}": partial(walk, distribution=distribution)
+        f"{STEP}{distribution}": partial(walk, distribution=distribution)
         for distribution in DISTRIBUTIONS
     },
 }
@@ -209,6 +210,9 @@ def main() -> None:
     parser.add_argument("--model", help="as model.name has it; random otherwise")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--quantize", default="none")
+    parser.add_argument(
+        "--laws", nargs="+", default=DISTRIBUTIONS, help="distributions of fedloom's steps"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
@@ -235,7 +239,11 @@ def main() -> None:
         f" {scene.steps} steps of {scene.tokens} tokens, all learnt\n"
     )
     del named
-    candidates = {name: make for name, make in WORK.items() if possible(scene, name)}
+    candidates = {
+        name: make
+        for name, make in WORK.items()
+        if possible(scene, name) and (not name.startswith(STEP) or name.split()[-1] in asked.laws)
+    }
     with quiet():
         times = paired({name: make(scene) for name, make in candidates.items()}, turns=asked.turns)
     print(

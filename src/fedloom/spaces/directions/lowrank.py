@@ -22,6 +22,8 @@ _AT_ONCE = 256
 """Directions drawn together."""
 _SUMS = 1 << 24
 """Entries of a matrix that are summed before they are rounded: 64 MB of float32."""
+_CACHED = 1 << 16
+"""Entries of a single product that are summed together: a quarter of a megabyte, which stays in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Factors:
         rows = torch.arange(self.shape[0]) if rows is None else rows
         kind = torch.float64 if out.dtype == torch.float64 else torch.float32
         factors = torch.tensor(by, dtype=torch.float64).to(out.device, kind)
+        if len(keys) * self.rank == 1:
+            u, v = self.draw(keys, rows=rows, device=out.device)
+            _add_outer((u.to(kind).mul_(factors))[0].t(), v.to(kind)[0], base, out, scale=scale)
+            return
         step = max(1, _SUMS // self.shape[1])
         for first in range(0, len(rows), step):
             here = slice(first, first + step)
@@ -98,6 +104,20 @@ def _columns(tensor: int, rows: NDArray[np.int64], m: int, r: int) -> NDArray[np
     starts = (column * m + rows[begins]).reshape(-1)
     at = (column * len(rows) + begins).reshape(-1)
     return cut(tensor, starts, starts + np.tile(lengths, r), at)
+
+
+def _add_outer(u: Tensor, v: Tensor, base: Tensor, out: Tensor, *, scale: float) -> None:
+    """Write scale * base + u v^T into `out`, of u (m, 1) and v (1, n): rounded as a sum of many, in one pass over memory."""
+    step = max(1, _CACHED // v.shape[1]) if out.device.type == "cpu" else len(out)
+    product = v.new_empty(min(step, len(out)), v.shape[1])
+    for first in range(0, len(out), step):
+        here = slice(first, first + step)
+        some = product[: len(out[here])]
+        torch.mul(u[here], v, out=some)
+        if base.dtype == out.dtype == some.dtype:
+            torch.add(some, base[here], alpha=scale, out=out[here])
+        else:
+            out[here].copy_(some.add_(base[here].to(some.dtype), alpha=scale))
 
 
 @lru_cache(maxsize=4096)
