@@ -1,6 +1,8 @@
 """A model rebuilt from seeds and scalars, w + sum_k c_k z_k, beside the loop FedKSeed's authors run.
 
-    python benchmarks/replay.py [--turns 5] [--weights 4] [--directions 64] [--threads 1]
+    python benchmarks/replay.py [--turns 5] [--weights 4] [--directions 64] [--threads 1] [--model FILE.gguf]
+
+With --model the tensors are that model's, a table (c) says what a whole pool takes, and (b) is left out.
 
 (a) nanoseconds a weight and direction, every distribution against `torch.manual_seed`, `torch.normal` of each tensor and
 `param.data - lr * (c * z)`, which draws normal deviates; gaussian draws the same distribution, the others do not. CPU time on
@@ -15,11 +17,13 @@ import torch
 from torch import Tensor
 
 from fedloom.core.randomness import generator
+from fedloom.models.build import ModelSettings, shapes_only
 from fedloom.spaces.directions import kernels, reference
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import Distribution
 from timing import Timing, about, paired
 
+POOL = 4096
 SHAPE = torch.Size((1024, 1024))
 OFFICIAL = "official loop, float32"
 TARGETS: dict[Distribution, tuple[float, float]] = {
@@ -68,11 +72,12 @@ def with_numpy(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def speed(asked: argparse.Namespace) -> None:
     """Print table (a)."""
-    shapes = {f"layer {i}": SHAPE for i in range(asked.weights)}
-    numel, few = asked.weights * SHAPE.numel(), max(2, asked.directions // 4)
+    shapes = shapes_of(asked)
+    numel = sum(shape.numel() for shape in shapes.values())
+    few = max(2, asked.directions // 4)
     counts = {OFFICIAL: 2}
     runs: dict[str, Callable[[], object]] = {
-        OFFICIAL: official([torch.zeros(SHAPE) for _ in shapes], [0.5, -0.5])
+        OFFICIAL: official([torch.zeros(shape) for shape in shapes.values()], [0.5, -0.5])
     }
     for distribution in TARGETS:
         count = asked.directions if distribution in ("rademacher", "lowrank") else few
@@ -96,6 +101,34 @@ def speed(asked: argparse.Namespace) -> None:
         print(
             f"{name:28s} {counts[name]:10d} {each:9.4f} {timing.spread:6.1%} {ratio:9.1f} {wanted}"
         )
+
+
+def pool(asked: argparse.Namespace) -> None:
+    """Print table (c): what grows with directions, and what does not, from two numbers of them."""
+    shapes = shapes_of(asked)
+    print(
+        f"\n(c) CPU seconds of a pool of {POOL:,} directions, on one thread, and of a tenth of it"
+    )
+    for distribution in TARGETS:
+        counts = (2, 8) if distribution in ("gaussian", "popcount") else (64, 576)
+        directions, seconds = Directions(shapes, distribution=distribution), list[float]()
+        for count in counts:
+            run = ours(directions, count)
+            run()
+            began = time.process_time()
+            run()
+            seconds.append(time.process_time() - began)
+        each = (seconds[1] - seconds[0]) / (counts[1] - counts[0])
+        once = seconds[0] - counts[0] * each
+        print(f"{distribution:28s} {once + POOL * each:9.1f} {once + POOL / 10 * each:9.1f}")
+
+
+def shapes_of(asked: argparse.Namespace) -> dict[str, torch.Size]:
+    """Return the tensors that are rebuilt."""
+    if not asked.model:
+        return {f"layer {i}": SHAPE for i in range(asked.weights)}
+    model = shapes_only(ModelSettings(name=asked.model))
+    return {name: p.shape for name, p in model.named_parameters()}
 
 
 def per_direction(times: Mapping[str, Timing], counts: Mapping[str, int], name: str) -> float:
@@ -151,12 +184,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("turns", 5), ("weights", 4), ("directions", 64), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", help="as model.name has it")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     print(about(("torch", "numba", "llvmlite", "numpy", "fedloom"), threads=asked.threads))
     speed(asked)
     torch.set_num_threads(1)
-    accuracy()
+    if asked.model:
+        pool(asked)
+    else:
+        accuracy()
 
 
 if __name__ == "__main__":

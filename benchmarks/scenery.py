@@ -1,4 +1,4 @@
-"""What benchmarks of training have in common: a random model, and nobody who evaluates it."""
+"""What benchmarks of training have in common: a random model or one from a file, and nobody who evaluates it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fedloom.core.protocols import Metrics
+from fedloom.models.build import ModelSettings, load_base
 
 VOCABULARY = 4096
 
@@ -27,6 +28,11 @@ def random_llama(hidden: int, layers: int, vocabulary: int = VOCABULARY) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def model_from(settings: ModelSettings) -> Any:
+    """Return a model as a recipe's `model` section names it, in evaluation mode."""
+    return load_base(settings).model.eval()
 
 
 class Unasked:

@@ -1,6 +1,7 @@
 """A zeroth-order step beside the two forwards it is made of: time and memory.
 
     python benchmarks/zo_step.py [--turns 7] [--steps 4] [--hidden 512] [--layers 8] [--rows 8] [--length 64]
+    python benchmarks/zo_step.py --model FILE.gguf [--dtype bfloat16] [--quantize int8] [--turns 3] [--steps 2]
 
 (a) CPU time of a client's steps, everything included: batches, the copy of the start, the looks along a direction and
 the step along it. Beside them as many pairs of forwards of the same model, as transformers has them ("plain") and with
@@ -37,10 +38,10 @@ from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import Example
-from fedloom.models.build import Base
+from fedloom.models.build import Base, ModelSettings
 from fedloom.models.hf_logging import quiet
 from fedloom.spaces.seed_space import Seeds
-from scenery import VOCABULARY, Unasked, random_llama
+from scenery import VOCABULARY, Unasked, model_from, random_llama
 from timing import about, paired
 
 DISTRIBUTIONS = ("rademacher", "popcount", "gaussian", "lowrank")
@@ -50,6 +51,7 @@ PLAIN = "two forwards, transformers"
 OURS = "two forwards, our products and loss"
 """The fastest forwards there are here."""
 MEZO = "step, MeZO's code"
+STEP = "step, fedloom, "
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,18 @@ class Scene:
     rows: int
     length: int
     steps: int
+    model: str | None = None
+    """As `model.name` has it; None: a random Llama of these sizes."""
+    dtype: Any = "float32"
+    quantize: Any = "none"
+
+    def make(self) -> Any:
+        """Return the model, fresh."""
+        if self.model is None:
+            return random_llama(self.hidden, self.layers)
+        return model_from(
+            ModelSettings(name=self.model, dtype=self.dtype, quantize=self.quantize, device="cpu")
+        )
 
     @property
     def tokens(self) -> int:
@@ -76,7 +90,7 @@ def ids_of(scene: Scene) -> Tensor:
 
 def walk(scene: Scene, distribution: Any) -> Callable[[], object]:
     """Return a client's work: some steps along directions of a distribution."""
-    base = Base(random_llama(scene.hidden, scene.layers), None, "random")
+    base = Base(scene.make(), None, "random")
     space = Seeds(distribution=distribution).make_space(base, seed=0)
     rows = [Example(row, row.clone(), 1) for row in ids_of(scene)]
     federation = Federation({"one": Shard(rows, [], [])}, {"one": {}}, NOTHING)
@@ -88,7 +102,7 @@ def walk(scene: Scene, distribution: Any) -> Callable[[], object]:
 
 def plain_forwards(scene: Scene) -> Callable[[], object]:
     """Return as many pairs of forwards of the model."""
-    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
+    model, ids = scene.make(), ids_of(scene)
 
     def run() -> None:
         with torch.inference_mode():
@@ -100,7 +114,7 @@ def plain_forwards(scene: Scene) -> Callable[[], object]:
 
 def our_forwards(scene: Scene) -> Callable[[], object]:
     """Return the same with the products and the loss of a walk."""
-    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
+    model, ids = scene.make(), ids_of(scene)
     fast = make_fast(model, LocalSettings(), moving=True)
     rows = [Example(row, row.clone(), 1) for row in ids]
 
@@ -115,7 +129,7 @@ def our_forwards(scene: Scene) -> Callable[[], object]:
 
 def mezo(scene: Scene) -> Callable[[], object]:
     """Return steps as MeZO's code takes them."""
-    model, ids = random_llama(scene.hidden, scene.layers), ids_of(scene)
+    model, ids = scene.make(), ids_of(scene)
 
     def shift(seed: int, by: float) -> None:
         torch.manual_seed(seed)
@@ -144,10 +158,15 @@ WORK: Mapping[str, Callable[[Scene], Callable[[], object]]] = {
     OURS: our_forwards,
     MEZO: mezo,
     **{
-        f"step, fedloom, {distribution}": partial(walk, distribution=distribution)
+        f"{STEP}{distribution}": partial(walk, distribution=distribution)
         for distribution in DISTRIBUTIONS
     },
 }
+
+
+def possible(scene: Scene, name: str) -> bool:
+    """Return whether a candidate can work on such weights: of integers only a product beside them can."""
+    return scene.quantize == "none" or name in (PLAIN, OURS) or name.endswith("lowrank")
 
 
 def peak(scene: Scene, name: str) -> int:
@@ -188,33 +207,58 @@ def main() -> None:
         ("length", 64),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", help="as model.name has it; random otherwise")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantize", default="none")
+    parser.add_argument(
+        "--laws", nargs="+", default=DISTRIBUTIONS, help="distributions of fedloom's steps"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         child(json.loads(asked.child))
         return
-    scene = Scene(asked.hidden, asked.layers, asked.rows, asked.length, asked.steps)
+    scene = Scene(
+        asked.hidden,
+        asked.layers,
+        asked.rows,
+        asked.length,
+        asked.steps,
+        asked.model,
+        asked.dtype,
+        asked.quantize,
+    )
     torch.set_num_threads(1)
     print(about(("torch", "transformers", "numba", "fedloom")))
-    weights = {n: p.nbytes for n, p in random_llama(scene.hidden, scene.layers).named_parameters()}
+    named = dict(scene.make().named_parameters())
+    weights = {name: p.nbytes for name, p in named.items()}
+    held = scene.dtype if scene.quantize == "none" else scene.quantize
     print(
-        f"model     random Llama, {sum(weights.values()) / 4e6:.1f} M weights in float32;"
+        f"model     {Path(scene.model).name if scene.model else 'random Llama'},"
+        f" {sum(p.numel() for p in named.values()) / 1e6:.1f} M weights in {held};"
         f" {scene.steps} steps of {scene.tokens} tokens, all learnt\n"
     )
+    del named
+    candidates = {
+        name: make
+        for name, make in WORK.items()
+        if possible(scene, name) and (not name.startswith(STEP) or name.split()[-1] in asked.laws)
+    }
     with quiet():
-        times = paired({name: make(scene) for name, make in WORK.items()}, turns=asked.turns)
+        times = paired({name: make(scene) for name, make in candidates.items()}, turns=asked.turns)
     print(
         f"{'(a) a step':42s} {'CPU ms':>9s} {'IQR':>6s} {'x plain':>8s} {'x ours':>8s} {'MeZO x':>8s}"
     )
     for name, timing in times.items():
-        ratios = times[PLAIN].ratio(timing), times[OURS].ratio(timing), timing.ratio(times[MEZO])
+        columns = f"{times[PLAIN].ratio(timing):8.2f} {times[OURS].ratio(timing):8.2f}"
+        if MEZO in times:
+            columns += f" {timing.ratio(times[MEZO]):8.2f}"
         each = timing.median * 1e3 / scene.steps
-        columns = " ".join(f"{ratio:8.2f}" for ratio in ratios)
         print(f"{name:42s} {each:9.1f} {timing.spread:6.1%} {columns}")
     print(f"\n{'(b) memory':42s} {'MB':>9s} {'x of forwards and largest tensor':>34s}")
     forwards = peak(scene, PLAIN)
     largest = max(weights.values())
-    for name in WORK:
+    for name in candidates:
         most = forwards if name == PLAIN else peak(scene, name)
         print(f"{name:42s} {most / 1e6:9.1f} {most / (forwards + largest):34.3f}")
 

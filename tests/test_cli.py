@@ -326,3 +326,13 @@ def test_data_longer_than_the_model_is_refused_by_every_look_at_it(
     for command in ("data", "plan", "run"):
         said = typed(f"{command} quickstart model.name={tiny_folder} data.max_length=300", 2)
         assert "data.max_length must be at most 256, which is how many positions" in said
+
+
+def test_data_says_how_the_directions_of_a_pool_are_drawn(
+    typed: Typed, tiny_folder: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "split.png"
+    said = typed(
+        f"data fedkseed model.name={tiny_folder} data.num_examples=200 --picture {picture}", 0
+    )
+    assert "rebuild of the weights along 4,096 gaussian directions: " in said

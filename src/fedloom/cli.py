@@ -138,6 +138,7 @@ def data(
     from fedloom.models.build import load_tokenizer
     from fedloom.models.positions import check_length
     from fedloom.recipe import load_recipe
+    from fedloom.spaces.seed_space import Seeds
 
     loaded = load_recipe(recipe, overrides or [])
     check_length(loaded.model, loaded.data.max_length)
@@ -149,6 +150,8 @@ def data(
     console = _console()
     for part in preview(federation, tokenizer):
         console.print(part)
+    if isinstance(loaded.tune, Seeds):
+        console.print(f"rebuild of the weights along {loaded.tune.rebuild_cost(loaded.model)}")
     split_figure(federation.manifest.to_json()).savefig(file, dpi=150)
     console.print(f"picture of the split: {file}")
 

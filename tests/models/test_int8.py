@@ -71,7 +71,10 @@ def test_the_head_stays_and_lora_trains_on_top(tiny_llama: Callable[..., Any]) -
     [
         (Full(), r"model.quantize must be none where tune is full, .*, got int8"),
         (LoRA(dora=True), r"tune.lora.dora must be false where model.quantize is int8"),
-        (Seeds(), r"tune.seeds.distribution must be lowrank where .* is int8, got gaussian"),
+        (
+            Seeds(distribution="gaussian"),
+            r"tune.seeds.distribution must be auto or lowrank where .* is int8, got gaussian",
+        ),
     ],
     ids=["full", "dora", "seeds"],
 )

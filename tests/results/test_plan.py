@@ -90,6 +90,24 @@ def test_a_plan_counts_parameters_memory_and_time(small_recipe: Make) -> None:
         "training time",
     ):
         assert row in said
+    assert "rebuild" not in said
+
+
+def test_a_plan_of_seeds_says_how_they_are_drawn_and_what_a_rebuild_takes(
+    small_recipe: Make,
+) -> None:
+    plan = make_plan(
+        small_recipe(
+            algorithm={"fedkseed": {"steps": 2}},
+            tune={"seeds": {"num_seeds": 64}},
+            local={"optimizer": "sgd", "lr": 1e-4, "steps": None},
+        )
+    )
+    assert plan.rebuild.startswith("64 gaussian directions: ")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(plan.table())
+    said = console.export_text()
+    assert re.search(r"rebuild of the weights .*64 gaussian directions: .* once for all", said)
 
 
 def test_a_model_that_cannot_fit_is_refused_before_a_weight_is_read(

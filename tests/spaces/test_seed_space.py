@@ -189,14 +189,17 @@ def test_weights_of_several_types_are_refused(tiny_llama: Callable[..., Any]) ->
     ("given", "message"),
     [
         ({"num_seeds": 0}, r"tune.seeds.num_seeds must be at least 1, got 0"),
-        ({"distribution": "cauchy"}, r"tune.seeds.distribution must be gaussian, .*, got cauchy"),
+        (
+            {"distribution": "cauchy"},
+            r"tune.seeds.distribution must be auto, gaussian, .*, got cauchy",
+        ),
         (
             {"distribution": "lowrank", "distribution_rank": 0},
             r"tune.seeds.distribution_rank must be at least 1, got 0",
         ),
         (
             {"distribution_rank": 2},
-            r"distribution_rank belongs to tune.seeds.distribution lowrank, got gaussian",
+            r"distribution_rank belongs to tune.seeds.distribution lowrank, got auto",
         ),
         ({"weights": "mlp"}, r"tune.seeds.weights must be a list, got mlp"),
     ],
@@ -210,7 +213,7 @@ def test_a_setting_that_cannot_be_meant_is_refused(given: dict[str, Any], messag
 def test_a_stored_vector_is_read_as_it_was_written(dtype: torch.dtype) -> None:
     size = STRETCH // dtype.itemsize + 5
     values = torch.arange(size, dtype=torch.float32).remainder(251).to(dtype)
-    kept = SpilledVector(values)
+    kept = SpilledVector.of(values)
     assert torch.equal(kept.read(torch.empty_like(values)), values)
     assert torch.equal(kept.read(torch.empty(size)), values.float())
     kept.write(-values)

@@ -34,7 +34,7 @@ def test_a_kind_is_written_by_its_name_alone_or_with_settings(kind: str, tune: T
 
 @pytest.mark.parametrize(
     ("tune", "title"),
-    [(LoRA(rank=4), "lora, rank 4"), (Full(), "full"), (Seeds(), "4,096 gaussian seeds")],
+    [(LoRA(rank=4), "lora, rank 4"), (Full(), "full"), (Seeds(), "4,096 seeds")],
 )
 def test_a_report_calls_a_kind_by_what_tells_most(tune: Tune, title: str) -> None:
     assert tune.title == title

@@ -287,16 +287,24 @@ def model_bytes(settings: ModelSettings) -> int:
     Raises:
         ValueError: where there is no such model.
     """
+    width = DTYPES[settings.dtype].itemsize
+    return sum(width * parameter.numel() for parameter in shapes_only(settings).parameters())
+
+
+def shapes_only(settings: ModelSettings) -> "PreTrainedModel":
+    """Return the model without values: no weight is read.
+
+    Raises:
+        ValueError: where there is no such model.
+    """
     from transformers import AutoModelForCausalLM
 
     config = load_config(settings)
     otherwise = f"model.name must be a causal language model, got {settings.name}"
     with found(otherwise), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
+        return AutoModelForCausalLM.from_config(
             config, trust_remote_code=settings.trust_remote_code
         )
-    width = torch.empty((), dtype=DTYPES[settings.dtype]).element_size()
-    return sum(width * parameter.numel() for parameter in model.parameters())
 
 
 def write_model(base: Base, folder: Path) -> None:

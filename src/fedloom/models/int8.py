@@ -14,7 +14,7 @@ LEVELS = 127
 
 
 class Int8Linear(nn.Linear):
-    """A frozen linear layer in int8, and beside it a float32 update of low rank, where there is one."""
+    """A frozen linear layer in int8, and beside it a float32 update, where there is one."""
 
     scale: Tensor
     """(out,) float32"""
@@ -28,13 +28,15 @@ class Int8Linear(nn.Linear):
         self.weight = nn.Parameter(rounded, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = layer.bias
-        self.side: tuple[Tensor, Tensor] | None = None
-        """U (out, R) and V (in, R): the layer computes with its weight plus U V^T."""
+        self.side: tuple[Tensor, Tensor] | Tensor | None = None
+        """U (out, R) and V (in, R): the layer computes with its weight plus U V^T; or that product itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + b, (..., in) -> (..., out), in the type of x."""
         out: Tensor = _Product.apply(x, self.weight, self.scale)  # type: ignore[no-untyped-call]  # torch's own
-        if self.side is not None:
+        if isinstance(self.side, Tensor):
+            out = (out.float() + nn.functional.linear(x.float(), self.side)).to(out.dtype)
+        elif self.side is not None:
             u, v = self.side
             out = (out.float() + (x.float() @ v) @ u.mT).to(out.dtype)
         bias = self._parameters.get("bias")
@@ -43,7 +45,11 @@ class Int8Linear(nn.Linear):
     def whole(self) -> Tensor:
         """Return the weight with its update, (out, in) float32."""
         weight = self.weight.float() * self.scale[:, None]
-        return weight if self.side is None else torch.addmm(weight, self.side[0], self.side[1].mT)
+        if self.side is None:
+            return weight
+        if isinstance(self.side, Tensor):
+            return weight + self.side
+        return torch.addmm(weight, self.side[0], self.side[1].mT)
 
 
 class _Product(Function):

@@ -26,6 +26,7 @@ from fedloom.rounds.privacy import FILE as PRIVACY_FILE
 from fedloom.rounds.privacy import privacy_record
 from fedloom.rounds.reading import QUIET_MANIFEST
 from fedloom.rounds.session import Session
+from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import (
     collect,
     peak_gpu_memory_bytes,
@@ -203,7 +204,8 @@ def seed_record(session: Session, run: Run[Any]) -> dict[str, Any]:
     models = deliverables(session, run)
     seeds = describe(session.recipe.algorithm, run.state).seeds
     params = next(iter(models.values()))[0]
-    session.space.load(session.space.start())
+    assert isinstance(session.space, SeedSpace)
+    session.space.forget()
     began = time.perf_counter()
     with phase_memory("rebuild") as memory:
         session.space.load(params)

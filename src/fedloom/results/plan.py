@@ -22,6 +22,7 @@ from fedloom.results.forecast import forecast
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
+from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
@@ -53,6 +54,8 @@ class Plan:
     """That this CPU is slow at the weights' type, in words; empty where it is not."""
     left_frozen: str = ""
     """What stays frozen although it might have been expected to learn; empty where there is nothing."""
+    rebuild: str = ""
+    """What a rebuild of the weights from coefficients takes, in words; empty where tune is no seeds."""
 
     def table(self) -> Table:
         """Return the forecast as a table."""
@@ -77,6 +80,8 @@ class Plan:
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", duration(self.train_seconds))
         table.add_row("evaluation time", duration(self.evaluate_seconds))
+        if self.rebuild:
+            table.add_row("rebuild of the weights", Text(self.rebuild))
         if self.left_frozen:
             table.add_row("left frozen", Text(self.left_frozen, style="yellow"))
         for at, note in enumerate(self.left_out):
@@ -127,6 +132,7 @@ def make_plan(recipe: Recipe) -> Plan:
         products=products_in_words(kernels, model),
         slow_type=slow_type(kernels, model),
         left_frozen=session.space.left_frozen,
+        rebuild=session.space.rebuild_cost() if isinstance(session.space, SeedSpace) else "",
         left_out=session.federation.manifest.left_out(),
     )
 

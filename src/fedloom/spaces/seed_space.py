@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.build import Base, clean, write_model
+from fedloom.models.build import Base, ModelSettings, clean, shapes_only, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
 from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
+from fedloom.spaces.rebuild_cost import cost_in_words, fitting_distribution, rebuild_seconds
+from fedloom.spaces.rebuilds import Rebuilds, SumRebuilds, WeightRebuilds
 from fedloom.spaces.spilled import SpilledVector
 
 BASE = "base"
@@ -38,9 +40,10 @@ class Seeds:
 
     num_seeds: int = 4096
     """Directions of the pool."""
-    distribution: Distribution = "gaussian"
+    distribution: Distribution | Literal["auto"] = "auto"
     """Of the directions: gaussian; rademacher (+-1) or popcount (sums of sixteen coins, nearly normal), both faster
-    and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied."""
+    and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied. auto: by
+    weights times num_seeds, gaussian up to 3e10, rademacher up to 1e12, then lowrank, which int8 always has."""
     distribution_rank: int = 1
     """Of distribution lowrank: columns of the thin matrices."""
     weights: Sequence[str] = ()
@@ -58,8 +61,9 @@ class Seeds:
         ):
             if number < 1:
                 raise ValueError(f"tune.seeds.{name} must be at least 1, got {number}")
-        if self.distribution not in get_args(Distribution):
-            *most, last = get_args(Distribution)
+        allowed = ("auto", *get_args(Distribution))
+        if self.distribution not in allowed:
+            *most, last = allowed
             raise ValueError(
                 f"tune.seeds.distribution must be {', '.join(most)} or {last}, got {self.distribution}"
             )
@@ -72,12 +76,31 @@ class Seeds:
 
     @property
     def title(self) -> str:
-        return f"{self.num_seeds:,} {self.distribution} seeds"
+        kind = "" if self.distribution == "auto" else f"{self.distribution} "
+        return f"{self.num_seeds:,} {kind}seeds"
+
+    def drawn_from(self, num_weights: int, *, quantized: bool) -> Distribution:
+        """Return the distribution of directions over so many weights; `quantized`: whether some are integers."""
+        if self.distribution != "auto":
+            return self.distribution
+        return "lowrank" if quantized else fitting_distribution(num_weights, self.num_seeds)
+
+    def rebuild_cost(self, model: ModelSettings) -> str:
+        """Return in words how the directions are drawn and what a rebuild along all of them takes on this CPU.
+
+        Raises:
+            ValueError: where there is no such model, or no tensor of its has a name that is asked for.
+        """
+        named = chosen(shapes_only(model), self.weights, path="tune.seeds.weights").values()
+        num_weights = sum(p.numel() for p in named)
+        kind = self.drawn_from(num_weights, quantized=model.quantize != "none")
+        seconds = rebuild_seconds(kind, num_weights, self.num_seeds)
+        return cost_in_words(kind, self.num_seeds, seconds)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "SeedSpace":
-        if is_quantized(base.model) and self.distribution != "lowrank":
+        if is_quantized(base.model) and self.distribution not in ("auto", "lowrank"):
             raise ValueError(
-                "tune.seeds.distribution must be lowrank where model.quantize is int8, got"
+                "tune.seeds.distribution must be auto or lowrank where model.quantize is int8, got"
                 f" {self.distribution}"
             )
         if self.weights and decays:
@@ -107,7 +130,9 @@ class SeedSpace:
         self.tensors: Mapping[str, nn.Parameter] = named
         self.directions = Directions(
             {name: p.shape for name, p in named.items()},
-            distribution=seeds.distribution,
+            distribution=seeds.drawn_from(
+                sum(p.numel() for p in named.values()), quantized=is_quantized(base.model)
+            ),
             seed=derive(seed, "directions"),
             rank=seeds.distribution_rank,
         )
@@ -115,8 +140,7 @@ class SeedSpace:
         sizes = {COEFFICIENTS: torch.Size([seeds.num_seeds]), BASE: torch.Size()}
         self.layout = Layout(sizes if decays else {COEFFICIENTS: sizes[COEFFICIENTS]})
         self._base = base
-        self._origin = SpilledVector(self.seated.values)
-        self._last: tuple[Params, SpilledVector] | None = None
+        self._origin = SpilledVector.of(self.seated.values)
         layers = {
             clean(f"{name}.weight"): module
             for name, module in base.model.named_modules()
@@ -124,6 +148,17 @@ class SeedSpace:
         }
         self._scales = {name: layer.scale.clone() for name, layer in layers.items()}
         self._quantized = {name: layer for name, layer in layers.items() if name in named}
+        self._loaded: Params = {}
+        self._rebuilds = self._make_rebuilds()
+
+    def _make_rebuilds(self) -> Rebuilds:
+        numel, dtype = self.values.numel(), self.values.dtype
+        if self.directions.exact and self.device.type == "cpu":
+            return SumRebuilds(numel, self.directions, self._origin, _scale)
+        # What `wide` asks for serves `load` as well; of lowrank directions, which nobody asks it for, half is enough.
+        is_lowrank = self.directions.distribution == "lowrank"
+        kind = dtype if is_lowrank else torch.promote_types(dtype, torch.float32)
+        return WeightRebuilds(numel, kind, self._rebuild)
 
     @property
     def device(self) -> torch.device:
@@ -149,22 +184,30 @@ class SeedSpace:
     def load(self, params: Params) -> None:
         params = self.read(params)
         self._load_quantized(params)
-        # A cohort starts where it is sent: what took a pass a direction is not summed again for everyone.
-        if self._last is not None and equal(self._last[0], params):
-            self._last[1].read(self.values)
-            return
-        self._rebuild(params, self.values)
-        if not any(bool(t.any()) for t in params.values()):
-            self._last = None  # the base model itself, which is kept anyway
-            return
-        store = SpilledVector(self.values) if self._last is None else self._last[1]
-        store.write(self.values)
-        self._last = params, store
+        self._read(params, self.values)
 
     def wide(self, params: Params) -> Tensor:
         """Return the weights at params in float32, (numel,): what half precision cannot hold adds up in there."""
         fresh = torch.empty(self.values.shape, dtype=torch.float32, device=self.device)
-        return self._rebuild(self.read(params), fresh)
+        params = self.read(params)
+        if self.directions.distribution == "lowrank":
+            return self._rebuild(params, fresh)
+        return self._read(params, fresh)
+
+    def _read(self, params: Params, out: Tensor) -> Tensor:
+        if any(bool(t.any()) for t in params.values()):
+            return self._rebuilds.read(params, out)
+        return self._origin.read(out)
+
+    def forget(self) -> None:
+        """Let the next load be a rebuild, whatever is on disk."""
+        self._rebuilds, self._loaded = self._make_rebuilds(), {}
+
+    def rebuild_cost(self) -> str:
+        """Return in words how the directions are drawn and what a rebuild along all of them takes here."""
+        kind, numel = self.directions.distribution, self.directions.numel
+        seconds = rebuild_seconds(kind, numel, self.num_seeds, device=self.device)
+        return cost_in_words(kind, self.num_seeds, seconds)
 
     def read(self, params: Params) -> Params:
         """Return params in float64, fresh; a scalar covers its whole name.
@@ -226,7 +269,7 @@ class SeedSpace:
 
     def _rebuild(self, params: Params, out: Tensor) -> Tensor:
         """Write the weights at params into `out`, and return that."""
-        c, scale = params[COEFFICIENTS], 1 + float(params.get(BASE, 0.0))
+        c, scale = params[COEFFICIENTS], _scale(params)
         self._origin.read(out)
         if not self._quantized:
             return self.directions.rebuild(out, c, out=out, scale=scale)
@@ -236,11 +279,24 @@ class SeedSpace:
         return out
 
     def _load_quantized(self, params: Params) -> None:
-        c, scale = params[COEFFICIENTS], 1 + float(params.get(BASE, 0.0))
+        if equal(self._loaded, params):
+            return
+        self._loaded = params
+        c, scale = params[COEFFICIENTS], _scale(params)
         used = c.nonzero().flatten().tolist()
         for name, layer in self._quantized.items():
             layer.scale.copy_(self._scales[name] * scale)
-            layer.side = self.update(name, used, c[used].tolist()) if used else None
+            layer.side = self._side(name, used, c[used].tolist()) if used else None
+
+    def _side(
+        self, name: str, ks: Sequence[int], by: Sequence[float]
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Return sum_i by_i z_{k_i} of a matrix as two factors, or whole where those would be larger."""
+        m, n = self.directions.shapes[name]
+        if len(ks) * self.directions.rank * (m + n) <= m * n:
+            return self.update(name, ks, by)
+        whole = torch.zeros(m, n, device=self.device)
+        return self.directions.shift(name, whole, ks, by, out=whole)
 
     def update(
         self, name: str, ks: Sequence[int], by: Sequence[float], *, rows: Tensor | None = None
@@ -250,3 +306,8 @@ class SeedSpace:
         u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
         flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))
         return next(flat), next(flat)
+
+
+def _scale(params: Params) -> float:
+    """Return what is left of the base model."""
+    return 1 + float(params.get(BASE, 0.0))

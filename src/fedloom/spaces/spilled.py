@@ -13,21 +13,42 @@ STRETCH = 1 << 24
 
 
 class SpilledVector:
-    """A copy of a vector in a temporary file without a name, which goes with this object."""
+    """A vector of zeros in a temporary file without a name, which goes with this object."""
 
-    def __init__(self, values: Tensor) -> None:
-        num_bytes = values.numel() * values.element_size()
+    def __init__(self, numel: int, dtype: torch.dtype) -> None:
+        num_bytes = max(1, numel * dtype.itemsize)
         with tempfile.TemporaryFile() as file:
             file.truncate(num_bytes)
             self._map = mmap.mmap(file.fileno(), num_bytes)
-        self._values = torch.frombuffer(self._map, dtype=values.dtype)
-        self.write(values)
+        self._values = torch.frombuffer(self._map, dtype=dtype, count=numel)
+
+    @classmethod
+    def of(cls, values: Tensor) -> "SpilledVector":
+        """Return a copy of a vector."""
+        spilled = cls(values.numel(), values.dtype)
+        spilled.write(values)
+        return spilled
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the type of the values."""
+        return self._values.dtype
+
+    def get(self, here: slice) -> Tensor:
+        """Return a copy of a stretch."""
+        found = self._values[here].clone()
+        self._let_go(here)
+        return found
+
+    def put(self, here: slice, values: Tensor) -> None:
+        """Keep a stretch's values, of any type."""
+        self._values[here].copy_(values)
+        self._let_go(here)
 
     def write(self, values: Tensor) -> None:
         """Keep these values, of the same type and number."""
         for here in self.stretches():
-            self._values[here].copy_(values[here])
-            self._let_go(here)
+            self.put(here, values[here])
 
     def read(self, out: Tensor) -> Tensor:
         """Copy what is kept into a vector of any type, and return that."""
@@ -51,5 +72,5 @@ class SpilledVector:
         # The file keeps what is written; the pages only stop counting as this process's memory.
         if sys.platform != "win32":
             size = self._values.element_size()
-            start, stop = here.start * size, here.stop * size
-            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+            start = here.start * size // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, here.stop * size - start)

@@ -1,7 +1,7 @@
 """Directions of a whole layout: added to values, projected on, and summed back into a model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -61,6 +61,44 @@ class Directions:
     def exact(self) -> bool:
         """Return whether `rebuild` sums integers: to the bit in any order, and from any earlier point."""
         return self.distribution in ("rademacher", "popcount")
+
+    @property
+    def unit(self) -> float:
+        """Return what one quantum of a coefficient adds, of an exact distribution, for each integer of a direction."""
+        return self.quantum / (2 if self.distribution == "popcount" else 1)
+
+    def quanta(self, coefficients: Tensor) -> NDArray[np.float64]:
+        """Return (K,) coefficients as `rebuild` of an exact distribution rounds them, whole numbers."""
+        return np.rint(coefficients.detach().cpu().double().numpy() / self.quantum)
+
+    def sum_type(self, quanta: NDArray[np.float64]) -> torch.dtype:
+        """Return the integers that hold sums of so many quanta of each direction.
+
+        Raises:
+            ValueError: where they may leave what float64 holds exactly.
+        """
+        fits = kernels.largest_sum(self.distribution, quanta) < 2**31
+        return torch.int32 if fits else torch.int64
+
+    def stretches(self) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+        """Yield the parts of a flat vector that are worked on at a time, a million elements at most, and their pieces."""
+        for first in range(0, len(self._everything), kernels.AT_ONCE):
+            pieces = self._everything[first : first + kernels.AT_ONCE].copy()
+            here = slice(int(pieces[0, 2]), int(pieces[-1, 2] + pieces[-1, 3]))
+            pieces[:, 2] -= here.start
+            yield here, pieces
+
+    def add_quanta(
+        self,
+        sums: Tensor,
+        pieces: NDArray[np.int64],
+        ks: NDArray[np.int64],
+        quanta: NDArray[np.float64],
+    ) -> None:
+        """Add sum_i quanta_i n_{k_i} to float64 sums of a stretch, of an exact distribution: integers, without rounding."""
+        kernels.add_exact(
+            self._draw(self._keys(ks), pieces), sums, sums, quanta, unit=1.0, scale=1.0
+        )
 
     @torch.no_grad()
     def shift(
@@ -130,7 +168,7 @@ class Directions:
             used = np.flatnonzero(weights)
             self._add(base, out, self._keys(used), weights[used].tolist(), scale=times)
             return out
-        quanta = np.rint(weights / self.quantum)
+        quanta = self.quanta(coefficients)
         used = np.flatnonzero(quanta)
         if not len(used):
             out.copy_(base.double() * times if times != 1 else base)
@@ -140,7 +178,7 @@ class Directions:
             base,
             out,
             quanta[used],
-            unit=self.quantum / (2 if self.distribution == "popcount" else 1),
+            unit=self.unit,
             scale=times,
         )
         return out

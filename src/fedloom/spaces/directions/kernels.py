@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.spaces.directions import reference
-from fedloom.spaces.directions.stream import Draw
+from fedloom.spaces.directions.stream import Distribution, Draw
 
-_AT_ONCE = 256
+AT_ONCE = 256
 """Pieces that are converted together: a million elements at most."""
 
 
@@ -83,19 +83,29 @@ def add(
         on_cpu().add(some, given, result, factors, scale, moves)
 
 
+def largest_sum(distribution: Distribution, quanta: NDArray[np.float64]) -> int:
+    """Return what a sum over directions of integers, each times its quanta, may come to.
+
+    Raises:
+        ValueError: where it may leave what float64 holds exactly.
+    """
+    most = int(np.abs(quanta).sum()) * (8 if distribution == "popcount" else 1)
+    if most >= 2**53:
+        raise ValueError(
+            f"seed coefficients must stay below 2**53 quanta in sum, got 2**{most.bit_length()}"
+        )
+    return most
+
+
 def add_exact(
-    draw: Draw, base: Tensor, out: Tensor, quanta: NDArray[np.int64], *, unit: float, scale: float
+    draw: Draw, base: Tensor, out: Tensor, quanta: NDArray[np.float64], *, unit: float, scale: float
 ) -> None:
     """Write scale * base + unit * sum_k q_k n_k into `out`, the sum in integers.
 
     Raises:
         ValueError: where the sum may leave what float64 holds exactly.
     """
-    most = int(np.abs(quanta).sum()) * (8 if draw.distribution == "popcount" else 1)
-    if most >= 2**53:
-        raise ValueError(
-            f"seed coefficients must stay below 2**53 quanta in sum, got 2**{most.bit_length()}"
-        )
+    most = largest_sum(draw.distribution, quanta)
     # A sum that fits 32 bits has the same bits in 64, at half the speed.
     whole = quanta.astype(np.int32 if most < 2**31 else np.int64)
     if _on_cuda(out):
@@ -149,10 +159,10 @@ def _stretches(
     if base.dtype == out.dtype == kind and base.device.type == out.device.type == "cpu":
         yield draw, base.numpy(), out.numpy()
         return
-    for first in range(0, len(draw.pieces), _AT_ONCE):
-        some = draw.pieces[first : first + _AT_ONCE]
+    for first in range(0, len(draw.pieces), AT_ONCE):
+        some = draw.pieces[first : first + AT_ONCE]
         here = slice(int(some[0, 2]), int(some[-1, 2] + some[-1, 3]))
         result = torch.empty(here.stop - here.start, dtype=kind)
         given = base[here].to("cpu", kind)
-        yield draw.part(first, first + _AT_ONCE), given.numpy(), result.numpy()
+        yield draw.part(first, first + AT_ONCE), given.numpy(), result.numpy()
         out[here].copy_(result)

@@ -22,6 +22,8 @@ _AT_ONCE = 256
 """Directions drawn together."""
 _SUMS = 1 << 24
 """Entries of a matrix that are summed before they are rounded: 64 MB of float32."""
+_CACHED = 1 << 16
+"""Entries of a single product that are summed together: a quarter of a megabyte, which stays in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,10 @@ class Factors:
     ) -> tuple[Tensor, Tensor]:
         """Return (K, r, len(rows)) and (K, r, n) float32, with z_k[rows] = sum_r u_kr v_kr^T; `rows` on the CPU."""
         (m, n), r = self.shape, self.rank
-        if len(rows) == m:  # all of them: one stretch, not one a row
+        if len(rows) == m:  # all of them: one stretch for all columns
             pieces = _stretch(self.tensor, 0, r * m)
         else:
-            starts = (torch.arange(r)[:, None] * m + rows).reshape(-1).numpy()
-            pieces = cut(self.tensor, starts, starts + 1, np.arange(len(starts)))
+            pieces = _columns(self.tensor, rows.numpy(), m, r)
         u = self._fill(keys, pieces, r * len(rows), device)
         v = self._fill(keys, _stretch(self.tensor, r * m, r * (m + n)), r * n, device)
         return u.view(-1, r, len(rows)).mul_(r**-0.5), v.view(-1, r, n)
@@ -62,6 +63,10 @@ class Factors:
         rows = torch.arange(self.shape[0]) if rows is None else rows
         kind = torch.float64 if out.dtype == torch.float64 else torch.float32
         factors = torch.tensor(by, dtype=torch.float64).to(out.device, kind)
+        if len(keys) * self.rank == 1:
+            u, v = self.draw(keys, rows=rows, device=out.device)
+            _add_outer((u.to(kind).mul_(factors))[0].t(), v.to(kind)[0], base, out, scale=scale)
+            return
         step = max(1, _SUMS // self.shape[1])
         for first in range(0, len(rows), step):
             here = slice(first, first + step)
@@ -89,6 +94,30 @@ class Factors:
         out = torch.empty(len(keys), size, device=device)
         fill(Draw("gaussian", tag_of("lowrank"), keys, pieces), out)
         return out
+
+
+def _columns(tensor: int, rows: NDArray[np.int64], m: int, r: int) -> NDArray[np.int64]:
+    """Return the pieces of some rows of U's columns; neighbours are one piece, since a kernel draws 128 elements at least."""
+    begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    lengths = np.diff(begins, append=len(rows))
+    column = np.arange(r)[:, None]
+    starts = (column * m + rows[begins]).reshape(-1)
+    at = (column * len(rows) + begins).reshape(-1)
+    return cut(tensor, starts, starts + np.tile(lengths, r), at)
+
+
+def _add_outer(u: Tensor, v: Tensor, base: Tensor, out: Tensor, *, scale: float) -> None:
+    """Write scale * base + u v^T into `out`, of u (m, 1) and v (1, n): rounded as a sum of many, in one pass over memory."""
+    step = max(1, _CACHED // v.shape[1]) if out.device.type == "cpu" else len(out)
+    product = v.new_empty(min(step, len(out)), v.shape[1])
+    for first in range(0, len(out), step):
+        here = slice(first, first + step)
+        some = product[: len(out[here])]
+        torch.mul(u[here], v, out=some)
+        if base.dtype == out.dtype == some.dtype:
+            torch.add(some, base[here], alpha=scale, out=out[here])
+        else:
+            out[here].copy_(some.add_(base[here].to(some.dtype), alpha=scale))
 
 
 @lru_cache(maxsize=4096)
