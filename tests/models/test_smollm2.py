@@ -57,7 +57,7 @@ def test_plain_peft_answers_alike(run: fedloom.Result, real_model: Find):
     file = real_model("smollm2.gguf")
     base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     model = PeftModel.from_pretrained(base, str(run.adapter())).eval()
-    tokenizer = AutoTokenizer.from_pretrained(run.adapter())
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     for question in (
         "What is the capital of France? Answer briefly.",
         "Name a fruit. Answer briefly.",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 
 from fedloom.client.setup import batches
 from fedloom.core.protocols import ClientId, Fit, Split, Task, Work
@@ -10,7 +10,8 @@ from fedloom.core.randomness import derive
 from fedloom.core.rehearsal import client_half, stand_in
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
-from fedloom.results.probes import Probes
+from fedloom.objectives.forward import Forward
+from fedloom.results.probes import Line, Probes
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.session import Session
 from fedloom.tracking.environment import peak_memory_bytes
@@ -39,6 +40,18 @@ class Asked:
     """Tokens of the largest batch."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation measures of one split."""
+
+    tokens: int
+    """Of all rows whose loss is measured."""
+    prompts: int
+    """Tokens before the answers that are generated."""
+    answers: Sequence[int]
+    """How long those may be expected to be."""
+
+
 def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
     """Return what the recipe's rounds and evaluations take.
 
@@ -62,8 +75,17 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
     judged = 0.0
     if probes.judged:
         cost = probes.judging()
-        judged = sum(cost.seconds.at(tokens) for tokens in _evaluations(session))
+        evaluations = list(_evaluations(session))
+        judged = sum(cost.seconds.at(each.tokens) for each in evaluations)
         memory = max(memory, cost.memory.at(_largest(session)))
+        if any(each.answers for each in evaluations):
+            each_token = probes.writing()
+            judged += sum(
+                cost.seconds.at(each.prompts, 0)
+                + _written(each.answers, each_token.seconds, session)
+                for each in evaluations
+            )
+            memory = max(memory, each_token.memory.constant)
     return Forecast(trained * recipe.run.rounds, judged, int(max(memory, peak_memory_bytes())))
 
 
@@ -116,32 +138,45 @@ def _asked(
     return Asked(pieces, steps, tokens, largest)
 
 
-def _evaluations(session: Session) -> Iterator[int]:
-    """Yield the tokens of each split that is measured in a run."""
-    recipe, shards = session.recipe, session.federation.shards
-    most, every = recipe.evaluation.max_examples, recipe.evaluation.every
-    rounds = recipe.run.rounds
+def _evaluations(session: Session) -> Iterator[Measured]:
+    """Yield what is measured of each split in a run."""
+    recipe, shards, evaluator = session.recipe, session.federation.shards, session.evaluator
+    every, rounds = recipe.evaluation.every, recipe.run.rounds
     due = {0, rounds, *(range(every, rounds, every) if every else ())}
     splits: tuple[Split, ...] = (
         ("validation", "test") if recipe.evaluation.validation else ("test",)
     )
-    for number in sorted(due):
-        for split in splits:
-            total = 0
-            for client in session.drawn_judges(number, split):
-                shard = shards[client]
-                rows = shard.test if split == "test" else shard.validation
-                share = 1.0 if most is None else min(1.0, most / len(rows))
-                total += int(share * _tokens(rows))
-            if total:
-                yield total
+    longest = recipe.evaluation.max_new_tokens
+    for number, split in product(sorted(due), splits):
+        held = (shards[c] for c in session.drawn_judges(number, split))
+        rows = [
+            row
+            for shard in held
+            for row in evaluator.drawn(shard.test if split == "test" else shard.validation)
+        ]
+        written = split == "test" and recipe.evaluation.generate and not recipe.objective.classes
+        asked = rows if written else []
+        yield Measured(
+            _tokens(rows),
+            sum(row.prompt_length for row in asked),
+            # Before training a model goes on; then it learns when to stop.
+            [longest if number == 0 else min(longest, 1 + row.num_targets) for row in asked],
+        )
+
+
+def _written(answers: Sequence[int], token: Line, session: Session) -> float:
+    """Return the seconds of answers by their lengths, of which a batch is as long as its longest."""
+    size = session.recipe.evaluation.batch_size
+    together = [answers[at : at + size] for at in range(0, len(answers), size)]
+    return token.at(sum(answers), sum(map(max, together)))
 
 
 def _largest(session: Session) -> int:
     """Return the tokens of the largest batch that is measured."""
     held = [r for s in session.federation.shards.values() for r in (*s.validation, *s.test)]
     longest = max(len(row.ids) for row in held)
-    return longest * min(len(held), session.recipe.evaluation.batch_size)
+    rows = Forward.of(session.space.model).most_rows(longest)
+    return longest * min(len(held), session.recipe.evaluation.batch_size, rows)
 
 
 def _num_steps(work: Fit, otherwise: int) -> int:

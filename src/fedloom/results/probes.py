@@ -6,15 +6,23 @@ Nothing of a recipe's own size is run. Time and memory are lines in the number o
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
 
 from fedloom.client.cohort import Cohort
 from fedloom.client.make_trainer import GROUPS
+from fedloom.client.trainer import OneByOne
 from fedloom.core.params import params_map
 from fedloom.core.protocols import ClientId, Evaluate, Fit, Job, Work
 from fedloom.core.randomness import derive
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
+from fedloom.evaluation.scoring import evaluating
+from fedloom.models.generation import write_greedily
 from fedloom.rounds.session import Session
 from fedloom.tracking.environment import peak_memory_bytes, phase_memory
 
@@ -22,6 +30,8 @@ TOKENS = 512
 """Of the larger probe: as many as fill a processor's products."""
 MORE = 2
 """Steps by which a piece of training is longer than another, for the time of a step alone."""
+MORE_TOKENS = 4
+"""Of a longer answer."""
 ENOUGH_SECONDS = 15.0
 """Measuring is not repeated where it has taken longer."""
 TURNS = 3
@@ -111,14 +121,47 @@ class Probes:
         """Return what measuring the loss of held-out rows costs."""
         work = Evaluate(self._session.space.start(), "validation")
         tried = _interleaved(
-            {
-                name: lambda name=name: self._run(self._names(name)[:1], work)  # type: ignore[misc]
-                for name in (SMALL, LARGE)
-            }
+            {name: partial(self._run, self._names(name)[:1], work) for name in (SMALL, LARGE)}
         )
         points = [(_tokens(self.judged[name]), tried[name]) for name in (SMALL, LARGE)]
         seconds = Line.through(*((tokens, each.seconds) for tokens, each in points))
         return Cost(0.0, seconds, _memory(*((tokens, each.memory) for tokens, each in points)))
+
+    def writing(self) -> Cost:
+        """Return what generated answers cost; its line is of a token more, in rows."""
+        space, pieces = self._session.space, {}
+        space.load(space.start())
+        model: Any = space.model
+        for name, rows in self.judged.items():
+            shortest = min(len(row.ids) for row in rows)
+            prompts = torch.stack([row.ids[:shortest] for row in rows]).to(space.device)
+            for count in (1, 1 + MORE_TOKENS):
+                pieces[name, count] = partial(
+                    write_greedily,
+                    model,
+                    prompts,
+                    torch.ones_like(prompts),
+                    max_new_tokens=count,
+                    ends=[],
+                    fill=0,
+                )
+        with evaluating(model), self._fast_evaluating():
+            tried = _interleaved({f"{name} {count}": p for (name, count), p in pieces.items()})
+        tokens = [
+            (
+                len(rows),
+                (tried[f"{name} {1 + MORE_TOKENS}"].seconds - tried[f"{name} 1"].seconds)
+                / MORE_TOKENS,
+            )
+            for name, rows in self.judged.items()
+        ]
+        peak = max(each.memory for each in tried.values())
+        return Cost(0.0, Line.through(*sorted(tokens)), Line(peak, 0.0))
+
+    def _fast_evaluating(self) -> AbstractContextManager[object]:
+        trainer = self._session.trainer
+        inner = trainer.sequential if isinstance(trainer, Cohort) else trainer
+        return inner.fast.evaluating() if isinstance(inner, OneByOne) else nullcontext()
 
     def _names(self, name: str) -> list[ClientId]:
         return [f"{name} {lane}" for lane in range(self.lanes)]
@@ -134,7 +177,7 @@ class _Tried:
     memory: float
 
 
-def _interleaved(candidates: Mapping[str, Callable[[], None]]) -> dict[str, _Tried]:
+def _interleaved(candidates: Mapping[str, Callable[[], object]]) -> dict[str, _Tried]:
     """Run each in turn, the first once before, as often as there is time for; return medians and peaks."""
     began = time.perf_counter()
     next(iter(candidates.values()))()  # what is made once is made now
