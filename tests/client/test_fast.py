@@ -105,7 +105,7 @@ def test_onednn_cannot_be_had_for_other_types(tiny_llama):
         choose_kernels(local, tiny_llama(dtype=torch.float64))
 
 
-def timed(monkeypatch, **gflops: float) -> None:
+def timed(monkeypatch, **gflops):
     """Let these be what was measured, of any type."""
     found = tuple(Rate(kind, rate) for kind, rate in gflops.items())
     monkeypatch.setattr(products, "rates", lambda dtype: found)

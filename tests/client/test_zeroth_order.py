@@ -87,7 +87,8 @@ def test_looks_leave_no_trace_in_the_weights(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_rebuild_is_the_exact_sum_rounded_once(walker, dtype):
     """Within half an ulp of the exact value, where the usual loop loses most of a step."""
-    one = walker("gaussian", dtype=dtype, steps=60, lr=1e-4)
+    # The same walk on every machine: an entry near zero may be further off by what float32 sums lose.
+    one = walker("gaussian", dtype=dtype, steps=60, lr=1e-4, kernels="torch")
     (done,) = one.fit(["c1"])
     wanted = vector(exact(one.space, done.params))
     one.space.load(done.params)
