@@ -1,0 +1,194 @@
+"""Is the plan right? Time, memory and bytes as planned and as measured, on both real models.
+
+    python benchmarks/real/plan.py [--models FOLDER] [--data FOLDER] [--configs A;B] [--threads 1] [--table]
+
+Plan and run are processes of their own, one after the other; the machine should have nothing else to do, since time is
+wall time. FOLDER of data holds `codealpaca/train.json` and `xquad`. A configuration that was measured is kept.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from runs import MODELS, grid
+
+import fedloom
+from fedloom.recipe import build_recipe
+from fedloom.results.plan import make_plan
+from timing import write_page
+
+Tree = Mapping[str, Any]
+SHORT = {"evaluation": {"every": 0, "validation": False, "max_new_tokens": 12, "max_examples": 4}}
+POLYGLOT = {"num_examples": 240, "num_clients": 4, "where": {"language": ["en"]}, "max_length": 96}
+
+
+def configs(models: Path, data: str) -> Mapping[str, Tree]:
+    """Return the configurations: three a model."""
+    smollm2, gemma = str(models / "smollm2.gguf"), str(models / "gemma3-270m.gguf")
+    adamw = {"optimizer": "adamw", "lr": 1e-3, "steps": 3, "batch_size": 4}
+    code = {"source": f"{data}/codealpaca/train.json", "num_examples": 240, "max_length": 192}
+    xquad = {"source": f"{data}/xquad", "num_examples": 240, "max_length": 320}
+    return {
+        "SmolLM2, LoRA r8, short rows": tree(smollm2, POLYGLOT, adamw),
+        "SmolLM2, FLASC r16 int8, code": tree(
+            smollm2,
+            {**code, "num_clients": 4},
+            {**adamw, "steps": 2},
+            algorithm=[{"flasc": {"download": 0.25, "upload": 0.25}}, "fedavg"],
+            wire={"download": "int8", "upload": "int8"},
+            tune={"lora": {"rank": 16, "targets": "all-linear"}},
+        ),
+        "SmolLM2, FedKSeed, short rows": tree(
+            smollm2,
+            POLYGLOT,
+            {"optimizer": "sgd", "lr": 1e-6, "batch_size": 4},
+            algorithm={"fedkseed": {"steps": 6}},
+            tune={"seeds": {"num_seeds": 1024}},
+        ),
+        "Gemma, LoRA r8, short rows": tree(gemma, POLYGLOT, adamw),
+        "Gemma, clusters, XQuAD": tree(
+            gemma,
+            {
+                **xquad,
+                "num_clients": 4,
+                "partition": {"clusters": {"by": "file"}},
+                "truncate": "prompt",
+            },
+            {**adamw, "steps": 2, "batch_size": 2},
+            algorithm=[{"clustered": {}}, "fedavg"],
+        ),
+        "Gemma, FFA-LoRA r16, batch 1": tree(
+            gemma,
+            POLYGLOT,
+            {**adamw, "batch_size": 1},
+            algorithm=[{"freeze": {"names": ["lora_A"]}}, "fedavg"],
+            tune={"lora": {"rank": 16, "targets": "all-linear"}},
+        ),
+    }
+
+
+def tree(model: str, data: Tree, local: Tree, **more: Any) -> Tree:
+    """Return a recipe of three rounds."""
+    return {
+        "name": "plan",
+        "algorithm": "fedavg",
+        "model": {"name": model},
+        "data": data,
+        "tune": {"lora": {"rank": 8, "targets": "all-linear"}},
+        "local": local,
+        "run": {"rounds": 3, "samples": 0, "keep_checkpoints": 1},
+        **SHORT,
+        **more,
+    }
+
+
+def planned(recipe: Any) -> dict[str, float]:
+    """Return what the plan says."""
+    began = time.perf_counter()
+    plan = make_plan(recipe)
+    return {
+        "training": plan.train_seconds,
+        "evaluation": plan.evaluate_seconds,
+        "memory": plan.peak_memory_bytes,
+        "bytes": plan.cohort * (plan.upload_bytes + plan.download_bytes),
+        "took": time.perf_counter() - began,
+    }
+
+
+def measured(recipe: Any) -> dict[str, float]:
+    """Return what a run was; bytes are of the last round, since the first download is smaller."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = fedloom.run(recipe, Path(folder) / "run")
+        lines = list(result.metrics)
+        return {
+            "training": sum(line.get("time/train_seconds", 0.0) for line in lines),
+            "evaluation": sum(line.get("time/evaluation_seconds", 0.0) for line in lines),
+            "memory": max(v for line in lines for k, v in line.items() if k.startswith("memory/")),
+            "bytes": lines[-1]["comm/upload_bytes"] + lines[-1]["comm/download_bytes"],
+        }
+
+
+def page(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the table: planned, measured, and how far apart."""
+
+    def cell(one: Mapping[str, Mapping[str, float]], name: str, unit: float) -> str:
+        plan, run = one["plan"][name], one["run"][name]
+        return f"{plan / unit:.1f} / {run / unit:.1f} ({100 * (plan / run - 1):+.0f} %)"
+
+    rows = [
+        (
+            name,
+            cell(one, "training", 1),
+            cell(one, "evaluation", 1),
+            cell(one, "memory", 1e6),
+            cell(one, "bytes", 1e6),
+            f"{one['plan']['took']:.0f}",
+        )
+        for name, one in found.items()
+    ]
+    columns = (
+        *("configuration", "training, s", "evaluation, s", "peak memory, MB"),
+        *("MB a round", "seconds to plan"),
+    )
+    return f"Planned / measured (difference), three rounds.\n\n{grid(columns, rows)}"
+
+
+def main() -> None:
+    """Plan, run and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, default=MODELS)
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--configs", help="of these alone, with ; between")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/real/plan"))
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    known = configs(asked.models, asked.data)
+    if asked.child:
+        kind, name = asked.child
+        recipe = build_recipe(known[name])
+        print("\n" + json.dumps(planned(recipe) if kind == "plan" else measured(recipe)))
+        return
+    found = {}
+    asked.runs.mkdir(parents=True, exist_ok=True)
+    for name in known:
+        kept = asked.runs / f"{name}.json"
+        wanted = not asked.configs or name in asked.configs.split(";")
+        if wanted and not kept.exists() and not asked.table:
+            command = [
+                sys.executable,
+                __file__,
+                "--models",
+                str(asked.models),
+                "--data",
+                asked.data,
+            ]
+            command += ["--threads", str(asked.threads), "--child"]
+            one = {}
+            for kind in ("plan", "run"):
+                print(f"{kind}: {name}", flush=True)
+                done = subprocess.run(
+                    [*command, kind, name], check=False, capture_output=True, text=True
+                )
+                if done.returncode:
+                    raise SystemExit(done.stderr)
+                one[kind] = json.loads(done.stdout.splitlines()[-1])
+            kept.write_text(json.dumps(one))
+        if kept.exists():
+            found[name] = json.loads(kept.read_text())
+    text = page(found)
+    print(text)
+    write_page("real_plan.md", "What a plan says, and what a run was", text)
+
+
+if __name__ == "__main__":
+    main()
