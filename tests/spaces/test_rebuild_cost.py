@@ -64,6 +64,8 @@ def test_the_cost_grows_with_weights_and_seeds(distribution: Any) -> None:
     assert rebuild_seconds(distribution, 10**10, 64) > 100 * once
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.realmodel
 @pytest.mark.parametrize(
     ("file", "expected"), [("smollm2.gguf", "rademacher"), ("gemma3-270m.gguf", "lowrank")]
