@@ -1,3 +1,5 @@
+from typing import cast
+
 import pytest
 import torch
 from torch.nn import functional
@@ -5,7 +7,7 @@ from torch.nn import functional
 from fedloom.client.fast import products
 from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.kernels import choose_kernels, make_fast
-from fedloom.client.fast.products import PackedProduct, Rate, TorchProduct, fastest, rates
+from fedloom.client.fast.products import Kind, PackedProduct, Rate, TorchProduct, fastest, rates
 from fedloom.client.local_settings import LocalSettings
 from fedloom.models.build import Base
 from fedloom.objectives.head import fused_cross_entropy
@@ -107,7 +109,7 @@ def test_onednn_cannot_be_had_for_other_types(tiny_llama):
 
 def timed(monkeypatch, **gflops):
     """Let these be what was measured, of any type."""
-    found = tuple(Rate(kind, rate) for kind, rate in gflops.items())
+    found = tuple(Rate(cast(Kind, kind), rate) for kind, rate in gflops.items())
     monkeypatch.setattr(products, "rates", lambda dtype: found)
     monkeypatch.setattr(products, "_cpu_info", lambda: "GenuineIntel")
 

@@ -5,15 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import small_tree
 
-import fedloom
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.models.build import ModelSettings, load_base, load_tokenizer
 from fedloom.models.gguf_header import read_header
-from fedloom.models.identity import identity
-from fedloom.recipe import build_recipe
 
 pytestmark = pytest.mark.realmodel
 Find = Callable[[str], Path]
@@ -65,26 +61,3 @@ def test_smollm2_is_read_as_it_was_trained(real_model: Find):
     pieces = base.tokenizer.convert_ids_to_tokens(base.tokenizer("It's 2026\n<|im_end|>").input_ids)
     assert pieces == ["It", "'s", "Ġ", "2", "0", "2", "6", "Ċ", "<|im_end|>"]
     assert len(base.tokenizer) == base.model.config.vocab_size
-
-
-@pytest.mark.slow
-@pytest.mark.alone
-def test_smollm2_learns_and_is_exported_whole(real_model: Find, tmp_path: Path):
-    from transformers import AutoModelForCausalLM
-
-    tree = small_tree(
-        real_model("smollm2.gguf"),
-        data={"num_clients": 2, "num_examples": 40, "prompt": "chat"},
-        local={"lr": 2e-3, "optimizer": "adamw"},
-        run={"rounds": 1, "samples": 1},
-        evaluation={"every": 1},
-    )
-    result = fedloom.run(build_recipe(tree), tmp_path / "run")
-    first, last = (line["test/loss"] for line in result.metrics if "test/loss" in line)
-    assert last < first - 0.1
-    result.export(tmp_path / "merged", merged=True)
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "global")
-    base = load_base(ModelSettings(name=str(tmp_path / "merged" / "global")))
-    assert whole.num_parameters() == 134_515_008
-    ours = load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
-    assert identity(base) == identity(ours)

@@ -8,6 +8,8 @@ import pytest
 from tests.conftest import small_tree
 
 import fedloom
+from fedloom.models.build import ModelSettings, load_base
+from fedloom.models.identity import identity
 from fedloom.recipe import build_recipe
 
 pytestmark = [pytest.mark.realmodel, pytest.mark.slow, pytest.mark.alone]
@@ -71,6 +73,18 @@ def test_plain_peft_answers_alike(run: fedloom.Result, real_model: Find):
         written = model.generate(**asked, max_new_tokens=8, do_sample=False)[0]
         answer = tokenizer.decode(written[asked["input_ids"].shape[1] :], skip_special_tokens=True)
         assert run.chat().answer(question).split() == answer.split()
+
+
+def test_it_is_exported_whole(run: fedloom.Result, real_model: Find, tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    run.export(tmp_path / "merged", merged=True)
+    folder = tmp_path / "merged" / "global"
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 134_515_008
+    exported = load_base(ModelSettings(name=str(folder)))
+    ours = load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
+    # The tokenizer and its template come along.
+    assert identity(exported) == identity(ours)
 
 
 def test_it_goes_on_to_the_bit(
