@@ -74,10 +74,18 @@ def about(packages: Sequence[str], *, threads: int = 1) -> str:
         (
             f"machine   {_processor()}, {platform.system()} {platform.machine()}, {running}",
             f"date      {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            f"command   python {' '.join(sys.argv).replace(str(Path.home()), '~')}",
+            f"command   python {' '.join(map(_anywhere, sys.argv))}",
             f"versions  python {platform.python_version()}, {', '.join(found)}",
         )
     )
+
+
+def _anywhere(word: str) -> str:
+    """Return a word of a command line without the folders of this machine."""
+    if not word.startswith("/"):
+        return word
+    home = str(Path.home())
+    return word.replace(home, "~", 1) if word.startswith(home) else "/".join(word.split("/")[-2:])
 
 
 def _processor() -> str:
