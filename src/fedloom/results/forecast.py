@@ -14,6 +14,7 @@ from fedloom.objectives.forward import Forward
 from fedloom.results.probes import Line, Probes
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.session import Session
+from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import peak_memory_bytes
 
 
@@ -24,6 +25,8 @@ class Forecast:
     train_seconds: float
     evaluate_seconds: float
     peak_memory_bytes: int
+    rebuild_seconds: float
+    """Of weights from coefficients, once; 0 where tune is no seeds. Training pays it once a round."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,13 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
                 for each in evaluations
             )
             memory = max(memory, each_token.memory.constant)
-    return Forecast(trained * recipe.run.rounds, judged, int(max(memory, peak_memory_bytes())))
+    rebuild = session.space.rebuild_seconds() if isinstance(session.space, SeedSpace) else 0.0
+    return Forecast(
+        (trained + rebuild) * recipe.run.rounds,
+        judged,
+        int(max(memory, peak_memory_bytes())),
+        rebuild,
+    )
 
 
 def _works(session: Session, task: Task) -> Iterator[Work]:

@@ -22,6 +22,7 @@ from fedloom.results.forecast import forecast
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
+from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
 from fedloom.wire.format import encode_reply, encode_task
@@ -132,9 +133,15 @@ def make_plan(recipe: Recipe) -> Plan:
         products=products_in_words(kernels, model),
         slow_type=slow_type(kernels, model),
         left_frozen=session.space.left_frozen,
-        rebuild=session.space.rebuild_cost() if isinstance(session.space, SeedSpace) else "",
+        rebuild=_rebuild_in_words(session.space, taken.rebuild_seconds),
         left_out=session.federation.manifest.left_out(),
     )
+
+
+def _rebuild_in_words(space: object, seconds: float) -> str:
+    if not isinstance(space, SeedSpace):
+        return ""
+    return cost_in_words(space.directions.distribution, space.num_seeds, seconds)
 
 
 def _cohort(session: Session) -> list[ClientId]:

@@ -203,11 +203,10 @@ class SeedSpace:
         """Let the next load be a rebuild, whatever is on disk."""
         self._rebuilds, self._loaded = self._make_rebuilds(), {}
 
-    def rebuild_cost(self) -> str:
-        """Return in words how the directions are drawn and what a rebuild along all of them takes here."""
+    def rebuild_seconds(self) -> float:
+        """Return what a rebuild along all directions takes here."""
         kind, numel = self.directions.distribution, self.directions.numel
-        seconds = rebuild_seconds(kind, numel, self.num_seeds, device=self.device)
-        return cost_in_words(kind, self.num_seeds, seconds)
+        return rebuild_seconds(kind, numel, self.num_seeds, device=self.device)
 
     def read(self, params: Params) -> Params:
         """Return params in float64, fresh; a scalar covers its whole name.
