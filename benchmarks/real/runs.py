@@ -82,7 +82,6 @@ def main(
     model: str,
     data: str,
     doc: str,
-    tried: int = 0,
 ) -> None:
     """Make a table: run what is missing, and write `results/real_TABLE.md`.
 
@@ -94,7 +93,6 @@ def main(
         model: What `model.name` is where nobody says.
         data: What `data.source` is where nobody says.
         doc: Of the script.
-        tried: How many arms, the last ones, run only when they are named.
     """
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--data", default=data, help="a file or folder")
@@ -107,7 +105,7 @@ def main(
     asked = parser.parse_args()
     torch.set_num_threads(1)
     recipes = arms(asked.data, asked.model)
-    names = asked.arms.split(";") if asked.arms else list(recipes)[: len(recipes) - tried]
+    names = asked.arms.split(";") if asked.arms else list(recipes)
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     # Seed by seed, so that a table that was stopped has whole rows of fewer seeds.
     todo = [(arm, seed) for seed in seeds for arm in names]
