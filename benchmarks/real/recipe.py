@@ -43,11 +43,12 @@ def main() -> None:
     printed = Console(file=io.StringIO(), width=80)
     folder = asked.runs / asked.recipe
     result = fedloom.run(asked.recipe, folder, overrides=asked.set, console=printed)
+    printed.print(result.table())
     cells = [(question, *answers(result, question)) for question in QUESTIONS]
     seconds = result.metrics[-1]["seconds"]
     machine = json.loads((folder / "environment.json").read_text())
     about = f"{seconds:.0f} s in all, training and measuring, on {machine['num_threads']} threads."
-    table = grid(("question", "before", "after"), cells)
+    table = grid(("question", "before", "after"), cells).replace("---:", "---")
     text = f"```text\n{printed.file.getvalue().strip()}\n```\n\n{about}\n\n{table}"  # type: ignore[attr-defined]
     print(text)
     write_page(f"real_{asked.recipe}.md", f"The recipe {asked.recipe}, before and after", text)
