@@ -152,6 +152,16 @@ def test_the_metric_of_the_page_on_data_takes_answers():
     assert [metric.score(answer, ["ab"]) for answer in ("abc", "abcdef")] == [0.0, 1.0]
 
 
+def test_the_answers_of_the_first_page_are_those_of_its_benchmark():
+    text, measured = page("docs/start.md"), page("benchmarks/results/real_smollm2.md")
+    answers = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(answers) == 5
+    assert all(line in measured.splitlines() for line in answers)
+    (loss,) = re.findall(r"test loss (\S+) to\s+(\S+), exact match 0 to (\d+) %", text)
+    table = re.findall(r"(?:loss|match) +│ +(\S+)[ %]+│ +(\S+)", measured)
+    assert table == [("0.0", f"{loss[2]}.0"), (loss[0], loss[1])]
+
+
 @pytest.mark.slow
 def test_the_python_of_the_first_page_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
