@@ -74,7 +74,7 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
         cost = probes.training(fits[0])
         asked = _asked(session, sent, works, probes.lanes)
         trained = cost.piece * asked.pieces + cost.seconds.at(asked.tokens, asked.steps)
-        memory = cost.memory.at(asked.largest)
+        memory = cost.memory.at(asked.largest) + _held_by_round(session, len(sent))
     judged = 0.0
     if probes.judged:
         cost = probes.judging()
@@ -96,6 +96,15 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
         int(max(memory, peak_memory_bytes())),
         rebuild,
     )
+
+
+def _held_by_round(session: Session, cohort: int) -> int:
+    """Return the bytes of what a round keeps: of each client trained at once and of the server, params three times.
+
+    They are what came of training, its difference and its message; the state, its next and its checkpoint.
+    """
+    size = sum(t.nbytes for t in session.space.start().values())
+    return 3 * size * (1 + min(cohort, session.trainer.width))
 
 
 def _works(session: Session, task: Task) -> Iterator[Work]:

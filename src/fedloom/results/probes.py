@@ -89,7 +89,10 @@ class Probes:
         self._session = session
         self._learnt = _two_sizes([row for shard in known for row in shard.train], whole)
         held = [row for shard in known for row in (*shard.validation, *shard.test)]
-        self.judged = _two_sizes(held, session.recipe.evaluation.batch_size) if held else {}
+        judging = session.recipe.evaluation
+        # Of more rows the evaluator would draw some.
+        at_once = min(judging.batch_size, judging.max_examples or judging.batch_size)
+        self.judged = _two_sizes(held, at_once) if held else {}
         for name, rows in self._learnt.items():
             judged = self.judged.get(name, [])
             shards.update({n: Shard(rows, judged, judged) for n in self._names(name)})
