@@ -230,7 +230,7 @@ def test_weights_count_by_their_ratios() -> None:
         pool(sent(values, [by * w for w in (1, 3, 2, 2)]), PAIRS, Variances()) for by in (1, 10)
     )
     assert moves(one, 0, 1) == pytest.approx(moves(ten, 0, 1), rel=1e-12)
-    shares = shares_of(sent(values), {c: 0 for c in "abcd"})
+    shares = shares_of(sent(values), dict.fromkeys("abcd", 0))
     assert shares.apart == pytest.approx(0)
     assert shares.free == pytest.approx(0.75)
 

@@ -97,8 +97,8 @@ CASES: dict[str, Algorithm[Any]] = {
     "clustered pooled(fedavg)": Clustered(
         FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool=Pool())
     ),
-    "clustered pooled(flasc(ditto(fedadam)))": Clustered(
-        Flasc(Ditto(FedAvg(Adam(0.1)), 0.1), BY_TIER, BY_TIER), Random(3), Sharing(pool=Pool())
+    "clustered pooled(flasc(fedadam))": Clustered(
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Random(3), Sharing(pool=Pool())
     ),
     "clustered pooled(fedkseed)": Clustered(
         FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool=Pool())

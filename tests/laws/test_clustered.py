@@ -13,6 +13,8 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto
+from fedloom.clustering.pooling import Pool
+from fedloom.clustering.sharing import Sharing
 from fedloom.engines.inprocess import InProcess
 from fedloom.recipe import build_recipe
 from fedloom.report.run_folder import read_results
@@ -24,11 +26,12 @@ from fedloom.server.samplers import Full
 LANGUAGES = ["en", "de", "es", "pt", "sv"]
 
 
+@pytest.mark.parametrize("share", [Sharing(), Sharing(pool=Pool())], ids=["apart", "pooled"])
 def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
-    bench: Callable[..., Any], tmp_path: Path
+    share: Sharing, bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The change of clusters comes after the checkpoint."""
-    it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5))
+    it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5), share)
     engine = it.engine(InProcess, algorithm, tmp_path / "a")
     checkpoints = Checkpoints(tmp_path / "c", keep=9)
     whole, said = it.rounds(algorithm, engine, 6, after=checkpoints.save)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedloom.core.payloads import mean_upload
-from fedloom.core.protocols import ClientId, Metrics, Params, Reply
+from fedloom.core.protocols import ClientId, Params, Reply
 
 _NOTHING = 1e-9
 """Sums of weights that are rounding alone."""
