@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -30,7 +30,9 @@ def pooled_panels(own: Results, colors: Mapping[str, int]) -> list[str]:
     lines = _lines(own, colors)
     if not lines:
         return []
-    metric = own.metric("server/lambda")
+    metric = replace(
+        own.metric("server/lambda"), title="How far each cluster goes its own way (lambda)"
+    )
     draw = partial(figures.curve, metric, lines)
     panels = [figures.svg(draw, "How much of its own way each cluster goes, by round")]
     layers = by_layer(own.clusters.get("variances", {}))
