@@ -153,6 +153,20 @@ def test_tensors_are_pooled_one_by_one() -> None:
     assert found.lambdas == {0: 2 / 8, 1: 2 / 8}, "a mean by the sizes of tensors"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_means_are_those_of_any_other_mean_to_the_bit(dtype: torch.dtype) -> None:
+    source = torch.Generator().manual_seed(0)
+    replies = [
+        Reply(c, {"delta": {n: torch.randn(9, 5, generator=source).to(dtype) for n in "xy"}}, w)
+        for c, w in zip("abcde", (3.0, 1.5, 0.1, 7.0, 2.0), strict=True)
+    ]
+    found = pool(replies, PAIRS, Variances())
+    assert equal(found.whole, mean_upload(replies)["delta"])
+    for k in (0, 1):
+        mine = [r for r in replies if PAIRS.get(r.client) == k]
+        assert equal(found.means[k], mean_upload(mine)["delta"])
+
+
 def test_half_precision_is_summed_up_in_more() -> None:
     replies = [
         Reply(c, {"delta": {"w": torch.full((3,), v).half()}})

@@ -18,12 +18,12 @@ Who replied and has no cluster counts as a cluster of its own in D, h and S only
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fedloom.core.payloads import mean_upload
+from fedloom.core.payloads import NoReplies, accumulator
 from fedloom.core.protocols import ClientId, Params, Reply
 
 _NOTHING = 1e-9
@@ -156,39 +156,58 @@ def pool(replies: Sequence[Reply], cluster_of: Mapping[ClientId, int], known: Va
     Raises:
         NoReplies: where nobody replied, or all weights are zero.
     """
-    told = [replace(r, upload={"delta": r.upload["delta"]}) for r in replies if r.weight]
-    whole = mean_upload(told)["delta"]
+    told = [reply for reply in replies if reply.weight]
+    if not told:
+        raise NoReplies("no client replied")
     shares = shares_of(told, cluster_of)
-    mine: dict[int, list[Reply]] = {k: [] for k in sorted(shares.of)}
-    for reply in told:
-        if reply.client in cluster_of:
-            mine[cluster_of[reply.client]].append(reply)
-    means = {k: mean_upload(own)["delta"] for k, own in mine.items()}
+    owners = [cluster_of.get(reply.client) for reply in told]
+    weights = [reply.weight for reply in told]
+    whole, means = dict[str, Tensor](), {k: dict[str, Tensor]() for k in sorted(shares.of)}
     noise, spread = dict(known.noise), dict(known.spread)
-    if shares.free > _NOTHING:
-        total = sum(reply.weight for reply in told)
-        inside = _inside(mine, means)
-        noise = {name: inside[name] / total / shares.free for name in sorted(whole)}
-    if shares.apart > _NOTHING and noise:
-        for name in sorted(whole):
-            between = sum(_squared(mean[name] - whole[name]) for mean in means.values())
+    for name in told[0].upload["delta"]:
+        tensors = [reply.upload["delta"][name] for reply in told]
+        whole[name], own, inside = _means(tensors, weights, owners)
+        for k, mean in own.items():
+            means[k][name] = mean
+        if shares.free > _NOTHING:
+            noise[name] = inside / shares.free
+        if shares.apart > _NOTHING and name in noise:
+            between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = (spread[name] + raw) / 2 if name in spread else raw
     return Pooled(whole, means, shares, Variances(noise, spread))
 
 
-def _inside(mine: Mapping[int, Sequence[Reply]], means: Mapping[int, Params]) -> dict[str, float]:
-    """Return the weighted squared distances of clients from their clusters' means, by tensor."""
-    found: dict[str, float] = {}
-    for k, own in mine.items():
-        for reply in own:
-            for name, tensor in reply.upload["delta"].items():
-                square = _squared(tensor - means[k][name])
-                found[name] = found.get(name, 0.0) + reply.weight * square
-    return found
+def _means(
+    tensors: Sequence[Tensor], weights: Sequence[float], owners: Sequence[int | None]
+) -> tuple[Tensor, dict[int, Tensor], float]:
+    """Return the mean of one tensor, that of every cluster, and the mean squared distance from the latter.
+
+    Tensor by tensor, so that a tensor is in the processor's cache for all of it; in the operations of `mean_upload` and
+    their order, so that the means are its to the bit.
+    """
+    whole = accumulator(tensors[0])
+    own = {k: accumulator(tensors[0]) for k in dict.fromkeys(owners) if k is not None}
+    heavy = dict.fromkeys(own, 0.0)
+    for tensor, weight, k in zip(tensors, weights, owners, strict=True):
+        whole.add_(tensor, alpha=weight)
+        if k is not None:
+            own[k].add_(tensor, alpha=weight)
+            heavy[k] += weight
+    total = sum(weights)
+    whole.mul_(1 / total)
+    for k, mean in own.items():
+        mean.mul_(1 / heavy[k])
+    inside, difference = 0.0, torch.empty_like(whole)
+    flat = difference.view(-1)
+    for tensor, weight, k in zip(tensors, weights, owners, strict=True):
+        if k is not None:
+            torch.sub(tensor, own[k], out=difference)
+            inside += weight * float(torch.dot(flat, flat))
+    return whole, own, inside / total
 
 
 def _squared(difference: Tensor) -> float:
-    """Return the squared length of a fresh tensor."""
+    """Return the squared length of a tensor of our own: products of one that lies elsewhere may round otherwise."""
     flat = difference.flatten()
     return float(torch.dot(flat, flat))
