@@ -332,7 +332,7 @@ def test_a_new_cluster_begins_where_the_model_for_all_was_and_counts_the_round_o
     found = Clustered(FedAvg(), Auto(2, enough=0.5, probes=1), Sharing(pool=Pool()))
     source = torch.Generator().manual_seed(0)
     centers = torch.randn(2, 400, generator=source)
-    people = {f"{k}{i}": {} for k in range(2) for i in range(3)}
+    people: dict[str, dict[str, str]] = {f"{k}{i}": {} for k in range(2) for i in range(3)}
     round = Round(1, 0, people, tuple(people), 1.0)
     replies = []
     for client in people:
@@ -355,7 +355,7 @@ def test_a_cluster_that_nobody_replied_of_goes_with_the_others() -> None:
 
 def test_what_is_told_names_the_clusters_that_replied() -> None:
     algorithm = pooled(mode=Random(2, seed=1))
-    population = {client: {} for client in "abcd"}
+    population: dict[str, dict[str, str]] = {client: {} for client in "abcd"}
     state = algorithm.init({"w": torch.zeros(1, dtype=torch.float64)}, 0)
     round = Round(1, 0, population, tuple("abcd"), 1.0)
     state, told = algorithm.server_update(state, round, sent(four(1, 3, -1, -3)))
