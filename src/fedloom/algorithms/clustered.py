@@ -13,6 +13,7 @@ more local training (a probe), asked for when the client first takes part and ev
 sent, of entries times their size: what moved far moved step after step. How many clusters there are is found; the
 grouping is looked at whenever a probe came in; means are weighted as the inner algorithm says. A cluster that begins
 late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ties give as many clusters as asked.
+`share.pool` is ours too: a cluster is taught everybody's updates, and more of its own where they differ by more than noise.
 """
 
 from collections.abc import Iterable, Mapping

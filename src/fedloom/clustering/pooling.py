@@ -3,8 +3,8 @@
 The model is one of random effects. A client's update is its cluster's mean plus noise of expected squared length s2 (`noise`),
 a cluster's mean is everybody's plus a deviation of expected squared length tau2 (`spread`). Both are estimated by moments
 (Henderson, Estimation of Variance and Covariance Components, Biometrics 9, 1953), and a cluster's deviation is shrunk by the
-share of it that is no noise, an empirical Bayes estimate (Efron, Morris, Journal of the American Statistical Association 68,
-1973): 0 is one model for all, 1 a model for each.
+share of it that is no noise, an empirical Bayes estimate (Efron, Morris, Stein's Estimation Rule and Its Competitors, Journal
+of the American Statistical Association 68, 1973): lambda 0 is one model for all, 1 a model for each.
 
 With weights p_i that add up to 1, P_c those of cluster c together, q_i = p_i / P_c, D_c and D the means of a cluster and of
 all, h_c = sum q_i^2, h = sum p_i^2 and S = sum P_c^2:
