@@ -130,10 +130,11 @@ def run(recipe: Recipe, by: str, folder: Path) -> None:
 
 
 def by_language(session: Session, measured: Mapping[str, Metrics], by: str) -> dict[str, Metrics]:
-    """Return the metrics of the clients of each language together."""
+    """Return the metrics of the clients of each language together; a client without one is its own."""
     found: dict[str, list[Metrics]] = {}
     for client, metrics in measured.items():
-        found.setdefault(session.federation.profiles[client][by], []).append(metrics)
+        label = session.federation.profiles[client].get(by, client)
+        found.setdefault(label, []).append(metrics)
     return {language: combine(each) for language, each in sorted(found.items())}
 
 

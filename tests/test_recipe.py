@@ -95,6 +95,14 @@ def test_a_density_may_be_written_as_one_number() -> None:
             r"unknown key 'batchsize' in `local` \(did you mean 'batch_size'\?\)",
         ),
         ({"local": {"lr": "fast"}}, r"local\.lr: .*got 'fast'"),
+        (
+            {"algorithm": [{"clustered": {"share": {"pool": {"half": 1}}}}, "fedavg"]},
+            r"unknown key 'half' in `algorithm\.clustered\.share\.pool`; known: none",
+        ),
+        (
+            {"algorithm": [{"clustered": {"share": {"pool": True}}}, "fedavg"]},
+            r"algorithm\.clustered\.share\.pool must hold settings by name, got True",
+        ),
         ({"run": {"rounds": True}}, r"run\.rounds must be a number, got True"),
         ({"run": {"rounds": 0}}, r"run\.rounds must be at least 1, got 0"),
         ({"run": {"baselines": ["lokal"]}}, r"run\.baselines: .*'local', 'centralised'"),

@@ -187,7 +187,7 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(
-                f"unknown key {key!r} {where}{_suggest(str(key), hints)}; known: {', '.join(hints)}"
+                f"unknown key {key!r} {where}{_suggest(str(key), hints)}; known: {', '.join(hints) or 'none'}"
             )
     missing = _required(cls) - fields.keys() - given.keys()
     if missing:
@@ -224,6 +224,9 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         value = {BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
         return _dataclass(hint, {} if value is None else value, path)
+    settings = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
+    if value is not None and len(settings) == 1 and type(None) in typing.get_args(hint):
+        return _dataclass(settings[0], value, path)
     if value is False and "off" in typing.get_args(hint):
         value = "off"  # as YAML reads it without quotes
     if _is_bool_for_number(hint, value):

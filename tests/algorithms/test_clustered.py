@@ -10,14 +10,20 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.private import Private
+from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import Algorithm, Done, Fit, Payload, Reply, Round, Task
 from fedloom.core.randomness import derive
+from fedloom.server.combine.sorted import Median
 from fedloom.server.optimizers import Adam
 
 LENGTH = 400
@@ -399,7 +405,29 @@ def test_private_refuses_what_reads_every_upload_and_clusters_refuse_what_is_pri
         (lambda: Sharing(temperature=-1), "share.temperature must be >= 0, got -1"),
         (
             lambda: Clustered(FedAvg(), Paper(2), Sharing(mix=0.5)),
-            "clustered.share has an effect in mode auto only",
+            "clustered.share.names, mix and temperature have an effect in mode auto only",
+        ),
+        (
+            lambda: Sharing(["lora_A"], mix=0.5, pool=Pool()),
+            "share.pool estimates how much clusters share: leave out names and mix",
+        ),
+        (
+            lambda: Clustered(FedAvg(), Paper(2), Sharing(pool=Pool())),
+            "share.pool is not for mode paper",
+        ),
+        (
+            lambda: Clustered(Flasc(Scaffold()), share=Sharing(pool=Pool())),
+            r"reads the mean of `delta` and nothing else of the uploads, got flasc\(scaffold\)",
+        ),
+        (
+            lambda: Clustered(FedAvg(combine=Median()), share=Sharing(pool=Pool())),
+            r"nothing else of the uploads, got fedavg: leave it out",
+        ),
+        (lambda: Clustered(DeComFL(), share=Sharing(pool=Pool())), "got decomfl: leave it out"),
+        (lambda: Clustered(FedKSeed(), share=Sharing(pool=Pool())), "got fedkseed: leave it out"),
+        (
+            lambda: Clustered(Prune(FedAvg()), share=Sharing(pool=Pool())),
+            r"got prune\(fedavg\): leave it out",
         ),
     ],
 )

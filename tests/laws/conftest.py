@@ -21,7 +21,9 @@ from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
+from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import Algorithm
 from fedloom.core.sparsity import Density
@@ -92,6 +94,15 @@ CASES: dict[str, Algorithm[Any]] = {
         Auto(2, compare="all", sketch=64),
         Sharing(["lora_A"], mix=0.1, temperature=2.0),
     ),
+    "clustered pooled(fedavg)": Clustered(
+        FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool=Pool())
+    ),
+    "clustered pooled(flasc(fedadam))": Clustered(
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Random(3), Sharing(pool=Pool())
+    ),
+    "clustered pooled(fedkseed)": Clustered(
+        FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool=Pool())
+    ),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
@@ -158,6 +169,7 @@ QUICK = {
     "fedkseed",
     "decomfl",
     "clustered(fedavg)",
+    "clustered pooled(fedavg)",
 }
 """One case a class, whose laws are among the fast tests; those of the others are among the slow."""
 

@@ -1,11 +1,13 @@
 """Clusters on real trainers: resumed through a change, and found on the bundled model and corpus."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.laws.conftest import in_seed_space
 
 from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
@@ -13,6 +15,13 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto
+from fedloom.clustering.pooling import Pool
+from fedloom.clustering.sharing import Sharing
+from fedloom.core.description import describe
+from fedloom.core.payloads import mean_upload
+from fedloom.core.protocols import Reply, Round, Task
+from fedloom.core.rehearsal import rehearse
+from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.engines.inprocess import InProcess
 from fedloom.recipe import build_recipe
 from fedloom.report.run_folder import read_results
@@ -24,11 +33,12 @@ from fedloom.server.samplers import Full
 LANGUAGES = ["en", "de", "es", "pt", "sv"]
 
 
+@pytest.mark.parametrize("share", [Sharing(), Sharing(pool=Pool())], ids=["apart", "pooled"])
 def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
-    bench: Callable[..., Any], tmp_path: Path
+    share: Sharing, bench: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The change of clusters comes after the checkpoint."""
-    it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5))
+    it, algorithm = bench(), Clustered(FedAvg(Adam(0.1)), Auto(every=1, enough=0.5), share)
     engine = it.engine(InProcess, algorithm, tmp_path / "a")
     checkpoints = Checkpoints(tmp_path / "c", keep=9)
     whole, said = it.rounds(algorithm, engine, 6, after=checkpoints.save)
@@ -60,6 +70,32 @@ def test_one_cluster_is_the_inner_algorithm_to_the_bit(
     assert state_sha256(whole.state.global_state) == state_sha256(plain.state)
     for (ours, _), (theirs, _) in zip(told, said, strict=True):
         assert {name: ours[name] for name in theirs} == dict(theirs), "bytes too"
+
+
+def test_who_says_it_averages_deltas_takes_their_mean_in_the_place_of_all(
+    cases: dict[str, Any],
+) -> None:
+    """What pooled clusters rest on: one reply with a mean is as good as the replies it is of."""
+    start = {"a.lora_A": torch.zeros(2, 3), "a.lora_B": torch.zeros(3, 2)}
+    seeds = {COEFFICIENTS: torch.zeros(8, dtype=torch.float64)}
+    people = {client: {"tier": "phone"} for client in "abcd"}
+    saying = {n: one for n, one in cases.items() if describe(one).averages_deltas}
+    assert {"fedavg", "fedyogi", "pfedme", "ditto(fedavg)", "freeze(fedavg)"} < saying.keys()
+    assert {"flasc(fedadam)", "ditto(fedkseed)"} < saying.keys()
+    for name, one in saying.items():
+        state = one.init(seeds if in_seed_space(one) else start, 0)
+        round = Round(1, 0, people, tuple("abcd"), 1.0)
+        sent = one.broadcast(state, round)
+        tasks = [Task("train", 1, c, at, people[c], sent[c]) for at, c in enumerate("abcd")]
+        replies = [
+            replace(rehearse(one, task, noise=0.1), weight=1.0 + at)
+            for at, task in enumerate(tasks)
+        ]
+        assert all(reply.upload.keys() == {"delta"} for reply in replies), name
+        whole, _ = one.server_update(state, round, iter(replies))
+        mean = {"delta": mean_upload(replies)["delta"]}
+        alone, _ = one.server_update(state, round, iter([Reply("pooled", mean)]))
+        assert state_sha256(alone) == state_sha256(whole), name
 
 
 def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from fedloom.clustering.given import Given
 from fedloom.clustering.members import Grouping, clusters_of, regrouped, with_rows
 from fedloom.report.page import write_report
+from fedloom.report.pooling import by_layer
 from fedloom.results.finish import clusters_record
 
 Make = Callable[..., Path]
@@ -83,6 +84,52 @@ def test_clusters_by_a_label_have_neither_similarity_nor_tree(fabricate: Make) -
     assert part.count("<svg") == 1
     assert "2 clusters." in part
     assert "Confidence" not in part
+
+
+def with_lambdas(folder: Path, *lambdas: float) -> Path:
+    """Return the run, whose clusters went this far their own way in each of its rounds, the first less and less."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        line |= {f"server/cluster-{k}/lambda": value for k, value in enumerate(lambdas)}
+        line |= {"server/lambda": sum(lambdas) / len(lambdas)}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def differing(*layers: tuple[float, float]) -> dict[str, Any]:
+    return {
+        f"model.layers.{at}.self_attn.{name}.lora_B.weight": {"noise": noise, "spread": spread}
+        for at, (noise, spread) in enumerate(layers)
+        for name in ("q_proj", "v_proj")
+    }
+
+
+def test_pooled_clusters_say_how_much_is_shared_and_in_which_layers(fabricate: Make) -> None:
+    record = told(12, 3) | {"variances": differing((9.0, 1.0), (6.0, 4.0))}
+    folder = with_lambdas(fabricate(clients=12), 0.5, 0.25, 0.125)
+    part = section(page(folder, clusters=record), "clusters")
+    assert part.count("<svg") == 5
+    for said in (
+        "3 clusters last went 12.5 % to 50 % of their own way (lambda)",
+        "25 % are between clusters",
+        "How far each cluster goes its own way (lambda)",
+        "Part of clients&#39; differences that is their clusters",
+    ):
+        assert said.replace("&#39;", "'") in part.replace("&#39;", "'")
+    assert by_layer(record["variances"]) == {"0": 0.1, "1": 0.4}
+
+
+def test_pooled_clusters_that_are_alike_say_so(fabricate: Make) -> None:
+    record = told(12, 3) | {"variances": differing((9.0, 0.0))}
+    folder = with_lambdas(fabricate(clients=12), 0.0, 0.031, 0.0)
+    part = section(page(folder, clusters=record), "clusters")
+    assert (
+        "3 clusters, alike enough to share nearly all: each last went 3.1 % of its own way" in part
+    )
+    assert by_layer({"w": {"noise": 0.0, "spread": 0.0}, "a.b": {"noise": 1.0, "spread": 3.0}}) == {
+        "a": 0.75,
+        "w": 0.0,
+    }
 
 
 def test_a_run_that_never_found_a_cluster_says_nothing(fabricate: Make) -> None:

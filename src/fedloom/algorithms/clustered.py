@@ -13,6 +13,7 @@ more local training (a probe), asked for when the client first takes part and ev
 sent, of entries times their size: what moved far moved step after step. How many clusters there are is found; the
 grouping is looked at whenever a probe came in; means are weighted as the inner algorithm says. A cluster that begins
 late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ties give as many clusters as asked.
+`share.pool` is ours too: a cluster is taught everybody's updates, and more of its own where they differ by more than noise.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,10 +24,11 @@ import torch
 
 from fedloom.clustering.groups import adjusted_rand
 from fedloom.clustering.members import Grouping, clusters_of
-from fedloom.clustering.modes import Auto, Mode
+from fedloom.clustering.modes import Auto, Mode, Paper
+from fedloom.clustering.pooling import Variances
 from fedloom.clustering.rows import row_of
 from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
-from fedloom.core.description import Description
+from fedloom.core.description import Description, describe
 from fedloom.core.params import equal, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -44,7 +46,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Wrapper, layers
 
 _WALK = 64
 """Steps of a probe there."""
@@ -66,8 +68,25 @@ class Clustered(Wrapper[State]):
     def __post_init__(self) -> None:
         if self.inner.server_sees == "noisy mean":
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
-        if not isinstance(self.mode, Auto) and self.share != Sharing():
-            raise ValueError("clustered.share has an effect in mode auto only: leave it out")
+        if self.share.pool is not None:
+            self._check_pool()
+        elif not isinstance(self.mode, Auto) and self.share != Sharing():
+            raise ValueError(
+                "clustered.share.names, mix and temperature have an effect in mode auto only: leave them out"
+            )
+
+    def _check_pool(self) -> None:
+        if isinstance(self.mode, Paper):
+            raise ValueError(
+                "clustered.share.pool is not for mode paper, whose clusters take plain means as the reference's code"
+                " does: leave it out"
+            )
+        if not describe(self.inner).averages_deltas:
+            names = "(".join(type(part).__name__.lower() for part in layers(self.inner))
+            raise ValueError(
+                "clustered.share.pool needs an algorithm whose server reads the mean of `delta` and nothing else of the"
+                f" uploads, got {names}{')' * names.count('(')}: leave it out"
+            )
 
     @property
     def server_sees(self) -> Sees:
@@ -80,15 +99,16 @@ class Clustered(Wrapper[State]):
         return replace(state, global_state=inner)
 
     def describe(self, state: ClusteredState[State] | None) -> Description:
-        clusters = None if state is None else clusters_of(state.grouping)
-        return replace(Wrapper.describe(self, state), clusters=clusters)
+        clusters = None if state is None else clusters_of(state.grouping, state.variances)
+        return replace(Wrapper.describe(self, state), clusters=clusters, averages_deltas=False)
 
     def with_grouping(self, mode: Mode) -> Self:
         return replace(self, mode=mode, share=Sharing())
 
     def init(self, params: Params, seed: int) -> ClusteredState[State]:
         self.mode.begin(params)
-        return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {})
+        variances = None if self.share.pool is None else Variances()
+        return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {}, variances)
 
     def broadcast(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, Payload]:
         round = self.mode.turnout(state, round)

@@ -74,7 +74,8 @@ class FedAvg:
         return self.combine.sees
 
     def describe(self, state: object) -> Description:
-        return Description(min_replies=self.combine.least)
+        averages = self.combine.sees == "mean"
+        return Description(min_replies=self.combine.least, averages_deltas=averages)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_quorum(self.combine, recipe.cohort.largest(num_clients))

@@ -88,7 +88,8 @@ class FedKSeed:
     def describe(self, state: FedKSeedState | None) -> Description:
         chances = None if state is None else self.sampling.chances(state.sizes, state.draws)
         seeds = None if chances is None else Seeds(chances)
-        return Description(seeds=seeds, steps="fedkseed.steps")
+        averages = self.uploads == "delta"
+        return Description(seeds=seeds, steps="fedkseed.steps", averages_deltas=averages)
 
     def init(self, params: Params, seed: int) -> FedKSeedState:
         if NAME not in params:

@@ -105,7 +105,9 @@ class Private(Wrapper[State]):
         notes = () if self.noise_seed is None else (promise.explanation,)
         inner = Wrapper.describe(self, state)
         notes = (*notes, *inner.notes)
-        return replace(inner, privacy=promise, bounds_updates=True, notes=notes)
+        return replace(
+            inner, privacy=promise, averages_deltas=False, bounds_updates=True, notes=notes
+        )
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_recipe(recipe, quiet=self.quiet)

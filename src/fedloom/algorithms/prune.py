@@ -16,6 +16,7 @@ from typing import Generic, get_args
 
 import torch
 
+from fedloom.core.description import Description
 from fedloom.core.params import params_map
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -84,6 +85,10 @@ class Prune(Wrapper[State]):
 
     def with_inner(self, state: PruneState[State], inner: State) -> PruneState[State]:
         return replace(state, inner=inner)
+
+    def describe(self, state: PruneState[State] | None) -> Description:
+        # Values travel without positions, which only those who share a mask have in common.
+        return replace(Wrapper.describe(self, state), averages_deltas=False)
 
     def init(self, params: Params, seed: int) -> PruneState[State]:
         return PruneState(self.inner.init(params, seed), self._shrunk({}, params, 1))

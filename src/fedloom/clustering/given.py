@@ -1,5 +1,6 @@
 """Clusters that nobody has to find: those a label names, and those chance makes. What finding them is measured against."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -7,7 +8,8 @@ from typing import Protocol
 import torch
 
 from fedloom.clustering.groups import Groups
-from fedloom.clustering.members import Grouping
+from fedloom.clustering.members import Grouping, cluster_name
+from fedloom.clustering.pooling import pool
 from fedloom.clustering.sharing import ClusteredState, Sharing, update_clusters
 from fedloom.core.protocols import (
     Algorithm,
@@ -55,7 +57,8 @@ class BesideGlobal(Silent, Protocol):
             round: The round.
             replies: Of its cohort.
             share: What clusters have in common.
-            global_state: The model for everybody after the round.
+            global_state: Where a cluster begins that nobody replied of: the model for everybody after the round, or
+                before it where such a cluster goes with the others.
         """
         ...
 
@@ -68,6 +71,8 @@ class BesideGlobal(Silent, Protocol):
         share: Sharing,
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: the grouping first, then every cluster its members' uploads."""
+        if state.variances is not None:
+            return self._pooled(inner, state, round, replies, share)
         global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
         grouping, models = self.grouped(state, round, replies, share, global_state)
         memberships = share.memberships(grouping)
@@ -78,6 +83,36 @@ class BesideGlobal(Silent, Protocol):
             state, global_state=global_state, cluster_states=cluster_states, grouping=grouping
         )
         return after, {**metrics, **cluster_metrics}
+
+    def _pooled(
+        self,
+        inner: Algorithm[State],
+        state: ClusteredState[State],
+        round: Round,
+        replies: Sequence[Reply],
+        share: Sharing,
+    ) -> tuple[ClusteredState[State], Metrics]:
+        """Return the state after a round in which every cluster is taught everybody's uploads and more of its own."""
+        assert state.variances is not None
+        grouping, models = self.grouped(state, round, replies, share, state.global_state)
+        pooled = pool(replies, grouping.assignment, state.variances)
+
+        def taught(model: State, delta: Params) -> tuple[State, Metrics]:
+            # The inner algorithm reads the mean alone, so one reply stands for all.
+            return inner.server_update(model, round, [Reply("pooled", {"delta": delta})])
+
+        global_state, metrics = taught(state.global_state, pooled.whole)
+        after = replace(
+            state,
+            global_state=global_state,
+            cluster_states={k: taught(model, pooled.move(k))[0] for k, model in models.items()},
+            grouping=grouping,
+            variances=pooled.variances,
+        )
+        lambdas = pooled.lambdas
+        told = {f"{cluster_name(k)}/lambda": value for k, value in lambdas.items()}
+        mean = {"lambda": statistics.fmean(lambdas.values())} if lambdas else {}
+        return after, {**metrics, **mean, **told}
 
 
 class _Known(BesideGlobal, Protocol):

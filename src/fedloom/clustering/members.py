@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedloom.clustering.groups import Groups, find_groups
+from fedloom.clustering.pooling import Variances
 from fedloom.clustering.tree import Matrix
 from fedloom.core.description import GLOBAL, Clusters
 from fedloom.core.protocols import ClientId
@@ -120,9 +121,9 @@ def _moved(grouping: Grouping, assignment: Mapping[ClientId, int], round: int) -
     return replace(grouping, assignment=dict(sorted(assignment.items())), changes=changes)
 
 
-def clusters_of(grouping: Grouping) -> Clusters:
-    """Return the description of a grouping, its clusters by name."""
-    groups = grouping.groups
+def clusters_of(grouping: Grouping, variances: Variances | None = None) -> Clusters:
+    """Return the description of a grouping, its clusters by name, and what pooled ones differ by."""
+    groups, known = grouping.groups, variances or Variances()
     return Clusters(
         {client: cluster_name(k) for client, k in grouping.assignment.items()},
         {
@@ -134,6 +135,7 @@ def clusters_of(grouping: Grouping) -> Clusters:
         clients=grouping.clients,
         similarity=groups.similarity,
         merges=groups.merges,
+        variances={name: (known.noise[name], known.spread_of(name)) for name in known.noise},
     )
 
 

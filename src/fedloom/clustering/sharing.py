@@ -8,6 +8,7 @@ from typing import Generic
 import torch
 
 from fedloom.clustering.members import GLOBAL_MODEL, Grouping
+from fedloom.clustering.pooling import Pool, Variances
 from fedloom.core.params import axpy, scale
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
@@ -42,6 +43,8 @@ class ClusteredState(Generic[State]):
     grouping: Grouping
     client_params: Mapping[ClientId, Params]
     """The reference's rule only: where clients stood in the round that groups them."""
+    variances: Variances | None = None
+    """Pooled clusters only: how far clients and clusters differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class Sharing:
     """Share of the model for all in what a cluster's clients are sent, [0, 1)."""
     temperature: float = 0.0
     """Clients use and train all clusters they resemble, the more evenly the higher it is; 0: their own only."""
+    pool: Pool | None = None
+    """`{}`: every cluster goes with all clients, and its own way as far as the uploads differ by more than noise."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -63,6 +68,12 @@ class Sharing:
             raise ValueError(f"clustered.share.mix must be in [0, 1), got {self.mix}")
         if not self.temperature >= 0:
             raise ValueError(f"clustered.share.temperature must be >= 0, got {self.temperature}")
+        others = {"names": self.names, "mix": self.mix, "temperature": self.temperature}
+        given = [name for name, value in others.items() if value]
+        if self.pool is not None and given:
+            raise ValueError(
+                f"clustered.share.pool estimates how much clusters share: leave out {' and '.join(given)}"
+            )
 
     def memberships(self, grouping: Grouping) -> Weights:
         """Return which clusters each client that has one trains, and by how much."""

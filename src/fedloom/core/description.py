@@ -42,6 +42,9 @@ class Clusters:
     """(clients, clients) float32; None where nothing was compared."""
     merges: Tensor | None = None
     """(clients - 1, 4) float64, the tree as scipy's dendrogram takes it."""
+    variances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Of pooled clusters, by tensor: expected squared distance of a client's update from its cluster's, and of a
+    cluster's from everybody's."""
 
     def __post_init__(self) -> None:
         """Refuse names that no folder can have."""
@@ -88,6 +91,9 @@ class Description:
     privacy: Privacy | None = None
     min_replies: int = 1
     """Replies without which a round changes nothing."""
+    averages_deltas: bool = False
+    """Whether the server reads nothing of uploads but the weighted mean of `delta`, so that one reply with it may stand
+    for all of them, or with another mean for other clients."""
     bounds_updates: bool = False
     """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
     steps: str = ""

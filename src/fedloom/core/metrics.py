@@ -116,6 +116,8 @@ WRITTEN: Mapping[str, Metric] = _named(
     ),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
     *(Metric(name, better="higher") for name in ("adjusted_rand", "confidence", "agreement")),
+    # Of a cluster, and their mean: the share of its own way that a pooled one goes.
+    Metric("lambda", "own share (lambda)", "%", bounds=_SHARE),
     *(
         Metric(name)
         for name in (

@@ -31,6 +31,11 @@ def once_each(
     return {client: made[id(payload), key(client)] for client, payload in payloads.items()}
 
 
+def accumulator(tensor: Tensor) -> Tensor:
+    """Return zeros of a tensor's shape, in at least float32."""
+    return torch.zeros(tensor.shape, dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
 def mean_upload(replies: Iterable[Reply]) -> Payload:
     """Return the weighted mean of every group.
 
@@ -47,8 +52,7 @@ def mean_upload(replies: Iterable[Reply]) -> Payload:
             sums = total.setdefault(group, {})
             for name, tensor in params.items():
                 if name not in sums:
-                    dtype = torch.promote_types(tensor.dtype, torch.float32)
-                    sums[name] = torch.zeros(tensor.shape, dtype=dtype)
+                    sums[name] = accumulator(tensor)
                 sums[name].add_(tensor, alpha=reply.weight)
         weights += reply.weight
     if not weights:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fedloom.report import figures
+from fedloom.report.pooling import pooled_panels, pooled_sentences
 from fedloom.report.run_folder import Results
 from fedloom.tracking.metric_format import MINUS
 
@@ -44,10 +45,11 @@ def clusters_section(own: Results) -> dict[str, Any] | None:
         panels.append(
             figures.svg(partial(_tree, record, colors), "Tree of the clients, and its cut")
         )
+    panels += pooled_panels(own, colors)
     last = max((int(line["round"]) for line in own.history.lines), default=1)
     drawn = partial(_course, record, order, colors, last)
     return {
-        "said": _sentences(record, len(members)),
+        "said": [*_sentences(record, len(members)), *pooled_sentences(own)],
         "legend": [
             {"label": f"{cluster} ({len(members[cluster])})", "color": colors[cluster] % 7}
             for cluster in sorted(members, key=lambda name: colors[name])

@@ -241,6 +241,10 @@ def clusters_record(clusters: Clusters, profiles: Mapping[ClientId, Profile]) ->
         "clients": list(clusters.clients),
         "similarity": _rounded(clusters.similarity, 4) if len(clusters.clients) <= _MOST else [],
         "merges": _rounded(clusters.merges, 6),
+        "variances": {
+            name: {"noise": noise, "spread": spread}
+            for name, (noise, spread) in clusters.variances.items()
+        },
     }
 
 

@@ -1,0 +1,160 @@
+"""Do pooled clusters lose to nothing? Beside one model for all and a model for each cluster, where either should win.
+
+    python benchmarks/pooling.py [--settings conflict,turnout,adam,own,mixed,iid] [--seeds 5] [--rounds 10]
+                                 [--modes fedavg,apart,fixed,pooled] [--part 0/2] [--table]
+
+Ten clients of five languages on the bundled model. `conflict`: everybody asks in English and wants answers in the own
+language; `turnout`: four of the ten a round; `adam`: the server steps by Adam; `own`: questions are in the own language too;
+`mixed`: a fifth of each client's examples are of any language; `iid`: everybody has all languages, and clusters are drawn by
+chance. Modes: one model for all (`fedavg`), a model for each cluster found (`apart`), the same mixed with three quarters of
+the model for all (`fixed`), and pooled (`pooled`); `oracle` and `pooled oracle` are told the languages. Of `iid`, where nobody
+should be apart, clusters are drawn by chance in all modes. Runs of a seed have the same data and local training, so that differences are paired. A
+finished run is not repeated; `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with
+95 % confidence intervals (Student's t).
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import json
+
+import torch
+
+from fedloom.core.metrics import METRICS as TABLE
+from fedloom.recipe import build_recipe
+from fedloom.rounds.recipe_settings import Recipe
+from intervals import interval
+from languages import SPOKEN, TASKS, run, write_conflict
+from timing import write_page
+
+SETTINGS = ("conflict", "turnout", "adam", "own", "mixed", "iid")
+MODES = ("fedavg", "apart", "fixed", "oracle", "pooled", "pooled oracle")
+METRICS = ("loss", "exact_match")
+LABELS = {"mixed": "group", "iid": ""}
+"""What clients are told apart by, where not by language."""
+
+
+def algorithm_of(mode: str, setting: str, seed: int) -> Any:
+    """Return the layers of a mode."""
+    inner = {"fedavg": {"server": {"adam": {"lr": 4e-3}}}} if setting == "adam" else "fedavg"
+    if mode == "fedavg":
+        return [inner]
+    label = LABELS.get(setting, "language")
+    kinds: dict[str, Any] = {"oracle": {"given": {"by": label}}}
+    grouped = kinds.get(mode.removeprefix("pooled "), "auto")
+    if setting == "iid":
+        grouped = {"random": {"num_clusters": len(SPOKEN), "seed": seed}}
+    shares: dict[str, Any] = {"fixed": {"mix": 0.75}}
+    share = {"pool": {}} if mode.startswith("pooled") else shares.get(mode, {})
+    return [{"clustered": {"mode": grouped, "share": share, "label": label}}, inner]
+
+
+def recipe_of(mode: str, setting: str, seed: int, arguments: argparse.Namespace) -> Recipe:
+    """Return the recipe of one run: the same for all modes but for the algorithm."""
+    data: dict[str, Any] = {"num_clients": 2 * len(SPOKEN), "seed": seed, "max_length": 48}
+    data |= {"fractions": [0.5, 0.0, 0.5]}
+    if setting in ("conflict", "turnout", "adam"):
+        file = arguments.runs / f"conflict-{seed}.jsonl"
+        if not file.exists():
+            write_conflict(file, 180, seed)
+        data |= {"source": str(file), "partition": {"clusters": {"by": "language"}}}
+    else:
+        share = {"mixed": {"share": 0.8}}.get(setting, {})
+        apart: dict[str, Any] = {"clusters": {"by": "language", **share}}
+        data |= {"where": {"language": list(SPOKEN), "task": list(TASKS)}, "num_examples": 900}
+        data |= {"max_length": 64, "partition": "iid" if setting == "iid" else apart}
+    return build_recipe(
+        {
+            "name": f"{setting} {mode}",
+            "algorithm": algorithm_of(mode, setting, seed),
+            "cohort": {"uniform": {"size": 4}} if setting == "turnout" else "full",
+            "data": data,
+            "tune": {"lora": {"rank": 16, "alpha": 32, "targets": "all-linear"}},
+            "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 10, "batch_size": 8},
+            "evaluation": {
+                "every": 0,
+                "validation": False,
+                "generate": False,
+                "max_new_tokens": 12,
+            },
+            "run": {"rounds": arguments.rounds, "seed": seed, "samples": 0, "keep_checkpoints": 1},
+        }
+    )
+
+
+def table(folder: Path, seeds: int, settings: Sequence[str]) -> str:
+    """Return the tables of all finished runs in Markdown, a row a mode."""
+    parts = []
+    for setting in settings:
+        found = {mode: _results(folder / setting / mode, seeds) for mode in MODES}
+        columns = ["", "seeds"]
+        for metric in METRICS:
+            name = TABLE.entry(metric).title or metric
+            columns += [name, f"{name}, worst", f"pooled minus it, {name}"]
+        lines = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
+        for mode, results in found.items():
+            if results:
+                cells = [
+                    cell for metric in METRICS for cell in _cells(results, found["pooled"], metric)
+                ]
+                lines.append(f"| {mode} | {len(results)} | {' | '.join(cells)} |")
+        if len(lines) > 2:
+            parts.append(f"## {setting}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _results(folder: Path, seeds: int) -> dict[int, Any]:
+    files = {seed: folder / str(seed) / "result.json" for seed in range(seeds)}
+    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
+
+
+def _cells(results: Mapping[int, Any], pooled: Mapping[int, Any], metric: str) -> list[str]:
+    """Return mean and worst language, and how far the pooled run of the same seed is from the mean."""
+    ends = {seed: _ends(result, metric) for seed, result in results.items()}
+    cells = [interval(column) for column in zip(*ends.values(), strict=True)]
+    apart = [_ends(pooled[s], metric)[0] - mean for s, (mean, _) in ends.items() if s in pooled]
+    return [*cells, interval(apart) if apart and results is not pooled else ""]
+
+
+def _ends(result: Mapping[str, Any], metric: str) -> tuple[float, float]:
+    values = [metrics[metric] for metrics in result["languages"].values()]
+    return sum(values) / len(values), max(values, key=TABLE.of(metric).cost)
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", default=",".join(SETTINGS))
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--runs", type=Path, default=Path("runs/pooling-benchmark"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    part, parts = map(int, arguments.part.split("/"))
+    settings, modes = arguments.settings.split(","), arguments.modes.split(",")
+    # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
+    runs = [(s, m, seed) for seed in range(arguments.seeds) for s in settings for m in modes]
+    # By chance is by chance: in `iid` nobody is told anything.
+    runs = [(s, m, seed) for s, m, seed in runs if s != "iid" or m in ("fedavg", "apart", "pooled")]
+    folder = arguments.runs / f"rounds-{arguments.rounds}"
+    for setting, mode, seed in [] if arguments.table else runs[part::parts]:
+        print(f"{setting}, {mode}, seed {seed}", flush=True)
+        recipe = recipe_of(mode, setting, seed, arguments)
+        run(recipe, LABELS.get(setting, "language"), folder / setting / mode / str(seed))
+    text = table(folder, arguments.seeds, settings)
+    print(text)
+    if arguments.table or parts == 1:
+        title = f"Pooled clusters beside one model and a model for each, {arguments.rounds} rounds"
+        write_page("pooling.md", title, text)
+
+
+if __name__ == "__main__":
+    main()
