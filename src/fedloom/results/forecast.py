@@ -23,6 +23,7 @@ class Forecast:
     """Of a whole run."""
 
     train_seconds: float
+    """Of the clients alone: without messages and the server's own work."""
     evaluate_seconds: float
     peak_memory_bytes: int
     rebuild_seconds: float

@@ -1,6 +1,7 @@
 """What a recipe will cost, before it costs it: parameters, bytes, memory and time."""
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,7 +115,7 @@ def make_plan(recipe: Recipe) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
-        download, upload = _bytes(session)
+        download, upload, around = _messages(session)
         clients = _cohort(session)
         taken = forecast(session, shards)
     params, model = session.space.start(), session.space.model
@@ -126,7 +127,7 @@ def make_plan(recipe: Recipe) -> Plan:
         cohort=len(clients),
         download_bytes=download,
         upload_bytes=upload,
-        train_seconds=taken.train_seconds,
+        train_seconds=taken.train_seconds + around * len(clients) * recipe.run.rounds,
         evaluate_seconds=taken.evaluate_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
         base=session.base.described(),
@@ -149,22 +150,28 @@ def _cohort(session: Session) -> list[ClientId]:
     return list(draw(run, session.learners, session.recipe.cohort).cohort)
 
 
-def _bytes(session: Session) -> tuple[int, int]:
-    """Return the lengths of one client's messages once training moves: after a round that noise has played."""
+def _messages(session: Session) -> tuple[int, int, float]:
+    """Return of one client what a round sends both ways, bytes, and what goes on around its training, seconds.
+
+    It is of a round once training moves: after one that noise has played.
+    """
     recipe = session.recipe
     algorithm, wire = recipe.algorithm, recipe.wire
     run = begin(algorithm, session.space.start(), recipe.run.seed)
-    upload, least = 0, describe(algorithm).min_replies
+    least = describe(algorithm).min_replies
     for _ in range(2):
+        began = time.perf_counter()
         round = draw(run, session.learners, None)
         client, payload = next(iter(algorithm.broadcast(run.state, round).items()))
         others = [name for name in round.population if name != client]
         (task,) = tasks("train", round, {client: payload})
         reply = rehearse(algorithm, task, noise=1e-2)
+        # Encoded by one side, decoded by the other, which takes about as long as the rehearsal's noise.
         upload = len(encode_reply(reply, settings=wire))
         download = len(encode_task(task, settings=wire))
         # As many of one kind as a robust rule asks for.
         replies = [replace(reply, client=name) for name in (client, *others[: least - 1])]
         state, _ = algorithm.server_update(run.state, round, replies)
         run = replace(run, number=run.number + 1, state=state)
-    return download, upload
+        seconds = time.perf_counter() - began
+    return download, upload, seconds
