@@ -97,13 +97,13 @@ def planned(recipe: Any) -> dict[str, float]:
         "training": plan.train_seconds,
         "evaluation": plan.evaluate_seconds,
         "memory": plan.peak_memory_bytes,
-        "bytes": plan.cohort * (plan.upload_bytes + plan.download_bytes),
+        "bytes": plan.total_bytes,
         "took": time.perf_counter() - began,
     }
 
 
 def measured(recipe: Any) -> dict[str, float]:
-    """Return what a run was; bytes are of the last round, since the first download is smaller."""
+    """Return what a run was."""
     with tempfile.TemporaryDirectory() as folder:
         result = fedloom.run(recipe, Path(folder) / "run")
         lines = list(result.metrics)
@@ -111,16 +111,20 @@ def measured(recipe: Any) -> dict[str, float]:
             "training": sum(line.get("time/train_seconds", 0.0) for line in lines),
             "evaluation": sum(line.get("time/evaluation_seconds", 0.0) for line in lines),
             "memory": max(v for line in lines for k, v in line.items() if k.startswith("memory/")),
-            "bytes": lines[-1]["comm/upload_bytes"] + lines[-1]["comm/download_bytes"],
+            "bytes": result.summary["upload_bytes"] + result.summary["download_bytes"],
         }
 
 
 def page(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """Return the table: planned, measured, and how far apart."""
 
-    def cell(one: Mapping[str, Mapping[str, float]], name: str, unit: float) -> str:
+    def cell(
+        one: Mapping[str, Mapping[str, float]], name: str, unit: float, digits: int = 1
+    ) -> str:
         plan, run = one["plan"][name], one["run"][name]
-        return f"{plan / unit:.1f} / {run / unit:.1f} ({100 * (plan / run - 1):+.0f} %)"
+        return (
+            f"{plan / unit:.{digits}f} / {run / unit:.{digits}f} ({100 * (plan / run - 1):+.0f} %)"
+        )
 
     rows = [
         (
@@ -128,14 +132,14 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             cell(one, "training", 1),
             cell(one, "evaluation", 1),
             cell(one, "memory", 1e6),
-            cell(one, "bytes", 1e6),
+            cell(one, "bytes", 1e6, 3),
             f"{one['plan']['took']:.0f}",
         )
         for name, one in found.items()
     ]
     columns = (
         *("configuration", "training, s", "evaluation, s", "peak memory, MB"),
-        *("MB a round", "seconds to plan"),
+        *("MB", "seconds to plan"),
     )
     return f"Planned / measured (difference), three rounds; seconds are of CPU time on one thread.\n\n{grid(columns, rows)}"
 

@@ -15,6 +15,7 @@ from fedloom.results.forecast import forecast
 from fedloom.results.probes import LARGE, SMALL, Cost, Line, Probes
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
+from fedloom.spaces.seed_space import SeedSpace
 
 Make = Callable[..., Recipe]
 
@@ -83,7 +84,9 @@ def test_every_answer_and_every_round_costs(
     second = Cost(0.0, Line(1.0, 0.0), Line(1e6, 0.0))
     monkeypatch.setattr(Probes, "training", lambda self, work: Cost(10.0, Line(0, 0), Line(2e6, 0)))
     monkeypatch.setattr(Probes, "judging", lambda self: second)
-    monkeypatch.setattr(Probes, "writing", lambda self: Cost(0.0, Line(0.0, 100.0), Line(0, 0)))
+    monkeypatch.setattr(
+        Probes, "writing", lambda self, rows: Cost(0.0, Line(0.0, 100.0), Line(0, 0))
+    )
     found = forecast(session, shards)
     # Two rounds of four clients.
     assert found.train_seconds == pytest.approx(80.0)
@@ -91,7 +94,30 @@ def test_every_answer_and_every_round_costs(
     counts = sum(len(shards[c].test) for c in session.judges)
     tokens = (found.evaluate_seconds - 6) / 100
     assert 3 * counts <= tokens <= 3 * counts * 3
-    assert found.rebuild_seconds == 0
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_weights_are_rebuilt_once_a_round_along_the_seeds_drawn_by_then(
+    every: int, small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        algorithm={"fedkseed": {"steps": 2}},
+        tune={"seeds": {"num_seeds": 16}},
+        local={"steps": None, "optimizer": "sgd"},
+        evaluation={"every": every, "generate": False},
+    )
+    session = build(recipe, tmp_path)
+    nothing = Cost(0.0, Line(0.0, 0.0), Line(0.0, 0.0))
+    monkeypatch.setattr(Probes, "training", lambda self, work: nothing)
+    monkeypatch.setattr(Probes, "judging", lambda self: nothing)
+    monkeypatch.setattr(SeedSpace, "rebuild_seconds", lambda self: 16.0)
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    found = forecast(session, shards)
+    # Four clients draw two seeds of sixteen in each of three rounds.
+    after = [16 * (1 - (15 / 16) ** (8 * number)) for number in range(4)]
+    assert found.evaluate_seconds == pytest.approx(sum(after) if every else after[3])
+    assert found.train_seconds == pytest.approx(0 if every else after[1] + after[2], abs=1e-9)
 
 
 def test_probes_are_rows_of_the_clients_and_of_two_sizes(
@@ -105,4 +131,4 @@ def test_probes_are_rows_of_the_clients_and_of_two_sizes(
     assert sum(len(r.ids) for r in small) < sum(len(r.ids) for r in large)
     assert probes.training(Fit(session.space.start())).seconds.at(100) > 0
     assert probes.judging().seconds.at(100) > 0
-    assert probes.writing().seconds.at(4, 1) > 0
+    assert probes.writing(4).seconds.at(4, 1) > 0

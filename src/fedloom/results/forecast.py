@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 
+from fedloom.client.local_settings import LocalSettings
 from fedloom.client.setup import batches
 from fedloom.core.protocols import ClientId, Fit, Split, Task, Work
 from fedloom.core.randomness import derive
@@ -13,6 +14,7 @@ from fedloom.data.tokens import Example
 from fedloom.objectives.forward import Forward
 from fedloom.results.probes import Line, Probes
 from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import peak_memory_bytes
@@ -26,8 +28,6 @@ class Forecast:
     """Of the clients alone: without messages and the server's own work."""
     evaluate_seconds: float
     peak_memory_bytes: int
-    rebuild_seconds: float
-    """Of weights from coefficients, once; 0 where tune is no seeds. Training pays it once a round."""
 
 
 @dataclass(frozen=True)
@@ -76,27 +76,49 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
         asked = _asked(session, sent, works, probes.lanes)
         trained = cost.piece * asked.pieces + cost.seconds.at(asked.tokens, asked.steps)
         memory = cost.memory.at(asked.largest) + _held_by_round(session, len(sent))
-    judged = 0.0
-    if probes.judged:
-        cost = probes.judging()
-        evaluations = list(_evaluations(session))
-        judged = sum(cost.seconds.at(each.tokens) for each in evaluations)
-        memory = max(memory, cost.memory.at(_largest(session)))
-        if any(each.answers for each in evaluations):
-            each_token = probes.writing()
-            judged += sum(
-                cost.seconds.at(each.prompts, 0)
-                + _written(each.answers, each_token.seconds, session)
-                for each in evaluations
-            )
-            memory = max(memory, each_token.memory.constant)
-    rebuild = session.space.rebuild_seconds() if isinstance(session.space, SeedSpace) else 0.0
+    judged, most = _judged(session, probes)
+    # The weights after a round are rebuilt by whoever asks first: those who measure, or else who trains next.
+    rebuilt = _rebuilt(session, fits)
+    measured = sum(rebuilt[number] for number in _due(recipe) if probes.judged)
     return Forecast(
-        (trained + rebuild) * recipe.run.rounds,
-        judged,
-        int(max(memory, peak_memory_bytes())),
-        rebuild,
+        trained * recipe.run.rounds + sum(rebuilt[:-1]) - measured + rebuilt[-1],
+        judged + measured,
+        int(max(memory, most, peak_memory_bytes())),
     )
+
+
+def _rebuilt(session: Session, fits: Sequence[Fit]) -> list[float]:
+    """Return the seconds in which weights are rebuilt after each round from 0, along all seeds drawn by then."""
+    rounds = session.recipe.run.rounds
+    if not isinstance(session.space, SeedSpace):
+        return [0.0] * (rounds + 1)
+    whole, pool = session.space.rebuild_seconds(), session.space.num_seeds
+    drawn = sum(len(t) for fit in fits for t in (fit.seed_sequence or {}).values())
+    return [whole * (1 - (1 - 1 / pool) ** (number * drawn)) for number in range(rounds + 1)]
+
+
+def _judged(session: Session, probes: Probes) -> tuple[float, float]:
+    """Return the seconds of all evaluations, and the most bytes of one."""
+    if not probes.judged:
+        return 0.0, 0.0
+    evaluations = list(_evaluations(session))
+    cost = probes.judging()
+    seconds = sum(cost.seconds.at(each.tokens) for each in evaluations)
+    memory = cost.memory.at(_largest(session))
+    at_once = max(len(each.answers) for each in evaluations)
+    if at_once:
+        token = probes.writing(min(session.recipe.evaluation.batch_size, at_once))
+        for each in evaluations:
+            seconds += cost.seconds.at(each.prompts, 0)
+            seconds += _written(each.answers, token.seconds, session)
+        memory = max(memory, token.memory.constant)
+    return seconds, memory
+
+
+def _due(recipe: Recipe) -> set[int]:
+    """Return the rounds after which the model is measured, 0 before the first."""
+    every, rounds = recipe.evaluation.every, recipe.run.rounds
+    return {0, rounds, *(range(every, rounds, every) if every else ())}
 
 
 def _held_by_round(session: Session, cohort: int) -> int:
@@ -137,7 +159,7 @@ def _asked(
             for turn, work in enumerate(works[task.client]):
                 if not isinstance(work, Fit):
                     continue
-                count = _num_steps(work, local.num_steps(len(rows), work.steps))
+                count = _num_steps(work, local, len(rows))
                 drawn = batches(
                     rows, local.batch_size * local.accumulation, derive(task.seed, turn)
                 )
@@ -160,13 +182,11 @@ def _asked(
 def _evaluations(session: Session) -> Iterator[Measured]:
     """Yield what is measured of each split in a run."""
     recipe, shards, evaluator = session.recipe, session.federation.shards, session.evaluator
-    every, rounds = recipe.evaluation.every, recipe.run.rounds
-    due = {0, rounds, *(range(every, rounds, every) if every else ())}
     splits: tuple[Split, ...] = (
         ("validation", "test") if recipe.evaluation.validation else ("test",)
     )
     longest = recipe.evaluation.max_new_tokens
-    for number, split in product(sorted(due), splits):
+    for number, split in product(sorted(_due(recipe)), splits):
         held = (shards[c] for c in session.drawn_judges(number, split))
         rows = [
             row
@@ -198,10 +218,10 @@ def _largest(session: Session) -> int:
     return longest * min(len(held), session.recipe.evaluation.batch_size, rows)
 
 
-def _num_steps(work: Fit, otherwise: int) -> int:
+def _num_steps(work: Fit, local: LocalSettings, num_rows: int) -> int:
     if work.seed_sequence is None:
-        return otherwise
-    return len(next(iter(work.seed_sequence.values())))
+        return local.num_steps(num_rows, work.steps)
+    return len(next(iter(work.seed_sequence.values()))) // local.directions
 
 
 def _tokens(rows: Sequence[Example]) -> int:

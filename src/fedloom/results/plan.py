@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,9 @@ from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
 from fedloom.wire.format import encode_reply, encode_task
 
+_PLAYED = 50_000_000
+"""Numbers of all messages up to which every round is played."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -38,9 +42,11 @@ class Plan:
     num_total: int
     cohort: int
     download_bytes: int
-    """Of one client in one round; round 1 is smaller."""
+    """Of one client in the last round; round 1 is smaller."""
     upload_bytes: int
-    """Of one client in one round."""
+    """Of one client in the last round."""
+    total_bytes: int
+    """Of all clients in all rounds."""
     train_seconds: float
     """Of all rounds, without evaluation."""
     evaluate_seconds: float
@@ -62,7 +68,6 @@ class Plan:
     def table(self) -> Table:
         """Return the forecast as a table."""
         rounds = self.recipe.run.rounds
-        total = rounds * self.cohort * (self.download_bytes + self.upload_bytes)
         table = Table(
             "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
@@ -78,7 +83,7 @@ class Plan:
         table.add_row("clients per round", f"{self.cohort}")
         table.add_row("download per client and round", human_bytes(self.download_bytes))
         table.add_row("upload per client and round", human_bytes(self.upload_bytes))
-        table.add_row(f"all bytes of {rounds} rounds", human_bytes(total))
+        table.add_row(f"all bytes of {rounds} rounds", human_bytes(self.total_bytes))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", duration(self.train_seconds))
         table.add_row("evaluation time", duration(self.evaluate_seconds))
@@ -115,8 +120,8 @@ def make_plan(recipe: Recipe) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
-        download, upload, around = _messages(session)
         clients = _cohort(session)
+        sizes, around = _messages(session, len(clients))
         taken = forecast(session, shards)
     params, model = session.space.start(), session.space.model
     kernels = choose_kernels(recipe.local, model)
@@ -125,8 +130,9 @@ def make_plan(recipe: Recipe) -> Plan:
         num_trainable=sum(t.numel() for t in params.values()),
         num_total=sum(p.numel() for p in session.base.model.parameters()),
         cohort=len(clients),
-        download_bytes=download,
-        upload_bytes=upload,
+        download_bytes=sizes[-1][0],
+        upload_bytes=sizes[-1][1],
+        total_bytes=len(clients) * sum(map(sum, sizes)),
         train_seconds=taken.train_seconds + around * len(clients) * recipe.run.rounds,
         evaluate_seconds=taken.evaluate_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
@@ -134,15 +140,16 @@ def make_plan(recipe: Recipe) -> Plan:
         products=products_in_words(kernels, model),
         slow_type=slow_type(kernels, model),
         left_frozen=session.space.left_frozen,
-        rebuild=_rebuild_in_words(session.space, taken.rebuild_seconds),
+        rebuild=_rebuild_in_words(session.space),
         left_out=session.federation.manifest.left_out(),
     )
 
 
-def _rebuild_in_words(space: object, seconds: float) -> str:
+def _rebuild_in_words(space: object) -> str:
     if not isinstance(space, SeedSpace):
         return ""
-    return cost_in_words(space.directions.distribution, space.num_seeds, seconds)
+    kind, seconds = space.directions.distribution, space.rebuild_seconds()
+    return cost_in_words(kind, space.num_seeds, seconds)
 
 
 def _cohort(session: Session) -> list[ClientId]:
@@ -150,28 +157,33 @@ def _cohort(session: Session) -> list[ClientId]:
     return list(draw(run, session.learners, session.recipe.cohort).cohort)
 
 
-def _messages(session: Session) -> tuple[int, int, float]:
-    """Return of one client what a round sends both ways, bytes, and what goes on around its training, seconds.
+def _messages(session: Session, cohort: int) -> tuple[list[tuple[int, int]], float]:
+    """Return what one client is sent and sends in each round, bytes, and what goes on around its training, seconds.
 
-    It is of a round once training moves: after one that noise has played.
+    Rounds are played with noise in the place of training: all of them, with as many replies, where messages are small and
+    grow with what was learnt, as those of seeds do; elsewhere the first two, which the others are like.
     """
     recipe = session.recipe
-    algorithm, wire = recipe.algorithm, recipe.wire
-    run = begin(algorithm, session.space.start(), recipe.run.seed)
-    least = describe(algorithm).min_replies
-    for _ in range(2):
+    algorithm, wire, rounds = recipe.algorithm, recipe.wire, recipe.run.rounds
+    start = session.space.start()
+    run = begin(algorithm, start, recipe.run.seed)
+    small = sum(t.numel() for t in start.values()) * cohort * rounds <= _PLAYED
+    least = max(describe(algorithm).min_replies, cohort if small else 1)
+    sizes, seconds = list[tuple[int, int]](), 0.0
+    for _ in range(rounds if small else min(2, rounds)):
         began = time.perf_counter()
         round = draw(run, session.learners, None)
-        client, payload = next(iter(algorithm.broadcast(run.state, round).items()))
-        others = [name for name in round.population if name != client]
-        (task,) = tasks("train", round, {client: payload})
-        reply = rehearse(algorithm, task, noise=1e-2)
-        # Encoded by one side, decoded by the other, which takes about as long as the rehearsal's noise.
-        upload = len(encode_reply(reply, settings=wire))
-        download = len(encode_task(task, settings=wire))
+        sent = algorithm.broadcast(run.state, round)
+        ready = tasks("train", round, dict(islice(sent.items(), least if small else 1)))
         # As many of one kind as a robust rule asks for.
-        replies = [replace(reply, client=name) for name in (client, *others[: least - 1])]
+        replies = [rehearse(algorithm, task, noise=1e-2) for task in ready]
+        others = [name for name in round.population if name not in {r.client for r in replies}]
+        replies += [replace(replies[0], client=name) for name in others[: least - len(replies)]]
+        # Encoded by one side, decoded by the other, which takes about as long as the rehearsal's noise.
+        upload = len(encode_reply(replies[0], settings=wire))
+        download = len(encode_task(ready[0], settings=wire))
+        sizes.append((download, upload))
         state, _ = algorithm.server_update(run.state, round, replies)
         run = replace(run, number=run.number + 1, state=state)
-        seconds = time.perf_counter() - began
-    return download, upload, seconds
+        seconds = (time.perf_counter() - began) / len(ready)
+    return sizes + sizes[-1:] * (rounds - len(sizes)), seconds

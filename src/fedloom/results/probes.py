@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ MORE = 2
 """Steps by which a piece of training is longer than another, for the time of a step alone."""
 MORE_TOKENS = 4
 """Of a longer answer."""
+PROMPT = 16
+"""Tokens of a prompt before answers that are timed."""
 ENOUGH_SECONDS = 15.0
 """Measuring is not repeated where it has taken longer."""
 TURNS = 3
@@ -92,6 +95,7 @@ class Probes:
         judging = session.recipe.evaluation
         # Of more rows the evaluator would draw some.
         at_once = min(judging.batch_size, judging.max_examples or judging.batch_size)
+        self._held = held
         self.judged = _two_sizes(held, at_once) if held else {}
         for name, rows in self._learnt.items():
             judged = self.judged.get(name, [])
@@ -100,8 +104,10 @@ class Probes:
     def training(self, work: Fit) -> Cost:
         """Return what training costs: a few steps of a client's own work."""
 
+        local = self._session.recipe.local
+
         def run(name: str, steps: int) -> None:
-            self._run(self._names(name), _shortened(work, steps))
+            self._run(self._names(name), _shortened(work, steps, local.directions))
 
         tried = _interleaved(
             {
@@ -130,36 +136,39 @@ class Probes:
         seconds = Line.through(*((tokens, each.seconds) for tokens, each in points))
         return Cost(0.0, seconds, _memory(*((tokens, each.memory) for tokens, each in points)))
 
-    def writing(self) -> Cost:
-        """Return what generated answers cost; its line is of a token more, in rows."""
-        space, pieces = self._session.space, {}
+    def writing(self, at_once: int) -> Cost:
+        """Return what generated answers cost; its lines are of a token more, in rows.
+
+        Args:
+            at_once: Answers of the largest batch: a token of few rows is no measure for one of many.
+        """
+        space = self._session.space
         space.load(space.start())
         model: Any = space.model
-        for name, rows in self.judged.items():
-            shortest = min(len(row.ids) for row in rows)
-            prompts = torch.stack([row.ids[:shortest] for row in rows]).to(space.device)
-            for count in (1, 1 + MORE_TOKENS):
-                pieces[name, count] = partial(
-                    write_greedily,
-                    model,
-                    prompts,
-                    torch.ones_like(prompts),
-                    max_new_tokens=count,
-                    ends=[],
-                    fill=0,
-                )
-        with evaluating(model), self._fast_evaluating():
-            tried = _interleaved({f"{name} {count}": p for (name, count), p in pieces.items()})
-        tokens = [
-            (
-                len(rows),
-                (tried[f"{name} {1 + MORE_TOKENS}"].seconds - tried[f"{name} 1"].seconds)
-                / MORE_TOKENS,
+        most = min(PROMPT, *(len(row.ids) for row in self._held))
+        first = torch.stack([row.ids[:most] for row in self._held[:at_once]])
+        counts = sorted({max(1, at_once // 4), at_once})
+        pieces: dict[str, Callable[[], object]] = {}
+        for rows, tokens in product(counts, (1, 1 + MORE_TOKENS)):
+            prompts = first.repeat(-(-rows // len(first)), 1)[:rows].to(space.device)
+            pieces[f"{rows} {tokens}"] = partial(
+                write_greedily,
+                model,
+                prompts,
+                torch.ones_like(prompts),
+                max_new_tokens=tokens,
+                ends=[],
+                fill=0,
             )
-            for name, rows in self.judged.items()
-        ]
-        peak = max(each.memory for each in tried.values())
-        return Cost(0.0, Line.through(*sorted(tokens)), Line(peak, 0.0))
+        with evaluating(model), self._fast_evaluating():
+            tried = _interleaved(pieces)
+
+        def token(rows: int) -> float:
+            longer = tried[f"{rows} {1 + MORE_TOKENS}"].seconds - tried[f"{rows} 1"].seconds
+            return max(longer / MORE_TOKENS, 1e-9)
+
+        seconds = Line.through(*((rows, token(rows)) for rows in (counts[0], counts[-1])))
+        return Cost(0.0, seconds, Line(max(each.memory for each in tried.values()), 0.0))
 
     def _fast_evaluating(self) -> AbstractContextManager[object]:
         trainer = self._session.trainer
@@ -216,10 +225,11 @@ def _tokens(rows: Sequence[Example]) -> int:
     return sum(len(row.ids) for row in rows)
 
 
-def _shortened(work: Fit, steps: int) -> Fit:
+def _shortened(work: Fit, steps: int, directions: int) -> Fit:
     if work.seed_sequence is None:
         return replace(work, steps=steps)
-    return replace(work, seed_sequence=params_map(lambda t: t[:steps], work.seed_sequence))
+    few = params_map(lambda t: t[: steps * directions], work.seed_sequence)
+    return replace(work, seed_sequence=few)
 
 
 def _memory(small: tuple[float, float], large: tuple[float, float]) -> Line:
