@@ -22,6 +22,7 @@ from runs import MODELS, grid
 import fedloom
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
+from fedloom.tracking.environment import peak_memory_bytes
 from timing import write_page
 
 Tree = Mapping[str, Any]
@@ -110,7 +111,7 @@ def measured(recipe: Any) -> dict[str, float]:
         return {
             "training": sum(line.get("time/train_seconds", 0.0) for line in lines),
             "evaluation": sum(line.get("time/evaluation_seconds", 0.0) for line in lines),
-            "memory": max(v for line in lines for k, v in line.items() if k.startswith("memory/")),
+            "memory": peak_memory_bytes(),
             "bytes": result.summary["upload_bytes"] + result.summary["download_bytes"],
         }
 
