@@ -125,7 +125,8 @@ def test_probes_are_rows_of_the_clients_and_of_two_sizes(
 ) -> None:
     session, shards = built
     rows = {id(row) for shard in shards.values() for row in shard.train}
-    probes = Probes(session, shards)
+    probes = Probes(session, shards, 2)
+    assert probes.lanes == 2
     small, large = (shards[f"{name} 0"].train for name in (SMALL, LARGE))
     assert {id(row) for row in (*small, *large)} <= rows
     assert sum(len(r.ids) for r in small) < sum(len(r.ids) for r in large)

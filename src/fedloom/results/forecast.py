@@ -68,7 +68,7 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
     round = draw(run, session.learners, recipe.cohort)
     sent = tasks("train", round, recipe.algorithm.broadcast(run.state, round))
     works = {task.client: list(_works(session, task)) for task in sent}
-    probes = Probes(session, shards)
+    probes = Probes(session, shards, len(sent))
     fits = [work for some in works.values() for work in some if isinstance(work, Fit)]
     trained, memory = 0.0, 0.0
     if fits:

@@ -77,15 +77,17 @@ class Cost:
 class Probes:
     """Clients that only a forecast asks, with a few rows of the others."""
 
-    def __init__(self, session: Session, shards: dict[ClientId, Shard]) -> None:
+    def __init__(self, session: Session, shards: dict[ClientId, Shard], cohort: int) -> None:
         """Put them among the clients whose data the trainer reads.
 
         Args:
             session: The recipe, built.
             shards: The data that its trainer reads.
+            cohort: Clients of a round.
         """
         trainer, local = session.trainer, session.recipe.local
-        self.lanes = max(1, trainer.width // GROUPS) if isinstance(trainer, Cohort) else 1
+        together = trainer.width // GROUPS if isinstance(trainer, Cohort) else 1
+        self.lanes = max(1, min(together, cohort))
         """Clients whose steps the trainer takes at once."""
         known = list(shards.values())
         whole = local.batch_size * local.accumulation
