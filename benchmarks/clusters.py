@@ -43,6 +43,7 @@ from fedloom.core.randomness import derive
 from fedloom.recipe import build_recipe
 from fedloom.rounds.session import build
 from fedloom.server.samplers import Full, Sampler, Uniform
+from shares import parser_of, share_of
 from timing import write_page
 
 SPOKEN = {10: 5, 20: 5, 60: 6}
@@ -254,32 +255,29 @@ def table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 
 def main() -> None:
     """Train what is missing, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "runs/clusters-benchmark")
     parser.add_argument("--clients", default="10,20,60")
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--data", help="a folder with a file a language, in the place of polyglot")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/clusters-benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     name = Path(arguments.data).stem if arguments.data else "polyglot"
-    part, parts = map(int, arguments.part.split("/"))
+    share = share_of(arguments)
     counts = [int(count) for count in arguments.clients.split(",")]
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     files = {
         count: {seed: arguments.runs / name / f"{count}-{seed}.pt" for seed in seeds}
         for count in counts
     }
-    for seed in [] if arguments.table else seeds[part::parts]:
+    for seed in share.of(seeds):
         for count in counts:
             if not files[count][seed].exists():
                 print(f"{count} clients, seed {seed}", flush=True)
                 train(count, seed, files[count][seed], arguments)
     text = table(scored(files))
     print(text)
-    if arguments.table or parts == 1:
+    if share.writes:
         asked = f"Of the seeds {seeds[0]} to {seeds[-1]}, those that were trained."
         write_page(
             "clusters.md" if name == "polyglot" else f"clusters_{name}.md",

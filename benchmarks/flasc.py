@@ -31,6 +31,7 @@ from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import build
 from fedloom.tracking.metrics_log import MetricsLog
 from intervals import interval
+from shares import parser_of, share_of
 from timing import write_page
 
 TARGET = 1.1
@@ -252,29 +253,26 @@ def _to(target: float, results: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Run what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "runs/flasc-benchmark")
     parser.add_argument("--configs", default=",".join(DEFAULT))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--data", help="a file, folder or Hub id in the place of polyglot")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/flasc-benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     configs = arguments.configs.split(",")
     source = Path(arguments.data or "polyglot").with_suffix("")
     set_name = "_".join(source.parts[-2:])
     folder = arguments.runs / f"{set_name}-{arguments.rounds}"
-    part, parts = map(int, arguments.part.split("/"))
+    share = share_of(arguments)
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
     runs = [(name, seed) for seed in range(arguments.seeds) for name in configs]
-    for name, seed in [] if arguments.table else runs[part::parts]:
+    for name, seed in share.of(runs):
         print(f"{name}, seed {seed}", flush=True)
         run(recipe_of(name, seed, arguments), folder / name / str(seed))
     text = table(folder, configs, arguments.seeds)
     print(text)
-    if arguments.table or parts == 1:
+    if share.writes:
         page = "flasc.md" if not arguments.data else f"flasc_{set_name}.md"
         setting = (
             f"{set_name}, {arguments.rounds} rounds, 5 of 10 clients, LoRA r16 on builtin:tiny"

@@ -9,7 +9,6 @@ steps in those. A finished run is not repeated; `--part i/n` takes every n-th ru
 over the seeds with 95 % confidence intervals of the mean (Student's t).
 """
 
-import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
 from fedloom.rounds.recipe_settings import Recipe
 from intervals import interval
+from shares import parser_of, share_of
 from timing import write_page
 
 COHORT = 3
@@ -152,29 +152,26 @@ def one_round() -> int:
 
 def main() -> None:
     """Run what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "runs/kseed-benchmark")
     parser.add_argument("--configs", default="")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/kseed-benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trees = configs(arguments.steps, arguments.rounds)
     names = arguments.configs.split(",") if arguments.configs else list(trees)
     folder = arguments.runs / f"{arguments.rounds}x{arguments.steps}"
-    part, parts = map(int, arguments.part.split("/"))
+    share = share_of(arguments)
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
     runs = [(name, seed) for seed in range(arguments.seeds) for name in names]
-    for name, seed in [] if arguments.table else runs[part::parts]:
+    for name, seed in share.of(runs):
         print(f"{name}, seed {seed}", flush=True)
         rounds = rounds_of(name, arguments.rounds)
         run(recipe_of(name, trees[name], seed, rounds), folder / name / str(seed))
     text = table(folder, names, arguments.seeds, arguments.rounds)
     print(text)
-    if arguments.table or parts == 1:
+    if share.writes:
         setting = (
             f"{arguments.rounds} rounds of {arguments.steps} steps, 3 of 10 clients, builtin:tiny"
         )

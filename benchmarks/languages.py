@@ -35,6 +35,7 @@ from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session, build
 from intervals import interval
+from shares import parser_of, share_of
 from timing import write_page
 
 SPOKEN = ("en", "de", "es", "pt", "sv")
@@ -189,7 +190,7 @@ def _by(arguments: argparse.Namespace) -> str:
 
 def main() -> None:
     """Run what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "runs/languages-benchmark")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=4)
@@ -197,24 +198,21 @@ def main() -> None:
     parser.add_argument(
         "--files", help="of the folder, without what follows the last dot; else all"
     )
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/languages-benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     name = Path(arguments.data).stem if arguments.data else "conflict"
     spoken = f"-{arguments.files}" if arguments.files else ""
     folder = arguments.runs / f"{name}-{arguments.rounds}{spoken}"
-    part, parts = map(int, arguments.part.split("/"))
+    share = share_of(arguments)
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
     runs = [(mode, seed) for seed in range(arguments.seeds) for mode in arguments.modes.split(",")]
-    for mode, seed in [] if arguments.table else runs[part::parts]:
+    for mode, seed in share.of(runs):
         print(f"{mode}, seed {seed}", flush=True)
         recipe = recipe_of(mode, seed, arguments)
         run(recipe, _by(arguments), folder / mode / str(seed))
     text = table(folder, arguments.seeds)
     print(text)
-    if arguments.table or parts == 1:
+    if share.writes:
         said = f" ({arguments.files})" if arguments.files else ""
         write_page(
             "languages.md" if not arguments.data else f"languages_{name}.md",

@@ -30,6 +30,7 @@ from fedloom.recipe import build_recipe
 from fedloom.rounds.recipe_settings import Recipe
 from intervals import interval
 from languages import SPOKEN, TASKS, run, write_conflict
+from shares import parser_of, share_of
 from timing import write_page
 
 SETTINGS = ("conflict", "turnout", "adam", "own", "mixed", "iid")
@@ -128,30 +129,27 @@ def _ends(result: Mapping[str, Any], metric: str) -> tuple[float, float]:
 
 def main() -> None:
     """Run what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "runs/pooling-benchmark")
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/pooling-benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    part, parts = map(int, arguments.part.split("/"))
+    share = share_of(arguments)
     settings, modes = arguments.settings.split(","), arguments.modes.split(",")
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
     runs = [(s, m, seed) for seed in range(arguments.seeds) for s in settings for m in modes]
     # By chance is by chance: in `iid` nobody is told anything.
     runs = [(s, m, seed) for s, m, seed in runs if s != "iid" or m in ("fedavg", "apart", "pooled")]
     folder = arguments.runs / f"rounds-{arguments.rounds}"
-    for setting, mode, seed in [] if arguments.table else runs[part::parts]:
+    for setting, mode, seed in share.of(runs):
         print(f"{setting}, {mode}, seed {seed}", flush=True)
         recipe = recipe_of(mode, setting, seed, arguments)
         run(recipe, LABELS.get(setting, "language"), folder / setting / mode / str(seed))
     text = table(folder, arguments.seeds, settings)
     print(text)
-    if arguments.table or parts == 1:
+    if share.writes:
         title = f"Pooled clusters beside one model and a model for each, {arguments.rounds} rounds"
         write_page("pooling.md", title, text)
 

@@ -15,7 +15,6 @@ A run's line is kept, so that a benchmark that was stopped goes on; `--part i/n`
 writes the table, of whatever there is.
 """
 
-import argparse
 import json
 import math
 import os
@@ -43,6 +42,7 @@ from fedloom.rounds.loop import advance, begin, measure
 from fedloom.rounds.recipe_settings import MAX_UPDATE_NORM
 from fedloom.rounds.session import Makers, Session, build
 from robust_table import ABSENT, NONE, costs, differences, gathered, losses
+from shares import parser_of, share_of
 from timing import write_page
 
 ATTACKERS = 2
@@ -260,17 +260,14 @@ def _worthwhile(rule: str, attack: str) -> bool:
 
 def main() -> None:
     """Run what is missing, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, "runs/robust-benchmark")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rules", help="some of them, with ; between them")
     parser.add_argument("--attacks", help="some of them, with ; between them")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--table", action="store_true")
-    parser.add_argument("--runs", type=Path, default=Path("runs/robust-benchmark"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    part, parts = map(int, arguments.part.split("/"))
+    share = share_of(arguments)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     rules = arguments.rules.split(";") if arguments.rules else list(RULES)
     attacks = arguments.attacks.split(";") if arguments.attacks else list(ATTACKS)
@@ -282,13 +279,13 @@ def main() -> None:
         for rule in rules
         if _worthwhile(rule, attack)
     ]
-    for seed, attack, rule in [] if arguments.table else wanted[part::parts]:
+    for seed, attack, rule in share.of(wanted):
         file = arguments.runs / f"{rule}-{attack}-{seed}-{arguments.rounds}.json"
         if not file.exists():
             line = play(rule, attack, seed, arguments.rounds)
             file.write_text(json.dumps(line))
             print(rule, attack, seed, f"{line['after']:.4f}", flush=True)
-    if arguments.table or parts == 1:
+    if share.writes:
         files = sorted(arguments.runs.glob(f"*-{arguments.rounds}.json"))
         text = page([json.loads(file.read_text()) for file in files])
         print(text)

@@ -4,7 +4,6 @@ A run that was finished is kept, so that a table that was stopped goes on; `--pa
 processes share the work; `--table` only writes the table, of whatever there is.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ import torch
 
 import fedloom
 from fedloom.recipe import build_recipe
+from shares import parser_of, share_of
 from timing import write_page
 
 Tree = Mapping[str, Any]
@@ -94,14 +94,11 @@ def main(
         data: What `data.source` is where nobody says.
         doc: Of the script.
     """
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser = parser_of(doc, "runs/real")
     parser.add_argument("--data", default=data, help="a file or folder")
     parser.add_argument("--model", default=model, help="what model.name takes")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--arms", help="of these alone, with ; between")
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--runs", type=Path, default=Path("runs/real"))
-    parser.add_argument("--table", action="store_true", help="only write the table")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     recipes = arms(asked.data, asked.model)
@@ -109,12 +106,12 @@ def main(
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     # Seed by seed, so that a table that was stopped has whole rows of fewer seeds.
     todo = [(arm, seed) for seed in seeds for arm in names]
-    part, parts = map(int, asked.part.split("/"))
+    share = share_of(asked)
     folder = asked.runs / table
-    for arm, seed in [] if asked.table else todo[part::parts]:
+    for arm, seed in share.of(todo):
         print(f"{arm}, seed {seed}", flush=True)
         run_arm(arm, with_seed(recipes[arm], seed), place(folder, arm, seed))
-    if asked.table or parts == 1:
+    if share.writes:
         text = page(finished(folder, todo))
         print(text)
         write_page(

@@ -51,19 +51,13 @@ def test_it_learns_and_is_measured_again_alike(run: fedloom.Result):
     assert again.metrics["loss"] == pytest.approx(last, rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
-def test_plain_peft_answers_alike(run: fedloom.Result, real_model: Find):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+QUESTIONS = ("What is the capital of France? Answer briefly.", "Name a fruit. Answer briefly.")
 
-    file = real_model("smollm2.gguf")
-    base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
-    model = PeftModel.from_pretrained(base, str(run.adapter())).eval()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    for question in (
-        "What is the capital of France? Answer briefly.",
-        "Name a fruit. Answer briefly.",
-    ):
+
+def answers(model: Any, tokenizer: Any) -> list[list[str]]:
+    """Return the words that a model of transformers or peft answers, by its own `generate`."""
+    found = []
+    for question in QUESTIONS:
         asked = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}],
             add_generation_prompt=True,
@@ -72,19 +66,44 @@ def test_plain_peft_answers_alike(run: fedloom.Result, real_model: Find):
         )
         written = model.generate(**asked, max_new_tokens=8, do_sample=False)[0]
         answer = tokenizer.decode(written[asked["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert run.chat().answer(question).split() == answer.split()
+        found.append(answer.split())
+    return found
 
 
-def test_it_is_exported_whole(run: fedloom.Result, real_model: Find, tmp_path: Path):
-    from transformers import AutoModelForCausalLM
+@pytest.fixture(scope="module")
+def learnt(run: fedloom.Result) -> list[list[str]]:
+    """Return what the run's chat answers to the same."""
+    return [run.chat().answer(question).split() for question in QUESTIONS]
 
-    run.export(tmp_path / "merged", merged=True)
-    folder = tmp_path / "merged" / "global"
-    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 134_515_008
-    exported = load_base(ModelSettings(name=str(folder)))
-    ours = load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_plain_peft_answers_alike(run: fedloom.Result, learnt: list[list[str]], real_model: Find):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = real_model("smollm2.gguf")
+    base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    untrained = answers(base, tokenizer)
+    model = PeftModel.from_pretrained(base, str(run.adapter())).eval()
+    assert answers(model, tokenizer) == learnt
+    assert untrained != learnt
+
+
+def test_it_is_exported_whole(
+    run: fedloom.Result, learnt: list[list[str]], real_model: Find, tmp_path: Path
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run.export(tmp_path / "merged", merged=True)["global"]
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    assert whole.num_parameters() == 134_515_008
+    assert answers(whole, AutoTokenizer.from_pretrained(folder)) == learnt
     # The tokenizer and its template come along.
-    assert identity(exported) == identity(ours)
+    exported = load_base(ModelSettings(name=str(folder)))
+    assert identity(exported) == identity(
+        load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
+    )
 
 
 def test_it_goes_on_to_the_bit(

@@ -72,7 +72,8 @@ class BesideGlobal(Silent, Protocol):
     ) -> tuple[ClusteredState[State], Metrics]:
         """Return the state after a round: the grouping first, then every cluster its members' uploads."""
         if state.variances is not None:
-            return self._pooled(inner, state, round, replies, share)
+            grouping, models = self.grouped(state, round, replies, share, state.global_state)
+            return _pooled(inner, replace(state, grouping=grouping), models, round, replies)
         global_state, metrics = inner.server_update(state.global_state, round, iter(replies))
         grouping, models = self.grouped(state, round, replies, share, global_state)
         memberships = share.memberships(grouping)
@@ -84,35 +85,41 @@ class BesideGlobal(Silent, Protocol):
         )
         return after, {**metrics, **cluster_metrics}
 
-    def _pooled(
-        self,
-        inner: Algorithm[State],
-        state: ClusteredState[State],
-        round: Round,
-        replies: Sequence[Reply],
-        share: Sharing,
-    ) -> tuple[ClusteredState[State], Metrics]:
-        """Return the state after a round in which every cluster is taught everybody's uploads and more of its own."""
-        assert state.variances is not None
-        grouping, models = self.grouped(state, round, replies, share, state.global_state)
-        pooled = pool(replies, grouping.assignment, state.variances)
 
-        def taught(model: State, delta: Params) -> tuple[State, Metrics]:
-            # The inner algorithm reads the mean alone, so one reply stands for all.
-            return inner.server_update(model, round, [Reply("pooled", {"delta": delta})])
+def _pooled(
+    inner: Algorithm[State],
+    state: ClusteredState[State],
+    models: Mapping[int, State],
+    round: Round,
+    replies: Sequence[Reply],
+) -> tuple[ClusteredState[State], Metrics]:
+    """Return the state after a round in which every cluster is taught everybody's uploads and more of its own.
 
-        global_state, metrics = taught(state.global_state, pooled.whole)
-        after = replace(
-            state,
-            global_state=global_state,
-            cluster_states={k: taught(model, pooled.move(k))[0] for k, model in models.items()},
-            grouping=grouping,
-            variances=pooled.variances,
-        )
-        lambdas = pooled.lambdas
-        told = {f"{cluster_name(k)}/lambda": value for k, value in lambdas.items()}
-        mean = {"lambda": statistics.fmean(lambdas.values())} if lambdas else {}
-        return after, {**metrics, **mean, **told}
+    Args:
+        inner: Trains each model.
+        state: Before the round, grouped by it.
+        models: Of the clusters, before the round.
+        round: The round.
+        replies: Of its cohort.
+    """
+    assert state.variances is not None
+    pooled = pool(replies, state.grouping.assignment, state.variances)
+
+    def taught(model: State, delta: Params) -> tuple[State, Metrics]:
+        # The inner algorithm reads the mean alone, so one reply stands for all.
+        return inner.server_update(model, round, [Reply("pooled", {"delta": delta})])
+
+    global_state, metrics = taught(state.global_state, pooled.whole)
+    after = replace(
+        state,
+        global_state=global_state,
+        cluster_states={k: taught(model, pooled.move(k))[0] for k, model in models.items()},
+        variances=pooled.variances,
+    )
+    lambdas = pooled.lambdas
+    told = {f"{cluster_name(k)}/lambda": value for k, value in lambdas.items()}
+    mean = {"lambda": statistics.fmean(lambdas.values())} if lambdas else {}
+    return after, {**metrics, **mean, **told}
 
 
 class _Known(BesideGlobal, Protocol):

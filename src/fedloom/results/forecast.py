@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice, product, zip_longest
 
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.setup import batches
@@ -10,9 +10,8 @@ from fedloom.core.protocols import ClientId, Fit, Split, Task, Work
 from fedloom.core.randomness import derive
 from fedloom.core.rehearsal import client_half, stand_in
 from fedloom.data.federation import Shard
-from fedloom.data.tokens import Example
 from fedloom.objectives.forward import Forward
-from fedloom.results.probes import Line, Probes
+from fedloom.results.probes import Line, Probes, tokens_of
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
@@ -24,6 +23,8 @@ from fedloom.tracking.environment import peak_memory_bytes
 class Forecast:
     """Of a whole run."""
 
+    cohort: int
+    """Clients of a round."""
     train_seconds: float
     """Of the clients alone: without messages and the server's own work."""
     evaluate_seconds: float
@@ -79,12 +80,18 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
     judged, most = _judged(session, probes)
     # The weights after a round are rebuilt by whoever asks first: those who measure, or else who trains next.
     rebuilt = _rebuilt(session, fits)
-    measured = sum(rebuilt[number] for number in _due(recipe) if probes.judged)
+    measured = sum(rebuilt[number] for number in _due(recipe)) if probes.judged else 0.0
     return Forecast(
-        trained * recipe.run.rounds + sum(rebuilt[:-1]) - measured + rebuilt[-1],
+        len(sent),
+        trained * recipe.run.rounds + sum(rebuilt) - measured,
         judged + measured,
         int(max(memory, most, peak_memory_bytes())),
     )
+
+
+def _due(recipe: Recipe) -> list[int]:
+    """Return the rounds after which the model is measured, 0 before the first."""
+    return [n for n in range(recipe.run.rounds + 1) if recipe.measures_after(n)]
 
 
 def _rebuilt(session: Session, fits: Sequence[Fit]) -> list[float]:
@@ -104,7 +111,7 @@ def _judged(session: Session, probes: Probes) -> tuple[float, float]:
     evaluations = list(_evaluations(session))
     cost = probes.judging()
     seconds = sum(cost.seconds.at(each.tokens) for each in evaluations)
-    memory = cost.memory.at(_largest(session))
+    memory = cost.memory.at(_largest(session, probes))
     at_once = max(len(each.answers) for each in evaluations)
     if at_once:
         token = probes.writing(min(session.recipe.evaluation.batch_size, at_once))
@@ -113,12 +120,6 @@ def _judged(session: Session, probes: Probes) -> tuple[float, float]:
             seconds += _written(each.answers, token.seconds, session)
         memory = max(memory, token.memory.constant)
     return seconds, memory
-
-
-def _due(recipe: Recipe) -> set[int]:
-    """Return the rounds after which the model is measured, 0 before the first."""
-    every, rounds = recipe.evaluation.every, recipe.run.rounds
-    return {0, rounds, *(range(every, rounds, every) if every else ())}
 
 
 def _held_by_round(session: Session, cohort: int) -> int:
@@ -148,35 +149,35 @@ def _asked(
     works: Mapping[ClientId, Sequence[Work]],
     lanes: int,
 ) -> Asked:
-    """Return the steps of a round, whose batches are those that it will draw."""
-    local, shards = session.recipe.local, session.federation.shards
+    """Return the steps of a round, whose batches are those that it will draw; clients of a group take turns side by side."""
     pieces = steps = tokens = largest = 0
     for at in range(0, len(sent), lanes):
-        group = sent[at : at + lanes]
-        counts, widest = [0], 0
-        for task in group:
-            rows = shards[task.client].train
-            for turn, work in enumerate(works[task.client]):
-                if not isinstance(work, Fit):
-                    continue
-                count = _num_steps(work, local, len(rows))
-                drawn = batches(
-                    rows, local.batch_size * local.accumulation, derive(task.seed, turn)
-                )
-                sizes = [
-                    [
-                        _tokens(step[i : i + local.batch_size])
-                        for i in range(0, len(step), local.batch_size)
-                    ]
-                    for step in islice(drawn, count)
-                ]
-                pieces += 1
-                counts.append(count)
-                tokens += sum(map(sum, sizes))
-                widest += max((max(each) for each in sizes), default=0)
-        steps += max(counts) if lanes > 1 else sum(counts)
-        largest = max(largest, widest)
+        group = [
+            [
+                _batch_tokens(session, task, turn, work)
+                for turn, work in enumerate(works[task.client])
+                if isinstance(work, Fit)
+            ]
+            for task in sent[at : at + lanes]
+        ]
+        for turn in zip_longest(*group, fillvalue=()):
+            taken = [client for client in turn if client]
+            pieces += len(taken)
+            steps += max(map(len, taken), default=0)
+            tokens += sum(sum(map(sum, client)) for client in taken)
+            largest = max(largest, sum(max(map(max, client)) for client in taken))
     return Asked(pieces, steps, tokens, largest)
+
+
+def _batch_tokens(session: Session, task: Task, turn: int, work: Fit) -> list[list[int]]:
+    """Return the tokens of each batch of each step of a piece of training."""
+    local, rows = session.recipe.local, session.federation.shards[task.client].train
+    steps = batches(rows, local.batch_size * local.accumulation, derive(task.seed, turn))
+    size = local.batch_size
+    return [
+        [tokens_of(step[i : i + size]) for i in range(0, len(step), size)]
+        for step in islice(steps, _num_steps(work, local, len(rows)))
+    ]
 
 
 def _evaluations(session: Session) -> Iterator[Measured]:
@@ -186,7 +187,7 @@ def _evaluations(session: Session) -> Iterator[Measured]:
         ("validation", "test") if recipe.evaluation.validation else ("test",)
     )
     longest = recipe.evaluation.max_new_tokens
-    for number, split in product(sorted(_due(recipe)), splits):
+    for number, split in product(_due(recipe), splits):
         held = (shards[c] for c in session.drawn_judges(number, split))
         rows = [
             row
@@ -196,7 +197,7 @@ def _evaluations(session: Session) -> Iterator[Measured]:
         written = split == "test" and recipe.evaluation.generate and not recipe.objective.classes
         asked = rows if written else []
         yield Measured(
-            _tokens(rows),
+            tokens_of(rows),
             sum(row.prompt_length for row in asked),
             # Before training a model goes on; then it learns when to stop.
             [longest if number == 0 else min(longest, 1 + row.num_targets) for row in asked],
@@ -210,19 +211,14 @@ def _written(answers: Sequence[int], token: Line, session: Session) -> float:
     return token.at(sum(answers), sum(map(max, together)))
 
 
-def _largest(session: Session) -> int:
+def _largest(session: Session, probes: Probes) -> int:
     """Return the tokens of the largest batch that is measured."""
-    held = [r for s in session.federation.shards.values() for r in (*s.validation, *s.test)]
-    longest = max(len(row.ids) for row in held)
+    longest = max(len(row.ids) for row in probes.held)
     rows = Forward.of(session.space.model).most_rows(longest)
-    return longest * min(len(held), session.recipe.evaluation.batch_size, rows)
+    return longest * min(len(probes.held), session.recipe.evaluation.batch_size, rows)
 
 
 def _num_steps(work: Fit, local: LocalSettings, num_rows: int) -> int:
     if work.seed_sequence is None:
         return local.num_steps(num_rows, work.steps)
     return len(next(iter(work.seed_sequence.values()))) // local.directions
-
-
-def _tokens(rows: Sequence[Example]) -> int:
-    return sum(len(row.ids) for row in rows)

@@ -120,20 +120,19 @@ def make_plan(recipe: Recipe) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
-        clients = _cohort(session)
-        sizes, around = _messages(session, len(clients))
         taken = forecast(session, shards)
+        sizes, around = _messages(session, taken.cohort)
     params, model = session.space.start(), session.space.model
     kernels = choose_kernels(recipe.local, model)
     return Plan(
         recipe,
         num_trainable=sum(t.numel() for t in params.values()),
         num_total=sum(p.numel() for p in session.base.model.parameters()),
-        cohort=len(clients),
+        cohort=taken.cohort,
         download_bytes=sizes[-1][0],
         upload_bytes=sizes[-1][1],
-        total_bytes=len(clients) * sum(map(sum, sizes)),
-        train_seconds=taken.train_seconds + around * len(clients) * recipe.run.rounds,
+        total_bytes=taken.cohort * sum(map(sum, sizes)),
+        train_seconds=taken.train_seconds + around * taken.cohort * recipe.run.rounds,
         evaluate_seconds=taken.evaluate_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
         base=session.base.described(),
@@ -150,11 +149,6 @@ def _rebuild_in_words(space: object) -> str:
         return ""
     kind, seconds = space.directions.distribution, space.rebuild_seconds()
     return cost_in_words(kind, space.num_seeds, seconds)
-
-
-def _cohort(session: Session) -> list[ClientId]:
-    run = begin(session.recipe.algorithm, session.space.start(), session.recipe.run.seed)
-    return list(draw(run, session.learners, session.recipe.cohort).cohort)
 
 
 def _messages(session: Session, cohort: int) -> tuple[list[tuple[int, int]], float]:

@@ -97,7 +97,8 @@ class Probes:
         judging = session.recipe.evaluation
         # Of more rows the evaluator would draw some.
         at_once = min(judging.batch_size, judging.max_examples or judging.batch_size)
-        self._held = held
+        self.held = held
+        """All rows that may be measured."""
         self.judged = _two_sizes(held, at_once) if held else {}
         for name, rows in self._learnt.items():
             judged = self.judged.get(name, [])
@@ -121,7 +122,7 @@ class Probes:
         step = max((tried["more"].seconds - tried["large"].seconds) / MORE, 1e-9)
         piece = max(tried["large"].seconds - step, 0.0)
         short = max(tried["small"].seconds - piece, 1e-9)
-        few, many = (self.lanes * _tokens(self._learnt[name]) for name in (SMALL, LARGE))
+        few, many = (self.lanes * tokens_of(self._learnt[name]) for name in (SMALL, LARGE))
         return Cost(
             piece / self.lanes,
             Line.through((few, short), (many, step)),
@@ -134,7 +135,7 @@ class Probes:
         tried = _interleaved(
             {name: partial(self._run, self._names(name)[:1], work) for name in (SMALL, LARGE)}
         )
-        points = [(_tokens(self.judged[name]), tried[name]) for name in (SMALL, LARGE)]
+        points = [(tokens_of(self.judged[name]), tried[name]) for name in (SMALL, LARGE)]
         seconds = Line.through(*((tokens, each.seconds) for tokens, each in points))
         return Cost(0.0, seconds, _memory(*((tokens, each.memory) for tokens, each in points)))
 
@@ -147,8 +148,8 @@ class Probes:
         space = self._session.space
         space.load(space.start())
         model: Any = space.model
-        most = min(PROMPT, *(len(row.ids) for row in self._held))
-        first = torch.stack([row.ids[:most] for row in self._held[:at_once]])
+        most = min(PROMPT, *(len(row.ids) for row in self.held))
+        first = torch.stack([row.ids[:most] for row in self.held[:at_once]])
         counts = sorted({max(1, at_once // 4), at_once})
         pieces: dict[str, Callable[[], object]] = {}
         for rows, tokens in product(counts, (1, 1 + MORE_TOKENS)):
@@ -223,7 +224,8 @@ def _two_sizes(rows: Sequence[Example], whole: int) -> dict[str, list[Example]]:
     return {SMALL: small or [min(rows, key=lambda row: len(row.ids))], LARGE: large}
 
 
-def _tokens(rows: Sequence[Example]) -> int:
+def tokens_of(rows: Sequence[Example]) -> int:
+    """Return the tokens of all rows together."""
     return sum(len(row.ids) for row in rows)
 
 

@@ -133,7 +133,7 @@ class Training:
 
     def _tell(self, reported: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
         """Measure the model after a round, if that is due, and write down the round."""
-        run, due = self.run, _is_due(self.session, self.run.number)
+        run, due = self.run, self.session.recipe.measures_after(self.run.number)
         measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
         metrics, influence = split_influence(reported)
         if influence:
@@ -148,7 +148,7 @@ class Training:
 
     def measure_end(self) -> None:
         """Measure the last round's model where a run ends in a round in which that was not due."""
-        if _is_due(self.session, self.run.number):
+        if self.session.recipe.measures_after(self.run.number):
             return
         recorder = _Recorder(self.session, self._trackers, self._console)
         log = records(self.session.folder / "metrics.jsonl")
@@ -161,12 +161,6 @@ class Training:
         log.truncate_after(self.run.number - 1)
         recorder.lines["metrics.jsonl"] -= 1
         recorder.record(self.run, {**{n: v for n, v in line.items() if n != "round"}, **measured})
-
-
-def _is_due(session: Session, number: int) -> bool:
-    """Return whether a recipe has the model measured after a round."""
-    every = session.recipe.evaluation.every
-    return number in (0, session.recipe.run.rounds) or (every > 0 and number % every == 0)
 
 
 def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
@@ -245,10 +239,10 @@ class _Recorder:
         )
 
     def stopped(self) -> bool:
-        settings, history = self.session.recipe.run, self.history()
+        recipe, history = self.session.recipe, self.history()
         # A run that was ended in another round was measured there, which an uninterrupted one is not.
-        due = [line for line in history.lines if _is_due(self.session, int(line["round"]))]
-        return replace(history, lines=due).should_stop(settings.monitor, settings.patience)
+        due = [line for line in history.lines if recipe.measures_after(int(line["round"]))]
+        return replace(history, lines=due).should_stop(recipe.run.monitor, recipe.run.patience)
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
         """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""

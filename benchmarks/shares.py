@@ -1,0 +1,47 @@
+"""The options of a benchmark whose runs are kept: which share of them this process makes, and whether it writes the table."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def parser_of(doc: str, runs: str) -> argparse.ArgumentParser:
+    """Return a parser with `--part`, `--table` and `--runs`, for `share_of` to read.
+
+    Args:
+        doc: Of the script.
+        runs: The folder where runs are kept unless another is named.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th run from the i-th")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--runs", type=Path, default=Path(runs), help="where runs are kept")
+    return parser
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process does."""
+
+    part: int
+    parts: int
+    only_table: bool
+
+    def of(self, runs: Sequence[T]) -> Sequence[T]:
+        """Return the runs to make."""
+        return [] if self.only_table else runs[self.part :: self.parts]
+
+    @property
+    def writes(self) -> bool:
+        """Return whether the table is written: not by one process of several."""
+        return self.only_table or self.parts == 1
+
+
+def share_of(asked: argparse.Namespace) -> Share:
+    """Return what the options say."""
+    part, parts = map(int, asked.part.split("/"))
+    return Share(part, parts, asked.table)
