@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom import cli_sites
-from fedloom.cli_console import console, open_terminal, show_outcome
+from fedloom.cli_console import complain, console, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
 
@@ -233,7 +233,7 @@ def chat(
         str | None, typer.Option(help="Whose model; the shared one if not given.")
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option(help="Which model, or auto: the first message chooses.")
+        str | None, typer.Option(help="Which model, or auto: what is asked chooses.")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Answer this and stop, instead of asking.")
@@ -254,12 +254,16 @@ def chat(
     talk = found.chat(cluster or client)
     if prompt is not None:
         console.print(talk.answer(prompt) or NO_ANSWER, markup=False, highlight=False)
+        if talk.route:
+            complain(talk.route.reason)
         return
     console.print(f"{talk.name}; an empty line ends the chat")
     with suppress(EOFError):
         while text := console.input("[bold]you:[/] ").strip():
             line = Text.assemble(("model:", "bold"), f" {talk.answer(text) or NO_ANSWER}")
             console.print(line, highlight=False)
+            if talk.route:
+                console.print(Text(talk.route.reason, style="dim"), highlight=False)
 
 
 @app.command()
@@ -270,16 +274,16 @@ def route(
     anyway: Anyway = False,
     model: ModelPath = None,
 ) -> None:
-    """Find the model of a run that suits a new client, from a few examples without a label."""
+    """Find the model of a run that suits a new client, from a few examples without a label, and how sure that is."""
     from fedloom.result import open_run
-    from fedloom.results.export import deliverables
+    from fedloom.results.export import routable
     from fedloom.results.route import Router, read_probe, route_table
 
     console = _console()
     about(folder)
     found = open_run(folder, console=console, anyway=anyway, moved=model).open("route")
     examples = read_probe(found.session, probe, num_examples)
-    router = Router(found.session, deliverables(found.session, found.run))
+    router = Router(found.session, routable(found.session, found.run))
     console.print(route_table(router, examples))
 
 

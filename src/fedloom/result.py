@@ -112,7 +112,7 @@ class Result:
         """Return a conversation with a deployed model: `chat().answer("...")`.
 
         Args:
-            client: Whose model, or the model's own name; "auto" lets the first message choose; the shared one if not given.
+            client: Whose model, or the model's own name; "auto" lets what is asked choose; the shared one if not given.
         """
         opened = self.open("chat")
         return Chat.open(opened.session, client, run=opened.run)

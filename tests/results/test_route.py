@@ -11,8 +11,10 @@ import torch
 from rich.console import Console
 
 from fedloom import experiment
+from fedloom.core.description import GLOBAL
+from fedloom.core.params import equal
 from fedloom.data.formats import Message, Record
-from fedloom.results.export import deliverables
+from fedloom.results.export import deliverables, routable
 from fedloom.results.route import Route, Router, read_probe, route_table
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session, build
@@ -71,9 +73,12 @@ def test_a_client_goes_where_its_answers_surprise_least(
     where: str, router: tuple[Session, Router]
 ) -> None:
     route = router[1].route(records(where, 4))
-    assert route.model == where
-    assert route.margin > 0
+    assert route.model == route.likeliest == where
     assert route.surprise[where] == min(route.surprise.values())
+    assert route.posterior[where] > 0.99
+    assert route.reason == (
+        f"{where} suits best: > 99 % likely from 4 examples, 50 % by the number of its clients alone"
+    )
 
 
 def test_a_prompt_goes_where_the_answer_is_begun_most_surely(
@@ -109,7 +114,7 @@ def test_a_probe_is_read_from_a_file_like_the_data_or_from_lines_of_prompts(
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(route_table(routes, probe))
     told = console.export_text()
-    assert "south suits these 16 examples best" in told
+    assert "south suits best: > 99 % likely from 16 examples, 50 % by the number of" in told
     assert "loss of the answers" in told
     assert told.index("south ") < told.index("north ")
     (tmp_path / "empty.txt").write_text("\n")
@@ -140,8 +145,93 @@ def test_a_probe_that_does_not_fit_is_an_error(router: tuple[Session, Router]) -
         router[1].route(["x" * 400, "y" * 400])
 
 
-def test_where_there_is_one_model_there_is_no_margin() -> None:
-    assert Route("global", {"global": 2.0}).margin == 0
+def of_evidence(sizes: dict[str, int], *, answered: bool = False, **evidence: float) -> Route:
+    return Route(evidence, {GLOBAL: 0, **sizes}, 1, 1, answered)
+
+
+def test_a_clusters_chance_is_its_share_of_the_clients_times_the_likelihood() -> None:
+    # 2 exp(-3), exp(-2), exp(-4): 0.73576, 1 and 0.13534 of 1.87110 after division by exp(-2).
+    route = of_evidence({"a": 2, "b": 1, "c": 1}, a=-3.0, b=-2.0, c=-4.0)
+    assert route.prior == {"a": 0.5, "b": 0.25, "c": 0.25}
+    expected = {"a": 0.393224, "b": 0.534447, "c": 0.072329}
+    assert route.posterior == pytest.approx(expected, abs=1e-5)
+    assert route.model == "b"
+    assert route.reason == "b suits best: 53 % likely from 1 prompt, 25 % by the number of its clients alone"
+
+
+def test_evidence_adds_up_and_is_never_lost_in_small_numbers() -> None:
+    one, two = (of_evidence({"a": 3, "b": 1}, a=-2.0 * n, b=-1.0 * n) for n in (1, 2))
+    odds = [route.posterior["b"] / route.posterior["a"] for route in (one, two)]
+    assert odds == pytest.approx([math.e / 3, math.e**2 / 3])
+    far = of_evidence({"a": 3, "b": 1}, a=-5000.0, b=-4999.0)
+    assert far.posterior == pytest.approx(one.posterior)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "evidence", "answered", "why"),
+    [
+        ({"a": 1, "b": 1, "c": 1}, (-2.0, -1.9, -2.0), False, "no cluster is likely enough"),
+        # 9 exp(-1) of 9 exp(-1) + 1 is 0.77: more likely than not, but less than the 0.9 before.
+        ({"a": 9, "b": 1, "c": 1}, (-2.0, -1.0, -50.0), False, "no cluster is likely enough"),
+        ({"a": 9, "b": 1, "c": 1}, (-2.0, -2.0, -2.0), False, "the clusters' models are alike here"),
+        ({"a": 1, "b": 1, "c": 1}, (-1.5, -9.0, -9.0), True, "it finds the answers likelier"),
+    ],
+)
+def test_a_probe_in_doubt_is_for_the_model_for_all(
+    sizes: dict[str, int], evidence: tuple[float, ...], answered: bool, why: str
+) -> None:
+    numbers = dict(zip("abc", evidence, strict=True))
+    route = of_evidence(sizes, answered=answered, **numbers, **{GLOBAL: -1.0})
+    assert route.model == GLOBAL
+    assert route.likeliest == "b" if "b" in why else route.likeliest in "ab"
+    assert route.reason.startswith(f"global, the model for all, is used, as {why}: ")
+    assert of_evidence(sizes, answered=answered, **numbers).model == route.likeliest
+
+
+def test_a_prompt_does_not_go_to_the_model_for_all_because_that_is_surer() -> None:
+    assert of_evidence({"a": 1, "b": 1}, a=-1.0, b=-9.0, **{GLOBAL: -0.5}).model == "a"
+
+
+def test_clients_without_a_cluster_are_a_hypothesis_too() -> None:
+    route = Route({"a": -2.0, GLOBAL: -1.0}, {"a": 1, GLOBAL: 3}, 2, 2, answered=True)
+    assert route.posterior[GLOBAL] == pytest.approx(3 * math.e / (3 * math.e + 1))
+    assert route.model == GLOBAL
+
+
+def test_where_there_is_one_model_there_is_nothing_to_choose() -> None:
+    route = of_evidence({"a": 4}, a=-2.0)
+    assert (route.model, route.reason) == ("a", "a is the only model that gives numbers")
+    lone = of_evidence({"a": 4, "b": 4}, a=-math.inf, b=-math.inf, **{GLOBAL: -1.0})
+    assert lone.model == GLOBAL
+
+
+def test_clusters_that_share_everything_are_not_told_apart(router: tuple[Session, Router]) -> None:
+    session, routes = router
+    params, _ = routes.models["north"]
+    same = {key: value.clone() for key, value in params.items()}
+    models = {"one": (params, ["x", "y"]), "two": (same, ["z"]), GLOBAL: (params, [])}
+    for probe in (records("north", 4), ["Say w1."]):
+        route = Router(session, models).route(probe)
+        assert route.model == GLOBAL
+        assert route.posterior == pytest.approx({"one": 2 / 3, "two": 1 / 3})
+        assert "the clusters' models are alike here: one is 67 % likely" in route.reason
+
+
+def test_there_is_a_model_for_all_to_fall_back_on_where_one_was_learnt(
+    router: tuple[Session, Router], small_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    session, routes = router
+    assert equal(session.newcomer(last_run(session)), session.space.start())
+    assert routable(session, last_run(session)).keys() == routes.models.keys()
+    recipe = small_recipe(algorithm=[{"ditto": {}}, "fedavg"])
+    experiment.run(recipe, tmp_path)
+    session = build(recipe, tmp_path)
+    run = last_run(session)
+    models = routable(session, run)
+    assert set(models) - set(deliverables(session, run)) == {GLOBAL}
+    shared, users = models[GLOBAL]
+    assert users == []
+    assert equal(shared, run.state.params)
 
 
 @pytest.mark.slow

@@ -7,14 +7,14 @@ from typing import Any
 from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message
 from fedloom.data.preparation import question
-from fedloom.results.export import deliverables
-from fedloom.results.route import Router
+from fedloom.results.export import routable
+from fedloom.results.route import Route, Router
 from fedloom.rounds.loop import Run
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session
 
 AUTO = "auto"
-"""In place of a model's name: the first message chooses."""
+"""In place of a model's name: what the user asks chooses, anew with every message."""
 
 
 @dataclass
@@ -23,18 +23,20 @@ class Chat:
 
     session: Session
     models: Mapping[str, tuple[Params, list[ClientId]]]
-    """To choose from by the first message; of one, there is nothing to choose."""
+    """To choose from by what the user asks; of one, there is nothing to choose."""
     messages: tuple[Message, ...] = ()
     """What was said so far."""
+    route: Route | None = None
+    """Which model was chosen last, and how sure that is; None where nothing was."""
 
     @classmethod
     def open(cls, session: Session, name: str | None, *, run: Run[Any] | None = None) -> "Chat":
-        """Load the model called so, or that of the client called so; or the shared one; or leave it to be chosen, `auto`.
+        """Load the model called so, or that of the client called so; or the shared one; or leave the choice to what is asked, `auto`.
 
         Raises:
             ValueError: where there is no such model or client, or models differ and none was named.
         """
-        models = deliverables(session, run or last_run(session))
+        models = routable(session, run or last_run(session))
         if name != AUTO:
             name = _pick(models, name)
             models = {name: models[name]}
@@ -43,8 +45,10 @@ class Chat:
 
     @property
     def name(self) -> str:
-        """Return what the model is called, once it is chosen."""
-        return next(iter(self.models)) if len(self.models) == 1 else AUTO
+        """Return what the model is called; `auto` where none is chosen yet."""
+        if len(self.models) == 1:
+            return next(iter(self.models))
+        return self.route.model if self.route else AUTO
 
     def answer(self, text: str) -> str:
         """Return the model's answer to the next message.
@@ -54,10 +58,11 @@ class Chat:
         """
         recipe, tokenizer = self.session.recipe, self.session.base.tokenizer
         settings, objective = recipe.data, recipe.objective
-        if self.name == AUTO:
-            chosen = Router(self.session, self.models).route([text]).model
-            self.models = {chosen: self.models[chosen]}
-            self.session.space.load(self.models[chosen][0])
+        if len(self.models) > 1:
+            # Each of the user's messages by itself: answers are the models' own, and no evidence.
+            texts = [message.content for message in self.messages if message.role == "user"]
+            self.route = Router(self.session, self.models).route([*texts, text])
+            self.session.space.load(self.models[self.route.model][0])
         asked = (*self.messages, Message("user", text))
         record = question(asked, settings, objective)
         (examples,) = objective.examples([record], settings, tokenizer).examples
@@ -81,6 +86,6 @@ def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None)
     known = ", ".join(c for _, clients in models.values() for c in clients)
     given = f"got {name!r}" if name else "got none"
     raise ValueError(
-        f"--client must be one of {known}, or --cluster one of {', '.join(models)}, or {AUTO} to let the first "
-        f"message choose, since their models differ; {given}"
+        f"--client must be one of {known}, or --cluster one of {', '.join(models)}, or {AUTO} to let what is "
+        f"asked choose, since their models differ; {given}"
     )

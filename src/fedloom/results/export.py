@@ -7,6 +7,7 @@ from typing import Any
 
 from fedloom.core.description import GLOBAL, Clusters, describe
 from fedloom.core.files import write_atomic
+from fedloom.core.params import equal
 from fedloom.core.protocols import ClientId, Params
 from fedloom.report.card import model_card
 from fedloom.rounds.loop import Run
@@ -42,6 +43,16 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
             name = clients[0] if len(clients) == 1 else f"cluster-{len(named)}"
         named[name] = (params, clients)
     return named
+
+
+def routable(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
+    """Return what somebody new may be sent to: every distinct model, and `global`, the one for all, where one was learnt."""
+    models = deliverables(session, run)
+    if len(models) > 1 and GLOBAL not in models:
+        shared = session.newcomer(run)
+        if not equal(shared, session.space.start()):
+            models[GLOBAL] = (shared, [])
+    return models
 
 
 def export_models(

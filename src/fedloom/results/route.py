@@ -1,7 +1,10 @@
-"""Which of a run's models suits a client that never took part, or a prompt. No label is asked for.
+"""Which of a run's models suits a client that never took part, or a prompt, and how sure that is. No label is asked for.
 
-A probe with answers belongs to the model that finds the answers least surprising; one of prompts alone to the model
-that is surest of how to begin its answers.
+Clusters stand as hypotheses: by Bayes' rule the chance of one is its share of the clients times exp(evidence). The
+evidence of rows with answers is the log-likelihood of the answers. Prompts have no likelihood to go by: models that learn
+answers alone say nothing of how likely a prompt is (of two runs, one cluster's model found its own language's prompts less
+likely than the others' did). What a prompt does tell is how well each model expects to answer it: minus the entropy of the
+first token is the log-likelihood that the model expects of it.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.core.description import GLOBAL
 from fedloom.core.protocols import ClientId, Params
 from fedloom.core.randomness import derive
 from fedloom.data.formats import Message, Record
@@ -27,21 +31,99 @@ from fedloom.rounds.session import Session
 
 Probe = Sequence[Record] | Sequence[str]
 """Conversations with answers, or prompts without."""
+_ALIKE = 1e-3
+"""Nats by which models differ that are told apart by rounding alone."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a probe belongs."""
+    """Where a probe belongs, by what every model makes of it."""
 
-    model: str
-    surprise: Mapping[str, float]
-    """Of each model, nats a token, infinite where it has no numbers; the least is chosen."""
+    evidence: Mapping[str, float]
+    """Of each model, nats: the log-likelihood of the answers; of prompts what the model expects of its first tokens.
+    Minus infinity where it has no numbers."""
+    sizes: Mapping[str, int]
+    """Clients of each model. One without clients, such as the model for all, is nobody's cluster: it is fallen back on."""
+    num_examples: int
+    """Of the probe."""
+    num_tokens: int
+    """That the evidence is the sum over."""
+    answered: bool
+    """Whether the probe has answers."""
 
     @property
-    def margin(self) -> float:
-        """Return by how many nats the next best model is worse; 0 where there is no other."""
-        best, *others = sorted(self.surprise.values())
-        return others[0] - best if others else 0.0
+    def prior(self) -> Mapping[str, float]:
+        """Return the chance of each cluster by its size alone: those with numbers, which add up to 1."""
+        found = {
+            name: count
+            for name, count in self.sizes.items()
+            if count and math.isfinite(self.evidence[name])
+        }
+        return {name: count / sum(found.values()) for name, count in found.items()}
+
+    @property
+    def posterior(self) -> Mapping[str, float]:
+        """Return the chance of each cluster after the probe."""
+        logs = {name: math.log(prior) + self.evidence[name] for name, prior in self.prior.items()}
+        top = max(logs.values(), default=0.0)
+        chances = {name: math.exp(value - top) for name, value in logs.items()}
+        total = sum(chances.values())
+        return {name: chance / total for name, chance in chances.items()}
+
+    @property
+    def likeliest(self) -> str:
+        """Return the cluster with the largest chance; the model for all where no cluster's has numbers."""
+        return max(self.posterior, key=lambda name: self.posterior[name], default=GLOBAL)
+
+    @property
+    def alike(self) -> bool:
+        """Return whether the clusters' models make the same of the probe."""
+        found = [self.evidence[name] for name in self.prior]
+        return len(found) > 1 and max(found) - min(found) < _ALIKE
+
+    @property
+    def model(self) -> str:
+        """Return the model to use.
+
+        It is the likeliest cluster's where that is more likely than not, more likely than by its size alone, and its
+        model finds given answers no less likely than the model for all does; otherwise the model for all, if there is one.
+        """
+        return GLOBAL if self._doubt else self.likeliest
+
+    @property
+    def reason(self) -> str:
+        """Return model, chance and number of examples as one sentence without its full stop."""
+        best = self.likeliest
+        if len(self.prior) < 2:
+            return f"{self.model} is the only model that gives numbers"
+        one = "prompt" if not self.answered else "example"
+        many = f"{self.num_examples} {one}{'' if self.num_examples == 1 else 's'}"
+        chance = (
+            f"{_percent(self.posterior[best])} likely from {many},"
+            f" {_percent(self.prior[best])} by the number of its clients alone"
+        )
+        if not self._doubt:
+            return f"{best} suits best: {chance}"
+        return f"{GLOBAL}, the model for all, is used, as {self._doubt}: {best} is {chance}"
+
+    @property
+    def surprise(self) -> Mapping[str, float]:
+        """Return minus the evidence of each model, nats a token."""
+        return {name: -value / self.num_tokens for name, value in self.evidence.items()}
+
+    @property
+    def _doubt(self) -> str:
+        """Return why the model for all is used instead of the likeliest cluster's; empty where it is not."""
+        best, shared = self.likeliest, self.evidence.get(GLOBAL, -math.inf)
+        if best == GLOBAL or shared == -math.inf or len(self.prior) < 2:
+            return ""
+        if self.alike:
+            return "the clusters' models are alike here"
+        if self.posterior[best] <= max(0.5, self.prior[best]):
+            return "no cluster is likely enough"
+        return (
+            "it finds the answers likelier" if self.answered and shared > self.evidence[best] else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -50,23 +132,25 @@ class Router:
 
     session: Session
     models: Mapping[str, tuple[Params, list[ClientId]]]
-    """As `deliverables` returns them."""
+    """As `routable` returns them."""
 
     def route(self, probe: Probe) -> Route:
-        """Return the model for whoever holds the probe.
+        """Return where whoever holds the probe belongs.
 
         Raises:
             ValueError: where nothing of it fits `data.max_length`, or no model has numbers for it.
         """
         answered = not isinstance(probe[0], str)
         examples = self._examples([_record(one, self.session.recipe) for one in probe])
-        surprise = {name: self._surprise(name, examples, answered=answered) for name in self.models}
-        if all(map(math.isinf, surprise.values())):
+        evidence = {name: self._evidence(name, examples, answered=answered) for name in self.models}
+        if all(map(math.isinf, evidence.values())):
             raise ValueError(
                 f"no model of {self.session.folder} can be chosen: none gives numbers for this probe, as the loss of"
                 " its training may have shown"
             )
-        return Route(min(surprise, key=lambda name: surprise[name]), surprise)
+        sizes = {name: len(clients) for name, (_, clients) in self.models.items()}
+        tokens = sum(one.num_targets for one in examples) if answered else len(examples)
+        return Route(evidence, sizes, len(examples), tokens, answered)
 
     def _examples(self, records: Sequence[Record]) -> list[Example]:
         recipe, settings = self.session.recipe, self.session.recipe.data
@@ -79,18 +163,18 @@ class Router:
             )
         return found
 
-    def _surprise(self, name: str, examples: Sequence[Example], *, answered: bool) -> float:
+    def _evidence(self, name: str, examples: Sequence[Example], *, answered: bool) -> float:
         batch_size = self.session.recipe.evaluation.batch_size
         self.session.space.load(self.models[name][0])
         model = self.session.space.model
         if not answered:
             prompts = [example.ids[: example.prompt_length] for example in examples]
-            found = sum(answer_entropies(model, prompts, batch_size)) / len(prompts)
+            found = -math.fsum(answer_entropies(model, prompts, batch_size))
         else:
             with evaluating(model):
                 scores = score(model, examples, batch_size, self.session.recipe.objective)
-            found = sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
-        return math.inf if math.isnan(found) else found
+            found = -math.fsum(one.loss for one in scores)
+        return found if math.isfinite(found) else -math.inf
 
 
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
@@ -110,21 +194,27 @@ def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
 
 
 def route_table(router: Router, probe: Probe) -> Table:
-    """Return every model with how it takes the probe, the chosen one first."""
+    """Return every model with its chance and how it takes the probe, the likeliest first."""
     route = router.route(probe)
-    kind = "doubt of the first token" if isinstance(probe[0], str) else "loss of the answers"
-    table = Table(
-        title=Text(f"{route.model} suits these {len(probe)} examples best"), title_justify="left"
-    )
+    kind = "loss of the answers" if route.answered else "doubt of the first token"
+    table = Table(title=Text(route.reason), title_justify="left")
     table.add_column("model")
-    table.add_column(f"{kind}, nats", justify="right")
+    table.add_column("chance", justify="right")
+    table.add_column(f"{kind}, nats a token", justify="right")
     table.add_column("serves", ratio=1)
-    for name in sorted(route.surprise, key=lambda name: route.surprise[name]):
+    chances, surprise = route.posterior, route.surprise
+    for name in sorted(surprise, key=lambda name: (-chances.get(name, -1.0), surprise[name])):
         clients = router.models[name][1]
         more = f" and {len(clients) - 4} more" if len(clients) > 4 else ""
-        serves = Text(", ".join(clients[:4]) + more)
-        table.add_row(Text(name), f"{route.surprise[name]:.3f}", serves)
+        serves = ", ".join(clients[:4]) + more if clients else "whoever fits no cluster"
+        chance = _percent(chances[name]) if name in chances else ""
+        table.add_row(Text(name), chance, f"{surprise[name]:.3f}", Text(serves))
     return table
+
+
+def _percent(chance: float) -> str:
+    """Return a chance in percent; never that it is certain, or impossible."""
+    return "> 99 %" if chance > 0.995 else "< 1 %" if chance < 0.005 else f"{100 * chance:.0f} %"
 
 
 def _record(one: Record | str, recipe: Recipe) -> Record:

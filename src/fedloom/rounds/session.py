@@ -3,11 +3,21 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
 from fedloom.client.setup import Setup, TrainerParts
-from fedloom.core.protocols import ClientId, Engine, Params, Profile, Split, Trainer
+from fedloom.core.protocols import (
+    ClientId,
+    Engine,
+    Params,
+    Payload,
+    Profile,
+    Round,
+    Split,
+    Trainer,
+)
 from fedloom.core.randomness import derive
 from fedloom.core.rehearsal import Deployed
 from fedloom.data.data_settings import DataSettings
@@ -83,20 +93,33 @@ class Session:
         self, run: Run[object], *, also: Collection[ClientId] = ()
     ) -> dict[ClientId, Params]:
         """Return what judging clients, and those of `also`, would use now, as read from the wire; shared where shared."""
-        recipe, population = self.recipe, self.engine.population()
-        round = draw(run, population, None)
-        sent = recipe.algorithm.broadcast(run.state, round)
-        wire, read = recipe.wire, {}
+        read = self._downloads(draw(run, self.engine.population(), None), run)
+        deployed = Deployed(self.recipe.algorithm)
+        return {
+            c: deployed.of(read[c], self.store.load(c, before=run.number + 1))
+            for c in sorted({*self.judges, *also})
+        }
+
+    def newcomer(self, run: Run[object]) -> Params:
+        """Return what a client would use that never took part and of which nothing is known, as read from the wire."""
+        population = self.engine.population()
+        name = "newcomer"
+        while name in population:
+            name += "+"
+        round = draw(run, {**population, name: {}}, None)
+        read = self._downloads(replace(round, cohort=(name,)), run)
+        return self.recipe.algorithm.deployed(read[name], {})
+
+    def _downloads(self, round: Round, run: Run[Any]) -> dict[ClientId, Payload]:
+        """Return what the cohort would be sent now, as read from the wire; one object where that is one."""
+        sent = self.recipe.algorithm.broadcast(run.state, round)
+        wire, read = self.recipe.wire, dict[int, Payload]()
         for payload in sent.values():
             if id(payload) not in read:
                 read[id(payload)] = roundtrip(
                     payload, values=wire.download, compression=wire.compression
                 )
-        deployed = Deployed(recipe.algorithm)
-        return {
-            c: deployed.of(read[id(sent[c])], self.store.load(c, before=run.number + 1))
-            for c in sorted({*self.judges, *also})
-        }
+        return {client: read[id(payload)] for client, payload in sent.items()}
 
 
 Federate = Callable[[DataSettings, Tokenizer, Objective], Federation]
