@@ -276,15 +276,13 @@ def route(
 ) -> None:
     """Find the model of a run that suits a new client, from a few examples without a label, and how sure that is."""
     from fedloom.result import open_run
-    from fedloom.results.export import routable
     from fedloom.results.route import Router, read_probe, route_table
 
     console = _console()
     about(folder)
     found = open_run(folder, console=console, anyway=anyway, moved=model).open("route")
     examples = read_probe(found.session, probe, num_examples)
-    router = Router(found.session, routable(found.session, found.run))
-    console.print(route_table(router, examples))
+    console.print(route_table(Router.of(found.session, found.run), examples))
 
 
 @app.command()

@@ -156,7 +156,10 @@ def test_a_clusters_chance_is_its_share_of_the_clients_times_the_likelihood() ->
     expected = {"a": 0.393224, "b": 0.534447, "c": 0.072329}
     assert route.posterior == pytest.approx(expected, abs=1e-5)
     assert route.model == "b"
-    assert route.reason == "b suits best: 53 % likely from 1 prompt, 25 % by the number of its clients alone"
+    assert (
+        route.reason
+        == "b suits best: 53 % likely from 1 prompt, 25 % by the number of its clients alone"
+    )
 
 
 def test_evidence_adds_up_and_is_never_lost_in_small_numbers() -> None:
@@ -173,7 +176,12 @@ def test_evidence_adds_up_and_is_never_lost_in_small_numbers() -> None:
         ({"a": 1, "b": 1, "c": 1}, (-2.0, -1.9, -2.0), False, "no cluster is likely enough"),
         # 9 exp(-1) of 9 exp(-1) + 1 is 0.77: more likely than not, but less than the 0.9 before.
         ({"a": 9, "b": 1, "c": 1}, (-2.0, -1.0, -50.0), False, "no cluster is likely enough"),
-        ({"a": 9, "b": 1, "c": 1}, (-2.0, -2.0, -2.0), False, "the clusters' models are alike here"),
+        (
+            {"a": 9, "b": 1, "c": 1},
+            (-2.0, -2.0, -2.0),
+            False,
+            "the clusters' models are alike here",
+        ),
         ({"a": 1, "b": 1, "c": 1}, (-1.5, -9.0, -9.0), True, "it finds the answers likelier"),
     ],
 )

@@ -12,11 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
+import torch
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fedloom.core.description import GLOBAL
+from fedloom.core.description import GLOBAL, describe
 from fedloom.core.protocols import ClientId, Params
 from fedloom.core.randomness import derive
 from fedloom.data.formats import Message, Record
@@ -26,6 +29,9 @@ from fedloom.data.readers import read_file
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
 from fedloom.evaluation.scoring import answer_entropies, evaluating, score
+from fedloom.results.calibration import Calibration, Calibrations
+from fedloom.results.export import deliverables, routable
+from fedloom.rounds.loop import Run
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 
@@ -33,6 +39,8 @@ Probe = Sequence[Record] | Sequence[str]
 """Conversations with answers, or prompts without."""
 _ALIKE = 1e-3
 """Nats by which models differ that are told apart by rounding alone."""
+_CLIENTS, _ROWS, _MODELS = 32, 8, 40
+"""Of how many clients how many rows calibrate, and for how many models at most: more would cost more than they say."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class Route:
     """That the evidence is the sum over."""
     answered: bool
     """Whether the probe has answers."""
+    temperature: float = 1.0
+    """What differences of evidence are divided by before they count."""
 
     @property
     def prior(self) -> Mapping[str, float]:
@@ -64,7 +74,10 @@ class Route:
     @property
     def posterior(self) -> Mapping[str, float]:
         """Return the chance of each cluster after the probe."""
-        logs = {name: math.log(prior) + self.evidence[name] for name, prior in self.prior.items()}
+        logs = {
+            name: math.log(prior) + self.evidence[name] / self.temperature
+            for name, prior in self.prior.items()
+        }
         top = max(logs.values(), default=0.0)
         chances = {name: math.exp(value - top) for name, value in logs.items()}
         total = sum(chances.values())
@@ -122,7 +135,9 @@ class Route:
         if self.posterior[best] <= max(0.5, self.prior[best]):
             return "no cluster is likely enough"
         return (
-            "it finds the answers likelier" if self.answered and shared > self.evidence[best] else ""
+            "it finds the answers likelier"
+            if self.answered and shared > self.evidence[best]
+            else ""
         )
 
 
@@ -133,6 +148,13 @@ class Router:
     session: Session
     models: Mapping[str, tuple[Params, list[ClientId]]]
     """As `routable` returns them."""
+    calibrations: Calibrations = Calibrations()
+    """How far evidence is believed."""
+
+    @classmethod
+    def of(cls, session: Session, run: Run[Any]) -> Self:
+        """Return the router of a finished run, with what its clients' held-out rows said of its evidence."""
+        return cls(session, routable(session, run), Calibrations.read(session.folder))
 
     def route(self, probe: Probe) -> Route:
         """Return where whoever holds the probe belongs.
@@ -142,7 +164,11 @@ class Router:
         """
         answered = not isinstance(probe[0], str)
         examples = self._examples([_record(one, self.session.recipe) for one in probe])
-        evidence = {name: self._evidence(name, examples, answered=answered) for name in self.models}
+        found = {name: self.evidence(name, examples, answered=answered) for name in self.models}
+        evidence = {name: math.fsum(each) for name, each in found.items()}
+        evidence = {
+            n: total if math.isfinite(total) else -math.inf for n, total in evidence.items()
+        }
         if all(map(math.isinf, evidence.values())):
             raise ValueError(
                 f"no model of {self.session.folder} can be chosen: none gives numbers for this probe, as the loss of"
@@ -150,7 +176,23 @@ class Router:
             )
         sizes = {name: len(clients) for name, (_, clients) in self.models.items()}
         tokens = sum(one.num_targets for one in examples) if answered else len(examples)
-        return Route(evidence, sizes, len(examples), tokens, answered)
+        calibration = self.calibrations.answers if answered else self.calibrations.prompts
+        count = len(examples)
+        return Route(evidence, sizes, count, tokens, answered, calibration.of(count))
+
+    def evidence(
+        self, name: str, examples: Sequence[Example], *, answered: bool
+    ) -> Sequence[float]:
+        """Return what each example says for a model, nats: log-likelihood of its answer, or what the model expects of it."""
+        batch_size = self.session.recipe.evaluation.batch_size
+        self.session.space.load(self.models[name][0])
+        model = self.session.space.model
+        if not answered:
+            prompts = [example.ids[: example.prompt_length] for example in examples]
+            return [-found for found in answer_entropies(model, prompts, batch_size)]
+        with evaluating(model):
+            scores = score(model, examples, batch_size, self.session.recipe.objective)
+        return [-one.loss for one in scores]
 
     def _examples(self, records: Sequence[Record]) -> list[Example]:
         recipe, settings = self.session.recipe, self.session.recipe.data
@@ -163,18 +205,36 @@ class Router:
             )
         return found
 
-    def _evidence(self, name: str, examples: Sequence[Example], *, answered: bool) -> float:
-        batch_size = self.session.recipe.evaluation.batch_size
-        self.session.space.load(self.models[name][0])
-        model = self.session.space.model
-        if not answered:
-            prompts = [example.ids[: example.prompt_length] for example in examples]
-            found = -math.fsum(answer_entropies(model, prompts, batch_size))
-        else:
-            with evaluating(model):
-                scores = score(model, examples, batch_size, self.session.recipe.objective)
-            found = -math.fsum(one.loss for one in scores)
-        return found if math.isfinite(found) else -math.inf
+
+def calibrate(session: Session, run: Run[Any]) -> Calibrations | None:
+    """Return how far the evidence of a run with clusters is to be believed, from rows its clients hold out.
+
+    None where there is no such row in this process, or nothing to choose from.
+    """
+    described = describe(session.recipe.algorithm, run.state)
+    shards = session.federation.shards
+    if described.quiet or not described.clusters or not described.clusters.assignment:
+        return None
+    router = Router(session, deliverables(session, run))
+    names = list(router.models)
+    own = {c: at for at, name in enumerate(names) for c in router.models[name][1]}
+    held = {c: shards[c].validation or shards[c].test for c in own if c in shards}
+    seed = derive(session.recipe.run.seed, "routing")
+    clients = sorted((c for c in held if held[c]), key=lambda c: derive(seed, c))[:_CLIENTS]
+    if not 1 < len(names) <= _MODELS or not clients:
+        return None
+    size = min(_ROWS, *(len(held[c]) for c in clients))
+    examples = [example for c in clients for example in held[c][:size]]
+    prior = torch.tensor([len(router.models[name][1]) for name in names], dtype=torch.float64)
+
+    def fitted(*, answered: bool) -> Calibration:
+        found = [router.evidence(name, examples, answered=answered) for name in names]
+        evidence = torch.tensor(found, dtype=torch.float64).T.reshape(len(clients), size, -1)
+        if not evidence.isfinite().all():
+            return Calibration()
+        return Calibration.fit(evidence, prior / prior.sum(), [own[c] for c in clients])
+
+    return Calibrations(fitted(answered=True), fitted(answered=False))
 
 
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
@@ -193,11 +253,11 @@ def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
     return [found[i] for i in sorted(chosen)]  # type: ignore[return-value]  # of either kind
 
 
-def route_table(router: Router, probe: Probe) -> Table:
-    """Return every model with its chance and how it takes the probe, the likeliest first."""
+def route_table(router: Router, probe: Probe) -> Group:
+    """Return the choice in a sentence, and every model with its chance and how it takes the probe, the likeliest first."""
     route = router.route(probe)
     kind = "loss of the answers" if route.answered else "doubt of the first token"
-    table = Table(title=Text(route.reason), title_justify="left")
+    table = Table()
     table.add_column("model")
     table.add_column("chance", justify="right")
     table.add_column(f"{kind}, nats a token", justify="right")
@@ -209,7 +269,7 @@ def route_table(router: Router, probe: Probe) -> Table:
         serves = ", ".join(clients[:4]) + more if clients else "whoever fits no cluster"
         chance = _percent(chances[name]) if name in chances else ""
         table.add_row(Text(name), chance, f"{surprise[name]:.3f}", Text(serves))
-    return table
+    return Group(Text(route.reason), table)
 
 
 def _percent(chance: float) -> str:
