@@ -163,17 +163,22 @@ class Router:
             ValueError: where nothing of it fits `data.max_length`, or no model has numbers for it.
         """
         answered = not isinstance(probe[0], str)
-        examples = self._examples([_record(one, self.session.recipe) for one in probe])
+        examples = self.examples([_record(one, self.session.recipe) for one in probe])
         found = {name: self.evidence(name, examples, answered=answered) for name in self.models}
-        evidence = {name: math.fsum(each) for name, each in found.items()}
-        evidence = {
-            n: total if math.isfinite(total) else -math.inf for n, total in evidence.items()
-        }
-        if all(map(math.isinf, evidence.values())):
+        route = self.concluded(found, examples, answered=answered)
+        if all(map(math.isinf, route.evidence.values())):
             raise ValueError(
                 f"no model of {self.session.folder} can be chosen: none gives numbers for this probe, as the loss of"
                 " its training may have shown"
             )
+        return route
+
+    def concluded(
+        self, found: Mapping[str, Sequence[float]], examples: Sequence[Example], *, answered: bool
+    ) -> Route:
+        """Return what follows from the evidence of each example, by model."""
+        sums = {name: math.fsum(each) for name, each in found.items()}
+        evidence = {n: total if math.isfinite(total) else -math.inf for n, total in sums.items()}
         sizes = {name: len(clients) for name, (_, clients) in self.models.items()}
         tokens = sum(one.num_targets for one in examples) if answered else len(examples)
         calibration = self.calibrations.answers if answered else self.calibrations.prompts
@@ -194,7 +199,8 @@ class Router:
             scores = score(model, examples, batch_size, self.session.recipe.objective)
         return [-one.loss for one in scores]
 
-    def _examples(self, records: Sequence[Record]) -> list[Example]:
+    def examples(self, records: Sequence[Record]) -> list[Example]:
+        """Return what of the conversations fits, at least one."""
         recipe, settings = self.session.recipe, self.session.recipe.data
         tokenised = recipe.objective.examples(records, settings, self.session.base.tokenizer)
         found = [example for examples in tokenised.examples for example in examples]
