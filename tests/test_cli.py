@@ -110,9 +110,10 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
     assert "Worst loss" in said
     (tmp_path / "new.txt").write_text("Was ist das?\nWer ist da?\n")
     said = typed("route runs/quickstart new.txt")
-    assert re.search(r"cluster-[01] suits these 2 examples best", said)
+    assert re.search(r"cluster-[01]( suits best:| is) \d+ % likely from 2 prompts, 50 % by the", said)
     assert "client-000, client-001" in said
-    assert typed("chat runs/quickstart --cluster auto --prompt Hallo").strip()
+    said = typed("chat runs/quickstart --cluster auto --prompt Hallo")
+    assert re.search(r"cluster-[01]( suits best:| is) \d+ % likely from 1 prompt, 50 % by the", said)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,10 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
     missed = re.findall(r"^- 20: .*", (folder / "clusters.md").read_text(), re.M)
     assert len(missed) == 1
     assert "not separable" in missed[0]
-    assert "180 (100%) |" in (folder / "routing.md").read_text()
+    apart = (folder / "routing.md").read_text().partition("## Pooled")[0]
+    assert "| answers | 16 | 100 ± 0 |" in apart
+    assert re.search(r"\| prompts \| 1 \| 44 ± \d+ \| 44 ± \d+ \|", apart)
+    assert "from 16 examples in 100 % of cases, from one prompt in 44 % (chance: 17 %)" in told
 
 
 def test_the_readmes_speed_is_the_benchmarks() -> None:

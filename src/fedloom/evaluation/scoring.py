@@ -44,8 +44,8 @@ def score(
 def answer_entropies(model: nn.Module, prompts: Sequence[Tensor], batch_size: int) -> list[float]:
     """Return the entropy, in nats, of the token after each prompt, (length,) int64, in their order.
 
-    It tells a prompt of the model's kind from others without an answer. The likelihood of the prompt itself tells
-    little: training never asks for a prompt's tokens.
+    It tells a prompt of the model's kind from others without an answer. The likelihood of the prompt itself misleads:
+    training never asks for a prompt's tokens.
     """
     found: dict[int, float] = {}
     left = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))

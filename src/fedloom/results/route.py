@@ -1,10 +1,10 @@
 """Which of a run's models suits a client that never took part, or a prompt, and how sure that is. No label is asked for.
 
-Clusters stand as hypotheses: by Bayes' rule the chance of one is its share of the clients times exp(evidence). The
-evidence of rows with answers is the log-likelihood of the answers. Prompts have no likelihood to go by: models that learn
-answers alone say nothing of how likely a prompt is (of two runs, one cluster's model found its own language's prompts less
-likely than the others' did). What a prompt does tell is how well each model expects to answer it: minus the entropy of the
-first token is the log-likelihood that the model expects of it.
+Clusters are hypotheses: by Bayes' rule the chance of one is proportional to its clients times exp(evidence / temperature).
+The evidence of rows with answers is the log-likelihood of the answers. Of a prompt the log-likelihood is no evidence: models
+that learn answers alone come to answer where others would go on asking, so that each finds prompts of its own clients
+unlikely, and to choose by it is worse than chance (`benchmarks/results/routing.md`). Evidence is how well a model expects
+to answer: minus the entropy of the first token is the log-likelihood that it expects of it.
 """
 
 import dataclasses
