@@ -23,7 +23,6 @@ from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
 from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
-from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import Algorithm
 from fedloom.core.sparsity import Density
@@ -95,13 +94,13 @@ CASES: dict[str, Algorithm[Any]] = {
         Sharing(["lora_A"], mix=0.1, temperature=2.0),
     ),
     "clustered pooled(fedavg)": Clustered(
-        FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool=Pool())
+        FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool="on")
     ),
     "clustered pooled(flasc(fedadam))": Clustered(
-        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Random(3), Sharing(pool=Pool())
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Random(3), Sharing(pool="on")
     ),
     "clustered pooled(fedkseed)": Clustered(
-        FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool=Pool())
+        FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool="on")
     ),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "flasc(clustered(ditto(fedavg)))": Flasc(

@@ -11,14 +11,19 @@ all, h_c = sum q_i^2, h = sum p_i^2 and S = sum P_c^2:
 
     noise  = sum_c sum_i p_i |u_i - D_c|^2 / sum_c P_c (1 - h_c)
     raw    = (sum_c |D_c - D|^2 - noise sum_c (h_c (1 - 2 P_c) + h)) / sum_c (1 - 2 P_c + S)
-    spread = (spread + raw) / 2, cut off at 0 only where it is used
-    lambda_c = spread / (spread + noise h_c),  and c moves by D + lambda_c (D_c - D)
+    spread = (spread + raw) / 2
+    tau2   = max(0, spread) max(0, sum spread) / sum max(0, spread),  the sums over tensors
+    lambda_c = tau2 / (tau2 + noise h_c),  and c moves by D + lambda_c (D_c - D)
 
-Who replied and has no cluster counts as a cluster of its own in D, h and S only.
+Who replied and has no cluster counts as a cluster of its own in D, h and S only. A spread is unbiased as long as it may be
+negative; cut off at 0, those of clusters made by chance would be above it in half of the tensors. So the cut ones are scaled
+until all tensors have together what they had before: nearly nothing where there is nothing, everything where there is much.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,13 +31,10 @@ from torch import Tensor
 from fedloom.core.payloads import NoReplies, accumulator
 from fedloom.core.protocols import ClientId, Params, Reply
 
+ALIKE = 0.01
+"""Clusters that go less of their own way than this go nearly all the way with everybody."""
 _NOTHING = 1e-9
 """Sums of weights that are rounding alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The uploads decide how much of its own way a cluster goes; there is nothing to set."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,19 @@ class Variances:
     noise: Mapping[str, float] = field(default_factory=dict)
     """s2, the expected squared distance of a client's update from its cluster's mean; as of the last round that tells."""
     spread: Mapping[str, float] = field(default_factory=dict)
-    """tau2 before it is cut off at 0: of a cluster's mean from everybody's, recent rounds counting most."""
+    """Of a cluster's mean from everybody's, recent rounds counting most; negative where noise explains more than all."""
+    alike: int = 0
+    """Rounds in a row in which clusters went nearly all the way with everybody."""
 
     def spread_of(self, name: str) -> float:
-        """Return the spread of a tensor as it is used: 0 where less is left than noise explains, or nothing is known."""
-        return max(0.0, self.spread.get(name, 0.0))
+        """Return tau2 of a tensor: 0 where less is left than noise explains, or nothing is known."""
+        return max(0.0, self.spread.get(name, 0.0)) * self._kept
+
+    @cached_property
+    def _kept(self) -> float:
+        """Return by how much spreads that are cut off at 0 are scaled, so that all add up to what they were."""
+        cut = sum(max(0.0, value) for value in self.spread.values())
+        return max(0.0, sum(self.spread.values())) / cut if cut else 0.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,11 @@ class Pooled:
         return max(0.0, 1 - deviations / length) if deviations and length else 1.0
 
     @property
+    def mean_lambda(self) -> float:
+        """Return the mean of all clusters that replied."""
+        return statistics.fmean(self.lambdas.values())
+
+    @property
     def lambdas(self) -> Mapping[int, float]:
         """Return lambda of each cluster that replied, a mean over tensors by their sizes."""
         sizes = {name: tensor.numel() for name, tensor in self.whole.items()}
@@ -145,13 +160,21 @@ class Pooled:
         }
 
 
-def pool(replies: Sequence[Reply], cluster_of: Mapping[ClientId, int], known: Variances) -> Pooled:
+def pool(
+    replies: Sequence[Reply],
+    cluster_of: Mapping[ClientId, int],
+    known: Variances,
+    *,
+    deciding: bool = False,
+) -> Pooled:
     """Return what a round's replies teach, and the variances with it.
 
     Args:
         replies: Of the cohort; of their uploads only `delta` is read.
         cluster_of: The cluster of everybody who has one.
         known: Of the rounds before.
+        deciding: Whether these very replies decided who is where. Clusters are then apart by choice, noise and all, so the
+            spread stays what other rounds say.
 
     Raises:
         NoReplies: where nobody replied, or all weights are zero.
@@ -171,11 +194,15 @@ def pool(replies: Sequence[Reply], cluster_of: Mapping[ClientId, int], known: Va
             means[k][name] = mean
         if shares.free > _NOTHING:
             noise[name] = inside / shares.free
-        if shares.apart > _NOTHING and name in noise:
+        if shares.apart > _NOTHING and name in noise and not deciding:
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = (spread[name] + raw) / 2 if name in spread else raw
-    return Pooled(whole, means, shares, Variances(noise, spread))
+    found = Pooled(whole, means, shares, Variances(noise, spread))
+    if not means:
+        return found
+    alike = known.alike + 1 if found.mean_lambda < ALIKE else 0
+    return replace(found, variances=replace(found.variances, alike=alike))
 
 
 def _means(
