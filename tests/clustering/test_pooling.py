@@ -453,11 +453,11 @@ def test_clusters_made_by_chance_share_nearly_all_however_many_tensors_there_are
 
 def test_where_all_tensors_are_apart_nothing_is_taken_from_them() -> None:
     known = Variances(noise={"a": 1.0, "b": 1.0}, spread={"a": 3.0, "b": 1.0})
-    assert [known.spread_of(n) for n in "ab"] == [3.0, 1.0]
+    assert known.tau2() == {"a": 3.0, "b": 1.0}
     known = Variances(noise={"a": 1.0, "b": 1.0}, spread={"a": 3.0, "b": -1.0})
-    assert [known.spread_of(n) for n in "ab"] == [2.0, 0.0]
+    assert known.tau2() == {"a": 2.0, "b": 0.0}
     known = Variances(noise={"a": 1.0, "b": 1.0}, spread={"a": 3.0, "b": -4.0})
-    assert [known.spread_of(n) for n in "ab"] == [0.0, 0.0]
+    assert known.tau2() == {"a": 0.0, "b": 0.0}
 
 
 def test_who_decided_the_groups_does_not_say_how_far_apart_they_are() -> None:

@@ -32,7 +32,9 @@ from fedloom.server.samplers import Full
 LANGUAGES = ["en", "de", "es", "pt", "sv"]
 
 
-@pytest.mark.parametrize("share", [Sharing(pool="off"), Sharing(pool="on")], ids=["apart", "pooled"])
+@pytest.mark.parametrize(
+    "share", [Sharing(pool="off"), Sharing(pool="on")], ids=["apart", "pooled"]
+)
 def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
     share: Sharing, bench: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -85,9 +85,7 @@ class Clustered(Wrapper[State]):
     def _obstacle(self) -> str:
         """Return why it cannot be estimated; empty where it can."""
         if isinstance(self.mode, Paper):
-            return (
-                "is not for mode paper, whose clusters take plain means as the reference's code does"
-            )
+            return "is not for mode paper, whose clusters take plain means as the reference's code does"
         if describe(self.inner).averages_deltas:
             return ""
         names = "(".join(type(part).__name__.lower() for part in layers(self.inner))

@@ -74,7 +74,8 @@ class Auto(BesideGlobal):
         return [
             client
             for client in round.cohort
-            if row_counts.get(client, 0) < self.probes or 0 < gap <= round.number - row_rounds[client]
+            if row_counts.get(client, 0) < self.probes
+            or 0 < gap <= round.number - row_rounds[client]
         ]
 
     def grouped(

@@ -23,7 +23,6 @@ until all tensors have together what they had before: nearly nothing where there
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,15 +47,12 @@ class Variances:
     alike: int = 0
     """Rounds in a row in which clusters went nearly all the way with everybody."""
 
-    def spread_of(self, name: str) -> float:
-        """Return tau2 of a tensor: 0 where less is left than noise explains, or nothing is known."""
-        return max(0.0, self.spread.get(name, 0.0)) * self._kept
-
-    @cached_property
-    def _kept(self) -> float:
-        """Return by how much spreads that are cut off at 0 are scaled, so that all add up to what they were."""
-        cut = sum(max(0.0, value) for value in self.spread.values())
-        return max(0.0, sum(self.spread.values())) / cut if cut else 0.0
+    def tau2(self) -> Mapping[str, float]:
+        """Return the spreads as they are used: cut off at 0, and scaled so that all add up to what they were."""
+        cut = {name: max(0.0, spread) for name, spread in self.spread.items()}
+        total = sum(cut.values())
+        kept = max(0.0, sum(self.spread.values())) / total if total else 0.0
+        return {name: spread * kept for name, spread in cut.items()}
 
 
 @dataclass(frozen=True)
@@ -122,10 +118,12 @@ class Pooled:
     shares: Shares
     variances: Variances
     """With this round's."""
+    tau2: Mapping[str, float]
+    """Of them, by tensor; 0 of those that are not in it."""
 
     def keeps(self, cluster: int, name: str) -> float:
         """Return lambda of a cluster that replied, the share of its own deviation that it keeps of a tensor."""
-        spread = self.variances.spread_of(name)
+        spread = self.tau2.get(name, 0.0)
         if not spread:
             return 0.0
         return spread / (spread + self.variances.noise[name] * self.shares.concentration[cluster])
@@ -140,7 +138,7 @@ class Pooled:
 
     def _follows(self, name: str, mean: Tensor) -> float:
         """Return how far a cluster without a reply goes along everybody's mean, in which others' deviations are."""
-        deviations = self.variances.spread_of(name) * self.shares.squares
+        deviations = self.tau2.get(name, 0.0) * self.shares.squares
         length = _squared(mean)
         return max(0.0, 1 - deviations / length) if deviations and length else 1.0
 
@@ -198,7 +196,8 @@ def pool(
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = (spread[name] + raw) / 2 if name in spread else raw
-    found = Pooled(whole, means, shares, Variances(noise, spread))
+    variances = Variances(noise, spread)
+    found = Pooled(whole, means, shares, variances, variances.tau2())
     if not means:
         return found
     alike = known.alike + 1 if found.mean_lambda < ALIKE else 0
