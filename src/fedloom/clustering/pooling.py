@@ -48,6 +48,20 @@ class Variances:
         """Return the spread of a tensor as it is used: 0 where less is left than noise explains, or nothing is known."""
         return max(0.0, self.spread.get(name, 0.0))
 
+    def own_share(self, name: str, concentration: float = 1.0) -> float:
+        """Return the share of its own deviation that a mean keeps of a tensor: lambda of a cluster, mu of one client.
+
+        Args:
+            name: Of the tensor.
+            concentration: 1 / the number of clients that the mean is as good as.
+        """
+        spread = self.spread_of(name)
+        return spread / (spread + self.noise[name] * concentration) if spread else 0.0
+
+    def with_spread(self, name: str, raw: float) -> float:
+        """Return the spread of a tensor with a round's estimate in it."""
+        return (self.spread[name] + raw) / 2 if name in self.spread else raw
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -115,10 +129,7 @@ class Pooled:
 
     def keeps(self, cluster: int, name: str) -> float:
         """Return lambda of a cluster that replied, the share of its own deviation that it keeps of a tensor."""
-        spread = self.variances.spread_of(name)
-        if not spread:
-            return 0.0
-        return spread / (spread + self.variances.noise[name] * self.shares.concentration[cluster])
+        return self.variances.own_share(name, self.shares.concentration[cluster])
 
     def move(self, cluster: int) -> Params:
         """Return the mean update that a cluster is taught."""
@@ -174,8 +185,35 @@ def pool(replies: Sequence[Reply], cluster_of: Mapping[ClientId, int], known: Va
         if shares.apart > _NOTHING and name in noise:
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
-            spread[name] = (spread[name] + raw) / 2 if name in spread else raw
+            spread[name] = known.with_spread(name, raw)
     return Pooled(whole, means, shares, Variances(noise, spread))
+
+
+def pool_clients(
+    replies: Sequence[Reply],
+    cluster_of: Mapping[ClientId, int],
+    told: Sequence[Mapping[str, float]],
+    known: Variances,
+) -> Variances:
+    """Return the variances one level down, where each client is a cluster of its own inside its cluster.
+
+    What `pool` calls noise, of clients about their cluster's mean, is there the sum of both: of the spread of clients and
+    the noise of one client's update.
+
+    Args:
+        replies: Of the cohort; of their uploads only `delta` is read.
+        cluster_of: The cluster of everybody, one for all where there are none.
+        told: Estimates of the noise of one client's update, by tensor, of whoever made one.
+        known: Of the rounds before.
+    """
+    both = pool(replies, cluster_of, Variances()).variances.noise
+    noise, spread = dict(known.noise), dict(known.spread)
+    for name in dict.fromkeys(name for one in told for name in one):
+        values = [one[name] for one in told if name in one]
+        noise[name] = sum(values) / len(values)
+    for name in both.keys() & noise.keys():
+        spread[name] = known.with_spread(name, both[name] - noise[name])
+    return Variances(noise, dict(sorted(spread.items())))
 
 
 def _means(
