@@ -43,7 +43,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
-from fedloom.core.wrapper import Wraps, Wrapper, layers
+from fedloom.core.wrapper import Wrapper, Wraps, layers
 
 _ALONE = -1
 """The cluster of clients that have none."""

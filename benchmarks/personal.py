@@ -1,0 +1,164 @@
+"""A model for each client, as far its own as its uploads say: beside one model, models for clusters, and other personal ones.
+
+    python benchmarks/personal.py --data FOLDER [--model NAME] [--seeds 0,1,2] [--rounds 6] [--arms "Ditto;alone"] [--lr 4e-3]
+                                  [--part 0/2] [--table]
+
+FOLDER holds tasks of Natural Instructions, a file each, of which every file is a client. Everybody takes part in every round
+and is judged by the loss on test rows of its own task. Runs of a seed have the same data, so that differences are paired; a
+finished run is not repeated. The table has the mean over clients and the mean of the tenth that is served worst, over the
+seeds with 95 % confidence intervals (Student's t), and how far both are from those of three levels, seed by seed.
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
+import torch
+
+import fedloom
+from fedloom.recipe import build_recipe
+from intervals import interval
+from shares import parser_of, share_of
+from timing import write_page
+
+OURS = "three levels"
+POOLED = {"clustered": {"share": {"pool": {}}}}
+ARMS: Mapping[str, Any] = {
+    "FedAvg": "fedavg",
+    "clusters, apart": ["clustered", "fedavg"],
+    "clusters, pooled": [POOLED, "fedavg"],
+    "alone": "local",
+    "Ditto": ["ditto", "fedavg"],
+    # The shipped recipe's, with as many steps a round as Ditto takes.
+    "pFedMe": {"pfedme": {"strength": 0.05, "local_rounds": 2, "lr": 10.0}},
+    "two levels": ["partial_pooling", "fedavg"],
+    OURS: ["partial_pooling", POOLED, "fedavg"],
+}
+"""What is compared, each with its default settings."""
+Line = Mapping[str, Any]
+
+
+def recipe_of(arm: str, seed: int, asked: Any) -> Any:
+    """Return the recipe of one run: the same for all arms but for the algorithm."""
+    tree = {
+        "name": arm,
+        "algorithm": ARMS[arm],
+        "model": {"name": asked.model},
+        "data": {
+            "source": asked.data,
+            "partition": {"natural": {"by": "file"}},
+            "fractions": [0.7, 0, 0.3],
+            "max_length": 96,
+            "truncate": "prompt",
+            "seed": seed,
+        },
+        "cohort": "full",
+        "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
+        "local": {"optimizer": "adamw", "lr": asked.lr, "steps": 5, "batch_size": 4},
+        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 30},
+        "run": {"rounds": asked.rounds, "samples": 0, "keep_checkpoints": 1, "seed": seed},
+    }
+    return build_recipe(tree)
+
+
+def run(arm: str, seed: int, asked: Any, folder: Path) -> None:
+    """Run one arm unless its line is there."""
+    kept = folder / "line.json"
+    if kept.exists():
+        return
+    began = time.process_time()
+    result = fedloom.run(recipe_of(arm, seed, asked), folder)
+    lines = [json.loads(text) for text in (folder / "clients.jsonl").read_text().splitlines()]
+    last = max(line["round"] for line in lines)
+    line = {
+        "loss": {x["client"]: x["test/loss"] for x in lines if x["round"] == last and "test/loss" in x},
+        "mu": [x["server/mu"] for x in result.metrics if "server/mu" in x],
+        "clusters": [x["server/num_clusters"] for x in result.metrics if "server/num_clusters" in x],
+        "lambda": [x["server/lambda"] for x in result.metrics if "server/lambda" in x],
+        "upload_bytes": result.summary["upload_bytes"],
+        "download_bytes": result.summary["download_bytes"],
+        "seconds": time.process_time() - began,
+    }
+    kept.write_text(json.dumps(line))
+
+
+def ends(line: Line) -> tuple[float, float]:
+    """Return the mean over clients, and that of the tenth with the largest loss."""
+    losses = sorted(line["loss"].values(), reverse=True)
+    worst = losses[: max(1, round(len(losses) / 10))]
+    return statistics.fmean(losses), statistics.fmean(worst)
+
+
+def table(found: Mapping[str, Mapping[int, Line]]) -> str:
+    """Return the table of what has ended, a row an arm."""
+    ours = found.get(OURS, {})
+    columns = ("", "seeds", "mean loss", "worst tenth", "three levels minus it, mean", "worst tenth")
+    lines = [f"| {' | '.join((*columns, 'MB, both ways', 'CPU s'))} |", "|---|" + "---:|" * 7]
+    for arm, runs in found.items():
+        both = {seed: ends(line) for seed, line in runs.items()}
+        cells = [interval(column) for column in zip(*both.values(), strict=True)]
+        apart = [
+            [mine - theirs for mine, theirs in zip(ends(ours[seed]), them, strict=True)]
+            for seed, them in both.items()
+            if seed in ours and arm != OURS
+        ]
+        cells += [interval(column) for column in zip(*apart, strict=True)] or ["", ""]
+        sent = [(x["upload_bytes"] + x["download_bytes"]) / 1e6 for x in runs.values()]
+        spent = [x["seconds"] for x in runs.values()]
+        cells += [f"{statistics.fmean(sent):,.1f}", f"{statistics.fmean(spent):,.0f}"]
+        lines.append(f"| {arm} | {len(runs)} | {' | '.join(cells)} |")
+    said = [
+        f"{arm}, seed {seed}, by round: mu {_course(line['mu'])}"
+        + (f"; lambda {_course(line['lambda'])}" if line["lambda"] else "")
+        + (f"; clusters {', '.join(f'{n:.0f}' for n in line['clusters'])}" if line["clusters"] else "")
+        for arm, runs in found.items()
+        for seed, line in runs.items()
+        if line["mu"]
+    ]
+    return "\n".join(lines) + "\n\n" + ".\n".join(said) + "."
+
+
+def _course(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = parser_of(__doc__, "runs/personal-benchmark")
+    parser.add_argument("--data", default="natural_instructions/clients", help="a folder")
+    parser.add_argument("--model", default="builtin:tiny", help="what model.name takes")
+    parser.add_argument("--lr", type=float, default=4e-3, help="of local training")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--arms", default=";".join(ARMS), help="of these alone, with ; between")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds, arms = [int(seed) for seed in asked.seeds.split(",")], asked.arms.split(";")
+    folder = asked.runs / f"{Path(asked.model).stem.replace(':', '-')}-{asked.rounds}"
+    places = {(arm, seed): folder / arm / str(seed) for arm in ARMS for seed in seeds}
+    share = share_of(asked)
+    # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
+    for arm, seed in share.of([(arm, seed) for seed in seeds for arm in arms]):
+        print(f"{arm}, seed {seed}", flush=True)
+        run(arm, seed, asked, places[arm, seed])
+    found: dict[str, dict[int, Line]] = {}
+    for (arm, seed), place in places.items():
+        if (place / "line.json").exists():
+            found.setdefault(arm, {})[seed] = json.loads((place / "line.json").read_text())
+    text = table(found)
+    print(text)
+    if share.writes:
+        model = Path(asked.model).stem
+        name = "personal.md" if asked.model.startswith("builtin:") else f"personal_{model}.md"
+        title = f"A model for each client: 36 tasks of Natural Instructions, {model}, {asked.rounds} rounds"
+        write_page(name, title, text)
+
+
+if __name__ == "__main__":
+    main()
