@@ -30,15 +30,15 @@ from timing import write_page
 OURS = "three levels"
 POOLED = {"clustered": {"share": {"pool": {}}}}
 ARMS: Mapping[str, Any] = {
+    OURS: ["partial_pooling", POOLED, "fedavg"],
     "FedAvg": "fedavg",
-    "clusters, apart": ["clustered", "fedavg"],
-    "clusters, pooled": [POOLED, "fedavg"],
     "alone": "local",
     "Ditto": ["ditto", "fedavg"],
+    "two levels": ["partial_pooling", "fedavg"],
+    "clusters, pooled": [POOLED, "fedavg"],
     # The shipped recipe's, with as many steps a round as Ditto takes.
     "pFedMe": {"pfedme": {"strength": 0.05, "local_rounds": 2, "lr": 10.0}},
-    "two levels": ["partial_pooling", "fedavg"],
-    OURS: ["partial_pooling", POOLED, "fedavg"],
+    "clusters, apart": ["clustered", "fedavg"],
 }
 """What is compared, each with its default settings."""
 Line = Mapping[str, Any]
@@ -54,14 +54,14 @@ def recipe_of(arm: str, seed: int, asked: Any) -> Any:
             "source": asked.data,
             "partition": {"natural": {"by": "file"}},
             "fractions": [0.7, 0, 0.3],
-            "max_length": 96,
+            "max_length": 64,
             "truncate": "prompt",
             "seed": seed,
         },
         "cohort": "full",
         "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
-        "local": {"optimizer": "adamw", "lr": asked.lr, "steps": 5, "batch_size": 4},
-        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 30},
+        "local": {"optimizer": "adamw", "lr": asked.lr, "steps": 4, "batch_size": 4},
+        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 12},
         "run": {"rounds": asked.rounds, "samples": 0, "keep_checkpoints": 1, "seed": seed},
     }
     return build_recipe(tree)
@@ -77,9 +77,15 @@ def run(arm: str, seed: int, asked: Any, folder: Path) -> None:
     lines = [json.loads(text) for text in (folder / "clients.jsonl").read_text().splitlines()]
     last = max(line["round"] for line in lines)
     line = {
-        "loss": {x["client"]: x["test/loss"] for x in lines if x["round"] == last and "test/loss" in x},
+        "loss": {
+            line["client"]: line["metrics"]["loss"]
+            for line in lines
+            if line["round"] == last and line["split"] == "test"
+        },
         "mu": [x["server/mu"] for x in result.metrics if "server/mu" in x],
-        "clusters": [x["server/num_clusters"] for x in result.metrics if "server/num_clusters" in x],
+        "clusters": [
+            x["server/num_clusters"] for x in result.metrics if "server/num_clusters" in x
+        ],
         "lambda": [x["server/lambda"] for x in result.metrics if "server/lambda" in x],
         "upload_bytes": result.summary["upload_bytes"],
         "download_bytes": result.summary["download_bytes"],
@@ -98,7 +104,14 @@ def ends(line: Line) -> tuple[float, float]:
 def table(found: Mapping[str, Mapping[int, Line]]) -> str:
     """Return the table of what has ended, a row an arm."""
     ours = found.get(OURS, {})
-    columns = ("", "seeds", "mean loss", "worst tenth", "three levels minus it, mean", "worst tenth")
+    columns = (
+        "",
+        "seeds",
+        "mean loss",
+        "worst tenth",
+        "three levels minus it, mean",
+        "worst tenth",
+    )
     lines = [f"| {' | '.join((*columns, 'MB, both ways', 'CPU s'))} |", "|---|" + "---:|" * 7]
     for arm, runs in found.items():
         both = {seed: ends(line) for seed, line in runs.items()}
@@ -116,7 +129,11 @@ def table(found: Mapping[str, Mapping[int, Line]]) -> str:
     said = [
         f"{arm}, seed {seed}, by round: mu {_course(line['mu'])}"
         + (f"; lambda {_course(line['lambda'])}" if line["lambda"] else "")
-        + (f"; clusters {', '.join(f'{n:.0f}' for n in line['clusters'])}" if line["clusters"] else "")
+        + (
+            f"; clusters {', '.join(f'{n:.0f}' for n in line['clusters'])}"
+            if line["clusters"]
+            else ""
+        )
         for arm, runs in found.items()
         for seed, line in runs.items()
         if line["mu"]
