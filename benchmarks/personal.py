@@ -1,6 +1,6 @@
 """A model for each client, as far its own as its uploads say: beside one model, models for clusters, and other personal ones.
 
-    python benchmarks/personal.py --data FOLDER [--model NAME] [--seeds 0,1,2] [--rounds 6] [--arms "Ditto;alone"] [--lr 4e-3]
+    python benchmarks/personal.py --data FOLDER [--model NAME] [--seeds 0,1,2] [--rounds 6] [--tasks 36] [--arms "Ditto;alone"] [--lr 4e-3]
                                   [--part 0/2] [--table]
 
 FOLDER holds tasks of Natural Instructions, a file each, of which every file is a client. Everybody takes part in every round
@@ -44,6 +44,13 @@ ARMS: Mapping[str, Any] = {
 Line = Mapping[str, Any]
 
 
+def files_of(asked: Any) -> list[str]:
+    """Return the names of as many tasks as are asked for, evenly over all, which are sorted by kind."""
+    names = sorted(path.stem for path in Path(asked.data).glob("*.json"))
+    count = min(asked.tasks, len(names))
+    return [names[at * len(names) // count] for at in range(count)]
+
+
 def recipe_of(arm: str, seed: int, asked: Any) -> Any:
     """Return the recipe of one run: the same for all arms but for the algorithm."""
     tree = {
@@ -52,6 +59,7 @@ def recipe_of(arm: str, seed: int, asked: Any) -> Any:
         "model": {"name": asked.model},
         "data": {
             "source": asked.data,
+            "where": {"file": files_of(asked)},
             "partition": {"natural": {"by": "file"}},
             "fractions": [0.7, 0, 0.3],
             "max_length": 64,
@@ -153,11 +161,12 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-3, help="of local training")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--tasks", type=int, default=36, help="how many clients, a task each")
     parser.add_argument("--arms", default=";".join(ARMS), help="of these alone, with ; between")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     seeds, arms = [int(seed) for seed in asked.seeds.split(",")], asked.arms.split(";")
-    folder = asked.runs / f"{Path(asked.model).stem.replace(':', '-')}-{asked.rounds}"
+    folder = asked.runs / f"{Path(asked.model).stem.replace(':', '-')}-{asked.tasks}-{asked.rounds}"
     places = {(arm, seed): folder / arm / str(seed) for arm in ARMS for seed in seeds}
     share = share_of(asked)
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
@@ -173,7 +182,7 @@ def main() -> None:
     if share.writes:
         model = Path(asked.model).stem
         name = "personal.md" if asked.model.startswith("builtin:") else f"personal_{model}.md"
-        title = f"A model for each client: 36 tasks of Natural Instructions, {model}, {asked.rounds} rounds"
+        title = f"A model for each of {asked.tasks} tasks of Natural Instructions, {model}, {asked.rounds} rounds"
         write_page(name, title, text)
 
 
