@@ -1,21 +1,23 @@
 """Partial pooling down to single clients: a model for each, as far from its cluster's as its uploads say that it is.
 
+Self-Aware Personalized Federated Learning. Chen, Ding, Tramel, Wu, Sahu, Avestimehr, Zhang, NeurIPS 2022
+(arXiv:2204.08069): personal models as in a Bayesian hierarchy, from the variance between clients and that of each.
+
 Stein's Estimation Rule and Its Competitors: An Empirical Bayes Approach. Efron, Morris, Journal of the American Statistical
-Association 68, 1973: the shrinkage. Estimation of Variance and Covariance Components. Henderson, Biometrics 9, 1953: the
-variances. That clients train from the model each of them uses, and how variances are told from uploads, is ours.
+Association 68, 1973: the shrinkage.
 
-A client is a cluster of its own inside its cluster, as that is one inside all, and the rule is that of `clustered.share.pool`
-a level down, tensor by tensor: with D_c the mean update of its cluster (of all clients where there are none) and u_i its own,
-its model moves by D_c + mu (u_i - D_c), mu = spread / (spread + noise). Spread is the variance of clients' true updates about
-their cluster's, noise that of one client's update about its true one. Clients' updates tell the sum of both only. So some of
-the cohort train a second time from the same start, on other batches: |u - u'|^2 / 2 is an unbiased estimate of the noise, and a
-number a tensor is all of it that is sent. Halves of one training would cost no compute and tell another thing: drift from the
-first to the second looks like noise, and the momentum of AdamW makes its halves alike (over ten steps, a third of the noise).
+Deviations: neither estimates from updates, nor in clusters; that is ours. A client is a cluster of its own inside its cluster,
+as that is one inside all, and the rule is that of `clustered.share.pool` a level down, tensor by tensor. With D_c the mean
+update of its cluster (of all clients where there are none) and u_i its own, its model moves by D_c + mu (u_i - D_c), mu =
+spread / (spread + noise): spread is the variance of clients' true updates about their cluster's, noise that of one update
+about the client's true one. Updates tell the sum of both only, so some of the cohort train a second time from the same start
+on other batches: |u - u'|^2 / 2 estimates the noise without bias, and is sent as a number a tensor. Halves of one training
+would cost nothing and say another thing: drift from the first to the second looks like noise, and AdamW's momentum makes
+them alike (over ten steps, they have a third of the noise).
 
-A client's model is the shared one and a deviation, which the client keeps: the server has no state of it, and a download is as
-long as it was but for a number a tensor. D_c is read from what is downloaded next, as the move of the shared model, per round
-where the client missed some: with a server optimizer it is that one's move. At mu 0 the shared model is the inner algorithm's
-to the bit, at mu 1 a client that is always there trains alone.
+A client trains from its own model: the shared one and a deviation that it keeps, so that the server has no state of it. D_c is
+read from the next download as the move of the shared model, per round where the client missed some; with a server optimizer
+it is that one's move. At mu 0 all is the inner algorithm to the bit, at mu 1 a client that is always there trains alone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,9 +27,9 @@ from typing import Any, Generic
 import torch
 
 from fedloom.clustering.modes import Regroups
+from fedloom.clustering.personal import in_order, noise_of, own_model, with_update
 from fedloom.clustering.pooling import Variances, pool_clients
 from fedloom.core.description import Description, describe
-from fedloom.core.params import zeros_like
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -113,7 +115,7 @@ class PartialPooling(Wrapper[State]):
         asked = set(drawn[:count])
 
         def told(payload: Payload, again: float) -> Payload:
-            shares = [state.variances.own_share(name) for name in _names(payload["params"])]
+            shares = [state.variances.own_share(name) for name in in_order(payload["params"])]
             pooling = {"mu": torch.tensor(shares, dtype=torch.float64)}
             pooling["moves"] = torch.tensor(state.moves)
             if again:
@@ -123,28 +125,18 @@ class PartialPooling(Wrapper[State]):
         return once_each(sent, lambda client: float(client in asked), told)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        own = _own(task.download, client_state)
+        own = own_model(task.download, client_state)
         asked = replace(task, download={**task.download, "params": own})
         reply, new_state = yield from self.inner.client_update(asked, client_state)
-        update, sent = reply.upload["delta"], task.download["params"]
+        update = reply.upload["delta"]
         if "replicate" in task.download["pooling"]:
             again, _ = yield from self.inner.client_update(asked, client_state)
-            noise = {"squared": _noise(update, again.upload["delta"])}
+            noise = {"squared": noise_of(update, again.upload["delta"])}
             reply = replace(reply, upload={**reply.upload, "noise": noise})
-        known = {name: sent[name] for name in update}
-        ahead = (
-            zeros_like(known) if own is sent else {name: own[name] - t for name, t in known.items()}
-        )
-        return reply, {
-            **new_state,
-            "pooling_sent": known,
-            "pooling_ahead": ahead,
-            "pooling_update": update,
-            "pooling_moves": {"moves": task.download["pooling"]["moves"]},
-        }
+        return reply, {**new_state, **with_update(task.download, own, update)}
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
-        own = {**download, "params": _own(download, client_state)}
+        own = {**download, "params": own_model(download, client_state)}
         return self.inner.deployed(own, client_state)
 
     def server_update(
@@ -177,41 +169,12 @@ def _trained(algorithm: Algorithm[Any]) -> Algorithm[Any]:
     return algorithm
 
 
-def _names(params: Params) -> Sequence[str]:
-    """Return the names that numbers by tensor are in the order of."""
-    return sorted(params)
-
-
-def _own(download: Payload, client_state: Payload) -> Params:
-    """Return a client's own model, given the shared one as it is now."""
-    params, pooling = download["params"], download["pooling"]
-    if "pooling_update" not in client_state:
-        return params
-    ahead = client_state["pooling_ahead"]
-    rounds = int(pooling["moves"]) - int(client_state["pooling_moves"]["moves"])
-    shares = dict(zip(_names(params), pooling["mu"].tolist(), strict=True))
-    own = dict(params)
-    for name, update in client_state["pooling_update"].items():
-        deviation = ahead[name]
-        if rounds > 0:  # else its reply came to nothing, and nobody moved
-            moved = (params[name] - client_state["pooling_sent"][name]) / rounds
-            deviation = torch.add(deviation, update - moved, alpha=shares[name])
-        own[name] = params[name] + deviation
-    return own
-
-
-def _noise(update: Params, again: Params) -> torch.Tensor:
-    """Return half the squared distance of two updates that differ by noise alone, (tensors,) float64."""
-    apart = ((update[name] - again[name]).double() for name in _names(update))
-    return torch.tensor([float(t.square().sum()) / 2 for t in apart], dtype=torch.float64)
-
-
 def _told(replies: Sequence[Reply]) -> list[Mapping[str, float]]:
     """Return the estimates of the noise that were sent, by tensor."""
     found = list[Mapping[str, float]]()
     for reply in replies:
         if "noise" in reply.upload:
-            names = _names(reply.upload["delta"])
+            names = in_order(reply.upload["delta"])
             found.append(
                 dict(
                     zip(names, reply.upload["noise"]["squared"].clamp_min(0).tolist(), strict=True)
