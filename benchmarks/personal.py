@@ -1,11 +1,13 @@
 """A model for each client, as far its own as its uploads say: beside one model, models for clusters, and other personal ones.
 
-    python benchmarks/personal.py --data FOLDER [--model NAME] [--seeds 0,1,2] [--rounds 6] [--tasks 36] [--arms "Ditto;alone"] [--lr 4e-3]
-                                  [--part 0/2] [--table]
+    python benchmarks/personal.py --data FOLDER [--model NAME] [--settings tasks,languages,iid] [--seeds 0,1,2] [--rounds 6]
+                                  [--tasks 36] [--arms "Ditto;alone"] [--lr 4e-3] [--part 0/2] [--table]
 
-FOLDER holds tasks of Natural Instructions, a file each, of which every file is a client. Everybody takes part in every round
-and is judged by the loss on test rows of its own task. Runs of a seed have the same data, so that differences are paired; a
-finished run is not repeated. The table has the mean over clients and the mean of the tenth that is served worst, over the
+Settings, from where clients differ most to where nobody does. `tasks`: FOLDER holds tasks of Natural Instructions, a file each,
+of which every file is a client (`--tasks` of them, evenly over all kinds); `languages`: ten clients of five languages of
+builtin:polyglot, two each; `iid`: ten clients that all have all of them. Everybody takes part in every round and is judged by the
+loss on own test rows. Runs of a seed have the same data, so that differences are paired; a finished run is not repeated.
+The table has the mean over clients and the mean of the tenth that is served worst, over the
 seeds with 95 % confidence intervals (Student's t), and how far both are from those of three levels, seed by seed.
 """
 
@@ -41,6 +43,7 @@ ARMS: Mapping[str, Any] = {
     "clusters, apart": ["clustered", "fedavg"],
 }
 """What is compared, each with its default settings."""
+SETTINGS = ("tasks", "languages", "iid")
 Line = Mapping[str, Any]
 
 
@@ -51,19 +54,34 @@ def files_of(asked: Any) -> list[str]:
     return [names[at * len(names) // count] for at in range(count)]
 
 
-def recipe_of(arm: str, seed: int, asked: Any) -> Any:
+def data_of(setting: str, asked: Any) -> dict[str, Any]:
+    """Return what clients hold in a setting."""
+    if setting == "tasks":
+        return {
+            "source": asked.data,
+            "where": {"file": files_of(asked)},
+            "partition": {"natural": {"by": "file"}},
+            "truncate": "prompt",
+        }
+    apart = {"clusters": {"by": "language"}} if setting == "languages" else "iid"
+    return {
+        "where": {"language": ["en", "de", "es", "pt", "sv"]},
+        "num_examples": 900,
+        "num_clients": 10,
+        "partition": apart,
+    }
+
+
+def recipe_of(arm: str, setting: str, seed: int, asked: Any) -> Any:
     """Return the recipe of one run: the same for all arms but for the algorithm."""
     tree = {
         "name": arm,
         "algorithm": ARMS[arm],
         "model": {"name": asked.model},
         "data": {
-            "source": asked.data,
-            "where": {"file": files_of(asked)},
-            "partition": {"natural": {"by": "file"}},
+            **data_of(setting, asked),
             "fractions": [0.7, 0, 0.3],
             "max_length": 64,
-            "truncate": "prompt",
             "seed": seed,
         },
         "cohort": "full",
@@ -75,13 +93,13 @@ def recipe_of(arm: str, seed: int, asked: Any) -> Any:
     return build_recipe(tree)
 
 
-def run(arm: str, seed: int, asked: Any, folder: Path) -> None:
+def run(arm: str, setting: str, seed: int, asked: Any, folder: Path) -> None:
     """Run one arm unless its line is there."""
     kept = folder / "line.json"
     if kept.exists():
         return
     began = time.process_time()
-    result = fedloom.run(recipe_of(arm, seed, asked), folder)
+    result = fedloom.run(recipe_of(arm, setting, seed, asked), folder)
     lines = [json.loads(text) for text in (folder / "clients.jsonl").read_text().splitlines()]
     last = max(line["round"] for line in lines)
     line = {
@@ -161,29 +179,44 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=4e-3, help="of local training")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--tasks", type=int, default=36, help="how many clients, a task each")
     parser.add_argument("--arms", default=";".join(ARMS), help="of these alone, with ; between")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     seeds, arms = [int(seed) for seed in asked.seeds.split(",")], asked.arms.split(";")
-    folder = asked.runs / f"{Path(asked.model).stem.replace(':', '-')}-{asked.tasks}-{asked.rounds}"
-    places = {(arm, seed): folder / arm / str(seed) for arm in ARMS for seed in seeds}
+    settings = asked.settings.split(",")
+    places = {
+        (arm, setting, seed): place(asked, setting) / arm / str(seed)
+        for setting in SETTINGS
+        for arm in ARMS
+        for seed in seeds
+    }
     share = share_of(asked)
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
-    for arm, seed in share.of([(arm, seed) for seed in seeds for arm in arms]):
-        print(f"{arm}, seed {seed}", flush=True)
-        run(arm, seed, asked, places[arm, seed])
-    found: dict[str, dict[int, Line]] = {}
-    for (arm, seed), place in places.items():
-        if (place / "line.json").exists():
-            found.setdefault(arm, {})[seed] = json.loads((place / "line.json").read_text())
-    text = table(found)
+    for run_of in share.of([(a, s, seed) for seed in seeds for s in settings for a in arms]):
+        print(", ".join(map(str, run_of)), flush=True)
+        run(*run_of, asked, places[run_of])
+    found: dict[str, dict[str, dict[int, Line]]] = {}
+    for (arm, setting, seed), folder in places.items():
+        if (folder / "line.json").exists():
+            line = json.loads((folder / "line.json").read_text())
+            found.setdefault(setting, {}).setdefault(arm, {})[seed] = line
+    text = "\n\n".join(f"## {setting}\n\n{table(runs)}" for setting, runs in found.items())
     print(text)
     if share.writes:
         model = Path(asked.model).stem
         name = "personal.md" if asked.model.startswith("builtin:") else f"personal_{model}.md"
-        title = f"A model for each of {asked.tasks} tasks of Natural Instructions, {model}, {asked.rounds} rounds"
+        title = f"A model for each client, {model}, {asked.rounds} rounds, tasks: {asked.tasks}"
         write_page(name, title, text)
+
+
+def place(asked: Any, setting: str) -> Path:
+    """Return the folder of a setting's runs."""
+    model = Path(asked.model).stem.replace(":", "-")
+    named = f"{setting}-{asked.tasks}" if setting == "tasks" else setting
+    found: Path = asked.runs / f"{model}-{asked.rounds}" / named
+    return found
 
 
 if __name__ == "__main__":
