@@ -16,6 +16,7 @@ from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.partial_pooling import PartialPooling
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -102,6 +103,10 @@ CASES: dict[str, Algorithm[Any]] = {
     "clustered pooled(fedkseed)": Clustered(
         FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool="on")
     ),
+    "partial pooling(fedavg)": PartialPooling(FedAvg(), 0.5),
+    "partial pooling(clustered pooled(fedadam))": PartialPooling(
+        Clustered(FedAvg(Adam(0.1)), Auto(2, enough=0.25, every=1), Sharing(pool="on"))
+    ),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
@@ -169,6 +174,7 @@ QUICK = {
     "decomfl",
     "clustered(fedavg)",
     "clustered pooled(fedavg)",
+    "partial pooling(fedavg)",
 }
 """One case a class, whose laws are among the fast tests; those of the others are among the slow."""
 

@@ -54,6 +54,24 @@ class Variances:
         kept = max(0.0, sum(self.spread.values())) / total if total else 0.0
         return {name: spread * kept for name, spread in cut.items()}
 
+    def own_shares(self) -> Mapping[str, float]:
+        """Return the share of its own deviation that a single client keeps of each tensor: mu; 0 of those not in it."""
+        return {name: own_share(t, self.noise[name]) for name, t in self.tau2().items() if t}
+
+    def with_spread(self, name: str, raw: float) -> float:
+        """Return the spread of a tensor with a round's estimate in it."""
+        return (self.spread[name] + raw) / 2 if name in self.spread else raw
+
+
+def own_share(tau2: float, noise: float) -> float:
+    """Return the share of its own deviation that a mean keeps: lambda of a cluster, mu of one client.
+
+    Args:
+        tau2: Expected squared deviation of what the mean is of.
+        noise: Of the mean.
+    """
+    return tau2 / (tau2 + noise) if tau2 else 0.0
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -123,10 +141,8 @@ class Pooled:
 
     def keeps(self, cluster: int, name: str) -> float:
         """Return lambda of a cluster that replied, the share of its own deviation that it keeps of a tensor."""
-        spread = self.tau2.get(name, 0.0)
-        if not spread:
-            return 0.0
-        return spread / (spread + self.variances.noise[name] * self.shares.concentration[cluster])
+        tau2, noise = self.tau2.get(name, 0.0), self.variances.noise.get(name, 0.0)
+        return own_share(tau2, noise * self.shares.concentration[cluster])
 
     def move(self, cluster: int) -> Params:
         """Return the mean update that a cluster is taught."""
@@ -195,13 +211,40 @@ def pool(
         if shares.apart > _NOTHING and name in noise and not deciding:
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
-            spread[name] = (spread[name] + raw) / 2 if name in spread else raw
+            spread[name] = known.with_spread(name, raw)
     variances = Variances(noise, spread)
     found = Pooled(whole, means, shares, variances, variances.tau2())
     if not means:
         return found
     alike = known.alike + 1 if found.mean_lambda < ALIKE else 0
     return replace(found, variances=replace(found.variances, alike=alike))
+
+
+def pool_clients(
+    replies: Sequence[Reply],
+    cluster_of: Mapping[ClientId, int],
+    told: Sequence[Mapping[str, float]],
+    known: Variances,
+) -> Variances:
+    """Return the variances one level down, where each client is a cluster of its own inside its cluster.
+
+    What `pool` calls noise, of clients about their cluster's mean, is there the sum of both: of the spread of clients and
+    the noise of one client's update.
+
+    Args:
+        replies: Of the cohort; of their uploads only `delta` is read.
+        cluster_of: The cluster of everybody, one for all where there are none.
+        told: Estimates of the noise of one client's update, by tensor, of whoever made one.
+        known: Of the rounds before.
+    """
+    both = pool(replies, cluster_of, Variances()).variances.noise
+    noise, spread = dict(known.noise), dict(known.spread)
+    for name in dict.fromkeys(name for one in told for name in one):
+        values = [one[name] for one in told if name in one]
+        noise[name] = sum(values) / len(values)
+    for name in both.keys() & noise.keys():
+        spread[name] = known.with_spread(name, both[name] - noise[name])
+    return Variances(noise, dict(sorted(spread.items())))
 
 
 def _means(
