@@ -141,7 +141,8 @@ def data(
     from fedloom.spaces.seed_space import Seeds
 
     loaded = load_recipe(recipe, overrides or [])
-    check_length(loaded.model, loaded.data.max_length)
+    virtual = loaded.tune.virtual_tokens
+    check_length(loaded.model, loaded.data.max_length, virtual_tokens=virtual)
     file = file_at(
         picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
     )

@@ -1,5 +1,6 @@
 """The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters; and their names in a sentence."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_ADAPTER = re.compile(r"\.(?:lora|ia3|vera)_|^prompt_encoder\.")
+"""Where an adapter begins in the name of a tensor of its."""
 _SPLIT: "WeakKeyDictionary[nn.Module, tuple[nn.Module, bool]]" = WeakKeyDictionary()
 """Models that were asked -> their head then, and whether it makes their logits of hidden states."""
 
@@ -126,8 +129,14 @@ def embedding(model: "PreTrainedModel") -> nn.Module:
 
 
 def learns_adapters_only(model: nn.Module) -> bool:
-    """Return whether nothing of the model learns but low-rank adapters."""
-    return all(".lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    """Return whether nothing of the model learns but adapters of any kind."""
+    learning = (name for name, p in model.named_parameters() if p.requires_grad)
+    return all(_ADAPTER.search(name) for name in learning)
+
+
+def adapted_layer(name: str) -> str:
+    """Return the name of the layer that a tensor of an adapter sits on; of other tensors, their own."""
+    return _ADAPTER.split(name)[0]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -144,6 +153,14 @@ def is_adapted(module: nn.Module) -> bool:
 
 def lora_layers(model: nn.Module) -> list[LoRALayer]:
     """Return the adapted layers, if plain low-rank adapters of linear layers are all that learns; else nothing."""
+    layers = plain_layers(model)
+    covered = {f"{layer.name}.lora_{x}.weight" for layer in layers for x in "AB"}
+    tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
+    return layers if covered == tuned else []
+
+
+def plain_layers(model: nn.Module) -> list[LoRALayer]:
+    """Return the layers with a plain low-rank adapter, whatever else learns; nothing where one is not plain."""
     layers: list[LoRALayer] = []
     modules: Iterable[tuple[str, Any]] = model.named_modules()
     for full_name, module in modules:
@@ -155,9 +172,7 @@ def lora_layers(model: nn.Module) -> list[LoRALayer]:
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         scaling = float(module.scaling["default"])
         layers.append(LoRALayer(clean(full_name), module, base, scaling, a, b))
-    covered = {f"{layer.name}.lora_{x}.weight" for layer in layers for x in "AB"}
-    tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
-    return layers if covered == tuned else []
+    return layers
 
 
 def _is_plain(module: Any) -> bool:
