@@ -178,7 +178,7 @@ def _before(model: Any, peft: Any, kind: str) -> Any:
         if args:
             given["input_ids"] = args[0]
         mask, positions = given.get("attention_mask"), given.get("position_ids")
-        if positions is not None and mask is None:
+        if positions is not None and mask is None and bool((positions.diff(dim=1) != 1).any()):
             raise TypeError("virtual tokens stand before whole rows, not inside of shared ones")
         name = "past_key_values" if "past_key_values" in given else cache_name()
         cache = given.get(name)
