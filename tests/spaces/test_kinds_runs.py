@@ -68,7 +68,7 @@ def test_vera_is_exported_as_itself_as_lora_and_merged(
     experiment.run(recipe, tmp_path / "run")
     run, ids = open_run(tmp_path / "run"), torch.arange(12)[None]
     logits = []
-    with quiet(), torch.no_grad():
+    with quiet():
         for ways in ({}, {"as_lora": True}):
             base = AutoModelForCausalLM.from_pretrained(tiny_folder)
             before = base(input_ids=ids).logits

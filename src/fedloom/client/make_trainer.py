@@ -15,10 +15,10 @@ from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
 from fedloom.models.introspection import (
+    adapted_layers,
     forgets_activations,
     keeps_rows_apart,
     learns_adapters_only,
-    lora_layers,
 )
 from fedloom.models.probe import draws, virtual_tokens
 from fedloom.objectives.objective import Objective
@@ -63,7 +63,7 @@ def make_trainer(
     sequential = Sequential(plain, make_fast(space.model, local, objective), evaluator)
     if order == "zeroth":
         return _guessing(sequential)
-    layers = lora_layers(space.model)
+    layers = adapted_layers(space.model)
     if local.batched == "off" or not layers or draws(space.model):
         return sequential
     group_tokens = local.group_tokens or GROUP_TOKENS[space.device.type]

@@ -57,6 +57,32 @@ class LoRALayer:
 
 
 @dataclass(frozen=True, slots=True)
+class IA3Layer:
+    """A linear layer whose input or output is scaled, by a tensor called `name`.ia3_l."""
+
+    name: str
+    module: nn.Module
+    base: FrozenLinear
+    scales_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VeRALayer:
+    """A linear layer with vectors around frozen projections, called `name`.vera_lambda_d and vera_lambda_b."""
+
+    name: str
+    module: nn.Module
+    base: FrozenLinear
+    a: Tensor
+    """(rank, in), which does not learn."""
+    b: Tensor
+    """(out, rank), which does not learn."""
+
+
+AdaptedLayer = LoRALayer | IA3Layer | VeRALayer
+
+
+@dataclass(frozen=True, slots=True)
 class Readout:
     """A model in two: hidden states, and the head that makes logits of them."""
 
@@ -172,6 +198,40 @@ def plain_layers(model: nn.Module) -> list[LoRALayer]:
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         scaling = float(module.scaling["default"])
         layers.append(LoRALayer(clean(full_name), module, base, scaling, a, b))
+    return layers
+
+
+def adapted_layers(model: nn.Module) -> Sequence[AdaptedLayer]:
+    """Return the adapted layers, if adapters of one kind on linear layers are all that learns; else nothing."""
+    scaled = _ia3_layers(model)
+    projected = _vera_layers(model)
+    covered = {f"{layer.name}.ia3_l" for layer in scaled}
+    covered |= {f"{layer.name}.vera_lambda_{x}" for layer in projected for x in "bd"}
+    tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
+    if covered and covered == tuned:
+        return scaled or projected
+    return lora_layers(model)
+
+
+def _ia3_layers(model: nn.Module) -> list[IA3Layer]:
+    from peft.tuners.ia3 import Linear
+
+    found = [(clean(n), m) for n, m in model.named_modules() if isinstance(m, Linear)]
+    bases = [(n, m, frozen_linear(m.get_base_layer())) for n, m in found if not m.merged]
+    return [IA3Layer(n, m, base, bool(m.is_feedforward)) for n, m, base in bases if base]
+
+
+def _vera_layers(model: nn.Module) -> list[VeRALayer]:
+    from peft.tuners.vera import Linear
+
+    layers = []
+    for name, module in model.named_modules():
+        base = frozen_linear(module.get_base_layer()) if isinstance(module, Linear) else None
+        if base is None or module.merged:
+            continue
+        a, b = module.vera_A["default"], module.vera_B["default"]
+        parts = a[:, : module.in_features], b[: module.out_features]
+        layers.append(VeRALayer(clean(name), module, base, *parts))
     return layers
 
 
