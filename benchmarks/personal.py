@@ -40,7 +40,7 @@ ARMS: Mapping[str, Any] = {
     "clusters, pooled": [POOLED, "fedavg"],
     # The shipped recipe's, with as many steps a round as Ditto takes.
     "pFedMe": {"pfedme": {"strength": 0.05, "local_rounds": 2, "lr": 10.0}},
-    "clusters, apart": ["clustered", "fedavg"],
+    "clusters, apart": [{"clustered": {"share": {"pool": "off"}}}, "fedavg"],
 }
 """What is compared, each with its default settings."""
 SETTINGS = ("tasks", "languages", "iid")
