@@ -183,8 +183,8 @@ def _before(model: Any, peft: Any, kind: str) -> Any:
         name = "past_key_values" if "past_key_values" in given else cache_name()
         cache = given.get(name)
         begins = cache is None or not cache.get_seq_length()
-        ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
-        rows = len(embedded if ids is None else ids)
+        embedded = given.get("inputs_embeds")
+        rows = len(given["input_ids"] if embedded is None else embedded)
         if mask is not None:
             given["attention_mask"] = torch.cat([mask.new_ones(rows, num), mask], dim=1)
         if positions is not None:
