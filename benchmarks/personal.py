@@ -44,6 +44,10 @@ ARMS: Mapping[str, Any] = {
 }
 """What is compared, each with its default settings."""
 SETTINGS = ("tasks", "languages", "iid")
+ABOUT = """
+Four steps of four examples a client and round, texts of 64 tokens at most (prompts of tasks are cut to that), 12 test rows a
+client. Nothing was tuned: methods have their default settings, pFedMe those of its recipe with two local rounds.
+"""
 Line = Mapping[str, Any]
 
 
@@ -208,7 +212,7 @@ def main() -> None:
         model = Path(asked.model).stem
         name = "personal.md" if asked.model.startswith("builtin:") else f"personal_{model}.md"
         title = f"A model for each client, {model}, {asked.rounds} rounds, tasks: {asked.tasks}"
-        write_page(name, title, text)
+        write_page(name, title, f"{ABOUT.strip()}\n\n{text}")
 
 
 def place(asked: Any, setting: str) -> Path:

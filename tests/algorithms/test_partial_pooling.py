@@ -273,7 +273,7 @@ def test_parabolas_end_at_their_own_minimum_and_the_shared_one_at_the_mean(
 
 
 def test_clients_are_drawn_towards_their_cluster_not_towards_everybody() -> None:
-    algorithm = PartialPooling(Clustered(FedAvg(), Given("of")))
+    algorithm = PartialPooling(Clustered(FedAvg(), Given("of"), Sharing(pool="off")))
     state = algorithm.init({"w": torch.zeros(1, dtype=torch.float64)}, 0)
     round = Round(1, 0, PEOPLE, tuple(PEOPLE), 1.0)
     replies = noisy(sent({"a": 11, "b": 13, "c": -11, "d": -13}), a=0.5)
