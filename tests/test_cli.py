@@ -275,6 +275,18 @@ def test_the_readmes_bytes_are_the_benchmarks() -> None:
         assert f"| {loss.removesuffix(' |')} |" in line
 
 
+def test_the_readmes_pooled_clusters_are_the_benchmarks() -> None:
+    page = (README.parent / "benchmarks/results/pooling.md").read_text()
+    told = README.read_text().split("<!-- pooling:begin -->")[1].split("<!-- pooling:end -->")[0]
+    rows = [line.strip("| ").split(" | ")[1:] for line in told.splitlines() if "±" in line]
+    assert len(rows) == 3
+    for setting, cells in zip(("conflict", "own", "iid"), rows, strict=True):
+        part = page.split(f"## {setting}\n")[1].split("\n## ")[0]
+        for mode, cell in zip(("fedavg", "apart", "pooled"), cells, strict=True):
+            seeds = 1 if "one seed" in cell else 5
+            assert f"\n| {mode} | {seeds} | {cell.removeprefix('one seed: ')} |" in part
+
+
 def test_the_readmes_languages_are_the_benchmarks() -> None:
     folder = README.parent / "benchmarks/results"
     told = README.read_text().split("<!-- languages:begin -->")[1]

@@ -47,7 +47,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Wrapper, layers
+from fedloom.core.wrapper import Wrapper, spelled
 
 _WALK = 64
 """Steps of a probe there."""
@@ -88,10 +88,9 @@ class Clustered(Wrapper[State]):
             return "is not for mode paper, whose clusters take plain means as the reference's code does"
         if describe(self.inner).averages_deltas:
             return ""
-        names = "(".join(type(part).__name__.lower() for part in layers(self.inner))
         return (
             "needs an algorithm whose server reads the mean of `delta` and nothing else of the uploads, got"
-            f" {names}{')' * names.count('(')}"
+            f" {spelled(self.inner)}"
         )
 
     @property
