@@ -11,6 +11,7 @@ from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.partial_pooling import PartialPooling
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -26,6 +27,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "fedkseed": FedKSeed,
     "decomfl": DeComFL,
     "ditto": Ditto,
+    "partial_pooling": PartialPooling,
     "freeze": Freeze,
     "flasc": Flasc,
     "prune": Prune,
