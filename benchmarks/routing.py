@@ -2,13 +2,11 @@
 
     python benchmarks/routing.py [--clients 60] [--seeds 3] [--rounds 12] [--overrides local.steps=10 ...]
 
-Runs of the recipe `polyglot_mixed` with clients of one language each, their clusters found, each with a model of its own
-(`apart`) or pooled (`pooled`); then clients that took no part, of text from another seed, are routed by some of their rows,
+Runs of the recipe `polyglot_mixed` with clients of one language each, their clusters found, pooled or apart; then clients that took no part, of text from another seed, are routed by some of their rows,
 with answers and by prompts alone. The likeliest cluster is right if its clients speak the new one's language. Loss is that
 of the answers of the other new clients of that language, nats an example: of the model chosen, beside always the likeliest
 cluster's, the model for all, and that of the right cluster. The calibration error is that of ten bins of the chance named
-for the likeliest cluster, over all seeds; `at its word` is without what clients' held-out rows say of the evidence. A
-finished run is not repeated.
+for the likeliest cluster, over all seeds. A finished run is not repeated.
 """
 
 import argparse
@@ -31,16 +29,14 @@ from fedloom.data.formats import Record, to_records
 from fedloom.data.sources import take_rows
 from fedloom.data.tokens import Example
 from fedloom.recipe import load_recipe
-from fedloom.results.calibration import Calibrations
-from fedloom.results.export import routable
-from fedloom.results.route import Route, Router, calibrate
+from fedloom.results.route import Route, Router
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session, build
 from intervals import interval
 from timing import write_page
 
 SIZES = (1, 2, 4, 16)
-SHARES = {"apart": "", "pooled": ", share: {pool: {}}"}
+SHARES = {"pooled": "", "apart": ", share: {pool: 'off'}"}
 """What clusters have in common, as the recipe says it."""
 
 
@@ -114,9 +110,7 @@ class Case:
 def routed(session: Session, count: int) -> dict[tuple[str, int], list[Case]]:
     """Return the new clients of a run by kind of evidence and number of rows; `prompt itself` is its likelihood."""
     run = last_run(session)
-    calibrations = calibrate(session, run) or Calibrations()
-    print(calibrations, flush=True)
-    router = Router(session, routable(session, run), calibrations)
+    router = Router.of(session, run)
     languages = spoken(session, router)
     new = newcomers(session, count, max(SIZES))
     examples = [router.examples(records) for _, records in new]
@@ -138,7 +132,7 @@ def routed(session: Session, count: int) -> dict[tuple[str, int], list[Case]]:
         loss = {
             n: -statistics.fmean(each[i] for i in others) for n, each in kinds["answers"].items()
         }
-        (own,) = (name for name, spoken_there in languages.items() if spoken_there == language)
+        own = next(name for name, spoken_there in languages.items() if spoken_there == language)
         for kind, evidence in kinds.items():
             for size in SIZES:
                 seen = {n: each[at * rows : at * rows + size] for n, each in evidence.items()}
@@ -149,7 +143,7 @@ def routed(session: Session, count: int) -> dict[tuple[str, int], list[Case]]:
                     "for all": loss[GLOBAL],
                     "right": loss[own],
                 }
-                case = Case(route, route.likeliest == own, losses)
+                case = Case(route, languages.get(route.likeliest) == language, losses)
                 found.setdefault((kind, size), []).append(case)
     return found
 
@@ -181,18 +175,17 @@ def calibration_error(cases: Sequence[Case]) -> float:
 
 def table(found: Sequence[Mapping[tuple[str, int], Sequence[Case]]]) -> str:
     """Return the table of one kind of run, a mapping a seed."""
-    columns = ("by", "rows", "right, %", "chance named, %", "calibration error", "at its word")
+    columns = ("by", "rows", "right, %", "chance named, %", "calibration error")
     columns += ("for all, %", "loss: chosen", "likeliest", "model for all", "right")
     lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for kind, size in found[0]:
         seeds = [one[kind, size] for one in found]
         cases = [case for one in seeds for case in one]
-        plain = [replace(c, route=replace(c.route, temperature=1.0)) for c in cases]
         right = interval([100 * statistics.fmean(c.right for c in one) for one in seeds], 0)
         cells = [kind, f"{size}", right]
         if kind != "the prompt itself":
             chance = interval([100 * statistics.fmean(c.chance for c in one) for one in seeds], 0)
-            cells += [chance, *(f"{calibration_error(each):.2f}" for each in (cases, plain))]
+            cells += [chance, f"{calibration_error(cases):.2f}"]
             shared = [100 * statistics.fmean(c.route.model == GLOBAL for c in one) for one in seeds]
             cells.append(interval(shared, 0))
             for rule in cases[0].losses:
@@ -216,12 +209,12 @@ def main() -> None:
         f"Six languages, {arguments.clients} new clients a seed, {arguments.seeds} seeds, with"
     ]
     parts[0] += " 95 % confidence intervals of means over the seeds."
-    for kind, title in (("apart", "A model of its own"), ("pooled", "Pooled")):
+    for kind in SHARES:
         found = [
             routed(trained(seed, kind, arguments), arguments.clients)
             for seed in range(arguments.seeds)
         ]
-        parts.append(f"## {title} for each cluster" if kind == "apart" else f"## {title}")
+        parts.append(f"## Clusters {kind}")
         parts.append(table(found))
         print(parts[-1], flush=True)
     title = f"New clients routed: polyglot, six languages, {arguments.rounds} rounds"

@@ -110,9 +110,14 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
     assert "Worst loss" in said
     (tmp_path / "new.txt").write_text("Was ist das?\nWer ist da?\n")
     said = typed("route runs/quickstart new.txt")
-    assert re.search(r"cluster-[01] suits these 2 examples best", said)
+    assert re.search(
+        r"cluster-[01]( suits best:| is) \d+ % likely from 2 prompts, 50 % by the", said
+    )
     assert "client-000, client-001" in said
-    assert typed("chat runs/quickstart --cluster auto --prompt Hallo").strip()
+    said = typed("chat runs/quickstart --cluster auto --prompt Hallo")
+    assert re.search(
+        r"cluster-[01]( suits best:| is) \d+ % likely from 1 prompt, 50 % by the", said
+    )
 
 
 @pytest.mark.parametrize(

@@ -173,15 +173,7 @@ def test_evidence_adds_up_and_is_never_lost_in_small_numbers() -> None:
 @pytest.mark.parametrize(
     ("sizes", "evidence", "answered", "why"),
     [
-        ({"a": 1, "b": 1, "c": 1}, (-2.0, -1.9, -2.0), False, "no cluster is likely enough"),
-        # 9 exp(-1) of 9 exp(-1) + 1 is 0.77: more likely than not, but less than the 0.9 before.
-        ({"a": 9, "b": 1, "c": 1}, (-2.0, -1.0, -50.0), False, "no cluster is likely enough"),
-        (
-            {"a": 9, "b": 1, "c": 1},
-            (-2.0, -2.0, -2.0),
-            False,
-            "the clusters' models are alike here",
-        ),
+        ({"a": 1, "b": 1, "c": 1}, (-2.0, -1.9, -2.0), False, "no cluster is more likely than not"),
         ({"a": 1, "b": 1, "c": 1}, (-1.5, -9.0, -9.0), True, "it finds the answers likelier"),
     ],
 )
@@ -191,7 +183,7 @@ def test_a_probe_in_doubt_is_for_the_model_for_all(
     numbers = dict(zip("abc", evidence, strict=True))
     route = of_evidence(sizes, answered=answered, **numbers, **{GLOBAL: -1.0})
     assert route.model == GLOBAL
-    assert route.likeliest == "b" if "b" in why else route.likeliest in "ab"
+    assert route.likeliest in "ab"
     assert route.reason.startswith(f"global, the model for all, is used, as {why}: ")
     assert of_evidence(sizes, answered=answered, **numbers).model == route.likeliest
 
@@ -220,9 +212,9 @@ def test_clusters_that_share_everything_are_not_told_apart(router: tuple[Session
     models = {"one": (params, ["x", "y"]), "two": (same, ["z"]), GLOBAL: (params, [])}
     for probe in (records("north", 4), ["Say w1."]):
         route = Router(session, models).route(probe)
-        assert route.model == GLOBAL
         assert route.posterior == pytest.approx({"one": 2 / 3, "two": 1 / 3})
-        assert "the clusters' models are alike here: one is 67 % likely" in route.reason
+        assert route.reason.startswith("one suits best: 67 % likely from ")
+        assert route.reason.endswith(", 67 % by the number of its clients alone")
 
 
 def test_there_is_a_model_for_all_to_fall_back_on_where_one_was_learnt(

@@ -7,7 +7,6 @@ from typing import Any
 from fedloom.core.protocols import ClientId, Params
 from fedloom.data.formats import Message
 from fedloom.data.preparation import question
-from fedloom.results.calibration import Calibrations
 from fedloom.results.export import routable
 from fedloom.results.route import Route, Router
 from fedloom.rounds.loop import Run
@@ -62,9 +61,7 @@ class Chat:
         if len(self.models) > 1:
             # Each of the user's messages by itself: answers are the models' own, and no evidence.
             texts = [message.content for message in self.messages if message.role == "user"]
-            calibrations = Calibrations.read(self.session.folder)
-            router = Router(self.session, self.models, calibrations)
-            self.route = router.route([*texts, text])
+            self.route = Router(self.session, self.models).route([*texts, text])
             self.session.space.load(self.models[self.route.model][0])
         asked = (*self.messages, Message("user", text))
         record = question(asked, settings, objective)

@@ -19,7 +19,6 @@ from fedloom.data.exclusion import Excluded
 from fedloom.data.tokens import Example
 from fedloom.results.by_label import metrics_by_label
 from fedloom.results.export import deliverables, export_models
-from fedloom.results.route import calibrate
 from fedloom.rounds.binding import bind
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import Run
@@ -52,9 +51,6 @@ def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any
     details = _details(session, run)
     for name, value in details.items():
         write_json(folder / name, value)
-    calibrations = calibrate(session, run)
-    if calibrations is not None:
-        calibrations.write(folder)
     worst = details.get("by_label.json", {}).get("worst", {})
     summary = summarise(session, run, seconds=time.perf_counter() - began) | {"worst": worst}
     write_json(folder / "summary.json", summary)

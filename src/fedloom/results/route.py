@@ -1,9 +1,9 @@
 """Which of a run's models suits a client that never took part, or a prompt, and how sure that is. No label is asked for.
 
-Clusters are hypotheses: by Bayes' rule the chance of one is proportional to its clients times exp(evidence / temperature).
+Clusters are hypotheses: by Bayes' rule the chance of one is proportional to the number of its clients times exp(evidence).
 The evidence of rows with answers is the log-likelihood of the answers. Of a prompt the log-likelihood is no evidence: models
 that learn answers alone come to answer where others would go on asking, so that each finds prompts of its own clients
-unlikely, and to choose by it is worse than chance (`benchmarks/results/routing.md`). Evidence is how well a model expects
+unlikely, and to choose by it is no better than chance (`benchmarks/results/routing.md`). Evidence is how well a model expects
 to answer: minus the entropy of the first token is the log-likelihood that it expects of it.
 """
 
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fedloom.core.description import GLOBAL, describe
+from fedloom.core.description import GLOBAL
 from fedloom.core.protocols import ClientId, Params
 from fedloom.core.randomness import derive
 from fedloom.data.formats import Message, Record
@@ -29,18 +28,13 @@ from fedloom.data.readers import read_file
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
 from fedloom.evaluation.scoring import answer_entropies, evaluating, score
-from fedloom.results.calibration import Calibration, Calibrations
-from fedloom.results.export import deliverables, routable
+from fedloom.results.export import routable
 from fedloom.rounds.loop import Run
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 
 Probe = Sequence[Record] | Sequence[str]
 """Conversations with answers, or prompts without."""
-_ALIKE = 1e-3
-"""Nats by which models differ that are told apart by rounding alone."""
-_CLIENTS, _ROWS, _MODELS = 32, 8, 40
-"""Of how many clients how many rows calibrate, and for how many models at most: more would cost more than they say."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +52,6 @@ class Route:
     """That the evidence is the sum over."""
     answered: bool
     """Whether the probe has answers."""
-    temperature: float = 1.0
-    """What differences of evidence are divided by before they count."""
 
     @property
     def prior(self) -> Mapping[str, float]:
@@ -74,10 +66,7 @@ class Route:
     @property
     def posterior(self) -> Mapping[str, float]:
         """Return the chance of each cluster after the probe."""
-        logs = {
-            name: math.log(prior) + self.evidence[name] / self.temperature
-            for name, prior in self.prior.items()
-        }
+        logs = {name: math.log(prior) + self.evidence[name] for name, prior in self.prior.items()}
         top = max(logs.values(), default=0.0)
         chances = {name: math.exp(value - top) for name, value in logs.items()}
         total = sum(chances.values())
@@ -89,17 +78,11 @@ class Route:
         return max(self.posterior, key=lambda name: self.posterior[name], default=GLOBAL)
 
     @property
-    def alike(self) -> bool:
-        """Return whether the clusters' models make the same of the probe."""
-        found = [self.evidence[name] for name in self.prior]
-        return len(found) > 1 and max(found) - min(found) < _ALIKE
-
-    @property
     def model(self) -> str:
         """Return the model to use.
 
-        It is the likeliest cluster's where that is more likely than not, more likely than by its size alone, and its
-        model finds given answers no less likely than the model for all does; otherwise the model for all, if there is one.
+        It is the likeliest cluster's where that is more likely than not and its model finds given answers no less likely
+        than the model for all does; otherwise the model for all, if there is one.
         """
         return GLOBAL if self._doubt else self.likeliest
 
@@ -130,10 +113,8 @@ class Route:
         best, shared = self.likeliest, self.evidence.get(GLOBAL, -math.inf)
         if best == GLOBAL or shared == -math.inf or len(self.prior) < 2:
             return ""
-        if self.alike:
-            return "the clusters' models are alike here"
-        if self.posterior[best] <= max(0.5, self.prior[best]):
-            return "no cluster is likely enough"
+        if self.posterior[best] <= 0.5:
+            return "no cluster is more likely than not"
         return (
             "it finds the answers likelier"
             if self.answered and shared > self.evidence[best]
@@ -148,13 +129,11 @@ class Router:
     session: Session
     models: Mapping[str, tuple[Params, list[ClientId]]]
     """As `routable` returns them."""
-    calibrations: Calibrations = Calibrations()
-    """How far evidence is believed."""
 
     @classmethod
     def of(cls, session: Session, run: Run[Any]) -> Self:
-        """Return the router of a finished run, with what its clients' held-out rows said of its evidence."""
-        return cls(session, routable(session, run), Calibrations.read(session.folder))
+        """Return the router of a finished run."""
+        return cls(session, routable(session, run))
 
     def route(self, probe: Probe) -> Route:
         """Return where whoever holds the probe belongs.
@@ -181,9 +160,7 @@ class Router:
         evidence = {n: total if math.isfinite(total) else -math.inf for n, total in sums.items()}
         sizes = {name: len(clients) for name, (_, clients) in self.models.items()}
         tokens = sum(one.num_targets for one in examples) if answered else len(examples)
-        calibration = self.calibrations.answers if answered else self.calibrations.prompts
-        count = len(examples)
-        return Route(evidence, sizes, count, tokens, answered, calibration.of(count))
+        return Route(evidence, sizes, len(examples), tokens, answered)
 
     def evidence(
         self, name: str, examples: Sequence[Example], *, answered: bool
@@ -210,37 +187,6 @@ class Router:
                 f"{len(records)} examples does"
             )
         return found
-
-
-def calibrate(session: Session, run: Run[Any]) -> Calibrations | None:
-    """Return how far the evidence of a run with clusters is to be believed, from rows its clients hold out.
-
-    None where there is no such row in this process, or nothing to choose from.
-    """
-    described = describe(session.recipe.algorithm, run.state)
-    shards = session.federation.shards
-    if described.quiet or not described.clusters or not described.clusters.assignment:
-        return None
-    router = Router(session, deliverables(session, run))
-    names = list(router.models)
-    own = {c: at for at, name in enumerate(names) for c in router.models[name][1]}
-    held = {c: shards[c].validation or shards[c].test for c in own if c in shards}
-    seed = derive(session.recipe.run.seed, "routing")
-    clients = sorted((c for c in held if held[c]), key=lambda c: derive(seed, c))[:_CLIENTS]
-    if not 1 < len(names) <= _MODELS or not clients:
-        return None
-    size = min(_ROWS, *(len(held[c]) for c in clients))
-    examples = [example for c in clients for example in held[c][:size]]
-    prior = torch.tensor([len(router.models[name][1]) for name in names], dtype=torch.float64)
-
-    def fitted(*, answered: bool) -> Calibration:
-        found = [router.evidence(name, examples, answered=answered) for name in names]
-        evidence = torch.tensor(found, dtype=torch.float64).T.reshape(len(clients), size, -1)
-        if not evidence.isfinite().all():
-            return Calibration()
-        return Calibration.fit(evidence, prior / prior.sum(), [own[c] for c in clients])
-
-    return Calibrations(fitted(answered=True), fitted(answered=False))
 
 
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
