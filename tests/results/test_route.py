@@ -145,13 +145,15 @@ def test_a_probe_that_does_not_fit_is_an_error(router: tuple[Session, Router]) -
         router[1].route(["x" * 400, "y" * 400])
 
 
-def of_evidence(sizes: dict[str, int], *, answered: bool = False, **evidence: float) -> Route:
+def of_evidence(
+    sizes: dict[str, int], evidence: dict[str, float], *, answered: bool = False
+) -> Route:
     return Route(evidence, {GLOBAL: 0, **sizes}, 1, 1, answered)
 
 
 def test_a_clusters_chance_is_its_share_of_the_clients_times_the_likelihood() -> None:
     # 2 exp(-3), exp(-2), exp(-4): 0.73576, 1 and 0.13534 of 1.87110 after division by exp(-2).
-    route = of_evidence({"a": 2, "b": 1, "c": 1}, a=-3.0, b=-2.0, c=-4.0)
+    route = of_evidence({"a": 2, "b": 1, "c": 1}, {"a": -3.0, "b": -2.0, "c": -4.0})
     assert route.prior == {"a": 0.5, "b": 0.25, "c": 0.25}
     expected = {"a": 0.393224, "b": 0.534447, "c": 0.072329}
     assert route.posterior == pytest.approx(expected, abs=1e-5)
@@ -163,10 +165,10 @@ def test_a_clusters_chance_is_its_share_of_the_clients_times_the_likelihood() ->
 
 
 def test_evidence_adds_up_and_is_never_lost_in_small_numbers() -> None:
-    one, two = (of_evidence({"a": 3, "b": 1}, a=-2.0 * n, b=-1.0 * n) for n in (1, 2))
+    one, two = (of_evidence({"a": 3, "b": 1}, {"a": -2.0 * n, "b": -1.0 * n}) for n in (1, 2))
     odds = [route.posterior["b"] / route.posterior["a"] for route in (one, two)]
     assert odds == pytest.approx([math.e / 3, math.e**2 / 3])
-    far = of_evidence({"a": 3, "b": 1}, a=-5000.0, b=-4999.0)
+    far = of_evidence({"a": 3, "b": 1}, {"a": -5000.0, "b": -4999.0})
     assert far.posterior == pytest.approx(one.posterior)
 
 
@@ -181,15 +183,15 @@ def test_a_probe_in_doubt_is_for_the_model_for_all(
     sizes: dict[str, int], evidence: tuple[float, ...], answered: bool, why: str
 ) -> None:
     numbers = dict(zip("abc", evidence, strict=True))
-    route = of_evidence(sizes, answered=answered, **numbers, **{GLOBAL: -1.0})
+    route = of_evidence(sizes, {**numbers, GLOBAL: -1.0}, answered=answered)
     assert route.model == GLOBAL
     assert route.likeliest in "ab"
     assert route.reason.startswith(f"global, the model for all, is used, as {why}: ")
-    assert of_evidence(sizes, answered=answered, **numbers).model == route.likeliest
+    assert of_evidence(sizes, numbers, answered=answered).model == route.likeliest
 
 
 def test_a_prompt_does_not_go_to_the_model_for_all_because_that_is_surer() -> None:
-    assert of_evidence({"a": 1, "b": 1}, a=-1.0, b=-9.0, **{GLOBAL: -0.5}).model == "a"
+    assert of_evidence({"a": 1, "b": 1}, {"a": -1.0, "b": -9.0, GLOBAL: -0.5}).model == "a"
 
 
 def test_clients_without_a_cluster_are_a_hypothesis_too() -> None:
@@ -199,9 +201,9 @@ def test_clients_without_a_cluster_are_a_hypothesis_too() -> None:
 
 
 def test_where_there_is_one_model_there_is_nothing_to_choose() -> None:
-    route = of_evidence({"a": 4}, a=-2.0)
+    route = of_evidence({"a": 4}, {"a": -2.0})
     assert (route.model, route.reason) == ("a", "a is the only model that gives numbers")
-    lone = of_evidence({"a": 4, "b": 4}, a=-math.inf, b=-math.inf, **{GLOBAL: -1.0})
+    lone = of_evidence({"a": 4, "b": 4}, {"a": -math.inf, "b": -math.inf, GLOBAL: -1.0})
     assert lone.model == GLOBAL
 
 
