@@ -202,7 +202,8 @@ def test_a_missing_scale_or_weight_is_no_sum(
 def test_a_transposed_residual_is_no_sum_of_a_square_layer():
     square = drawn(3, (4, 4, 4), (1.0, 2.0, 3.0), height=16, width=16)
     combined, wanted = Residual().combine(clients(square), before(square)), dense(square)
-    assert combined.learns is not None and combined.frozen is not None
+    assert combined.learns is not None
+    assert combined.frozen is not None
     turned = product(combined.learns, wanted) + product(combined.frozen, wanted).T
     assert off(turned, wanted) > 0.5
     assert off(written(combined, wanted), wanted) < 1e-12
@@ -246,7 +247,8 @@ def test_what_svd_lacks_is_the_tail_of_a_dense_svd_and_falls_with_the_rank():
         )
         combined = SVD().combine(clients(MIXED), start)
         assert combined.error == pytest.approx(float(values[rank:].norm()), abs=1e-10)
-        assert combined.learns is not None and combined.learns.rank == rank
+        assert combined.learns is not None
+        assert combined.learns.rank == rank
         errors.append(combined.error)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-10 < errors[-2]
@@ -281,7 +283,8 @@ def test_singular_vectors_have_one_sign_and_the_split_is_even():
     turned = [Client(c.share, Pair(-c.pair.b, -c.pair.a)) for c in clients(ALIKE)]
     again = SVD().combine(turned, before(ALIKE)).learns
     assert again is not None
-    assert torch.allclose(again.b, learns.b) and torch.allclose(again.a, learns.a)
+    assert torch.allclose(again.b, learns.b)
+    assert torch.allclose(again.a, learns.a)
 
 
 def test_rows_of_a_have_length_one_where_b_holds_the_scale():
@@ -290,7 +293,7 @@ def test_rows_of_a_have_length_one_where_b_holds_the_scale():
     assert torch.allclose(learns.a @ learns.a.T, torch.eye(4, dtype=torch.float64), atol=1e-12)
 
 
-@pytest.mark.parametrize("height,width,rank", [(4, 4, 4), (4, 9, 4), (9, 4, 4), (3, 3, 5)])
+@pytest.mark.parametrize(("height", "width", "rank"), [(4, 4, 4), (4, 9, 4), (9, 4, 4), (3, 3, 5)])
 def test_layers_as_narrow_as_the_rank_are_summed_as_others(height: int, width: int, rank: int):
     uploads = drawn(6, (rank, rank), (1.0, 3.0), height=height, width=width)
     wanted = dense(uploads)
@@ -304,14 +307,16 @@ def test_clients_that_learnt_nothing_weigh_nothing_by_norm():
     moved = Client(0.5, Pair.of(torch.ones(12, 4), torch.ones(4, 20)))
     learns = Pad().combine([still, moved], before(ALIKE)).learns
     assert learns is not None
-    assert torch.equal(learns.b, moved.pair.b) and torch.equal(learns.a, moved.pair.a)
+    assert torch.equal(learns.b, moved.pair.b)
+    assert torch.equal(learns.a, moved.pair.a)
     nothing = Pad().combine([still, still], before(ALIKE))
     assert nothing.error == 0.0
 
 
 def test_the_ridge_pulls_b_to_its_mean():
     mean, held = (rule.combine(clients(ALIKE), before(ALIKE)) for rule in (Mean(), Fair(1e9)))
-    assert mean.learns is not None and held.learns is not None
+    assert mean.learns is not None
+    assert held.learns is not None
     assert torch.allclose(held.learns.b, mean.learns.b, atol=1e-5)
     assert torch.equal(held.learns.a, mean.learns.a)
 
@@ -320,7 +325,8 @@ def test_the_correction_of_fair_is_where_its_derivative_is_zero():
     ridge = 0.3
     learns = Fair(ridge).combine(clients(ALIKE), before(ALIKE)).learns
     mean = Mean().combine(clients(ALIKE), before(ALIKE)).learns
-    assert learns is not None and mean is not None
+    assert learns is not None
+    assert mean is not None
     b = learns.b.clone().requires_grad_()
     loss = (dense(ALIKE) - b @ learns.a).square().sum() + ridge * (b - mean.b).square().sum()
     (slope,) = torch.autograd.grad(loss, b)
@@ -408,7 +414,8 @@ def table(heterogeneity: float, seed: int = 0, size: int = 64) -> dict[str, floa
 def test_ours_are_nearer_to_the_sum_than_what_published_code_makes_of_it():
     for heterogeneity in (0.1, 0.5, 1.0):
         found = table(heterogeneity)
-        assert found["stack"] < 1e-12 and found["residual"] < 1e-12
+        assert found["stack"] < 1e-12
+        assert found["residual"] < 1e-12
         assert found["svd"] <= min(found["mean"], found["fair"]) <= found["FedIT"] + 1e-12
         assert found["mean"] == pytest.approx(found["FedIT"], rel=1e-9)
         for published in found:
@@ -417,7 +424,7 @@ def test_ours_are_nearer_to_the_sum_than_what_published_code_makes_of_it():
 
 
 @pytest.mark.parametrize(
-    "make,said",
+    ("make", "said"),
     [
         (lambda: Fair(0.0), "fair.ridge must be a positive number, got 0.0"),
         (lambda: Fair(float("inf")), "fair.ridge must be a positive number, got inf"),

@@ -23,8 +23,9 @@ from fedloom.objectives.head import Product
 class LoRALanes:
     """Stacked A and B of every LoRA layer."""
 
-    def __init__(self, cohort: "Cohort", values: Tensor) -> None:
+    def __init__(self, cohort: "Cohort", values: Tensor, gains: Sequence[float] = ()) -> None:
         self.values = values
+        self._gains = values.new_tensor(gains).view(-1, 1, 1) if {*gains} - {1.0} else None
         self._cohort = cohort
         self._sequential = cohort.sequential
 
@@ -35,12 +36,14 @@ class LoRALanes:
         }
         total = torch.zeros_like(self.values[:, 0])
         gradient: Tensor | None = None
-        with self._cohort.adapted(leaves):
-            for batch in fast.batches(steps, setup.local.batch_size, self.values):
+        for batch in fast.batches(steps, setup.local.batch_size, self.values):
+            with self._cohort.adapted(self._gained(leaves)):
                 losses = fast.losses(batch)
                 # Lanes do not mix in the sum, so its gradient is each lane's own.
                 parts = torch.autograd.grad(
-                    losses.sum(), list(leaves.values()), materialize_grads=True
+                    losses.sum(),
+                    list(leaves.values()),
+                    materialize_grads=True,
                 )
                 flat = torch.cat([part.flatten(1) for part in parts], dim=1)
                 gradient = flat if gradient is None else gradient.add_(flat)
@@ -48,8 +51,16 @@ class LoRALanes:
         assert gradient is not None
         return gradient, total
 
+    def _gained(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return B times each lane's own scale: no other kernel is needed, and it is in the gradient."""
+        if self._gains is None:
+            return leaves
+        return {n: v * self._gains if n.endswith("lora_B.weight") else v for n, v in leaves.items()}
+
     def keep(self, lanes: Tensor) -> None:
         self.values = self.values[lanes]
+        if self._gains is not None:
+            self._gains = self._gains[lanes]
 
 
 @dataclass(frozen=True)
@@ -94,10 +105,11 @@ class Cohort:
 
     def _batch(self, jobs: Sequence[Job]) -> list[Done]:
         setup = self.sequential.setup
-        starts = [job.work.start for job in jobs if isinstance(job.work, Fit)]
-        values = rows(starts, setup.space.absolute_vector).clone()
+        works = [job.work for job in jobs if isinstance(job.work, Fit)]
+        values = rows([work.start for work in works], setup.space.absolute_vector).clone()
+        lanes = LoRALanes(self, values, [work.gain for work in works])
         with training(setup.space.model, jobs[0].seed), self.sequential.fast.installed():
-            return fit(jobs, LoRALanes(self, values), setup)
+            return fit(jobs, lanes, setup)
 
     @contextmanager
     def adapted(self, leaves: dict[str, Tensor]) -> Iterator[None]:

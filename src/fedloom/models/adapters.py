@@ -1,7 +1,8 @@
 """LoRA through PEFT: attach it, name its tensors, write and read its folders."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from fedloom.models.build import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
-from fedloom.models.introspection import is_transposed
+from fedloom.models.introspection import is_adapted, is_transposed
 from fedloom.models.reach import unread, without_gradient
 from fedloom.models.targets import choose_targets, left_frozen
 
@@ -70,6 +71,7 @@ def attach_lora(
     dora: bool,
     targets: str | Sequence[str],
     modules_to_save: Sequence[str],
+    side: int,
     seed: int,
     base_name: str,
 ) -> Adapter:
@@ -83,9 +85,12 @@ def attach_lora(
     from peft import LoraConfig, get_peft_model
 
     chosen = choose_targets(model, targets, saved=modules_to_save)
+    width = rank + side
+    _check_width(model, chosen.layers, rank=rank, side=side)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=width,
+        # The scale is that of `rank`, whatever stands beside the adapter.
+        lora_alpha=alpha * (width / rank) ** (0.5 if rslora else 1.0),
         lora_dropout=dropout,
         use_rslora=rslora,
         use_dora=dora,
@@ -108,9 +113,9 @@ def attach_lora(
         if name.endswith("lora_A.weight"):
             # Kaiming-uniform as PEFT has it, but drawn on the CPU, so that devices agree.
             bound = parameter.shape[1] ** -0.5
-            fresh = torch.empty(parameter.shape, dtype=torch.float32)
+            fresh = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
             fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
-            parameter.data.copy_(fresh)
+            parameter.data.zero_()[:rank].copy_(fresh)
     model.eval()  # the adapter's own layers come in training mode
     return Adapter(peft, left)
 
@@ -118,6 +123,43 @@ def attach_lora(
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return what requires a gradient by its clean name, in the order of the model's layers; tied tensors once."""
     return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def scaled(model: nn.Module, gain: float) -> Iterator[None]:
+    """Let what adapters add to their layers be multiplied by `gain` for a while.
+
+    Raises:
+        ValueError: where the model has none.
+    """
+    if gain == 1.0:
+        yield
+        return
+    adapted: list[Any] = [module for module in model.modules() if is_adapted(module)]
+    if not adapted:
+        raise ValueError(
+            "only low-rank adapters have a scale to change, got a model without: set tune to lora"
+        )
+    before = [module.scaling["default"] for module in adapted]
+    for module, scaling in zip(adapted, before, strict=True):
+        module.scaling["default"] = scaling * gain
+    try:
+        yield
+    finally:
+        for module, scaling in zip(adapted, before, strict=True):
+            module.scaling["default"] = scaling
+
+
+def _check_width(model: "PreTrainedModel", layers: Sequence[str], *, rank: int, side: int) -> None:
+    width = rank + side
+    for name in layers:
+        module: Any = model.get_submodule(name)
+        least = min(module.weight.shape)
+        if width > least:
+            what = f"tune.lora.rank + side {width}" if side else f"tune.lora.rank {width}"
+            raise ValueError(
+                f"{what} is above the size of {name}, {tuple(module.weight.shape)}: at most {least} has an effect there"
+            )
 
 
 def _saved(model: "PreTrainedModel", modules: Sequence[str]) -> list[str] | None:

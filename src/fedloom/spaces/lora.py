@@ -107,6 +107,7 @@ class LoRASpace(Live):
             dora=lora.dora,
             targets=lora.targets,
             modules_to_save=lora.modules_to_save,
+            side=lora.side,
             seed=seed,
             base_name=base.name,
         )
