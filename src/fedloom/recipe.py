@@ -308,7 +308,11 @@ def _is_bool_for_number(hint: Any, value: Any) -> bool:
 
 def _hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    return {
+        f.name: hints[f.name]
+        for f in dataclasses.fields(cls)
+        if f.init and not f.metadata.get("filled")
+    }
 
 
 def _required(cls: Any) -> set[str]:
@@ -353,7 +357,11 @@ def name_of(algorithm: type[Any]) -> str:
 
 
 def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
-    fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
+    fields = {
+        f.name: getattr(algorithm, f.name)
+        for f in dataclasses.fields(algorithm)
+        if not f.metadata.get("filled")
+    }
     inner = fields.pop("inner", None)
     layer = {name_of(type(algorithm)): {name: _plain(value) for name, value in fields.items()}}
     return [layer, *(_algorithm_tree(inner) if inner is not None else [])]

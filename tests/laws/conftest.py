@@ -13,6 +13,7 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
@@ -25,11 +26,14 @@ from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
+from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm
 from fedloom.core.sparsity import Density
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
+from fedloom.core.ranks import Ranks
+from fedloom.server.factors.rules import Fair, Mean, Pad, Residual, Stack
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
 from fedloom.spaces.lora import LoRA
@@ -39,6 +43,9 @@ from fedloom.testing.bench import LEARNING, Bench, make_bench
 from fedloom.testing.subject import Subject
 
 BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
+
+BY_RANK = Ranks(4, {"phone": 2}, 0, {2: 2.0, 4: 1.0})
+BESIDE = Ranks(2, {"phone": 1}, 2, {1: 2.0, 2: 1.0})
 
 SEEDED: dict[str, Any] = {"clip": 0.05, "noise_multiplier": 1.0, "noise_seed": 3}
 
@@ -64,6 +71,16 @@ CASES: dict[str, Algorithm[Any]] = {
     "flasc(fedavg trimmed mean)": Flasc(FedAvg(combine=TrimmedMean(0.2)), BY_TIER, Density(1.0)),
     "prune(fedavg median)": Prune(FedAvg(combine=Median()), Density(0.5, warm=1)),
     "clustered(fedavg multi krum)": Clustered(FedAvg(combine=MultiKrum(1)), Auto(2, enough=0.25)),
+    "fedlora": FedLoRA(),
+    "fedlora mean": FedLoRA(Mean(), mu=0.1),
+    "fedlora fair": FedLoRA(Fair(), weighting="uniform"),
+    "fedlora pad by tier": FedLoRA(Pad(), ranks=BY_RANK),
+    "fedlora svd by tier": FedLoRA(ranks=BY_RANK),
+    "fedlora stack by tier": FedLoRA(Stack(), ranks=BESIDE),
+    "fedlora residual by tier": FedLoRA(Residual(), ranks=BESIDE),
+    "flasc(fedlora)": Flasc(FedLoRA(), BY_TIER, BY_TIER),
+    "ditto(fedlora pad)": Ditto(FedLoRA(Pad()), 0.1, 2),
+    "clustered(fedlora)": Clustered(FedLoRA(), Auto(2, enough=0.25)),
     "freeze(fedavg)": Freeze(FedAvg()),
     "freeze(scaffold)": Freeze(Scaffold()),
     "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
@@ -129,8 +146,10 @@ def bench(request: pytest.FixtureRequest) -> Callable[..., Bench]:
     named = {"algorithm", "averaged"}.intersection(request.fixturenames)
     given = [request.getfixturevalue(name) for name in named]
     seeds = any(map(in_seed_space, given))
-    # Rules that compare LoRA's products need to know the factors.
-    whole = any(one.server_sees == "each in full" for one in given)
+    # Rules that compare or add up LoRA's products need to know the factors.
+    whole = any(
+        one.server_sees == "each in full" or describe(one).multiplies_factors for one in given
+    )
     origin = {"origin": "zero"} if whole else {}
 
     def make(
@@ -158,6 +177,7 @@ def subject(algorithm: Algorithm[Any], tmp_path: Path) -> Subject:
 
 QUICK = {
     "fedavg",
+    "fedlora",
     "scaffold",
     "pfedme",
     "local",

@@ -8,6 +8,7 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
@@ -19,6 +20,7 @@ from fedloom.core.protocols import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "fedavg": FedAvg,
+    "fedlora": FedLoRA,
     "scaffold": Scaffold,
     "pfedme": PFedMe,
     "local": LocalOnly,

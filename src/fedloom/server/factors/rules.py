@@ -56,6 +56,8 @@ class Combined:
     """What is added to the frozen pair beside it, if anything."""
     error: float
     """Norm of what both lack of the sum."""
+    size: float
+    """Norm of the sum."""
 
 
 class Aggregate(Protocol):
@@ -144,7 +146,7 @@ class SVD:
         near = found.balanced(held) if self.split == "balanced" else found.orthonormal(held)
         # A direction with zeros on both sides would never learn: it keeps the rows of A that it had.
         spare = Pair(torch.zeros_like(before.b[:, held:]), before.a[held:])
-        return Combined(total([near, spare]), None, found.beyond(before.rank))
+        return Combined(total([near, spare]), None, found.beyond(before.rank), found.beyond(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,8 @@ class Stack:
     beside: ClassVar[bool] = True
 
     def combine(self, clients: Sequence[Client], before: Pair) -> Combined:
-        return Combined(None, target(clients), 0.0)
+        wanted = target(clients)
+        return Combined(None, wanted, 0.0, norm(wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +171,8 @@ class Residual:
     beside: ClassVar[bool] = True
 
     def combine(self, clients: Sequence[Client], before: Pair) -> Combined:
-        mean = _mean(clients, before.rank)
-        return Combined(mean, difference(target(clients), mean), 0.0)
+        mean, wanted = _mean(clients, before.rank), target(clients)
+        return Combined(mean, difference(wanted, mean), 0.0, norm(wanted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,4 +223,5 @@ def _by_norm(clients: Sequence[Client]) -> list[Client]:
 
 
 def _lacking(clients: Sequence[Client], pair: Pair) -> Combined:
-    return Combined(pair, None, norm(difference(target(clients), pair)))
+    wanted = target(clients)
+    return Combined(pair, None, norm(difference(wanted, pair)), norm(wanted))
