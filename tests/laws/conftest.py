@@ -28,11 +28,11 @@ from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm
+from fedloom.core.ranks import Ranks
 from fedloom.core.sparsity import Density
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
-from fedloom.core.ranks import Ranks
 from fedloom.server.factors.rules import Fair, Mean, Pad, Residual, Stack
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
 import torch
@@ -428,8 +429,8 @@ def test_ours_are_nearer_to_the_sum_than_what_published_code_makes_of_it():
     [
         (lambda: Fair(0.0), "fair.ridge must be a positive number, got 0.0"),
         (lambda: Fair(float("inf")), "fair.ridge must be a positive number, got inf"),
-        (lambda: Pad("length"), "pad.weights must be norm or examples, got 'length'"),
-        (lambda: SVD("a"), "svd.split must be balanced or b, got 'a'"),
+        (lambda: Pad(cast("Any", "length")), "pad.weights must be norm or examples, got 'length'"),
+        (lambda: SVD(cast("Any", "a")), "svd.split must be balanced or b, got 'a'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(make: Callable[[], Aggregate], said: str):

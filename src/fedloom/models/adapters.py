@@ -1,7 +1,7 @@
 """LoRA through PEFT: attach it, name its tensors, write and read its folders."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,9 +150,9 @@ def scaled(model: nn.Module, gain: float) -> Iterator[None]:
             module.scaling["default"] = scaling
 
 
-def _check_width(model: "PreTrainedModel", layers: Sequence[str], *, rank: int, side: int) -> None:
+def _check_width(model: "PreTrainedModel", layers: Iterable[str], *, rank: int, side: int) -> None:
     width = rank + side
-    for name in layers:
+    for name in sorted(layers):
         module: Any = model.get_submodule(name)
         least = min(module.weight.shape)
         if width > least:

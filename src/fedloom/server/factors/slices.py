@@ -17,7 +17,7 @@ from fedloom.server.factors.pair import Pair
 
 def learning(params: Params, rank: int) -> Params:
     """Return params with the first columns of every pair; the same object where those are all."""
-    changed = {}
+    changed: dict[str, Tensor] = {}
     for a, b in pairs(params):
         if len(params[a]) != rank:
             changed |= {a: params[a][:rank].clone(), b: params[b][:, :rank].clone()}
@@ -36,7 +36,7 @@ def frozen(params: Params, *, most: int, used: int) -> Params:
 
 def whole(learns: Params, beside: Params, *, most: int, side: int) -> Params:
     """Return the space of what `learning` and `frozen` cut out of it; the first as it is where that is all."""
-    changed = {}
+    changed: dict[str, Tensor] = {}
     for a, b in pairs(learns):
         rank, used = len(learns[a]), len(beside[a]) if beside else 0
         if rank == most + side:
