@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
@@ -17,6 +18,7 @@ from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -81,6 +83,14 @@ CASES: dict[str, Algorithm[Any]] = {
     "flasc(fedlora)": Flasc(FedLoRA(), BY_TIER, BY_TIER),
     "ditto(fedlora pad)": Ditto(FedLoRA(Pad()), 0.1, 2),
     "clustered(fedlora)": Clustered(FedLoRA(), Auto(2, enough=0.25)),
+    "alternate(fedavg)": Alternate(FedAvg()),
+    "alternate(scaffold)": Alternate(Scaffold()),
+    "private(alternate(fedavg))": Private(Alternate(FedAvg()), **SEEDED),
+    "personal(fedavg)": Personal(FedAvg(mu=0.1)),
+    "personal(scaffold)": Personal(Scaffold(), "lora_A"),
+    "private(personal(fedavg))": Private(Personal(FedAvg()), **SEEDED),
+    "personal(flasc(fedadam))": Personal(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
+    "clustered(personal(fedavg))": Clustered(Personal(FedAvg()), Auto(2, enough=0.25)),
     "freeze(fedavg)": Freeze(FedAvg()),
     "freeze(scaffold)": Freeze(Scaffold()),
     "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
@@ -178,6 +188,8 @@ def subject(algorithm: Algorithm[Any], tmp_path: Path) -> Subject:
 QUICK = {
     "fedavg",
     "fedlora",
+    "alternate(fedavg)",
+    "personal(fedavg)",
     "scaffold",
     "pfedme",
     "local",

@@ -3,6 +3,7 @@
 from inspect import signature
 from typing import Any
 
+from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
@@ -12,6 +13,7 @@ from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -29,6 +31,8 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "decomfl": DeComFL,
     "ditto": Ditto,
     "freeze": Freeze,
+    "alternate": Alternate,
+    "personal": Personal,
     "flasc": Flasc,
     "prune": Prune,
     "private": Private,
