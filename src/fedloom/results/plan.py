@@ -173,7 +173,7 @@ def _messages(session: Session, cohort: int) -> tuple[list[tuple[int, int]], flo
         began = time.perf_counter()
         round = draw(run, session.learners, None)
         sent = algorithm.broadcast(run.state, round)
-        tiers = {p.get("tier", ""): c for c, p in reversed(round.population.items())}
+        tiers = {p.get("tier", ""): c for c, p in reversed([*round.population.items()])}
         asked = dict.fromkeys([*tiers.values(), *islice(sent, least if every else 1)])
         ready = tasks("train", round, {c: sent[c] for c in round.cohort if c in asked})
         # As many of one kind as a robust rule asks for.
@@ -199,7 +199,8 @@ def _mean_lengths(
 ) -> tuple[int, int]:
     """Return the bytes of a download and an upload: of one client a tier, who counts as many as are of it."""
     counts = Counter(profile.get("tier", "") for profile in population.values())
-    asked, sent = ({item.client: item for item in items} for items in (ready, replies))
+    asked = {task.client: task for task in ready}
+    sent = {reply.client: reply for reply in replies}
     down = up = 0
     for tier, client in tiers.items():
         down += counts[tier] * len(encode_task(asked[client], settings=wire))
