@@ -1,7 +1,9 @@
 """Sums of low-rank factors against dense matrices, and against what published code makes of the same factors."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -351,70 +353,18 @@ def test_a_difference_of_equals_is_nothing():
 # --- what published code makes of the same factors -----------------------------------------------
 
 
-def fed_it(uploads: Sequence[Upload]) -> Tensor:
-    whole = sum(u.weight for u in uploads)
-    b = sum(u.weight / whole * u.b for u in uploads)
-    a = sum(u.weight / whole * u.a for u in uploads)
-    return uploads[0].scale * (torch.as_tensor(b) @ torch.as_tensor(a))
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return benchmarks/factors.py as a module: it holds published arithmetic."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    # It asks for one thread, of its own process.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return importlib.import_module("factors")
 
 
-def flora_of_its_code(uploads: Sequence[Upload]) -> Tensor:
-    """Weights on A alone, one scale for the stack: alpha of the server over the rank of the sum."""
-    whole = sum(u.weight for u in uploads)
-    a = torch.cat([u.weight / whole * u.a for u in uploads])
-    b = torch.cat([u.b for u in uploads], dim=1)
-    return uploads[0].alpha / len(a) * (b @ a)
-
-
-def fedex_of_its_code(uploads: Sequence[Upload], *, transposed: bool) -> Tensor:
-    """Unweighted means; the residual turned, as its aggregation does for every kind of layer."""
-    b = torch.stack([u.b for u in uploads]).mean(0)
-    a = torch.stack([u.a for u in uploads]).mean(0)
-    left = torch.stack([u.b @ u.a for u in uploads]).mean(0) - b @ a
-    return uploads[0].scale * (b @ a + (left.T if transposed else left))
-
-
-def factory_flexlora(uploads: Sequence[Upload]) -> Tensor:
-    """Of FedLLM-Factory: the root of the singular values on B only."""
-    u, s, v = torch.linalg.svd(dense(uploads), full_matrices=False)
-    rank = len(uploads[0].a)
-    return u[:, :rank] * s[:rank].sqrt() @ v[:rank]
-
-
-def factory_flora(uploads: Sequence[Upload]) -> Tensor:
-    """Of FedLLM-Factory: no alpha over rank."""
-    return dense(uploads) / uploads[0].scale
-
-
-def table(heterogeneity: float, seed: int = 0, size: int = 64) -> dict[str, float]:
-    """Return the relative error of each rule, and of published arithmetic, for clients around a common adapter."""
-    common = drawn(seed, (8,), (1.0,), height=size, width=size)[0]
-    own = drawn(seed + 1, (8,) * 6, (1.0, 2.0, 3.0, 1.0, 2.0, 3.0), height=size, width=size)
-    uploads = [
-        Upload(
-            u.weight, 16.0, False, common.b + heterogeneity * u.b, common.a + heterogeneity * u.a
-        )
-        for u in own
-    ]
-    wanted, start = dense(uploads), before(uploads)
-    ours = {
-        name: off(written(rule().combine(clients(uploads), start), wanted), wanted)
-        for name, rule in AGGREGATES.items()
-    }
-    return {
-        **ours,
-        "FedIT": off(fed_it(uploads), wanted),
-        "FLoRA's code": off(flora_of_its_code(uploads), wanted),
-        "FedEx's code, nn.Linear": off(fedex_of_its_code(uploads, transposed=True), wanted),
-        "FedEx's code, Conv1D": off(fedex_of_its_code(uploads, transposed=False), wanted),
-        "FedLLM-Factory's flexlora": off(factory_flexlora(uploads), wanted),
-        "FedLLM-Factory's flora": off(factory_flora(uploads), wanted),
-    }
-
-
-def test_ours_are_nearer_to_the_sum_than_what_published_code_makes_of_it():
+def test_ours_are_nearer_to_the_sum_than_what_published_code_makes_of_it(benchmark):
     for heterogeneity in (0.1, 0.5, 1.0):
-        found = table(heterogeneity)
+        found = benchmark.errors(heterogeneity, size=64)
         assert found["stack"] < 1e-12
         assert found["residual"] < 1e-12
         assert found["svd"] <= min(found["mean"], found["fair"]) <= found["FedIT"] + 1e-12
