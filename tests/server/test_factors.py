@@ -370,8 +370,10 @@ def test_ours_are_nearer_to_the_sum_than_what_published_code_makes_of_it(benchma
         assert found["svd"] <= min(found["mean"], found["fair"]) <= found["FedIT"] + 1e-12
         assert found["mean"] == pytest.approx(found["FedIT"], rel=1e-9)
         for published in found:
-            if published not in AGGREGATES and published != "FedIT":
-                assert found[published] > 0.02, published
+            if published not in (*AGGREGATES, "FedIT", "FLoRA's code"):
+                assert found[published] > 0.01, published
+        # Everybody takes part, of one rank and one scale.
+        assert found["FLoRA's code"] < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ An algorithm without these members runs as any other: nothing is known of it, an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -255,6 +255,11 @@ def check(
     if isinstance(algorithm, Checks):
         return algorithm.check(recipe, num_clients=num_clients)
     return algorithm
+
+
+def settings_of(cls: Any) -> list[Field[Any]]:
+    """Return the fields of a dataclass that a recipe may have: those that `check` fills in are none."""
+    return [f for f in fields(cls) if f.metadata.get("filled") != FILLED["filled"]]
 
 
 # --- what it has spent --------------------------------------------------------------------------
