@@ -31,31 +31,32 @@ class LoRALanes:
 
     def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         setup, fast = self._sequential.setup, self._sequential.fast
-        leaves = {
-            n: v.requires_grad_() for n, v in setup.space.layout.split(self.values.detach()).items()
-        }
+        # B times each lane's own scale takes no other kernel; so is the gradient of B that of the product.
+        stand = self._gained(setup.space.layout.split(self.values.detach()))
+        leaves = {name: tensor.requires_grad_() for name, tensor in stand.items()}
         total = torch.zeros_like(self.values[:, 0])
         gradient: Tensor | None = None
-        for batch in fast.batches(steps, setup.local.batch_size, self.values):
-            with self._cohort.adapted(self._gained(leaves)):
+        with self._cohort.adapted(leaves):
+            for batch in fast.batches(steps, setup.local.batch_size, self.values):
                 losses = fast.losses(batch)
                 # Lanes do not mix in the sum, so its gradient is each lane's own.
                 parts = torch.autograd.grad(
-                    losses.sum(),
-                    list(leaves.values()),
-                    materialize_grads=True,
+                    losses.sum(), list(leaves.values()), materialize_grads=True
                 )
-                flat = torch.cat([part.flatten(1) for part in parts], dim=1)
+                own = self._gained(dict(zip(leaves, parts, strict=True)))
+                flat = torch.cat([part.flatten(1) for part in own.values()], dim=1)
                 gradient = flat if gradient is None else gradient.add_(flat)
                 total += losses.detach()
         assert gradient is not None
         return gradient, total
 
-    def _gained(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return B times each lane's own scale: no other kernel is needed, and it is in the gradient."""
+    def _gained(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return every B, or its gradient, times each lane's own scale; as they are where all lanes have that of the space."""
         if self._gains is None:
-            return leaves
-        return {n: v * self._gains if n.endswith("lora_B.weight") else v for n, v in leaves.items()}
+            return tensors
+        return {
+            n: t * self._gains if n.endswith("lora_B.weight") else t for n, t in tensors.items()
+        }
 
     def keep(self, lanes: Tensor) -> None:
         self.values = self.values[lanes]
