@@ -1,15 +1,17 @@
 """FedAvg of low-rank adapters, whose sum is that of what they add to the model.
 
 The mean of factors is not the factors of the mean: (sum p_i B_i)(sum p_i A_i) is not sum p_i B_i A_i. `aggregate` says
-what is done about it; the rules, their papers and where they deviate are in `server/factors/rules.py`. Local training is
-Algorithm 1 of FedAvg (McMahan et al., AISTATS 2017, arXiv:1602.05629), with FedProx's pull if asked.
+what is done about it: the means (FedIT, arXiv:2305.05644), means of padded factors (HetLoRA, arXiv:2401.06432), the nearest
+product of a rank (FlexLoRA, arXiv:2402.11505), the stack (FLoRA, arXiv:2409.05976), the residual beside the means (FedEx-LoRA,
+arXiv:2410.09432), B corrected for the mean of A (LoRA-FAIR, arXiv:2411.14961). Titles, authors and what the rules have of them
+are in `server/factors/rules.py`. Local training is FedAvg's, with FedProx's pull if asked.
 
 Clients of a tier with a rank r_i of its own (`tune.lora.ranks`) are sent the first r_i columns of both factors, and
-train them with alpha / r_i as their scale (HetLoRA, arXiv:2401.06432; FlexLoRA, arXiv:2402.11505). In the space of the
+train them with alpha / r_i as their scale, as in HetLoRA and FlexLoRA. In the space of the
 widest the other columns are zero on both sides, so that no gradient reaches them and clients of all ranks share a batch.
 Params are in units of the scale of the widest; a client divides by what its own has more, and multiplies what it sends.
 
-What `stack` and `residual` add up beside the adapter is a frozen pair of factors in the space (`tune.lora.side` columns),
+Deviations: what `stack` and `residual` add up beside the adapter is a frozen pair of factors in the space (`tune.lora.side` columns),
 sent as far as it holds anything; the base model stays as it is. Where it is full, the pair is cut to its largest part.
 
 Every round tells `aggregation_error`: the Frobenius norm of what the sum of clients has and the new factors lack, over

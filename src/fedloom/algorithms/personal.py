@@ -5,8 +5,7 @@ Selective Aggregation for Low-Rank Adaptation in Federated Learning. Guo, Zeng, 
 averaged.
 
 Federated Learning with Personalization Layers. Arivazhagan, Aggarwal, Singh, Choudhary 2019 (arXiv:1912.00818), FedPer:
-a pattern of the last layers. FedBN: Federated Learning on Non-IID Features via Local Batch Normalization. Li, Jiang,
-Zhang, Kamp, Dou, ICLR 2021 (arXiv:2102.07623): a pattern of the norms.
+a pattern of the last layers.
 
 The inner algorithm lives in the space of the shared names: they alone are in its state, its client_state and its uploads.
 On a client its work is extended by the client's own tensors, which train beside them and are kept in client_state. A client
