@@ -7,7 +7,8 @@ Languages in conflict: everybody asks in English, and each client wants its answ
 model can satisfy all; `--data FOLDER` takes a folder with a file a language in its place (XQuAD's eight, say). Every run
 is a recipe through `fedloom.run` on the bundled model, with the same data and local training at a seed, so that
 differences are paired: clusters found (`auto`), one model for all (`fedavg`), everybody alone (`local`), as many clusters
-as there are languages drawn by chance (`random`), and clusters by language (`oracle`). A finished run is not repeated;
+as there are languages drawn by chance (`random`), and clusters by language (`oracle`). What clusters share is
+not estimated here (`benchmarks/pooling.py` is about that): each has a model of its own clients alone. A finished run is not repeated;
 `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with 95 % confidence intervals of
 the mean (Student's t), the differences seed by seed.
 """
@@ -66,7 +67,8 @@ def algorithm_of(mode: str, by: str, count: int, seed: int) -> Any:
         "oracle": {"given": {"by": by}},
         "random": {"random": {"num_clusters": count, "seed": seed}},
     }
-    return [{"clustered": {"mode": modes[mode], "label": by}}, "fedavg"]
+    apart = {"mode": modes[mode], "share": {"pool": "off"}, "label": by}
+    return [{"clustered": apart}, "fedavg"]
 
 
 def recipe_of(mode: str, seed: int, arguments: argparse.Namespace) -> Recipe:

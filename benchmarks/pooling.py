@@ -51,7 +51,8 @@ def algorithm_of(mode: str, setting: str, seed: int) -> Any:
     if setting == "iid":
         grouped = {"random": {"num_clusters": len(SPOKEN), "seed": seed}}
     shares: dict[str, Any] = {"fixed": {"mix": 0.75}}
-    share = {"pool": {}} if mode.startswith("pooled") else shares.get(mode, {})
+    pooled = {"pool": "on" if mode.startswith("pooled") else "off"}
+    share = shares.get(mode, pooled)
     return [{"clustered": {"mode": grouped, "share": share, "label": label}}, inner]
 
 

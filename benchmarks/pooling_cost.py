@@ -21,7 +21,6 @@ import torch
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.clustering.given import Given
-from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import ClientId, Delivery, Params, Profile, Reply, Task
 from fedloom.engines.codec import MessageCodec
@@ -122,7 +121,7 @@ def main() -> None:
     profiles, origin = profiles_of(asked), start()
     courses = {}
     messages = messages_of(profiles, MessageCodec(FedAvg(), WireSettings()))
-    for name, share in ((APART, Sharing()), (POOLED, Sharing(pool=Pool()))):
+    for name, share in ((APART, Sharing(pool="off")), (POOLED, Sharing(pool="on"))):
         algorithm: Any = Clustered(FedAvg(), Given("group"), share)
         engine = Mailbox(MessageCodec(algorithm, WireSettings()), profiles, messages)
         courses[name] = Course(algorithm, engine, begin(algorithm, origin, 0))

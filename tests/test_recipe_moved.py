@@ -45,8 +45,14 @@ def test_a_key_of_old_is_answered_with_the_section_to_write(tune, says: str, wri
             {"space": "seeds", "rank": 8, "num_seeds": 5},
             r"write tune: \{seeds: \{num_seeds: 5\}\}$",
         ),
-        ({"space": "ia3"}, r"the key of the section, one of lora, full, seeds: got 'ia3'$"),
-        ({"space": ["lora"]}, r"the key of the section, one of lora, full, seeds: got \['lora'\]$"),
+        (
+            {"space": "boft"},
+            r"the key of the section, one of lora, prompt, prefix, ptuning, ia3, vera, full, seeds: got 'boft'$",
+        ),
+        (
+            {"space": ["lora"]},
+            r"the key of the section, one of lora, prompt, prefix, ptuning, ia3, vera, full, seeds: got \['lora'\]$",
+        ),
     ],
 )
 def test_the_section_to_write_is_of_the_kind_that_was_meant(tune, message: str) -> None:

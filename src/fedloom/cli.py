@@ -141,7 +141,8 @@ def data(
     from fedloom.spaces.seed_space import Seeds
 
     loaded = load_recipe(recipe, overrides or [])
-    check_length(loaded.model, loaded.data.max_length)
+    virtual = loaded.tune.virtual_tokens
+    check_length(loaded.model, loaded.data.max_length, virtual_tokens=virtual)
     file = file_at(
         picture or Path(f"{file_name(loaded.name)}-split.png"), "--picture", ends=PICTURES
     )
@@ -213,6 +214,9 @@ def export(
     merged: Annotated[
         bool, typer.Option("--merged", help="Write whole models instead of adapters.")
     ] = False,
+    as_lora: Annotated[
+        bool, typer.Option("--as-lora", help="Write adapters of tune: vera as LoRA.")
+    ] = False,
     anyway: Anyway = False,
     model: ModelPath = None,
 ) -> None:
@@ -222,7 +226,7 @@ def export(
     console = _console()
     found = open_run(folder, console=console, anyway=anyway, moved=model)
     about(folder)
-    for name, path in found.export(out, merged=merged).items():
+    for name, path in found.export(out, merged=merged, as_lora=as_lora).items():
         console.print(f"{name}: {path}")
 
 

@@ -228,8 +228,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     settings = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
     if value is not None and len(settings) == 1 and type(None) in typing.get_args(hint):
         return _dataclass(settings[0], value, path)
-    if value is False and "off" in typing.get_args(hint):
-        value = "off"  # as YAML reads it without quotes
+    if isinstance(value, bool) and (word := "on" if value else "off") in typing.get_args(hint):
+        value = word  # as YAML reads it without quotes
     if _is_bool_for_number(hint, value):
         raise RecipeError(f"{path} must be a number, got {value!r}")
     try:

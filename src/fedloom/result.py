@@ -19,7 +19,7 @@ from fedloom.objects import Objects
 from fedloom.reopen import Opened, open_session
 from fedloom.results.chat import Chat
 from fedloom.results.evaluate import Evaluation, evaluate
-from fedloom.results.export import USERS, export_models
+from fedloom.results.export import USERS, Form, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
@@ -117,19 +117,25 @@ class Result:
         opened = self.open("chat")
         return Chat.open(opened.session, client, run=opened.run)
 
-    def export(self, out: Path | str | None = None, *, merged: bool = False) -> Mapping[str, Path]:
+    def export(
+        self, out: Path | str | None = None, *, merged: bool = False, as_lora: bool = False
+    ) -> Mapping[str, Path]:
         """Write the deployed models as folders that peft and transformers load; return their paths by name.
 
         Args:
             out: Where; `adapters`, or `merged`, in the run's folder if not given.
             merged: Write whole models instead of adapters.
+            as_lora: Write adapters of tune: vera as LoRA, which is the same model for programs that read no other kind.
         """
-        default = self.folder / ("merged" if merged else "adapters")
+        if merged and as_lora:
+            raise ValueError("export writes whole models (merged) or LoRA (as_lora), not both")
+        form: Form = "merged" if merged else "lora" if as_lora else "adapter"
+        default = self.folder / ("adapters" if form == "adapter" else form)
         target = folder_at(default if out is None else Path(out), "--out")
         inside = self.folder.resolve() in target.resolve().parents
         with held(self.folder) if inside else nullcontext():
             opened = self.open("export")
-            return export_models(opened.session, opened.run, target, merged=merged)
+            return export_models(opened.session, opened.run, target, form=form)
 
     def open(self, command: str, *, data: bool = False) -> Opened:
         """Return the run as its newest checkpoint has it, built: for what the other methods do not do."""

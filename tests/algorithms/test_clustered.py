@@ -19,13 +19,13 @@ from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto, Paper
-from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import Algorithm, Done, Fit, Payload, Reply, Round, Task
 from fedloom.core.randomness import derive
 from fedloom.server.combine.sorted import Median
 from fedloom.server.optimizers import Adam
 
+APART = Sharing(pool="off")
 LENGTH = 400
 
 
@@ -195,7 +195,7 @@ def test_one_cluster_and_a_cluster_each_are_the_papers_baselines(k: int) -> None
 
 def test_clusters_are_there_as_soon_as_the_updates_are() -> None:
     u = tongues(3, 4, 5)
-    place = village(Clustered(FedAvg(), label="language"), u, noise=0.3)
+    place = village(Clustered(FedAvg(), share=APART, label="language"), u, noise=0.3)
     place.profiles = {c: {"language": c[0]} for c in u}
     place.play(None)
     assert place.groups() == {frozenset(c for c in u if c[0] == x) for x in "abc"}
@@ -299,7 +299,7 @@ def test_without_clusters_it_is_the_inner_algorithm_to_the_bit() -> None:
 def test_a_cluster_each_is_local_training() -> None:
     """k = N, everybody there."""
     u = tongues(2, 2, 1)
-    place, alone = village(Clustered(FedAvg(), Auto(5)), u), village(LocalOnly(), u)
+    place, alone = village(Clustered(FedAvg(), Auto(5), APART), u), village(LocalOnly(), u)
     for it in (place, alone):
         it.play(*[None] * 4)
     for client in u:
@@ -324,7 +324,7 @@ def test_renaming_clients_renames_clusters_only() -> None:
 
 def test_each_cluster_has_a_server_optimizer_of_its_own() -> None:
     u = tongues(3, 3)
-    place = village(Clustered(FedAvg(Adam(0.1)), Auto(2)), u)
+    place = village(Clustered(FedAvg(Adam(0.1)), Auto(2), APART), u)
     place.play(None, ["a0"], ["a1"])
     (a, b) = (place.state.cluster_states[place.state.grouping.assignment[c]] for c in ("a0", "b0"))
     for ids, center, turns in ((["a0", "a1", "a2"], a, 3), (["b0", "b1", "b2"], b, 1)):
@@ -352,7 +352,7 @@ def test_a_client_may_belong_to_several_clusters() -> None:
     u = tongues(4, 4)
     soft = village(Clustered(FedAvg(), Auto(2), Sharing(temperature=50.0)), u)
     hard = village(Clustered(FedAvg(), Auto(2), Sharing(temperature=1e-3)), u)
-    plain = village(Clustered(FedAvg(), Auto(2)), u)
+    plain = village(Clustered(FedAvg(), Auto(2), APART), u)
     for it in (soft, hard, plain):
         it.play(None, None)
     distance = {
@@ -408,25 +408,29 @@ def test_private_refuses_what_reads_every_upload_and_clusters_refuse_what_is_pri
             "clustered.share.names, mix and temperature have an effect in mode auto only",
         ),
         (
-            lambda: Sharing(["lora_A"], mix=0.5, pool=Pool()),
+            lambda: Sharing(["lora_A"], mix=0.5, pool="on"),
             "share.pool estimates how much clusters share: leave out names and mix",
         ),
         (
-            lambda: Clustered(FedAvg(), Paper(2), Sharing(pool=Pool())),
+            lambda: Sharing(pool="some"),  # type: ignore[arg-type]
+            "share.pool must be one of auto, on, off, got 'some'",
+        ),
+        (
+            lambda: Clustered(FedAvg(), Paper(2), Sharing(pool="on")),
             "share.pool is not for mode paper",
         ),
         (
-            lambda: Clustered(Flasc(Scaffold()), share=Sharing(pool=Pool())),
+            lambda: Clustered(Flasc(Scaffold()), share=Sharing(pool="on")),
             r"reads the mean of `delta` and nothing else of the uploads, got flasc\(scaffold\)",
         ),
         (
-            lambda: Clustered(FedAvg(combine=Median()), share=Sharing(pool=Pool())),
+            lambda: Clustered(FedAvg(combine=Median()), share=Sharing(pool="on")),
             r"nothing else of the uploads, got fedavg: leave it out",
         ),
-        (lambda: Clustered(DeComFL(), share=Sharing(pool=Pool())), "got decomfl: leave it out"),
-        (lambda: Clustered(FedKSeed(), share=Sharing(pool=Pool())), "got fedkseed: leave it out"),
+        (lambda: Clustered(DeComFL(), share=Sharing(pool="on")), "got decomfl: leave it out"),
+        (lambda: Clustered(FedKSeed(), share=Sharing(pool="on")), "got fedkseed: leave it out"),
         (
-            lambda: Clustered(Prune(FedAvg()), share=Sharing(pool=Pool())),
+            lambda: Clustered(Prune(FedAvg()), share=Sharing(pool="on")),
             r"got prune\(fedavg\): leave it out",
         ),
     ],

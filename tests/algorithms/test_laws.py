@@ -18,18 +18,24 @@ from fedloom.algorithms import ALGORITHMS, WRAPPERS
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
+<<<<<<< HEAD
 from fedloom.algorithms.fedlora import FedLoRA
+=======
+from fedloom.algorithms.partial_pooling import PartialPooling
+>>>>>>> main
 from fedloom.algorithms.private import Private
 from fedloom.core.params import params_map
 from fedloom.core.protocols import Algorithm, Done, Payload, Task
 from fedloom.testing.compare import same
 
+# All of a cohort are asked the same, so that they are sent the same.
+POOLING = PartialPooling(FedAvg(), replicates=1.0)
 PRIVATE = Private(FedAvg(), 1.0, noise_multiplier=0.5, quantile=0.5, delta=0.1, noise_seed=1)
 EVERY: dict[str, Algorithm[Any]] = {
     name: kind(FedAvg()) if name in WRAPPERS else kind()  # type: ignore[call-arg] # a protocol has no fields
     for name, kind in ALGORITHMS.items()
-    if kind is not Private
-} | {"private": PRIVATE}
+    if kind not in (Private, PartialPooling)
+} | {"private": PRIVATE, "partial_pooling": POOLING}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(fedloom.algorithms.__path__))
 PAPERS = Path(__file__).parents[2] / "PAPERS.md"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")

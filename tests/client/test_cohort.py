@@ -4,11 +4,15 @@ import pytest
 import torch
 
 from fedloom.client import fit as fit_module
-from fedloom.client.cohort import Cohort, LoRALanes, keeps_lanes_apart
+from fedloom.client.cohort import AdapterLanes, Cohort, keeps_lanes_apart
+from fedloom.client.local_settings import LocalSettings
 from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
 from fedloom.core.randomness import derive
 from fedloom.spaces.full import Full
+from fedloom.spaces.scaling_vectors import IA3, VeRA
+from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
+from fedloom.testing.bench import make_bench
 
 EVERYBODY = tuple(f"c{i}" for i in range(8))
 LOCALS = {
@@ -76,6 +80,59 @@ def test_any_linear_layers_can_be_batched(bench, distance, targets, rslora):
         assert distance(one.params, other.params) < 1e-12
 
 
+@pytest.mark.parametrize(
+    "tune",
+    [
+        IA3(),
+        IA3(targets="all-linear", feedforward=["down_proj", "o_proj"]),
+        VeRA(rank=8),
+        VeRA(rank=8, targets=["q_proj", "o_proj"]),
+    ],
+    ids=["ia3", "ia3 everywhere", "vera", "vera of one size"],
+)
+@pytest.mark.parametrize("local", LOCALS.values(), ids=LOCALS)
+def test_ia3_and_vera_in_one_batch_are_the_clients_one_by_one(tune, local, distance, groups):
+    ends = []
+    for batched in ("off", "auto"):
+        settings = LocalSettings(**local, batched=batched)
+        one = make_bench(tune, settings, dtype=torch.float64)
+        assert isinstance(one.trainer, Sequential if batched == "off" else Cohort)
+        jobs = [Job(c, 1, derive(3, c), edited(one.space, c)) for c in EVERYBODY]
+        ends.append(one.trainer.run(jobs))
+    assert groups == [8]
+    for one, other in zip(*ends, strict=True):
+        assert distance(one.params, other.params) < 1e-12
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
+
+
+@pytest.mark.parametrize("tune", [IA3(), VeRA(rank=8)], ids=["ia3", "vera"])
+def test_layers_with_a_bias_or_transposed_are_batched_too(tune, distance):
+    """GPT-2 keeps weights as (in, out), and a bias that IA3 scales with the rest."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ends = []
+    for batched in ("off", "auto"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            config = GPT2Config(
+                n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=64,
+                attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+            )  # fmt: skip
+            model = GPT2LMHeadModel(config).double().requires_grad_(False)
+        settings = LocalSettings(lr=0.01, batched=batched)
+        one = make_bench(tune, settings, model=model)
+        assert isinstance(one.trainer, Sequential if batched == "off" else Cohort)
+        jobs = [Job(c, 1, derive(3, c), edited(one.space, c)) for c in EVERYBODY]
+        ends.append(one.trainer.run(jobs))
+    for one, other in zip(*ends, strict=True):
+        assert distance(one.params, other.params) < 1e-12
+
+
+@pytest.mark.parametrize("tune", [Prompt(tokens=2), Prefix(tokens=2), PTuning(tokens=2, hidden=8)])
+def test_virtual_tokens_go_one_by_one(tune):
+    assert isinstance(make_bench(tune, LocalSettings()).trainer, Sequential)
+
+
 def test_groups_hold_about_the_tokens_asked_for_and_never_change_the_numbers(
     bench, distance, groups
 ):
@@ -111,7 +168,7 @@ def test_a_lane_with_a_broken_start_disturbs_no_other(bench, federation_of, rows
     start = mixed.space.start()
     broken = {n: torch.full_like(t, torch.nan) for n, t in start.items()}
     jobs = [Job(c, 1, derive(3, c), Fit(start)) for c in ("c0", "c1", "c2")]
-    lanes = LoRALanes(
+    lanes = AdapterLanes(
         mixed.trainer,
         torch.stack([mixed.space.absolute_vector(s) for s in (start, broken, start)]),
     )

@@ -9,6 +9,7 @@ import torch
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.clustering.given import Given, Random
+from fedloom.clustering.sharing import Sharing
 from fedloom.core.protocols import Reply, Round
 
 SPEAKS = {"a": "en", "b": "de", "c": "en", "d": "de", "e": "sv"}
@@ -46,7 +47,7 @@ def used(algorithm: Clustered[Any], state: Any, clients: str = "abcde") -> dict[
 
 
 def test_a_label_makes_a_model_of_its_own_from_the_first_round():
-    algorithm: Clustered[Any] = Clustered(FedAvg(), mode=Given("language"))
+    algorithm: Clustered[Any] = Clustered(FedAvg(), Given("language"), Sharing(pool="off"))
     state = play(algorithm, ["abcde", "abcde"])
     assert used(algorithm, state) == {"a": 4.0, "b": -4.0, "c": 4.0, "d": -4.0, "e": 20.0}
     assert list(state.grouping.changes) == [1]
@@ -55,7 +56,7 @@ def test_a_label_makes_a_model_of_its_own_from_the_first_round():
 
 
 def test_a_cluster_whose_clients_are_not_drawn_stands_still():
-    algorithm: Clustered[Any] = Clustered(FedAvg(), mode=Given("language"))
+    algorithm: Clustered[Any] = Clustered(FedAvg(), Given("language"), Sharing(pool="off"))
     state = play(algorithm, ["abcde", "ac"])
     assert used(algorithm, state) == {"a": 4.0, "b": -2.0, "c": 4.0, "d": -2.0, "e": 10.0}
 

@@ -1,6 +1,7 @@
 """Pooled clusters: the estimates by hand, their edges, and what they are on average."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -10,14 +11,20 @@ import torch
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.flasc import Flasc
+from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.given import Given, Random
-from fedloom.clustering.modes import Auto
-from fedloom.clustering.pooling import Pool, Pooled, Variances, pool, shares_of
+from fedloom.clustering.members import Grouping
+from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.pooling import Pooled, Variances, pool, shares_of
 from fedloom.clustering.sharing import ClusteredState, Sharing
 from fedloom.core.params import equal
 from fedloom.core.payloads import NoReplies, mean_upload
 from fedloom.core.protocols import Algorithm, Reply, Round
 from fedloom.core.schema import schema
+from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.server.combine.sorted import Median
 from fedloom.server.optimizers import Adam, Momentum
 
 PAIRS = {"a": 0, "b": 0, "c": 1, "d": 1}
@@ -95,7 +102,7 @@ def test_a_client_that_did_not_reply_is_not_counted() -> None:
 def test_clusters_of_one_take_the_noise_of_rounds_before() -> None:
     replies = sent({"a": 2.0, "c": -2.0})
     unknown = pool(replies, PAIRS, Variances())
-    assert unknown.variances == Variances(), "nothing is learnt of one client a cluster"
+    assert unknown.variances == Variances(alike=1), "nothing is learnt of one client a cluster"
     assert lambdas(unknown) == [0, 0]
     assert moves(unknown, 0, 1) == [0, 0]
     known = pool(replies, PAIRS, Variances(noise={"w": 2.0}))
@@ -255,7 +262,7 @@ TONGUES = {"a": "x", "b": "x", "c": "y", "d": "y", "e": "z"}
 
 
 def pooled(inner: Algorithm[Any] | None = None, mode: Any = None) -> Clustered[Any]:
-    return Clustered(inner or FedAvg(), mode or Given("language"), Sharing(pool=Pool()))
+    return Clustered(inner or FedAvg(), mode or Given("language"), Sharing(pool="on"))
 
 
 def play(
@@ -302,7 +309,7 @@ def test_where_nothing_is_apart_every_cluster_is_fedavg_to_the_bit(inner: Any) -
 
 @pytest.mark.parametrize("inner", [FedAvg(), FedAvg(Adam(0.1))])
 def test_where_clients_of_a_cluster_agree_it_is_a_model_of_its_own_to_the_bit(inner: Any) -> None:
-    apart: Clustered[Any] = Clustered(inner, Given("language"))
+    apart: Clustered[Any] = Clustered(inner, Given("language"), Sharing(pool="off"))
     population = {client: {"language": TONGUES[client]} for client in "abcd"}
     start, ways = {"w": torch.zeros(3)}, {"x": 2.5, "y": -1.25}
     states = []
@@ -329,7 +336,7 @@ def test_a_new_cluster_begins_where_the_model_for_all_was_and_counts_the_round_o
     assert set(later.cluster_states) == {0, 1, 2}
     assert equal(fresh.params, later.global_state.params), "nothing is apart, so it goes with all"
     assert not equal(fresh.params, before)
-    found = Clustered(FedAvg(), Auto(2, enough=0.5, probes=1), Sharing(pool=Pool()))
+    found = Clustered(FedAvg(), Auto(2, enough=0.5, probes=1), Sharing(pool="on"))
     source = torch.Generator().manual_seed(0)
     centers = torch.randn(2, 400, generator=source)
     people: dict[str, dict[str, str]] = {f"{k}{i}": {} for k in range(2) for i in range(3)}
@@ -374,17 +381,110 @@ def test_what_is_told_names_the_clusters_that_replied() -> None:
     assert [n for n in told if n.endswith("/lambda")] == [f"cluster-{mine['a']}/lambda"]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "pools"),
+    [
+        (Clustered(FedAvg()), True),
+        (Clustered(Flasc(FedAvg()), Random(2)), True),
+        (Clustered(Ditto(FedAvg()), Given("language")), True),
+        (Clustered(FedAvg(), share=Sharing(pool="off")), False),
+        (Clustered(FedAvg(), share=Sharing(mix=0.5)), False),
+        (Clustered(FedAvg(), share=Sharing(["lora_A"])), False),
+        (Clustered(FedAvg(), share=Sharing(temperature=1.0)), False),
+        (Clustered(FedAvg(), Paper(2)), False),
+        (Clustered(Scaffold()), False),
+        (Clustered(FedAvg(combine=Median())), False),
+        (Clustered(FedKSeed()), False),
+        (Clustered(FedKSeed(uploads="delta")), True),
+    ],
+)
+def test_clusters_are_pooled_where_the_uploads_tell_how_far(
+    algorithm: Clustered[Any], pools: bool
+) -> None:
+    assert algorithm.pools == pools
+    state = algorithm.init({COEFFICIENTS: torch.zeros(4, dtype=torch.float64)}, 0)
+    assert (state.variances is not None) == pools
+    assert algorithm.with_grouping(Random(3)).pools == (
+        pools and not isinstance(algorithm.mode, Paper)
+    )
+
+
+def test_probes_become_rarer_where_clusters_go_with_everybody() -> None:
+    mode = Auto(every=4)
+    algorithm = Clustered(FedAvg(), mode)
+    population: dict[str, dict[str, str]] = {client: {} for client in "ab"}
+    state = algorithm.init({"w": torch.zeros(4)}, 0)
+    seen = Grouping(row_rounds=dict.fromkeys("ab", 10), row_counts=dict.fromkeys("ab", 2))
+    for alike, gap in ((0, 4), (3, 4), (4, 8), (8, 16), (400, 4 << 6)):
+        state = replace(state, grouping=seen, variances=Variances(alike=alike))
+        for number, asked in ((10 + gap - 1, []), (10 + gap, ["a", "b"])):
+            assert mode.due(state, Round(number, 0, population, tuple("ab"), 1.0)) == asked
+    assert Auto(every=0).due(state, Round(999, 0, population, tuple("ab"), 1.0)) == []
+
+
+def test_rounds_are_counted_in_which_clusters_go_with_everybody() -> None:
+    alike = play(pooled(), [ALIKE] * 3, people="abcd")
+    assert alike.variances.alike == 3
+    apart = {"a": 9.0, "b": 9.0, "c": -9.0, "d": -9.0}
+    assert play(pooled(), [apart], state=alike, first=4, people="abcd").variances.alike == 0
+    nobody_grouped = play(Clustered(FedAvg()), [ALIKE], people="abcd")
+    assert nobody_grouped.variances.alike == 0
+
+
+def test_clusters_made_by_chance_share_nearly_all_however_many_tensors_there_are() -> None:
+    """Of 40 tensors half have a spread above 0 by chance; together they have none, and so lambda is near 0."""
+    source = torch.Generator().manual_seed(5)
+    found, cut_each = [], []
+    for _ in range(20):
+        known = Variances()
+        for _ in range(6):
+            replies = [
+                Reply(c, {"delta": {f"w{i}": torch.randn(64, generator=source) for i in range(40)}})
+                for c in "abcdefghij"
+            ]
+            done = pool(replies, {c: at // 2 for at, c in enumerate("abcdefghij")}, known)
+            known = done.variances
+        found.append(done.mean_lambda)
+        cut = {n: max(0.0, v) for n, v in known.spread.items()}
+        cut_each.append(sum(v / (v + known.noise[n] / 2) for n, v in cut.items()) / len(cut))
+    assert sum(found) / 20 < 0.35 * sum(cut_each) / 20
+    assert sum(found) / 20 < 0.01
+
+
+def test_where_all_tensors_are_apart_nothing_is_taken_from_them() -> None:
+    known = Variances(noise={"a": 1.0, "b": 1.0}, spread={"a": 3.0, "b": 1.0})
+    assert known.tau2() == {"a": 3.0, "b": 1.0}
+    known = Variances(noise={"a": 1.0, "b": 1.0}, spread={"a": 3.0, "b": -1.0})
+    assert known.tau2() == {"a": 2.0, "b": 0.0}
+    known = Variances(noise={"a": 1.0, "b": 1.0}, spread={"a": 3.0, "b": -4.0})
+    assert known.tau2() == {"a": 0.0, "b": 0.0}
+
+
+def test_who_decided_the_groups_does_not_say_how_far_apart_they_are() -> None:
+    replies = sent(four(1, 3, -1, -3))
+    first = pool(replies, PAIRS, Variances(), deciding=True)
+    assert first.variances.spread == {}
+    assert first.variances.noise["w"] == pytest.approx(2)
+    assert lambdas(first) == [0, 0]
+    later = pool(replies, PAIRS, Variances(spread={"w": 3.0}), deciding=True)
+    assert later.variances.spread == {"w": 3.0}
+    assert lambdas(later) == [0.75, 0.75]
+
+
 def test_only_the_two_variances_are_remembered() -> None:
     state: ClusteredState[Any] = play(pooled(), [ALIKE, ALIKE], people="abcd")
     assert state.variances is not None
     assert set(state.variances.noise) == set(state.variances.spread) == {"w", "v"}
     assert pooled().init({"w": torch.zeros(1)}, 0).variances == Variances()
-    assert Clustered(FedAvg()).init({"w": torch.zeros(1)}, 0).variances is None
+    assert Clustered(FedAvg()).init({"w": torch.zeros(1)}, 0).variances == Variances()
+    apart = Clustered(FedAvg(), share=Sharing(pool="off"))
+    assert apart.init({"w": torch.zeros(1)}, 0).variances is None
 
 
 def test_downloads_are_what_they_are_without_it() -> None:
     sent_first = []
-    for algorithm in (pooled(Ditto(FedAvg())), Clustered(Ditto(FedAvg()), Given("language"))):
+    apart = Clustered(Ditto(FedAvg()), Given("language"), Sharing(pool="off"))
+    for algorithm in (pooled(Ditto(FedAvg())), apart):
         state = play(algorithm, [ALIKE], people="abcd")
         population = {client: {"language": TONGUES[client]} for client in "abcd"}
         sent_first.append(algorithm.broadcast(state, Round(2, 0, population, tuple("abcd"), 1.0)))

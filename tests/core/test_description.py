@@ -296,9 +296,10 @@ def test_other_clusters_take_the_place_of_a_layers_own_however_deep() -> None:
     algorithm: Any = Ditto(Clustered(FedAvg(mu=0.5), share=Sharing(mix=0.1), label="language"))
     recipe = dataclasses.replace(RECIPE, algorithm=algorithm)
     summary = {"num_clusters": 3, "num_clients": 4}
+    apart = Sharing(pool="off")  # as `mix` fixes what is shared, it is not estimated in them either
     for kind, expected in (
-        ("oracle", Ditto(Clustered(FedAvg(mu=0.5), Given("language"), label="language"))),
-        ("random", Ditto(Clustered(FedAvg(mu=0.5), Random(3, 0), label="language"))),
+        ("oracle", Ditto(Clustered(FedAvg(mu=0.5), Given("language"), apart, label="language"))),
+        ("random", Ditto(Clustered(FedAvg(mu=0.5), Random(3, 0), apart, label="language"))),
         ("fedavg", FedAvg(mu=0.5)),
     ):
         assert baseline_of(recipe, kind, summary=summary).algorithm == expected  # type: ignore[arg-type]

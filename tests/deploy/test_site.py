@@ -302,7 +302,8 @@ def test_a_dry_run_shows_every_tensor_and_its_size(recipe: Make, tmp_path: Path)
     for part in site_preview(settings(asked, tmp_path, clip=3.0), shared_recipe(asked)):
         console.print(part)
     shown = console.export_text()
-    for words in ("delta", "q_proj.lora_B.weight", "32 x 2", "the whole message", "weight", "3"):
+    tensors = ("delta", "q_proj.lora_B.weight", "32 x 2", "the whole message", "weight", "3")
+    for words in ("lora, rank 2", *tensors):
         assert words in shown
 
 

@@ -18,7 +18,11 @@ from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
+<<<<<<< HEAD
 from fedloom.algorithms.personal import Personal
+=======
+from fedloom.algorithms.partial_pooling import PartialPooling
+>>>>>>> main
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -26,7 +30,6 @@ from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
 from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
-from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm
@@ -122,13 +125,17 @@ CASES: dict[str, Algorithm[Any]] = {
         Sharing(["lora_A"], mix=0.1, temperature=2.0),
     ),
     "clustered pooled(fedavg)": Clustered(
-        FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool=Pool())
+        FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool="on")
     ),
     "clustered pooled(flasc(fedadam))": Clustered(
-        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Random(3), Sharing(pool=Pool())
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Random(3), Sharing(pool="on")
     ),
     "clustered pooled(fedkseed)": Clustered(
-        FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool=Pool())
+        FedKSeed(steps=3, uploads="delta"), Random(2), Sharing(pool="on")
+    ),
+    "partial pooling(fedavg)": PartialPooling(FedAvg(), 0.5),
+    "partial pooling(clustered pooled(fedadam))": PartialPooling(
+        Clustered(FedAvg(Adam(0.1)), Auto(2, enough=0.25, every=1), Sharing(pool="on"))
     ),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
@@ -202,6 +209,7 @@ QUICK = {
     "decomfl",
     "clustered(fedavg)",
     "clustered pooled(fedavg)",
+    "partial pooling(fedavg)",
 }
 """One case a class, whose laws are among the fast tests; those of the others are among the slow."""
 

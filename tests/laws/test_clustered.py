@@ -15,7 +15,6 @@ from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.modes import Auto
-from fedloom.clustering.pooling import Pool
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.description import describe
 from fedloom.core.payloads import mean_upload
@@ -33,7 +32,9 @@ from fedloom.server.samplers import Full
 LANGUAGES = ["en", "de", "es", "pt", "sv"]
 
 
-@pytest.mark.parametrize("share", [Sharing(), Sharing(pool=Pool())], ids=["apart", "pooled"])
+@pytest.mark.parametrize(
+    "share", [Sharing(pool="off"), Sharing(pool="on")], ids=["apart", "pooled"]
+)
 def test_a_run_resumed_before_it_regroups_ends_with_the_same_bytes(
     share: Sharing, bench: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -100,7 +101,7 @@ def test_who_says_it_averages_deltas_takes_their_mean_in_the_place_of_all(
 
 def test_a_cluster_each_is_local_training(bench: Callable[..., Any], tmp_path: Path) -> None:
     it = bench(torch.float64)
-    algorithm = Clustered(FedAvg(), Auto(8))
+    algorithm = Clustered(FedAvg(), Auto(8), Sharing(pool="off"))
     run = it.final(algorithm, tmp_path / "a", 3, sampler=Full())
     engine = it.engine(InProcess, LocalOnly(), tmp_path / "b")
     it.rounds(LocalOnly(), engine, 3, sampler=Full())

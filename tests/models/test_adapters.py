@@ -7,7 +7,8 @@ import torch
 
 from fedloom.models.build import Base, fingerprint
 from fedloom.models.hf_logging import quiet
-from fedloom.spaces.lora import LoRA, LoRASpace
+from fedloom.spaces.adapter import AdapterSpace
+from fedloom.spaces.lora import LoRA
 
 IDS = torch.arange(20).view(2, 10)
 
@@ -194,5 +195,5 @@ def test_whole_modules_need_full_precision():
 
 def test_a_lora_space_is_what_tune_asks_for():
     space = space_of(made("llama"), dropout=0.5)
-    assert isinstance(space, LoRASpace)
+    assert isinstance(space, AdapterSpace)
     assert not any(module.training for module in space.model.modules())

@@ -86,12 +86,12 @@ def test_clusters_by_a_label_have_neither_similarity_nor_tree(fabricate: Make) -
     assert "Confidence" not in part
 
 
-def with_lambdas(folder: Path, *lambdas: float) -> Path:
+def with_lambdas(folder: Path, *lambdas: float, alike: int = 0) -> Path:
     """Return the run, whose clusters went this far their own way in each of its rounds, the first less and less."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for line in lines[1:]:
         line |= {f"server/cluster-{k}/lambda": value for k, value in enumerate(lambdas)}
-        line |= {"server/lambda": sum(lambdas) / len(lambdas)}
+        line |= {"server/lambda": sum(lambdas) / len(lambdas), "server/rounds_alike": float(alike)}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -126,6 +126,13 @@ def test_pooled_clusters_that_are_alike_say_so(fabricate: Make) -> None:
     assert (
         "3 clusters, alike enough to share nearly all: each last went 3.1 % of its own way" in part
     )
+    assert "in a row" not in part
+    (given := told(12, 3) | {"variances": differing((9.0, 0.0))})["similarity"] = []
+    for each, rarer in ((record, True), (given, False)):
+        folder = with_lambdas(fabricate(f"for long {rarer}", clients=12), 0.0, 0.001, alike=12)
+        part = section(page(folder, clusters=each), "clusters")
+        assert "For 12 rounds in a row it was less than 1 %" in part
+        assert ("more rarely clients are probed" in part) == rarer
     assert by_layer({"w": {"noise": 0.0, "spread": 0.0}, "a.b": {"noise": 1.0, "spread": 3.0}}) == {
         "a": 0.75,
         "w": 0.0,

@@ -72,7 +72,7 @@ def test_an_exported_adapter_gives_the_deployed_models_logits(
         plain = base(input_ids=ids).logits
         adapter = PeftModel.from_pretrained(base, session.folder / "adapters/global")
         theirs = adapter(input_ids=ids).logits
-        written = export_models(session, run, session.folder / "merged", merged=True)
+        written = export_models(session, run, session.folder / "merged", form="merged")
         merged = AutoModelForCausalLM.from_pretrained(written["global"])(input_ids=ids).logits
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert torch.allclose(ours, merged, atol=1e-5)

@@ -214,7 +214,7 @@ def test_baselines_of_a_clustered_run_put_other_clusters_in_place_of_its_own(
         other, "random", summary={"num_clients": 4, "num_clusters": 3}
     ).algorithm
     assert drawn.inner.mode != made["random"].inner.mode
-    assert {made[kind].inner.share for kind in ("oracle", "random")} == {Sharing()}
+    assert {made[kind].inner.share for kind in ("oracle", "random")} == {Sharing(pool="off")}
     assert made["oracle"].inner.inner == FedAvg(mu=0.5)
 
 

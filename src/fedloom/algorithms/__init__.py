@@ -13,7 +13,11 @@ from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
+<<<<<<< HEAD
 from fedloom.algorithms.personal import Personal
+=======
+from fedloom.algorithms.partial_pooling import PartialPooling
+>>>>>>> main
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -30,6 +34,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "fedkseed": FedKSeed,
     "decomfl": DeComFL,
     "ditto": Ditto,
+    "partial_pooling": PartialPooling,
     "freeze": Freeze,
     "alternate": Alternate,
     "personal": Personal,

@@ -13,7 +13,8 @@ more local training (a probe), asked for when the client first takes part and ev
 sent, of entries times their size: what moved far moved step after step. How many clusters there are is found; the
 grouping is looked at whenever a probe came in; means are weighted as the inner algorithm says. A cluster that begins
 late has the inner state of its nearest, SCAFFOLD's c included. In paper mode ties give as many clusters as asked.
-`share.pool` is ours too: a cluster is taught everybody's updates, and more of its own where they differ by more than noise.
+How much clusters share is ours too (`share.pool`): a cluster is taught everybody's updates, and more of its own where they
+differ by more than noise; `off` gives each the mean of its own clients, as the papers do.
 """
 
 from collections.abc import Iterable, Mapping
@@ -68,25 +69,30 @@ class Clustered(Wrapper[State]):
     def __post_init__(self) -> None:
         if self.inner.server_sees == "noisy mean":
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
-        if self.share.pool is not None:
-            self._check_pool()
-        elif not isinstance(self.mode, Auto) and self.share != Sharing():
+        if self.share.pool == "on" and (obstacle := self._obstacle()):
+            raise ValueError(f"clustered.share.pool {obstacle}: leave it out")
+        if not isinstance(self.mode, Auto) and self.share.fixed:
             raise ValueError(
                 "clustered.share.names, mix and temperature have an effect in mode auto only: leave them out"
             )
 
-    def _check_pool(self) -> None:
+    @property
+    def pools(self) -> bool:
+        """Return whether how much clusters share is estimated from the uploads."""
+        possible = not self.share.fixed and not self._obstacle()
+        return self.share.pool == "on" or (self.share.pool == "auto" and possible)
+
+    def _obstacle(self) -> str:
+        """Return why it cannot be estimated; empty where it can."""
         if isinstance(self.mode, Paper):
-            raise ValueError(
-                "clustered.share.pool is not for mode paper, whose clusters take plain means as the reference's code"
-                " does: leave it out"
-            )
-        if not describe(self.inner).averages_deltas:
-            names = "(".join(type(part).__name__.lower() for part in layers(self.inner))
-            raise ValueError(
-                "clustered.share.pool needs an algorithm whose server reads the mean of `delta` and nothing else of the"
-                f" uploads, got {names}{')' * names.count('(')}: leave it out"
-            )
+            return "is not for mode paper, whose clusters take plain means as the reference's code does"
+        if describe(self.inner).averages_deltas:
+            return ""
+        names = "(".join(type(part).__name__.lower() for part in layers(self.inner))
+        return (
+            "needs an algorithm whose server reads the mean of `delta` and nothing else of the uploads, got"
+            f" {names}{')' * names.count('(')}"
+        )
 
     @property
     def server_sees(self) -> Sees:
@@ -103,11 +109,11 @@ class Clustered(Wrapper[State]):
         return replace(Wrapper.describe(self, state), clusters=clusters, averages_deltas=False)
 
     def with_grouping(self, mode: Mode) -> Self:
-        return replace(self, mode=mode, share=Sharing())
+        return replace(self, mode=mode, share=Sharing(pool="auto" if self.pools else "off"))
 
     def init(self, params: Params, seed: int) -> ClusteredState[State]:
         self.mode.begin(params)
-        variances = None if self.share.pool is None else Variances()
+        variances = Variances() if self.pools else None
         return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {}, variances)
 
     def broadcast(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, Payload]:

@@ -1,13 +1,13 @@
-"""Many clients' LoRA training on one frozen base in one batch; whatever it cannot batch goes one by one."""
+"""Many clients' adapters trained on one frozen base in one batch, LoRA, IA3 or VeRA; whatever it cannot batch goes one by one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fedloom.client.fast.functions import lora_linear
+from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.kernels import replaced_forward
 from fedloom.client.fit import fit
 from fedloom.client.gradient_transforms import rows
@@ -15,13 +15,13 @@ from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
-from fedloom.models.introspection import LoRALayer
+from fedloom.models.introspection import AdaptedLayer, IA3Layer, LoRALayer, VeRALayer
 from fedloom.models.probe import asked, plain_ids
 from fedloom.objectives.head import Product
 
 
-class LoRALanes:
-    """Stacked A and B of every LoRA layer."""
+class AdapterLanes:
+    """Stacked tensors of every adapted layer."""
 
     def __init__(self, cohort: "Cohort", values: Tensor, gains: Sequence[float] = ()) -> None:
         self.values = values
@@ -66,10 +66,10 @@ class LoRALanes:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Batches LoRA training; the numbers differ from the sequential trainer's by rounding only."""
+    """Batches the training of adapters; the numbers differ from the sequential trainer's by rounding only."""
 
     sequential: Sequential
-    layers: Sequence[LoRALayer]
+    layers: Sequence[AdaptedLayer]
     group_tokens: int
     """Tokens of one batch over clients: beyond what caches hold, larger groups are slower again."""
     width: int
@@ -110,16 +110,19 @@ class Cohort:
         values = rows([work.start for work in works], setup.space.absolute_vector).clone()
         lanes = LoRALanes(self, values, [work.gain for work in works])
         with training(setup.space.model, jobs[0].seed), self.sequential.fast.installed():
+<<<<<<< HEAD
             return fit(jobs, lanes, setup)
+=======
+            return fit(jobs, AdapterLanes(self, values), setup)
+>>>>>>> main
 
     @contextmanager
     def adapted(self, leaves: dict[str, Tensor]) -> Iterator[None]:
-        """Let every LoRA layer use each lane's own A and B on that lane's rows."""
+        """Let every adapted layer use each lane's own tensors on that lane's rows."""
         products = self.sequential.fast.products
         with ExitStack() as stack:
             for layer in self.layers:
-                a, b = (leaves[f"{layer.name}.lora_{x}.weight"] for x in "AB")
-                forward = _forward_of(layer, products[id(layer.base.module)], a, b)
+                forward = _forward_of(layer, products[id(layer.base.module)], leaves)
                 stack.enter_context(replaced_forward(layer.module, forward))
             yield
 
@@ -159,6 +162,46 @@ def keeps_lanes_apart(cohort: Cohort, model: nn.Module) -> bool:
 
 
 def _forward_of(
+    layer: AdaptedLayer, product: Product, leaves: Mapping[str, Tensor]
+) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, IA3Layer):
+        return _ia3_forward(layer, product, leaves[f"{layer.name}.ia3_l"].flatten(1))
+    if isinstance(layer, VeRALayer):
+        b, d = (leaves[f"{layer.name}.vera_lambda_{x}"] for x in "bd")
+        return _vera_forward(layer, product, b, d)
+    a, b = (leaves[f"{layer.name}.lora_{x}.weight"] for x in "AB")
+    return _lora_forward(layer, product, a, b)
+
+
+def _ia3_forward(layer: IA3Layer, product: Product, scale: Tensor) -> Callable[[Tensor], Tensor]:
+    def scaled(x: Tensor) -> Tensor:
+        by_lane = x.reshape(len(scale), -1, x.shape[-1]) * scale[:, None]
+        return by_lane.to(x.dtype).reshape(x.shape)
+
+    def forward(x: Tensor) -> Tensor:
+        out = frozen_linear(scaled(x) if layer.scales_input else x, product)
+        out = out if layer.base.bias is None else out + layer.base.bias
+        return out if layer.scales_input else scaled(out)
+
+    return forward
+
+
+def _vera_forward(
+    layer: VeRALayer, product: Product, b: Tensor, d: Tensor
+) -> Callable[[Tensor], Tensor]:
+    # The projections are everybody's, so that each is one product for all lanes.
+    def forward(x: Tensor) -> Tensor:
+        out = frozen_linear(x, product)
+        out = out if layer.base.bias is None else out + layer.base.bias
+        narrow = nn.functional.linear(x.to(d.dtype), layer.a)
+        narrow = narrow.reshape(len(d), -1, narrow.shape[-1]) * d[:, None]
+        update = nn.functional.linear(narrow, layer.b) * b[:, None]
+        return (out + update.reshape(out.shape)).to(out.dtype)
+
+    return forward
+
+
+def _lora_forward(
     layer: LoRALayer, product: Product, a: Tensor, b: Tensor
 ) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:

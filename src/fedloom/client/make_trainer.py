@@ -15,12 +15,12 @@ from fedloom.client.zeroth_order import ZerothOrder
 from fedloom.core.protocols import Trainer
 from fedloom.data.federation import Federation
 from fedloom.models.introspection import (
+    adapted_layers,
     forgets_activations,
     keeps_rows_apart,
     learns_adapters_only,
-    lora_layers,
 )
-from fedloom.models.probe import draws
+from fedloom.models.probe import draws, virtual_tokens
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import DEFAULT
 from fedloom.spaces.live import Live
@@ -63,7 +63,7 @@ def make_trainer(
     sequential = Sequential(plain, make_fast(space.model, local, objective), evaluator)
     if order == "zeroth":
         return _guessing(sequential)
-    layers = lora_layers(space.model)
+    layers = adapted_layers(space.model)
     if local.batched == "off" or not layers or draws(space.model):
         return sequential
     group_tokens = local.group_tokens or GROUP_TOKENS[space.device.type]
@@ -77,6 +77,11 @@ def make_trainer(
 def _check_packing(space: Live | SeedSpace, federation: Federation) -> None:
     shards = federation.shards.values()
     packed = any(row.positions is not None for shard in shards for row in shard.train)
+    if packed and virtual_tokens(space.model):
+        raise ValueError(
+            "data.packing must be false where tune has virtual tokens: of examples that share a row only the first"
+            " would see them"
+        )
     if packed and not keeps_rows_apart(space.model):
         raise ValueError(
             f"data.packing must be false for this model ({type(space.model).__name__}), in which examples of one"

@@ -1,6 +1,5 @@
 """Clusters that nobody has to find: those a label names, and those chance makes. What finding them is measured against."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -103,7 +102,9 @@ def _pooled(
         replies: Of its cohort.
     """
     assert state.variances is not None
-    pooled = pool(replies, state.grouping.assignment, state.variances)
+    changed = round.number in state.grouping.changes
+    deciding = changed and any("probe" in reply.upload for reply in replies)
+    pooled = pool(replies, state.grouping.assignment, state.variances, deciding=deciding)
 
     def taught(model: State, delta: Params) -> tuple[State, Metrics]:
         # The inner algorithm reads the mean alone, so one reply stands for all.
@@ -116,10 +117,11 @@ def _pooled(
         cluster_states={k: taught(model, pooled.move(k))[0] for k, model in models.items()},
         variances=pooled.variances,
     )
-    lambdas = pooled.lambdas
-    told = {f"{cluster_name(k)}/lambda": value for k, value in lambdas.items()}
-    mean = {"lambda": statistics.fmean(lambdas.values())} if lambdas else {}
-    return after, {**metrics, **mean, **told}
+    if not pooled.means:
+        return after, metrics
+    told = {f"{cluster_name(k)}/lambda": value for k, value in pooled.lambdas.items()}
+    all_of_them = {"lambda": pooled.mean_lambda, "rounds_alike": float(pooled.variances.alike)}
+    return after, {**metrics, **all_of_them, **told}
 
 
 class _Known(BesideGlobal, Protocol):

@@ -124,6 +124,7 @@ def _moved(grouping: Grouping, assignment: Mapping[ClientId, int], round: int) -
 def clusters_of(grouping: Grouping, variances: Variances | None = None) -> Clusters:
     """Return the description of a grouping, its clusters by name, and what pooled ones differ by."""
     groups, known = grouping.groups, variances or Variances()
+    tau2 = known.tau2()
     return Clusters(
         {client: cluster_name(k) for client, k in grouping.assignment.items()},
         {
@@ -135,7 +136,7 @@ def clusters_of(grouping: Grouping, variances: Variances | None = None) -> Clust
         clients=grouping.clients,
         similarity=groups.similarity,
         merges=groups.merges,
-        variances={name: (known.noise[name], known.spread_of(name)) for name in known.noise},
+        variances={name: (noise, tau2.get(name, 0.0)) for name, noise in known.noise.items()},
     )
 
 

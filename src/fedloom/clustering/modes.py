@@ -13,6 +13,9 @@ from fedloom.clustering.rows import Compare, check_product, whole_row
 from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
 from fedloom.core.protocols import Algorithm, ClientId, Metrics, Params, Reply, Round, State
 
+_RAREST = 6
+"""How often the rounds between probes are doubled at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Auto(BesideGlobal):
@@ -27,7 +30,8 @@ class Auto(BesideGlobal):
     probes: int = 2
     """How often a client is probed the first times it takes part: the mean of two tells close relatives apart."""
     every: int = 10
-    """Rounds after which a client that takes part is probed again; 0 never."""
+    """Rounds after which a client that takes part is probed again; 0 never. Twice as many after as many rounds in which
+    pooled clusters went nearly all the way with everybody, and so on: who is where matters little there."""
     hysteresis: float = 0.5
     """How much more similar clients of one cluster count, in units of the noise, so that groupings do not flicker."""
     compare: Compare = "B"
@@ -64,11 +68,14 @@ class Auto(BesideGlobal):
         if self.num_clusters == 1:
             return []
         row_rounds, row_counts = state.grouping.row_rounds, state.grouping.row_counts
+        gap = self.every
+        if gap and state.variances is not None:
+            gap <<= min(state.variances.alike // gap, _RAREST)
         return [
             client
             for client in round.cohort
             if row_counts.get(client, 0) < self.probes
-            or 0 < self.every <= round.number - row_rounds[client]
+            or 0 < gap <= round.number - row_rounds[client]
         ]
 
     def grouped(

@@ -11,14 +11,18 @@ all, h_c = sum q_i^2, h = sum p_i^2 and S = sum P_c^2:
 
     noise  = sum_c sum_i p_i |u_i - D_c|^2 / sum_c P_c (1 - h_c)
     raw    = (sum_c |D_c - D|^2 - noise sum_c (h_c (1 - 2 P_c) + h)) / sum_c (1 - 2 P_c + S)
-    spread = (spread + raw) / 2, cut off at 0 only where it is used
-    lambda_c = spread / (spread + noise h_c),  and c moves by D + lambda_c (D_c - D)
+    spread = (spread + raw) / 2
+    tau2   = max(0, spread) max(0, sum spread) / sum max(0, spread),  the sums over tensors
+    lambda_c = tau2 / (tau2 + noise h_c),  and c moves by D + lambda_c (D_c - D)
 
-Who replied and has no cluster counts as a cluster of its own in D, h and S only.
+Who replied and has no cluster counts as a cluster of its own in D, h and S only. A spread is unbiased as long as it may be
+negative; cut off at 0, those of clusters made by chance would be above it in half of the tensors. So the cut ones are scaled
+until all tensors have together what they had before: nearly nothing where there is nothing, everything where there is much.
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,13 +30,10 @@ from torch import Tensor
 from fedloom.core.payloads import NoReplies, accumulator
 from fedloom.core.protocols import ClientId, Params, Reply
 
+ALIKE = 0.01
+"""Clusters that go less of their own way than this go nearly all the way with everybody."""
 _NOTHING = 1e-9
 """Sums of weights that are rounding alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The uploads decide how much of its own way a cluster goes; there is nothing to set."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,34 @@ class Variances:
     noise: Mapping[str, float] = field(default_factory=dict)
     """s2, the expected squared distance of a client's update from its cluster's mean; as of the last round that tells."""
     spread: Mapping[str, float] = field(default_factory=dict)
-    """tau2 before it is cut off at 0: of a cluster's mean from everybody's, recent rounds counting most."""
+    """Of a cluster's mean from everybody's, recent rounds counting most; negative where noise explains more than all."""
+    alike: int = 0
+    """Rounds in a row in which clusters went nearly all the way with everybody."""
 
-    def spread_of(self, name: str) -> float:
-        """Return the spread of a tensor as it is used: 0 where less is left than noise explains, or nothing is known."""
-        return max(0.0, self.spread.get(name, 0.0))
+    def tau2(self) -> Mapping[str, float]:
+        """Return the spreads as they are used: cut off at 0, and scaled so that all add up to what they were."""
+        cut = {name: max(0.0, spread) for name, spread in self.spread.items()}
+        total = sum(cut.values())
+        kept = max(0.0, sum(self.spread.values())) / total if total else 0.0
+        return {name: spread * kept for name, spread in cut.items()}
+
+    def own_shares(self) -> Mapping[str, float]:
+        """Return the share of its own deviation that a single client keeps of each tensor: mu; 0 of those not in it."""
+        return {name: own_share(t, self.noise[name]) for name, t in self.tau2().items() if t}
+
+    def with_spread(self, name: str, raw: float) -> float:
+        """Return the spread of a tensor with a round's estimate in it."""
+        return (self.spread[name] + raw) / 2 if name in self.spread else raw
+
+
+def own_share(tau2: float, noise: float) -> float:
+    """Return the share of its own deviation that a mean keeps: lambda of a cluster, mu of one client.
+
+    Args:
+        tau2: Expected squared deviation of what the mean is of.
+        noise: Of the mean.
+    """
+    return tau2 / (tau2 + noise) if tau2 else 0.0
 
 
 @dataclass(frozen=True)
@@ -112,13 +136,13 @@ class Pooled:
     shares: Shares
     variances: Variances
     """With this round's."""
+    tau2: Mapping[str, float]
+    """Of them, by tensor; 0 of those that are not in it."""
 
     def keeps(self, cluster: int, name: str) -> float:
         """Return lambda of a cluster that replied, the share of its own deviation that it keeps of a tensor."""
-        spread = self.variances.spread_of(name)
-        if not spread:
-            return 0.0
-        return spread / (spread + self.variances.noise[name] * self.shares.concentration[cluster])
+        tau2, noise = self.tau2.get(name, 0.0), self.variances.noise.get(name, 0.0)
+        return own_share(tau2, noise * self.shares.concentration[cluster])
 
     def move(self, cluster: int) -> Params:
         """Return the mean update that a cluster is taught."""
@@ -130,9 +154,14 @@ class Pooled:
 
     def _follows(self, name: str, mean: Tensor) -> float:
         """Return how far a cluster without a reply goes along everybody's mean, in which others' deviations are."""
-        deviations = self.variances.spread_of(name) * self.shares.squares
+        deviations = self.tau2.get(name, 0.0) * self.shares.squares
         length = _squared(mean)
         return max(0.0, 1 - deviations / length) if deviations and length else 1.0
+
+    @property
+    def mean_lambda(self) -> float:
+        """Return the mean of all clusters that replied."""
+        return statistics.fmean(self.lambdas.values())
 
     @property
     def lambdas(self) -> Mapping[int, float]:
@@ -145,13 +174,21 @@ class Pooled:
         }
 
 
-def pool(replies: Sequence[Reply], cluster_of: Mapping[ClientId, int], known: Variances) -> Pooled:
+def pool(
+    replies: Sequence[Reply],
+    cluster_of: Mapping[ClientId, int],
+    known: Variances,
+    *,
+    deciding: bool = False,
+) -> Pooled:
     """Return what a round's replies teach, and the variances with it.
 
     Args:
         replies: Of the cohort; of their uploads only `delta` is read.
         cluster_of: The cluster of everybody who has one.
         known: Of the rounds before.
+        deciding: Whether these very replies decided who is where. Clusters are then apart by choice, noise and all, so the
+            spread stays what other rounds say.
 
     Raises:
         NoReplies: where nobody replied, or all weights are zero.
@@ -171,11 +208,43 @@ def pool(replies: Sequence[Reply], cluster_of: Mapping[ClientId, int], known: Va
             means[k][name] = mean
         if shares.free > _NOTHING:
             noise[name] = inside / shares.free
-        if shares.apart > _NOTHING and name in noise:
+        if shares.apart > _NOTHING and name in noise and not deciding:
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
-            spread[name] = (spread[name] + raw) / 2 if name in spread else raw
-    return Pooled(whole, means, shares, Variances(noise, spread))
+            spread[name] = known.with_spread(name, raw)
+    variances = Variances(noise, spread)
+    found = Pooled(whole, means, shares, variances, variances.tau2())
+    if not means:
+        return found
+    alike = known.alike + 1 if found.mean_lambda < ALIKE else 0
+    return replace(found, variances=replace(found.variances, alike=alike))
+
+
+def pool_clients(
+    replies: Sequence[Reply],
+    cluster_of: Mapping[ClientId, int],
+    told: Sequence[Mapping[str, float]],
+    known: Variances,
+) -> Variances:
+    """Return the variances one level down, where each client is a cluster of its own inside its cluster.
+
+    What `pool` calls noise, of clients about their cluster's mean, is there the sum of both: of the spread of clients and
+    the noise of one client's update.
+
+    Args:
+        replies: Of the cohort; of their uploads only `delta` is read.
+        cluster_of: The cluster of everybody, one for all where there are none.
+        told: Estimates of the noise of one client's update, by tensor, of whoever made one.
+        known: Of the rounds before.
+    """
+    both = pool(replies, cluster_of, Variances()).variances.noise
+    noise, spread = dict(known.noise), dict(known.spread)
+    for name in dict.fromkeys(name for one in told for name in one):
+        values = [one[name] for one in told if name in one]
+        noise[name] = sum(values) / len(values)
+    for name in both.keys() & noise.keys():
+        spread[name] = known.with_spread(name, both[name] - noise[name])
+    return Variances(noise, dict(sorted(spread.items())))
 
 
 def _means(

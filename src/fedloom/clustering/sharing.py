@@ -3,12 +3,12 @@
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Generic, Literal, get_args
 
 import torch
 
 from fedloom.clustering.members import GLOBAL_MODEL, Grouping
-from fedloom.clustering.pooling import Pool, Variances
+from fedloom.clustering.pooling import Variances
 from fedloom.core.params import axpy, scale
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
@@ -22,6 +22,8 @@ from fedloom.core.protocols import (
     State,
 )
 from fedloom.server.combine.robust import TooFew
+
+Pool = Literal["auto", "on", "off"]
 
 _LEAST = 0.01
 """Clusters a client belongs to by less are none of its."""
@@ -57,8 +59,9 @@ class Sharing:
     """Share of the model for all in what a cluster's clients are sent, [0, 1)."""
     temperature: float = 0.0
     """Clients use and train all clusters they resemble, the more evenly the higher it is; 0: their own only."""
-    pool: Pool | None = None
-    """`{}`: every cluster goes with all clients, and its own way as far as the uploads differ by more than noise."""
+    pool: Pool = "auto"
+    """Whether each cluster goes with all clients, and its own way as far as uploads differ by more than noise. `auto`: where
+    that can be told from the uploads, and nothing else is set here; `off`: a model for each, of its own clients alone."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -68,12 +71,20 @@ class Sharing:
             raise ValueError(f"clustered.share.mix must be in [0, 1), got {self.mix}")
         if not self.temperature >= 0:
             raise ValueError(f"clustered.share.temperature must be >= 0, got {self.temperature}")
-        others = {"names": self.names, "mix": self.mix, "temperature": self.temperature}
-        given = [name for name, value in others.items() if value]
-        if self.pool is not None and given:
+        if self.pool not in get_args(Pool):
             raise ValueError(
-                f"clustered.share.pool estimates how much clusters share: leave out {' and '.join(given)}"
+                f"clustered.share.pool must be one of {', '.join(get_args(Pool))}, got {self.pool!r}"
             )
+        if self.pool == "on" and self.fixed:
+            raise ValueError(
+                f"clustered.share.pool estimates how much clusters share: leave out {' and '.join(self.fixed)}"
+            )
+
+    @property
+    def fixed(self) -> Sequence[str]:
+        """Return which settings say what is shared, so that it is not estimated."""
+        said = {"names": self.names, "mix": self.mix, "temperature": self.temperature}
+        return [name for name, value in said.items() if value]
 
     def memberships(self, grouping: Grouping) -> Weights:
         """Return which clusters each client that has one trains, and by how much."""

@@ -119,6 +119,8 @@ WRITTEN: Mapping[str, Metric] = _named(
     *(Metric(name, better="higher") for name in ("adjusted_rand", "confidence", "agreement")),
     # Of a cluster, and their mean: the share of its own way that a pooled one goes.
     Metric("lambda", "own share (lambda)", "%", bounds=_SHARE),
+    # The same of one client within its cluster, a mean over tensors.
+    Metric("mu", "own share of a client (mu)", "%", bounds=_SHARE),
     *(
         Metric(name)
         for name in (

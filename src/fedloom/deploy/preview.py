@@ -56,6 +56,7 @@ def _introduction(session: Session) -> Table:
         table.add_row("validation examples", str(counts.validation))
         table.add_row("test examples", str(counts.test))
         table.add_row("training tokens", str(counts.tokens))
+    table.add_row("tuned here", session.recipe.tune.title)
     table.add_row("versions", "of fedloom and its wire; hashes of recipe and base model")
     return table
 

@@ -1,8 +1,14 @@
-"""LoRA through PEFT: attach it, name its tensors, write and read its folders."""
+"""Adapters on a model's own layers through PEFT, LoRA, IA3 and VeRA: attach them, name their tensors, write their folders."""
 
 import copy
+<<<<<<< HEAD
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+=======
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+>>>>>>> main
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,39 +20,97 @@ from fedloom.models.build import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
+<<<<<<< HEAD
 from fedloom.models.introspection import is_adapted, is_transposed
+=======
+from fedloom.models.introspection import is_transposed
+from fedloom.models.pissa import residual_
+>>>>>>> main
 from fedloom.models.reach import unread, without_gradient
-from fedloom.models.targets import choose_targets, left_frozen
+from fedloom.models.targets import Targets, choose_targets, left_frozen
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Adapter:
     """A PEFT adapter on the model's own layers."""
 
-    def __init__(self, peft: "PeftModel", left_frozen: str) -> None:
+    def __init__(
+        self,
+        peft: "PeftModel",
+        *,
+        left_frozen: str = "",
+        start: Mapping[str, Tensor] | None = None,
+        identity: Mapping[str, str] | None = None,
+    ) -> None:
         self._peft = peft
         self.left_frozen = left_frozen
         """What might have got an adapter and has none, in a sentence; empty where there is nothing."""
+        self.identity = identity or {}
+        """Hashes of what the adapter holds beside what learns, see `spaces.handshake`."""
+        self._start = start or {}
+        """Factors whose product the base weights were lessened by."""
+
+    @property
+    def config(self) -> Any:
+        """Return a copy of PEFT's configuration, for a folder."""
+        config = copy.copy(self._peft.peft_config["default"])
+        config.inference_mode = True
+        return config
 
     def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
         """Write absolute values as a PEFT folder, which `PeftModel.from_pretrained(base, folder)` reads."""
         from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
 
+        config = self.config
+        if self._start:
+            values, config = _beside_the_start(values, self._start, config)
         full = {clean(n): n for n, p in self._peft.named_parameters() if p.requires_grad}
         state = {full[name]: value.detach().cpu().clone() for name, value in values.items()}
-        config = copy.copy(self._peft.peft_config["default"])
-        config.inference_mode = True
         with quiet():
             named = get_peft_model_state_dict(
                 self._peft, state_dict=state, save_embedding_layers=False
             )
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-            config.save_pretrained(str(folder))
+        write_folder(folder, named, config)
+
+    def save_as_lora(self, folder: Path, values: Mapping[str, Tensor]) -> None:
+        """Write the same model as a PEFT folder of kind LoRA, for programs that read no other.
+
+        Raises:
+            ValueError: where what the adapter adds has no low rank.
+        """
+        if not self._projections:
+            kind = str(self.config.peft_type.value).lower()
+            raise ValueError(
+                f"only an adapter of tune: vera can be written as LoRA, got {kind}: export it as it is"
+            )
+        from peft import LoraConfig
+
+        config = self.config
+        whole_a, whole_b = (p.cpu() for p in self._projections)
+        layers = sorted({name.partition(".vera_")[0] for name in values})
+        named: dict[str, Tensor] = {}
+        for layer in layers:
+            module: Any = self._peft.get_base_model().get_submodule(layer)
+            b, d = (values[f"{layer}.vera_lambda_{x}"].cpu() for x in "bd")
+            factors = {
+                "A": d[:, None] * whole_a[:, : module.in_features],
+                "B": b[:, None] * whole_b[: module.out_features],
+            }
+            for x, factor in factors.items():
+                named[f"base_model.model.{layer}.lora_{x}.weight"] = factor.contiguous()
+        lora = LoraConfig(
+            r=config.r,
+            lora_alpha=config.r,
+            target_modules=layers,
+            fan_in_fan_out=config.fan_in_fan_out,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=config.base_model_name_or_path,
+            inference_mode=True,
+        )
+        write_folder(folder, named, lora)
 
     def save_merged(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Write a plain model that holds the adapter as the live tensors have it; those stay as they were."""
@@ -60,6 +124,13 @@ class Adapter:
             keep_file(merged, folder)
             tokenizer.save_pretrained(folder)
 
+    @property
+    def _projections(self) -> tuple[Tensor, Tensor] | None:
+        """Return VeRA's frozen A (rank, in) and B (out, rank) of the largest layers."""
+        tuner: Any = self._peft.base_model
+        held = getattr(tuner, "vera_A", None)
+        return None if held is None else (held["default"], tuner.vera_B["default"])
+
 
 def attach_lora(
     model: "PreTrainedModel",
@@ -69,6 +140,7 @@ def attach_lora(
     dropout: float,
     rslora: bool,
     dora: bool,
+    init: str,
     targets: str | Sequence[str],
     modules_to_save: Sequence[str],
     side: int,
@@ -82,7 +154,7 @@ def attach_lora(
     Raises:
         ValueError: where a target or a module to save does not exist, or a loss would have no gradient there.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     chosen = choose_targets(model, targets, saved=modules_to_save)
     width = rank + side
@@ -97,27 +169,103 @@ def attach_lora(
         target_modules=chosen.peft_targets,
         exclude_modules=chosen.peft_left_out or None,
         modules_to_save=_saved(model, modules_to_save),
-        fan_in_fan_out=any(is_transposed(model.get_submodule(name)) for name in chosen.layers),
+        fan_in_fan_out=_fan_in_fan_out(model, chosen),
         task_type="CAUSAL_LM",
     )
-    with found("tune cannot be had for this model"), seeded(derive(seed, "peft")):
-        peft = get_peft_model(model, config)
-    # PEFT may put adapters on fused experts instead of some of the layers.
-    for parameter in without_gradient(model, waiting=chosen.layers).values():
-        parameter.requires_grad_(False)
+    peft = _attached(model, config, chosen, seed=seed, base_name=base_name)
     left = left_frozen(model, targets, chosen, saved=modules_to_save)
-    peft.peft_config["default"].base_model_name_or_path = base_name
     for name, parameter in trainable(model).items():
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        parameter.data = parameter.data.to(wide)
         if name.endswith("lora_A.weight"):
             # Kaiming-uniform as PEFT has it, but drawn on the CPU, so that devices agree.
             bound = parameter.shape[1] ** -0.5
             fresh = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
             fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
+<<<<<<< HEAD
             parameter.data.zero_()[:rank].copy_(fresh)
     model.eval()  # the adapter's own layers come in training mode
     return Adapter(peft, left)
+=======
+            parameter.data.copy_(fresh)
+    start = residual_(model) if init == "pissa" else None
+    return Adapter(peft, left_frozen=left, start=start)
+
+
+def attach_ia3(
+    model: "PreTrainedModel",
+    *,
+    targets: str | Sequence[str],
+    feedforward: Sequence[str],
+    seed: int,
+    base_name: str,
+) -> Adapter:
+    """Attach vectors that scale what layers give, or take where they are `feedforward`, in place; all ones.
+
+    Raises:
+        ValueError: where a target does not exist, or is to be chosen for an architecture that PEFT does not know.
+    """
+    from peft import IA3Config
+
+    if targets == "auto":
+        targets, feedforward = _ia3_targets(model)
+    chosen = choose_targets(model, targets, path="tune.ia3.targets")
+    ahead = sorted(name for name in chosen.layers if _ends(name, feedforward))
+    by_name = isinstance(chosen.peft_targets, list) and set(feedforward) <= set(chosen.peft_targets)
+    config = IA3Config(
+        target_modules=chosen.peft_targets if by_name else sorted(chosen.layers),
+        exclude_modules=chosen.peft_left_out or None,
+        feedforward_modules=list(feedforward) if by_name else ahead,
+        fan_in_fan_out=_fan_in_fan_out(model, chosen),
+        task_type="CAUSAL_LM",
+    )
+    peft = _attached(model, config, chosen, seed=seed, base_name=base_name)
+    return Adapter(peft, left_frozen=left_frozen(model, targets, chosen, path="tune.ia3.targets"))
+
+
+def attach_vera(
+    model: "PreTrainedModel",
+    *,
+    rank: int,
+    targets: str | Sequence[str],
+    d_initial: float,
+    seed: int,
+    base_name: str,
+) -> Adapter:
+    """Attach vectors around frozen random projections that all layers share, in place; it starts at the base model.
+
+    Raises:
+        ValueError: where a target does not exist.
+    """
+    from peft import VeraConfig
+
+    chosen = choose_targets(model, targets, path="tune.vera.targets")
+    if chosen.peft_left_out:
+        raise ValueError(
+            "tune.vera.targets must name layers by ends that no other layer has, got one that"
+            f" {sorted(chosen.peft_left_out)[0]} has too"
+        )
+    with quiet():  # it warns that projections are drawn anew, which is meant
+        config = VeraConfig(
+            r=rank,
+            target_modules=chosen.peft_targets,
+            projection_prng_key=derive(seed, "vera") >> 32,
+            save_projection=False,
+            d_initial=d_initial,
+            fan_in_fan_out=_fan_in_fan_out(model, chosen),
+            task_type="CAUSAL_LM",
+        )
+    peft = _attached(model, config, chosen, seed=seed, base_name=base_name)
+    tuner: Any = peft.base_model
+    digest = hashlib.sha256()
+    draw = torch.Generator().manual_seed(config.projection_prng_key)
+    for held in (tuner.vera_A, tuner.vera_B):
+        # PEFT draws the same numbers, and rounds them to the base model's type.
+        old = held["default"]
+        fresh = _projection(old.shape, draw)
+        held["default"] = fresh.to(old.device, torch.promote_types(old.dtype, torch.float32))
+        digest.update(fresh.numpy().data)
+    left = left_frozen(model, targets, chosen, path="tune.vera.targets")
+    return Adapter(peft, left_frozen=left, identity={"projection": digest.hexdigest()})
+>>>>>>> main
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -125,6 +273,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
+<<<<<<< HEAD
 @contextmanager
 def scaled(model: nn.Module, gain: float) -> Iterator[None]:
     """Let what adapters add to their layers be multiplied by `gain` for a while.
@@ -160,6 +309,81 @@ def _check_width(model: "PreTrainedModel", layers: Iterable[str], *, rank: int, 
             raise ValueError(
                 f"{what} is above the size of {name}, {tuple(module.weight.shape)}: at most {least} has an effect there"
             )
+=======
+def widen_(model: nn.Module) -> None:
+    """Let what learns be float32 at least."""
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _attached(
+    model: "PreTrainedModel", config: "PeftConfig", chosen: Targets, *, seed: int, base_name: str
+) -> "PeftModel":
+    from peft import get_peft_model
+
+    with found("tune cannot be had for this model"), seeded(derive(seed, "peft")):
+        peft = get_peft_model(model, config)
+    widen_(model)
+    # PEFT may put adapters on fused experts instead of some of the layers.
+    for parameter in without_gradient(model, waiting=chosen.layers).values():
+        parameter.requires_grad_(False)
+    peft.peft_config["default"].base_model_name_or_path = base_name
+    model.eval()  # the adapter's own layers come in training mode
+    return peft
+
+
+def write_folder(folder: Path, named: Mapping[str, Tensor], config: Any) -> None:
+    """Write a PEFT folder."""
+    from safetensors.torch import save_file
+
+    with quiet():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(named), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+
+
+def _beside_the_start(
+    values: Mapping[str, Tensor], start: Mapping[str, Tensor], config: Any
+) -> tuple[dict[str, Tensor], Any]:
+    """Return values and configuration of an adapter on the base weights as they were: [B -B_0] [A; A_0], twice the rank."""
+    doubled = dict(values)
+    for name, before in start.items():
+        is_a, now = name.endswith("lora_A.weight"), values[name].cpu()
+        both = [now, before.to(now)] if is_a else [now, -before.to(now)]
+        doubled[name] = torch.cat(both, dim=0 if is_a else 1)
+    config.r *= 2
+    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
+    return doubled, config
+
+
+def _projection(shape: torch.Size, draw: torch.Generator) -> Tensor:
+    """Return (rows, columns) float32, Kaiming-uniform as PEFT's VeRA has it."""
+    bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=draw)
+
+
+def _fan_in_fan_out(model: "PreTrainedModel", chosen: Targets) -> bool:
+    return any(is_transposed(model.get_submodule(name)) for name in chosen.layers)
+
+
+def _ia3_targets(model: "PreTrainedModel") -> tuple[list[str], list[str]]:
+    """Return what PEFT scales in a model of this architecture: layers, and those of them whose input it scales."""
+    from peft.utils import constants
+
+    kind = model.config.get_text_config(decoder=True).model_type
+    targets = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
+    feedforward = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind)
+    if targets is None or feedforward is None:
+        raise ValueError(
+            f"tune.ia3.targets must be named for a model of type {kind}, which PEFT has no choice for, such as"
+            " [k_proj, v_proj, down_proj] with tune.ia3.feedforward [down_proj]; got auto"
+        )
+    return list(targets), list(feedforward)
+
+
+def _ends(name: str, ends: Sequence[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+>>>>>>> main
 
 
 def _saved(model: "PreTrainedModel", modules: Sequence[str]) -> list[str] | None:

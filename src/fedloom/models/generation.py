@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.models.probe import virtual_tokens
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
@@ -123,7 +125,7 @@ def _written(
     sound = torch.full((len(ids),), 2**62, device=ids.device)
     rows = torch.arange(len(ids), device=ids.device)
     cache = row_cache(model, most) if len(ids) > 1 else None
-    kept = {} if cache is None else {_cache_name(): cache}
+    kept = {} if cache is None else {cache_name(): cache}
     while True:
         watch, leave = _Watch(start, len(ids)), _Leave(start, settings.eos_token_id, cache)
         ids = model.generate(
@@ -192,6 +194,8 @@ def row_cache(model: Any, room: int) -> Any:
     Returns:
         None where the model makes a cache of its own, or one that holds more than keys and values.
     """
+    if virtual_tokens(model):  # a cache is longer then than what was read and written
+        return None
     from transformers import DynamicCache, GenerationMixin
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -249,7 +253,7 @@ def _roomy() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _cache_name() -> str:
+def cache_name() -> str:
     """Return what this version of transformers calls the cache that `generate` takes."""
     from transformers.generation import GenerateDecoderOnlyOutput
 

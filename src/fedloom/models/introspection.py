@@ -1,5 +1,6 @@
 """The parts of a Hugging Face model that training looks at: its head, its frozen layers, its adapters; and their names in a sentence."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_ADAPTER = re.compile(r"\.(?:lora|ia3|vera)_|^prompt_encoder\.")
+"""Where an adapter begins in the name of a tensor of its."""
 _SPLIT: "WeakKeyDictionary[nn.Module, tuple[nn.Module, bool]]" = WeakKeyDictionary()
 """Models that were asked -> their head then, and whether it makes their logits of hidden states."""
 
@@ -51,6 +54,32 @@ class LoRALayer:
     """(rank, in), as it stands when read."""
     b: Tensor
     """(out, rank), as it stands when read."""
+
+
+@dataclass(frozen=True, slots=True)
+class IA3Layer:
+    """A linear layer whose input or output is scaled, by a tensor called `name`.ia3_l."""
+
+    name: str
+    module: nn.Module
+    base: FrozenLinear
+    scales_input: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VeRALayer:
+    """A linear layer with vectors around frozen projections, called `name`.vera_lambda_d and vera_lambda_b."""
+
+    name: str
+    module: nn.Module
+    base: FrozenLinear
+    a: Tensor
+    """(rank, in), which does not learn."""
+    b: Tensor
+    """(out, rank), which does not learn."""
+
+
+AdaptedLayer = LoRALayer | IA3Layer | VeRALayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +155,14 @@ def embedding(model: "PreTrainedModel") -> nn.Module:
 
 
 def learns_adapters_only(model: nn.Module) -> bool:
-    """Return whether nothing of the model learns but low-rank adapters."""
-    return all(".lora_" in name for name, p in model.named_parameters() if p.requires_grad)
+    """Return whether nothing of the model learns but adapters of any kind."""
+    learning = (name for name, p in model.named_parameters() if p.requires_grad)
+    return all(_ADAPTER.search(name) for name in learning)
+
+
+def adapted_layer(name: str) -> str:
+    """Return the name of the layer that a tensor of an adapter sits on; of other tensors, their own."""
+    return _ADAPTER.split(name)[0]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -144,6 +179,14 @@ def is_adapted(module: nn.Module) -> bool:
 
 def lora_layers(model: nn.Module) -> list[LoRALayer]:
     """Return the adapted layers, if plain low-rank adapters of linear layers are all that learns; else nothing."""
+    layers = plain_layers(model)
+    covered = {f"{layer.name}.lora_{x}.weight" for layer in layers for x in "AB"}
+    tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
+    return layers if covered == tuned else []
+
+
+def plain_layers(model: nn.Module) -> list[LoRALayer]:
+    """Return the layers with a plain low-rank adapter, whatever else learns; nothing where one is not plain."""
     layers: list[LoRALayer] = []
     modules: Iterable[tuple[str, Any]] = model.named_modules()
     for full_name, module in modules:
@@ -155,9 +198,41 @@ def lora_layers(model: nn.Module) -> list[LoRALayer]:
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         scaling = float(module.scaling["default"])
         layers.append(LoRALayer(clean(full_name), module, base, scaling, a, b))
-    covered = {f"{layer.name}.lora_{x}.weight" for layer in layers for x in "AB"}
+    return layers
+
+
+def adapted_layers(model: nn.Module) -> Sequence[AdaptedLayer]:
+    """Return the adapted layers, if adapters of one kind on linear layers are all that learns; else nothing."""
+    scaled = _ia3_layers(model)
+    projected = _vera_layers(model)
+    covered = {f"{layer.name}.ia3_l" for layer in scaled}
+    covered |= {f"{layer.name}.vera_lambda_{x}" for layer in projected for x in "bd"}
     tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
-    return layers if covered == tuned else []
+    if covered and covered == tuned:
+        return scaled or projected
+    return lora_layers(model)
+
+
+def _ia3_layers(model: nn.Module) -> list[IA3Layer]:
+    from peft.tuners.ia3 import Linear
+
+    found = [(clean(n), m) for n, m in model.named_modules() if isinstance(m, Linear)]
+    bases = [(n, m, frozen_linear(m.get_base_layer())) for n, m in found if not m.merged]
+    return [IA3Layer(n, m, base, bool(m.is_feedforward)) for n, m, base in bases if base]
+
+
+def _vera_layers(model: nn.Module) -> list[VeRALayer]:
+    from peft.tuners.vera import Linear
+
+    layers = []
+    for name, module in model.named_modules():
+        base = frozen_linear(module.get_base_layer()) if isinstance(module, Linear) else None
+        if base is None or module.merged:
+            continue
+        a, b = module.vera_A["default"], module.vera_B["default"]
+        parts = a[:, : module.in_features], b[: module.out_features]
+        layers.append(VeRALayer(clean(name), module, base, *parts))
+    return layers
 
 
 def _is_plain(module: Any) -> bool:

@@ -48,27 +48,31 @@ def positions_of(config: "PretrainedConfig") -> int | None:
     return limit - (text.pad_token_id or 0) - 1 if text.model_type in _AFTER_PADDING else limit
 
 
-def check_length(settings: ModelSettings, max_length: int) -> None:
-    """Refuse rows that are longer than the model has positions; no weight is read.
+def check_length(settings: ModelSettings, max_length: int, *, virtual_tokens: int = 0) -> None:
+    """Refuse rows that are longer than the model has positions, with the virtual tokens before them; no weight is read.
 
     Raises:
         ValueError: with the most that is allowed.
     """
-    check_positions(load_config(settings), settings.name, max_length)
+    check_positions(load_config(settings), settings.name, max_length, virtual_tokens=virtual_tokens)
 
 
-def check_positions(config: "PretrainedConfig", name: str, max_length: int) -> None:
-    """Refuse rows that are longer than a model so configured and called has positions.
+def check_positions(
+    config: "PretrainedConfig", name: str, max_length: int, *, virtual_tokens: int = 0
+) -> None:
+    """Refuse rows that are longer than a model so configured and called has positions, with the virtual tokens before them.
 
     Raises:
         ValueError: with the most that is allowed.
     """
     limit = positions_of(config)
-    if limit is not None and max_length > limit:
-        raise ValueError(
-            f"data.max_length must be at most {limit}, which is how many positions model.name {name} has,"
-            f" got {max_length}"
-        )
+    if limit is None or max_length + virtual_tokens <= limit:
+        return
+    what = f"which is how many positions model.name {name} has"
+    if virtual_tokens:
+        what = f"as model.name {name} has {limit} positions, of which virtual tokens take {virtual_tokens}"
+    most = limit - virtual_tokens
+    raise ValueError(f"data.max_length must be at most {most}, {what}, got {max_length}")
 
 
 def _has_alibi(config: Any) -> bool:

@@ -124,6 +124,12 @@ def plain_ids(model: "PreTrainedModel", count: int) -> Tensor:
     return torch.tensor(chosen, device=model.device)
 
 
+def virtual_tokens(model: nn.Module) -> int:
+    """Return how many learnt tokens stand before every row that a model reads."""
+    encoder = getattr(model, "prompt_encoder", None)
+    return 0 if encoder is None else int(encoder["default"].embedding.num_embeddings)
+
+
 @contextmanager
 def asked(model: nn.Module) -> Iterator[None]:
     """Let a model answer in evaluation mode; modes and random numbers are as before."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.models.build import clean
-from fedloom.models.introspection import is_transposed, numberless
+from fedloom.models.introspection import adapted_layer, is_transposed, numberless
 from fedloom.models.positions import positions_of
-from fedloom.models.probe import asked, plain_ids
+from fedloom.models.probe import asked, plain_ids, virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +81,7 @@ def without_gradient(
     return {
         name: parameter
         for (name, parameter), gradient in zip(asking.items(), gradients, strict=True)
-        if gradient is None and name.partition(".lora_")[0] not in waiting
+        if gradient is None and adapted_layer(name) not in waiting
     }
 
 
@@ -165,8 +165,9 @@ def _gradients(logits: Tensor, of: Sequence[Tensor]) -> Sequence[Tensor | None]:
 
 
 def _row(model: "PreTrainedModel") -> Tensor:
-    room = positions_of(model.config)
-    return plain_ids(model, _LENGTH if room is None else min(room, _LENGTH))[None]
+    positions = positions_of(model.config)
+    room = _LENGTH if positions is None else positions - virtual_tokens(model)
+    return plain_ids(model, min(room, _LENGTH))[None]
 
 
 def _num_tokens(inputs: tuple[Any, ...]) -> int:

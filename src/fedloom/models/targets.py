@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fedloom.models.build import clean
-from fedloom.models.introspection import listed, listed_groups, numberless
+from fedloom.models.introspection import adapted_layer, listed, listed_groups, numberless
 from fedloom.models.reach import Reach, reach
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ class Targets:
 
 
 def choose_targets(
-    model: "PreTrainedModel", targets: str | Sequence[str], *, saved: Sequence[str]
+    model: "PreTrainedModel",
+    targets: str | Sequence[str],
+    *,
+    saved: Sequence[str] = (),
+    path: str = "tune.lora.targets",
 ) -> Targets:
     """Return the layers that targets stand for and a loss has a gradient in.
 
@@ -41,6 +45,7 @@ def choose_targets(
         model: without adapters.
         targets: all-linear, or ends of names.
         saved: modules that are tuned whole, inside which there are no adapters.
+        path: where the recipe has the targets.
 
     Raises:
         ValueError: where a target names no such layer.
@@ -49,7 +54,7 @@ def choose_targets(
     wanted = [targets] if isinstance(targets, str) else list(targets)
     everything = wanted == [_ALL] and isinstance(targets, str)
     if not everything:
-        _check_targets(wanted, found)
+        _check_targets(wanted, found, path)
     if everything:
         learning = {name for name in found.learning if not _bypassed(model, name)}
     else:
@@ -57,7 +62,7 @@ def choose_targets(
     layers = frozenset(name for name in learning if not _is_inside(name, saved))
     if not layers:
         raise ValueError(
-            f"tune.lora.targets {', '.join(wanted)} finds no linear layer that a pass over text goes through;"
+            f"{path} {', '.join(wanted)} finds no linear layer that a pass over text goes through;"
             " tune: full learns the weights themselves"
         )
     if everything:
@@ -79,7 +84,8 @@ def left_frozen(
     targets: str | Sequence[str],
     chosen: Targets,
     *,
-    saved: Sequence[str],
+    saved: Sequence[str] = (),
+    path: str = "tune.lora.targets",
 ) -> str:
     """Return what stays frozen although it might have been expected to learn, in a sentence; empty where nothing does.
 
@@ -88,9 +94,10 @@ def left_frozen(
         targets: as the recipe has them.
         chosen: what became of them.
         saved: modules that are tuned whole.
+        path: where the recipe has the targets.
     """
     learning = (clean(name) for name, p in model.named_parameters() if p.requires_grad)
-    adapted = {name.partition(".lora_")[0].replace(".base_layer", "") for name in learning}
+    adapted = {adapted_layer(name).replace(".base_layer", "") for name in learning}
     if targets == _ALL:
         wanted, left = _ALL, _unadapted(model, adapted, saved)
     else:
@@ -98,10 +105,10 @@ def left_frozen(
         left = listed_groups((chosen.layers | chosen.others) - adapted)
     if not left:
         return ""
-    return f"tune.lora.targets {wanted} leaves frozen what no adapter fits, or no pass over text goes through: {left}"
+    return f"{path} {wanted} leaves frozen what no adapter fits, or no pass over text goes through: {left}"
 
 
-def _check_targets(wanted: Sequence[str], found: Reach) -> None:
+def _check_targets(wanted: Sequence[str], found: Reach, path: str) -> None:
     for target in wanted:
         if any(_is_one(name, [target]) for name in found.learning):
             continue
@@ -112,7 +119,7 @@ def _check_targets(wanted: Sequence[str], found: Reach) -> None:
         elif any(_is_one(name, [target]) for name in found.idle):
             why = ", which a loss over text has no gradient in"
         raise ValueError(
-            f"tune.lora.targets must be all-linear or name linear layers of the model ({known}), got {target}{why}"
+            f"{path} must be all-linear or name linear layers of the model ({known}), got {target}{why}"
         )
 
 

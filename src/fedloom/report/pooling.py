@@ -8,6 +8,7 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedloom.clustering.pooling import ALIKE
 from fedloom.report import figures
 from fedloom.report.run_folder import Results
 
@@ -56,6 +57,16 @@ def pooled_sentences(own: Results) -> list[str]:
         lines = [
             f"How much is shared is estimated: {many} last went {span} of their own way (lambda), and else with all clients."
         ]
+    alike = own.history.of("server/rounds_alike")
+    if alike and alike[-1][1] > 1:
+        rarer = (
+            ", and the longer it lasts the more rarely clients are probed"
+            if own.clusters.get("similarity")
+            else ""
+        )
+        lines.append(
+            f"For {alike[-1][1]:.0f} rounds in a row it was less than {figures.per_cent(ALIKE)}{rarer}."
+        )
     variances = own.clusters.get("variances", {})
     noise = sum(each["noise"] for each in variances.values())
     spread = sum(each["spread"] for each in variances.values())

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedloom.core.description import GLOBAL, Clusters, describe
 from fedloom.core.files import write_atomic
@@ -11,7 +11,9 @@ from fedloom.core.protocols import ClientId, Params
 from fedloom.report.card import model_card
 from fedloom.rounds.loop import Run
 from fedloom.rounds.session import Session
+from fedloom.spaces.adapter import AdapterSpace
 
+Form = Literal["adapter", "lora", "merged"]
 USERS = "clients.json"
 """Beside the exported folders: the clients that use each, by its name."""
 
@@ -45,9 +47,29 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
 
 
 def export_models(
-    session: Session, run: Run[Any], folder: Path, *, merged: bool = False
+    session: Session, run: Run[Any], folder: Path, *, form: Form = "adapter"
 ) -> Mapping[str, Path]:
-    """Write one folder a deliverable, and who uses it; `merged` writes the whole model instead of an adapter."""
+    """Write one folder a deliverable, and who uses it.
+
+    Args:
+        session: The run's.
+        run: As it stands.
+        folder: Where; a folder in it for each.
+        form: An adapter of the run's own kind, that of tune: vera as LoRA, or the whole model.
+
+    Raises:
+        ValueError: Where what was tuned cannot be had in this form.
+    """
+    merged, space = form == "merged", session.space
+    save = space.save
+    if form == "lora":
+        if not isinstance(space, AdapterSpace):
+            raise ValueError(
+                f"only an adapter of tune: vera can be written as LoRA, got {session.recipe.tune.title}"
+            )
+        save = space.save_as_lora
+    elif merged:
+        save = space.save_merged
     written: dict[str, Path] = {}
     users: dict[str, list[ClientId]] = {}
     for name, (params, clients) in deliverables(session, run).items():
@@ -55,8 +77,6 @@ def export_models(
         card = model_card(
             session.folder, adapter=name, clients=clients, merged=merged, gguf=session.base.gguf
         )
-        target.mkdir(parents=True, exist_ok=True)
-        save = session.space.save_merged if merged else session.space.save
         save(target, params)
         (target / "README.md").write_text(card)
         written[name] = target

@@ -74,6 +74,11 @@ class Plan:
             "forecast", "value", title=Text(f"plan of {self.recipe.name}"), title_justify="left"
         )
         table.add_row("base model", Text(self.base))
+        table.add_row("tuned", Text(self.recipe.tune.title))
+        if self.recipe.tune.virtual_tokens:
+            longest = self.recipe.data.max_length
+            held = f"{self.recipe.tune.virtual_tokens} before each row of up to {longest}"
+            table.add_row("virtual tokens", f"{held}, which are neither answered nor counted")
         share = 100 * self.num_trainable / self.num_total
         table.add_row(
             "trainable parameters", f"{self.num_trainable:,} ({share:.2f} % of {self.num_total:,})"

@@ -127,7 +127,7 @@ def build(
     """
     makers = makers or Makers()
     model, source = located(recipe.model, recipe.data, folder)
-    base = _based(model, recipe.data.max_length, makers)
+    base = _based(model, recipe, makers)
     if not data or (makers.federation is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
     else:
@@ -163,13 +163,14 @@ def build(
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
 
 
-def _based(model: ModelSettings, max_length: int, makers: Makers) -> Base:
+def _based(model: ModelSettings, recipe: Recipe, makers: Makers) -> Base:
     """Return the base model; one that is loaded by name is refused before, where rows are too long for it."""
+    longest, virtual = recipe.data.max_length, recipe.tune.virtual_tokens
     if makers.base is None:
-        check_length(model, max_length)
+        check_length(model, longest, virtual_tokens=virtual)
         return load_base(model)
     base = makers.base(model)
-    check_positions(base.model.config, base.name, max_length)
+    check_positions(base.model.config, base.name, longest, virtual_tokens=virtual)
     return base
 
 

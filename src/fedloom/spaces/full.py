@@ -26,6 +26,7 @@ class Full:
 
     is_adapter: ClassVar[bool] = False
     is_seed_space: ClassVar[bool] = False
+    virtual_tokens: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

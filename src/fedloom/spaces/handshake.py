@@ -16,6 +16,7 @@ MEANING = {
     "base": "weights of the base model (model.name, file, revision, dtype, quantize)",
     "start": "weights that training starts from (model.name, tune, run.seed)",
     "tensors": "names and order of the tensors that move (tune, versions of the model's code)",
+    "projection": "frozen projections of tune: vera (run.seed, tune.vera.rank; install the same torch)",
     "noise": "version of the random stream (versions of fedloom)",
     "distribution": "distribution of the directions (tune.seeds.distribution, distribution_rank)",
     "seeds": "number of directions (tune.seeds.num_seeds)",

@@ -159,6 +159,7 @@ class Live(Seated, ABC):
         tensors: Those that are learnt, by name.
         origin: Where coordinates count from.
         left_frozen: See Space.
+        identity: What both sides must have in common beside that of the tensors, see handshake.
         dropout: Share of an input that the learnt layers drop in training.
     """
 
@@ -170,9 +171,11 @@ class Live(Seated, ABC):
         origin: Origin,
         left_frozen: str = "",
         dropout: float = 0.0,
+        identity: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(model, tensors)
         self.left_frozen, self.dropout = left_frozen, dropout
+        self._beside = identity or {}
         self._initial = self.values.clone()
         self._origin = self._initial if origin == "initial" else None
 
@@ -188,6 +191,7 @@ class Live(Seated, ABC):
             "base": fingerprint(self.model),
             "start": hashlib.sha256(start.data).hexdigest(),
             "tensors": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+            **self._beside,
         }
 
     def identity(self) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ LoRA: Low-Rank Adaptation of Large Language Models. Hu, Shen, Wallis, Allen-Zhu,
 (arXiv:2106.09685), through PEFT. Params are the tensors that train, not what PEFT would save of them.
 """
 
+<<<<<<< HEAD
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,19 @@ from typing import ClassVar
 from fedloom.core.protocols import Params
 from fedloom.core.ranks import Ranks
 from fedloom.models.adapters import attach_lora, trainable
+=======
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from fedloom.models.adapters import attach_lora
+>>>>>>> main
 from fedloom.models.build import Base
 from fedloom.models.int8 import is_quantized
-from fedloom.spaces.live import Live, Origin, check_names, check_origin
+from fedloom.spaces.adapter import AdapterSpace
+from fedloom.spaces.live import Origin, check_names, check_origin
 
 
 def scale(alpha: float, rank: int, *, rslora: bool) -> float:
@@ -37,6 +48,9 @@ class LoRA:
     """Scale by the root of the rank (Kalajdzievski 2023, arXiv:2312.03732)."""
     dora: bool = False
     """Tune magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353)."""
+    init: Literal["kaiming", "pissa"] = "kaiming"
+    """What A and B start as: noise and zeros, or the largest singular directions of each weight, which keeps the rest (PiSSA,
+    Meng et al. 2024, arXiv:2404.02948)."""
     targets: str | Sequence[str] = "all-linear"
     """Linear layers that get an adapter, by the end of their name."""
     modules_to_save: Sequence[str] = ()
@@ -50,6 +64,7 @@ class LoRA:
 
     is_adapter: ClassVar[bool] = True
     is_seed_space: ClassVar[bool] = False
+    virtual_tokens: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
@@ -59,6 +74,12 @@ class LoRA:
             raise ValueError(f"tune.lora.alpha must be positive, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"tune.lora.dropout must be in [0, 1), got {self.dropout}")
+        if self.init not in ("kaiming", "pissa"):
+            raise ValueError(f"tune.lora.init must be kaiming or pissa, got {self.init}")
+        if self.init == "pissa" and self.dora:
+            raise ValueError(
+                "tune.lora.dora must be false where tune.lora.init is pissa: magnitudes are those of whole weights"
+            )
         if not self.targets:
             raise ValueError("tune.lora.targets must be all-linear or name linear layers, got none")
         for tier, rank in self.ranks.items():
@@ -78,6 +99,7 @@ class LoRA:
     def title(self) -> str:
         return f"lora, rank {self.rank}"
 
+<<<<<<< HEAD
     @property
     def adapters(self) -> Ranks | None:
         """Return how wide clients' adapters are; None with dora, whose magnitudes are no part of a product."""
@@ -89,17 +111,20 @@ class LoRA:
         return Ranks(self.rank, self.ranks, self.side, gains)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "LoRASpace":
+=======
+    def make_space(self, base: Base, *, seed: int, decays: bool = False) -> AdapterSpace:
+>>>>>>> main
         if is_quantized(base.model) and self.dora:
             raise ValueError("tune.lora.dora must be false where model.quantize is int8, got true")
-        return LoRASpace(base, self, seed=seed)
-
-
-class LoRASpace(Live):
-    """The trainable tensors of a PEFT adapter."""
-
-    def __init__(self, base: Base, lora: LoRA, *, seed: int) -> None:
-        self._adapter = attach_lora(
+        whole = base.model.dtype in (torch.float32, torch.float64)
+        if self.init == "pissa" and (is_quantized(base.model) or not whole):
+            raise ValueError(
+                "tune.lora.init pissa takes the largest directions out of the weights, which needs model.dtype float32"
+                " and model.quantize none"
+            )
+        adapter = attach_lora(
             base.model,
+<<<<<<< HEAD
             rank=lora.rank,
             alpha=lora.alpha,
             dropout=lora.dropout,
@@ -108,26 +133,17 @@ class LoRASpace(Live):
             targets=lora.targets,
             modules_to_save=lora.modules_to_save,
             side=lora.side,
+=======
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            rslora=self.rslora,
+            dora=self.dora,
+            init=self.init,
+            targets=self.targets,
+            modules_to_save=self.modules_to_save,
+>>>>>>> main
             seed=seed,
             base_name=base.name,
         )
-        self._tokenizer = base.tokenizer
-        super().__init__(
-            base.model,
-            trainable(base.model),
-            origin=lora.origin,
-            left_frozen=self._adapter.left_frozen,
-            dropout=lora.dropout,
-        )
-
-    def save(self, folder: Path, params: Params) -> None:
-        """Write a PEFT folder."""
-        self._adapter.save(folder, self.absolute(params))
-
-    def save_merged(self, folder: Path, params: Params) -> None:
-        if is_quantized(self.model):
-            raise ValueError(
-                "model.quantize must be none for a merged model, got int8: export the adapter alone"
-            )
-        self.load(params)
-        self._adapter.save_merged(folder, self._tokenizer)
+        return AdapterSpace(base, adapter, origin=self.origin, dropout=self.dropout)

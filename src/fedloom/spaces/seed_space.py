@@ -52,6 +52,7 @@ class Seeds:
 
     is_adapter: ClassVar[bool] = False
     is_seed_space: ClassVar[bool] = True
+    virtual_tokens: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -7,7 +7,9 @@ from fedloom.models.build import Base
 from fedloom.spaces.full import Full
 from fedloom.spaces.live import Live
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.seed_space import Seeds, SeedSpace
+from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
 
 
 class Tune(Protocol):
@@ -21,6 +23,11 @@ class Tune(Protocol):
     @property
     def is_seed_space(self) -> bool:
         """Return whether params are coefficients of random directions, not the values of tensors."""
+        ...
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Return how many learnt tokens stand before every row, which takes as many of the model's positions."""
         ...
 
     @property
@@ -43,4 +50,13 @@ class Tune(Protocol):
         ...
 
 
-TUNES: Mapping[str, type[Tune]] = {"lora": LoRA, "full": Full, "seeds": Seeds}
+TUNES: Mapping[str, type[Tune]] = {
+    "lora": LoRA,
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "ptuning": PTuning,
+    "ia3": IA3,
+    "vera": VeRA,
+    "full": Full,
+    "seeds": Seeds,
+}

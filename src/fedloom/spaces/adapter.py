@@ -1,0 +1,42 @@
+"""The space of an adapter's tensors, whatever its kind: those that train, not what PEFT would save of them."""
+
+from pathlib import Path
+
+from fedloom.core.protocols import Params
+from fedloom.models.adapters import Adapter, trainable
+from fedloom.models.build import Base
+from fedloom.models.int8 import is_quantized
+from fedloom.spaces.live import Live, Origin
+
+
+class AdapterSpace(Live):
+    """The trainable tensors of a PEFT adapter."""
+
+    def __init__(
+        self, base: Base, adapter: Adapter, *, origin: Origin = "initial", dropout: float = 0.0
+    ) -> None:
+        self._adapter = adapter
+        self._tokenizer = base.tokenizer
+        super().__init__(
+            base.model,
+            trainable(base.model),
+            origin=origin,
+            left_frozen=adapter.left_frozen,
+            dropout=dropout,
+            identity=adapter.identity,
+        )
+
+    def save(self, folder: Path, params: Params) -> None:
+        """Write a PEFT folder."""
+        self._adapter.save(folder, self.absolute(params))
+
+    def save_as_lora(self, folder: Path, params: Params) -> None:
+        self._adapter.save_as_lora(folder, self.absolute(params))
+
+    def save_merged(self, folder: Path, params: Params) -> None:
+        if is_quantized(self.model):
+            raise ValueError(
+                "model.quantize must be none for a merged model, got int8: export the adapter alone"
+            )
+        self.load(params)
+        self._adapter.save_merged(folder, self._tokenizer)
