@@ -275,6 +275,17 @@ def test_the_readmes_bytes_are_the_benchmarks() -> None:
         assert f"| {loss.removesuffix(' |')} |" in line
 
 
+def test_the_readmes_pooled_clusters_are_the_benchmarks() -> None:
+    page = (README.parent / "benchmarks/results/pooling.md").read_text()
+    told = README.read_text().split("<!-- pooling:begin -->")[1].split("<!-- pooling:end -->")[0]
+    rows = [line.strip("| ").split(" | ")[1:] for line in told.splitlines() if "±" in line]
+    assert len(rows) == 3
+    for setting, cells in zip(("conflict", "own", "iid"), rows, strict=True):
+        part = page.split(f"## {setting}\n")[1].split("\n## ")[0]
+        for mode, cell in zip(("fedavg", "apart", "pooled"), cells, strict=True):
+            assert f"\n| {mode} | 5 | {cell} |" in part
+
+
 def test_the_readmes_languages_are_the_benchmarks() -> None:
     folder = README.parent / "benchmarks/results"
     told = README.read_text().split("<!-- languages:begin -->")[1]
@@ -306,7 +317,9 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
     missed = re.findall(r"^- 20: .*", (folder / "clusters.md").read_text(), re.M)
     assert len(missed) == 1
     assert "not separable" in missed[0]
-    assert "180 (100%) |" in (folder / "routing.md").read_text()
+    routed = (folder / "routing.md").read_text()
+    (right,) = re.findall(r"with answers .* (\d+) \(\d+%\) \|$", routed, re.M)
+    assert f"from 16 examples in {right} of 180 cases" in told
 
 
 def test_the_readmes_speed_is_the_benchmarks() -> None:

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedlora import FedLoRA, FedLoRAState
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
+from fedloom.algorithms.prune import Prune
+from fedloom.clustering.modes import Auto, Paper
 from fedloom.core.params import equal
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Task
@@ -379,6 +382,11 @@ def test_a_recipe_fills_in_the_ranks_and_does_not_write_them_down(small_recipe: 
             {"dora": True, "side": 2},
             "tune.lora.side must be left out where tune.lora.dora is true",
         ),
+        (
+            "svd",
+            {"init": "pissa", "ranks": {"phone": 2}},
+            "tune.lora.ranks must be left out where tune.lora.init is pissa: without all of its start",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_sentence(
@@ -414,6 +422,16 @@ def test_a_private_sum_is_refused_with_the_reason(rule: Aggregate) -> None:
         Private(FedLoRA(rule), clip=1.0, noise_multiplier=1.0)
 
 
+def test_one_mask_or_one_row_for_clients_of_several_ranks_is_refused() -> None:
+    by_tier = FedLoRA(ranks=ranks())
+    with pytest.raises(ValueError, match=r"prune keeps one mask .* got tune\.lora\.ranks or side"):
+        Prune(by_tier)
+    assert Prune(by_tier, regrow=True).inner is by_tier
+    with pytest.raises(ValueError, match=r"mode paper compares .* got tune\.lora\.ranks or side"):
+        Clustered(by_tier, Paper(2))
+    assert Clustered(FedLoRA(ranks=ranks(most=8)), Auto(2)).inner == by_tier
+
+
 def test_spaces_without_known_factors_are_refused() -> None:
     with pytest.raises(ValueError, match="a space without a layer that has both"):
         FedLoRA().init({"w": torch.zeros(3)}, 0)
@@ -438,8 +456,8 @@ def test_settings_that_cannot_be_meant_are_refused(make: Callable[[], FedLoRA], 
 def test_ranks_above_a_layer_s_size_are_refused(tiny_llama: Any) -> None:
     base = Base(tiny_llama(hidden=32).requires_grad_(False), None, "random")
     with pytest.raises(
-        ValueError, match=r"tune.lora.rank 33 is above the size of .*, \(.*\): at most"
+        ValueError, match=r"tune.lora.rank must be at most 32, the size of .* got 33"
     ):
         LoRA(rank=33).make_space(base, seed=1)
-    with pytest.raises(ValueError, match=r"tune.lora.rank \+ side 40 is above"):
+    with pytest.raises(ValueError, match=r"tune.lora.rank \+ side must be at most 32, .* got 40"):
         LoRA(rank=8, side=32).make_space(base, seed=1)

@@ -18,11 +18,8 @@ from fedloom.algorithms import ALGORITHMS, WRAPPERS
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
-<<<<<<< HEAD
 from fedloom.algorithms.fedlora import FedLoRA
-=======
 from fedloom.algorithms.partial_pooling import PartialPooling
->>>>>>> main
 from fedloom.algorithms.private import Private
 from fedloom.core.params import params_map
 from fedloom.core.protocols import Algorithm, Done, Payload, Task

@@ -13,11 +13,13 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.partial_pooling import PartialPooling, PartialPoolingState
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.given import Given
+from fedloom.clustering.modes import Paper
 from fedloom.clustering.pooling import Variances, pool_clients
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.params import equal
@@ -325,6 +327,12 @@ def test_the_order_of_clients_changes_nothing() -> None:
 def test_algorithms_that_do_not_average_deltas_are_refused(inner: Any, named: str) -> None:
     with pytest.raises(ValueError, match=rf"reads the mean of `delta`.*got {named}: wrap"):
         PartialPooling(inner)
+
+
+def test_the_papers_clusters_are_refused_however_deep() -> None:
+    for inner in (Clustered(FedAvg(), Paper(2)), Flasc(Clustered(FedAvg(), Paper(2)))):
+        with pytest.raises(ValueError, match=r"partial_pooling is not for clustered\.mode paper"):
+            PartialPooling(inner)
 
 
 def test_private_algorithms_are_refused_on_either_side() -> None:

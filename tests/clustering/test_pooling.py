@@ -354,6 +354,28 @@ def test_a_new_cluster_begins_where_the_model_for_all_was_and_counts_the_round_o
         assert torch.allclose(state.cluster_states[k].params["w"], expected, atol=1e-6)
 
 
+def test_a_round_that_groups_clients_by_its_own_uploads_says_nothing_of_how_far_apart_they_are() -> (
+    None
+):
+    """Probes that change nothing do; lambda is 0 until then, however far apart the clusters are."""
+    found = Clustered(FedAvg(), Auto(2, enough=0.5, probes=2), Sharing(pool="on"))
+    source = torch.Generator().manual_seed(0)
+    centers = torch.randn(2, 400, generator=source)
+    people: dict[str, dict[str, str]] = {f"{k}{i}": {} for k in range(2) for i in range(3)}
+    state, lambdas = found.init({"w": torch.zeros(400)}, 0), []
+    for number in (1, 2):
+        replies = []
+        for client in people:
+            push = centers[int(client[0])] + 0.3 * torch.randn(400, generator=source)
+            replies.append(Reply(client, {"delta": {"w": push}, "probe": {"row": push}}))
+        round = Round(number, 0, people, tuple(people), 1.0)
+        state, told = found.server_update(state, round, replies)
+        lambdas.append(told["lambda"])
+    assert list(state.grouping.changes) == [1]
+    assert lambdas[0] == 0
+    assert lambdas[1] > 0.9
+
+
 def test_a_cluster_that_nobody_replied_of_goes_with_the_others() -> None:
     rounds = [{**ALIKE, "e": 1.0}, {"a": 4.0, "b": -4.0, "c": 3.5}]
     state = play(pooled(), rounds)
@@ -471,7 +493,7 @@ def test_who_decided_the_groups_does_not_say_how_far_apart_they_are() -> None:
     assert lambdas(later) == [0.75, 0.75]
 
 
-def test_only_the_two_variances_are_remembered() -> None:
+def test_the_two_variances_and_how_long_clusters_were_alike_are_remembered() -> None:
     state: ClusteredState[Any] = play(pooled(), [ALIKE, ALIKE], people="abcd")
     assert state.variances is not None
     assert set(state.variances.noise) == set(state.variances.spread) == {"w", "v"}

@@ -18,11 +18,8 @@ from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
-<<<<<<< HEAD
-from fedloom.algorithms.personal import Personal
-=======
 from fedloom.algorithms.partial_pooling import PartialPooling
->>>>>>> main
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -84,6 +81,11 @@ CASES: dict[str, Algorithm[Any]] = {
     "fedlora stack by tier": FedLoRA(Stack(), ranks=BESIDE),
     "fedlora residual by tier": FedLoRA(Residual(), ranks=BESIDE),
     "flasc(fedlora)": Flasc(FedLoRA(), BY_TIER, BY_TIER),
+    "flasc(fedlora residual by tier)": Flasc(FedLoRA(Residual(), ranks=BESIDE), BY_TIER, BY_TIER),
+    "ditto(fedlora stack by tier)": Ditto(FedLoRA(Stack(), ranks=BESIDE), 0.1),
+    "clustered(fedlora pad by tier)": Clustered(
+        FedLoRA(Pad(), ranks=BY_RANK), Auto(2, enough=0.25)
+    ),
     "ditto(fedlora pad)": Ditto(FedLoRA(Pad()), 0.1, 2),
     "clustered(fedlora)": Clustered(FedLoRA(), Auto(2, enough=0.25)),
     "alternate(fedavg)": Alternate(FedAvg()),

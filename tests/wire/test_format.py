@@ -3,6 +3,8 @@
 import importlib
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -192,31 +194,41 @@ def test_where_few_entries_are_zero_the_zeros_are_coded() -> None:
     assert same(decode(message), payload)
 
 
+def again(work: Callable[[], object], times: int = 10) -> None:
+    """Do it a few times, so that a turn begins with what it needs in the caches."""
+    for _ in range(times):
+        work()
+
+
 @pytest.mark.alone
 @pytest.mark.slow
-@pytest.mark.parametrize(("density", "share"), [(1 / 4, 0.85), (1 / 16, 0.6)])
-def test_a_million_entries_are_written_and_read_sooner_than_torch_selects_a_quarter(
-    monkeypatch: pytest.MonkeyPatch, density: float, share: float
+@pytest.mark.parametrize("density", [1 / 4, 1 / 16])
+def test_a_million_entries_are_written_and_read_in_less_than_half_of_torchs_selection(
+    monkeypatch: pytest.MonkeyPatch, density: float
 ) -> None:
-    """CPU seconds of one thread, medians of turns; a little over half and 0.4 of the time were measured."""
+    """CPU seconds of one thread, medians of turns, of memory that the process has already, beside `torch.topk` of a quarter."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     timing = importlib.import_module("timing")
     payload = {"delta": {"w": sparse_tensor(1_000_000, density)}}
     message = encode(payload, values="float16")
     dense = sparse_tensor(1_000_000, 1.0)
+
+    def ours() -> None:
+        again(partial(encode, payload, values="float16"))
+        again(partial(decode, message))
+
     bytearray(16 << 20)  # freed at once: from now on malloc keeps large blocks
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = timing.paired(
         {
-            "ours": lambda: (encode(payload, values="float16"), decode(message)),
-            "torch": lambda: torch.topk(dense, 250_000, sorted=False),
+            "ours": ours,
+            "torch": lambda: again(partial(torch.topk, dense, 250_000, sorted=False)),
         },
-        turns=40,
-        warm_up=5,
+        turns=9,
     )
     torch.set_num_threads(threads)
-    assert times["torch"].ratio(times["ours"]) < share
+    assert times["torch"].ratio(times["ours"]) < 1 / 2
 
 
 def test_negative_zero_is_no_zero() -> None:

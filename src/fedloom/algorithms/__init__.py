@@ -13,11 +13,8 @@ from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
-<<<<<<< HEAD
-from fedloom.algorithms.personal import Personal
-=======
 from fedloom.algorithms.partial_pooling import PartialPooling
->>>>>>> main
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune

@@ -47,7 +47,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Wrapper, layers
+from fedloom.core.wrapper import Wrapper, spelled
 
 _WALK = 64
 """Steps of a probe there."""
@@ -71,6 +71,11 @@ class Clustered(Wrapper[State]):
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
         if self.share.pool == "on" and (obstacle := self._obstacle()):
             raise ValueError(f"clustered.share.pool {obstacle}: leave it out")
+        if isinstance(self.mode, Paper) and describe(self.inner).slices:
+            raise ValueError(
+                "clustered.mode paper compares uploads entry by entry, got tune.lora.ranks or side, of which clients send"
+                " some columns: leave them out, or take mode auto"
+            )
         if not isinstance(self.mode, Auto) and self.share.fixed:
             raise ValueError(
                 "clustered.share.names, mix and temperature have an effect in mode auto only: leave them out"
@@ -88,10 +93,9 @@ class Clustered(Wrapper[State]):
             return "is not for mode paper, whose clusters take plain means as the reference's code does"
         if describe(self.inner).averages_deltas:
             return ""
-        names = "(".join(type(part).__name__.lower() for part in layers(self.inner))
         return (
             "needs an algorithm whose server reads the mean of `delta` and nothing else of the uploads, got"
-            f" {names}{')' * names.count('(')}"
+            f" {spelled(self.inner)}"
         )
 
     @property

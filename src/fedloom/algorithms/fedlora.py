@@ -78,7 +78,10 @@ class FedLoRA:
             )
 
     def describe(self, state: object) -> Description:
-        return Description(multiplies_factors=True)
+        ranks = self.ranks
+        return Description(
+            multiplies_factors=True, slices=ranks is not None and bool(ranks.tiers or ranks.side)
+        )
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         tiers = None if num_clients is None else recipe.data.tiers

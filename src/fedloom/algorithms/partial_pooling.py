@@ -22,11 +22,11 @@ it is that one's move. At mu 0 all is the inner algorithm to the bit, at mu 1 a 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 
-from fedloom.clustering.modes import Regroups
+from fedloom.clustering.modes import Paper, Regroups
 from fedloom.clustering.personal import in_order, noise_of, own_model, with_update
 from fedloom.clustering.pooling import Variances, pool_clients
 from fedloom.core.description import Description, describe
@@ -45,7 +45,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
-from fedloom.core.wrapper import Wrapper, Wraps, layers
+from fedloom.core.wrapper import Wrapper, Wraps, layers, spelled
 
 _ALONE = -1
 """The cluster of clients that have none."""
@@ -80,12 +80,20 @@ class PartialPooling(Wrapper[State]):
             raise ValueError(
                 "partial_pooling reads every upload, so it cannot wrap a private algorithm"
             )
-        base = _trained(self.inner)
+        base = self.inner
+        for part in layers(self.inner):
+            if isinstance(part, Regroups) and isinstance(part, Wraps):
+                base = part.inner
+                if isinstance(part.mode, Paper):
+                    raise ValueError(
+                        "partial_pooling is not for clustered.mode paper, which moves models by what clients learnt a round"
+                        " before: take another mode"
+                    )
+                break
         if not describe(base).averages_deltas:
-            names = "(".join(type(part).__name__.lower() for part in layers(base))
             raise ValueError(
                 "partial_pooling needs an algorithm whose server reads the mean of `delta` and nothing else of the uploads,"
-                f" or clusters around one, got {names}{')' * names.count('(')}: wrap another, or take ditto"
+                f" or clusters around one, got {spelled(base)}: wrap another, or take ditto"
             )
 
     @property
@@ -162,14 +170,6 @@ class PartialPooling(Wrapper[State]):
         kept = sum(n * own.get(name, 0.0) for name, n in sizes.items())
         mean = {"mu": kept / max(sum(sizes.values()), 1)}
         return PartialPoolingState(inner, state.moves + 1, variances), {**metrics, **mean}
-
-
-def _trained(algorithm: Algorithm[Any]) -> Algorithm[Any]:
-    """Return what trains each model: what clusters are around, or the algorithm itself."""
-    for part in layers(algorithm):
-        if isinstance(part, Regroups) and isinstance(part, Wraps):
-            return part.inner
-    return algorithm
 
 
 def _told(replies: Sequence[Reply]) -> list[Mapping[str, float]]:

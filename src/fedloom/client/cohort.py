@@ -108,13 +108,9 @@ class Cohort:
         setup = self.sequential.setup
         works = [job.work for job in jobs if isinstance(job.work, Fit)]
         values = rows([work.start for work in works], setup.space.absolute_vector).clone()
-        lanes = LoRALanes(self, values, [work.gain for work in works])
+        lanes = AdapterLanes(self, values, [work.gain for work in works])
         with training(setup.space.model, jobs[0].seed), self.sequential.fast.installed():
-<<<<<<< HEAD
             return fit(jobs, lanes, setup)
-=======
-            return fit(jobs, AdapterLanes(self, values), setup)
->>>>>>> main
 
     @contextmanager
     def adapted(self, leaves: dict[str, Tensor]) -> Iterator[None]:

@@ -183,6 +183,11 @@ class Regroups(Protocol):
         """Return the entry of clients' profiles that its clusters are compared with; empty for none."""
         ...
 
+    @property
+    def mode(self) -> Mode:
+        """Return how its clusters come about."""
+        ...
+
     def with_grouping(self, mode: Mode) -> Algorithm[Any]:
         """Return the layer with its clusters made so, and nothing in common between them."""
         ...

@@ -100,6 +100,8 @@ class Description:
     """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
     multiplies_factors: bool = False
     """Whether the server multiplies LoRA's factors, for which coordinates must count from nothing; it knows their ranks."""
+    slices: bool = False
+    """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
     steps: str = ""
     """The setting that says how far clients go in the place of `local.steps`, as in fedkseed.steps; empty where that does."""
     notes: Sequence[str] = ()

@@ -76,6 +76,12 @@ def layers(algorithm: Algorithm[Any]) -> Iterator[Algorithm[Any]]:
         yield from layers(algorithm.inner)
 
 
+def spelled(algorithm: Algorithm[Any]) -> str:
+    """Return the names of an algorithm's layers as in `flasc(scaffold)`."""
+    names = [type(part).__name__.lower() for part in layers(algorithm)]
+    return "(".join(names) + ")" * (len(names) - 1)
+
+
 def stacked(parts: Sequence[Algorithm[Any]]) -> Algorithm[Any]:
     """Return the algorithm of which these are the layers, the outermost first."""
     *outer, algorithm = parts

@@ -1,14 +1,10 @@
 """Adapters on a model's own layers through PEFT, LoRA, IA3 and VeRA: attach them, name their tensors, write their folders."""
 
 import copy
-<<<<<<< HEAD
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-=======
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
->>>>>>> main
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +16,8 @@ from fedloom.models.build import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
-<<<<<<< HEAD
 from fedloom.models.introspection import is_adapted, is_transposed
-=======
-from fedloom.models.introspection import is_transposed
 from fedloom.models.pissa import residual_
->>>>>>> main
 from fedloom.models.reach import unread, without_gradient
 from fedloom.models.targets import Targets, choose_targets, left_frozen
 
@@ -180,12 +172,7 @@ def attach_lora(
             bound = parameter.shape[1] ** -0.5
             fresh = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
             fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
-<<<<<<< HEAD
             parameter.data.zero_()[:rank].copy_(fresh)
-    model.eval()  # the adapter's own layers come in training mode
-    return Adapter(peft, left)
-=======
-            parameter.data.copy_(fresh)
     start = residual_(model) if init == "pissa" else None
     return Adapter(peft, left_frozen=left, start=start)
 
@@ -265,7 +252,6 @@ def attach_vera(
         digest.update(fresh.numpy().data)
     left = left_frozen(model, targets, chosen, path="tune.vera.targets")
     return Adapter(peft, left_frozen=left, identity={"projection": digest.hexdigest()})
->>>>>>> main
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -273,43 +259,6 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
-<<<<<<< HEAD
-@contextmanager
-def scaled(model: nn.Module, gain: float) -> Iterator[None]:
-    """Let what adapters add to their layers be multiplied by `gain` for a while.
-
-    Raises:
-        ValueError: where the model has none.
-    """
-    if gain == 1.0:
-        yield
-        return
-    adapted: list[Any] = [module for module in model.modules() if is_adapted(module)]
-    if not adapted:
-        raise ValueError(
-            "only low-rank adapters have a scale to change, got a model without: set tune to lora"
-        )
-    before = [module.scaling["default"] for module in adapted]
-    for module, scaling in zip(adapted, before, strict=True):
-        module.scaling["default"] = scaling * gain
-    try:
-        yield
-    finally:
-        for module, scaling in zip(adapted, before, strict=True):
-            module.scaling["default"] = scaling
-
-
-def _check_width(model: "PreTrainedModel", layers: Iterable[str], *, rank: int, side: int) -> None:
-    width = rank + side
-    for name in sorted(layers):
-        module: Any = model.get_submodule(name)
-        least = min(module.weight.shape)
-        if width > least:
-            what = f"tune.lora.rank + side {width}" if side else f"tune.lora.rank {width}"
-            raise ValueError(
-                f"{what} is above the size of {name}, {tuple(module.weight.shape)}: at most {least} has an effect there"
-            )
-=======
 def widen_(model: nn.Module) -> None:
     """Let what learns be float32 at least."""
     for parameter in trainable(model).values():
@@ -383,7 +332,41 @@ def _ia3_targets(model: "PreTrainedModel") -> tuple[list[str], list[str]]:
 
 def _ends(name: str, ends: Sequence[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
->>>>>>> main
+
+
+@contextmanager
+def scaled(model: nn.Module, gain: float) -> Iterator[None]:
+    """Let what adapters add to their layers be multiplied by `gain` for a while.
+
+    Raises:
+        ValueError: where the model has none.
+    """
+    if gain == 1.0:
+        yield
+        return
+    adapted: list[Any] = [module for module in model.modules() if is_adapted(module)]
+    if not adapted:
+        raise ValueError(
+            "only low-rank adapters have a scale to change, got a model without: set tune to lora"
+        )
+    before = [module.scaling["default"] for module in adapted]
+    for module, scaling in zip(adapted, before, strict=True):
+        module.scaling["default"] = scaling * gain
+    try:
+        yield
+    finally:
+        for module, scaling in zip(adapted, before, strict=True):
+            module.scaling["default"] = scaling
+
+
+def _check_width(model: "PreTrainedModel", layers: Iterable[str], *, rank: int, side: int) -> None:
+    width = rank + side
+    for name in sorted(layers):
+        module: Any = model.get_submodule(name)
+        least = min(module.weight.shape)
+        if width > least:
+            what = "tune.lora.rank + side" if side else "tune.lora.rank"
+            raise ValueError(f"{what} must be at most {least}, the size of {name}, got {width}")
 
 
 def _saved(model: "PreTrainedModel", modules: Sequence[str]) -> list[str] | None:

@@ -4,25 +4,15 @@ LoRA: Low-Rank Adaptation of Large Language Models. Hu, Shen, Wallis, Allen-Zhu,
 (arXiv:2106.09685), through PEFT. Params are the tensors that train, not what PEFT would save of them.
 """
 
-<<<<<<< HEAD
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import ClassVar
-
-from fedloom.core.protocols import Params
-from fedloom.core.ranks import Ranks
-from fedloom.models.adapters import attach_lora, trainable
-=======
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
+from fedloom.core.ranks import Ranks
 from fedloom.models.adapters import attach_lora
->>>>>>> main
 from fedloom.models.build import Base
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.adapter import AdapterSpace
@@ -92,6 +82,12 @@ class LoRA:
         if self.dora and (self.ranks or self.side):
             which = "ranks" if self.ranks else "side"
             raise ValueError(f"tune.lora.{which} must be left out where tune.lora.dora is true")
+        if self.init == "pissa" and (self.ranks or self.side):
+            which = "ranks" if self.ranks else "side"
+            raise ValueError(
+                f"tune.lora.{which} must be left out where tune.lora.init is pissa: without all of its start a model is not"
+                " the one given"
+            )
         check_names(self.modules_to_save, path="tune.lora.modules_to_save")
         check_origin(self.origin, path="tune.lora.origin")
 
@@ -99,7 +95,6 @@ class LoRA:
     def title(self) -> str:
         return f"lora, rank {self.rank}"
 
-<<<<<<< HEAD
     @property
     def adapters(self) -> Ranks | None:
         """Return how wide clients' adapters are; None with dora, whose magnitudes are no part of a product."""
@@ -110,10 +105,7 @@ class LoRA:
         gains = {r: scale(self.alpha, r, rslora=self.rslora) / widest for r in sorted(ranks)}
         return Ranks(self.rank, self.ranks, self.side, gains)
 
-    def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "LoRASpace":
-=======
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> AdapterSpace:
->>>>>>> main
         if is_quantized(base.model) and self.dora:
             raise ValueError("tune.lora.dora must be false where model.quantize is int8, got true")
         whole = base.model.dtype in (torch.float32, torch.float64)
@@ -124,16 +116,6 @@ class LoRA:
             )
         adapter = attach_lora(
             base.model,
-<<<<<<< HEAD
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            rslora=lora.rslora,
-            dora=lora.dora,
-            targets=lora.targets,
-            modules_to_save=lora.modules_to_save,
-            side=lora.side,
-=======
             rank=self.rank,
             alpha=self.alpha,
             dropout=self.dropout,
@@ -142,7 +124,7 @@ class LoRA:
             init=self.init,
             targets=self.targets,
             modules_to_save=self.modules_to_save,
->>>>>>> main
+            side=self.side,
             seed=seed,
             base_name=base.name,
         )

@@ -86,13 +86,14 @@ def _lay_out(dense: Block, tensor: Tensor) -> _Layout:
     """Find the shortest way to write a tensor."""
     codec, width = VALUE_CODECS[dense.values], tensor.element_size()
     bits = _bits(tensor).numpy()
-    count, size = int(np.count_nonzero(bits)), dense.size
+    travels = bits != 0
+    count, size = int(np.count_nonzero(travels)), dense.size
     # The False of a mask are not written at all; other zeros are left out where that is shorter.
     limit = math.inf if dense.values == "true" else dense.value_bytes - _WORTH_BYTES
     num_bytes = codec.num_bytes(count, width)
     if count == size or num_bytes + min(count, size - count) // 8 >= limit:  # at least a bit each
         return _Layout(dense)
-    where = np.flatnonzero(bits != 0)
+    where = np.flatnonzero(travels)
     plans = {key: code.plan(where, size) for key, code in POSITION_CODECS.items()}
     best = min(plans, key=lambda key: plans[key].num_bytes)
     if num_bytes + plans[best].num_bytes >= limit:
@@ -128,5 +129,5 @@ def _decode_sparse(block: Block, positions: str, data: memoryview) -> Tensor:
     entries = VALUE_CODECS[block.values].decode(values, block.count, dtype)
     bits = torch.zeros(block.size, dtype=_BITS[dtype.itemsize])
     where = index if index.dtype == np.int64 else np.flatnonzero(index)
-    bits.numpy()[where] = entries.view(bits.dtype).numpy()
+    bits.scatter_(0, torch.from_numpy(where), entries.view(bits.dtype))
     return bits.view(dtype).reshape(block.shape)
