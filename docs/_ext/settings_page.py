@@ -87,7 +87,11 @@ def default_of(field: "dataclasses.Field[Any]") -> str:
 def rows(cls: type) -> Iterator[str]:
     """Yield a table of a dataclass's settings."""
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
-    fields = [f for f in dataclasses.fields(cls) if f.init and f.name != "inner"]
+    fields = [
+        f
+        for f in dataclasses.fields(cls)
+        if f.init and f.name != "inner" and not f.metadata.get("filled")
+    ]
     if not fields:
         yield "No settings.\n"
         return

@@ -15,6 +15,8 @@ from fedloom.data.partition import stratum
 from fedloom.engines.engine_settings import FlowerSettings, InProcessSettings, RaySettings
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 from fedloom.server.samplers import SAMPLERS
+from fedloom.spaces.lora import LoRA
+from fedloom.spaces.tune import Tune
 
 _UNBOUNDED = 1e30
 """A run.max_update_norm that no training reaches."""
@@ -52,7 +54,7 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
             recipe.algorithm, Random(summary["num_clusters"], recipe.run.seed)
         ),
     }
-    return dataclasses.replace(shared, algorithm=make[kind]())
+    return dataclasses.replace(shared, algorithm=make[kind](), tune=_of_one_rank(recipe, kind))
 
 
 def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
@@ -61,12 +63,21 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
     return dataclasses.replace(
         recipe,
         algorithm=ALGORITHMS["fedavg"](),
+        tune=_of_one_rank(recipe, "centralised"),
         cohort=SAMPLERS["full"](),
         data=dataclasses.replace(recipe.data, pooled=True),
         local=dataclasses.replace(recipe.local, steps=steps),
         # It goes as far in a round as a cohort would, and has no stranger to fear.
         run=dataclasses.replace(recipe.run, max_update_norm=_UNBOUNDED),
     )
+
+
+def _of_one_rank(recipe: Recipe, kind: Baseline) -> Tune:
+    """Return what is tuned, without ranks by tier and a frozen pair where the baseline has no use for them."""
+    tune = recipe.tune
+    if kind in ("oracle", "random") or not isinstance(tune, LoRA):
+        return tune
+    return dataclasses.replace(tune, ranks={}, side=0)
 
 
 def _regrouped(algorithm: Algorithm[Any], mode: Mode) -> Algorithm[Any]:

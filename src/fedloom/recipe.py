@@ -14,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedloom.algorithms import ALGORITHMS
+from fedloom.core.description import settings_of
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.data_settings import unaccompanied
@@ -308,7 +309,7 @@ def _is_bool_for_number(hint: Any, value: Any) -> bool:
 
 def _hints(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+    return {f.name: hints[f.name] for f in settings_of(cls) if f.init}
 
 
 def _required(cls: Any) -> set[str]:
@@ -353,7 +354,7 @@ def name_of(algorithm: type[Any]) -> str:
 
 
 def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
-    fields = {f.name: getattr(algorithm, f.name) for f in dataclasses.fields(algorithm)}
+    fields = {f.name: getattr(algorithm, f.name) for f in settings_of(algorithm)}
     inner = fields.pop("inner", None)
     layer = {name_of(type(algorithm)): {name: _plain(value) for name, value in fields.items()}}
     return [layer, *(_algorithm_tree(inner) if inner is not None else [])]

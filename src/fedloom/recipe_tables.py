@@ -11,6 +11,7 @@ from fedloom.engines.engine_settings import ENGINES, EngineSettings
 from fedloom.objectives import OBJECTIVES
 from fedloom.objectives.objective import Objective
 from fedloom.server.combine import COMBINES, Combine
+from fedloom.server.factors.rules import AGGREGATES, Aggregate
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
@@ -22,6 +23,7 @@ TABLES: dict[Any, Mapping[str, type]] = {
     Objective: OBJECTIVES,
     ServerOptimizer: SERVER_OPTIMIZERS,
     Combine: COMBINES,
+    Aggregate: AGGREGATES,
     Sampler: SAMPLERS,
     EngineSettings: ENGINES,
     Mode: MODES,

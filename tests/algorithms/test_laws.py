@@ -18,6 +18,7 @@ from fedloom.algorithms import ALGORITHMS, WRAPPERS
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.partial_pooling import PartialPooling
 from fedloom.algorithms.private import Private
 from fedloom.core.params import params_map
@@ -36,11 +37,14 @@ MODULES = sorted(module.name for module in pkgutil.iter_modules(fedloom.algorith
 PAPERS = Path(__file__).parents[2] / "PAPERS.md"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 START = {"lora_A": torch.zeros(2, 3), "lora_B": torch.zeros(3, 2)}
+FACTORS = {"lora_A": torch.ones(2, 3), "lora_B": torch.zeros(3, 2)}
 SEEDS = {"coefficients": torch.zeros(16, dtype=torch.float64)}
 
 
 def start_of(algorithm: Algorithm[Any]) -> dict[str, torch.Tensor]:
-    """Return where a world of that algorithm begins: some have no meaning but in seed space."""
+    """Return where a world of that algorithm begins: some have no meaning but in seed space, or where A is known."""
+    if isinstance(algorithm, FedLoRA):
+        return FACTORS
     return SEEDS if type(algorithm) in (FedKSeed, DeComFL) else START
 
 

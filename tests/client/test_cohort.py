@@ -297,3 +297,36 @@ def test_packed_rows_need_a_model_that_keeps_them_apart(bench, tiny_llama, rows,
     )
     with pytest.raises(ValueError, match=r"data.packing must be false for this model \(LlamaFor"):
         bench(model=model, data=data)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_smaller_rank_in_a_wider_space_is_that_rank_alone(bench, distance, rslora):
+    """Zeros on both sides of a column get no gradient, and the scale is each lane's own; AdamW with decay."""
+    settings = {"lr": 0.01, "weight_decay": 0.1, "steps": 50}
+    lora = {"alpha": 16, "rslora": rslora, "origin": "zero"}
+    narrow = bench(tune={"rank": 2, **lora}, batched="off", **settings)
+    start = narrow.space.start()
+    (alone,) = narrow.fit(["c1"], start)
+    wide = bench(tune={"rank": 8, **lora}, **settings)
+    assert isinstance(wide.trainer, Cohort)
+    whole = {
+        name: torch.cat([start[name], torch.zeros_like(t).narrow(dim, 2, 6)], dim)
+        for name, t in wide.space.start().items()
+        for dim in [0 if "lora_A" in name else 1]
+    }
+    gain = 2.0 if rslora else 4.0
+    mates = [Job(c, 1, derive(3, c), Fit(wide.space.start())) for c in ("c0", "c2")]
+    job = Job("c1", 1, derive(3, "c1"), Fit(whole, gain=gain))
+    together = wide.trainer.run([mates[0], job, mates[1]])[1]
+    one_by_one = wide.trainer.sequential.run([job])[0]
+    for found in (together, one_by_one):
+        for name, t in found.params.items():
+            dim = 0 if "lora_A" in name else 1
+            assert not bool(t.narrow(dim, 2, 6).any())
+            assert float((t.narrow(dim, 0, 2) - alone.params[name]).abs().max()) < 1e-11
+
+
+def test_a_scale_is_refused_where_no_adapter_has_one(bench):
+    full = bench(tune=Full(), batched="off", lr=0.01)
+    with pytest.raises(ValueError, match="only low-rank adapters have a scale to change"):
+        full.fit(["c0"], gain=2.0)

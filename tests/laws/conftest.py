@@ -8,15 +8,18 @@ import pytest
 import torch
 from torch import nn
 
+from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.partial_pooling import PartialPooling
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -25,11 +28,14 @@ from fedloom.client.local_settings import LocalSettings
 from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
+from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm
+from fedloom.core.ranks import Ranks
 from fedloom.core.sparsity import Density
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
+from fedloom.server.factors.rules import Fair, Mean, Pad, Residual, Stack
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
 from fedloom.spaces.lora import LoRA
@@ -39,6 +45,9 @@ from fedloom.testing.bench import LEARNING, Bench, make_bench
 from fedloom.testing.subject import Subject
 
 BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
+
+BY_RANK = Ranks(4, {"phone": 2}, 0, {2: 2.0, 4: 1.0})
+BESIDE = Ranks(2, {"phone": 1}, 2, {1: 2.0, 2: 1.0})
 
 SEEDED: dict[str, Any] = {"clip": 0.05, "noise_multiplier": 1.0, "noise_seed": 3}
 
@@ -64,6 +73,29 @@ CASES: dict[str, Algorithm[Any]] = {
     "flasc(fedavg trimmed mean)": Flasc(FedAvg(combine=TrimmedMean(0.2)), BY_TIER, Density(1.0)),
     "prune(fedavg median)": Prune(FedAvg(combine=Median()), Density(0.5, warm=1)),
     "clustered(fedavg multi krum)": Clustered(FedAvg(combine=MultiKrum(1)), Auto(2, enough=0.25)),
+    "fedlora": FedLoRA(),
+    "fedlora mean": FedLoRA(Mean(), mu=0.1),
+    "fedlora fair": FedLoRA(Fair(), weighting="uniform"),
+    "fedlora pad by tier": FedLoRA(Pad(), ranks=BY_RANK),
+    "fedlora svd by tier": FedLoRA(ranks=BY_RANK),
+    "fedlora stack by tier": FedLoRA(Stack(), ranks=BESIDE),
+    "fedlora residual by tier": FedLoRA(Residual(), ranks=BESIDE),
+    "flasc(fedlora)": Flasc(FedLoRA(), BY_TIER, BY_TIER),
+    "flasc(fedlora residual by tier)": Flasc(FedLoRA(Residual(), ranks=BESIDE), BY_TIER, BY_TIER),
+    "ditto(fedlora stack by tier)": Ditto(FedLoRA(Stack(), ranks=BESIDE), 0.1),
+    "clustered(fedlora pad by tier)": Clustered(
+        FedLoRA(Pad(), ranks=BY_RANK), Auto(2, enough=0.25)
+    ),
+    "ditto(fedlora pad)": Ditto(FedLoRA(Pad()), 0.1, 2),
+    "clustered(fedlora)": Clustered(FedLoRA(), Auto(2, enough=0.25)),
+    "alternate(fedavg)": Alternate(FedAvg()),
+    "alternate(scaffold)": Alternate(Scaffold()),
+    "private(alternate(fedavg))": Private(Alternate(FedAvg()), **SEEDED),
+    "personal(fedavg)": Personal(FedAvg(mu=0.1)),
+    "personal(scaffold)": Personal(Scaffold(), "lora_A"),
+    "private(personal(fedavg))": Private(Personal(FedAvg()), **SEEDED),
+    "personal(flasc(fedadam))": Personal(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
+    "clustered(personal(fedavg))": Clustered(Personal(FedAvg()), Auto(2, enough=0.25)),
     "freeze(fedavg)": Freeze(FedAvg()),
     "freeze(scaffold)": Freeze(Scaffold()),
     "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
@@ -133,8 +165,10 @@ def bench(request: pytest.FixtureRequest) -> Callable[..., Bench]:
     named = {"algorithm", "averaged"}.intersection(request.fixturenames)
     given = [request.getfixturevalue(name) for name in named]
     seeds = any(map(in_seed_space, given))
-    # Rules that compare LoRA's products need to know the factors.
-    whole = any(one.server_sees == "each in full" for one in given)
+    # Rules that compare or add up LoRA's products need to know the factors.
+    whole = any(
+        one.server_sees == "each in full" or describe(one).multiplies_factors for one in given
+    )
     origin = {"origin": "zero"} if whole else {}
 
     def make(
@@ -162,6 +196,9 @@ def subject(algorithm: Algorithm[Any], tmp_path: Path) -> Subject:
 
 QUICK = {
     "fedavg",
+    "fedlora",
+    "alternate(fedavg)",
+    "personal(fedavg)",
     "scaffold",
     "pfedme",
     "local",

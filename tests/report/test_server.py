@@ -131,3 +131,15 @@ def test_a_run_that_told_nothing_has_neither_section(fabricate: Make) -> None:
     page = write_report(fabricate()).read_text(encoding="utf-8")
     assert not section(page, "sent")
     assert not section(page, "privacy")
+
+
+def test_the_page_shows_what_sums_of_factors_lack(fabricate: Make) -> None:
+    folder = fabricate()
+    assert not section(write_report(folder).read_text(encoding="utf-8"), "factors")
+    shown = section(tell(folder, {"server/aggregation_error": 0.0321}), "factors")
+    assert "3.2 % in round" in shown
+    assert "columns" not in shown
+    both = {"server/aggregation_error": 0.0, "server/frozen_rank": 24.0}
+    shown = section(tell(folder, both), "factors")
+    assert "the frozen pair has 24 columns" in shown
+    assert "<svg" in shown

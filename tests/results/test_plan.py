@@ -119,3 +119,18 @@ def test_a_model_that_cannot_fit_is_refused_before_a_weight_is_read(
         ValueError, match=r"needs .*kB for its weights alone, and 10\.0 kB are free"
     ):
         make_plan(small_recipe())
+
+
+def test_bytes_of_tiers_are_their_mean(small_recipe: Make, tmp_path: Path) -> None:
+    recipe = small_recipe(
+        algorithm={"fedlora": {"aggregate": "svd"}},
+        tune={"lora": {"rank": 8, "ranks": {"phone": 1}, "origin": "zero"}},
+        data={"num_clients": 4, "tiers": {"phone": 0.75, "desk": 0.25}},
+        evaluation={"generate": False},
+    )
+    plan = make_plan(recipe)
+    experiment.run(recipe, tmp_path)
+    line = MetricsLog.read(tmp_path / "metrics.jsonl").lines[-1]
+    assert plan.upload_bytes == pytest.approx(line["comm/upload_bytes"] / 4, rel=0.1, abs=100)
+    assert plan.download_bytes == pytest.approx(line["comm/download_bytes"] / 4, rel=0.1, abs=100)
+    assert 0 < line["server/aggregation_error"] < 1

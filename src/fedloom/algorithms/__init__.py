@@ -3,15 +3,18 @@
 from inspect import signature
 from typing import Any
 
+from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
+from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.partial_pooling import PartialPooling
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.pfedme import PFedMe
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
@@ -20,6 +23,7 @@ from fedloom.core.protocols import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "fedavg": FedAvg,
+    "fedlora": FedLoRA,
     "scaffold": Scaffold,
     "pfedme": PFedMe,
     "local": LocalOnly,
@@ -29,6 +33,8 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "ditto": Ditto,
     "partial_pooling": PartialPooling,
     "freeze": Freeze,
+    "alternate": Alternate,
+    "personal": Personal,
     "flasc": Flasc,
     "prune": Prune,
     "private": Private,

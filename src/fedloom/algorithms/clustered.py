@@ -71,6 +71,11 @@ class Clustered(Wrapper[State]):
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
         if self.share.pool == "on" and (obstacle := self._obstacle()):
             raise ValueError(f"clustered.share.pool {obstacle}: leave it out")
+        if isinstance(self.mode, Paper) and describe(self.inner).slices:
+            raise ValueError(
+                "clustered.mode paper compares uploads entry by entry, got tune.lora.ranks or side, of which clients send"
+                " some columns: leave them out, or take mode auto"
+            )
         if not isinstance(self.mode, Auto) and self.share.fixed:
             raise ValueError(
                 "clustered.share.names, mix and temperature have an effect in mode auto only: leave them out"

@@ -16,7 +16,7 @@ from typing import Generic, get_args
 
 import torch
 
-from fedloom.core.description import Description
+from fedloom.core.description import Description, describe
 from fedloom.core.params import params_map
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -74,6 +74,11 @@ class Prune(Wrapper[State]):
             raise ValueError(f"prune.scope must be global or tensor, got {self.scope!r}")
         if self.density.tiers and not self.regrow:
             raise ValueError("prune.density.tiers needs prune.regrow, got one mask for all clients")
+        if describe(self.inner).slices and not self.regrow:
+            raise ValueError(
+                "prune keeps one mask of all tuned entries, got tune.lora.ranks or side, of which clients are sent some"
+                " columns: leave them out, set prune.regrow, or take flasc"
+            )
         check_comparable(self.inner, "prune.density", apart=bool(self.density.tiers))
 
     @property

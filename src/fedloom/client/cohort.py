@@ -23,16 +23,17 @@ from fedloom.objectives.head import Product
 class AdapterLanes:
     """Stacked tensors of every adapted layer."""
 
-    def __init__(self, cohort: "Cohort", values: Tensor) -> None:
+    def __init__(self, cohort: "Cohort", values: Tensor, gains: Sequence[float] = ()) -> None:
         self.values = values
+        self._gains = values.new_tensor(gains).view(-1, 1, 1) if {*gains} - {1.0} else None
         self._cohort = cohort
         self._sequential = cohort.sequential
 
     def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
         setup, fast = self._sequential.setup, self._sequential.fast
-        leaves = {
-            n: v.requires_grad_() for n, v in setup.space.layout.split(self.values.detach()).items()
-        }
+        # B times each lane's own scale takes no other kernel; so is the gradient of B that of the product.
+        stand = self._gained(setup.space.layout.split(self.values.detach()))
+        leaves = {name: tensor.requires_grad_() for name, tensor in stand.items()}
         total = torch.zeros_like(self.values[:, 0])
         gradient: Tensor | None = None
         with self._cohort.adapted(leaves):
@@ -42,14 +43,25 @@ class AdapterLanes:
                 parts = torch.autograd.grad(
                     losses.sum(), list(leaves.values()), materialize_grads=True
                 )
-                flat = torch.cat([part.flatten(1) for part in parts], dim=1)
+                own = self._gained(dict(zip(leaves, parts, strict=True)))
+                flat = torch.cat([part.flatten(1) for part in own.values()], dim=1)
                 gradient = flat if gradient is None else gradient.add_(flat)
                 total += losses.detach()
         assert gradient is not None
         return gradient, total
 
+    def _gained(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return every B, or its gradient, times each lane's own scale; as they are where all lanes have that of the space."""
+        if self._gains is None:
+            return tensors
+        return {
+            n: t * self._gains if n.endswith("lora_B.weight") else t for n, t in tensors.items()
+        }
+
     def keep(self, lanes: Tensor) -> None:
         self.values = self.values[lanes]
+        if self._gains is not None:
+            self._gains = self._gains[lanes]
 
 
 @dataclass(frozen=True)
@@ -94,10 +106,11 @@ class Cohort:
 
     def _batch(self, jobs: Sequence[Job]) -> list[Done]:
         setup = self.sequential.setup
-        starts = [job.work.start for job in jobs if isinstance(job.work, Fit)]
-        values = rows(starts, setup.space.absolute_vector).clone()
+        works = [job.work for job in jobs if isinstance(job.work, Fit)]
+        values = rows([work.start for work in works], setup.space.absolute_vector).clone()
+        lanes = AdapterLanes(self, values, [work.gain for work in works])
         with training(setup.space.model, jobs[0].seed), self.sequential.fast.installed():
-            return fit(jobs, AdapterLanes(self, values), setup)
+            return fit(jobs, lanes, setup)
 
     @contextmanager
     def adapted(self, leaves: dict[str, Tensor]) -> Iterator[None]:

@@ -160,6 +160,11 @@ def refuse(work: Fit) -> None:
         ("a proximal term", work.proximal, "FedProx, pFedMe and Ditto ask"),
         ("a gradient offset", work.gradient_offset, "SCAFFOLD asks"),
         ("a mask of the gradient", work.mask, "freeze and prune ask"),
+        (
+            "another scale of adapters",
+            None if work.gain == 1.0 else work.gain,
+            "tune.lora.ranks asks",
+        ),
         ("a seed sequence", work.seed_sequence, "FedKSeed and DeComFL ask"),
     ):
         if asked is not None:

@@ -19,6 +19,7 @@ from fedloom.client.setup import Setup, Step
 from fedloom.client.trainer import OneByOne
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
+from fedloom.models.adapters import scaled
 from fedloom.objectives.batch import Batch
 from fedloom.spaces.live import Live
 
@@ -85,5 +86,9 @@ class Mezo(OneByOne[Live]):
         setup.examples(job.client)
         setup.space.load(work.start)
         setup.space.model.eval()
-        with torch.no_grad(), self.fast.installed():
+        with (
+            torch.no_grad(),
+            self.fast.installed(),
+            scaled(setup.space.model, work.gain),
+        ):
             return fit([job], GuessedLane(setup, self.fast, job.seed), setup)[0]

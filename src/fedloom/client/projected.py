@@ -17,6 +17,7 @@ from fedloom.client.trainer import OneByOne, OneLane, training
 from fedloom.client.zo_trajectory import drawn_seeds
 from fedloom.core.protocols import Done, Fit, Job, Params
 from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.models.adapters import scaled
 from fedloom.spaces.live import Layout
 from fedloom.spaces.seed_space import SeedSpace
 
@@ -39,7 +40,11 @@ class Projected(OneByOne[SeedSpace]):
         working = _Working(space, space.values.clone(), work.start, ks, lr)
         setup = Setup(working, self.setup.federation, local, self.setup.num_rounds)
         plain = replace(job, work=Fit(work.start, steps=num_steps))
-        with training(space.model, job.seed), self.fast.installed():
+        with (
+            training(space.model, job.seed),
+            self.fast.installed(),
+            scaled(space.model, work.gain),
+        ):
             lane = OneLane(space.seated, self.fast, local.batch_size)
             try:
                 done = fit([plain], lane, setup)[0]

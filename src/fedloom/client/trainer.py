@@ -15,6 +15,7 @@ from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
 from fedloom.core.randomness import derive, seeded
 from fedloom.data.tokens import Example
+from fedloom.models.adapters import scaled
 from fedloom.spaces.live import Live, Seated, Space
 
 S = TypeVar("S", bound=Space)
@@ -80,7 +81,11 @@ class Sequential(OneByOne[Live]):
         setup = self.setup
         setup.examples(job.client)
         setup.space.load(work.start)
-        with training(setup.space.model, job.seed), self.fast.installed():
+        with (
+            training(setup.space.model, job.seed),
+            self.fast.installed(),
+            scaled(setup.space.model, work.gain),
+        ):
             lane = OneLane(setup.space, self.fast, setup.local.batch_size)
             try:
                 return fit([job], lane, setup)[0]

@@ -19,6 +19,7 @@ from fedloom.client.setup import Step, batches
 from fedloom.client.trainer import OneByOne
 from fedloom.client.zo_trajectory import Trajectory, drawn_seeds
 from fedloom.core.protocols import ClientError, Done, Fit, Job
+from fedloom.models.adapters import scaled
 from fedloom.objectives.batch import Batch
 from fedloom.spaces.seed_space import SeedSpace
 
@@ -51,6 +52,7 @@ class ZerothOrder(OneByOne[SeedSpace]):
         with (
             torch.no_grad(),
             self.fast.installed(),
+            scaled(space.model, work.gain),
             kind(space, self.leaves).at(work.start) as ground,
         ):
             for ks in sequence.tolist():

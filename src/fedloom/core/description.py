@@ -5,7 +5,7 @@ An algorithm without these members runs as any other: nothing is known of it, an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -16,6 +16,8 @@ GLOBAL = "global"
 """What the model of clients without a cluster is called."""
 MAX_UPDATE_NORM = 1e4
 """The default of run.max_update_norm."""
+FILLED: Mapping[str, bool] = {"filled": True}
+"""Metadata of a field that no recipe has, as `check` fills it in from other sections."""
 
 Release = tuple[int, str, float, float]
 """A noisy sum: its round, the seal of what it is of, the chance of taking part, the noise multiplier."""
@@ -96,6 +98,10 @@ class Description:
     for all of them, or with another mean for other clients."""
     bounds_updates: bool = False
     """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
+    multiplies_factors: bool = False
+    """Whether the server multiplies LoRA's factors, for which coordinates must count from nothing; it knows their ranks."""
+    slices: bool = False
+    """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
     steps: str = ""
     """The setting that says how far clients go in the place of `local.steps`, as in fedkseed.steps; empty where that does."""
     notes: Sequence[str] = ()
@@ -143,6 +149,15 @@ class CohortView(Protocol):
 
     def largest(self, num_clients: int | None) -> int | None:
         """Return the most clients of a cohort; None where that is not known without `num_clients`."""
+        ...
+
+
+class DataView(Protocol):
+    """Section `data`."""
+
+    @property
+    def tiers(self) -> Mapping[str, float]:
+        """Return the share of clients of each tier."""
         ...
 
 
@@ -198,6 +213,11 @@ class RecipeView(Protocol):
         ...
 
     @property
+    def data(self) -> DataView:
+        """Return who holds what."""
+        ...
+
+    @property
     def evaluation(self) -> EvaluationView:
         """Return what is measured."""
         ...
@@ -205,6 +225,11 @@ class RecipeView(Protocol):
     @property
     def run(self) -> RunView:
         """Return how long it runs, and what is written down."""
+        ...
+
+    @property
+    def tune(self) -> object:
+        """Return what is learnt, see `core.ranks.HasRanks`."""
         ...
 
 
@@ -232,6 +257,11 @@ def check(
     if isinstance(algorithm, Checks):
         return algorithm.check(recipe, num_clients=num_clients)
     return algorithm
+
+
+def settings_of(cls: Any) -> list[Field[Any]]:
+    """Return the fields of a dataclass that a recipe may have: those that `check` fills in are none."""
+    return [f for f in fields(cls) if f.metadata.get("filled") != FILLED["filled"]]
 
 
 # --- what it has spent --------------------------------------------------------------------------

@@ -115,6 +115,7 @@ WRITTEN: Mapping[str, Metric] = _named(
         for name in ("seconds", "train_seconds", "evaluation_seconds", "round_seconds")
     ),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
+    Metric("aggregation_error", "aggregation error", "%", better="lower"),
     *(Metric(name, better="higher") for name in ("adjusted_rand", "confidence", "agreement")),
     # Of a cluster, and their mean: the share of its own way that a pooled one goes.
     Metric("lambda", "own share (lambda)", "%", bounds=_SHARE),
@@ -126,6 +127,7 @@ WRITTEN: Mapping[str, Metric] = _named(
             "clip",
             "noise_std",
             "num_clusters",
+            "frozen_rank",
             "num_heard",
             "moved",
             "effective_seeds",

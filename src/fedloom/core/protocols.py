@@ -120,6 +120,8 @@ class Fit:
     """Whether every step of the sequence is measured at `start`, so that its steps do not add up."""
     steps: int | None = None
     """Optimizer steps; None: as the recipe says."""
+    gain: float = 1.0
+    """Multiplies the scale of low-rank adapters while they train: that of a smaller rank than the space's is larger."""
 
 
 @dataclass(frozen=True)

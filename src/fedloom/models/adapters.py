@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from fedloom.models.build import clean
 from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
-from fedloom.models.introspection import is_transposed
+from fedloom.models.introspection import is_adapted, is_transposed
 from fedloom.models.pissa import residual_
 from fedloom.models.reach import unread, without_gradient
 from fedloom.models.targets import Targets, choose_targets, left_frozen
@@ -134,6 +135,7 @@ def attach_lora(
     init: str,
     targets: str | Sequence[str],
     modules_to_save: Sequence[str],
+    side: int,
     seed: int,
     base_name: str,
 ) -> Adapter:
@@ -147,9 +149,12 @@ def attach_lora(
     from peft import LoraConfig
 
     chosen = choose_targets(model, targets, saved=modules_to_save)
+    width = rank + side
+    _check_width(model, chosen.layers, rank=rank, side=side)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=width,
+        # The scale is that of `rank`, whatever stands beside the adapter.
+        lora_alpha=alpha * (width / rank) ** (0.5 if rslora else 1.0),
         lora_dropout=dropout,
         use_rslora=rslora,
         use_dora=dora,
@@ -165,9 +170,9 @@ def attach_lora(
         if name.endswith("lora_A.weight"):
             # Kaiming-uniform as PEFT has it, but drawn on the CPU, so that devices agree.
             bound = parameter.shape[1] ** -0.5
-            fresh = torch.empty(parameter.shape, dtype=torch.float32)
+            fresh = torch.empty((rank, parameter.shape[1]), dtype=torch.float32)
             fresh.uniform_(-bound, bound, generator=generator(seed, "lora", name))
-            parameter.data.copy_(fresh)
+            parameter.data.zero_()[:rank].copy_(fresh)
     start = residual_(model) if init == "pissa" else None
     return Adapter(peft, left_frozen=left, start=start)
 
@@ -327,6 +332,41 @@ def _ia3_targets(model: "PreTrainedModel") -> tuple[list[str], list[str]]:
 
 def _ends(name: str, ends: Sequence[str]) -> bool:
     return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+@contextmanager
+def scaled(model: nn.Module, gain: float) -> Iterator[None]:
+    """Let what adapters add to their layers be multiplied by `gain` for a while.
+
+    Raises:
+        ValueError: where the model has none.
+    """
+    if gain == 1.0:
+        yield
+        return
+    adapted: list[Any] = [module for module in model.modules() if is_adapted(module)]
+    if not adapted:
+        raise ValueError(
+            "only low-rank adapters have a scale to change, got a model without: set tune to lora"
+        )
+    before = [module.scaling["default"] for module in adapted]
+    for module, scaling in zip(adapted, before, strict=True):
+        module.scaling["default"] = scaling * gain
+    try:
+        yield
+    finally:
+        for module, scaling in zip(adapted, before, strict=True):
+            module.scaling["default"] = scaling
+
+
+def _check_width(model: "PreTrainedModel", layers: Iterable[str], *, rank: int, side: int) -> None:
+    width = rank + side
+    for name in sorted(layers):
+        module: Any = model.get_submodule(name)
+        least = min(module.weight.shape)
+        if width > least:
+            what = "tune.lora.rank + side" if side else "tune.lora.rank"
+            raise ValueError(f"{what} must be at most {least}, the size of {name}, got {width}")
 
 
 def _saved(model: "PreTrainedModel", modules: Sequence[str]) -> list[str] | None:

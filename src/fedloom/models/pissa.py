@@ -13,19 +13,10 @@ from fedloom.models.introspection import plain_layers
 
 @torch.no_grad()
 def residual_(model: nn.Module) -> dict[str, Tensor]:
-    """Move the largest directions of every adapted weight into its factors, in place; return those factors by name.
-
-    Raises:
-        ValueError: where a rank is above a layer's size.
-    """
+    """Move the largest directions of every adapted weight into its factors, in place; return those factors by name."""
     start: dict[str, Tensor] = {}
     for layer in plain_layers(model):
         rank, weight = layer.a.shape[0], layer.base.weight
-        if rank > min(weight.shape):
-            raise ValueError(
-                f"tune.lora.rank must be at most {min(weight.shape)} where tune.lora.init is pissa, the size of"
-                f" {layer.name}, got {rank}"
-            )
         a, b = principal_factors(weight, rank)
         layer.a.data.copy_(a / layer.scaling**0.5)
         layer.b.data.copy_(b / layer.scaling**0.5)

@@ -1,4 +1,5 @@
-"""What the server told of its rounds, as pictures: which entries it sends, and how much privacy is spent."""
+"""What the server told of its rounds, as pictures: which entries it sends, what sums of factors lack, how much privacy is
+spent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from fedloom.report.run_folder import Results
 from fedloom.rounds.privacy import EPSILON, privacy_record
 
 _DENSITY, _TOTAL = "server/density/", "server/download_density"
+_LACKING, _FROZEN = "server/aggregation_error", "server/frozen_rank"
 _COLORS = {"A": 0, "B": 1, "": 2}
 """Of SERIES, by factor."""
 _DEEPEST = 0.8
@@ -48,8 +50,8 @@ def place_of(name: str) -> TensorPlace:
 
 
 def server_sections(own: Results) -> dict[str, Any]:
-    """Return what the sections `sent` and `privacy` of the page show; None for what a run did not tell."""
-    return {"sent": _sent(own), "privacy": _privacy(own)}
+    """Return what the sections `sent`, `factors` and `privacy` of the page show; None for what a run did not tell."""
+    return {"sent": _sent(own), "factors": _factors(own), "privacy": _privacy(own)}
 
 
 def _sent(own: Results) -> dict[str, Any] | None:
@@ -76,6 +78,16 @@ def _sent(own: Results) -> dict[str, Any] | None:
     }
 
 
+def _factors(own: Results) -> dict[str, str] | None:
+    lacking, frozen = own.history.of(_LACKING), own.history.of(_FROZEN)
+    if not lacking:
+        return None
+    last = f"{100 * lacking[-1][1]:.2g} % in round {lacking[-1][0]:.0f}"
+    beside = f"; the frozen pair has {frozen[-1][1]:.0f} columns" if frozen else ""
+    drawn = figures.svg(partial(_errors, lacking), "Aggregation error over the rounds")
+    return {"figure": drawn, "said": f"{last}{beside}."}
+
+
 def _privacy(own: Results) -> dict[str, str] | None:
     record = privacy_record(own.privacy, own.history)
     if record is None:
@@ -93,6 +105,16 @@ def _curves(series: Mapping[str, Points], total: Points) -> Figure:
     if total:
         axes.plot(*zip(*total, strict=True), color=figures.INK, linewidth=2.2)
     figures.heading(figure, "Share of entries sent, tensor by tensor")
+    _rounds(axes)
+    axes.yaxis.set_major_formatter(FuncFormatter(figures.per_cent))
+    return figure
+
+
+def _errors(points: Points) -> Figure:
+    figure, axes = figures.panel()
+    marker = "o" if len(points) <= 30 else None
+    axes.plot(*zip(*points, strict=True), color=figures.SERIES[1], marker=marker)
+    figures.heading(figure, "What the sum of clients has and the new adapter lacks")
     _rounds(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(figures.per_cent))
     return figure

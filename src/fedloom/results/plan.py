@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels, products_in_words, slow_type
 from fedloom.core.description import check, describe
-from fedloom.core.protocols import ClientId
+from fedloom.core.protocols import ClientId, Profile, Reply, Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
@@ -28,6 +29,7 @@ from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
 from fedloom.wire.format import encode_reply, encode_task
+from fedloom.wire.wire_settings import WireSettings
 
 _PLAYED = 50_000_000
 """Numbers of all messages up to which every round is played."""
@@ -42,9 +44,9 @@ class Plan:
     num_total: int
     cohort: int
     download_bytes: int
-    """Of one client in the last round; round 1 is smaller."""
+    """Of a client in the last round, the mean over tiers; round 1 is smaller."""
     upload_bytes: int
-    """Of one client in the last round."""
+    """Of a client in the last round, the mean over tiers."""
     total_bytes: int
     """Of all clients in all rounds."""
     train_seconds: float
@@ -157,32 +159,59 @@ def _rebuild_in_words(space: object) -> str:
 
 
 def _messages(session: Session, cohort: int) -> tuple[list[tuple[int, int]], float]:
-    """Return what one client is sent and sends in each round, bytes, and what goes on around its training, seconds.
+    """Return what a client is sent and sends in each round, bytes, and what goes on around its training, seconds.
 
     Rounds are played with noise in the place of training: all of them, with as many replies, where messages are small and
-    grow with what was learnt, as those of seeds do; elsewhere the first two, which the others are like.
+    grow with what was learnt, as those of seeds do; until they are alike, where they grow with the sum of factors;
+    elsewhere the first two, which the others are like. Of several tiers it is the mean, a client of each.
     """
     recipe = session.recipe
     algorithm, wire, rounds = recipe.algorithm, recipe.wire, recipe.run.rounds
     start = session.space.start()
     run = begin(algorithm, start, recipe.run.seed)
     small = sum(t.numel() for t in start.values()) * cohort * rounds <= _PLAYED
-    least = max(describe(algorithm).min_replies, cohort if small else 1)
+    told = describe(algorithm)
+    every = small or told.multiplies_factors
+    least = max(told.min_replies, cohort if every else 1)
     sizes, seconds = list[tuple[int, int]](), 0.0
-    for _ in range(rounds if small else min(2, rounds)):
+    for _ in range(rounds if every else min(2, rounds)):
         began = time.perf_counter()
         round = draw(run, session.learners, None)
         sent = algorithm.broadcast(run.state, round)
-        ready = tasks("train", round, dict(islice(sent.items(), least if small else 1)))
+        tiers = {p.get("tier", ""): c for c, p in reversed([*round.population.items()])}
+        asked = dict.fromkeys([*tiers.values(), *islice(sent, least if every else 1)])
+        ready = tasks("train", round, {c: sent[c] for c in round.cohort if c in asked})
         # As many of one kind as a robust rule asks for.
         replies = [rehearse(algorithm, task, noise=1e-2) for task in ready]
         others = [name for name in round.population if name not in {r.client for r in replies}]
         replies += [replace(replies[0], client=name) for name in others[: least - len(replies)]]
         # Encoded by one side, decoded by the other, which takes about as long as the rehearsal's noise.
-        upload = len(encode_reply(replies[0], settings=wire))
-        download = len(encode_task(ready[0], settings=wire))
-        sizes.append((download, upload))
+        sizes.append(_mean_lengths(ready, replies, tiers, round.population, wire))
         state, _ = algorithm.server_update(run.state, round, replies)
         run = replace(run, number=run.number + 1, state=state)
         seconds = (time.perf_counter() - began) / len(ready)
+        if told.multiplies_factors and len(sizes) > 2 and _alike(sizes[-1], sizes[-2]):
+            break
     return sizes + sizes[-1:] * (rounds - len(sizes)), seconds
+
+
+def _mean_lengths(
+    ready: Sequence[Task],
+    replies: Sequence[Reply],
+    tiers: Mapping[str, ClientId],
+    population: Mapping[ClientId, Profile],
+    wire: WireSettings,
+) -> tuple[int, int]:
+    """Return the bytes of a download and an upload: of one client a tier, who counts as many as are of it."""
+    counts = Counter(profile.get("tier", "") for profile in population.values())
+    asked = {task.client: task for task in ready}
+    sent = {reply.client: reply for reply in replies}
+    down = up = 0
+    for tier, client in tiers.items():
+        down += counts[tier] * len(encode_task(asked[client], settings=wire))
+        up += counts[tier] * len(encode_reply(sent[client], settings=wire))
+    return down // len(population), up // len(population)
+
+
+def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return all(abs(a - b) <= 0.01 * a for a, b in zip(one, other, strict=True))

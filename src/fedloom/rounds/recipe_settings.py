@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.description import MAX_UPDATE_NORM, check, check_accounts, describe
 from fedloom.core.protocols import Algorithm
+from fedloom.core.ranks import HasRanks
 from fedloom.core.wrapper import layers
 from fedloom.data.data_settings import DataSettings
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
@@ -144,6 +145,7 @@ class Recipe:
         for layer in layers(self.algorithm):
             check_accounts(layer)
         self._check_steps()
+        self._check_ranks()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
@@ -164,6 +166,17 @@ class Recipe:
                 f"evaluation.metrics {', '.join(named)} score written answers, which objective classification has none of:"
                 " leave them out; its accuracy is always measured"
             )
+
+    def _check_ranks(self) -> None:
+        ranks = self.tune.adapters if isinstance(self.tune, HasRanks) else None
+        if ranks is None or describe(self.algorithm).multiplies_factors:
+            return
+        for name, given in (("ranks", ranks.tiers), ("side", ranks.side)):
+            if given:
+                raise ValueError(
+                    f"tune.lora.{name} has no effect with an algorithm that does not add up products of factors: leave it"
+                    " out, or take fedlora"
+                )
 
     def _check_steps(self) -> None:
         # Where order is first, clients train as `local` says whatever space they are in.

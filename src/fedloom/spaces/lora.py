@@ -4,17 +4,24 @@ LoRA: Low-Rank Adaptation of Large Language Models. Hu, Shen, Wallis, Allen-Zhu,
 (arXiv:2106.09685), through PEFT. Params are the tensors that train, not what PEFT would save of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 
+from fedloom.core.ranks import Ranks
 from fedloom.models.adapters import attach_lora
 from fedloom.models.build import Base
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.adapter import AdapterSpace
 from fedloom.spaces.live import Origin, check_names, check_origin
+
+
+def scale(alpha: float, rank: int, *, rslora: bool) -> float:
+    """Return what the product B A is multiplied by: alpha / rank, or alpha / sqrt(rank)."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,10 @@ class LoRA:
     """Modules that are tuned whole beside the adapters."""
     origin: Origin = "initial"
     """Where coordinates count from: the start everybody shares, or nothing."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Smaller ranks of clients, by the `tier` of their profile; each has alpha over its own rank as its scale."""
+    side: int = 0
+    """Rank of a frozen pair of factors beside the adapter, for sums that an adapter of `rank` cannot hold."""
 
     is_adapter: ClassVar[bool] = True
     is_seed_space: ClassVar[bool] = False
@@ -61,12 +72,38 @@ class LoRA:
             )
         if not self.targets:
             raise ValueError("tune.lora.targets must be all-linear or name linear layers, got none")
+        for tier, rank in self.ranks.items():
+            if not 1 <= rank <= self.rank:
+                raise ValueError(
+                    f"tune.lora.ranks.{tier} must be from 1 to tune.lora.rank, which is {self.rank}, got {rank}"
+                )
+        if self.side < 0:
+            raise ValueError(f"tune.lora.side must be at least 0, got {self.side}")
+        if self.dora and (self.ranks or self.side):
+            which = "ranks" if self.ranks else "side"
+            raise ValueError(f"tune.lora.{which} must be left out where tune.lora.dora is true")
+        if self.init == "pissa" and (self.ranks or self.side):
+            which = "ranks" if self.ranks else "side"
+            raise ValueError(
+                f"tune.lora.{which} must be left out where tune.lora.init is pissa: without all of its start a model is not"
+                " the one given"
+            )
         check_names(self.modules_to_save, path="tune.lora.modules_to_save")
         check_origin(self.origin, path="tune.lora.origin")
 
     @property
     def title(self) -> str:
         return f"lora, rank {self.rank}"
+
+    @property
+    def adapters(self) -> Ranks | None:
+        """Return how wide clients' adapters are; None with dora, whose magnitudes are no part of a product."""
+        if self.dora:
+            return None
+        widest = scale(self.alpha, self.rank, rslora=self.rslora)
+        ranks = {self.rank, *self.ranks.values()}
+        gains = {r: scale(self.alpha, r, rslora=self.rslora) / widest for r in sorted(ranks)}
+        return Ranks(self.rank, self.ranks, self.side, gains)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> AdapterSpace:
         if is_quantized(base.model) and self.dora:
@@ -87,6 +124,7 @@ class LoRA:
             init=self.init,
             targets=self.targets,
             modules_to_save=self.modules_to_save,
+            side=self.side,
             seed=seed,
             base_name=base.name,
         )

@@ -11,6 +11,7 @@ from torch import nn
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.make_trainer import make_trainer
+from fedloom.core.description import describe
 from fedloom.core.protocols import (
     Algorithm,
     ClientFailure,
@@ -155,8 +156,9 @@ def bench_for(
 ) -> Bench:
     """Return a bench in whose space the algorithm can work."""
     tune = SPACES[space]
-    if isinstance(tune, LoRA) and algorithm.server_sees == "each in full":
-        # Rules that compare LoRA's products need to know the factors.
+    factors = algorithm.server_sees == "each in full" or describe(algorithm).multiplies_factors
+    if isinstance(tune, LoRA) and factors:
+        # Rules that compare or add up LoRA's products need to know the factors.
         tune = replace(tune, origin="zero")
     return make_bench(tune, local, dtype=dtype, num_clients=num_clients)
 

@@ -1,0 +1,1 @@
+"""How low-rank factors of many clients become one pair."""

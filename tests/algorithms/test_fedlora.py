@@ -1,0 +1,463 @@
+"""Adapters of several ranks through whole rounds: against dense matrices, in any order, whoever takes part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.fedlora import FedLoRA, FedLoRAState
+from fedloom.algorithms.freeze import Freeze
+from fedloom.algorithms.private import Private
+from fedloom.algorithms.prune import Prune
+from fedloom.clustering.modes import Auto, Paper
+from fedloom.core.params import equal
+from fedloom.core.payloads import NoReplies
+from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Task
+from fedloom.core.ranks import Ranks
+from fedloom.core.rehearsal import rehearse
+from fedloom.models.build import Base
+from fedloom.recipe import RecipeError, build_recipe, to_tree, to_yaml
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.server.factors.rules import (
+    SVD,
+    Aggregate,
+    Fair,
+    Pad,
+    Residual,
+    Stack,
+)
+from fedloom.server.factors.slices import frozen, learning, whole
+from fedloom.spaces.lora import LoRA
+from fedloom.wire.format import encode_task
+from fedloom.wire.wire_settings import WireSettings
+
+Drive = Callable[..., tuple[Reply, Payload, list[Any]]]
+A, B = "layers.0.lora_A.weight", "layers.0.lora_B.weight"
+PLAIN = "norm.weight"
+OUT, IN = 6, 10
+TIERS = {f"c{i}": {"tier": ("phone", "laptop", "desk")[i % 3]} for i in range(10)}
+
+
+def ranks(side: int = 0, *, most: int = 8) -> Ranks:
+    gains = {2: most / 2, 4: most / 4, most: 1.0}
+    return Ranks(most, {"phone": 2, "laptop": 4}, side, gains)
+
+
+def space(side: int = 0, *, most: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    a = torch.zeros(most + side, IN, dtype=torch.float64)
+    a[:most] = torch.randn(most, IN, generator=draw, dtype=torch.float64)
+    return {
+        A: a,
+        B: torch.zeros(OUT, most + side, dtype=torch.float64),
+        PLAIN: torch.ones(3).double(),
+    }
+
+
+def moving(client: str) -> Callable[[Any], Done]:
+    """Return a trainer that moves every entry that has a gradient by something of the client's own."""
+    draw = torch.Generator().manual_seed(sum(map(ord, client)))
+
+    def run(work: Any) -> Done:
+        moved = {}
+        for name, start in work.start.items():
+            step = torch.randn(start.shape, generator=draw, dtype=torch.float64)
+            if name in (A, B):
+                # A column that is zero in both factors has no gradient.
+                alive = work.start[A].any(1) | work.start[B].any(0)
+                step = step * (alive[:, None] if name == A else alive)
+            moved[name] = start + 0.1 * step * (1 if work.mask is None else work.mask[name])
+        return Done(moved, 1 + int(client[1:]), 1)
+
+    return run
+
+
+def round_of(number: int, cohort: Sequence[str]) -> Round:
+    return Round(number, 70 + number, TIERS, tuple(cohort), len(cohort) / len(TIERS))
+
+
+def replies_of(
+    algorithm: FedLoRA, state: FedLoRAState, round: Round, drive: Drive
+) -> tuple[list[Reply], list[Fit]]:
+    replies, works = [], []
+    for client, download in algorithm.broadcast(state, round).items():
+        task = Task("train", round.number, client, 0, TIERS[client], download)
+        reply, _, asked = drive(algorithm.client_update(task, {}), moving(client))
+        replies.append(reply)
+        works += asked
+    return replies, works
+
+
+def added(params: Params) -> Tensor:
+    """Return what the adapter adds to the layer, in units of the scale of the widest."""
+    return params[B] @ params[A]
+
+
+RULES: list[Aggregate] = [Pad(), SVD(), Stack(), Residual(), Fair()]
+IDS = [rule.rule for rule in RULES]
+
+
+def made(rule: Aggregate, *, side: int = 60) -> tuple[FedLoRA, FedLoRAState]:
+    beside = side if rule.beside else 0
+    algorithm = FedLoRA(rule, ranks=ranks(beside))
+    return algorithm, algorithm.init(space(beside), 0)
+
+
+@pytest.mark.parametrize("rule", [Stack(), Residual()], ids=["stack", "residual"])
+def test_ten_clients_of_three_ranks_are_summed_exactly_round_after_round(
+    rule: Aggregate, drive: Drive
+) -> None:
+    algorithm, state = made(rule)
+    for number in (1, 2, 3):
+        round = round_of(number, list(TIERS)[number:])
+        sent = algorithm.broadcast(state, round)
+        replies, works = replies_of(algorithm, state, round, drive)
+        weights = torch.tensor([reply.weight for reply in replies]).double()
+        beside = added(whole({A: space()[A] * 0, B: space()[B] * 0}, {}, most=8, side=60))
+        if state.used:
+            beside = state.params[B][:, 8:] @ state.params[A][8:]
+        wanted = beside.clone()
+        for reply, share, work in zip(replies, weights / weights.sum(), works, strict=True):
+            began, delta = sent[reply.client]["params"], reply.upload["delta"]
+            # What it trained, as its own model has it: its own factors by its own scale.
+            b, a = (began[n] + delta[n] for n in (B, A))
+            gain = algorithm.ranks.gains[len(a)]  # type: ignore[union-attr]
+            assert work.gain == gain
+            local = (b / gain) @ a
+            wanted += share * gain * local
+        after, metrics = algorithm.server_update(state, round, iter(replies))
+        assert metrics["aggregation_error"] < 1e-12
+        assert float((added(after.params) - wanted).norm()) < 1e-12 * float(wanted.norm())
+        plain = sum(
+            float(s) * r.upload["delta"][PLAIN]
+            for s, r in zip(weights / weights.sum(), replies, strict=True)
+        )
+        assert torch.allclose(after.params[PLAIN], state.params[PLAIN] + plain, atol=1e-15)
+        state = after
+    assert state.used == min(OUT, IN)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=IDS)
+def test_any_order_of_arrival_gives_the_same_bits(rule: Aggregate, drive: Drive) -> None:
+    algorithm, state = made(rule)
+    round = round_of(1, list(TIERS))
+    replies, _ = replies_of(algorithm, state, round, drive)
+    one, told = algorithm.server_update(state, round, iter(replies))
+    other, again = algorithm.server_update(state, round, iter(replies[::-1]))
+    assert equal(one.params, other.params)
+    assert told == again
+
+
+@pytest.mark.parametrize("rule", RULES, ids=IDS)
+def test_three_of_ten_and_then_another_three_fit_in(rule: Aggregate, drive: Drive) -> None:
+    algorithm, state = made(rule)
+    for number, cohort in enumerate((["c0", "c1", "c2"], ["c3", "c6", "c9"], ["c5"]), 1):
+        round = round_of(number, cohort)
+        sent = algorithm.broadcast(state, round)
+        replies, _ = replies_of(algorithm, state, round, drive)
+        for reply in replies:
+            rank = {"phone": 2, "laptop": 4, "desk": 8}[TIERS[reply.client]["tier"]]
+            params, delta = sent[reply.client]["params"], reply.upload["delta"]
+            assert params[A].shape == delta[A].shape == (rank, IN)
+            assert params[B].shape == delta[B].shape == (OUT, rank)
+        state, metrics = algorithm.server_update(state, round, iter(replies))
+        assert state.params[A].shape == (8 + (60 if rule.beside else 0), IN)
+        assert 0 <= metrics["aggregation_error"] < 1
+
+
+def test_clients_of_one_tier_share_one_download_and_deploy_the_same(drive: Drive) -> None:
+    algorithm, state = made(Residual())
+    round = round_of(1, list(TIERS))
+    replies, _ = replies_of(algorithm, state, round, drive)
+    state, _ = algorithm.server_update(state, round, iter(replies))
+    sent = algorithm.broadcast(state, round)
+    assert len({id(payload) for payload in sent.values()}) == 3
+    assert sent["c0"] is sent["c3"]
+    for client, rank in (("c0", 2), ("c1", 4), ("c2", 8)):
+        used = algorithm.deployed(sent[client], {})
+        assert used[A].shape == (68, IN)
+        expected = state.params[B][:, :rank] @ state.params[A][:rank]
+        expected = expected + state.params[B][:, 8:] @ state.params[A][8:]
+        assert torch.allclose(added(used), expected)
+
+
+def test_what_is_frozen_keeps_its_values_in_training_and_is_not_sent_back(drive: Drive) -> None:
+    algorithm, state = made(Stack())
+    replies, _ = replies_of(algorithm, state, round_of(1, ["c2"]), drive)
+    state, _ = algorithm.server_update(state, round_of(1, ["c2"]), iter(replies))
+    assert not bool(state.params[B][:, :8].any())
+    fresh = state.params[A][:8]
+    assert bool(fresh.any())
+    assert not torch.equal(fresh, space()[A][:8])
+    assert float(fresh.abs().max()) <= IN**-0.5
+    replies, (work,) = replies_of(algorithm, state, round_of(2, ["c2"]), drive)
+    assert work.mask is not None
+    assert not bool(work.mask[A][8:].any())
+    assert bool(work.mask[A][:8].all())
+    assert not bool(work.mask[B][:, 8:].any())
+    assert bool(work.mask[B][:, :8].all())
+    assert replies[0].upload["delta"][A].shape == (8, IN)
+
+
+def test_an_adapter_is_begun_anew_from_the_round_s_seed(drive: Drive) -> None:
+    algorithm, state = made(Stack())
+    replies, _ = replies_of(algorithm, state, round_of(1, ["c2"]), drive)
+    ends = [
+        algorithm.server_update(state, replace(round_of(1, ["c2"]), seed=seed), iter(replies))[0]
+        for seed in (1, 1, 2)
+    ]
+    assert equal(ends[0].params, ends[1].params)
+    assert not torch.equal(ends[0].params[A][:8], ends[2].params[A][:8])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=IDS)
+def test_a_round_in_which_nobody_moved_changes_no_bit(rule: Aggregate) -> None:
+    algorithm, state = made(rule)
+    round = round_of(1, ["c0", "c1"])
+    still = [
+        Reply(c, {"delta": {n: torch.zeros_like(t) for n, t in p["params"].items()}})
+        for c, p in algorithm.broadcast(state, round).items()
+    ]
+    after, metrics = algorithm.server_update(state, round, iter(still))
+    assert after is state
+    assert metrics["aggregation_error"] == 0
+
+
+def test_replies_without_weight_are_nobody() -> None:
+    algorithm, state = made(SVD())
+    with pytest.raises(NoReplies):
+        algorithm.server_update(state, round_of(1, ["c0"]), iter([Reply("c0", {}, 0.0)]))
+
+
+def test_a_full_pair_is_cut_to_its_largest_part_and_the_loss_is_told(drive: Drive) -> None:
+    algorithm, state = made(Residual(), side=2)
+    round = round_of(1, list(TIERS))
+    replies, _ = replies_of(algorithm, state, round, drive)
+    after, metrics = algorithm.server_update(state, round, iter(replies))
+    large, full = made(Residual())
+    exact, _ = large.server_update(full, round, iter(replies))
+    lost = added(exact.params) - added(after.params)
+    values = torch.linalg.svdvals(exact.params[B][:, 8:] @ exact.params[A][8:])
+    assert after.used == 2
+    assert metrics["frozen_rank"] == 2
+    assert float(lost.norm()) == pytest.approx(float(values[2:].norm()), rel=1e-9)
+    assert metrics["aggregation_error"] == pytest.approx(
+        float(lost.norm() / added(exact.params).norm()), rel=1e-9
+    )
+
+
+def test_a_stacked_download_is_no_longer_than_its_rows(drive: Drive) -> None:
+    algorithm = FedLoRA(Stack(), ranks=Ranks(4, {"phone": 2}, 400, {2: 2.0, 4: 1.0}))
+    draw = torch.Generator().manual_seed(1)
+    wide = {A: torch.zeros(404, 300), B: torch.zeros(200, 404)}
+    wide[A][:4] = torch.randn(4, 300, generator=draw)
+    state = algorithm.init(wide, 0)
+    round = round_of(1, ["c0", "c1", "c2"])  # ranks 2, 4, 4
+    replies = []
+    for client, payload in algorithm.broadcast(state, round).items():
+        task = Task("train", 1, client, int(client[1:]), TIERS[client], payload)
+        replies.append(rehearse(algorithm, task, noise=0.1))
+    state, _ = algorithm.server_update(state, round, iter(replies))
+    assert state.used == 2 + 4 + 4
+    task = Task("train", 2, "c2", 0, TIERS["c2"], algorithm.broadcast(state, round)["c2"])
+    rows = (2 + 4 + 4) * (200 + 300) + 4 * 300  # the pair, and the A that begins anew
+    assert len(encode_task(task, settings=WireSettings())) <= 4 * rows + 600
+
+
+def test_slices_put_back_are_the_space() -> None:
+    params = space(5, most=4)
+    params = {n: torch.randn_like(t) for n, t in params.items()}
+    pieces = learning(params, 4), frozen(params, most=4, used=5)
+    assert equal(whole(*pieces, most=4, side=5), params)
+    alone = space()
+    assert learning(alone, 8) is alone
+    assert whole(alone, {}, most=8, side=0) is alone
+
+
+# --- on a model ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("rule", [Stack(), Residual()], ids=["stack", "residual"])
+def test_logits_are_those_of_a_model_with_the_dense_sum(
+    rule: Aggregate, rslora: bool, tiny_llama: Any
+) -> None:
+    tune = LoRA(
+        rank=8,
+        alpha=12,
+        rslora=rslora,
+        targets=["q_proj", "down_proj"],
+        origin="zero",
+        ranks={"phone": 2, "laptop": 4},
+        side=16,
+    )
+    model = tiny_llama().requires_grad_(False)
+    dense = {n: p.clone() for n, p in model.named_parameters()}
+    built = tune.make_space(Base(model, None, "random"), seed=1)
+    algorithm = FedLoRA(rule, ranks=tune.adapters)
+    state = algorithm.init(built.start(), 0)
+    round = round_of(1, ["c0", "c1", "c2"])
+    sent = algorithm.broadcast(state, round)
+    replies = []
+    for client, weight in (("c0", 1.0), ("c1", 2.0), ("c2", 3.0)):
+        task = Task("train", 1, client, int(client[1:]), TIERS[client], sent[client])
+        reply = replace(rehearse(algorithm, task, noise=0.05), weight=weight)
+        replies.append(reply)
+        assert algorithm.ranks
+        for name, delta in reply.upload["delta"].items():
+            if "lora_B" not in name:
+                continue
+            partner = name.replace("lora_B", "lora_A")
+            gain = algorithm.ranks.gains[delta.shape[1]]
+            a = sent[client]["params"][partner] + reply.upload["delta"][partner]
+            b = (sent[client]["params"][name] + delta) / gain
+            own = 12 / len(a) ** (0.5 if rslora else 1)
+            dense[name.replace(".lora_B", "")] += weight / 6 * own * (b @ a)
+    state, _ = algorithm.server_update(state, round, iter(replies))
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        built.load(state.params)
+        found = built.model(input_ids=ids).logits
+        plain = tiny_llama()
+        before = plain(input_ids=ids).logits
+        plain.load_state_dict(dense)
+        wanted = plain(input_ids=ids).logits
+    assert float((found - wanted).abs().max()) < 1e-5
+    assert float((before - wanted).abs().max()) > 1e-2
+
+
+# --- recipes -------------------------------------------------------------------------------------
+
+TIERED = {"num_clients": 4, "tiers": {"phone": 0.5, "desk": 0.5}}
+
+
+def recipe_of(
+    make: Callable[..., Recipe], aggregate: Any, lora: Mapping[str, Any], **more: Any
+) -> Recipe:
+    return make(
+        algorithm={"fedlora": {"aggregate": aggregate}},
+        tune={"lora": {"rank": 4, "origin": "zero", **lora}},
+        **more,
+    )
+
+
+def test_a_recipe_fills_in_the_ranks_and_does_not_write_them_down(small_recipe: Any) -> None:
+    recipe = recipe_of(small_recipe, "svd", {"ranks": {"phone": 2}, "rslora": True}, data=TIERED)
+    assert isinstance(recipe.algorithm, FedLoRA)
+    found = recipe.algorithm.ranks
+    assert found is not None
+    assert (found.most, found.tiers, found.side) == (4, {"phone": 2}, 0)
+    assert found.gains == {2: pytest.approx(2**0.5), 4: 1.0}
+    assert "ranks" not in to_tree(recipe)["algorithm"][0]["fedlora"]
+    assert build_recipe(to_tree(recipe)) == recipe
+    assert "aggregate" in to_yaml(recipe)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "lora", "said"),
+    [
+        ("mean", {"ranks": {"phone": 2}}, "aggregate mean adds up factors of one rank"),
+        ("stack", {}, "aggregate stack keeps what it adds up in a frozen pair"),
+        ("residual", {}, "set tune.lora.side"),
+        ("svd", {"side": 4}, "tune.lora.side has no effect with fedlora.aggregate svd"),
+        (
+            "svd",
+            {"ranks": {"robot": 2}},
+            "tune.lora.ranks.robot is for a tier that no client is of: data.tiers has phone, desk",
+        ),
+        ("svd", {"dora": True}, "in tune: lora without dora only"),
+        (
+            "svd",
+            {"ranks": {"phone": 5}},
+            "tune.lora.ranks.phone must be from 1 to tune.lora.rank, which is 4, got 5",
+        ),
+        ("svd", {"ranks": {"phone": 0}}, "must be from 1 to tune.lora.rank"),
+        ("svd", {"side": -1}, "tune.lora.side must be at least 0, got -1"),
+        (
+            "svd",
+            {"dora": True, "side": 2},
+            "tune.lora.side must be left out where tune.lora.dora is true",
+        ),
+        (
+            "svd",
+            {"init": "pissa", "ranks": {"phone": 2}},
+            "tune.lora.ranks must be left out where tune.lora.init is pissa: without all of its start",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_sentence(
+    aggregate: str, lora: dict[str, Any], said: str, small_recipe: Any
+) -> None:
+    with pytest.raises((ValueError, RecipeError), match=said):
+        recipe_of(small_recipe, aggregate, lora, data=TIERED)
+
+
+def test_ranks_without_tiers_and_without_fedlora_are_refused(small_recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"no client is of: data\.tiers has none"):
+        recipe_of(small_recipe, "svd", {"ranks": {"phone": 2}})
+    for setting in ({"ranks": {"phone": 2}}, {"side": 2}):
+        with pytest.raises(
+            ValueError, match="has no effect with an algorithm that does not add up"
+        ):
+            small_recipe(tune={"lora": {"rank": 4, **setting}}, data=TIERED)
+
+
+def test_ranks_are_no_setting_of_the_algorithm(small_recipe: Any) -> None:
+    with pytest.raises(RecipeError, match="ranks"):
+        small_recipe(
+            algorithm={"fedlora": {"ranks": {"most": 4}}}, tune={"lora": {"origin": "zero"}}
+        )
+
+
+@pytest.mark.parametrize("rule", [SVD(), Residual()], ids=["svd", "residual"])
+def test_a_private_sum_is_refused_with_the_reason(rule: Aggregate) -> None:
+    with pytest.raises(
+        ValueError,
+        match="reads the mean of uploads, got FedLoRA, which reads each: only a mean bounds",
+    ):
+        Private(FedLoRA(rule), clip=1.0, noise_multiplier=1.0)
+
+
+def test_one_mask_or_one_row_for_clients_of_several_ranks_is_refused() -> None:
+    by_tier = FedLoRA(ranks=ranks())
+    with pytest.raises(ValueError, match=r"prune keeps one mask .* got tune\.lora\.ranks or side"):
+        Prune(by_tier)
+    assert Prune(by_tier, regrow=True).inner is by_tier
+    with pytest.raises(ValueError, match=r"mode paper compares .* got tune\.lora\.ranks or side"):
+        Clustered(by_tier, Paper(2))
+    assert Clustered(FedLoRA(ranks=ranks(most=8)), Auto(2)).inner == by_tier
+
+
+def test_spaces_without_known_factors_are_refused() -> None:
+    with pytest.raises(ValueError, match="a space without a layer that has both"):
+        FedLoRA().init({"w": torch.zeros(3)}, 0)
+    with pytest.raises(ValueError, match=r"needs tune\.lora\.origin zero"):
+        FedLoRA().init({A: torch.zeros(4, 3), B: torch.zeros(3, 4)}, 0)
+    with pytest.raises(ValueError, match="without freeze around fedlora"):
+        Freeze(FedLoRA()).init(space(), 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: FedLoRA(mu=-1), "fedlora.mu must be >= 0, got -1"),
+        (lambda: FedLoRA(weighting="size"), "fedlora.weighting must be examples or uniform"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(make: Callable[[], FedLoRA], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_ranks_above_a_layer_s_size_are_refused(tiny_llama: Any) -> None:
+    base = Base(tiny_llama(hidden=32).requires_grad_(False), None, "random")
+    with pytest.raises(
+        ValueError, match=r"tune.lora.rank must be at most 32, the size of .* got 33"
+    ):
+        LoRA(rank=33).make_space(base, seed=1)
+    with pytest.raises(ValueError, match=r"tune.lora.rank \+ side must be at most 32, .* got 40"):
+        LoRA(rank=8, side=32).make_space(base, seed=1)
