@@ -21,7 +21,7 @@ from fedloom.data.preparation import question
 from fedloom.data.readers import read_file
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
-from fedloom.evaluation.scoring import answer_entropies, evaluating, score
+from fedloom.evaluation.scoring import answer_entropies, evaluating
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 
@@ -88,7 +88,7 @@ class Router:
             found = sum(answer_entropies(model, prompts, batch_size)) / len(prompts)
         else:
             with evaluating(model):
-                scores = score(model, examples, batch_size, self.session.recipe.objective)
+                scores = self.session.evaluator.scores(model, examples)
             found = sum(one.loss for one in scores) / sum(one.num_tokens for one in scores)
         return math.inf if math.isnan(found) else found
 
