@@ -19,9 +19,6 @@ from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import AnswerBatch, Comparing
 from fedloom.spaces.live import Space
 
-BATCH_SIZE = 16
-"""Examples at a time in training; in evaluation as many as are measured at once, so that both round alike."""
-
 
 @dataclass(frozen=True)
 class References:
@@ -31,22 +28,16 @@ class References:
     objective: Objective
     forward: Forward
     """The way through the model: the one that its own answers take."""
-    batch_size: int
     _known: dict[bytes, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls,
-        space: Space,
-        objective: Objective,
-        forward: Forward | None = None,
-        *,
-        batch_size: int = BATCH_SIZE,
+        cls, space: Space, objective: Objective, forward: Forward | None = None
     ) -> "References | None":
         """Return the references that an objective needs; None where it compares with nothing."""
         if not isinstance(objective, Comparing):
             return None
-        return cls(space, objective, forward or Forward.of(space.model), batch_size)
+        return cls(space, objective, forward or Forward.of(space.model))
 
     def carried(
         self, examples: Sequence[Example], *, download: Params | None = None
@@ -76,8 +67,8 @@ class References:
     def _measure_(self, known: dict[bytes, Tensor], examples: list[Example], at: Params) -> None:
         """Add the log-likelihoods (targets,) of each sequence where the model stands at params."""
         with self.space.standing_at(at), evaluating(self.space.model):
-            batches = batched(examples, self.batch_size, self.objective, self.forward)
-            for _, batch in batches:
+            # One at a time: the last bits follow from what shares a batch, and a resumed run asks for others at once.
+            for _, batch in batched(examples, 1, self.objective, self.forward):
                 assert isinstance(batch, AnswerBatch)
                 for rows in filter(None, (batch, batch.mismatched)):
                     tokens = rows.token_log_probs(self.forward)

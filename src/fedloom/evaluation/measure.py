@@ -110,10 +110,11 @@ class Evaluator:
     def scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         """Return what the model makes of each example, equal ones once; the model is in evaluation mode."""
         rows = {example.key: example for example in examples}
-        measured = list(rows.values())
+        measured, size = list(rows.values()), self.settings.batch_size
         if self.references is not None:
-            measured = self.references.carried(measured)
-        scored = score(model, measured, self.settings.batch_size, self.objective)
+            # One at a time, as the reference model was asked, so that a model equal to it has rewards of exactly 0.
+            measured, size = self.references.carried(measured), 1
+        scored = score(model, measured, size, self.objective)
         by_row = dict(zip(rows, scored, strict=True))
         return [by_row[example.key] for example in examples]
 

@@ -140,7 +140,7 @@ def build(
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
     judged = derive(recipe.data.seed, "evaluation")
-    references = References.of(space, recipe.objective, batch_size=recipe.evaluation.batch_size)
+    references = References.of(space, recipe.objective)
     evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective, judged, references)
     trainer = make_trainer(
         space,
