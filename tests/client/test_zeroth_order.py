@@ -199,7 +199,7 @@ def test_a_walk_touches_no_global_generator_and_no_order_of_examples(walker, mon
             orders[-1].append([tuple(row.ids.tolist()) for row in step])
             yield step
 
-    monkeypatch.setattr("fedloom.client.zeroth_order.batches", watched)
+    monkeypatch.setattr("fedloom.client.setup.batches", watched)
     one = walker(steps=5)
     states = (
         torch.get_rng_state(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedloom import experiment
-from fedloom.client import fit
+from fedloom.client import setup
 from fedloom.client.setup import batches
 from fedloom.core.protocols import Fit
 from fedloom.data.federation import Shard
@@ -70,7 +70,7 @@ def test_what_a_round_asks_is_what_it_then_draws(
             drawn.append(sum(len(row.ids) for row in step))
             yield step
 
-    monkeypatch.setattr(fit, "batches", counted)
+    monkeypatch.setattr(setup, "batches", counted)
     experiment.run(small_recipe(run={"rounds": 1}), tmp_path / "run")
     assert seen[0] == 4
     assert seen[1] == sum(drawn)

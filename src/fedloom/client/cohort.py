@@ -90,7 +90,7 @@ class Cohort:
         for i in fits:
             examples, work = setup.examples(jobs[i].client), jobs[i].work
             steps = local.num_steps(len(examples), work.steps if isinstance(work, Fit) else None)
-            length = sum(len(example.ids) for example in examples) // len(examples)
+            length = sum(example.num_tokens for example in examples) // len(examples)
             order.append((jobs[i].round, steps, length, jobs[i].client, i))
         group: list[int] = []
         longest = 0

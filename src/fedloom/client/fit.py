@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedloom.client.gradient_transforms import GradientTransforms
 from fedloom.client.optimizer import Optimizer
-from fedloom.client.setup import Setup, Step, batches
+from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import ClientError, Done, Fit, Job, Params
 from fedloom.spaces.live import Tunable
 
@@ -97,9 +97,9 @@ def _client(job: Job, setup: Setup[Tunable]) -> _Client:
             "seed_sequence and at_start belong to zeroth-order work in seed space: set tune: seeds"
         )
     local, examples = setup.local, setup.examples(job.client)
-    size = local.batch_size * local.accumulation
     num_steps = local.num_steps(len(examples), job.work.steps)
-    return _Client(job, job.work, batches(examples, size, job.seed), len(examples), num_steps)
+    stream = setup.steps(job, job.work.start, num_steps)
+    return _Client(job, job.work, stream, len(examples), num_steps)
 
 
 def _step(

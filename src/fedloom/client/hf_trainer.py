@@ -118,6 +118,11 @@ class HuggingFaceTrainer:
             raise ValueError(
                 "data.packing must be false for a Hugging Face trainer, whose rows are one example each"
             )
+        if any(example.good is not None for example in examples):
+            raise ValueError(
+                "a Hugging Face trainer cannot honour an objective of preferences, which has a reference model and two"
+                " answers an example: take fedloom's own trainer (no `trainer` argument)"
+            )
         steps = local.num_steps(len(examples), work.steps)
         space.load(work.start)
         learning = [p for p in space.model.parameters() if p.requires_grad]

@@ -1,14 +1,16 @@
 """The trainer that a recipe's sections ask for."""
 
+from dataclasses import replace
 from statistics import median
 
 import torch
 
 from fedloom.client.cohort import Cohort, keeps_lanes_apart
-from fedloom.client.fast.kernels import make_fast
+from fedloom.client.fast.kernels import FastPath, make_fast
 from fedloom.client.local_settings import ZEROTH, LocalSettings
 from fedloom.client.mezo import Mezo
 from fedloom.client.projected import Projected
+from fedloom.client.references import References
 from fedloom.client.setup import Setup
 from fedloom.client.trainer import ClientEvaluator, Sequential
 from fedloom.client.zeroth_order import ZerothOrder
@@ -59,15 +61,17 @@ def make_trainer(
         setup = Setup(space, federation, local, num_rounds)
         make = _zeroth if order == "zeroth" else _projected
         return make(setup, evaluator, objective)
-    plain = Setup(space, federation, local, num_rounds)
-    sequential = Sequential(plain, make_fast(space.model, local, objective), evaluator)
+    fast = make_fast(space.model, local, objective)
+    references = References.of(space, objective, fast.forward)
+    plain = Setup(space, federation, local, num_rounds, references)
+    sequential = Sequential(plain, fast, evaluator)
     if order == "zeroth":
         return _guessing(sequential)
     layers = adapted_layers(space.model)
     if local.batched == "off" or not layers or draws(space.model):
         return sequential
     group_tokens = local.group_tokens or GROUP_TOKENS[space.device.type]
-    lengths = [len(row.ids) for shard in federation.shards.values() for row in shard.train]
+    lengths = [row.num_tokens for shard in federation.shards.values() for row in shard.train]
     typical = median(lengths) if lengths else 1
     per_group = max(1, int(group_tokens // (local.batch_size * typical)))
     cohort = Cohort(sequential, layers, group_tokens, GROUPS * per_group)
@@ -124,7 +128,11 @@ def _zeroth(setup: Setup[SeedSpace], evaluator: ClientEvaluator, objective: Obje
         idle.append("max_grad_norm")
     local.refuse(idle, "has no effect where tune is seeds: local.max_slope bounds a step")
     fast = make_fast(setup.space.model, local, objective, moving=True)
-    return ZerothOrder(setup, fast, evaluator)
+    return ZerothOrder(_comparing(setup, fast), fast, evaluator)
+
+
+def _comparing(setup: Setup[SeedSpace], fast: FastPath) -> Setup[SeedSpace]:
+    return replace(setup, references=References.of(setup.space, fast.objective, fast.forward))
 
 
 def _projected(
@@ -141,4 +149,5 @@ def _projected(
         "has no effect where tune is seeds: clients train one by one",
     )
     space.model.requires_grad_(True)
-    return Projected(setup, make_fast(space.model, setup.local, objective), evaluator)
+    fast = make_fast(space.model, setup.local, objective)
+    return Projected(_comparing(setup, fast), fast, evaluator)

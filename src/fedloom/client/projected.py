@@ -38,7 +38,9 @@ class Projected(OneByOne[SeedSpace]):
         space.load(work.start)
         lr = local.lr_at(job.round, self.setup.num_rounds)
         working = _Working(space, space.values.clone(), work.start, ks, lr)
-        setup = Setup(working, self.setup.federation, local, self.setup.num_rounds)
+        setup = Setup(
+            working, self.setup.federation, local, self.setup.num_rounds, self.setup.references
+        )
         plain = replace(job, work=Fit(work.start, steps=num_steps))
         with (
             training(space.model, job.seed),

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from fedloom.client.local_settings import LocalSettings
-from fedloom.core.protocols import ClientError, ClientId, Split, Trainer
+from fedloom.client.references import References
+from fedloom.core.protocols import ClientError, ClientId, Job, Params, Split, Trainer
 from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import Example
@@ -26,6 +28,25 @@ class Setup(Generic[S]):
     local: LocalSettings
     num_rounds: int
     """Where learning-rate schedules end."""
+    references: References | None = None
+    """Of an objective that compares with a reference model."""
+
+    def steps(self, job: Job, start: Params, num_steps: int) -> Iterator[Step]:
+        """Yield a job's optimizer steps, of which no more than `num_steps` are asked for.
+
+        Args:
+            job: Whose examples, in an order that follows from its seed.
+            start: Where its training begins.
+            num_steps: How many there will be.
+        """
+        local = self.local
+        stream = batches(self.examples(job.client), local.batch_size * local.accumulation, job.seed)
+        if self.references is None:
+            return stream
+        taken = list(islice(stream, num_steps))
+        flat = [example for step in taken for example in step]
+        carrying = iter(self.references.carried(flat, download=start))
+        return iter([list(islice(carrying, len(step))) for step in taken])
 
     def examples(self, client: ClientId, split: Split | None = None) -> Sequence[Example]:
         """Return a client's examples, training ones by default; a client without any cannot take part."""

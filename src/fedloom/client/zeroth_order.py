@@ -15,7 +15,7 @@ import torch
 
 from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, PerturbedWeight, perturbed_weights_of
-from fedloom.client.setup import Step, batches
+from fedloom.client.setup import Step
 from fedloom.client.trainer import OneByOne
 from fedloom.client.zo_trajectory import Trajectory, drawn_seeds
 from fedloom.core.protocols import ClientError, Done, Fit, Job
@@ -44,11 +44,12 @@ class ZerothOrder(OneByOne[SeedSpace]):
             work, space, steps=num_steps, per_step=local.directions, seed=job.seed
         )
         course = Trajectory(work, space, local, local.lr_at(job.round, self.setup.num_rounds))
-        stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         losses: list[float] = []
         num_tokens = 0
         kind = PerturbedLowRank if space.directions.distribution == "lowrank" else Ground
         space.model.eval()
+        with torch.no_grad(), self.fast.installed():
+            stream = self.setup.steps(job, work.start, len(sequence))
         with (
             torch.no_grad(),
             self.fast.installed(),

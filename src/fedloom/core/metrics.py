@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from fedloom.core.protocols import Metrics
 
 Reduce = Literal["tokens", "examples", "sum", "mean"]
-"""A mean weighed by target tokens; one weighed by examples; the sum; a mean in which all weigh the same."""
+"""A mean weighed by target tokens, of answers that are compared as wholes by their pairs; one weighed by examples; the sum; a mean in which all weigh the same."""
 Better = Literal["lower", "higher", "none"]
 Score = Callable[[str, Sequence[str]], float]
 """From an answer and its references to how good it is."""
@@ -76,8 +76,12 @@ def _named(*metrics: Metric) -> dict[str, Metric]:
 
 QUALITY: Mapping[str, Metric] = _named(
     Metric("exact_match", "exact match", "%", better="higher", bounds=_SHARE),
+    # One half where a model prefers neither answer, as every model before training beside itself.
+    Metric("preference_accuracy", "preference accuracy", "%", better="higher", bounds=_SHARE),
+    Metric("preference_margin", "preference margin", better="higher"),
     Metric("accuracy", unit="%", better="higher", bounds=_SHARE),
-    Metric("loss", reduce="tokens", better="lower", bounds=(0.0, 1e6)),
+    # Below 0 where a loss is corrected for wrong labels, as robust DPO is.
+    Metric("loss", reduce="tokens", better="lower", bounds=(-1e6, 1e6)),
     # Of several clients it is that of their loss.
     Metric("perplexity", better="lower", bounds=(1.0, float("inf"))),
     Metric("token_accuracy", unit="%", reduce="tokens", better="higher", bounds=_SHARE),
@@ -85,11 +89,17 @@ QUALITY: Mapping[str, Metric] = _named(
     Metric("rougeL", "ROUGE-L", better="higher", bounds=_SHARE),
     Metric("rouge_l_paper", "ROUGE-L (rouge 1.0.1)", better="higher", bounds=_SHARE),
     Metric("chrf", "chrF", better="higher", bounds=_SHARE),
+    Metric("chosen_drift", "drift of chosen answers", "nats"),
+    Metric("rejected_drift", "drift of rejected answers", "nats"),
+    Metric("reference_kl", "KL to the reference by token, estimated on given answers", "nats"),
+    # Tokens of the answers a model prefers over those of the others.
+    Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
 )
 """How good a model is, in the order of tables."""
 REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     Metric("num_tokens", reduce="sum", bounds=_COUNT),
     Metric("num_examples", reduce="sum", bounds=_COUNT),
+    Metric("num_pairs", reduce="sum", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),
 )
 """What clients may report, besides metrics of users' own."""
@@ -241,13 +251,20 @@ class Reduction:
 def _weight(reduce: Reduce, metrics: Metrics) -> float:
     tokens = metrics.get("num_tokens", 1.0)
     if reduce == "tokens":
-        return tokens
+        return metrics.get("num_pairs", tokens)
     return metrics.get("num_examples", tokens) if reduce == "examples" else 1.0
 
 
 MEASURED = (*WEIGHTS, "loss")
 """What no evaluation goes without: all means over clients are weighed by it."""
-_UNSURE = ("loss", "perplexity")
+_UNSURE = (
+    "loss",
+    "perplexity",
+    "preference_margin",
+    "chosen_drift",
+    "rejected_drift",
+    "reference_kl",
+)
 """What is NaN where a model has diverged."""
 
 

@@ -17,7 +17,7 @@ from fedloom.data.labels import hidden_labels
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.data.names import safe_names
 from fedloom.data.partition import PARTITIONS, Natural, Partition, stratum
-from fedloom.data.preparation import SUPERVISED, Preparation
+from fedloom.data.preparation import SUPERVISED, Joining, Preparation
 from fedloom.data.profiles import profiles_of
 from fedloom.data.readers import Row
 from fedloom.data.sharding import UNKNOWN, Labels
@@ -91,7 +91,9 @@ def divide(
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
         cuts = _pooled(cuts)
-    shards = {client: _shard(parts, examples, settings) for client, parts in cuts.items()}
+    shards = {
+        client: _shard(parts, examples, settings, objective) for client, parts in cuts.items()
+    }
     by = stratum(settings.partition)
     hidden = hidden_labels(labels, named=_named(settings), known=objective.classes)
     manifest = Manifest(
@@ -112,7 +114,11 @@ def divide(
         duplicates=Duplicates(len(found) - len(first), settings.duplicates == "drop", *leaked),
         hidden=hidden,
         notes=tokenised.notes,
-        losses=replace(read.losses, num_empty=read.losses.num_empty + tokenised.num_empty),
+        losses=replace(
+            read.losses,
+            num_empty=read.losses.num_empty + tokenised.num_empty,
+            num_equal=read.losses.num_equal + tokenised.num_equal,
+        ),
         prompt=tokenised.prompt,
         excluded=excluded,
     )
@@ -247,12 +253,17 @@ def _pooled(cuts: Mapping[ClientId, Cut]) -> dict[ClientId, Cut]:
     return dict(sorted({**judges, name: Cut(train, (), ())}.items()))
 
 
-def _shard(parts: Cut, examples: ExamplesByRow, settings: DataSettings) -> Shard:
-    train = _chosen(parts.train, examples)
+def _shard(
+    parts: Cut, examples: ExamplesByRow, settings: DataSettings, objective: Preparation
+) -> Shard:
+    splits = [_chosen(indices, examples) for indices in (parts.train, parts.validation, parts.test)]
+    if isinstance(objective, Joining):
+        splits = [objective.joined(split, settings) for split in splits]
+    train, validation, test = splits
     return Shard(
         train=pack(train, settings.max_length) if settings.packing else train,
-        validation=_chosen(parts.validation, examples),
-        test=_chosen(parts.test, examples),
+        validation=validation,
+        test=test,
     )
 
 
@@ -273,7 +284,7 @@ def _counts(
         validation=len(shard.validation),
         test=len(shard.test),
         rows=len(shard.train),
-        tokens=sum(len(example.ids) for example in shard.train),
+        tokens=sum(example.num_tokens for example in shard.train),
         target_tokens=sum(example.num_targets for example in shard.train),
         labels={
             name: dict(sorted(of_client.items()))
@@ -295,6 +306,8 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: ExamplesByRow) -> str:
                     [message.role, message.content, *([] if message.learn else ["given"])]
                     for message in example.record.messages
                 ]
+                if example.good is not None:
+                    contents.append(["good", example.record.rejected or str(example.good)])
                 digest.update(json.dumps([client, split, contents]).encode() + b"\n")
     return digest.hexdigest()
 

@@ -43,6 +43,10 @@ class Record:
     """Where its row was read, for error messages."""
     split: str = ""
     """The split its row comes in, empty where that is still to be cut."""
+    rejected: str = ""
+    """Of a pair: what the last answer is preferred to."""
+    good: bool | None = None
+    """Whether the last answer is wanted, where a row says so of one answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +64,36 @@ class Talk:
     messages: tuple[Message, ...]
     ignored: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
+    rejected: str | None = None
+    """Of a pair: the answer that the last message is preferred to."""
+    good: bool | None = None
+    """Whether the last message is a wanted answer, where the row says so."""
 
 
-def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
+Converter = Callable[[Row], Talk]
+Formats = Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Converter]]
+"""By name: columns a format needs, and others it reads; the first one that has all it needs is recognised."""
+
+
+def to_records(
+    rows: Sequence[Row],
+    settings: DataSettings,
+    formats: Formats | None = None,
+    *,
+    unknown: Callable[[Row], str] | None = None,
+) -> Conversations:
     """Return the conversations of the rows, and what of the rows is in none.
+
+    Args:
+        rows: As they were read.
+        settings: How to read them.
+        formats: Which there are; None: `FORMATS`, of conversations whose answers are learnt.
+        unknown: What to say of a row that fits none of them; None: what would make it fit.
 
     Raises:
         ValueError: with row and column, where a cell is no text or a row fits no format.
     """
+    formats = FORMATS if formats is None else formats
     rows = [renamed(row, settings.columns) for row in rows]
     found = {column: None for row in rows for column in row.values}
     labels = label_columns(found, settings) if rows else ()
@@ -77,8 +103,10 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
     chosen: dict[tuple[str, ...], str] = {}
     for row in rows:
         columns = tuple(row.values)
-        name = chosen.get(columns) or chosen.setdefault(columns, _format_of(row, settings))
-        needed, optional, convert = FORMATS[name]
+        if columns not in chosen:
+            chosen[columns] = _format_of(row, settings, formats, unknown)
+        name = chosen[columns]
+        needed, optional, convert = formats[name]
         if name in _LEARNT_WHOLE and (wrong := desirability(row, used)):
             raise ValueError(wrong)
         talk = convert(row)
@@ -92,7 +120,7 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
         tally.missing.update(talk.missing)
         learnt = _closed(talk.messages)
         if not learnt:
-            if wrong := preference(row):
+            if name in FORMATS and (wrong := preference(row)):
                 raise ValueError(wrong)
             unlearnt = any(
                 m.role == "assistant" and m.content and not m.learn for m in talk.messages
@@ -100,10 +128,15 @@ def to_records(rows: Sequence[Row], settings: DataSettings) -> Conversations:
             tally.num_unlearnt += unlearnt
             tally.num_empty += not unlearnt
             continue
+        if talk.rejected is not None and talk.rejected in ("", learnt[-1].content):
+            tally.num_empty += not talk.rejected
+            tally.num_equal += bool(talk.rejected)
+            continue
         tally.num_turns += _num_lost(talk.messages, learnt)
         messages, answer = _opened(learnt, _system(row, optional, settings)), learnt[-1].content
         values = {column: row.text(column) or UNKNOWN for column in labels}
-        records.append(Record(messages, values, answer, row.held_out, row.place, row.split))
+        record = Record(messages, values, answer, row.held_out, row.place, row.split)
+        records.append(replace(record, rejected=talk.rejected or "", good=talk.good))
     return Conversations(records, tally.losses())
 
 
@@ -118,9 +151,9 @@ def _prompt_completion(row: Row) -> Talk:
     if len(talks) == 1 and isinstance(row.values[min(talks)], str):
         talks = set()  # a text that happens to be JSON
     if not talks:
-        return _pair(_text(row, "prompt"), _text(row, "completion"))
+        return _pair(text_of(row, "prompt"), text_of(row, "completion"))
     prompt, completion = (
-        _talk(row, column) if column in talks else _one(row, column) for column in sides
+        talk_of(row, column) if column in talks else _one(row, column) for column in sides
     )
     # As in TRL: the completion alone is learnt.
     given = tuple(replace(m, learn=m.role != "assistant") for m in prompt.messages)
@@ -132,11 +165,13 @@ def _prompt_completion(row: Row) -> Talk:
 
 
 def _alpaca(row: Row) -> Talk:
-    return _pair(_text(row, "instruction"), _text(row, "output"), context=_text(row, "input"))
+    return _pair(text_of(row, "instruction"), text_of(row, "output"), context=text_of(row, "input"))
 
 
 def _dolly(row: Row) -> Talk:
-    return _pair(_text(row, "instruction"), _text(row, "response"), context=_text(row, "context"))
+    return _pair(
+        text_of(row, "instruction"), text_of(row, "response"), context=text_of(row, "context")
+    )
 
 
 def _squad(row: Row) -> Talk:
@@ -146,9 +181,9 @@ def _squad(row: Row) -> Talk:
 
 
 def _question_answer(row: Row) -> Talk:
-    context = _text(row, "context")
-    question = _text(row, "question")
-    return _pair(f"{context}\n\n{question}" if context else question, _text(row, "answer"))
+    context = text_of(row, "context")
+    question = text_of(row, "question")
+    return _pair(f"{context}\n\n{question}" if context else question, text_of(row, "answer"))
 
 
 def _natural_instructions(row: Row) -> Talk:
@@ -169,9 +204,7 @@ def _sharegpt(row: Row) -> Talk:
 
 _LEARNT_WHOLE = ("messages", "sharegpt", "prompt-completion")
 """Formats that preference data has too, with a column `label`."""
-Converter = Callable[[Row], Talk]
-FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Converter]] = {
-    # Columns a format needs, and others it reads; the first one that has all it needs is recognised.
+FORMATS: Formats = {
     "messages": (("messages",), ("system",), _messages),
     "sharegpt": (("conversations",), ("system",), _sharegpt),
     "natural-instructions": (("definition", "input", "output"), (), _natural_instructions),
@@ -183,12 +216,16 @@ FORMATS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Converter]] = {
 }
 
 
-def _format_of(row: Row, settings: DataSettings) -> str:
-    if settings.format == "auto":
-        for name, (needed, _, _) in FORMATS.items():
+def _format_of(
+    row: Row, settings: DataSettings, formats: Formats, unknown: Callable[[Row], str] | None
+) -> str:
+    if settings.format == "auto" or unknown is not None:
+        for name, (needed, _, _) in formats.items():
             if all(column in row.values for column in needed):
                 return name
-        known = [(name, needed) for name, (needed, _, _) in FORMATS.items()]
+        if unknown is not None:
+            raise ValueError(unknown(row))
+        known = [(name, needed) for name, (needed, _, _) in formats.items()]
         raise ValueError(preference(row) or no_format(row, known))
     needed, _, _ = FORMATS[settings.format]
     if any(column not in row.values for column in needed):
@@ -202,7 +239,7 @@ def _format_of(row: Row, settings: DataSettings) -> str:
 # --- what all formats share ---------------------------------------------------------------------
 
 
-def _text(row: Row, column: str) -> str:
+def text_of(row: Row, column: str) -> str:
     """Return a cell as text, parts of content as what they say."""
     try:
         return to_text(joined_parts(row.values.get(column))).strip()
@@ -216,7 +253,8 @@ def _pair(prompt: str, completion: str, context: str = "") -> Talk:
     return Talk((asked, Message("assistant", completion)))
 
 
-def _talk(row: Row, column: str) -> Talk:
+def talk_of(row: Row, column: str) -> Talk:
+    """Return the turns of a cell."""
     try:
         found = read_turns(row.values[column], column)
     except ValueError as error:
@@ -226,14 +264,14 @@ def _talk(row: Row, column: str) -> Talk:
 
 
 def _conversation(row: Row, column: str) -> Talk:
-    talk = _talk(row, column)
+    talk = talk_of(row, column)
     if any(message.role == "system" for message in talk.messages) and row.text("system"):
         return replace(talk, ignored=talk.ignored | {"system"})
     return talk
 
 
 def _one(row: Row, column: str) -> Talk:
-    return Talk((Message("user" if column == "prompt" else "assistant", _text(row, column)),))
+    return Talk((Message("user" if column == "prompt" else "assistant", text_of(row, column)),))
 
 
 def _first_answer(row: Row) -> str:

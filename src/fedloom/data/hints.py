@@ -25,7 +25,8 @@ def preference(row: Row) -> str:
     for better, worse in _PAIRS:
         if better in row.values and worse in row.values:
             return (
-                f"{row.place}: {better} and {worse} are a pair of preference data, which is not learnt as such; "
+                f"{row.place}: {better} and {worse} are a pair of preference data, of which objective sft learns nothing: "
+                f"set objective: dpo to learn which answer is preferred{_paired(row, better, worse)}; "
                 f"to learn {better} alone, set data.columns={_chosen(row, better)}"
             )
     return ""
@@ -37,9 +38,17 @@ def desirability(row: Row, used: Collection[str]) -> str:
         return ""
     return (
         f"{row.place}: label is {to_text(row.values['label'])}, as in preference data (KTO), where the answers of false "
-        "are bad ones: set data.where={label: [true]} to learn the good ones alone, or data.labels=[label] to learn "
-        "all"
+        "are bad ones: set objective: kto to learn from both, data.where={label: [true]} to learn the good ones alone, or "
+        "data.labels=[label] to learn all"
     )
+
+
+def _paired(row: Row, better: str, worse: str) -> str:
+    """Return what to write into `data.columns` beside `objective: dpo`, if anything."""
+    if (better, worse) == _PAIRS[0]:
+        return ""
+    asked = "" if "prompt" in row.values or "input" not in row.values else "prompt: input, "
+    return f", with data.columns={{{asked}chosen: {better}, rejected: {worse}}}"
 
 
 def _chosen(row: Row, better: str) -> str:

@@ -12,7 +12,7 @@ _NAMED = 12
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Rows in are records, `num_empty` and `num_unlearnt` together."""
+    """Rows in are records, `num_empty`, `num_unlearnt` and rows of `num_equal` together."""
 
     formats: Mapping[str, int] = field(default_factory=dict)
     """Format, with how it was chosen -> rows read so."""
@@ -27,6 +27,8 @@ class Losses:
     """Column, or key of a turn as in `messages[].name` -> rows where it has a value that nothing is made of."""
     missing: Mapping[str, int] = field(default_factory=dict)
     """Column, likewise -> rows where it is asked for and is null, NaN or absent."""
+    num_equal: int = 0
+    """Pairs whose answers are equal, as they stand or once they are cut to length."""
 
     def read_as(self) -> str:
         """Say how rows were read, with counts where it was in several ways."""
@@ -39,6 +41,10 @@ class Losses:
         """Return a line for each kind of loss."""
         counts = (
             (self.num_empty, "rows without an answer, left out"),
+            (
+                self.num_equal,
+                "pairs left out: their answers are equal, or begin alike beyond data.max_length",
+            ),
             (self.num_unlearnt, "rows left out: none of their answers is to be learnt"),
             (
                 self.num_turns,
@@ -65,6 +71,7 @@ class RowTally:
     num_empty: int = 0
     num_unlearnt: int = 0
     num_turns: int = 0
+    num_equal: int = 0
     formats: Counter[tuple[str, str]] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
@@ -89,4 +96,5 @@ class RowTally:
             self.num_turns,
             dict(sorted(self.ignored.items())),
             dict(sorted(self.missing.items())),
+            self.num_equal,
         )

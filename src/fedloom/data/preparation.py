@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.formats import Conversations, Message, Record, to_records
 from fedloom.data.readers import Row
 from fedloom.data.targets import posed
-from fedloom.data.tokens import Tokenised, tokenise
+from fedloom.data.tokens import Example, Tokenised, tokenise
 
 
 class Preparation(Protocol):
@@ -28,6 +28,15 @@ class Preparation(Protocol):
         self, records: Sequence[Record], settings: DataSettings, tokenizer: Tokenizer
     ) -> Tokenised:
         """Return the examples of every conversation."""
+        ...
+
+
+@runtime_checkable
+class Joining(Protocol):
+    """An objective that looks at several examples of one client together."""
+
+    def joined(self, examples: Sequence[Example], settings: DataSettings) -> list[Example]:
+        """Return the examples of one split of one client, with what each takes from the others."""
         ...
 
 

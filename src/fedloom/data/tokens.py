@@ -36,11 +36,44 @@ class Example:
     """(length,) int64, from 0 again at every example of a packed row; None where nothing is packed."""
     choices: Tensor | None = None
     """(choices,) int64: the tokens a target is one of, one tensor for all; None: the whole vocabulary."""
+    good: bool | None = None
+    """Whether its answer is a wanted one, where answers are compared or judged."""
+    rejected: "Example | None" = None
+    """Of a pair: the same prompt with the answer that this one's is preferred to."""
+    mismatched: "Example | None" = None
+    """The same prompt with the answer to another, where an objective asks for it."""
+    reference: Tensor | None = None
+    """(targets,) log-likelihoods of the targets under the reference model, nats, once they are known."""
 
     @property
     def num_targets(self) -> int:
         """Return how many tokens are learnt; the first of a row has nothing to be predicted from."""
-        return int((self.labels[1:] != IGNORED).sum())
+        if self.rejected is None:
+            return int((self.labels[1:] != IGNORED).sum())
+        return sum(int((row.labels[1:] != IGNORED).sum()) for row in self.answers)
+
+    @property
+    def answers(self) -> "tuple[Example, ...]":
+        """Return the sequences whose answers are learnt from: this one, and the rejected one of a pair."""
+        return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def sequences(self) -> "tuple[Example, ...]":
+        """Return all sequences that go through a model."""
+        others = [row.mismatched for row in self.answers if row.mismatched is not None]
+        return (*self.answers, *others)
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens of all its sequences."""
+        return sum(len(row.ids) for row in self.sequences)
+
+    @property
+    def key(self) -> bytes:
+        """Return what tells it from others that are not the same ids and labels."""
+        first = b"/".join(part.numpy().tobytes() for part in (self.ids, self.labels))
+        others = [b"/%d/" % (row.good is True) + row.key for row in self.sequences[1:]]
+        return first + (b"/good" if self.good else b"") + b"".join(others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +92,8 @@ class Tokenised:
     """What was done to the text on the way, a line each."""
     prompt: str = ""
     """The prompt that conversations are written in, in words."""
+    num_equal: int = 0
+    """Pairs whose answers are equal once they are cut to length."""
 
 
 def tokenise(
@@ -82,29 +117,57 @@ def tokenise(
     Raises:
         ValueError: where the prompt cannot write a record, with the place of its row.
     """
+    found = sequences(records, settings, tokenizer, only_last=only_last)
+    flat = [each for of_record in found.of_record for each in of_record]
+    return Tokenised(
+        [
+            tuple(example for example, _ in of_record if example is not None)
+            for of_record in found.of_record
+        ],
+        num_truncated=sum(cut and example is not None for example, cut in flat),
+        num_dropped=sum(example is None for example, _ in flat),
+        num_empty=found.num_empty,
+        notes=found.notes,
+        prompt=found.prompt,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """What became of the records, sequence by sequence."""
+
+    of_record: Sequence[Sequence[tuple[Example | None, bool]]]
+    """Of each record: examples, None where no target is left of one, and whether anything was cut."""
+    num_empty: int
+    """Records without an answer to learn."""
+    notes: tuple[str, ...]
+    prompt: str
+
+
+def sequences(
+    records: Sequence[Record],
+    settings: DataSettings,
+    tokenizer: Tokenizer,
+    *,
+    only_last: bool = False,
+) -> Sequences:
+    """Return the sequences of every record, see `tokenise`."""
     render, encoder = make_render(settings, tokenizer), Encoder.of(tokenizer)
     start = [] if render.from_template else _start(tokenizer)
     shorten = Shortener(render, encoder, settings.max_length - len(start))
     records, ends = unended(records, render.ends)
     wanted = [asked(record, only_last=only_last) for record in records]
-    made: list[tuple[Example, ...]] = []
+    made: list[list[tuple[Example | None, bool]]] = []
     noted: list[Rendering] = []
-    num_truncated = num_dropped = 0
     for first in range(0, len(wanted), CHUNK):
         renderings = [render(one) if one else [] for one in wanted[first : first + CHUNK]]
         noted += [one for of_record in renderings for one in of_record[:1] if one.remarkable]
         pieces = encoder.pieces([one for of_record in renderings for one in of_record])
         for of_record in renderings:
-            usable = []
-            for rendering in of_record:
-                for example, cut in _examples(rendering, next(pieces), start, settings, shorten):
-                    num_dropped += example is None
-                    num_truncated += cut and example is not None
-                    usable += [example] if example else []
-            made.append(tuple(usable))
+            each = [_examples(one, next(pieces), start, settings, shorten) for one in of_record]
+            made.append([example for some in each for example in some])
     num_empty = sum(one is None for one in wanted)
-    notes = remarks(noted, ends)
-    return Tokenised(made, num_truncated, num_dropped, num_empty, notes, render.prompt)
+    return Sequences(made, num_empty, remarks(noted, ends), render.prompt)
 
 
 def _start(tokenizer: Tokenizer) -> list[int]:

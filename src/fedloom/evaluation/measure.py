@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -18,6 +19,14 @@ from fedloom.objectives.objective import Objective, Score, perplexity
 from fedloom.objectives.sft import DEFAULT
 
 
+class Carry(Protocol):
+    """What lets examples carry what a reference model makes of them."""
+
+    def carried(self, examples: Sequence[Example]) -> list[Example]:
+        """Return the examples with it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluator:
     """Measures a model in evaluation mode and leaves it as it was."""
@@ -28,6 +37,8 @@ class Evaluator:
     """Where its answers are classes, they are chosen among these, never generated."""
     seed: int = 0
     """Of the draw where `evaluation.max_examples` is fewer than a split has."""
+    references: Carry | None = None
+    """Of an objective that compares with a reference model."""
 
     def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Return the examples of a client's split that are measured, in their order: all, or as many as settings say.
@@ -41,7 +52,7 @@ class Evaluator:
         return [examples[at] for at in sorted(order[:most])]
 
     def _rank(self, example: Example) -> int:
-        return derive(self.seed, _key(example.ids, example.labels).hex())
+        return derive(self.seed, example.key.hex())
 
     def measure(self, model: nn.Module, examples: Sequence[Example], *, split: Split) -> Metrics:
         """Return the objective's metrics, such as loss and token accuracy, and counts; on the test split also answers' scores.
@@ -69,7 +80,7 @@ class Evaluator:
             answer_metrics(self.settings, written=not self.objective.classes) if answered else []
         )
         with evaluating(model):
-            scores = self._scores(model, flat)
+            scores = self.scores(model, flat)
             texts = self._texts(model, flat, scores) if graded else []
         metrics: list[Metrics] = []
         at = 0
@@ -85,7 +96,7 @@ class Evaluator:
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
         with evaluating(model):
-            scores = self._scores(model, examples) if self.objective.classes else []
+            scores = self.scores(model, examples) if self.objective.classes else []
             return self._texts(model, examples, scores)
 
     def _texts(
@@ -96,11 +107,16 @@ class Evaluator:
         words = list(self.objective.classes.values())
         return ["" if score.choice == NOTHING else words[score.choice] for score in scores]
 
-    def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
-        rows = {_key(example.ids, example.labels): example for example in examples}
-        scored = score(model, list(rows.values()), self.settings.batch_size, self.objective)
+    def scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
+        """Return what the model makes of each example, equal ones once; the model is in evaluation mode."""
+        rows = {example.key: example for example in examples}
+        measured, size = list(rows.values()), self.settings.batch_size
+        if self.references is not None:
+            # One at a time, as the reference model was asked, so that a model equal to it has rewards of exactly 0.
+            measured, size = self.references.carried(measured), 1
+        scored = score(model, measured, size, self.objective)
         by_row = dict(zip(rows, scored, strict=True))
-        return [by_row[_key(example.ids, example.labels)] for example in examples]
+        return [by_row[example.key] for example in examples]
 
     def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
         num_tokens = sum(score.num_tokens for score in scores)
@@ -159,7 +175,7 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
     found = total.result()
     if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
-    return found | ({"perplexity": perplexity(found["loss"])} if "loss" in found else {})
+    return found | ({"perplexity": perplexity(found["loss"])} if "perplexity" in found else {})
 
 
 def _key(*tensors: Tensor) -> bytes:

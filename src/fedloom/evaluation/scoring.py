@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.data.tokens import Example
+from fedloom.objectives.batch import Batch
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.objective import Objective, Score
 
@@ -29,16 +30,24 @@ def score(
     model: nn.Module, examples: Sequence[Example], batch_size: int, objective: Objective
 ) -> list[Score]:
     """Return the scores in the order of the examples, of which up to `batch_size` go through the model at once."""
-    forward, like = Forward.of(model), next(model.parameters())
+    forward = Forward.of(model)
     found: dict[int, Score] = {}
+    for chosen, batch in batched(examples, batch_size, objective, forward):
+        found.update(zip(chosen, objective.scores(forward, batch), strict=True))
+    return [found[at] for at in range(len(examples))]
+
+
+def batched(
+    examples: Sequence[Example], batch_size: int, objective: Objective, forward: Forward
+) -> Iterator[tuple[list[int], Batch]]:
+    """Yield batches of up to `batch_size` examples, and which examples are in each."""
+    like = next(forward.model.parameters())
     # Longest first: what shares a batch is alike, and the largest batch comes before the others.
     left = sorted(range(len(examples)), key=lambda at: -len(examples[at].ids))
     while left:
-        rows = min(batch_size, forward.most_rows(len(examples[left[0]].ids)))
+        rows = min(batch_size, forward.most_rows(examples[left[0]].num_tokens))
         chosen, left = left[:rows], left[rows:]
-        batch = objective.batch([[examples[at] for at in chosen]], [1], like, pack=False)
-        found.update(zip(chosen, objective.scores(forward, batch), strict=True))
-    return [found[at] for at in range(len(examples))]
+        yield chosen, objective.batch([[examples[at] for at in chosen]], [1], like, pack=False)
 
 
 def answer_entropies(model: nn.Module, prompts: Sequence[Tensor], batch_size: int) -> list[float]:

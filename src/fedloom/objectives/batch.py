@@ -24,6 +24,8 @@ class Batch:
     """(lanes,) 1 / target tokens of the lane's whole step."""
     choices: Tensor | None = None
     """(choices,) int64: the tokens a target is one of; None: the whole vocabulary."""
+    owners: Tensor | None = None
+    """(n,) int64: of each token asked for, which of the examples asks, lane by lane; None where nobody needs to know."""
 
     def inputs(self) -> dict[str, Tensor]:
         """Return what the model is called with. No mask: with it, packed rows would attend to each other."""
@@ -49,7 +51,12 @@ class Batch:
 
 
 def collate(
-    lanes: Sequence[Sequence[Example]], counts: Sequence[int], like: Tensor, *, pack: bool
+    lanes: Sequence[Sequence[Example]],
+    counts: Sequence[int],
+    like: Tensor,
+    *,
+    pack: bool,
+    owned: bool = False,
 ) -> Batch:
     """Return one batch; a lane with fewer rows is filled up with rows that ask for nothing.
 
@@ -58,6 +65,7 @@ def collate(
         counts: target tokens of each lane's whole step.
         like: a tensor with the device and type of the weights.
         pack: whether short rows may share one, where that saves work.
+        owned: whether it is needed which example each token is of; no example may be there twice then.
     """
     binned = [[[row] for row in rows] for rows in lanes]
     if pack:
@@ -76,7 +84,20 @@ def collate(
         _padded(flat, _next_tokens, IGNORED).to(device),
         torch.tensor([1 / max(n, 1) for n in counts], dtype=like.dtype, device=device),
         None if choices is None else choices.to(device),
+        _owners(lanes, flat).to(device) if owned else None,
     )
+
+
+def _owners(lanes: Sequence[Sequence[Example]], flat: Sequence[Sequence[Example]]) -> Tensor:
+    """Return which example each token asked for is of, in the order of their places."""
+    number = {id(row): at for at, row in enumerate(row for rows in lanes for row in rows)}
+    rows = [row for bin in flat for row in bin if id(row) in number]
+    counts = torch.tensor([_num_asked(row) for row in rows], dtype=torch.int64)
+    return torch.repeat_interleave(torch.tensor([number[id(row)] for row in rows]), counts)
+
+
+def _num_asked(row: Example) -> int:
+    return int((row.labels[1:] != IGNORED).sum())
 
 
 _NOTHING = Example(torch.zeros(1, dtype=torch.int64), torch.full((1,), IGNORED), 0)

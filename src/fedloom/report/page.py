@@ -26,6 +26,8 @@ from fedloom.tracking.metric_format import change, duration, human_bytes, measur
 
 _CURVES = (
     "test/exact_match",
+    "test/preference_accuracy",
+    "test/preference_margin",
     "test/accuracy",
     "test/loss",
     "validation/loss",

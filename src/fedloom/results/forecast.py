@@ -213,7 +213,7 @@ def _written(answers: Sequence[int], token: Line, session: Session) -> float:
 
 def _largest(session: Session, probes: Probes) -> int:
     """Return the tokens of the largest batch that is measured."""
-    longest = max(len(row.ids) for row in probes.held)
+    longest = max(row.num_tokens for row in probes.held)
     rows = Forward.of(session.space.model).most_rows(longest)
     return longest * min(len(probes.held), session.recipe.evaluation.batch_size, rows)
 

@@ -216,17 +216,17 @@ def _interleaved(candidates: Mapping[str, Callable[[], object]]) -> dict[str, _T
 
 def _two_sizes(rows: Sequence[Example], whole: int) -> dict[str, list[Example]]:
     """Return rows of usual length: as many as a batch has, if they are not too many tokens, and a quarter of them."""
-    usual = statistics.fmean(len(row.ids) for row in rows)
-    typical = sorted(rows, key=lambda row: abs(len(row.ids) - usual))
+    usual = statistics.fmean(row.num_tokens for row in rows)
+    typical = sorted(rows, key=lambda row: abs(row.num_tokens - usual))
     large = typical[: max(1, min(whole, int(TOKENS / usual)))]
     small = large[: len(large) // 4]
     # Of a single row, the other size is a shorter one.
-    return {SMALL: small or [min(rows, key=lambda row: len(row.ids))], LARGE: large}
+    return {SMALL: small or [min(rows, key=lambda row: row.num_tokens)], LARGE: large}
 
 
 def tokens_of(rows: Sequence[Example]) -> int:
     """Return the tokens of all rows together."""
-    return sum(len(row.ids) for row in rows)
+    return sum(row.num_tokens for row in rows)
 
 
 def _shortened(work: Fit, steps: int, directions: int) -> Fit:

@@ -27,7 +27,7 @@ from fedloom.data.preparation import question
 from fedloom.data.readers import read_file
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
-from fedloom.evaluation.scoring import answer_entropies, evaluating, score
+from fedloom.evaluation.scoring import answer_entropies, evaluating
 from fedloom.results.export import routable
 from fedloom.rounds.loop import Run
 from fedloom.rounds.recipe_settings import Recipe
@@ -173,7 +173,7 @@ class Router:
             prompts = [example.ids[: example.prompt_length] for example in examples]
             return [-found for found in answer_entropies(model, prompts, batch_size)]
         with evaluating(model):
-            scores = score(model, examples, batch_size, self.session.recipe.objective)
+            scores = self.session.evaluator.scores(model, examples)
         return [-one.loss for one in scores]
 
     def examples(self, records: Sequence[Record]) -> list[Example]:

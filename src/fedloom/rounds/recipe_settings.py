@@ -13,7 +13,9 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
+from fedloom.objectives.kto import KTO
 from fedloom.objectives.objective import Objective
+from fedloom.objectives.preference import Comparing, PreferenceObjective
 from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces.lora import LoRA
@@ -138,6 +140,7 @@ class Recipe:
             )
         self._check_monitor()
         self._check_answers()
+        self._check_preferences()
         if self.run.patience_seconds != _PATIENCE and not self.elsewhere:
             raise ValueError(
                 "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
@@ -177,6 +180,29 @@ class Recipe:
                     f"tune.lora.{name} has no effect with an algorithm that does not add up products of factors: leave it"
                     " out, or take fedlora"
                 )
+
+    def _check_preferences(self) -> None:
+        objective, tune = self.objective, self.tune
+        if isinstance(objective, KTO) and self.local.batch_size < 2:
+            raise ValueError(
+                "local.batch_size must be at least 2 for objective kto, whose divergence is a mean over the answers of a"
+                f" batch, got {self.local.batch_size}"
+            )
+        if not isinstance(objective, PreferenceObjective):
+            return
+        if self.data.packing:
+            raise ValueError(
+                "data.packing must be false for an objective of preferences, whose answers are compared one by one"
+            )
+        if (
+            isinstance(objective, Comparing)
+            and objective.reference == "base"
+            and tune.virtual_tokens
+        ):
+            raise ValueError(
+                "reference of the objective must be start or download where tune has virtual tokens, without which the"
+                " base model reads other text, got base"
+            )
 
     def _check_steps(self) -> None:
         # Where order is first, clients train as `local` says whatever space they are in.

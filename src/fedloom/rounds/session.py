@@ -7,6 +7,7 @@ from typing import Any
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
+from fedloom.client.references import References
 from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import (
     ClientId,
@@ -162,7 +163,8 @@ def build(
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
     judged = derive(recipe.data.seed, "evaluation")
-    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective, judged)
+    references = References.of(space, recipe.objective)
+    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective, judged, references)
     trainer = make_trainer(
         space,
         federation,

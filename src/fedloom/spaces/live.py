@@ -2,7 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,10 @@ class Space(Protocol):
 
     def load(self, params: Params) -> None:
         """Let the model stand at `params`, in place."""
+        ...
+
+    def standing_at(self, params: Params) -> AbstractContextManager[None]:
+        """Let the model stand at `params` for a while, and then where it stood, to the bit."""
         ...
 
     def identity(self) -> Mapping[str, str]:
@@ -209,6 +214,15 @@ class Live(Seated, ABC):
     def load(self, params: Params) -> None:
         with torch.no_grad():
             self.values.copy_(self.absolute_vector(params))
+
+    @contextmanager
+    def standing_at(self, params: Params) -> Iterator[None]:
+        stood = self.values.clone()
+        self.load(params)
+        try:
+            yield
+        finally:
+            self.values.copy_(stood)
 
     def absolute(self, params: Params) -> Params:
         """Return the values of the tensors themselves at `params`."""

@@ -7,7 +7,8 @@ float32 and rounded once, so that nothing adds up over rounds but the coefficien
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,6 +187,16 @@ class SeedSpace:
         params = self.read(params)
         self._load_quantized(params)
         self._read(params, self.values)
+
+    @contextmanager
+    def standing_at(self, params: Params) -> Iterator[None]:
+        stood, loaded = self.values.clone(), self._loaded or self.start()
+        self.load(params)
+        try:
+            yield
+        finally:
+            self.values.copy_(stood)
+            self._load_quantized(loaded)
 
     def wide(self, params: Params) -> Tensor:
         """Return the weights at params in float32, (numel,): what half precision cannot hold adds up in there."""

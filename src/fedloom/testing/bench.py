@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +25,17 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.randomness import generator
 from fedloom.core.rehearsal import stand_in
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
+from fedloom.data.preparation import Joining
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import Base
 from fedloom.models.random_llama import random_llama
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.preference import PreferenceObjective
+from fedloom.objectives.sft import DEFAULT
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.server.samplers import Sampler, Uniform
 from fedloom.spaces.live import Live
@@ -126,6 +132,7 @@ def make_bench(
     dtype: torch.dtype = torch.float32,
     model: nn.Module | None = None,
     num_clients: int = 8,
+    objective: Objective = DEFAULT,
 ) -> Bench:
     """Return clients c0, c1, ... on one model, of which the i-th has 3 + i training examples.
 
@@ -135,14 +142,31 @@ def make_bench(
         dtype: Of the model, and of the tuned coordinates.
         model: Instead of a random Llama.
         num_clients: How many.
+        objective: What they learn; one of preferences, from pairs of rows.
     """
     model = random_llama(dtype=dtype).requires_grad_(False) if model is None else model
     space = tune.make_space(Base(model, None, "random"), seed=1)
-    shards = {
-        f"c{i}": Shard(rows(i, 3 + i), rows(50 + i, 2), rows(70 + i, 2)) for i in range(num_clients)
+    paired = isinstance(objective, PreferenceObjective)
+    made = {
+        f"c{i}": [
+            rows(seed, count, paired=paired)
+            for seed, count in ((i, 3 + i), (50 + i, 2), (70 + i, 2))
+        ]
+        for i in range(num_clients)
     }
+    if isinstance(objective, Joining):
+        joined = partial(objective.joined, settings=DataSettings())
+        made = {client: list(map(joined, splits)) for client, splits in made.items()}
+    shards = {client: Shard(*splits) for client, splits in made.items()}
     federation = Federation(shards, {c: {} for c in shards}, _EMPTY)
-    trainer = make_trainer(space, federation, local, evaluator=SumEvaluator(), num_rounds=10)
+    trainer = make_trainer(
+        space,
+        federation,
+        local,
+        evaluator=SumEvaluator(),
+        num_rounds=10,
+        objective=objective,
+    )
     return Bench(trainer, space, federation)
 
 
@@ -153,6 +177,7 @@ def bench_for(
     *,
     dtype: torch.dtype = torch.float32,
     num_clients: int = 8,
+    objective: Objective = DEFAULT,
 ) -> Bench:
     """Return a bench in whose space the algorithm can work."""
     tune = SPACES[space]
@@ -160,11 +185,11 @@ def bench_for(
     if isinstance(tune, LoRA) and factors:
         # Rules that compare or add up LoRA's products need to know the factors.
         tune = replace(tune, origin="zero")
-    return make_bench(tune, local, dtype=dtype, num_clients=num_clients)
+    return make_bench(tune, local, dtype=dtype, num_clients=num_clients, objective=objective)
 
 
-def rows(seed: int, count: int) -> list[Example]:
-    """Return rows that count up or down, by the parity of the seed."""
+def rows(seed: int, count: int, *, paired: bool = False) -> list[Example]:
+    """Return rows that count up or down, by the parity of the seed; paired with rows that count the other way."""
     draw = torch.Generator().manual_seed(100 + seed)
     out = []
     for _ in range(count):
@@ -172,7 +197,12 @@ def rows(seed: int, count: int) -> list[Example]:
             int(torch.randint(low, high, (), generator=draw)) for low, high in ((6, 14), (0, VOCAB))
         )
         ids = (at + (1 if seed % 2 else -1) * torch.arange(length)) % VOCAB
-        out.append(Example(ids, torch.where(torch.arange(length) < 2, IGNORED, ids), 2))
+        row = Example(ids, torch.where(torch.arange(length) < 2, IGNORED, ids), 2)
+        if paired:
+            other = torch.cat([ids[:2], ids[2:].flip(0)])
+            labels = torch.where(torch.arange(length) < 2, IGNORED, other)
+            row = replace(row, good=True, rejected=Example(other, labels, 2, good=False))
+        out.append(row)
     return out
 
 

@@ -12,6 +12,8 @@ from fedloom.client.local_settings import LocalSettings
 from fedloom.core.protocols import Algorithm, Reply, Round, Task
 from fedloom.core.wrapper import layers, stacked
 from fedloom.engines.inprocess import InProcess
+from fedloom.objectives.objective import Objective
+from fedloom.objectives.sft import DEFAULT
 from fedloom.rounds.loop import Run, draw, tasks
 from fedloom.server.samplers import Uniform
 from fedloom.testing.bench import LEARNING, Bench, Space, bench_for
@@ -32,6 +34,8 @@ class Subject:
     num_clients: int = 8
     rounds: int = 3
     wire: WireSettings = WireSettings()
+    objective: Objective = DEFAULT
+    """What clients learn."""
 
     @property
     def cohort(self) -> Uniform:
@@ -44,7 +48,12 @@ class Subject:
         changes = {"batched": "off", **changes}
         local = dataclasses.replace(self.local or LEARNING[self.space], **changes)
         return bench_for(
-            self.algorithm, self.space, local, dtype=dtype, num_clients=self.num_clients
+            self.algorithm,
+            self.space,
+            local,
+            dtype=dtype,
+            num_clients=self.num_clients,
+            objective=self.objective,
         )
 
     def without_noise(self) -> Algorithm[Any]:
