@@ -142,7 +142,7 @@ def test_a_reference_stays_where_it_is_while_the_model_moves() -> None:
     """From a start that has moved the loss is not log 2, unless the reference is the download."""
     losses = {}
     for reference in ("base", "start", "download"):
-        bench = a_bench(DPO(reference=reference), lr=1e-30)  # type: ignore[arg-type]
+        bench = a_bench(DPO(reference=reference), lr=1e-30)
         (done,) = bench.trainer.run([Job("c3", 1, 7, Fit(drawn_start(bench.space, 1)))])
         losses[reference] = done.metrics["loss"]
     assert losses["base"] == losses["start"]
