@@ -21,7 +21,7 @@ from fedloom.recipe import apply_overrides, build_recipe, load_recipe, read_tree
         ),
         (
             {"source": "builtin:poly"},
-            "data.source must be builtin:polyglot to be built in, got 'builtin:poly'",
+            "data.source must be builtin:polyglot or builtin:polyglot_pairs to be built in, got 'builtin:poly'",
         ),
         (
             {"format": "alpacca"},

@@ -25,6 +25,8 @@ Unit = Literal["characters", "tokens"]
 Repeated = Literal["keep", "drop"]
 
 BUILTIN = "builtin:polyglot"
+BUILTIN_PAIRS = "builtin:polyglot_pairs"
+"""The same questions, each with its answer and that to another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class DataSettings:
     """Which text, in which form, and who holds it."""
 
     source: str = BUILTIN
-    """`builtin:polyglot`, a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), a folder with one file per
+    """`builtin:polyglot` (`builtin:polyglot_pairs` for objectives of preferences), a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), a folder with one file per
     client, or a function that returns rows (`my_lab.data:rows`)."""
     config: str | Sequence[str] | None = None
     """Configuration of a Hub data set; of several, each becomes the label `file` of its rows. Like `split` and
@@ -178,8 +180,10 @@ def _check_names(settings: DataSettings) -> None:
         raise ValueError(
             "data.source must name a file, a folder, a Hub id or builtin:polyglot, got ''"
         )
-    if settings.source.startswith("builtin:") and settings.source != BUILTIN:
-        raise ValueError(f"data.source must be {BUILTIN} to be built in, got {settings.source!r}")
+    if settings.source.startswith("builtin:") and settings.source not in (BUILTIN, BUILTIN_PAIRS):
+        raise ValueError(
+            f"data.source must be {BUILTIN} or {BUILTIN_PAIRS} to be built in, got {settings.source!r}"
+        )
     if settings.format not in get_args(Format):
         known = ", ".join(get_args(Format))
         raise ValueError(f"data.format must be one of {known}, got {settings.format!r}")

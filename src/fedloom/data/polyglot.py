@@ -169,6 +169,34 @@ def rows(
     return examples
 
 
+def pairs(
+    num_examples: int,
+    seed: int,
+    languages: Sequence[str] = LANGUAGES,
+    tasks: Sequence[str] = TASKS,
+) -> list[dict[str, str]]:
+    """Write examples as `rows` does, each with its answer as `chosen` and that of another as `rejected`.
+
+    The other is drawn among those of the same language and task with another answer; where there is none, among all.
+    """
+    made = rows(num_examples, seed, languages, tasks)
+    answers: dict[tuple[str, str], list[str]] = {}
+    for row in made:
+        answers.setdefault((row["language"], row["task"]), []).append(row["completion"])
+    everything = [answer for some in answers.values() for answer in some]
+    examples = []
+    for i, row in enumerate(made):
+        rng = random.Random(derive(seed, "polyglot pair", i))
+        chosen = row["completion"]
+        alike = answers[row["language"], row["task"]]
+        others = [answer for answer in alike if answer != chosen]
+        others = others or [answer for answer in everything if answer != chosen]
+        rejected = rng.choice(others) if others else chosen[::-1]
+        labels = {name: row[name] for name in ("language", "task")}
+        examples.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, **labels})
+    return examples
+
+
 def declarative(num_sentences: int, seed: int, languages: Sequence[str] = LANGUAGES) -> list[str]:
     """Write the facts behind the tasks as statements, never as questions or instructions."""
     cells = _cells(languages, _STATED)

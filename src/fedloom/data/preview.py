@@ -214,10 +214,13 @@ def _lengths(federation: Federation) -> RenderableType:
         table.add_column(column, justify="right")
     train = [example for shard in federation.shards.values() for example in shard.train]
     held = [e for shard in federation.shards.values() for e in (*shard.validation, *shard.test)]
+    learnt, judged = (
+        [row for example in some for row in example.answers] for some in (train, held)
+    )
     for name, lengths in (
-        ("training", [len(example.ids) for example in train]),
-        ("training, learnt", [example.num_targets for example in train]),
-        ("validation and test", [len(example.ids) for example in held]),
+        ("training", [len(row.ids) for row in learnt]),
+        ("training, learnt", [row.num_own_targets for row in learnt]),
+        ("validation and test", [len(row.ids) for row in judged]),
         ("their prompts", [example.prompt_length for example in held]),
     ):
         if lengths:
@@ -250,12 +253,22 @@ def _samples(federation: Federation, tokenizer: Tokenizer, count: int) -> list[R
     for client, train in holders[::step][:count]:
         labels = train[0].record.labels if train[0].record else {}
         shown_labels = [v for k, v in labels.items() if k not in federation.manifest.hidden]
-        title = Text(", ".join(dict.fromkeys([client, *shown_labels])))
-        shown.append(Panel(_masked(train[0], tokenizer), title=title, title_align="left"))
+        title = ", ".join(dict.fromkeys([client, *shown_labels]))
+        for row in train[0].answers:
+            named = Text(f"{title}{_judgement(row, paired=train[0].rejected is not None)}")
+            shown.append(Panel(_masked(row, tokenizer), title=named, title_align="left"))
     return shown
 
 
 SPECIAL = "bold magenta"
+
+
+def _judgement(row: Example, *, paired: bool) -> str:
+    """Return what is said of an answer, where anything is."""
+    if row.good is None:
+        return ""
+    good, bad = ("chosen", "rejected") if paired else ("good", "bad")
+    return f": {good if row.good else bad}"
 
 
 def _masked(example: Example, tokenizer: Tokenizer) -> Text:

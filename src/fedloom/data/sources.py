@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedloom.core.randomness import derive
-from fedloom.data.data_settings import BUILTIN, DataSettings, Sample
+from fedloom.data.data_settings import BUILTIN, BUILTIN_PAIRS, DataSettings, Sample
 from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
 from fedloom.data.selection import CountTokens, check_held_out, select
 from fedloom.data.sharding import shuffled
@@ -71,7 +71,7 @@ def _selecting(settings: DataSettings) -> str:
 
 def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
     """Yield the rows of one file after another, so that no more than one is held before it is thinned."""
-    if settings.source == BUILTIN:
+    if settings.source in (BUILTIN, BUILTIN_PAIRS):
         yield _builtin(settings)
         return
     path = Path(settings.source).expanduser()
@@ -177,18 +177,21 @@ def _builtin(settings: DataSettings) -> list[Row]:
     known = {"language": polyglot.LANGUAGES, "task": polyglot.TASKS}
     for column, values in settings.where.items():
         if column not in known:
-            raise ValueError(f"data.where of {BUILTIN} takes language and task, got {column}")
+            raise ValueError(
+                f"data.where of {settings.source} takes language and task, got {column}"
+            )
         if wrong := [value for value in values if value not in known[column]]:
             raise ValueError(
-                f"data.where.{column} of {BUILTIN} must be among {', '.join(known[column])}, got {wrong[0]!r}"
+                f"data.where.{column} of {settings.source} must be among {', '.join(known[column])}, got {wrong[0]!r}"
             )
-    rows = polyglot.rows(
+    write = polyglot.pairs if settings.source == BUILTIN_PAIRS else polyglot.rows
+    rows = write(
         settings.num_examples or DEFAULT_ROWS,
         derive(settings.seed, "polyglot"),
         settings.where.get("language", known["language"]),
         settings.where.get("task", known["task"]),
     )
-    return [Row(row, BUILTIN, line) for line, row in enumerate(rows, start=1)]
+    return [Row(row, settings.source, line) for line, row in enumerate(rows, start=1)]
 
 
 def _returned(rows: object, source: str) -> Iterator[Row]:

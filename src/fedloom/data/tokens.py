@@ -47,10 +47,13 @@ class Example:
 
     @property
     def num_targets(self) -> int:
-        """Return how many tokens are learnt; the first of a row has nothing to be predicted from."""
-        if self.rejected is None:
-            return int((self.labels[1:] != IGNORED).sum())
-        return sum(int((row.labels[1:] != IGNORED).sum()) for row in self.answers)
+        """Return how many tokens of its answers are learnt."""
+        return sum(row.num_own_targets for row in self.answers)
+
+    @property
+    def num_own_targets(self) -> int:
+        """Return how many of its ids are learnt; the first of a row has nothing to be predicted from."""
+        return int((self.labels[1:] != IGNORED).sum())
 
     @property
     def answers(self) -> "tuple[Example, ...]":

@@ -92,12 +92,8 @@ def _owners(lanes: Sequence[Sequence[Example]], flat: Sequence[Sequence[Example]
     """Return which example each token asked for is of, in the order of their places."""
     number = {id(row): at for at, row in enumerate(row for rows in lanes for row in rows)}
     rows = [row for bin in flat for row in bin if id(row) in number]
-    counts = torch.tensor([_num_asked(row) for row in rows], dtype=torch.int64)
+    counts = torch.tensor([row.num_own_targets for row in rows], dtype=torch.int64)
     return torch.repeat_interleave(torch.tensor([number[id(row)] for row in rows]), counts)
-
-
-def _num_asked(row: Example) -> int:
-    return int((row.labels[1:] != IGNORED).sum())
 
 
 _NOTHING = Example(torch.zeros(1, dtype=torch.int64), torch.full((1,), IGNORED), 0)
