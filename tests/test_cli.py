@@ -322,9 +322,18 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
     missed = re.findall(r"^- 20: .*", (folder / "clusters.md").read_text(), re.M)
     assert len(missed) == 1
     assert "not separable" in missed[0]
-    routed = (folder / "routing.md").read_text()
-    (right,) = re.findall(r"with answers .* (\d+) \(\d+%\) \|$", routed, re.M)
-    assert f"from 16 examples in {right} of 180 cases" in told
+    pooled = (folder / "routing.md").read_text().split("## Clusters pooled\n")[1].split("\n## ")[0]
+    pattern = r"^\| (answers|prompts) \| (\d+) \| (\d+) ± \d+ \| (\d+) ± \d+ \|"
+    found = {(by, n): (right, named) for by, n, right, named in re.findall(pattern, pooled, re.M)}
+    cases = [found[case] for case in (("answers", "16"), ("prompts", "16"), ("prompts", "1"))]
+    (first, second, third), sure = zip(*cases, strict=True)
+    told = " ".join(told.split())
+    assert f"from 16 examples in {first} % of cases, from 16 prompts in {second} % and from" in told
+    assert (
+        f"one in {third} % (chance: 17 %), and are told how sure that is: on average {sure[0]},"
+        in told
+    )
+    assert f"{sure[1]} and {sure[2]} % (`benchmarks" in told
 
 
 def test_the_readmes_speed_is_the_benchmarks() -> None:
