@@ -97,9 +97,10 @@ class Evaluator:
         return ["" if score.choice == NOTHING else words[score.choice] for score in scores]
 
     def _scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
-        rows = {_key(example.ids, example.labels): example for example in examples}
-        scored = score(model, list(rows.values()), self.settings.batch_size, self.objective)
-        by_row = dict(zip(rows, scored, strict=True))
+        rows = distinct(examples)
+        scored = score(model, rows, self.settings.batch_size, self.objective)
+        keys = (_key(row.ids, row.labels) for row in rows)
+        by_row = dict(zip(keys, scored, strict=True))
         return [by_row[_key(example.ids, example.labels)] for example in examples]
 
     def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
@@ -160,6 +161,11 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
     if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
     return found | ({"perplexity": perplexity(found["loss"])} if "loss" in found else {})
+
+
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """Return the examples that are measured where several are equal: one of each."""
+    return list({_key(example.ids, example.labels): example for example in examples}.values())
 
 
 def _key(*tensors: Tensor) -> bytes:
