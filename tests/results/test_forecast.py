@@ -1,18 +1,23 @@
 """A forecast is what the rounds ask, times what two probes cost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedloom import experiment
-from fedloom.client import setup
-from fedloom.client.setup import batches
-from fedloom.core.protocols import Fit
+from fedloom.client.fast.kernels import FastPath
+from fedloom.core.protocols import Evaluate, Fit, Job
 from fedloom.data.federation import Shard
+from fedloom.evaluation.generation import Generation
+from fedloom.objectives.batch import Batch
+from fedloom.objectives.forward import Forward, Predictions
 from fedloom.results import forecast as module
+from fedloom.results import played
 from fedloom.results.forecast import forecast
-from fedloom.results.probes import LARGE, SMALL, Cost, Line, Probes
+from fedloom.results.played import play
+from fedloom.results.probes import LARGE, SMALL, Cost, Line, Loads, Probes
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
 from fedloom.spaces.seed_space import SeedSpace
@@ -64,17 +69,16 @@ def test_what_a_round_asks_is_what_it_then_draws(
     monkeypatch.setattr(module, "_asked", spy)
     forecast(session, shards)
     drawn: list[int] = []
+    made = FastPath.batches
 
-    def counted(*args: object) -> object:
-        for step in batches(*args):  # type: ignore[arg-type]
-            drawn.append(sum(len(row.ids) for row in step))
-            yield step
+    def counted(*args: Any) -> Iterator[Batch]:
+        for batch in made(*args):
+            drawn.append(batch.ids.numel())
+            yield batch
 
-    monkeypatch.setattr(setup, "batches", counted)
+    monkeypatch.setattr(FastPath, "batches", counted)
     experiment.run(small_recipe(run={"rounds": 1}), tmp_path / "run")
-    assert seen[0] == 4
-    assert seen[1] == sum(drawn)
-    assert max(drawn) <= seen[2] <= sum(drawn)
+    assert seen == [4, sum(drawn), max(drawn)]
 
 
 def test_every_answer_and_every_round_costs(
@@ -107,6 +111,7 @@ def test_weights_are_rebuilt_once_a_round_along_the_seeds_drawn_by_then(
         evaluation={"every": every, "generate": False},
     )
     session = build(recipe, tmp_path)
+    monkeypatch.setattr(Probes, "loads", lambda self: Loads())
     nothing = Cost(0.0, Line(0.0, 0.0), Line(0.0, 0.0))
     monkeypatch.setattr(Probes, "training", lambda self, work: nothing)
     monkeypatch.setattr(Probes, "judging", lambda self: nothing)
@@ -118,6 +123,117 @@ def test_weights_are_rebuilt_once_a_round_along_the_seeds_drawn_by_then(
     after = [16 * (1 - (15 / 16) ** (8 * number)) for number in range(4)]
     assert found.evaluate_seconds == pytest.approx(sum(after) if every else after[3])
     assert found.train_seconds == pytest.approx(0 if every else after[1] + after[2], abs=1e-9)
+
+
+def seeds_of(small_recipe: Make, folder: Path, **seeds: object) -> Session:
+    recipe = small_recipe(
+        algorithm={"fedkseed": {"steps": 2}},
+        tune={"seeds": {"num_seeds": 16, **seeds}},
+        local={"steps": None, "optimizer": "sgd"},
+        evaluation={"every": 1, "generate": False, "validation": False},
+        run={"rounds": 2},
+    )
+    return build(recipe, folder)
+
+
+def test_each_client_alone_brings_the_weights_to_where_they_are(
+    small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nothing = Cost(0.0, Line(0.0, 0.0), Line(0.0, 0.0))
+    monkeypatch.setattr(Probes, "training", lambda self, work: nothing)
+    monkeypatch.setattr(Probes, "judging", lambda self: nothing)
+    monkeypatch.setattr(Probes, "loads", lambda self: Loads(first=10.0, again=1.0))
+    monkeypatch.setattr(SeedSpace, "rebuild_seconds", lambda self: 0.0)
+    session = seeds_of(small_recipe, tmp_path)
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    found = forecast(session, shards)
+    # After each of two rounds four clients are measured one by one, of whom the first is there first; four train once more.
+    assert found.evaluate_seconds == pytest.approx(2 * (10 + 3))
+    assert found.train_seconds == pytest.approx(4)
+
+
+@pytest.mark.parametrize(("distribution", "goes_on"), [("gaussian", False), ("rademacher", True)])
+def test_sums_of_integers_go_on_from_the_last_round(
+    distribution: str,
+    goes_on: bool,
+    small_recipe: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(SeedSpace, "rebuild_seconds", lambda self: 16.0)
+    session = seeds_of(small_recipe, tmp_path, distribution=distribution)
+    one = 16 * (1 - (15 / 16) ** 8)
+    two = one if goes_on else 16 * (1 - (15 / 16) ** 16)
+    found = module._rebuilt(session, play(session, None), Loads())
+    assert found == pytest.approx({1: one, 2: two})
+
+
+def test_padding_and_equal_rows_are_counted_as_they_are_measured(
+    small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = build(
+        small_recipe(evaluation={"batch_size": 3, "validation": False}), tmp_path / "plan"
+    )
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    probes = Probes(session, shards, 4)
+    planned = module._measured(session, probes, 0, "test")
+    seen: dict[str, list[int]] = {"scored": [], "answered": []}
+    predictions, write = Forward.predictions, Generation._write
+
+    def scored(self: Forward, batch: Batch) -> Predictions:
+        seen["scored"].append(batch.ids.numel())
+        return predictions(self, batch)
+
+    def written(self: Generation, prompts: Any, *args: Any) -> Any:
+        seen["answered"].append(len(prompts) * max(map(len, prompts)))
+        return write(self, prompts, *args)
+
+    monkeypatch.setattr(Forward, "predictions", scored)
+    monkeypatch.setattr(Generation, "_write", written)
+    work = Evaluate(session.space.start(), "test")
+    session.trainer.run([Job(client, 1, 0, work) for client in session.judges])
+    assert seen == {"scored": planned.batches, "answered": planned.prompts}
+    assert planned.calls == 1
+
+
+def test_pieces_that_only_some_rounds_ask_for_are_counted_where_they_are(
+    small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = build(
+        small_recipe(algorithm=["clustered", "fedavg"], run={"rounds": 4}), tmp_path / "plan"
+    )
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    second = Cost(1.0, Line(0.0, 0.0), Line(0.0, 0.0))
+    monkeypatch.setattr(Probes, "training", lambda self, work: second)
+    # Two probes of each of four clients: the first is its training, the second a piece more.
+    assert forecast(session, shards).train_seconds == pytest.approx(4 * 4 + 4)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_messages_are_those_of_what_was_learnt(
+    few: bool, small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a client says of its training is in its message too."""
+    recipe = small_recipe(
+        algorithm=[{"flasc": {"download": 0.25, "upload": 0.25}}, "fedavg"],
+        wire={"download": "int8", "upload": "int8"},
+        tune={"lora": {"rank": 16, "targets": "all-linear"}},
+        evaluation={"generate": False, "every": 0},
+        run={"rounds": 4},
+    )
+    session = build(recipe, tmp_path / "plan")
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    if not few:
+        monkeypatch.setattr(played, "FEW", 0)
+    found = forecast(session, shards)
+    summary = experiment.run(recipe, tmp_path / "run").summary
+    measured = summary["upload_bytes"] + summary["download_bytes"]
+    assert found.total_bytes == pytest.approx(measured, rel=0.03)
+    assert len(found.rounds) == (4 if few else played.ROUNDS)
 
 
 def test_probes_are_rows_of_the_clients_and_of_two_sizes(

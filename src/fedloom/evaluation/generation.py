@@ -57,7 +57,7 @@ class Generation:
         answers: dict[int, str] = {}
         alike = len({len(prompt) for prompt in prompts}) == 1
         padded = alike or keeps_padding_out(model)
-        for chosen in _batches(prompts, self.batch_size, padded=padded):
+        for chosen in batches([len(p) for p in prompts], self.batch_size, padded=padded):
             written, sound = self._write([prompts[at] for at in chosen], model, stops)
             for at, ids, numbered in zip(chosen, written, sound, strict=True):
                 length = next((n for n, token in enumerate(ids) if token in stops), len(ids))
@@ -94,14 +94,12 @@ class Generation:
             )
 
 
-def _batches(
-    prompts: Sequence[Tensor], batch_size: int, *, padded: bool
-) -> Iterator[Sequence[int]]:
+def batches(lengths: Sequence[int], batch_size: int, *, padded: bool) -> Iterator[Sequence[int]]:
     """Yield places of prompts, longest first; where padding would be read, prompts of one length at a time."""
-    order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
+    order = sorted(range(len(lengths)), key=lambda at: -lengths[at])
     runs = [order]
     if not padded:
-        runs = [list(run) for _, run in groupby(order, key=lambda at: len(prompts[at]))]
+        runs = [list(run) for _, run in groupby(order, key=lambda at: lengths[at])]
     for run in runs:
         for start in range(0, len(run), batch_size):
             yield run[start : start + batch_size]

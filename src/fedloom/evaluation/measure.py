@@ -109,14 +109,20 @@ class Evaluator:
 
     def scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         """Return what the model makes of each example, equal ones once; the model is in evaluation mode."""
-        rows = {example.key: example for example in examples}
-        measured, size = list(rows.values()), self.settings.batch_size
-        if self.references is not None:
-            # One at a time, as the reference model was asked, so that a model equal to it has rewards of exactly 0.
-            measured, size = self.references.carried(measured), 1
-        scored = score(model, measured, size, self.objective)
-        by_row = dict(zip(rows, scored, strict=True))
+        rows = distinct(examples)
+        measured = rows if self.references is None else self.references.carried(rows)
+        scored = score(model, measured, self.batch_size, self.objective)
+        by_row = {row.key: found for row, found in zip(rows, scored, strict=True)}
         return [by_row[example.key] for example in examples]
+
+    @property
+    def batch_size(self) -> int:
+        """Return how many examples are measured at once.
+
+        It is one where they are compared with a reference model, which was asked so: a model equal to it then has rewards
+        of exactly 0.
+        """
+        return self.settings.batch_size if self.references is None else 1
 
     def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
         num_tokens = sum(score.num_tokens for score in scores)
@@ -176,6 +182,11 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
     if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
     return found | ({"perplexity": perplexity(found["loss"])} if "perplexity" in found else {})
+
+
+def distinct(examples: Iterable[Example]) -> list[Example]:
+    """Return the examples that are measured where several are equal: one of each."""
+    return list({example.key: example for example in examples}.values())
 
 
 def _key(*tensors: Tensor) -> bytes:

@@ -39,15 +39,23 @@ def score(
 
 def batched(
     examples: Sequence[Example], batch_size: int, objective: Objective, forward: Forward
-) -> Iterator[tuple[list[int], Batch]]:
+) -> Iterator[tuple[Sequence[int], Batch]]:
     """Yield batches of up to `batch_size` examples, and which examples are in each."""
     like = next(forward.model.parameters())
-    # Longest first: what shares a batch is alike, and the largest batch comes before the others.
-    left = sorted(range(len(examples)), key=lambda at: -len(examples[at].ids))
-    while left:
-        rows = min(batch_size, forward.most_rows(examples[left[0]].num_tokens))
-        chosen, left = left[:rows], left[rows:]
+    for chosen in batches([example.num_tokens for example in examples], batch_size, forward):
         yield chosen, objective.batch([[examples[at] for at in chosen]], [1], like, pack=False)
+
+
+def batches(lengths: Sequence[int], batch_size: int, forward: Forward) -> Iterator[Sequence[int]]:
+    """Yield places of rows that go through a model at once, without gradients.
+
+    Longest first: what shares a batch is alike, and the largest batch comes before the others.
+    """
+    left = sorted(range(len(lengths)), key=lambda at: -lengths[at])
+    while left:
+        rows = min(batch_size, forward.most_rows(lengths[left[0]]))
+        yield left[:rows]
+        left = left[rows:]
 
 
 def answer_entropies(model: nn.Module, prompts: Sequence[Tensor], batch_size: int) -> list[float]:
@@ -57,12 +65,9 @@ def answer_entropies(model: nn.Module, prompts: Sequence[Tensor], batch_size: in
     training never asks for a prompt's tokens.
     """
     found: dict[int, float] = {}
-    left = sorted(range(len(prompts)), key=lambda at: -len(prompts[at]))
     with evaluating(model):
         forward = Forward.of(model)
-        while left:
-            rows = min(batch_size, forward.most_rows(len(prompts[left[0]])))
-            chosen, left = left[:rows], left[rows:]
+        for chosen in batches([len(prompt) for prompt in prompts], batch_size, forward):
             entropies = _entropies(forward, [prompts[at] for at in chosen])
             found.update(zip(chosen, entropies, strict=True))
     return [found[at] for at in range(len(prompts))]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedloom.models.found import check_loaded, check_tokenizer, found
 from fedloom.models.generation import PLAIN, ends_in_file, fresh, keep_file, settle_
@@ -307,10 +307,21 @@ def shapes_only(settings: ModelSettings) -> "PreTrainedModel":
         )
 
 
+def _with_own_storage(values: Tensor) -> Tensor:
+    """Return the values where they are, but as no part of a larger vector, which safetensors takes for shared."""
+    if values.device.type != "cpu" or not values.is_contiguous():
+        return values.cpu().clone()
+    raw = values.flatten().view(torch.uint8)
+    return torch.from_numpy(raw.numpy()).view(values.dtype).view(values.shape)
+
+
 def write_model(base: Base, folder: Path) -> None:
     """Write the model as its tensors stand, and its tokenizer; quantised layers in the type of the others."""
-    # Cloned, since tensors may be views of one vector, which safetensors takes for shared.
-    state = {name: t.detach().cpu().clone() for name, t in base.model.state_dict().items()}
+    state, seen = dict[str, Tensor](), set[int]()
+    for name, t in base.model.state_dict().items():
+        # Tied ones stay apart as they were; of the others there is no second copy.
+        state[name] = t.clone().cpu() if t.data_ptr() in seen else _with_own_storage(t.detach())
+        seen.add(t.data_ptr())
     for name, module in base.model.named_modules():
         if isinstance(module, Int8Linear):
             del state[f"{name}.scale"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +57,21 @@ def looks_ahead(model: "PreTrainedModel") -> bool:
     return _gradient_from_behind(model, rows[0]) > 1e-5
 
 
-@torch.no_grad()
 def keeps_padding_out(model: "PreTrainedModel") -> bool:
-    """Return whether a row that is padded on the left, under a mask, is as if it were alone; recurrent ones may not."""
+    """Return whether a row that is padded on the left, under a mask, is as if it were alone; recurrent ones may not.
+
+    A model is asked once: what it does with padding is its architecture's, and asking costs several answers' tokens.
+    """
+    if model not in _PADDING:
+        _PADDING[model] = _keeps_padding_out(model)
+    return _PADDING[model]
+
+
+_PADDING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _keeps_padding_out(model: "PreTrainedModel") -> bool:
     ids = plain_ids(model, _LENGTH)[None]
     mask = torch.ones_like(ids)
     padded = torch.cat([ids[:, :3], ids], dim=1)

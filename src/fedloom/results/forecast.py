@@ -1,18 +1,18 @@
-"""How long a run takes and how much memory it needs: what its rounds ask of its clients, times what that costs here."""
+"""How long a run takes, how much memory it needs and what it sends: what its rounds ask, times what that costs here."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice, product, zip_longest
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 
-from fedloom.client.local_settings import LocalSettings
-from fedloom.client.setup import batches
-from fedloom.core.protocols import ClientId, Fit, Split, Task, Work
+from fedloom.client.setup import Step, batches
+from fedloom.core.protocols import ClientId, Split, Task
 from fedloom.core.randomness import derive
-from fedloom.core.rehearsal import client_half, stand_in
 from fedloom.data.federation import Shard
-from fedloom.objectives.forward import Forward
-from fedloom.results.probes import Line, Probes, tokens_of
-from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.data.tokens import Example
+from fedloom.evaluation.measure import distinct
+from fedloom.results.played import PlayedRound, first_fit, play
+from fedloom.results.probes import Cost, Line, Loads, Probes
+from fedloom.rounds.loop import begin, draw
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 from fedloom.spaces.seed_space import SeedSpace
@@ -27,8 +27,14 @@ class Forecast:
     """Clients of a round."""
     train_seconds: float
     """Of the clients alone: without messages and the server's own work."""
+    message_seconds: float
+    """Of those."""
     evaluate_seconds: float
     peak_memory_bytes: int
+    total_bytes: int
+    """Of all messages."""
+    rounds: Sequence[PlayedRound]
+    """All of them, or the first few; those after them are like the last."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +46,23 @@ class Asked:
     steps: int
     """Of all groups of clients that are trained at once."""
     tokens: int
-    """Of all steps of all clients."""
+    """Of all batches of all clients, padding included."""
     largest: int
     """Tokens of the largest batch."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measured:
-    """What an evaluation measures of one split."""
+    """What one evaluation of one split measures."""
 
-    tokens: int
-    """Of all rows whose loss is measured."""
-    prompts: int
-    """Tokens before the answers that are generated."""
-    answers: Sequence[int]
-    """How long those may be expected to be."""
+    calls: int = 0
+    """Times that clients are measured together, which share their batches."""
+    batches: list[int] = field(default_factory=list)
+    """Tokens, padding included, of each batch whose loss is measured."""
+    prompts: list[int] = field(default_factory=list)
+    """Tokens, padding included, of each batch of prompts that are answered."""
+    answers: list[Sequence[int]] = field(default_factory=list)
+    """How long the answers to each of those may be expected to be."""
 
 
 def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
@@ -65,59 +73,72 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
         shards: The data that its trainer reads; probes are put among them.
     """
     recipe = session.recipe
-    run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    round = draw(run, session.learners, recipe.cohort)
-    sent = tasks("train", round, recipe.algorithm.broadcast(run.state, round))
-    works = {task.client: list(_works(session, task)) for task in sent}
-    probes = Probes(session, shards, len(sent))
-    fits = [work for some in works.values() for work in some if isinstance(work, Fit)]
-    trained, memory = 0.0, 0.0
-    if fits:
-        cost = probes.training(fits[0])
-        asked = _asked(session, sent, works, probes.lanes)
-        trained = cost.piece * asked.pieces + cost.seconds.at(asked.tokens, asked.steps)
-        memory = cost.memory.at(asked.largest) + _held_by_round(session, len(sent))
-    judged, most = _judged(session, probes)
-    # The weights after a round are rebuilt by whoever asks first: those who measure, or else who trains next.
-    rebuilt = _rebuilt(session, fits)
-    measured = sum(rebuilt[number] for number in _due(recipe)) if probes.judged else 0.0
+    begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    cohort = len(draw(begun, session.learners, recipe.cohort).cohort)
+    probes, fit = Probes(session, shards, cohort), first_fit(session)
+    cost = probes.training(fit) if fit else _NOTHING
+    evaluations = _evaluations(session, probes) if probes.judged else {}
+    judged, most = _judged(probes, evaluations)
+    memory, loads = max(most, peak_memory_bytes()), probes.loads()
+    # Made up only now, so that what that takes is not counted as the run's.
+    rounds = play(session, probes.trained)
+    asked = _asked_of(session, rounds, probes)
+    rebuilt = _rebuilt(session, rounds, loads)
+    trained = sum(cost.piece * one.pieces + cost.seconds.at(one.tokens, one.steps) for one in asked)
+    # Whoever asks first for the weights after a round has them rebuilt: those who measure, or else who trains next.
+    for number, seconds in rebuilt.items():
+        calls = sum(one.calls for one in evaluations.get(number, ()))
+        judged += seconds + loads.again * (calls - 1) if calls else 0.0
+        trained += 0.0 if calls else seconds - loads.again
+        trained += loads.again * asked[number].pieces if number < recipe.run.rounds else 0.0
+    if any(one.pieces for one in asked):
+        largest = max(one.largest for one in asked)
+        memory = max(memory, cost.memory.at(largest) + _held_by_round(session, cohort))
+    around = sum(one.seconds for one in rounds) / len(rounds)
+    sizes = [one.download_bytes + one.upload_bytes for one in rounds]
     return Forecast(
-        len(sent),
-        trained * recipe.run.rounds + sum(rebuilt) - measured,
-        judged + measured,
-        int(max(memory, most, peak_memory_bytes())),
+        cohort,
+        trained,
+        around * cohort * recipe.run.rounds,
+        judged,
+        int(memory),
+        sum(sizes) + sizes[-1] * (recipe.run.rounds - len(rounds)),
+        rounds,
     )
 
 
-def _due(recipe: Recipe) -> list[int]:
-    """Return the rounds after which the model is measured, 0 before the first."""
-    return [n for n in range(recipe.run.rounds + 1) if recipe.measures_after(n)]
+_NOTHING = Cost(0.0, Line(0.0, 0.0), Line(0.0, 0.0))
 
 
-def _rebuilt(session: Session, fits: Sequence[Fit]) -> list[float]:
-    """Return the seconds in which weights are rebuilt after each round from 0, along all seeds drawn by then."""
-    rounds = session.recipe.run.rounds
-    if not isinstance(session.space, SeedSpace):
-        return [0.0] * (rounds + 1)
-    whole, pool = session.space.rebuild_seconds(), session.space.num_seeds
-    drawn = sum(len(t) for fit in fits for t in (fit.seed_sequence or {}).values())
-    return [whole * (1 - (1 - 1 / pool) ** (number * drawn)) for number in range(rounds + 1)]
+def _rebuilt(session: Session, rounds: Sequence[PlayedRound], loads: Loads) -> dict[int, float]:
+    """Return the seconds in which weights are first brought to where each round has left them; nothing but in seed space."""
+    space, total = session.space, session.recipe.run.rounds
+    if not isinstance(space, SeedSpace):
+        return {}
+    whole, stays = space.rebuild_seconds(), 1 - 1 / space.num_seeds
+    drawn, found = 0, dict[int, float]()
+    for number in range(1, total + 1):
+        latest = rounds[min(number, len(rounds)) - 1].num_seeds
+        # Sums of integers go on from the last ones; others are taken anew, along all seeds drawn so far.
+        drawn = latest if space.sums_go_on else drawn + latest
+        found[number] = loads.first + whole * (1 - stays**drawn)
+    return found
 
 
-def _judged(session: Session, probes: Probes) -> tuple[float, float]:
-    """Return the seconds of all evaluations, and the most bytes of one."""
-    if not probes.judged:
+def _judged(probes: Probes, evaluations: Mapping[int, Sequence[Measured]]) -> tuple[float, float]:
+    """Return the seconds of all evaluations, without rebuilds of weights, and the most bytes of one."""
+    every = [one for some in evaluations.values() for one in some]
+    if not every:
         return 0.0, 0.0
-    evaluations = list(_evaluations(session))
     cost = probes.judging()
-    seconds = sum(cost.seconds.at(each.tokens) for each in evaluations)
-    memory = cost.memory.at(_largest(session, probes))
-    at_once = max(len(each.answers) for each in evaluations)
+    seconds = sum(cost.seconds.at(sum(one.batches), len(one.batches)) for one in every)
+    memory = cost.memory.at(max(tokens for one in every for tokens in (*one.batches, *one.prompts)))
+    at_once = max((len(batch) for one in every for batch in one.answers), default=0)
     if at_once:
-        token = probes.writing(min(session.recipe.evaluation.batch_size, at_once))
-        for each in evaluations:
-            seconds += cost.seconds.at(each.prompts, 0)
-            seconds += _written(each.answers, token.seconds, session)
+        token = probes.writing(at_once)
+        for one in every:
+            seconds += cost.seconds.at(sum(one.prompts), 0)
+            seconds += sum(token.seconds.at(sum(batch), max(batch)) for batch in one.answers)
         memory = max(memory, token.memory.constant)
     return seconds, memory
 
@@ -131,94 +152,79 @@ def _held_by_round(session: Session, cohort: int) -> int:
     return 3 * size * (1 + min(cohort, session.trainer.width))
 
 
-def _works(session: Session, task: Task) -> Iterator[Work]:
-    """Yield what a client's half asks for, played through on no model."""
-    half = client_half(session.recipe.algorithm, task, {})
-    try:
-        work = next(half)
-        while True:
-            yield work
-            work = half.send(stand_in(work, task.seed, noise=1e-3))
-    except StopIteration:
-        return
+def _asked_of(session: Session, rounds: Sequence[PlayedRound], probes: Probes) -> list[Asked]:
+    """Return what each round asks; the batches of another that asks for as many steps are alike."""
+    known: dict[tuple[tuple[int, ...], ...], Asked] = {}
+    found = []
+    for number in range(session.recipe.run.rounds):
+        round = rounds[min(number, len(rounds) - 1)]
+        kind = tuple(sorted(tuple(steps) for steps in round.steps.values()))
+        if kind not in known:
+            known[kind] = _asked(session, round, probes)
+        found.append(known[kind])
+    return found
 
 
-def _asked(
-    session: Session,
-    sent: Sequence[Task],
-    works: Mapping[ClientId, Sequence[Work]],
-    lanes: int,
-) -> Asked:
+def _asked(session: Session, round: PlayedRound, probes: Probes) -> Asked:
     """Return the steps of a round, whose batches are those that it will draw; clients of a group take turns side by side."""
     pieces = steps = tokens = largest = 0
-    for at in range(0, len(sent), lanes):
-        group = [
-            [
-                _batch_tokens(session, task, turn, work)
-                for turn, work in enumerate(works[task.client])
-                if isinstance(work, Fit)
+    for at in range(0, len(round.sent), probes.lanes):
+        group = round.sent[at : at + probes.lanes]
+        for turn in range(max(len(round.steps[task.client]) for task in group)):
+            streams = [
+                _steps(session, task, turn, round.steps[task.client][turn])
+                for task in group
+                if turn < len(round.steps[task.client])
             ]
-            for task in sent[at : at + lanes]
-        ]
-        for turn in zip_longest(*group, fillvalue=()):
-            taken = [client for client in turn if client]
-            pieces += len(taken)
-            steps += max(map(len, taken), default=0)
-            tokens += sum(sum(map(sum, client)) for client in taken)
-            largest = max(largest, sum(max(map(max, client)) for client in taken))
+            pieces += len(streams)
+            for together in zip_longest(*streams):
+                batches = probes.learnt_tokens([step for step in together if step])
+                steps += 1
+                tokens += sum(batches)
+                largest = max(largest, *batches)
     return Asked(pieces, steps, tokens, largest)
 
 
-def _batch_tokens(session: Session, task: Task, turn: int, work: Fit) -> list[list[int]]:
-    """Return the tokens of each batch of each step of a piece of training."""
+def _steps(session: Session, task: Task, turn: int, num_steps: int) -> Iterator[Step]:
+    """Yield the rows of each step of a piece of training."""
     local, rows = session.recipe.local, session.federation.shards[task.client].train
-    steps = batches(rows, local.batch_size * local.accumulation, derive(task.seed, turn))
-    size = local.batch_size
-    return [
-        [tokens_of(step[i : i + size]) for i in range(0, len(step), size)]
-        for step in islice(steps, _num_steps(work, local, len(rows)))
-    ]
+    stream = batches(rows, local.batch_size * local.accumulation, derive(task.seed, turn))
+    return islice(stream, num_steps)
 
 
-def _evaluations(session: Session) -> Iterator[Measured]:
-    """Yield what is measured of each split in a run."""
-    recipe, shards, evaluator = session.recipe, session.federation.shards, session.evaluator
+def _evaluations(session: Session, probes: Probes) -> dict[int, list[Measured]]:
+    """Return what is measured after each round, 0 before the first, of each split."""
+    recipe = session.recipe
     splits: tuple[Split, ...] = (
         ("validation", "test") if recipe.evaluation.validation else ("test",)
     )
-    longest = recipe.evaluation.max_new_tokens
-    for number, split in product(_due(recipe), splits):
-        held = (shards[c] for c in session.drawn_judges(number, split))
-        rows = [
+    due = [n for n in range(recipe.run.rounds + 1) if recipe.measures_after(n)]
+    return {n: [_measured(session, probes, n, split) for split in splits] for n in due}
+
+
+def _measured(session: Session, probes: Probes, number: int, split: Split) -> Measured:
+    """Return what is measured of a split after a round, where as many clients share a model as a trainer takes at once."""
+    recipe, shards, width = session.recipe, session.federation.shards, session.trainer.width
+    clients = session.drawn_judges(number, split)
+    found = Measured()
+    written = split == "test" and recipe.evaluation.generate and not recipe.objective.classes
+    for at in range(0, len(clients), width):
+        held = [shards[client] for client in clients[at : at + width]]
+        rows = distinct(
             row
             for shard in held
-            for row in evaluator.drawn(shard.test if split == "test" else shard.validation)
-        ]
-        written = split == "test" and recipe.evaluation.generate and not recipe.objective.classes
-        asked = rows if written else []
-        yield Measured(
-            tokens_of(rows),
-            sum(row.prompt_length for row in asked),
-            # Before training a model goes on; then it learns when to stop.
-            [longest if number == 0 else min(longest, 1 + row.num_targets) for row in asked],
+            for row in session.evaluator.drawn(shard.test if split == "test" else shard.validation)
         )
+        found.calls += 1
+        found.batches += probes.judged_tokens(rows)
+        if written:
+            for chosen in probes.answered(rows):
+                found.prompts.append(len(chosen) * max(row.prompt_length for row in chosen))
+                found.answers.append([_expected(recipe, number, row) for row in chosen])
+    return found
 
 
-def _written(answers: Sequence[int], token: Line, session: Session) -> float:
-    """Return the seconds of answers by their lengths, of which a batch is as long as its longest."""
-    size = session.recipe.evaluation.batch_size
-    together = [answers[at : at + size] for at in range(0, len(answers), size)]
-    return token.at(sum(answers), sum(map(max, together)))
-
-
-def _largest(session: Session, probes: Probes) -> int:
-    """Return the tokens of the largest batch that is measured."""
-    longest = max(row.num_tokens for row in probes.held)
-    rows = Forward.of(session.space.model).most_rows(longest)
-    return longest * min(len(probes.held), session.recipe.evaluation.batch_size, rows)
-
-
-def _num_steps(work: Fit, local: LocalSettings, num_rows: int) -> int:
-    if work.seed_sequence is None:
-        return local.num_steps(num_rows, work.steps)
-    return len(next(iter(work.seed_sequence.values()))) // local.directions
+def _expected(recipe: Recipe, number: int, row: Example) -> int:
+    """Return how long an answer may be: before training a model goes on; then it learns when to stop."""
+    longest = recipe.evaluation.max_new_tokens
+    return longest if number == 0 else min(longest, 1 + row.num_targets)

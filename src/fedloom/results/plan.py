@@ -1,11 +1,8 @@
 """What a recipe will cost, before it costs it: parameters, bytes, memory and time."""
 
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -13,31 +10,24 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels, products_in_words, slow_type
-from fedloom.core.description import check, describe
-from fedloom.core.protocols import ClientId, Profile, Reply, Task
-from fedloom.core.rehearsal import rehearse
+from fedloom.core.description import check
+from fedloom.core.protocols import ClientId
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, Shard, federate
 from fedloom.models.build import model_bytes
 from fedloom.objectives.objective import Objective
 from fedloom.results.forecast import forecast
-from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.rounds.session import Makers, Session, build
+from fedloom.rounds.session import Makers, build
 from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
-from fedloom.wire.format import encode_reply, encode_task
-from fedloom.wire.wire_settings import WireSettings
-
-_PLAYED = 50_000_000
-"""Numbers of all messages up to which every round is played."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A forecast; bytes come from a rehearsal on the real wire, time and memory from probes of two sizes."""
+    """A forecast; bytes come from rounds played on the real wire, time and memory from probes of two sizes."""
 
     recipe: Recipe
     num_trainable: int
@@ -128,18 +118,17 @@ def make_plan(recipe: Recipe) -> Plan:
         session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
         taken = forecast(session, shards)
-        sizes, around = _messages(session, taken.cohort)
-    params, model = session.space.start(), session.space.model
+    params, model, last = session.space.start(), session.space.model, taken.rounds[-1]
     kernels = choose_kernels(recipe.local, model)
     return Plan(
         recipe,
         num_trainable=sum(t.numel() for t in params.values()),
         num_total=sum(p.numel() for p in session.base.model.parameters()),
         cohort=taken.cohort,
-        download_bytes=sizes[-1][0],
-        upload_bytes=sizes[-1][1],
-        total_bytes=taken.cohort * sum(map(sum, sizes)),
-        train_seconds=taken.train_seconds + around * taken.cohort * recipe.run.rounds,
+        download_bytes=round(last.download_bytes / taken.cohort),
+        upload_bytes=round(last.upload_bytes / taken.cohort),
+        total_bytes=taken.total_bytes,
+        train_seconds=taken.train_seconds + taken.message_seconds,
         evaluate_seconds=taken.evaluate_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
         base=session.base.described(),
@@ -156,62 +145,3 @@ def _rebuild_in_words(space: object) -> str:
         return ""
     kind, seconds = space.directions.distribution, space.rebuild_seconds()
     return cost_in_words(kind, space.num_seeds, seconds)
-
-
-def _messages(session: Session, cohort: int) -> tuple[list[tuple[int, int]], float]:
-    """Return what a client is sent and sends in each round, bytes, and what goes on around its training, seconds.
-
-    Rounds are played with noise in the place of training: all of them, with as many replies, where messages are small and
-    grow with what was learnt, as those of seeds do; until they are alike, where they grow with the sum of factors;
-    elsewhere the first two, which the others are like. Of several tiers it is the mean, a client of each.
-    """
-    recipe = session.recipe
-    algorithm, wire, rounds = recipe.algorithm, recipe.wire, recipe.run.rounds
-    start = session.space.start()
-    run = begin(algorithm, start, recipe.run.seed)
-    small = sum(t.numel() for t in start.values()) * cohort * rounds <= _PLAYED
-    told = describe(algorithm)
-    every = small or told.multiplies_factors
-    least = max(told.min_replies, cohort if every else 1)
-    sizes, seconds = list[tuple[int, int]](), 0.0
-    for _ in range(rounds if every else min(2, rounds)):
-        began = time.perf_counter()
-        round = draw(run, session.learners, None)
-        sent = algorithm.broadcast(run.state, round)
-        tiers = {p.get("tier", ""): c for c, p in reversed([*round.population.items()])}
-        asked = dict.fromkeys([*tiers.values(), *islice(sent, least if every else 1)])
-        ready = tasks("train", round, {c: sent[c] for c in round.cohort if c in asked})
-        # As many of one kind as a robust rule asks for.
-        replies = [rehearse(algorithm, task, noise=1e-2) for task in ready]
-        others = [name for name in round.population if name not in {r.client for r in replies}]
-        replies += [replace(replies[0], client=name) for name in others[: least - len(replies)]]
-        # Encoded by one side, decoded by the other, which takes about as long as the rehearsal's noise.
-        sizes.append(_mean_lengths(ready, replies, tiers, round.population, wire))
-        state, _ = algorithm.server_update(run.state, round, replies)
-        run = replace(run, number=run.number + 1, state=state)
-        seconds = (time.perf_counter() - began) / len(ready)
-        if told.multiplies_factors and len(sizes) > 2 and _alike(sizes[-1], sizes[-2]):
-            break
-    return sizes + sizes[-1:] * (rounds - len(sizes)), seconds
-
-
-def _mean_lengths(
-    ready: Sequence[Task],
-    replies: Sequence[Reply],
-    tiers: Mapping[str, ClientId],
-    population: Mapping[ClientId, Profile],
-    wire: WireSettings,
-) -> tuple[int, int]:
-    """Return the bytes of a download and an upload: of one client a tier, who counts as many as are of it."""
-    counts = Counter(profile.get("tier", "") for profile in population.values())
-    asked = {task.client: task for task in ready}
-    sent = {reply.client: reply for reply in replies}
-    down = up = 0
-    for tier, client in tiers.items():
-        down += counts[tier] * len(encode_task(asked[client], settings=wire))
-        up += counts[tier] * len(encode_reply(sent[client], settings=wire))
-    return down // len(population), up // len(population)
-
-
-def _alike(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return all(abs(a - b) <= 0.01 * a for a, b in zip(one, other, strict=True))

@@ -3,28 +3,37 @@
 Nothing of a recipe's own size is run. Time and memory are lines in the number of tokens, and two points make a line.
 """
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
 
 from fedloom.client.cohort import Cohort
+from fedloom.client.fast.kernels import FastPath
 from fedloom.client.make_trainer import GROUPS
+from fedloom.client.setup import Step
 from fedloom.client.trainer import OneByOne
 from fedloom.core.params import params_map
-from fedloom.core.protocols import ClientId, Evaluate, Fit, Job, Work
+from fedloom.core.params import sub as difference
+from fedloom.core.protocols import ClientId, Done, Evaluate, Fit, Job, Params, Work
 from fedloom.core.randomness import derive
+from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
-from fedloom.evaluation.scoring import evaluating
+from fedloom.evaluation import generation
+from fedloom.evaluation.scoring import batches, evaluating
 from fedloom.models.generation import write_greedily
+from fedloom.models.probe import keeps_padding_out
+from fedloom.objectives.forward import Forward
+from fedloom.results.played import FEW, Trained
 from fedloom.rounds.session import Session
+from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import peak_memory_bytes, phase_memory
 
 TOKENS = 512
@@ -74,6 +83,15 @@ class Cost:
     """Bytes of the process, by the tokens of a batch."""
 
 
+@dataclass(frozen=True)
+class Loads:
+    """Seconds in which weights are brought to where coefficients say, without those of the directions."""
+
+    first: float = 0.0
+    """Where nobody has been before."""
+    again: float = 0.0
+
+
 class Probes:
     """Clients that only a forecast asks, with a few rows of the others."""
 
@@ -92,6 +110,8 @@ class Probes:
         known = list(shards.values())
         whole = local.batch_size * local.accumulation
         self._session = session
+        self.trained: Trained | None = None
+        """What came of training, once it was asked what that costs."""
         self._learnt = _two_sizes([row for shard in known for row in shard.train], whole)
         held = [row for shard in known for row in (*shard.validation, *shard.test)]
         judging = session.recipe.evaluation
@@ -107,22 +127,30 @@ class Probes:
     def training(self, work: Fit) -> Cost:
         """Return what training costs: a few steps of a client's own work."""
 
-        local = self._session.recipe.local
+        directions, begun, done = self._session.recipe.local.directions, [work.start], list[Done]()
+        few_numbers = sum(t.numel() for t in work.start.values()) <= FEW
 
-        def run(name: str, steps: int) -> None:
-            self._run(self._names(name), _shortened(work, steps, local.directions))
+        def run(name: str, steps: int) -> list[Done]:
+            return self._run(self._names(name), _shortened(work, steps, directions))
+
+        def more() -> None:
+            # On from where that has led, but in seed space, where every other place costs a rebuild.
+            longer = _shortened(replace(work, start=begun[-1]), 1 + MORE, directions)
+            done[:] = self._run(self._names(LARGE), longer)
+            if few_numbers and not work.seed_sequence:
+                begun.append(done[0].params)
 
         tried = _interleaved(
-            {
-                "small": lambda: run(SMALL, 1),
-                "large": lambda: run(LARGE, 1),
-                "more": lambda: run(LARGE, 1 + MORE),
-            }
+            {"small": lambda: run(SMALL, 1), "large": lambda: run(LARGE, 1), "more": more}
         )
+        moves = [difference(after, before) for before, after in itertools.pairwise(begun)]
+        self.trained = Trained(moves[:2], replace(done[0], params={}))
         step = max((tried["more"].seconds - tried["large"].seconds) / MORE, 1e-9)
         piece = max(tried["large"].seconds - step, 0.0)
         short = max(tried["small"].seconds - piece, 1e-9)
-        few, many = (self.lanes * tokens_of(self._learnt[name]) for name in (SMALL, LARGE))
+        few, many = (
+            sum(self.learnt_tokens([self._learnt[name]] * self.lanes)) for name in (SMALL, LARGE)
+        )
         return Cost(
             piece / self.lanes,
             Line.through((few, short), (many, step)),
@@ -135,7 +163,7 @@ class Probes:
         tried = _interleaved(
             {name: partial(self._run, self._names(name)[:1], work) for name in (SMALL, LARGE)}
         )
-        points = [(tokens_of(self.judged[name]), tried[name]) for name in (SMALL, LARGE)]
+        points = [(sum(self.judged_tokens(self.judged[n])), tried[n]) for n in (SMALL, LARGE)]
         seconds = Line.through(*((tokens, each.seconds) for tokens, each in points))
         return Cost(0.0, seconds, _memory(*((tokens, each.memory) for tokens, each in points)))
 
@@ -152,7 +180,7 @@ class Probes:
         first = torch.stack([row.ids[:most] for row in self.held[:at_once]])
         counts = sorted({max(1, at_once // 4), at_once})
         pieces: dict[str, Callable[[], object]] = {}
-        for rows, tokens in product(counts, (1, 1 + MORE_TOKENS)):
+        for rows, tokens in itertools.product(counts, (1, 1 + MORE_TOKENS)):
             prompts = first.repeat(-(-rows // len(first)), 1)[:rows].to(space.device)
             pieces[f"{rows} {tokens}"] = partial(
                 write_greedily,
@@ -163,7 +191,8 @@ class Probes:
                 ends=[],
                 fill=0,
             )
-        with evaluating(model), self._fast_evaluating():
+        fast = self._fast()
+        with evaluating(model), fast.evaluating() if fast else nullcontext():
             tried = _interleaved(pieces)
 
         def token(rows: int) -> float:
@@ -173,17 +202,59 @@ class Probes:
         seconds = Line.through(*((rows, token(rows)) for rows in (counts[0], counts[-1])))
         return Cost(0.0, seconds, Line(max(each.memory for each in tried.values()), 0.0))
 
-    def _fast_evaluating(self) -> AbstractContextManager[object]:
+    def loads(self) -> Loads:
+        """Return what it costs to bring weights to coefficients other than the start's; nothing outside seed space."""
+        space = self._session.space
+        if not isinstance(space, SeedSpace):
+            return Loads()
+
+        def seconds(params: Params) -> float:
+            began = time.perf_counter()
+            space.load(params)
+            return time.perf_counter() - began
+
+        start, moved = space.start(), space.start()
+        moved[COEFFICIENTS][0] = 1e-6
+        plain = seconds(start)
+        first, again = (max(seconds(moved) - plain, 0.0) for _ in range(2))
+        space.load(start)
+        return Loads(first, again)
+
+    def learnt_tokens(self, steps: Sequence[Step]) -> list[int]:
+        """Return the tokens, padding included, of each batch of one step of several lanes."""
+        fast, like = self._fast(), torch.empty(0)
+        if fast:
+            size = self._session.recipe.local.batch_size
+            return [batch.ids.numel() for batch in fast.batches(steps, size, like)]
+        make = self._session.recipe.objective.batch
+        return [make([step], [1], like, pack=False).ids.numel() for step in steps]
+
+    def judged_tokens(self, rows: Sequence[Example]) -> list[int]:
+        """Return the tokens, padding included, of each batch in which the loss of rows is measured."""
+        forward = Forward.of(self._session.space.model)
+        lengths = [row.num_tokens for row in rows]
+        size = self._session.evaluator.batch_size
+        return [len(chosen) * lengths[chosen[0]] for chosen in batches(lengths, size, forward)]
+
+    def answered(self, rows: Sequence[Example]) -> Iterator[list[Example]]:
+        """Yield the rows whose prompts are answered together, each with others of about its length."""
+        model: Any = self._session.space.model
+        lengths = [row.prompt_length for row in rows]
+        size, padded = self._session.recipe.evaluation.batch_size, keeps_padding_out(model)
+        for chosen in generation.batches(lengths, size, padded=padded):
+            yield [rows[at] for at in chosen]
+
+    def _fast(self) -> FastPath | None:
         trainer = self._session.trainer
         inner = trainer.sequential if isinstance(trainer, Cohort) else trainer
-        return inner.fast.evaluating() if isinstance(inner, OneByOne) else nullcontext()
+        return inner.fast if isinstance(inner, OneByOne) else None
 
     def _names(self, name: str) -> list[ClientId]:
         return [f"{name} {lane}" for lane in range(self.lanes)]
 
-    def _run(self, clients: Sequence[ClientId], work: Work) -> None:
+    def _run(self, clients: Sequence[ClientId], work: Work) -> list[Done]:
         jobs = [Job(client, 1, derive(0, client), work) for client in clients]
-        self._session.trainer.run(jobs)
+        return list(self._session.trainer.run(jobs))
 
 
 @dataclass(frozen=True)
@@ -199,11 +270,12 @@ def _interleaved(candidates: Mapping[str, Callable[[], object]]) -> dict[str, _T
     found: dict[str, list[_Tried]] = {name: [] for name in candidates}
     for _ in range(TURNS):
         for name, run in candidates.items():
-            at = time.perf_counter()
             with phase_memory("probe") as memory:
+                at = time.perf_counter()
                 run()
+                seconds = time.perf_counter() - at
             peak = memory.get("memory/probe_bytes", peak_memory_bytes())
-            found[name].append(_Tried(time.perf_counter() - at, peak))
+            found[name].append(_Tried(seconds, peak))
         if time.perf_counter() - began > ENOUGH_SECONDS:
             break
     return {
@@ -222,11 +294,6 @@ def _two_sizes(rows: Sequence[Example], whole: int) -> dict[str, list[Example]]:
     small = large[: len(large) // 4]
     # Of a single row, the other size is a shorter one.
     return {SMALL: small or [min(rows, key=lambda row: row.num_tokens)], LARGE: large}
-
-
-def tokens_of(rows: Sequence[Example]) -> int:
-    """Return the tokens of all rows together."""
-    return sum(row.num_tokens for row in rows)
 
 
 def _shortened(work: Fit, steps: int, directions: int) -> Fit:

@@ -153,9 +153,14 @@ class SeedSpace:
         self._loaded: Params = {}
         self._rebuilds = self._make_rebuilds()
 
+    @property
+    def sums_go_on(self) -> bool:
+        """Return whether a rebuild goes on from an earlier one, along the directions whose coefficients differ."""
+        return self.directions.exact and self.device.type == "cpu"
+
     def _make_rebuilds(self) -> Rebuilds:
         numel, dtype = self.values.numel(), self.values.dtype
-        if self.directions.exact and self.device.type == "cpu":
+        if self.sums_go_on:
             return SumRebuilds(numel, self.directions, self._origin, _scale)
         # What `wide` asks for serves `load` as well; of lowrank directions, which nobody asks it for, half is enough.
         is_lowrank = self.directions.distribution == "lowrank"

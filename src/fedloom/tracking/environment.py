@@ -1,10 +1,11 @@
 """What a run ran on: versions, machine, command."""
 
+import ctypes
 import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,7 @@ def phase_memory(phase: str) -> Iterator[dict[str, float]]:
     It stays without the first where a system cannot forget its peak (all but Linux). Phases do not nest.
     """
     peaks: dict[str, float] = {}
+    _return_freed()
     _EARLIER.main, _EARLIER.gpu = peak_memory_bytes(), peak_gpu_memory_bytes()
     for device in _gpus():
         torch.cuda.reset_peak_memory_stats(device)
@@ -68,6 +70,13 @@ def phase_memory(phase: str) -> Iterator[dict[str, float]]:
         peaks[f"memory/{phase}_bytes"] = float(_main_peak())
     if _gpus():
         peaks[f"memory/{phase}_gpu_bytes"] = float(_gpu_peak())
+
+
+def _return_freed() -> None:
+    """Let the C library return what it keeps of freed memory, which would count as held by whoever comes next."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # it is not glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_bytes() -> int:

@@ -1,0 +1,182 @@
+"""Rounds played through without a model: what they ask of clients, and the bytes of their messages.
+
+Training is answered with what came of a probe's, where there was one: learnt values compress otherwise than noise, a later
+round's otherwise than the first's, and a reply is longer by the metrics that it brings.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedloom.core.description import describe
+from fedloom.core.params import add, equal
+from fedloom.core.protocols import ClientId, Done, Fit, Params, Reply, Round, Task, Work
+from fedloom.core.rehearsal import client_half, stand_in
+from fedloom.rounds.loop import Run, begin, draw, tasks
+from fedloom.rounds.session import Session
+from fedloom.wire.format import encode_reply, encode_task
+
+FEW = 50_000_000
+"""Numbers of all messages up to which every client of every round is played."""
+ROUNDS = 3
+"""Played where there are more: what is special of a run's beginning, such as probes, is over by then."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of one client's training."""
+
+    moves: Sequence[Params]
+    """Differences that it made, from the start and from where that had led; none where it was not asked or is large."""
+    done: Done
+    """What the client answered."""
+
+
+@dataclass(frozen=True)
+class PlayedRound:
+    """What a round asks of its clients, and its bytes."""
+
+    sent: Sequence[Task]
+    """Without downloads."""
+    steps: Mapping[ClientId, Sequence[int]]
+    """Optimizer steps of each piece of training of a client."""
+    num_seeds: int
+    """Coordinates along which all clients walk together; 0 outside seed space."""
+    download_bytes: int
+    """Of all clients together."""
+    upload_bytes: int
+    """Of all clients together."""
+    seconds: float
+    """Of one client's messages and of what the server makes of them."""
+
+
+def first_fit(session: Session) -> Fit | None:
+    """Return the first training that is asked of anybody, None where the first client has none to do."""
+    algorithm, run = session.recipe.algorithm, _begun(session)
+    round = draw(run, session.learners, session.recipe.cohort)
+    for task in tasks("train", round, algorithm.broadcast(run.state, round))[:1]:
+        return next(iter(_played(session, task, None).fits), None)
+    return None
+
+
+def play(session: Session, trained: Trained | None) -> list[PlayedRound]:
+    """Return all rounds, or the first few where messages are large: those after them are like the last.
+
+    Messages that grow with the sum of factors are alike later.
+    """
+    recipe, run = session.recipe, _begun(session)
+    size = sum(t.numel() for t in session.space.start().values())
+    cohort = len(draw(run, session.learners, recipe.cohort).cohort)
+    each = size * cohort * recipe.run.rounds <= FEW
+    grows = describe(recipe.algorithm).multiplies_factors
+    found = list[PlayedRound]()
+    for _ in range(recipe.run.rounds if each or grows else min(ROUNDS, recipe.run.rounds)):
+        run, round = _next(session, run, trained, each=each)
+        found.append(round)
+        if not each and len(found) >= ROUNDS and _alike(*found[-2:]):
+            break
+    return found
+
+
+def _alike(one: PlayedRound, other: PlayedRound) -> bool:
+    """Return whether rounds send as much, within a percent."""
+    before, after = (each.download_bytes + each.upload_bytes for each in (one, other))
+    return abs(after - before) <= 0.01 * before
+
+
+@dataclass(frozen=True)
+class _Half:
+    """A client's half of a round, played."""
+
+    task: Task
+    fits: Sequence[Fit]
+    reply: Reply
+
+
+def _next(
+    session: Session, run: Run[Any], trained: Trained | None, *, each: bool
+) -> tuple[Run[Any], PlayedRound]:
+    """Play one more round; unless `each` client is played, one answers for all who are sent the same kind of thing."""
+    began = time.perf_counter()
+    algorithm, wire = session.recipe.algorithm, session.recipe.wire
+    round = draw(run, session.learners, session.recipe.cohort)
+    sent = tasks("train", round, algorithm.broadcast(run.state, round))
+    played, halves = dict[str, _Half](), list[_Half]()
+    for task in sent:
+        kind = task.client if each else f"{_tier(round, task)} {sorted(task.download)}"
+        if kind not in played:
+            played[kind] = _played(session, task, trained)
+        halves.append(played[kind])
+    # Encoded by one side and decoded by the other, which takes about as long as making up what was learnt.
+    down = {k: len(encode_task(half.task, settings=wire)) for k, half in played.items()}
+    up = {k: len(encode_reply(half.reply, settings=wire)) for k, half in played.items()}
+    sizes = {id(half): (down[kind], up[kind]) for kind, half in played.items()}
+    replies = [
+        replace(half.reply, client=task.client) for task, half in zip(sent, halves, strict=True)
+    ]
+    state, _ = algorithm.server_update(run.state, round, replies)
+    steps = {
+        task.client: [_num_steps(session, task, work) for work in half.fits]
+        for task, half in zip(sent, halves, strict=True)
+    }
+    return replace(run, number=run.number + 1, state=state), PlayedRound(
+        [replace(task, download={}) for task in sent],
+        steps,
+        sum(_num_seeds(work) for half in halves for work in half.fits),
+        sum(sizes[id(half)][0] for half in halves),
+        sum(sizes[id(half)][1] for half in halves),
+        (time.perf_counter() - began) / len(played),
+    )
+
+
+def _tier(round: Round, task: Task) -> str:
+    return str(round.population[task.client].get("tier", ""))
+
+
+def _begun(session: Session) -> Run[Any]:
+    return begin(session.recipe.algorithm, session.space.start(), session.recipe.run.seed)
+
+
+def _played(session: Session, task: Task, trained: Trained | None) -> _Half:
+    """Return a client's half, whose work is answered without a model."""
+    half, fits = client_half(session.recipe.algorithm, task, {}), list[Fit]()
+    start = session.space.start()
+    try:
+        work = next(half)
+        while True:
+            fits += [work] if isinstance(work, Fit) else []
+            work = half.send(_answer(work, task, start, trained))
+    except StopIteration as stop:
+        return _Half(task, fits, stop.value[0])
+
+
+def _answer(work: Work, task: Task, start: Params, trained: Trained | None) -> Done:
+    done = stand_in(work, task.seed, noise=1e-2)
+    if trained is None or not isinstance(work, Fit):
+        return done
+    moves = trained.moves
+    done = replace(done, lr_sum=trained.done.lr_sum, metrics=trained.done.metrics)
+    # A smaller rank's tensors are narrower than the probe's.
+    if not moves or _shapes(work.start) != _shapes(moves[0]):
+        return done
+    moved = moves[0] if equal(work.start, start) else moves[-1]
+    return replace(done, params=add(work.start, moved))
+
+
+def _shapes(params: Params) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in params.items()}
+
+
+def _num_steps(session: Session, task: Task, work: Fit) -> int:
+    local = session.recipe.local
+    if work.seed_sequence is None:
+        rows = session.federation.shards[task.client].train
+        return local.num_steps(len(rows), work.steps)
+    return len(next(iter(work.seed_sequence.values()))) // local.directions
+
+
+def _num_seeds(work: Fit) -> int:
+    return sum(len(sequence) for sequence in (work.seed_sequence or {}).values())
