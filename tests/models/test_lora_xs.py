@@ -59,7 +59,8 @@ def test_frozen_factors_are_the_largest_singular_vectors_with_one_sign(
 
 def test_the_mean_of_cores_is_the_mean_of_what_they_add(tiny_llama: Llama) -> None:
     space = space_of(tiny_llama(dtype=torch.float64), LoRAXS(rank=4, alpha=8))
-    algorithm, clients = FedAvg(), {f"c{i}": {} for i in range(3)}
+    algorithm = FedAvg()
+    clients: dict[str, dict[str, str]] = {f"c{i}": {} for i in range(3)}
     run = begin(algorithm, space.start(), 1)
     round = draw(run, clients, None)
     replies = []
