@@ -128,6 +128,10 @@ def page() -> str:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
+            if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(
+                of := hint.__args__[0]
+            ):
+                hint = of
             nested = (isinstance(hint, type) and dataclasses.is_dataclass(hint)) or table_of(hint)
             if field.init and field.name != "inner" and nested:
                 inside.append((f"{path}.{field.name}", hint))

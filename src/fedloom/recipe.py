@@ -1,7 +1,6 @@
 """YAML <-> Recipe: every key is a field of a frozen dataclass, and errors name the path in the file."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from fedloom.data.data_settings import unaccompanied
 from fedloom.plugins import is_path, path_of, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
 from fedloom.recipe_tables import BARE, GROUPS, LISTS, TABLES
-from fedloom.recipe_yaml import YamlError, brief, read_yaml
+from fedloom.recipe_yaml import YamlError, brief, read_yaml, suggest
 from fedloom.rounds.recipe_settings import Recipe
 
 SHIPPED = Path(__file__).parent / "recipes"
@@ -46,7 +45,7 @@ def read_tree(name: str | Path) -> dict[str, Any]:
     if file.suffix not in {".yaml", ".yml"}:
         file = SHIPPED / f"{name}.yaml"
         if not file.exists():
-            known, near = ", ".join(shipped()), _suggest(str(name), shipped())
+            known, near = ", ".join(shipped()), suggest(str(name), shipped())
             message = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
             raise RecipeError(message)
     if not file.is_file():
@@ -188,7 +187,7 @@ def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
         if key not in hints:
             where = f"in `{path}`" if path else "at the top"
             raise RecipeError(
-                f"unknown key {key!r} {where}{_suggest(str(key), hints)}; known: {', '.join(hints) or 'none'}"
+                f"unknown key {key!r} {where}{suggest(str(key), hints)}; known: {', '.join(hints) or 'none'}"
             )
     missing = _required(cls) - fields.keys() - given.keys()
     if missing:
@@ -228,6 +227,10 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     settings = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
     if value is not None and len(settings) == 1 and type(None) in typing.get_args(hint):
         return _dataclass(settings[0], value, path)
+    if settings and typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise RecipeError(f"{path} must be a list of settings, got {brief(value)}")
+        return tuple(_dataclass(settings[0], v, f"{path}.{i}") for i, v in enumerate(value))
     if isinstance(value, bool) and (word := "on" if value else "off") in typing.get_args(hint):
         value = word  # as YAML reads it without quotes
     if _is_bool_for_number(hint, value):
@@ -324,14 +327,9 @@ def _required(cls: Any) -> set[str]:
 def _named(table: Mapping[str, Any], name: Any, path: str) -> Any:
     if name not in table:
         raise RecipeError(
-            f"{path}: unknown name {name!r}{_suggest(str(name), table)}; known: {', '.join(table)}"
+            f"{path}: unknown name {name!r}{suggest(str(name), table)}; known: {', '.join(table)}"
         )
     return table[name]
-
-
-def _suggest(given: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 # --- back to YAML --------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """YAML as recipes are written: every key once, values of data as they stand, no more than a recipe can mean, and errors with their line."""
 
-from collections.abc import Hashable, Sequence
+import difflib
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -50,6 +51,12 @@ def read_yaml(text: str | bytes, above: Sequence[str] = ()) -> Any:
         raise YamlError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise YamlError(f"values may be nested {_DEEPEST} deep, these are deeper") from error
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """Return which known name was meant, for a sentence's end; empty where none is near."""
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def brief(value: object) -> str:

@@ -61,7 +61,7 @@ class Descent:
         for _ in range(steps):
             for name, value in values.items():
                 g = loss.gradient(value)
-                if work.proximal:
+                if work.proximal and name in work.proximal.center:
                     g = g + work.proximal.strength * (value - work.proximal.center[name])
                 if work.gradient_offset:
                     g = g + work.gradient_offset[name]

@@ -10,6 +10,7 @@ from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
 from fedloom.core.randomness import derive
 from fedloom.spaces.full import Full
+from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
 from fedloom.testing.bench import make_bench
@@ -87,11 +88,12 @@ def test_any_linear_layers_can_be_batched(bench, distance, targets, rslora):
         IA3(targets="all-linear", feedforward=["down_proj", "o_proj"]),
         VeRA(rank=8),
         VeRA(rank=8, targets=["q_proj", "o_proj"]),
+        LoRAXS(rank=4),
     ],
-    ids=["ia3", "ia3 everywhere", "vera", "vera of one size"],
+    ids=["ia3", "ia3 everywhere", "vera", "vera of one size", "lora_xs"],
 )
 @pytest.mark.parametrize("local", LOCALS.values(), ids=LOCALS)
-def test_ia3_and_vera_in_one_batch_are_the_clients_one_by_one(tune, local, distance, groups):
+def test_ia3_vera_and_cores_in_one_batch_are_the_clients_one_by_one(tune, local, distance, groups):
     ends = []
     for batched in ("off", "auto"):
         settings = LocalSettings(**local, batched=batched)
@@ -105,7 +107,9 @@ def test_ia3_and_vera_in_one_batch_are_the_clients_one_by_one(tune, local, dista
         assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
 
 
-@pytest.mark.parametrize("tune", [IA3(), VeRA(rank=8)], ids=["ia3", "vera"])
+@pytest.mark.parametrize(
+    "tune", [IA3(), VeRA(rank=8), LoRAXS(rank=4)], ids=["ia3", "vera", "lora_xs"]
+)
 def test_layers_with_a_bias_or_transposed_are_batched_too(tune, distance):
     """GPT-2 keeps weights as (in, out), and a bias that IA3 scales with the rest."""
     from transformers import GPT2Config, GPT2LMHeadModel

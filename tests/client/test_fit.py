@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.personal import Personal
 from fedloom.client.setup import batches
-from fedloom.core.protocols import ClientError, Fit, Job, Proximal
+from fedloom.core.params import equal
+from fedloom.core.phases import Phase
+from fedloom.core.protocols import ClientError, Fit, Job, Proximal, Task
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.spaces.full import Full
@@ -168,6 +172,56 @@ def test_the_proximal_term_pulls_towards_its_center(bench, distance):
     for name in start:
         expected = free.params[name] - 0.5 * 0.3 * 0.02
         torch.testing.assert_close(pulled.params[name], expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("batched", ["off", "auto"])
+def test_what_a_center_lacks_is_not_pulled(bench, batched):
+    """Not even beside a client whose center has everything."""
+    one = bench(steps=2, **SGD, batched=batched)
+    start = one.space.start()
+    away = {name: t + 0.02 for name, t in start.items()}
+    center = {name: t for name, t in start.items() if "lora_A" in name}
+    pulls = [Proximal(0.3, center), Proximal(0.3, start), None]
+    jobs = [
+        Job(c, 1, derive(3, c), Fit(away, proximal=pull))
+        for c, pull in zip(("c1", "c2", "c3"), pulls, strict=True)
+    ]
+    alone = [one.trainer.run([job])[0].params for job in jobs]
+    together = [done.params for done in one.trainer.run(jobs)]
+    for one_by_one, batch in zip(alone, together, strict=True):
+        for name in start:
+            torch.testing.assert_close(batch[name], one_by_one[name], rtol=0, atol=1e-12)
+    first = bench(steps=1, **SGD, batched=batched)
+    (free,), (some,) = (first.fit(["c1"], away, proximal=pull) for pull in (None, pulls[0]))
+    for name in start:
+        expected = free.params[name] - (0.5 * 0.3 * 0.02 if name in center else 0.0)
+        torch.testing.assert_close(some.params[name], expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("batched", ["off", "auto"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_in_a_phase_what_rests_keeps_every_bit_of_the_download(bench, optimizer, batched):
+    """FedRep's first phase moves the client's own tensors alone, whatever decays; its second the shared ones."""
+    one = bench(optimizer=optimizer, lr=0.05, weight_decay=0.1, batched=batched)
+    algorithm = Personal(FedAvg(), "lora_B", (Phase("local", 3), Phase("shared", 2)))
+    download = {"params": {n: t + 0.01 for n, t in one.space.start().items()}}
+    shared = {n for n in download["params"] if "lora_A" in n}
+    for client in ("c1", "c4"):
+        half = algorithm.client_update(Task("train", 1, client, 0, {}, download), {})
+        first = next(half)
+        (moved,) = one.trainer.run([Job(client, 1, 1, first)])
+        second = half.send(moved)
+        for name, began in download["params"].items():
+            assert torch.equal(second.start[name], began) == (name in shared)
+            rounding = float((moved.params[name] - began).abs().max())
+            assert (rounding < 1e-15) == (name in shared)
+        (moved,) = one.trainer.run([Job(client, 1, 2, second)])
+        with pytest.raises(StopIteration) as stop:
+            half.send(moved)
+        reply, state = stop.value.value
+        assert set(reply.upload["delta"]) == shared
+        assert all(bool(t.any()) for t in reply.upload["delta"].values())
+        assert equal(state["local"], {n: t for n, t in second.start.items() if n not in shared})
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.description import describe
+from fedloom.core.phases import Phase
 from fedloom.core.protocols import Algorithm
 from fedloom.core.ranks import Ranks
 from fedloom.core.sparsity import Density
@@ -45,6 +46,8 @@ from fedloom.testing.bench import LEARNING, Bench, make_bench
 from fedloom.testing.subject import Subject
 
 BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
+
+PHASES = (Phase("local", 1), Phase("shared"), Phase("all", 1, from_round=2))
 
 BY_RANK = Ranks(4, {"phone": 2}, 0, {2: 2.0, 4: 1.0})
 BESIDE = Ranks(2, {"phone": 1}, 2, {1: 2.0, 2: 1.0})
@@ -93,6 +96,9 @@ CASES: dict[str, Algorithm[Any]] = {
     "private(alternate(fedavg))": Private(Alternate(FedAvg()), **SEEDED),
     "personal(fedavg)": Personal(FedAvg(mu=0.1)),
     "personal(scaffold)": Personal(Scaffold(), "lora_A"),
+    "personal(fedavg) in phases": Personal(FedAvg(mu=0.1), "lora_B", PHASES),
+    "personal(scaffold) in phases": Personal(Scaffold(), "lora_A", PHASES),
+    "alternate(personal(fedavg))": Alternate(Personal(FedAvg()), ("self_attn", "mlp")),
     "private(personal(fedavg))": Private(Personal(FedAvg()), **SEEDED),
     "personal(flasc(fedadam))": Personal(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
     "clustered(personal(fedavg))": Clustered(Personal(FedAvg()), Auto(2, enough=0.25)),

@@ -14,7 +14,7 @@ from rich.console import Console
 from fedloom import experiment
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.client.fast import kernels
-from fedloom.results.plan import make_plan
+from fedloom.results.plan import _grouped, make_plan
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
 from fedloom.server.samplers import Full
@@ -134,3 +134,24 @@ def test_bytes_of_tiers_are_their_mean(small_recipe: Make, tmp_path: Path) -> No
     assert plan.upload_bytes == pytest.approx(line["comm/upload_bytes"] / 4, rel=0.1, abs=100)
     assert plan.download_bytes == pytest.approx(line["comm/download_bytes"] / 4, rel=0.1, abs=100)
     assert 0 < line["server/aggregation_error"] < 1
+
+
+def test_what_stays_at_clients_is_listed_with_its_counts(small_recipe: Make) -> None:
+    algorithm = [{"personal": {"local": r"layers\.1\.self_attn"}}, "fedavg"]
+    plan = make_plan(small_recipe(algorithm=algorithm, tune={"lora": {"rank": 2}}))
+    assert len(plan.local) == 4
+    assert all(".layers.1.self_attn." in name for name in plan.local)
+    shown = io.StringIO()
+    Console(width=140, file=shown).print(plan.table())
+    said = shown.getvalue()
+    assert "4 tensors, 256 numbers" in said
+    assert "model.layers.1.self_attn.q_proj.lora_A.weight: 1 x 64" in said
+    assert "stays with each client" in said
+
+
+def test_names_that_differ_in_numbers_are_told_as_one() -> None:
+    names = [f"layers.{i}.q.lora_B" for i in (0, 1, 2, 7, 11)] + ["norm"]
+    assert _grouped(dict.fromkeys(names, 4)) == [
+        "layers.[0-2, 7, 11].q.lora_B: 5 x 4",
+        "norm: 1 x 4",
+    ]

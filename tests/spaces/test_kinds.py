@@ -29,6 +29,7 @@ from fedloom.rounds.session import build
 from fedloom.spaces.handshake import agree
 from fedloom.spaces.live import Live
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.tune import Tune
 from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
@@ -43,7 +44,11 @@ VIRTUAL: dict[str, Tune] = {
     "ptuning mlp": PTuning(tokens=4, hidden=16),
     "ptuning lstm": PTuning(tokens=4, encoder="lstm", hidden=8),
 }
-AT_BASE: dict[str, Tune] = {"ia3": IA3(), "vera": VeRA(rank=16, targets=["q_proj", "o_proj"])}
+AT_BASE: dict[str, Tune] = {
+    "ia3": IA3(),
+    "vera": VeRA(rank=16, targets=["q_proj", "o_proj"]),
+    "lora_xs": LoRAXS(rank=4, alpha=8),
+}
 LORA: dict[str, Tune] = {
     "rslora": LoRA(rank=2, rslora=True),
     "dora": LoRA(rank=2, dora=True),
@@ -69,6 +74,7 @@ LEARNING = {
     "ptuning lstm": 0.003,
     "ia3": 0.1,
     "vera": 0.1,
+    "lora_xs": 0.03,
     "rslora": 0.01,
     "dora": 0.01,
     "pissa": 0.003,
@@ -166,7 +172,7 @@ def test_the_hash_of_the_base_model_does_not_follow_the_adapter(
 
 
 @pytest.mark.parametrize("kind", list(AT_BASE))
-def test_ia3_and_vera_start_exactly_at_the_base_model(kind: str, tiny_llama: Llama) -> None:
+def test_ia3_vera_and_cores_start_exactly_at_the_base_model(kind: str, tiny_llama: Llama) -> None:
     model = tiny_llama()
     before = model(input_ids=IDS).logits
     assert torch.equal(logits_of(space_of(AT_BASE[kind], model)), before)
@@ -372,7 +378,9 @@ def test_a_round_is_the_weighted_mean_of_what_trained_not_of_what_was_made_of_it
     torch.testing.assert_close(logits_of(space), of_mean, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["prompt", "ptuning mlp", "prefix", "ia3", "vera", "pissa"])
+@pytest.mark.parametrize(
+    "name", ["prompt", "ptuning mlp", "prefix", "ia3", "vera", "lora_xs", "pissa"]
+)
 def test_rounds_resume_to_the_bit(name: str, tmp_path: Path) -> None:
     local = LocalSettings(optimizer="sgd", lr=0.05, batched="off", steps=2)
     algorithm = FedAvg()
@@ -389,7 +397,7 @@ def test_rounds_resume_to_the_bit(name: str, tmp_path: Path) -> None:
     assert state_sha256(again) == state_sha256(whole)
 
 
-@pytest.mark.parametrize("name", ["ia3", "prompt", "vera"])
+@pytest.mark.parametrize("name", ["ia3", "prompt", "vera", "lora_xs"])
 def test_zeroth_order_steps_replay_to_the_bit(name: str) -> None:
     local = LocalSettings(optimizer="sgd", lr=1e-3, order="zeroth", steps=4)
     runs = []

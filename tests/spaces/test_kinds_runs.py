@@ -20,6 +20,7 @@ from fedloom.results.plan import make_plan
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import build
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.tune import Tune
 from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
@@ -33,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ptuning": {"ptuning": {"tokens": 3, "hidden": 8}},
     "ia3": {"ia3": {}},
     "vera": {"vera": {"rank": 8}},
+    "lora_xs": {"lora_xs": {"rank": 4}},
     "pissa": {"lora": {"init": "pissa"}},
 }
 
@@ -117,6 +119,9 @@ def test_a_prompt_is_not_merged_and_leaves_no_folder(small_recipe: Make, tmp_pat
         ),
         ({"vera": {"rank": 0}}, r"tune\.vera\.rank must be at least 1, got 0"),
         ({"vera": {"d_initial": 0.0}}, r"tune\.vera\.d_initial must be positive, got 0\.0"),
+        ({"lora_xs": {"rank": 0}}, r"tune\.lora_xs\.rank must be at least 1, got 0"),
+        ({"lora_xs": {"alpha": 0}}, r"tune\.lora_xs\.alpha must be positive, got 0"),
+        ({"lora_xs": {"targets": []}}, r"tune\.lora_xs\.targets must be all-linear or name"),
         ({"vera": {"targets": []}}, r"tune\.vera\.targets must be all-linear or name"),
         ({"lora": {"init": "svd"}}, r"tune\.lora\.init: .* got .svd"),
         ({"lora": {"init": "pissa", "dora": True}}, r"tune\.lora\.dora must be false where"),
@@ -136,6 +141,8 @@ def test_settings_that_mean_nothing_are_refused(tune: dict[str, Any], message: s
         ),
         (IA3(targets=["nose"]), r"tune\.ia3\.targets must be all-linear or name .* got nose"),
         (VeRA(targets=["nose"]), r"tune\.vera\.targets must be all-linear or name .* got nose"),
+        (LoRAXS(rank=33), r"tune\.lora_xs\.rank must be at most 32, the size of .* got 33"),
+        (LoRAXS(targets=["nose"]), r"tune\.lora_xs\.targets must be all-linear or .* got nose"),
         (
             LoRA(rank=33, init="pissa"),
             r"tune\.lora\.rank must be at most 32, the size of .* got 33",

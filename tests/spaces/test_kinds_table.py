@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedloom.models.build import Base
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.tune import Tune
 from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
@@ -20,6 +21,8 @@ KINDS: dict[str, Tune] = {
     "lora": LoRA(rank=8),
     "lora: {targets: [q_proj, v_proj]}": LoRA(rank=8, targets=["q_proj", "v_proj"]),
     "lora: {dora: true}": LoRA(rank=8, dora=True),
+    "lora_xs": LoRAXS(),
+    "lora_xs: {targets: [q_proj, v_proj]}": LoRAXS(targets=["q_proj", "v_proj"]),
     "prompt": Prompt(),
     "prefix": Prefix(),
     "prefix: {projection: true}": Prefix(projection=True),

@@ -17,15 +17,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic
 
-import torch
-
-from fedloom.core.params import zeros_like
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
     ClientUpdate,
-    Fit,
     Metrics,
     Params,
     Payload,
@@ -34,9 +30,8 @@ from fedloom.core.protocols import (
     Sees,
     State,
     Task,
-    Work,
 )
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Wrapper, extended, without
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ class Freeze(Wrapper[State]):
         try:
             work = next(half)
             while True:
-                done = yield _extend(work, frozen)
+                done = yield extended(work, frozen, learns=False)
                 learnt, _ = self._split(done.params)
                 work = half.send(replace(done, params=learnt))
         except StopIteration as stop:
@@ -111,26 +106,12 @@ class Freeze(Wrapper[State]):
     def server_update(
         self, state: FreezeState[State], round: Round, replies: Iterable[Reply]
     ) -> tuple[FreezeState[State], Metrics]:
-        inner, metrics = self.inner.server_update(state.inner, round, replies)
+        inner, metrics = self.inner.server_update(
+            state.inner, round, without(replies, state.frozen.keys())
+        )
         return replace(state, inner=inner), metrics
 
     def _split(self, params: Params) -> tuple[Params, Params]:
         """Return the moving and the frozen tensors."""
         frozen = {n: t for n, t in params.items() if any(part in n for part in self.names)}
         return {n: t for n, t in params.items() if n not in frozen}, frozen
-
-
-def _extend(work: Work, frozen: Params) -> Work:
-    """Return work on all names that moves none of the frozen ones."""
-    if not isinstance(work, Fit):
-        return replace(work, params={**work.params, **frozen})
-    start, pull, offset = work.start, work.proximal, work.gradient_offset
-    mask = work.mask or {n: torch.ones((), dtype=t.dtype) for n, t in start.items()}
-    still = {n: torch.zeros((), dtype=t.dtype) for n, t in frozen.items()}
-    return replace(
-        work,
-        start={**start, **frozen},
-        proximal=pull and replace(pull, center={**pull.center, **frozen}),
-        gradient_offset=offset and {**offset, **zeros_like(frozen)},
-        mask={**mask, **still},
-    )

@@ -1,34 +1,37 @@
-"""Some of the tuned tensors stay at their client, in any algorithm; FedSA-LoRA by default.
+"""Some of the tuned tensors stay at their client, in any algorithm, and learn beside the shared ones or in turns with them.
 
-Selective Aggregation for Low-Rank Adaptation in Federated Learning. Guo, Zeng, Wang, Fan, Wang, Qu, ICLR 2025
-(arXiv:2410.01463): `local: lora_B`. Both factors learn, A is shared and B stays, so that the mean of A is all that is
-averaged.
-
-Federated Learning with Personalization Layers. Arivazhagan, Aggarwal, Singh, Choudhary 2019 (arXiv:1912.00818), FedPer:
-a pattern of the last layers.
+FedPer: Federated Learning with Personalization Layers. Arivazhagan, Aggarwal, Singh, Choudhary 2019 (arXiv:1912.00818): a
+pattern of the last layers as `local`.
+FedSA-LoRA: Selective Aggregation for Low-Rank Adaptation in Federated Learning. Guo, Zeng, Wang, Fan, Wang, Qu, ICLR 2025
+(arXiv:2410.01463): `local: lora_B`, the default. Both factors learn, A is shared, so that the mean of A is all that is averaged.
+FedBN: Federated Learning on Non-IID Features via Local Batch Normalization. Li, Jiang, Zhang, Kamp, Dou, ICLR 2021
+(arXiv:2102.07623): a pattern of norms, where those are tuned.
+FedRep: Exploiting Shared Representations for Personalized Federated Learning. Collins, Hassani, Mokhtari, Shakkottai, ICML
+2021 (arXiv:2102.07078), Algorithm 1: `phases`, first of the local tensors, then of the shared ones, each with the others still.
+FedBABU: Towards Enhanced Representation for Federated Image Classification. Oh, Kim, Yun, ICLR 2022 (arXiv:2106.06042): the
+head rests until the end, `phases: [{train: shared}, {train: local, from_round: N}]`.
 
 The inner algorithm lives in the space of the shared names: they alone are in its state, its client_state and its uploads.
-On a client its work is extended by the client's own tensors, which train beside them and are kept in client_state. A client
-that has trained nothing yet uses those that everybody began with, which downloads hold.
+On a client its work is extended by the client's own tensors, which are kept in client_state; nothing pulls or offsets them. A
+client that has trained nothing yet uses those that everybody began with, which downloads hold.
 
-Deviations: the pattern is the recipe's, matched as a whole component of a name such as `layers.3` or `lora_B`. A
+Deviations: the pattern is the recipe's, matched as whole components of a name, such as `layers\\.3` or `lora_B`. Phases are
+local training as the recipe says, each with batches and moments of its own. FedBABU's head learns in rounds, not after them. A
 reply that is lost loses what its client learnt of its own in that round, as it does all client state.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
+from typing import Generic, Self
 
-import torch
-
-from fedloom.core.params import zeros_like
+from fedloom.core.description import Description, RecipeView
 from fedloom.core.payloads import once_each
+from fedloom.core.phases import Phase, in_phases
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
     ClientUpdate,
-    Done,
     Fit,
     Metrics,
     Params,
@@ -38,9 +41,8 @@ from fedloom.core.protocols import (
     Sees,
     State,
     Task,
-    Work,
 )
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Wrapper, extended, without
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,14 @@ class PersonalState(Generic[State]):
 
 @dataclass(frozen=True, slots=True)
 class Personal(Wrapper[State]):
-    """Keeps tensors whose names match `local` at their client, where they learn beside the others."""
+    """Keeps tensors whose names match `local` at their client, where they learn beside the others or in phases."""
 
     inner: Algorithm[State]
     """Trains the others."""
     local: str = "lora_B"
     """A regular expression of whole components of a name: `layers.1` is not `layers.10`."""
+    phases: tuple[Phase, ...] = ()
+    """What learns in a round, one after another; none: all at once."""
 
     def __post_init__(self) -> None:
         try:
@@ -69,10 +73,32 @@ class Personal(Wrapper[State]):
             ) from error
         if not self.local:
             raise ValueError("personal.local must match some of the tuned tensors, got none")
+        always = [phase for phase in self.phases if phase.from_round == 1]
+        if self.phases and all(phase.train == "local" for phase in always):
+            raise ValueError(
+                "personal.phases must train what is shared in some phase of every round, got"
+                f" {', '.join(f'{p.train} from round {p.from_round}' for p in self.phases)}"
+            )
 
     @property
     def server_sees(self) -> Sees:
         return self.inner.server_sees
+
+    def describe(self, state: PersonalState[State] | None) -> Description:
+        inner = Wrapper.describe(self, state)
+        own = {} if state is None else {n: t.numel() for n, t in state.start.items()}
+        every = self.phases and all(phase.steps for phase in self.phases)
+        steps = "personal.phases.steps" if every and not inner.steps else inner.steps
+        return replace(inner, local={**inner.local, **own}, steps=steps)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        for at, phase in enumerate(self.phases):
+            if phase.from_round > recipe.run.rounds:
+                raise ValueError(
+                    f"personal.phases.{at}.from_round must be at most run.rounds, which is {recipe.run.rounds}, got"
+                    f" {phase.from_round}"
+                )
+        return Wrapper.check(self, recipe, num_clients=num_clients)
 
     def inner_state(self, state: PersonalState[State]) -> State:
         return state.inner
@@ -103,10 +129,11 @@ class Personal(Wrapper[State]):
         try:
             work = next(half)
             while True:
-                done: Done = yield _extended(work, own)
-                learnt, moved = self._split(done.params)
-                own = moved or own
-                work = half.send(replace(done, params=learnt))
+                if isinstance(work, Fit):
+                    done, own = yield from in_phases(self.phases, work, own, round=task.round)
+                else:
+                    done = yield extended(work, own, learns=True)
+                work = half.send(done)
         except StopIteration as stop:
             reply, new_state = stop.value
         return reply, {**new_state, "local": own}
@@ -119,7 +146,9 @@ class Personal(Wrapper[State]):
     def server_update(
         self, state: PersonalState[State], round: Round, replies: Iterable[Reply]
     ) -> tuple[PersonalState[State], Metrics]:
-        inner, metrics = self.inner.server_update(state.inner, round, replies)
+        inner, metrics = self.inner.server_update(
+            state.inner, round, without(replies, state.start.keys())
+        )
         return replace(state, inner=inner), metrics
 
     def _split(self, params: Params) -> tuple[Params, Params]:
@@ -131,18 +160,3 @@ class Personal(Wrapper[State]):
 
 def _without(client_state: Payload) -> Payload:
     return {name: group for name, group in client_state.items() if name != "local"}
-
-
-def _extended(work: Work, own: Params) -> Work:
-    """Return work on all names: nothing pulls or offsets a client's own, nor masks them."""
-    if not isinstance(work, Fit):
-        return replace(work, params={**work.params, **own})
-    pull, offset, mask = work.proximal, work.gradient_offset, work.mask
-    free = {n: torch.ones((), dtype=t.dtype) for n, t in own.items()}
-    return replace(
-        work,
-        start={**work.start, **own},
-        proximal=pull and replace(pull, center={**pull.center, **own}),
-        gradient_offset=offset and {**offset, **zeros_like(own)},
-        mask=mask and {**mask, **free},
-    )

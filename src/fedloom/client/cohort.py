@@ -1,4 +1,4 @@
-"""Many clients' adapters trained on one frozen base in one batch, LoRA, IA3 or VeRA; whatever it cannot batch goes one by one."""
+"""Many clients' adapters trained on one frozen base in one batch, LoRA, LoRA-XS, IA3 or VeRA; whatever it cannot batch goes one by one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +15,7 @@ from fedloom.client.setup import Step
 from fedloom.client.trainer import Sequential, training
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
-from fedloom.models.introspection import AdaptedLayer, IA3Layer, LoRALayer, VeRALayer
+from fedloom.models.introspection import AdaptedLayer, CoreLayer, IA3Layer, LoRALayer, VeRALayer
 from fedloom.models.probe import asked, plain_ids
 from fedloom.objectives.head import Product
 
@@ -165,6 +165,8 @@ def _forward_of(
     if isinstance(layer, VeRALayer):
         b, d = (leaves[f"{layer.name}.vera_lambda_{x}"] for x in "bd")
         return _vera_forward(layer, product, b, d)
+    if isinstance(layer, CoreLayer):
+        return _core_forward(layer, product, leaves[f"{layer.name}.lora_B.core"])
     a, b = (leaves[f"{layer.name}.lora_{x}.weight"] for x in "AB")
     return _lora_forward(layer, product, a, b)
 
@@ -192,6 +194,19 @@ def _vera_forward(
         narrow = nn.functional.linear(x.to(d.dtype), layer.a)
         narrow = narrow.reshape(len(d), -1, narrow.shape[-1]) * d[:, None]
         update = nn.functional.linear(narrow, layer.b) * b[:, None]
+        return (out + update.reshape(out.shape)).to(out.dtype)
+
+    return forward
+
+
+def _core_forward(layer: CoreLayer, product: Product, core: Tensor) -> Callable[[Tensor], Tensor]:
+    # So are the factors around cores.
+    def forward(x: Tensor) -> Tensor:
+        out = frozen_linear(x, product)
+        out = out if layer.base.bias is None else out + layer.base.bias
+        narrow = nn.functional.linear(x.to(core.dtype), layer.a)
+        narrow = narrow.reshape(len(core), -1, narrow.shape[-1]) @ core.transpose(1, 2)
+        update = nn.functional.linear(narrow, layer.b) * layer.scaling
         return (out + update.reshape(out.shape)).to(out.dtype)
 
     return forward

@@ -15,23 +15,17 @@ class GradientTransforms:
     """What the jobs do to a gradient, (lanes, numel) each; None where no job asks for it."""
 
     strength: Tensor | None
-    """(lanes, 1)."""
+    """(lanes, 1), or (lanes, numel) where some centers have some of the tensors only."""
     anchor: Tensor | None
     offset: Tensor | None
     mask: Tensor | None
 
     @classmethod
     def of(cls, fits: Sequence[Fit], space: Tunable) -> "GradientTransforms":
-        pulls = [fit.proximal for fit in fits]
-        strengths = [pull.strength if pull else 0.0 for pull in pulls]
-        centers = [
-            pull.center if pull else fit.start for pull, fit in zip(pulls, fits, strict=True)
-        ]
-        pulled = any(strengths)
+        centers = [_center(fit) for fit in fits]
+        pulled = any(fit.proximal and fit.proximal.strength for fit in fits)
         return cls(
-            torch.tensor(strengths, dtype=torch.float64).to(space.values).unsqueeze(1)
-            if pulled
-            else None,
+            _strengths(fits, space) if pulled else None,
             rows(centers, space.absolute_vector) if pulled else None,
             _optional([fit.gradient_offset for fit in fits], space, 0.0),
             _optional([fit.mask for fit in fits], space, 1.0),
@@ -50,6 +44,32 @@ class GradientTransforms:
             None if t is None else t[lanes]
             for t in (self.strength, self.anchor, self.offset, self.mask)
         )
+
+
+def _center(fit: Fit) -> Params:
+    """Return where a pull leads to; where it leads nowhere, what training begins at."""
+    if fit.proximal is None:
+        return fit.start
+    center = fit.proximal.center
+    return center if len(center) == len(fit.start) else {**fit.start, **center}
+
+
+def _strengths(fits: Sequence[Fit], space: Tunable) -> Tensor:
+    pulls = [(fit.proximal.strength if fit.proximal else 0.0, fit) for fit in fits]
+    if all(fit.proximal is None or len(fit.proximal.center) == len(fit.start) for fit in fits):
+        each = torch.tensor([strength for strength, _ in pulls], dtype=torch.float64)
+        return each.to(space.values).unsqueeze(1)
+    by_name = [
+        {
+            name: torch.tensor(
+                strength if fit.proximal and name in fit.proximal.center else 0.0,
+                dtype=torch.float64,
+            )
+            for name in space.layout.shapes
+        }
+        for strength, fit in pulls
+    ]
+    return rows(by_name, space.vector)
 
 
 def rows(trees: Sequence[Params], flatten: Callable[[Params], Tensor]) -> Tensor:

@@ -54,7 +54,7 @@ class LocalSettings:
     """Of products with weights that learn (tune: full, modules_to_save, seeds of order first): bfloat16 makes them under
     autocast; the weights, optimizer and loss stay float32. Frozen weights multiply in model.dtype."""
     batched: Literal["auto", "off"] = "auto"
-    """auto: train many clients' adapters (lora, ia3, vera) in one batch where that is possible; off: one by one."""
+    """auto: train many clients' adapters (lora, lora_xs, ia3, vera) in one batch where that is possible; off: one by one."""
     group_tokens: int | None = None
     """Tokens of one batch over clients; None: 512 on a CPU, 16384 on a GPU."""
     kernels: Kernels = "auto"

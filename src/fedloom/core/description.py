@@ -102,6 +102,8 @@ class Description:
     """Whether the server multiplies LoRA's factors, for which coordinates must count from nothing; it knows their ranks."""
     slices: bool = False
     """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
+    local: Mapping[str, int] = field(default_factory=dict)
+    """Tuned tensors that stay at clients, and how many numbers each has; known of a state only."""
     steps: str = ""
     """The setting that says how far clients go in the place of `local.steps`, as in fedkseed.steps; empty where that does."""
     notes: Sequence[str] = ()

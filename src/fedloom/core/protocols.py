@@ -100,6 +100,7 @@ class Proximal:
 
     strength: float
     center: Params
+    """Where it leads to; a tensor that it lacks is not pulled."""
 
 
 @dataclass(frozen=True)

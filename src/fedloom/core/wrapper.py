@@ -1,8 +1,11 @@
 """What wrappers have in common: an algorithm inside, and that they hand on what it tells and asks."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, runtime_checkable
+
+import torch
 
 from fedloom.core.description import (
     Accounts,
@@ -12,7 +15,8 @@ from fedloom.core.description import (
     check,
     describe,
 )
-from fedloom.core.protocols import Algorithm, State
+from fedloom.core.params import zeros_like
+from fedloom.core.protocols import Algorithm, Fit, Params, Reply, State, Work
 
 
 class Wrapper(Generic[State]):
@@ -52,6 +56,36 @@ class Wrapper(Generic[State]):
             inner = self.inner.charge(self.inner_state(state), releases)
             return self.with_inner(state, inner)
         return state
+
+
+def extended(work: Work, others: Params, *, learns: bool) -> Work:
+    """Return work on more tensors than an inner algorithm knows of: they learn on their own, or stay as they are."""
+    if not isinstance(work, Fit):
+        return replace(work, params={**work.params, **others})
+    mask, offset, pull = work.mask, work.gradient_offset, work.proximal
+    if not learns and mask is None:
+        mask = {n: torch.ones((), dtype=t.dtype) for n, t in work.start.items()}
+    free = {n: torch.full((), float(learns), dtype=t.dtype) for n, t in others.items()}
+    if pull and not learns:
+        # What learns and is not in the center is not pulled.
+        pull = replace(pull, center={**pull.center, **others})
+    return replace(
+        work,
+        start={**work.start, **others},
+        proximal=pull,
+        gradient_offset=offset and {**offset, **zeros_like(others)},
+        mask=mask and {**mask, **free},
+    )
+
+
+def without(replies: Iterable[Reply], names: Set[str]) -> Iterator[Reply]:
+    """Yield replies as an inner algorithm knows them: a wrapper outside may have filled in tensors of these names."""
+    for reply in replies:
+        upload = {
+            group: {n: t for n, t in params.items() if n not in names}
+            for group, params in reply.upload.items()
+        }
+        yield replace(reply, upload=upload)
 
 
 @runtime_checkable

@@ -181,7 +181,9 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
     found = total.result()
     if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
-    return found | ({"perplexity": perplexity(found["loss"])} if "perplexity" in found else {})
+    return found | (
+        {"perplexity": perplexity(found["loss"])} if {"loss", "num_tokens"} <= found.keys() else {}
+    )
 
 
 def distinct(examples: Iterable[Example]) -> list[Example]:

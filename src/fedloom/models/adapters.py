@@ -17,7 +17,7 @@ from fedloom.models.found import found
 from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
 from fedloom.models.introspection import is_adapted, is_transposed
-from fedloom.models.pissa import residual_
+from fedloom.models.pissa import beside_the_start, residual_
 from fedloom.models.reach import unread, without_gradient
 from fedloom.models.targets import Targets, choose_targets, left_frozen
 
@@ -58,7 +58,7 @@ class Adapter:
 
         config = self.config
         if self._start:
-            values, config = _beside_the_start(values, self._start, config)
+            values, config = beside_the_start(values, self._start, config)
         full = {clean(n): n for n, p in self._peft.named_parameters() if p.requires_grad}
         state = {full[name]: value.detach().cpu().clone() for name, value in values.items()}
         with quiet():
@@ -150,7 +150,8 @@ def attach_lora(
 
     chosen = choose_targets(model, targets, saved=modules_to_save)
     width = rank + side
-    _check_width(model, chosen.layers, rank=rank, side=side)
+    setting = "tune.lora.rank + side" if side else "tune.lora.rank"
+    check_width(model, chosen.layers, width, setting=setting)
     config = LoraConfig(
         r=width,
         # The scale is that of `rank`, whatever stands beside the adapter.
@@ -161,10 +162,10 @@ def attach_lora(
         target_modules=chosen.peft_targets,
         exclude_modules=chosen.peft_left_out or None,
         modules_to_save=_saved(model, modules_to_save),
-        fan_in_fan_out=_fan_in_fan_out(model, chosen),
+        fan_in_fan_out=fan_in_fan_out(model, chosen),
         task_type="CAUSAL_LM",
     )
-    peft = _attached(model, config, chosen, seed=seed, base_name=base_name)
+    peft = attached(model, config, chosen, seed=seed, base_name=base_name)
     left = left_frozen(model, targets, chosen, saved=modules_to_save)
     for name, parameter in trainable(model).items():
         if name.endswith("lora_A.weight"):
@@ -201,10 +202,10 @@ def attach_ia3(
         target_modules=chosen.peft_targets if by_name else sorted(chosen.layers),
         exclude_modules=chosen.peft_left_out or None,
         feedforward_modules=list(feedforward) if by_name else ahead,
-        fan_in_fan_out=_fan_in_fan_out(model, chosen),
+        fan_in_fan_out=fan_in_fan_out(model, chosen),
         task_type="CAUSAL_LM",
     )
-    peft = _attached(model, config, chosen, seed=seed, base_name=base_name)
+    peft = attached(model, config, chosen, seed=seed, base_name=base_name)
     return Adapter(peft, left_frozen=left_frozen(model, targets, chosen, path="tune.ia3.targets"))
 
 
@@ -237,10 +238,10 @@ def attach_vera(
             projection_prng_key=derive(seed, "vera") >> 32,
             save_projection=False,
             d_initial=d_initial,
-            fan_in_fan_out=_fan_in_fan_out(model, chosen),
+            fan_in_fan_out=fan_in_fan_out(model, chosen),
             task_type="CAUSAL_LM",
         )
-    peft = _attached(model, config, chosen, seed=seed, base_name=base_name)
+    peft = attached(model, config, chosen, seed=seed, base_name=base_name)
     tuner: Any = peft.base_model
     digest = hashlib.sha256()
     draw = torch.Generator().manual_seed(config.projection_prng_key)
@@ -265,9 +266,10 @@ def widen_(model: nn.Module) -> None:
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-def _attached(
+def attached(
     model: "PreTrainedModel", config: "PeftConfig", chosen: Targets, *, seed: int, base_name: str
 ) -> "PeftModel":
+    """Return PEFT's wrapping of the model, in place, its fresh tensors drawn from the seed."""
     from peft import get_peft_model
 
     with found("tune cannot be had for this model"), seeded(derive(seed, "peft")):
@@ -291,27 +293,14 @@ def write_folder(folder: Path, named: Mapping[str, Tensor], config: Any) -> None
         config.save_pretrained(str(folder))
 
 
-def _beside_the_start(
-    values: Mapping[str, Tensor], start: Mapping[str, Tensor], config: Any
-) -> tuple[dict[str, Tensor], Any]:
-    """Return values and configuration of an adapter on the base weights as they were: [B -B_0] [A; A_0], twice the rank."""
-    doubled = dict(values)
-    for name, before in start.items():
-        is_a, now = name.endswith("lora_A.weight"), values[name].cpu()
-        both = [now, before.to(now)] if is_a else [now, -before.to(now)]
-        doubled[name] = torch.cat(both, dim=0 if is_a else 1)
-    config.r *= 2
-    config.lora_alpha *= math.sqrt(2) if config.use_rslora else 2
-    return doubled, config
-
-
 def _projection(shape: torch.Size, draw: torch.Generator) -> Tensor:
     """Return (rows, columns) float32, Kaiming-uniform as PEFT's VeRA has it."""
     bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
     return torch.empty(shape).uniform_(-bound, bound, generator=draw)
 
 
-def _fan_in_fan_out(model: "PreTrainedModel", chosen: Targets) -> bool:
+def fan_in_fan_out(model: "PreTrainedModel", chosen: Targets) -> bool:
+    """Return whether chosen layers keep their weights transposed, as PEFT wants to know."""
     return any(is_transposed(model.get_submodule(name)) for name in chosen.layers)
 
 
@@ -359,14 +348,19 @@ def scaled(model: nn.Module, gain: float) -> Iterator[None]:
             module.scaling["default"] = scaling
 
 
-def _check_width(model: "PreTrainedModel", layers: Iterable[str], *, rank: int, side: int) -> None:
-    width = rank + side
+def check_width(
+    model: "PreTrainedModel", layers: Iterable[str], width: int, *, setting: str
+) -> None:
+    """Refuse factors wider than a layer, which say no more than narrower ones.
+
+    Raises:
+        ValueError: naming the setting and the layer.
+    """
     for name in sorted(layers):
         module: Any = model.get_submodule(name)
         least = min(module.weight.shape)
         if width > least:
-            what = "tune.lora.rank + side" if side else "tune.lora.rank"
-            raise ValueError(f"{what} must be at most {least}, the size of {name}, got {width}")
+            raise ValueError(f"{setting} must be at most {least}, the size of {name}, got {width}")
 
 
 def _saved(model: "PreTrainedModel", modules: Sequence[str]) -> list[str] | None:

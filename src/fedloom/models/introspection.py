@@ -79,7 +79,21 @@ class VeRALayer:
     """(out, rank), which does not learn."""
 
 
-AdaptedLayer = LoRALayer | IA3Layer | VeRALayer
+@dataclass(frozen=True, slots=True)
+class CoreLayer:
+    """A linear layer with a square matrix between frozen factors, called `name`.lora_B.core."""
+
+    name: str
+    module: nn.Module
+    base: FrozenLinear
+    scaling: float
+    a: Tensor
+    """(rank, in), which does not learn."""
+    b: Tensor
+    """(out, rank), which does not learn."""
+
+
+AdaptedLayer = LoRALayer | IA3Layer | VeRALayer | CoreLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +219,13 @@ def adapted_layers(model: nn.Module) -> Sequence[AdaptedLayer]:
     """Return the adapted layers, if adapters of one kind on linear layers are all that learns; else nothing."""
     scaled = _ia3_layers(model)
     projected = _vera_layers(model)
+    cores = core_layers(model)
     covered = {f"{layer.name}.ia3_l" for layer in scaled}
+    covered |= {f"{layer.name}.lora_B.core" for layer in cores}
     covered |= {f"{layer.name}.vera_lambda_{x}" for layer in projected for x in "bd"}
     tuned = {clean(name) for name, p in model.named_parameters() if p.requires_grad}
     if covered and covered == tuned:
-        return scaled or projected
+        return scaled or projected or cores
     return lora_layers(model)
 
 
@@ -235,9 +251,25 @@ def _vera_layers(model: nn.Module) -> list[VeRALayer]:
     return layers
 
 
+def core_layers(model: nn.Module) -> list[CoreLayer]:
+    """Return the layers whose adapter has a core; nothing where one is on no plain linear layer."""
+    layers = []
+    modules: Iterable[tuple[str, Any]] = model.named_modules()
+    for full_name, module in modules:
+        if not is_adapted(module) or not hasattr(module.lora_B["default"], "core"):
+            continue
+        base, inner = frozen_linear(module.get_base_layer()), module.lora_B["default"]
+        if base is None or module.merged:
+            return []
+        scaling, a = float(module.scaling["default"]), module.lora_A["default"].weight
+        layers.append(CoreLayer(clean(full_name), module, base, scaling, a, inner.b))
+    return layers
+
+
 def _is_plain(module: Any) -> bool:
-    # A variant is what DoRA and its like replace the product with.
-    return not module.lora_variant and not module.merged and not any(module.lora_bias.values())
+    # A variant is what DoRA and its like replace the product with, a core what LoRA-XS has within B.
+    plain = not module.lora_variant and not hasattr(module.lora_B["default"], "core")
+    return plain and not module.merged and not any(module.lora_bias.values())
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """What a recipe will cost, before it costs it: parameters, bytes, memory and time."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -10,14 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels, products_in_words, slow_type
-from fedloom.core.description import check
+from fedloom.core.description import check, describe
 from fedloom.core.protocols import ClientId
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, Shard, federate
 from fedloom.models.build import model_bytes
+from fedloom.models.introspection import numberless
 from fedloom.objectives.objective import Objective
 from fedloom.results.forecast import forecast
+from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, build
 from fedloom.spaces.rebuild_cost import cost_in_words
@@ -54,6 +56,8 @@ class Plan:
     """That this CPU is slow at the weights' type, in words; empty where it is not."""
     left_frozen: str = ""
     """What stays frozen although it might have been expected to learn; empty where there is nothing."""
+    local: Mapping[str, int] = field(default_factory=dict)
+    """Tensors that stay at their client, and how many numbers each has."""
     rebuild: str = ""
     """What a rebuild of the weights from coefficients takes, in words; empty where tune is no seeds."""
 
@@ -73,6 +77,11 @@ class Plan:
         table.add_row(
             "trainable parameters", f"{self.num_trainable:,} ({share:.2f} % of {self.num_total:,})"
         )
+        if self.local:
+            stays = f"{len(self.local):,} tensors, {sum(self.local.values()):,} numbers"
+            table.add_row("stays with each client", stays)
+            for group in _grouped(self.local):
+                table.add_row("", Text(group))
         if self.products:
             table.add_row("frozen products", Text(self.products))
         if self.slow_type:
@@ -118,6 +127,8 @@ def make_plan(recipe: Recipe) -> Plan:
         session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
         taken = forecast(session, shards)
+        begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+        local = describe(recipe.algorithm, begun.state).local
     params, model, last = session.space.start(), session.space.model, taken.rounds[-1]
     kernels = choose_kernels(recipe.local, model)
     return Plan(
@@ -135,9 +146,37 @@ def make_plan(recipe: Recipe) -> Plan:
         products=products_in_words(kernels, model),
         slow_type=slow_type(kernels, model),
         left_frozen=session.space.left_frozen,
+        local=local,
         rebuild=_rebuild_in_words(session.space),
         left_out=session.federation.manifest.left_out(),
     )
+
+
+def _grouped(sizes: Mapping[str, int]) -> Sequence[str]:
+    """Return the names, those that differ in numbers as one, with how many they are and how many numbers they hold."""
+    groups: dict[str, list[str]] = {}
+    for name in sizes:
+        groups.setdefault(numberless(name), []).append(name)
+    lines = []
+    for names in groups.values():
+        parts = zip(*(name.split(".") for name in names), strict=True)
+        written = ".".join(
+            p[0] if len({*p}) == 1 else f"[{_ranges({*map(int, p)})}]" for p in parts
+        )
+        held = sum(sizes[name] for name in names)
+        lines.append(f"{written}: {len(names):,} x {held // len(names):,}")
+    return lines
+
+
+def _ranges(numbers: Collection[int]) -> str:
+    """Return whole numbers as in 0-3, 7."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _rebuild_in_words(space: object) -> str:

@@ -7,6 +7,7 @@ from fedloom.models.build import Base
 from fedloom.spaces.full import Full
 from fedloom.spaces.live import Live
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.seed_space import Seeds, SeedSpace
 from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
@@ -52,6 +53,7 @@ class Tune(Protocol):
 
 TUNES: Mapping[str, type[Tune]] = {
     "lora": LoRA,
+    "lora_xs": LoRAXS,
     "prompt": Prompt,
     "prefix": Prefix,
     "ptuning": PTuning,
