@@ -4,7 +4,7 @@ No weight is copied or written, so W may be of any type, int8 too: what has been
 coefficients, whose factors are drawn where a layer needs them. Chen et al., "LOZO", arXiv:2410.07698.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from fedloom.client.perturbed_weights import Ground, PerturbedWeight, watched
 from fedloom.core.protocols import Params
 from fedloom.models.int8 import Int8Linear
 from fedloom.models.introspection import is_transposed
+from fedloom.spaces.directions.lowrank import Drawn
 from fedloom.spaces.seed_space import SeedSpace
 
 
@@ -29,7 +30,7 @@ class PerturbedLowRank(Ground):
         self._keeps = self._low or space.is_quantized
         self._moved: dict[int, float] = {}
         self._drawn_for: tuple[int, ...] = ()
-        self._drawn: dict[str, tuple[Tensor, Tensor]] = {}
+        self._drawn: Mapping[str, Drawn] = {}
         self._shrink = 1.0
 
     @contextmanager
@@ -57,6 +58,15 @@ class PerturbedLowRank(Ground):
         for k, far in zip(ks, by, strict=True):
             self._moved[k] = self._moved.get(k, 0.0) + far
 
+    def _settled(self, name: str) -> Tensor:
+        ks, by = self._move
+        if name not in self._behind or tuple(ks) != self._drawn_for:
+            return super()._settled(name)
+        values = self._walked[name]
+        self._behind.remove(name)
+        drawn = self._drawn.get(name)
+        return self._directions.shift(name, values, ks, by, out=values, drawn=drawn)
+
     def _seen(self) -> tuple[list[int], list[float]]:
         """Return the directions in which layers are seen moved, and how far."""
         return [*self._moved, *self._look[0]], [*self._moved.values(), *self._look[1]]
@@ -81,7 +91,7 @@ class PerturbedLowRank(Ground):
                 wide = wide * self._shrink
             if is_table:
                 rows, where = torch.unique(x, return_inverse=True)
-                u, v = self._space.update(kinds["weight"], ks, by, rows=rows)
+                u, v = self._update(kinds["weight"], ks, by, rows=rows)
                 return (wide + u[where] @ v.mT).to(out.dtype)
             u, v = self._factors_of(leaf, kinds["weight"], ks, by)
             narrow = x.to(wide.dtype).flatten(0, -2) @ v.to(wide.dtype)
@@ -104,17 +114,15 @@ class PerturbedLowRank(Ground):
             self._held = leaf
         return self._pair
 
-    def _update(self, name: str, ks: Sequence[int], by: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Return the factors of a matrix's shift; those of a look ahead serve the look behind."""
+    def _update(
+        self, name: str, ks: Sequence[int], by: Sequence[float], *, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the factors of a matrix's shift; those of a look ahead serve the look behind, and the step."""
         if self._keeps:  # of all steps so far: drawn again rather than kept
-            return self._space.update(name, ks, by)
+            return self._space.update(name, ks, by, rows=rows)
         if self._drawn_for != tuple(ks):
-            self._drawn_for, self._drawn = tuple(ks), {}
-        if name not in self._drawn:
-            self._drawn[name] = self._space.update(name, ks, [1.0] * len(ks))
-        u, v = self._drawn[name]
-        far = torch.tensor(by, dtype=u.dtype, device=u.device)
-        return u * far.repeat_interleave(u.shape[1] // len(by)), v
+            self._drawn_for, self._drawn = tuple(ks), self._directions.thin(ks)
+        return self._space.update(name, ks, by, rows=rows, drawn=self._drawn[name])
 
 
 def _is_product(leaf: PerturbedWeight) -> bool:

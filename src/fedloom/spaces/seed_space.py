@@ -25,6 +25,7 @@ from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.build import Base, ModelSettings, clean, shapes_only, write_model
 from fedloom.models.int8 import Int8Linear, is_quantized
 from fedloom.spaces.directions.directions import Directions
+from fedloom.spaces.directions.lowrank import Drawn
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
 from fedloom.spaces.live import Layout, Seated, check_names, chosen, every, learnable
 from fedloom.spaces.rebuild_cost import cost_in_words, fitting_distribution, rebuild_seconds
@@ -315,11 +316,21 @@ class SeedSpace:
         return self.directions.shift(name, whole, ks, by, out=whole)
 
     def update(
-        self, name: str, ks: Sequence[int], by: Sequence[float], *, rows: Tensor | None = None
+        self,
+        name: str,
+        ks: Sequence[int],
+        by: Sequence[float],
+        *,
+        rows: Tensor | None = None,
+        drawn: Drawn | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return U (m, R) and V (n, R), whose product U V^T is sum_i by_i z_{k_i} of a matrix; distribution lowrank."""
-        u, v = self.directions.factors(name, ks, rows=rows)
-        u = u * torch.tensor(by, dtype=u.dtype)[:, None, None]
+        if drawn is None:
+            u, v = self.directions.factors(name, ks, rows=rows)
+        else:
+            u, v = (t.mT for t in drawn)
+            u = u if rows is None else u[:, rows.to(u.device)]
+        u = u * (by[0] if len(by) == 1 else torch.tensor(by, dtype=u.dtype)[:, None, None])
         flat = (t.transpose(0, 1).flatten(1).to(self.device) for t in (u, v))
         return next(flat), next(flat)
 

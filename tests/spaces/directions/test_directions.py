@@ -328,3 +328,20 @@ def test_guessed_gradients_are_unbiased_and_of_the_known_size(distribution: Dist
 def test_settings_are_checked(settings, message: str):
     with pytest.raises(ValueError, match=message):
         Directions(SHAPES, **settings)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("ks", [[4], [4, 9]])
+def test_matrices_drawn_in_one_go_are_those_drawn_one_by_one(rank: int, ks: list[int]) -> None:
+    shapes = {"w": torch.Size((70, 50)), "norm": torch.Size((9,)), "v": torch.Size((3000, 8))}
+    directions = Directions(shapes, distribution="lowrank", rank=rank)
+    thin = directions.thin(ks)
+    assert list(thin) == ["w", "v"]
+    for name, (u, v) in thin.items():
+        for whole, single in zip((u.mT, v.mT), directions.factors(name, ks), strict=True):
+            assert torch.equal(whole, single)
+        values, by = torch.ones(shapes[name]), [0.25] * len(ks)
+        first, second = torch.empty_like(values), torch.empty_like(values)
+        directions.shift(name, values, ks, by, out=first)
+        directions.shift(name, values, ks, by, out=second, drawn=thin[name])
+        assert torch.equal(first, second)

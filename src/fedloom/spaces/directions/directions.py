@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedloom.spaces.directions import kernels
-from fedloom.spaces.directions.lowrank import Factors
+from fedloom.spaces.directions.lowrank import Drawn, Factors, draw_all
 from fedloom.spaces.directions.stream import Distribution, Draw, cut, keys_of, tag_of
 
 _FEW = 8
@@ -110,16 +110,23 @@ class Directions:
         *,
         out: Tensor,
         rows: Tensor | None = None,
+        drawn: Drawn | None = None,
     ) -> Tensor:
         """Write values + sum_i by_i z_{k_i}, of one tensor or of some rows of it, into `out`, and return that.
 
         `values` and `out` have the tensor's shape, or (len(rows), ...) where rows are given; `out` is contiguous.
+        `drawn` are these directions of a lowrank matrix, where `thin` has drawn them.
         """
         place, shape, keys = self._places[name], self.shapes[name], self._keys(ks)
         rows = rows if rows is None else rows.detach().cpu()
         if self._matrix(shape):
             self._factors(name).add(
-                keys, values.reshape(len(values), -1), out.view(len(out), -1), by, rows=rows
+                keys,
+                values.reshape(len(values), -1),
+                out.view(len(out), -1),
+                by,
+                rows=rows,
+                drawn=drawn,
             )
             return out
         if rows is None:
@@ -211,6 +218,15 @@ class Directions:
         rows = torch.arange(self.shapes[name][0]) if rows is None else rows.detach().cpu()
         u, v = self._factors(name).draw(self._keys(ks), rows=rows, device=torch.device("cpu"))
         return u.mT, v.mT
+
+    def thin(self, ks: Sequence[int]) -> dict[str, Drawn]:
+        """Return U (K, r, m) and V (K, r, n), float32 on the CPU, of every matrix of a lowrank distribution."""
+        names = [name for name, shape in self.shapes.items() if self._matrix(shape)]
+        if not names:
+            return {}
+        matrices = [self._factors(name) for name in names]
+        drawn = draw_all(matrices, self._keys(ks), device=torch.device("cpu"))
+        return dict(zip(names, drawn, strict=True))
 
     def _add(
         self,

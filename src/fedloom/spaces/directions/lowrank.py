@@ -26,6 +26,10 @@ _CACHED = 1 << 16
 """Entries of a single product that are summed together: a quarter of a megabyte, which stays in a core's cache."""
 
 
+Drawn = tuple[Tensor, Tensor]
+"""Of a matrix (m, n): (K, r, m) and (K, r, n) float32, with z_k = sum_r u_kr v_kr^T."""
+
+
 @dataclass(frozen=True, slots=True)
 class Factors:
     """The directions of one matrix."""
@@ -58,14 +62,18 @@ class Factors:
         *,
         scale: float = 1.0,
         rows: Tensor | None = None,
+        drawn: Drawn | None = None,
     ) -> None:
-        """Write scale * base + sum_k by_k z_k[rows] into `out`, (rows, n); sums of float32 products, rounded once."""
+        """Write scale * base + sum_k by_k z_k[rows] into `out`, (rows, n); sums of float32 products, rounded once.
+
+        A single direction of all rows that is `drawn` already is not drawn again.
+        """
         rows = torch.arange(self.shape[0]) if rows is None else rows
         kind = torch.float64 if out.dtype == torch.float64 else torch.float32
         factors = torch.tensor(by, dtype=torch.float64).to(out.device, kind)
         if len(keys) * self.rank == 1:
-            u, v = self.draw(keys, rows=rows, device=out.device)
-            _add_outer((u.to(kind).mul_(factors))[0].t(), v.to(kind)[0], base, out, scale=scale)
+            u, v = drawn or self.draw(keys, rows=rows, device=out.device)
+            _add_outer((u.to(kind) * factors)[0].t(), v.to(kind)[0], base, out, scale=scale)
             return
         step = max(1, _SUMS // self.shape[1])
         for first in range(0, len(rows), step):
@@ -94,6 +102,23 @@ class Factors:
         out = torch.empty(len(keys), size, device=device)
         fill(Draw("gaussian", tag_of("lowrank"), keys, pieces), out)
         return out
+
+
+def draw_all(
+    matrices: Sequence[Factors], keys: NDArray[np.uint32], *, device: torch.device
+) -> list[Drawn]:
+    """Return the directions of several matrices of one rank, drawn in one go: one by one, the calls cost more."""
+    sizes = np.array([matrix.rank * sum(matrix.shape) for matrix in matrices])
+    ends = np.cumsum(sizes)
+    places = np.array([matrix.tensor for matrix in matrices])
+    flat = torch.empty(len(keys), int(ends[-1]), device=device)
+    fill(Draw("gaussian", tag_of("lowrank"), keys, cut(places, 0, sizes, ends - sizes)), flat)
+    found = []
+    for matrix, part in zip(matrices, flat.split(sizes.tolist(), dim=1), strict=True):
+        (m, n), r = matrix.shape, matrix.rank
+        u, v = part.split([r * m, r * n], dim=1)
+        found.append((u.mul_(r**-0.5).unflatten(1, (r, m)), v.unflatten(1, (r, n))))
+    return found
 
 
 def _columns(tensor: int, rows: NDArray[np.int64], m: int, r: int) -> NDArray[np.int64]:
