@@ -228,3 +228,23 @@ def test_packed_answers_keep_their_tokens_apart(tiny_llama: Callable[..., Any]) 
     assert len(batches[1].ids) < len(batches[0].ids)
     assert (one - many).abs().max() < 1e-9
     assert len(one) == 2 * (len(examples) + 2)
+
+
+def test_what_is_kept_is_the_same_to_the_bit_whoever_asks_first() -> None:
+    """So that a run that goes on, whose memory is empty, trains as if it had never stopped."""
+    kept = []
+    for order in (("c3",), ("c0", "c1", "c3"), ("c3", "c0")):
+        bench = a_bench(DPO())
+        references = References.of(bench.space, DPO())
+        assert references is not None
+        for client in order:
+            shard = bench.federation.shards[client]
+            found = references.carried(shard.train[::-1] if client == order[0] else shard.train)
+        wanted = references.carried(bench.federation.shards["c3"].train)
+        assert found
+        kept.append([row.reference for example in wanted for row in example.answers])
+    for others in kept[1:]:
+        for one, other in zip(kept[0], others, strict=True):
+            assert one is not None
+            assert other is not None
+            assert torch.equal(one, other)

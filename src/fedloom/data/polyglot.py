@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -177,21 +177,16 @@ def pairs(
 ) -> list[dict[str, str]]:
     """Write examples as `rows` does, each with its answer as `chosen` and that of another as `rejected`.
 
-    The other is drawn among those of the same language and task with another answer; where there is none, among all.
+    The other is drawn among all examples with another answer, so that most are of another task or language.
     """
     made = rows(num_examples, seed, languages, tasks)
-    answers: dict[tuple[str, str], list[str]] = {}
-    for row in made:
-        answers.setdefault((row["language"], row["task"]), []).append(row["completion"])
-    everything = [answer for some in answers.values() for answer in some]
     examples = []
     for i, row in enumerate(made):
         rng = random.Random(derive(seed, "polyglot pair", i))
         chosen = row["completion"]
-        alike = answers[row["language"], row["task"]]
-        others = [answer for answer in alike if answer != chosen]
-        others = others or [answer for answer in everything if answer != chosen]
-        rejected = rng.choice(others) if others else chosen[::-1]
+        others = (made[at]["completion"] for at in _wandering(rng, len(made)))
+        # Of equal answers alone, any other text will do.
+        rejected = next((other for other in others if other != chosen), f"{chosen} {chosen}")
         labels = {name: row[name] for name in ("language", "task")}
         examples.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, **labels})
     return examples
@@ -207,6 +202,13 @@ def declarative(num_sentences: int, seed: int, languages: Sequence[str] = LANGUA
         sentence = _render(rng.choice(phrase["say"].splitlines()), fields)
         sentences.append(f"{fields['story']} {sentence}" if "story" in fields else sentence)
     return sentences
+
+
+def _wandering(rng: random.Random, count: int) -> Iterator[int]:
+    """Yield every place once, from one that is drawn."""
+    first = rng.randrange(count)
+    yield from range(first, count)
+    yield from range(first)
 
 
 def _cells(languages: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:

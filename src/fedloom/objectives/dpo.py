@@ -4,7 +4,7 @@ Direct Preference Optimization: Your Language Model is Secretly a Reward Model. 
 Finn, NeurIPS 2023 (arXiv:2305.18290), equation 7, with label smoothing (cDPO, Mitchell 2023). `ipo`: A General Theoretical
 Paradigm to Understand Learning from Human Preferences. Azar et al., AISTATS 2024 (arXiv:2310.12036), equation 17, with
 log-likelihoods by token as in its authors' later code. `hinge`: SLiC-HF. Zhao et al. 2023 (arXiv:2305.10425). `robust`:
-Provably Robust DPO. Ray Chowdhury, Kini, Natarajan, ICML 2024 (arXiv:2403.00409), equation 12.
+Provably Robust DPO. Ray Chowdhury, Kini, Natarajan, ICML 2024 (arXiv:2403.00409).
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Answers that are good or bad each by itself: likelier, or less likely, than under a reference model.
 
 KTO: Model Alignment as Prospect Theoretic Optimization. Ethayarajh, Xu, Muennighoff, Jurafsky, Kiela, ICML 2024
-(arXiv:2402.01306), equations 7 and 8. The divergence z0 is estimated by each client's answers to other prompts, as in the
-paper's code, where whose answer is taken follows from the batch; here it is that of the client's next example, always.
+(arXiv:2402.01306), its loss. The divergence z0 is estimated by each client's answers to other prompts, as in the paper's code,
+where whose answer is taken follows from the batch; here it is that of the client's next example, always.
 """
 
 from collections.abc import Sequence

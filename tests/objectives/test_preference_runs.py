@@ -1,0 +1,68 @@
+"""Whole runs that learn preferences, and what one does with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import fedloom
+from fedloom.cli import app
+from fedloom.recipe import load_recipe
+
+SMALL = [
+    "data.num_examples=60",
+    "data.num_clients=3",
+    "data.partition=iid",
+    "data.where={language: [en], task: [capital, plural]}",
+    "tune.lora={rank: 4, alpha: 8, targets: [q_proj, v_proj]}",
+    "local={steps: 2, batch_size: 4, lr: 0.004, schedule: constant}",
+    "evaluation={every: 1, max_examples: 3}",
+    "run={rounds: 2, baselines: [], samples: 0}",
+]
+MEASURED = {"loss", "preference_accuracy", "preference_margin", "length_ratio"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return fedloom.run(load_recipe("dpo", SMALL), tmp_path_factory.mktemp("dpo") / "run")
+
+
+def test_a_run_measures_preferences_from_zero(finished: Any) -> None:
+    before, final = finished.summary["before"], finished.summary["final"]
+    assert before["test/preference_margin"] == before["test/reference_kl"] == 0.0
+    assert before["test/preference_accuracy"] == 0.5
+    assert {f"test/{name}" for name in MEASURED} <= final.keys()
+    assert final["test/reference_kl"] > 0
+    assert "test/perplexity" not in final
+    assert "test/token_accuracy" not in final
+
+
+def test_its_report_and_table_name_what_was_measured(finished: Any) -> None:
+    html = (finished.folder / "report.html").read_text()
+    assert "preference accuracy" in html
+    assert "preference margin" in html
+    manifest = json.loads((finished.folder / "manifest.json").read_text())
+    assert "pair" in next(iter(manifest["losses"]["formats"]))
+
+
+def test_its_model_answers_in_a_chat(finished: Any) -> None:
+    assert isinstance(finished.chat().answer("What is the capital of France?"), str)
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+def test_data_and_plan_show_both_answers(recipe: str) -> None:
+    runner = CliRunner()
+    shown = runner.invoke(app, ["data", recipe, *SMALL])
+    assert shown.exit_code == 0, shown.output
+    assert ": chosen" in shown.output
+    assert ": rejected" in shown.output
+
+
+def test_orpo_and_kto_run_without_and_with_a_divergence(tmp_path: Path) -> None:
+    for name, reference in (("orpo", False), ("kto", True)):
+        recipe = load_recipe("dpo", [*SMALL, f"objective={name}", "run.rounds=1"])
+        final = fedloom.run(recipe, tmp_path / name).summary["final"]
+        assert final.keys() >= {f"test/{each}" for each in MEASURED}
+        assert ("test/reference_kl" in final) is reference
