@@ -2,13 +2,15 @@
 
     python benchmarks/personal.py --data FOLDER [--model NAME] [--settings tasks,languages,iid] [--seeds 0,1,2] [--rounds 6]
                                   [--tasks 36] [--arms "Ditto;alone"] [--lr 4e-3] [--part 0/2] [--table]
+    python benchmarks/personal.py --settings languages,iid --strengths   Ditto's strength by hand, beside two levels
 
 Settings, from where clients differ most to where nobody does. `tasks`: FOLDER holds tasks of Natural Instructions, a file each,
 of which every file is a client (`--tasks` of them, evenly over all kinds); `languages`: ten clients of five languages of
 builtin:polyglot, two each; `iid`: ten clients that all have all of them. Everybody takes part in every round and is judged by the
 loss on own test rows. Runs of a seed have the same data, so that differences are paired; a finished run is not repeated.
 The table has the mean over clients and the mean of the tenth that is served worst, over the
-seeds with 95 % confidence intervals (Student's t), and how far both are from those of three levels, seed by seed.
+seeds with 95 % confidence intervals (Student's t), and how far both are from those of three levels, seed by seed; with
+`--strengths` from those of two levels.
 """
 
 import json
@@ -43,6 +45,12 @@ ARMS: Mapping[str, Any] = {
     "clusters, apart": [{"clustered": {"share": {"pool": "off"}}}, "fedavg"],
 }
 """What is compared, each with its default settings."""
+TWO = "two levels"
+STRENGTHS: Mapping[str, Any] = {
+    TWO: ARMS[TWO],
+    **{f"Ditto {x}": [{"ditto": {"strength": x}}, "fedavg"] for x in (0.01, 0.1, 1.0, 10.0)},
+}
+"""What is compared with `--strengths`; 0.1 is the default."""
 SETTINGS = ("tasks", "languages", "iid")
 ABOUT = """
 Four steps of four examples a client and round, texts of 64 tokens at most (prompts of tasks are cut to that), 12 test rows a
@@ -80,7 +88,7 @@ def recipe_of(arm: str, setting: str, seed: int, asked: Any) -> Any:
     """Return the recipe of one run: the same for all arms but for the algorithm."""
     tree = {
         "name": arm,
-        "algorithm": ARMS[arm],
+        "algorithm": {**ARMS, **STRENGTHS}[arm],
         "model": {"name": asked.model},
         "data": {
             **data_of(setting, asked),
@@ -131,15 +139,15 @@ def ends(line: Line) -> tuple[float, float]:
     return statistics.fmean(losses), statistics.fmean(worst)
 
 
-def table(found: Mapping[str, Mapping[int, Line]]) -> str:
-    """Return the table of what has ended, a row an arm."""
-    ours = found.get(OURS, {})
+def table(found: Mapping[str, Mapping[int, Line]], ours: str) -> str:
+    """Return the table of what has ended, a row an arm, beside the one called `ours`."""
+    base = found.get(ours, {})
     columns = (
         "",
         "seeds",
         "mean loss",
         "worst tenth",
-        "three levels minus it, mean",
+        f"{ours} minus it, mean",
         "worst tenth",
     )
     lines = [f"| {' | '.join((*columns, 'MB, both ways', 'CPU s'))} |", "|---|" + "---:|" * 7]
@@ -147,9 +155,9 @@ def table(found: Mapping[str, Mapping[int, Line]]) -> str:
         both = {seed: ends(line) for seed, line in runs.items()}
         cells = [interval(column) for column in zip(*both.values(), strict=True)]
         apart = [
-            [mine - theirs for mine, theirs in zip(ends(ours[seed]), them, strict=True)]
+            [mine - theirs for mine, theirs in zip(ends(base[seed]), them, strict=True)]
             for seed, them in both.items()
-            if seed in ours and arm != OURS
+            if seed in base and arm != ours
         ]
         cells += [interval(column) for column in zip(*apart, strict=True)] or ["", ""]
         sent = [(x["upload_bytes"] + x["download_bytes"]) / 1e6 for x in runs.values()]
@@ -185,15 +193,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--settings", default=",".join(SETTINGS))
     parser.add_argument("--tasks", type=int, default=36, help="how many clients, a task each")
-    parser.add_argument("--arms", default=";".join(ARMS), help="of these alone, with ; between")
+    parser.add_argument("--arms", help="of these alone, with ; between")
+    parser.add_argument("--strengths", action="store_true", help="Ditto's instead, by hand")
     asked = parser.parse_args()
+    compared, ours = (STRENGTHS, TWO) if asked.strengths else (ARMS, OURS)
     torch.set_num_threads(1)
-    seeds, arms = [int(seed) for seed in asked.seeds.split(",")], asked.arms.split(";")
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    arms = asked.arms.split(";") if asked.arms else list(compared)
     settings = asked.settings.split(",")
     places = {
         (arm, setting, seed): place(asked, setting) / arm / str(seed)
         for setting in SETTINGS
-        for arm in ARMS
+        for arm in compared
         for seed in seeds
     }
     share = share_of(asked)
@@ -206,12 +217,15 @@ def main() -> None:
         if (folder / "line.json").exists():
             line = json.loads((folder / "line.json").read_text())
             found.setdefault(setting, {}).setdefault(arm, {})[seed] = line
-    text = "\n\n".join(f"## {setting}\n\n{table(runs)}" for setting, runs in found.items())
+    text = "\n\n".join(f"## {setting}\n\n{table(runs, ours)}" for setting, runs in found.items())
     print(text)
     if share.writes:
         model = Path(asked.model).stem
-        name = "personal.md" if asked.model.startswith("builtin:") else f"personal_{model}.md"
-        title = f"A model for each client, {model}, {asked.rounds} rounds, tasks: {asked.tasks}"
+        kind = "_strength" if asked.strengths else ""
+        of = "" if asked.model.startswith("builtin:") else f"_{model}"
+        name = f"personal{kind}{of}.md"
+        title = f"A model for each client, {model}, {asked.rounds} rounds"
+        title += ": Ditto's strength" if asked.strengths else f", tasks: {asked.tasks}"
         write_page(name, title, f"{ABOUT.strip()}\n\n{text}")
 
 

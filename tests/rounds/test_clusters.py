@@ -22,6 +22,7 @@ from fedloom.evaluation.measure import combine
 from fedloom.results.chat import AUTO, Chat
 from fedloom.results.export import deliverables
 from fedloom.results.finish import clusters_record
+from fedloom.results.route import Router
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session, build
@@ -170,7 +171,7 @@ def test_a_label_that_the_data_lacks_is_refused_before_anything_is_written(
 # --- a chat --------------------------------------------------------------------------------------
 
 
-def test_a_chat_takes_a_cluster_by_name_or_lets_the_first_message_choose(
+def test_a_chat_takes_a_cluster_by_name_or_lets_all_that_was_asked_choose(
     opened: Callable[..., Session],
 ) -> None:
     session = opened(local={"lr": 5.0})
@@ -179,11 +180,12 @@ def test_a_chat_takes_a_cluster_by_name_or_lets_the_first_message_choose(
     talk = Chat.open(session, AUTO)
     assert talk.name == AUTO
     talk.answer("Was ist das Gegenteil von klein?")
-    chosen = talk.name
-    assert chosen in ("cluster-0", "cluster-1")
+    assert talk.name in ("cluster-0", "cluster-1", "global")
     talk.answer("And now?")
-    assert talk.name == chosen, "one conversation, one model"
-    message = r"or --cluster one of cluster-0, cluster-1, or auto to let the first message choose"
+    asked = ["Was ist das Gegenteil von klein?", "And now?"]
+    assert talk.route == Router.of(session, last_run(session)).route(asked)
+    assert talk.name == talk.route.model
+    message = r"one of cluster-0, cluster-1, global, or auto to let what is asked choose"
     with pytest.raises(ValueError, match=message):
         Chat.open(session, None)
 

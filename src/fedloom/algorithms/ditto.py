@@ -38,7 +38,7 @@ class Ditto(Wrapper[State]):
     inner: Algorithm[State]
     """Trains the shared model."""
     strength: float = 0.1
-    """lambda: pull of the shared model; 0 is local training."""
+    """lambda: pull of the shared model; 0 is local training. `partial_pooling` needs none, and estimates what it stands for."""
     steps: int | None = None
     """Optimizer steps on the personal model a round; None: as many as `local` says."""
 
