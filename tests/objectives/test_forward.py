@@ -145,7 +145,7 @@ def test_logits_are_made_of_asked_tokens_alone_and_of_few_at_a_time(tiny_llama: 
     counts = seen_by(model.lm_head)
     score(model, examples, 32, SFT())
     assert sum(counts) == sum(example.num_targets for example in examples)
-    assert max(counts) == head.CHUNK
+    assert max(counts) == 2 * head.CHUNK < sum(counts)
     counts.clear()
     score(model, ROWS["choices"], 32, SFT())
     assert counts == [len(ROWS["choices"])]

@@ -122,7 +122,8 @@ class Forward:
 
     def _rows(self, states: Tensor) -> int:
         # Without a gradient nothing is kept of the logits, so a few rows of them at a time will do.
-        return max(len(states) if torch.is_grad_enabled() else chunk_rows(states), 1)
+        learning = torch.is_grad_enabled()
+        return max(len(states) if learning else chunk_rows(states, learning=False), 1)
 
     def _precision(self) -> AbstractContextManager[object]:
         if not self.low:
