@@ -26,7 +26,7 @@ def arm(source: str, model: str, objective: object, baselines: list[str]) -> Tre
             "source": source,
             "num_clients": 8,
             "prompt": "chat",
-            "max_length": 320,
+            "max_length": 256,
             "truncate": "prompt",
             "fractions": [0.75, 0.0, 0.25],
             "min_examples": 2,
@@ -34,7 +34,7 @@ def arm(source: str, model: str, objective: object, baselines: list[str]) -> Tre
         "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
         "local": {"optimizer": "adamw", "lr": 5e-4, "steps": 3, "batch_size": 2},
         "evaluation": {"every": 0, "validation": False, "generate": False},
-        "run": {"rounds": 5, "samples": 0, "keep_checkpoints": 1, "baselines": baselines},
+        "run": {"rounds": 4, "samples": 0, "keep_checkpoints": 1, "baselines": baselines},
     }
 
 

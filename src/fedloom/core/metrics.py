@@ -89,17 +89,17 @@ QUALITY: Mapping[str, Metric] = _named(
     Metric("rougeL", "ROUGE-L", better="higher", bounds=_SHARE),
     Metric("rouge_l_paper", "ROUGE-L (rouge 1.0.1)", better="higher", bounds=_SHARE),
     Metric("chrf", "chrF", better="higher", bounds=_SHARE),
-    Metric("chosen_drift", "drift of chosen answers", "nats"),
-    Metric("rejected_drift", "drift of rejected answers", "nats"),
-    Metric("reference_kl", "KL to the reference by token, estimated on given answers", "nats"),
-    # Tokens of the answers a model prefers over those of the others.
-    Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
 )
 """How good a model is, in the order of tables."""
 REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     Metric("num_tokens", reduce="sum", bounds=_COUNT),
     Metric("num_examples", reduce="sum", bounds=_COUNT),
     Metric("num_pairs", reduce="sum", bounds=_COUNT),
+    Metric("chosen_drift", "drift of chosen answers", "nats"),
+    Metric("rejected_drift", "drift of rejected answers", "nats"),
+    Metric("reference_kl", "KL to the reference by token, estimated on given answers", "nats"),
+    # Tokens of the answers a model prefers over those of the others.
+    Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),
 )
 """What clients may report, besides metrics of users' own."""

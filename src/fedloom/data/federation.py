@@ -91,9 +91,7 @@ def divide(
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
         cuts = _pooled(cuts)
-    shards = {
-        client: _shard(parts, examples, settings, objective) for client, parts in cuts.items()
-    }
+    shards = {c: _shard(parts, examples, settings, objective) for c, parts in cuts.items()}
     by = stratum(settings.partition)
     hidden = hidden_labels(labels, named=_named(settings), known=objective.classes)
     manifest = Manifest(
@@ -114,11 +112,7 @@ def divide(
         duplicates=Duplicates(len(found) - len(first), settings.duplicates == "drop", *leaked),
         hidden=hidden,
         notes=tokenised.notes,
-        losses=replace(
-            read.losses,
-            num_empty=read.losses.num_empty + tokenised.num_empty,
-            num_equal=read.losses.num_equal + tokenised.num_equal,
-        ),
+        losses=read.losses.more(num_empty=tokenised.num_empty, num_equal=tokenised.num_equal),
         prompt=tokenised.prompt,
         excluded=excluded,
     )

@@ -103,9 +103,8 @@ def to_records(
     chosen: dict[tuple[str, ...], str] = {}
     for row in rows:
         columns = tuple(row.values)
-        if columns not in chosen:
-            chosen[columns] = _format_of(row, settings, formats, unknown)
-        name = chosen[columns]
+        name = chosen.get(columns) or _format_of(row, settings, formats, unknown)
+        chosen[columns] = name
         needed, optional, convert = formats[name]
         if name in _LEARNT_WHOLE and (wrong := desirability(row, used)):
             raise ValueError(wrong)
@@ -129,13 +128,12 @@ def to_records(
             tally.num_empty += not unlearnt
             continue
         if talk.rejected is not None and talk.rejected in ("", learnt[-1].content):
-            tally.num_empty += not talk.rejected
-            tally.num_equal += bool(talk.rejected)
+            tally.add_pair_(talk.rejected)
             continue
         tally.num_turns += _num_lost(talk.messages, learnt)
-        messages, answer = _opened(learnt, _system(row, optional, settings)), learnt[-1].content
+        messages = _opened(learnt, _system(row, optional, settings))
         values = {column: row.text(column) or UNKNOWN for column in labels}
-        record = Record(messages, values, answer, row.held_out, row.place, row.split)
+        record = Record(messages, values, learnt[-1].content, row.held_out, row.place, row.split)
         records.append(replace(record, rejected=talk.rejected or "", good=talk.good))
     return Conversations(records, tally.losses())
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedloom.data.cells import is_missing
 
@@ -29,6 +29,14 @@ class Losses:
     """Column, likewise -> rows where it is asked for and is null, NaN or absent."""
     num_equal: int = 0
     """Pairs whose answers are equal, as they stand or once they are cut to length."""
+
+    def more(self, *, num_empty: int, num_equal: int) -> "Losses":
+        """Return the losses with those that tokens show."""
+        return replace(
+            self,
+            num_empty=self.num_empty + num_empty,
+            num_equal=self.num_equal + num_equal,
+        )
 
     def read_as(self) -> str:
         """Say how rows were read, with counts where it was in several ways."""
@@ -75,6 +83,11 @@ class RowTally:
     formats: Counter[tuple[str, str]] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
+
+    def add_pair_(self, rejected: str) -> None:
+        """Count a pair that is left out: its rejected answer is empty, or equal to the chosen one."""
+        self.num_empty += not rejected
+        self.num_equal += bool(rejected)
 
     def add_columns_(
         self, values: Mapping[str, object], asked: Collection[str], used: Collection[str]

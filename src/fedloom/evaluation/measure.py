@@ -181,9 +181,9 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
     found = total.result()
     if not found:
         raise ValueError("there are no metrics to combine: no client was measured")
-    return found | (
-        {"perplexity": perplexity(found["loss"])} if {"loss", "num_tokens"} <= found.keys() else {}
-    )
+    # A loss of pairs is no likelihood of tokens.
+    by_token = "loss" in found and "num_pairs" not in found
+    return found | ({"perplexity": perplexity(found["loss"])} if by_token else {})
 
 
 def distinct(examples: Iterable[Example]) -> list[Example]:
