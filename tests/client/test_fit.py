@@ -211,6 +211,7 @@ def test_in_a_phase_what_rests_keeps_every_bit_of_the_download(bench, optimizer,
         first = next(half)
         (moved,) = one.trainer.run([Job(client, 1, 1, first)])
         second = half.send(moved)
+        assert isinstance(second, Fit)
         for name, began in download["params"].items():
             assert torch.equal(second.start[name], began) == (name in shared)
             rounding = float((moved.params[name] - began).abs().max())
