@@ -330,6 +330,49 @@ def test_logits_are_those_of_a_model_with_the_dense_sum(
     assert float((before - wanted).abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("rule", [Stack(), Residual(), SVD()], ids=["stack", "residual", "svd"])
+def test_transposed_layers_are_summed_as_others_are(rule: Aggregate) -> None:
+    """GPT-2 keeps weights as (in, out), where code that transposes a dense sum is right and elsewhere wrong."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def gpt2() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64, "n_positions": 64}
+            config = GPT2Config(**shape, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+            return GPT2LMHeadModel(config).eval().requires_grad_(False)
+
+    # As wide as the layers of (16, 48) and (16, 16) allow, so that the sum of two ranks fits into svd's too.
+    side = 8 if rule.beside else 0
+    tune = LoRA(rank=8, alpha=12, targets=["c_attn", "c_proj"], origin="zero", side=side)
+    model, plain = gpt2(), gpt2()
+    dense = {n: p.clone() for n, p in model.named_parameters()}
+    built = tune.make_space(Base(model, None, "random"), seed=1)
+    algorithm = FedLoRA(rule, ranks=ranks(side))
+    state = algorithm.init(built.start(), 0)
+    round = round_of(1, ["c0", "c1"])
+    replies = []
+    for client, download in algorithm.broadcast(state, round).items():
+        task = Task("train", 1, client, int(client[1:]), TIERS[client], download)
+        replies.append(replace(rehearse(algorithm, task, noise=0.1), weight=1.0))
+        for name, delta in replies[-1].upload["delta"].items():
+            if "lora_B" in name:
+                partner = name.replace("lora_B", "lora_A")
+                a = download["params"][partner] + replies[-1].upload["delta"][partner]
+                added = 0.5 * 12 / 8 * ((download["params"][name] + delta) @ a)
+                dense[name.replace(".lora_B", "")] += added.T
+    state, metrics = algorithm.server_update(state, round, iter(replies))
+    assert metrics["aggregation_error"] < 1e-6
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        built.load(state.params)
+        found, before = built.model(input_ids=ids).logits, plain(input_ids=ids).logits
+        plain.load_state_dict(dense, strict=False)
+        wanted = plain(input_ids=ids).logits
+    assert float((found - wanted).abs().max()) < 1e-5
+    assert float((before - wanted).abs().max()) > 1e-2
+
+
 # --- recipes -------------------------------------------------------------------------------------
 
 TIERED = {"num_clients": 4, "tiers": {"phone": 0.5, "desk": 0.5}}

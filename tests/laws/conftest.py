@@ -98,7 +98,11 @@ CASES: dict[str, Algorithm[Any]] = {
     "personal(scaffold)": Personal(Scaffold(), "lora_A"),
     "personal(fedavg) in phases": Personal(FedAvg(mu=0.1), "lora_B", PHASES),
     "personal(scaffold) in phases": Personal(Scaffold(), "lora_A", PHASES),
-    "alternate(personal(fedavg))": Alternate(Personal(FedAvg()), ("self_attn", "mlp")),
+    "alternate(personal(fedavg))": Alternate(
+        # B is what moves from the first step on.
+        Personal(FedAvg(), "lora_A"),
+        ("q_proj", "v_proj"),
+    ),
     "private(personal(fedavg))": Private(Personal(FedAvg()), **SEEDED),
     "personal(flasc(fedadam))": Personal(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
     "clustered(personal(fedavg))": Clustered(Personal(FedAvg()), Auto(2, enough=0.25)),
