@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedlora import FedLoRA, FedLoRAState
 from fedloom.algorithms.freeze import Freeze
@@ -32,6 +34,7 @@ from fedloom.server.factors.rules import (
 )
 from fedloom.server.factors.slices import frozen, learning, whole
 from fedloom.spaces.lora import LoRA
+from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.wire.format import encode_task
 from fedloom.wire.wire_settings import WireSettings
 
@@ -504,3 +507,34 @@ def test_ranks_above_a_layer_s_size_are_refused(tiny_llama: Any) -> None:
         LoRA(rank=33).make_space(base, seed=1)
     with pytest.raises(ValueError, match=r"tune.lora.rank \+ side must be at most 32, .* got 40"):
         LoRA(rank=8, side=32).make_space(base, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_of_eight_clients_of_four_ranks_the_nearest_sum_learns_more_than_padded_means(
+    seed: int, tmp_path: Path
+) -> None:
+    """On the bundled model, tasks shared out unevenly; both runs have the same data and draws."""
+    tiers = dict.fromkeys(("tablet", "phone", "laptop", "desk"), 0.25)
+    shares = {"dirichlet": {"by": "task", "alpha": 0.5}}
+    data = {"num_examples": 400, "num_clients": 8, "max_length": 64, "tiers": tiers}
+    sizes = {"tablet": 2, "phone": 4, "laptop": 8}
+    ends = {}
+    for rule in ("svd", "pad"):
+        recipe = build_recipe(
+            {
+                "name": "x",
+                "algorithm": {"fedlora": {"aggregate": rule}},
+                "tune": {"lora": {"rank": 16, "ranks": sizes, "alpha": 32, "origin": "zero"}},
+                "data": {**data, "partition": shares, "seed": seed},
+                "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 8, "batch_size": 4},
+                "evaluation": {"every": 3, "generate": False, "validation": False},
+                "run": {"rounds": 3, "seed": seed},
+            }
+        )
+        summary = experiment.run(recipe, tmp_path / rule).summary
+        lines = MetricsLog.read(tmp_path / rule / "metrics.jsonl").lines
+        errors = [line["server/aggregation_error"] for line in lines if line["round"]]
+        ends[rule] = summary["final"]["test/loss"], errors
+    assert ends["svd"][0] <= ends["pad"][0]
+    assert ends["svd"][1][0] < ends["pad"][1][0]

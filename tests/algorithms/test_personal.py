@@ -148,8 +148,8 @@ def test_what_is_a_client_s_own_is_in_no_byte_it_sends() -> None:
     for tensor in (marked, *held.values(), *kept.values()):
         for value in tensor.flatten():
             assert value.numpy().tobytes() not in sent
-    # What is shared moved by a half in each phase of this trainer's.
-    assert torch.tensor(1.0).numpy().tobytes() in sent
+    # What is shared moved by a half, in the phase that trains it.
+    assert torch.tensor(0.5).numpy().tobytes() in sent
     assert {n for group in reply.upload.values() for n in group} == {A, A10}
 
 

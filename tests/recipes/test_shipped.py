@@ -81,7 +81,7 @@ FITTING: dict[str, Sequence[str]] = {
     ),
     "ferret": ("algorithm.fedkseed.steps=4",),
     **dict.fromkeys(("baffle", "decomfl"), ("algorithm.decomfl.steps=5", "local.steps=null")),
-    "feedsign": ("local.steps=null",),
+    **dict.fromkeys(("feedsign", "fedrep"), ("local.steps=null",)),
     # Their own models are run where they are: tests/models.
     **dict.fromkeys(("smollm2", "gemma_languages"), ("model.name=builtin:tiny",)),
 }
