@@ -4,7 +4,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 from fedloom.spaces.directions import kernels, lowrank
 from fedloom.spaces.seed_space import Seeds

@@ -117,7 +117,7 @@ def draw_all(
     for matrix, part in zip(matrices, torch.split(flat, sizes.tolist(), dim=1), strict=True):
         (m, n), r = matrix.shape, matrix.rank
         u, v = torch.split(part, [r * m, r * n], dim=1)
-        found.append((u.mul_(r**-0.5).unflatten(1, (r, m)), v.unflatten(1, (r, n))))
+        found.append((u.mul_(r**-0.5).view(-1, r, m), v.view(-1, r, n)))
     return found
 
 
