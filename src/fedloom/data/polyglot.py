@@ -177,16 +177,18 @@ def pairs(
 ) -> list[dict[str, str]]:
     """Write examples as `rows` does, each with its answer as `chosen` and that of another as `rejected`.
 
-    The other is drawn among all examples with another answer, so that most are of another task or language.
+    The other is drawn among all examples with another answer, of another language where there are several.
     """
     made = rows(num_examples, seed, languages, tasks)
     examples = []
     for i, row in enumerate(made):
         rng = random.Random(derive(seed, "polyglot pair", i))
         chosen = row["completion"]
-        others = (made[at]["completion"] for at in _wandering(rng, len(made)))
+        others = [made[at] for at in _wandering(rng, len(made)) if made[at]["completion"] != chosen]
+        foreign = (one["completion"] for one in others if one["language"] != row["language"])
         # Of equal answers alone, any other text will do.
-        rejected = next((other for other in others if other != chosen), f"{chosen} {chosen}")
+        alike = others[0]["completion"] if others else f"{chosen} {chosen}"
+        rejected = next(foreign, alike)
         labels = {name: row[name] for name in ("language", "task")}
         examples.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, **labels})
     return examples
