@@ -175,20 +175,19 @@ def pairs(
     languages: Sequence[str] = LANGUAGES,
     tasks: Sequence[str] = TASKS,
 ) -> list[dict[str, str]]:
-    """Write examples as `rows` does, each with its answer as `chosen` and that of another as `rejected`.
+    """Write examples as `rows` does, each with its answer as `chosen` and a rambling one as `rejected`.
 
-    The other is drawn among all examples with another answer, of another language where there are several.
+    What is rejected begins as the answer does and goes on with that to another question, of those with another answer.
     """
     made = rows(num_examples, seed, languages, tasks)
     examples = []
     for i, row in enumerate(made):
         rng = random.Random(derive(seed, "polyglot pair", i))
         chosen = row["completion"]
-        others = [made[at] for at in _wandering(rng, len(made)) if made[at]["completion"] != chosen]
-        foreign = (one["completion"] for one in others if one["language"] != row["language"])
-        # Of equal answers alone, any other text will do.
-        alike = others[0]["completion"] if others else f"{chosen} {chosen}"
-        rejected = next(foreign, alike)
+        others = (made[at]["completion"] for at in _wandering(rng, len(made)))
+        # Of equal answers alone, it goes on with itself.
+        more = next((other for other in others if other != chosen), chosen)
+        rejected = f"{chosen} {more}"
         labels = {name: row[name] for name in ("language", "task")}
         examples.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, **labels})
     return examples
