@@ -160,3 +160,16 @@ def test_articles_agree():
     assert {"um cão", "uma vaca"} <= ones["pt"]
     assert {"en hund", "ett äpple"} <= ones["sv"]
     assert {"en hund", "et æble"} <= ones["da"]
+
+
+def test_a_pair_is_an_answer_and_one_that_goes_on_with_that_to_another_question() -> None:
+    plain = polyglot.rows(60, 4, ["en", "de"], ["capital"])
+    paired = polyglot.pairs(60, 4, ["en", "de"], ["capital"])
+    assert paired == polyglot.pairs(60, 4, ["en", "de"], ["capital"])
+    answers = {row["completion"] for row in plain}
+    for row, pair in zip(plain, paired, strict=True):
+        assert (pair["prompt"], pair["chosen"]) == (row["prompt"], row["completion"])
+        more = pair["rejected"].removeprefix(pair["chosen"] + " ")
+        assert more in answers - {pair["chosen"]}
+    (alone,) = polyglot.pairs(1, 4)
+    assert alone["rejected"] == f"{alone['chosen']} {alone['chosen']}"

@@ -26,7 +26,7 @@ Repeated = Literal["keep", "drop"]
 
 BUILTIN = "builtin:polyglot"
 BUILTIN_PAIRS = "builtin:polyglot_pairs"
-"""The same questions, each with its answer and that to another."""
+"""The same questions, each with its answer and one that rambles on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,9 +175,9 @@ def pairs(
     languages: Sequence[str] = LANGUAGES,
     tasks: Sequence[str] = TASKS,
 ) -> list[dict[str, str]]:
-    """Write examples as `rows` does, each with its answer as `chosen` and that of another as `rejected`.
+    """Write examples as `rows` does, each with its answer as `chosen` and a rambling one as `rejected`.
 
-    The other is drawn among all examples with another answer, so that most are of another task or language.
+    What is rejected begins as the answer does and goes on with that to another question, of those with another answer.
     """
     made = rows(num_examples, seed, languages, tasks)
     examples = []
@@ -185,8 +185,9 @@ def pairs(
         rng = random.Random(derive(seed, "polyglot pair", i))
         chosen = row["completion"]
         others = (made[at]["completion"] for at in _wandering(rng, len(made)))
-        # Of equal answers alone, any other text will do.
-        rejected = next((other for other in others if other != chosen), f"{chosen} {chosen}")
+        # Of equal answers alone, it goes on with itself.
+        more = next((other for other in others if other != chosen), chosen)
+        rejected = f"{chosen} {more}"
         labels = {name: row[name] for name in ("language", "task")}
         examples.append({"prompt": row["prompt"], "chosen": chosen, "rejected": rejected, **labels})
     return examples
