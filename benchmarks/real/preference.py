@@ -3,8 +3,8 @@
     python benchmarks/real/preference.py --data FILE [--model FILE] [--seeds 0,1,2] [--part 0/2] [--table]
 
 FILE holds pairs in any form that `objective: dpo` reads, such as LLaMA-Factory's `dpo_en.json`: a few hundred. Answers are
-compared by what of them fits in 128 tokens with the prompt. About a quarter of an hour of one core a seed. Local training and the centralised run have the same test
-pairs and as many steps as a client takes, or as all take together.
+compared by what of them fits in 128 tokens with the prompt. Local training and the centralised run have the same test pairs and
+as many steps as a client takes, or as all take together. About a quarter of an hour of one core a seed.
 """
 
 from collections.abc import Mapping

@@ -60,6 +60,7 @@ def test_data_and_plan_show_both_answers(recipe: str) -> None:
     assert ": rejected" in shown.output
 
 
+@pytest.mark.slow
 def test_orpo_and_kto_run_without_and_with_a_divergence(tmp_path: Path) -> None:
     for name, reference in (("orpo", False), ("kto", True)):
         recipe = load_recipe("dpo", [*SMALL, f"objective={name}", "run.rounds=1"])
