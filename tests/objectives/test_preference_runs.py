@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom.cli import app
+from fedloom.core.metrics import checked
 from fedloom.recipe import load_recipe
+from fedloom.results.plan import make_plan
 
 SMALL = [
     "data.num_examples=60",
@@ -52,12 +54,28 @@ def test_its_model_answers_in_a_chat(finished: Any) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
-def test_data_and_plan_show_both_answers(recipe: str) -> None:
-    runner = CliRunner()
-    shown = runner.invoke(app, ["data", recipe, *SMALL])
+def test_data_shows_both_answers(recipe: str) -> None:
+    shown = CliRunner().invoke(app, ["data", recipe, *SMALL])
     assert shown.exit_code == 0, shown.output
     assert ": chosen" in shown.output
     assert ": rejected" in shown.output
+
+
+def test_a_plan_counts_pairs_as_they_are_trained_and_measured(tmp_path: Path) -> None:
+    recipe = load_recipe("dpo", [*SMALL, "run.rounds=1"])
+    plan = make_plan(recipe)
+    summary = fedloom.run(recipe, tmp_path / "run").summary
+    sent = summary["upload_bytes"] + summary["download_bytes"]
+    assert plan.total_bytes == pytest.approx(sent, rel=0.02)
+    assert plan.train_seconds > 0 < plan.evaluate_seconds
+
+
+def test_losses_may_be_below_zero_where_they_are_corrected_for_wrong_labels() -> None:
+    plain = load_recipe("dpo")
+    robust = load_recipe("dpo", ["objective={dpo: {loss: robust, label_smoothing: 0.1}}"])
+    assert checked({"loss": -0.5}, measured=False, table=robust.metrics) == {"loss": -0.5}
+    with pytest.raises(ValueError, match=r"loss must be in \[0, 1e\+06\]"):
+        checked({"loss": -0.5}, measured=False, table=plain.metrics)
 
 
 @pytest.mark.slow

@@ -80,8 +80,7 @@ QUALITY: Mapping[str, Metric] = _named(
     Metric("preference_accuracy", "preference accuracy", "%", better="higher", bounds=_SHARE),
     Metric("preference_margin", "preference margin", better="higher"),
     Metric("accuracy", unit="%", better="higher", bounds=_SHARE),
-    # Below 0 where a loss is corrected for wrong labels, as robust DPO is.
-    Metric("loss", reduce="tokens", better="lower", bounds=(-1e6, 1e6)),
+    Metric("loss", reduce="tokens", better="lower", bounds=(0.0, 1e6)),
     # Of several clients it is that of their loss.
     Metric("perplexity", better="lower", bounds=(1.0, float("inf"))),
     Metric("token_accuracy", unit="%", reduce="tokens", better="higher", bounds=_SHARE),
@@ -156,6 +155,8 @@ class MetricTable:
 
     own: Mapping[str, Metric] = field(default_factory=dict)
     """Users' own, by name."""
+    least_loss: float = 0.0
+    """Where losses begin: below 0 where they are corrected for wrong labels."""
 
     def extended(self, metrics: Iterable[Metric]) -> "MetricTable":
         """Return the table with metrics of one's own.
@@ -174,7 +175,7 @@ class MetricTable:
                 whose = "given twice" if metric.name in own else "one of fedloom's own"
                 raise ValueError(f"the metric {metric.name} is {whose}: call yours otherwise")
             own[metric.name] = metric
-        return MetricTable(own)
+        return replace(self, own=own)
 
     @classmethod
     def read(cls, listed: Sequence[Any]) -> "MetricTable":
@@ -216,7 +217,9 @@ class MetricTable:
 
     def reported(self) -> Mapping[str, Metric]:
         """Return what a client may report."""
-        return {**REPORTED, **self.own}
+        loss = REPORTED["loss"]
+        least = replace(loss, bounds=(self.least_loss, loss.bounds[1]))
+        return {**REPORTED, "loss": least, **self.own}
 
 
 METRICS = MetricTable()

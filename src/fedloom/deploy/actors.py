@@ -40,7 +40,7 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
         Requests(transport),
         terms,
         _LONG,
-        metrics=recipe.evaluation.table,
+        metrics=recipe.metrics,
     )
     transport.open()
     try:

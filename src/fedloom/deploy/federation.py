@@ -168,7 +168,7 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
         Requests(link, on_trouble=warn),
         greeting(shared_recipe(recipe), session),
         settings.deadline,
-        metrics=recipe.evaluation.table,
+        metrics=recipe.metrics,
         on_change=note,
     )
 

@@ -59,6 +59,11 @@ class DPO(PairObjective):
             )
         check_reference(self.reference, path="objective.dpo.reference")
 
+    @property
+    def least_loss(self) -> float:
+        """Return what no loss is below, which of robust is nothing but what is plausible."""
+        return -1e6 if self.loss == "robust" else 0.0
+
     def pair_losses(self, log_probs: Tensor, references: Tensor, lengths: Tensor) -> Tensor:
         drift = log_probs - references
         if self.loss == "ipo":

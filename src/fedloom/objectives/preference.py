@@ -139,6 +139,11 @@ class PreferenceObjective(ABC):
         """Return nothing: answers are text."""
         return {}
 
+    @property
+    def least_loss(self) -> float:
+        """Return what no loss is below."""
+        return 0.0
+
     def records(self, rows: Sequence[Row], settings: DataSettings) -> Conversations:
         """Return the pairs that rows hold."""
         return to_pairs(rows, settings)

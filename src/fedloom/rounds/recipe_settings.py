@@ -1,11 +1,12 @@
 """A whole recipe as frozen dataclasses; recipe.py fills them from YAML."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.description import MAX_UPDATE_NORM, check, check_accounts, describe
+from fedloom.core.metrics import MetricTable
 from fedloom.core.protocols import Algorithm
 from fedloom.core.ranks import HasRanks
 from fedloom.core.wrapper import layers
@@ -118,6 +119,13 @@ class Recipe:
     def num_clients(self) -> int | None:
         """Return how many clients the data is dealt out to; None where that is known at joining only."""
         return None if self.elsewhere else self.data.num_clients
+
+    @property
+    def metrics(self) -> MetricTable:
+        """Return the metrics that clients may report, in the bounds that its objective gives them."""
+        objective, table = self.objective, self.evaluation.table
+        least = objective.least_loss if isinstance(objective, PreferenceObjective) else 0.0
+        return replace(table, least_loss=least)
 
     def measures_after(self, number: int) -> bool:
         """Return whether the model is measured after a round; 0 is before the first."""

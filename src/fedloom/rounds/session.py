@@ -182,9 +182,7 @@ def build(
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(
-        recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.evaluation.table
-    )
+    engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.metrics)
     return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
 
 
