@@ -19,7 +19,7 @@ from runs import MODELS, Lines, Tree, beside, first, grid, last, main
 from intervals import interval
 
 BASE = "FedAvg, LoRA r8"
-ROUNDS = 6
+ROUNDS = 4
 ZEROTH = {"optimizer": "sgd", "lr": 2e-5, "batch_size": 4}
 
 
