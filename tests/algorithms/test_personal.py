@@ -10,12 +10,13 @@ from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
-from fedloom.algorithms.personal import Personal, PersonalState
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.core.description import describe
 from fedloom.core.params import equal
 from fedloom.core.phases import Phase
 from fedloom.core.protocols import Done, Fit, Reply, Round, Task
+from fedloom.core.split import SplitState
 from fedloom.recipe import RecipeError, build_recipe, to_tree
 from fedloom.wire.format import encode_reply, encode_task
 from fedloom.wire.wire_settings import WireSettings
@@ -42,7 +43,7 @@ def test_what_is_a_client_s_own_is_in_no_upload_and_no_server_state(
     for reply in place.replies:
         assert all(set(group) == {A, A10} for group in reply.upload.values())
     assert set(place.state.inner.params) == {A, A10}
-    assert equal(place.state.start, {B: lora()[B], B10: lora()[B10]})
+    assert equal(place.state.others, {B: lora()[B], B10: lora()[B10]})
     ends = [place.deployed(client) for client in place.memories]
     assert not torch.equal(ends[0][B], ends[1][B])
     # The download as everybody has it, not as the last client left it.
@@ -93,7 +94,7 @@ def test_what_everybody_began_with_costs_no_bytes_where_it_is_zero() -> None:
     start = {A: torch.randn(8, 512), B: torch.zeros(512, 8)}
     algorithm = Personal(FedAvg())
     state = algorithm.init(start, 0)
-    from_server = {"params": {**state.inner.params, **state.start}}
+    from_server = {"params": {**state.inner.params, **state.others}}
     sent = Task("train", 1, "c", 0, {}, from_server)
     assert len(encode_task(sent, settings=WireSettings())) < 4 * 8 * 512 + 300
 
@@ -201,7 +202,7 @@ def test_without_anything_of_its_own_it_is_the_inner_algorithm_to_the_bit(
     empty = world(Personal(FedAvg(mu=0.3), phases=phases), losses, lora())
     # A pattern of nothing is refused where a run begins.
     empty.algorithm = replace(empty.algorithm, local="nothing")
-    empty.state = PersonalState(FedAvg().init(lora(), 0), {})
+    empty.state = SplitState(FedAvg().init(lora(), 0), {})
     for place in (plain, empty):
         place.play(3)
     assert equal(empty.state.inner.params, plain.state.params)

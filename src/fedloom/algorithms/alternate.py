@@ -27,7 +27,6 @@ from fedloom.core.protocols import (
     Payload,
     Reply,
     Round,
-    Sees,
     State,
     Task,
     Work,
@@ -49,10 +48,6 @@ class Alternate(Wrapper[State]):
             raise ValueError(
                 f"alternate.names must be two or more different parts of names, got {list(self.names)!r}"
             )
-
-    @property
-    def server_sees(self) -> Sees:
-        return self.inner.server_sees
 
     def describe(self, state: State | None) -> Description:
         # Another mean in the place of all would have to leave out the same names.

@@ -24,7 +24,6 @@ from fedloom.core.protocols import (
     Proximal,
     Reply,
     Round,
-    Sees,
     State,
     Task,
 )
@@ -47,10 +46,6 @@ class Ditto(Wrapper[State]):
             raise ValueError(f"ditto.strength must be >= 0, got {self.strength}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"ditto.steps must be at least 1 or left out, got {self.steps}")
-
-    @property
-    def server_sees(self) -> Sees:
-        return self.inner.server_sees
 
     def describe(self, state: State | None) -> Description:
         # Personal models train as `local` says, whatever is inside.

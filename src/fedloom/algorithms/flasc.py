@@ -30,7 +30,6 @@ from fedloom.core.protocols import (
     Payload,
     Reply,
     Round,
-    Sees,
     State,
     Task,
 )
@@ -57,10 +56,6 @@ class Flasc(Wrapper[State]):
         if self.scope not in get_args(Scope):
             raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
         check_comparable(self.inner, "flasc.upload", apart=self.upload.thins)
-
-    @property
-    def server_sees(self) -> Sees:
-        return self.inner.server_sees
 
     def init(self, params: Params, seed: int) -> State:
         return self.inner.init(params, seed)

@@ -13,37 +13,15 @@ Deviations: the names are the recipe's, in any space; the paper's private noise 
 Around `ditto` personal models are frozen too; inside it they are not.
 """
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic
 
-from fedloom.core.payloads import once_each
-from fedloom.core.protocols import (
-    Algorithm,
-    ClientId,
-    ClientUpdate,
-    Metrics,
-    Params,
-    Payload,
-    Reply,
-    Round,
-    Sees,
-    State,
-    Task,
-)
-from fedloom.core.wrapper import Wrapper, extended, without
-
-
-@dataclass(frozen=True)
-class FreezeState(Generic[State]):
-    """The inner state, and what it leaves out."""
-
-    inner: State
-    frozen: Params
+from fedloom.core.protocols import Algorithm, ClientUpdate, Params, Payload, Reply, State, Task
+from fedloom.core.split import Split, SplitState
+from fedloom.core.wrapper import extended
 
 
 @dataclass(frozen=True, slots=True)
-class Freeze(Wrapper[State]):
+class Freeze(Split[State]):
     """Trains and sends the tensors whose names hold none of `names`."""
 
     inner: Algorithm[State]
@@ -55,43 +33,27 @@ class Freeze(Wrapper[State]):
         if not self.names or not all(self.names):
             raise ValueError(f"freeze.names must be parts of names, none empty, got {self.names!r}")
 
-    @property
-    def server_sees(self) -> Sees:
-        return self.inner.server_sees
-
-    def inner_state(self, state: FreezeState[State]) -> State:
-        return state.inner
-
-    def with_inner(self, state: FreezeState[State], inner: State) -> FreezeState[State]:
-        return replace(state, inner=inner)
-
-    def init(self, params: Params, seed: int) -> FreezeState[State]:
+    def init(self, params: Params, seed: int) -> SplitState[State]:
         for part in self.names:
             if not any(part in name for name in params):
                 raise ValueError(
                     f"freeze.names must be parts of tuned tensors' names,"
                     f" such as {next(iter(params))}, got {part!r}"
                 )
-        moving, frozen = self._split(params)
+        moving, frozen = self.split(params)
         if not moving:
             raise ValueError(f"freeze.names must leave a tensor to train, got {list(self.names)!r}")
-        return FreezeState(self.inner.init(moving, seed), frozen)
-
-    def broadcast(self, state: FreezeState[State], round: Round) -> Mapping[ClientId, Payload]:
-        def complete(payload: Payload, _: float) -> Payload:
-            return {**payload, "params": {**payload["params"], **state.frozen}}
-
-        return once_each(self.inner.broadcast(state.inner, round), lambda _: 0.0, complete)
+        return SplitState(self.inner.init(moving, seed), frozen)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        moving, frozen = self._split(task.download["params"])
+        moving, frozen = self.split(task.download["params"])
         download = {**task.download, "params": moving}
         half = self.inner.client_update(replace(task, download=download), client_state)
         try:
             work = next(half)
             while True:
                 done = yield extended(work, frozen, learns=False)
-                learnt, _ = self._split(done.params)
+                learnt, _ = self.split(done.params)
                 work = half.send(replace(done, params=learnt))
         except StopIteration as stop:
             answer: tuple[Reply, Payload] = stop.value
@@ -103,15 +65,7 @@ class Freeze(Wrapper[State]):
         # The same object where clients share it, so that it is measured once.
         return {**params, **missing} if missing else params
 
-    def server_update(
-        self, state: FreezeState[State], round: Round, replies: Iterable[Reply]
-    ) -> tuple[FreezeState[State], Metrics]:
-        inner, metrics = self.inner.server_update(
-            state.inner, round, without(replies, state.frozen.keys())
-        )
-        return replace(state, inner=inner), metrics
-
-    def _split(self, params: Params) -> tuple[Params, Params]:
+    def split(self, params: Params) -> tuple[Params, Params]:
         """Return the moving and the frozen tensors."""
         frozen = {n: t for n, t in params.items() if any(part in n for part in self.names)}
         return {n: t for n, t in params.items() if n not in frozen}, frozen

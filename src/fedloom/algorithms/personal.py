@@ -21,40 +21,18 @@ reply that is lost loses what its client learnt of its own in that round, as it 
 """
 
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Generic, Self
+from typing import Self
 
 from fedloom.core.description import Description, RecipeView
-from fedloom.core.payloads import once_each
 from fedloom.core.phases import Phase, in_phases
-from fedloom.core.protocols import (
-    Algorithm,
-    ClientId,
-    ClientUpdate,
-    Fit,
-    Metrics,
-    Params,
-    Payload,
-    Reply,
-    Round,
-    Sees,
-    State,
-    Task,
-)
-from fedloom.core.wrapper import Wrapper, extended, without
-
-
-@dataclass(frozen=True)
-class PersonalState(Generic[State]):
-    """The inner state, and what clients' own tensors begin at."""
-
-    inner: State
-    start: Params
+from fedloom.core.protocols import Algorithm, ClientUpdate, Fit, Params, Payload, State, Task
+from fedloom.core.split import Split, SplitState
+from fedloom.core.wrapper import Wrapper, extended
 
 
 @dataclass(frozen=True, slots=True)
-class Personal(Wrapper[State]):
+class Personal(Split[State]):
     """Keeps tensors whose names match `local` at their client, where they learn beside the others or in phases."""
 
     inner: Algorithm[State]
@@ -80,13 +58,9 @@ class Personal(Wrapper[State]):
                 f" {', '.join(f'{p.train} from round {p.from_round}' for p in self.phases)}"
             )
 
-    @property
-    def server_sees(self) -> Sees:
-        return self.inner.server_sees
-
-    def describe(self, state: PersonalState[State] | None) -> Description:
+    def describe(self, state: SplitState[State] | None) -> Description:
         inner = Wrapper.describe(self, state)
-        own = {} if state is None else {n: t.numel() for n, t in state.start.items()}
+        own = {} if state is None else {n: t.numel() for n, t in state.others.items()}
         every = self.phases and all(phase.steps for phase in self.phases)
         steps = "personal.phases.steps" if every and not inner.steps else inner.steps
         return replace(inner, local={**inner.local, **own}, steps=steps)
@@ -100,29 +74,17 @@ class Personal(Wrapper[State]):
                 )
         return Wrapper.check(self, recipe, num_clients=num_clients)
 
-    def inner_state(self, state: PersonalState[State]) -> State:
-        return state.inner
-
-    def with_inner(self, state: PersonalState[State], inner: State) -> PersonalState[State]:
-        return replace(state, inner=inner)
-
-    def init(self, params: Params, seed: int) -> PersonalState[State]:
-        shared, own = self._split(params)
+    def init(self, params: Params, seed: int) -> SplitState[State]:
+        shared, own = self.split(params)
         if not own or not shared:
             what = "leave a tensor to share" if own else "match some of the tuned tensors"
             raise ValueError(
                 f"personal.local must {what}, such as {next(iter(params))}, got {self.local!r}"
             )
-        return PersonalState(self.inner.init(shared, seed), own)
-
-    def broadcast(self, state: PersonalState[State], round: Round) -> Mapping[ClientId, Payload]:
-        def complete(payload: Payload, _: float) -> Payload:
-            return {**payload, "params": {**payload["params"], **state.start}}
-
-        return once_each(self.inner.broadcast(state.inner, round), lambda _: 0.0, complete)
+        return SplitState(self.inner.init(shared, seed), own)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        shared, start = self._split(task.download["params"])
+        shared, start = self.split(task.download["params"])
         own = client_state.get("local", start)
         download = {**task.download, "params": shared}
         half = self.inner.client_update(replace(task, download=download), _without(client_state))
@@ -139,19 +101,11 @@ class Personal(Wrapper[State]):
         return reply, {**new_state, "local": own}
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
-        shared, start = self._split(download["params"])
+        shared, start = self.split(download["params"])
         inner = self.inner.deployed({**download, "params": shared}, _without(client_state))
         return {**inner, **client_state.get("local", start)}
 
-    def server_update(
-        self, state: PersonalState[State], round: Round, replies: Iterable[Reply]
-    ) -> tuple[PersonalState[State], Metrics]:
-        inner, metrics = self.inner.server_update(
-            state.inner, round, without(replies, state.start.keys())
-        )
-        return replace(state, inner=inner), metrics
-
-    def _split(self, params: Params) -> tuple[Params, Params]:
+    def split(self, params: Params) -> tuple[Params, Params]:
         """Return the shared and the client's own tensors."""
         pattern = re.compile(rf"(?:^|\.)(?:{self.local})(?:\.|$)")
         own = {n: t for n, t in params.items() if pattern.search(n)}

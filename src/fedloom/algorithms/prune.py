@@ -29,7 +29,6 @@ from fedloom.core.protocols import (
     Payload,
     Reply,
     Round,
-    Sees,
     State,
     Task,
     Work,
@@ -80,10 +79,6 @@ class Prune(Wrapper[State]):
                 " columns: leave them out, set prune.regrow, or take flasc"
             )
         check_comparable(self.inner, "prune.density", apart=bool(self.density.tiers))
-
-    @property
-    def server_sees(self) -> Sees:
-        return self.inner.server_sees
 
     def inner_state(self, state: PruneState[State]) -> State:
         return state.inner

@@ -16,7 +16,7 @@ from fedloom.core.description import (
     describe,
 )
 from fedloom.core.params import zeros_like
-from fedloom.core.protocols import Algorithm, Fit, Params, Reply, State, Work
+from fedloom.core.protocols import Algorithm, Fit, Params, Reply, Sees, State, Work
 
 
 class Wrapper(Generic[State]):
@@ -25,6 +25,11 @@ class Wrapper(Generic[State]):
     __slots__ = ()
 
     inner: Algorithm[State]
+
+    @property
+    def server_sees(self) -> Sees:
+        """Return what the inner algorithm's server reads."""
+        return self.inner.server_sees
 
     def inner_state(self, state: Any) -> State:
         """Return the inner algorithm's part of a state."""

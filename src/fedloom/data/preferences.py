@@ -58,6 +58,18 @@ def to_judged(rows: Sequence[Row], settings: DataSettings) -> Conversations:
     return to_records(rows, settings, {**PAIRS, **JUDGED}, unknown=_not_judged)
 
 
+def check_unpacked(settings: DataSettings) -> None:
+    """Refuse rows that share a sequence.
+
+    Raises:
+        ValueError: where `data.packing` is set.
+    """
+    if settings.packing:
+        raise ValueError(
+            "data.packing must be false for an objective of preferences, whose answers are compared one by one"
+        )
+
+
 def _check_format(settings: DataSettings) -> None:
     if settings.format != "auto":
         raise ValueError(
@@ -238,10 +250,7 @@ def tokenise_answers(
     Raises:
         ValueError: where the prompt cannot write a record, or rows shall be packed.
     """
-    if settings.packing:
-        raise ValueError(
-            "data.packing must be false for an objective of preferences, whose answers are compared one by one"
-        )
+    check_unpacked(settings)
     pairs = [at for at, record in enumerate(records) if record.rejected]
     others = [_other(records[at]) for at in pairs]
     found = sequences([*records, *others], settings, tokenizer, only_last=True)

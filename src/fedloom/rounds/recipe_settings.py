@@ -11,6 +11,7 @@ from fedloom.core.protocols import Algorithm
 from fedloom.core.ranks import HasRanks
 from fedloom.core.wrapper import layers
 from fedloom.data.data_settings import DataSettings
+from fedloom.data.preferences import check_unpacked
 from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
@@ -198,10 +199,7 @@ class Recipe:
             )
         if not isinstance(objective, PreferenceObjective):
             return
-        if self.data.packing:
-            raise ValueError(
-                "data.packing must be false for an objective of preferences, whose answers are compared one by one"
-            )
+        check_unpacked(self.data)
         if (
             isinstance(objective, Comparing)
             and objective.reference == "base"
