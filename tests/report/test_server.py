@@ -133,6 +133,13 @@ def test_a_run_that_told_nothing_has_neither_section(fabricate: Make) -> None:
     assert not section(page, "privacy")
 
 
+def test_the_page_shows_how_far_clients_go_their_own_way(fabricate: Make) -> None:
+    folder = fabricate()
+    assert not section(write_report(folder).read_text(encoding="utf-8"), "own_way")
+    shown = section(tell(folder, {"server/mu": 0.4321}), "own_way")
+    assert "43.2 %" in shown and "<svg" in shown
+
+
 def test_the_page_shows_what_sums_of_factors_lack(fabricate: Make) -> None:
     folder = fabricate()
     assert not section(write_report(folder).read_text(encoding="utf-8"), "factors")

@@ -1,5 +1,5 @@
-"""What the server told of its rounds, as pictures: which entries it sends, what sums of factors lack, how much privacy is
-spent."""
+"""What the server told of its rounds, as pictures: which entries it sends, what sums of factors lack, how far clients
+go their own way, how much privacy is spent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from fedloom.rounds.privacy import EPSILON, privacy_record
 
 _DENSITY, _TOTAL = "server/density/", "server/download_density"
 _LACKING, _FROZEN = "server/aggregation_error", "server/frozen_rank"
+_OWN = "server/mu"
 _COLORS = {"A": 0, "B": 1, "": 2}
 """Of SERIES, by factor."""
 _DEEPEST = 0.8
@@ -50,8 +51,13 @@ def place_of(name: str) -> TensorPlace:
 
 
 def server_sections(own: Results) -> dict[str, Any]:
-    """Return what the sections `sent`, `factors` and `privacy` of the page show; None for what a run did not tell."""
-    return {"sent": _sent(own), "factors": _factors(own), "privacy": _privacy(own)}
+    """Return what the sections of the page show that are of the server; None for what a run did not tell."""
+    return {
+        "sent": _sent(own),
+        "factors": _factors(own),
+        "own_way": _own_way(own),
+        "privacy": _privacy(own),
+    }
 
 
 def _sent(own: Results) -> dict[str, Any] | None:
@@ -84,8 +90,19 @@ def _factors(own: Results) -> dict[str, str] | None:
         return None
     last = f"{100 * lacking[-1][1]:.2g} % in round {lacking[-1][0]:.0f}"
     beside = f"; the frozen pair has {frozen[-1][1]:.0f} columns" if frozen else ""
-    drawn = figures.svg(partial(_errors, lacking), "Aggregation error over the rounds")
+    title = "What the sum of clients has and the new adapter lacks"
+    drawn = figures.svg(partial(_share, title, 1, lacking), "Aggregation error over the rounds")
     return {"figure": drawn, "said": f"{last}{beside}."}
+
+
+def _own_way(own: Results) -> dict[str, str] | None:
+    shares = own.history.of(_OWN)
+    if not shares:
+        return None
+    last = f"{figures.per_cent(round(shares[-1][1], 3))} in round {shares[-1][0]:.0f}"
+    title = "How far a client goes its own way (mu)"
+    drawn = figures.svg(partial(_share, title, 0, shares), f"{title}, over the rounds")
+    return {"figure": drawn, "said": f"{last}."}
 
 
 def _privacy(own: Results) -> dict[str, str] | None:
@@ -110,11 +127,12 @@ def _curves(series: Mapping[str, Points], total: Points) -> Figure:
     return figure
 
 
-def _errors(points: Points) -> Figure:
+def _share(title: str, color: int, points: Points) -> Figure:
     figure, axes = figures.panel()
     marker = "o" if len(points) <= 30 else None
-    axes.plot(*zip(*points, strict=True), color=figures.SERIES[1], marker=marker)
-    figures.heading(figure, "What the sum of clients has and the new adapter lacks")
+    axes.plot(*zip(*points, strict=True), color=figures.SERIES[color], marker=marker)
+    figures.heading(figure, title)
+    axes.set_ylim(bottom=0)
     _rounds(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(figures.per_cent))
     return figure
