@@ -79,7 +79,7 @@ def arm(source: str, model: str, algorithm: Any) -> Tree:
             "validation": False,
             "max_examples": 16,
             "max_new_tokens": 16,
-            "metrics": ["exact_match", "f1", "chrf"],
+            "metrics": ["exact_match", "rouge1", "chrf"],
         },
         "run": {"rounds": 8, "samples": 0, "keep_checkpoints": 1},
     }
@@ -124,7 +124,7 @@ def page(lines: Lines) -> str:
                 "" if name == BASE else f"{interval(beside(runs, base), 1)} %",
                 *(
                     interval([last(line, m) for line in ended])
-                    for m in ("exact_match", "f1", "chrf")
+                    for m in ("exact_match", "rouge1", "chrf")
                 ),
                 "" if None in rands else f"{statistics.fmean(rands):.2f}",
                 f"{statistics.fmean(lambdas):.3f}" if lambdas else "",
@@ -132,7 +132,7 @@ def page(lines: Lines) -> str:
         )
     columns = (
         *("arm", "seeds", "loss before", "loss after", "beside one model, paired"),
-        *("exact match", "F1", "chrF", "adjusted Rand", "lambda, last"),
+        *("exact match", "F1 of words", "chrF", "adjusted Rand", "lambda, last"),
     )
     return (
         f"Test loss, nats a token of the answers; 16 test rows a client.\n\n{grid(columns, cells)}"
