@@ -3,12 +3,14 @@ from typing import cast
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedloom.client.fast import products
 from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.kernels import choose_kernels, make_fast
 from fedloom.client.fast.products import Kind, PackedProduct, Rate, TorchProduct, fastest, rates
 from fedloom.client.local_settings import LocalSettings
+from fedloom.evaluation.scoring import evaluating
 from fedloom.models.build import Base
 from fedloom.objectives.head import fused_cross_entropy
 from fedloom.spaces.lora import LoRA
@@ -99,6 +101,28 @@ def test_packed_products_are_in_place_only_while_work_runs(tiny_llama):
         torch.testing.assert_close(model(input_ids=ids).logits, plain)
     assert "forward" not in vars(model.lm_head)
     assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+def test_the_first_token_of_many_answers_is_one_product_with_the_head(tiny_llama):
+    """Torch makes a product a row of the last states, which are a view, and reads the head once for each."""
+    model = tiny_llama().requires_grad_(False)
+    head, ids = model.lm_head.weight.shape[0], torch.arange(12).view(3, 4)
+    fast = make_fast(model, LocalSettings(kernels="torch"))
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape[-1] == head:
+                names.append(func.overloadpacket.__name__)
+            return out
+
+    names: list[str] = []
+    with evaluating(model), fast.evaluating(), Products():
+        logits = model(input_ids=ids, logits_to_keep=1).logits
+    assert "mm" in names
+    assert "bmm" not in names
+    torch.testing.assert_close(logits, model(input_ids=ids).logits[:, -1:])
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_onednn_cannot_be_had_for_other_types(tiny_llama):

@@ -249,3 +249,21 @@ def test_probes_are_rows_of_the_clients_and_of_two_sizes(
     assert probes.training(Fit(session.space.start())).seconds.at(100) > 0
     assert probes.judging().seconds.at(100) > 0
     assert probes.writing(4).seconds.at(4, 1) > 0
+
+
+def test_probes_of_an_evaluation_are_as_large_as_its_batches(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    """Clients that are measured together share batches, of which each gives few rows."""
+    session = build(small_recipe(evaluation={"batch_size": 6, "max_examples": 2}), tmp_path)
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    probes = Probes(session, shards, 2)
+    together = min(session.trainer.width, len(session.judges))
+    assert len(probes.judged[LARGE]) == min(6, 2 * together)
+    keys = {row.key for row in probes.judged[LARGE]}
+    assert len(keys) == len(probes.judged[LARGE])
+    shared = [shards[f"{LARGE} {at}"].test for at in range((len(keys) + 1) // 2)]
+    assert [row.key for rows in shared for row in rows] == [r.key for r in probes.judged[LARGE]]
+    assert max(map(len, shared)) <= 2
+    assert probes.judging().seconds.at(100) > 0

@@ -5,11 +5,12 @@ trim and split as ever and the control tokens found in what they wrote are their
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fedloom.data.formats import Message
+from fedloom.data.tools import ToolUse
 
 Hidden = Mapping[str, str]
 """The character that stands for a text -> the text."""
@@ -97,7 +98,10 @@ class Controls:
             head = message.content.removesuffix(message.context)
             behind = self.pattern.sub(stand_in, message.context)
             content = self.pattern.sub(stand_in, head) + behind
-            shown.append(replace(message, content=content, context=behind))
+            use = message.use and _hidden(
+                message.use, lambda text: self.pattern.sub(stand_in, text)
+            )
+            shown.append(replace(message, content=content, context=behind, use=use))
         return tuple(shown), hidden
 
     def _free(self, taken: set[str]) -> int:
@@ -106,6 +110,12 @@ class Controls:
             if not any(first <= ord(letter) < first + step for letter in taken):
                 return first
         raise ValueError("a conversation has letters of every private area of Unicode")
+
+
+def _hidden(use: ToolUse, hide: Callable[[str], str]) -> ToolUse:
+    calls = (replace(one, name=hide(one.name), arguments=hide(one.arguments)) for one in use.calls)
+    results = (replace(one, content=hide(one.content)) for one in use.results)
+    return ToolUse(hide(use.said), tuple(calls), tuple(results))
 
 
 def _marks(text: str, written: str) -> bool:

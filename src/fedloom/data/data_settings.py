@@ -21,6 +21,7 @@ Format = Literal[
 PromptName = Literal["auto", "chat", "alpaca", "vicuna", "plain"]
 Truncate = Literal["answer", "prompt"]
 SystemRole = Literal["fold", "refuse"]
+ToolCalls = Literal["template", "text"]
 Unit = Literal["characters", "tokens"]
 Repeated = Literal["keep", "drop"]
 
@@ -101,6 +102,9 @@ class DataSettings:
     """System message of every conversation that has none."""
     system_role: SystemRole = "fold"
     """Where the prompt has no place for a system message: it goes in front of the question, or its row is refused."""
+    tool_calls: ToolCalls = "template"
+    """How a chat template shows tools (column `tools`), calls of them and what these gave back: in its own way, and one
+    that has none is refused; or as text, calls as JSON in answers and results as questions, as other prompts do."""
     max_length: int = 256
     """Tokens of one example, prompt and answer together."""
     truncate: Truncate = "answer"
@@ -196,6 +200,8 @@ def _check_names(settings: DataSettings) -> None:
         raise ValueError(f"data.duplicates must be keep or drop, got {settings.duplicates!r}")
     if settings.system_role not in get_args(SystemRole):
         raise ValueError(f"data.system_role must be fold or refuse, got {settings.system_role!r}")
+    if settings.tool_calls not in get_args(ToolCalls):
+        raise ValueError(f"data.tool_calls must be template or text, got {settings.tool_calls!r}")
     if settings.truncate not in get_args(Truncate):
         raise ValueError(f"data.truncate must be answer or prompt, got {settings.truncate!r}")
 

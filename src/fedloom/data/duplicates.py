@@ -55,6 +55,7 @@ def conversation(record: Record) -> str:
     """Return the hash of what is said in a record; equal conversations have equal ones."""
     turns = [[message.role, message.content] for message in record.messages]
     turns += [["rejected", record.rejected]] if record.rejected else []
+    turns += [["tools", record.tools]] if record.tools else []
     turns += [] if record.good is None else [["good", str(record.good)]]
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 

@@ -300,6 +300,8 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: ExamplesByRow) -> str:
                     [message.role, message.content, *([] if message.learn else ["given"])]
                     for message in example.record.messages
                 ]
+                if example.record.tools:
+                    contents.append(["tools", example.record.tools])
                 if example.good is not None:
                     contents.append(["good", example.record.rejected or str(example.good)])
                 digest.update(json.dumps([client, split, contents]).encode() + b"\n")

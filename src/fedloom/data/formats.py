@@ -12,6 +12,8 @@ from fedloom.data.losses import Losses, RowTally
 from fedloom.data.partition import stratum
 from fedloom.data.readers import Row
 from fedloom.data.sharding import UNKNOWN
+from fedloom.data.tools import COLUMN as TOOLS
+from fedloom.data.tools import ToolUse, read_tools
 from fedloom.data.turns import is_talk, joined_parts, read_turns
 
 Role = Literal["system", "user", "assistant"]
@@ -27,6 +29,13 @@ class Message:
     """The last part of `content` where the data keeps it apart (Alpaca's input); the alpaca prompt shows it so."""
     learn: bool = True
     """Of an answer: whether it is a target."""
+    use: ToolUse | None = None
+    """Where it calls tools, or is what they gave back; `content` is all of that as text."""
+
+    @property
+    def asks(self) -> bool:
+        """Return whether it is what a user says, and not what a tool gave back."""
+        return self.role == "user" and self.use is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +56,8 @@ class Record:
     """Of a pair: what the last answer is preferred to."""
     good: bool | None = None
     """Whether the last answer is wanted, where a row says so of one answer."""
+    tools: str = ""
+    """The functions that may be called, as JSON, see `tools.read_tools`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +145,8 @@ def to_records(
         messages = _opened(learnt, _system(row, optional, settings))
         values = {column: row.text(column) or UNKNOWN for column in labels}
         record = Record(messages, values, learnt[-1].content, row.held_out, row.place, row.split)
-        records.append(replace(record, rejected=talk.rejected or "", good=talk.good))
+        tools = _tools(row) if TOOLS in optional else ""
+        records.append(replace(record, rejected=talk.rejected or "", good=talk.good, tools=tools))
     return Conversations(records, tally.losses())
 
 
@@ -203,14 +215,14 @@ def _sharegpt(row: Row) -> Talk:
 _LEARNT_WHOLE = ("messages", "sharegpt", "prompt-completion")
 """Formats that preference data has too, with a column `label`."""
 FORMATS: Formats = {
-    "messages": (("messages",), ("system",), _messages),
-    "sharegpt": (("conversations",), ("system",), _sharegpt),
+    "messages": (("messages",), ("system", TOOLS), _messages),
+    "sharegpt": (("conversations",), ("system", TOOLS), _sharegpt),
     "natural-instructions": (("definition", "input", "output"), (), _natural_instructions),
     "squad": (("context", "question", "answers"), (), _squad),
     "alpaca": (("instruction", "output"), ("input", "system"), _alpaca),
     "dolly": (("instruction", "response"), ("context",), _dolly),
     "gsm8k": (("question", "answer"), ("context",), _question_answer),
-    "prompt-completion": (("prompt", "completion"), (), _prompt_completion),
+    "prompt-completion": (("prompt", "completion"), (TOOLS,), _prompt_completion),
 }
 
 
@@ -257,7 +269,9 @@ def talk_of(row: Row, column: str) -> Talk:
         found = read_turns(row.values[column], column)
     except ValueError as error:
         raise ValueError(f"{row.place}: {error}") from error
-    messages = tuple(Message(turn.role, turn.content, learn=turn.learn) for turn in found.turns)
+    messages = tuple(
+        Message(turn.role, turn.content, learn=turn.learn, use=turn.use) for turn in found.turns
+    )
     return Talk(messages, found.ignored, found.missing)
 
 
@@ -298,7 +312,7 @@ def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     ]
     while remaining and not (remaining[-1].role == "assistant" and remaining[-1].learn):
         remaining.pop()
-    asked = [i for i, message in enumerate(remaining) if message.role == "user"]
+    asked = [i for i, message in enumerate(remaining) if message.asks]
     if not asked:
         return ()
     return tuple(m for i, m in enumerate(remaining) if i >= asked[0] or m.role == "system")
@@ -312,6 +326,13 @@ def _num_lost(messages: Sequence[Message], remaining: Sequence[Message]) -> int:
 def _system(row: Row, optional: Collection[str], settings: DataSettings) -> str | None:
     """Return the system message of a conversation that has none: the row's own, else the recipe's."""
     return (row.text("system") if "system" in optional else "") or settings.system
+
+
+def _tools(row: Row) -> str:
+    try:
+        return read_tools(row.values.get(TOOLS))
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from error
 
 
 def _opened(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:

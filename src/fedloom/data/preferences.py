@@ -27,6 +27,7 @@ from fedloom.data.formats import (
 from fedloom.data.jsontext import json_of
 from fedloom.data.readers import Row
 from fedloom.data.tokens import IGNORED, Example, Tokenised, sequences
+from fedloom.data.tools import COLUMN as TOOLS
 from fedloom.data.turns import is_talk
 
 _SIDES = ("chosen", "rejected")
@@ -106,7 +107,8 @@ def _pair(row: Row, given: tuple[Message, ...], column: str) -> Talk:
         raise ValueError(
             f"{row.place}: chosen and rejected are answers without a question: name its column prompt in data.columns"
         )
-    messages = (*_unlearnt(given), replace(chosen[-1], learn=True))
+    # Of calls, both sides are compared as text.
+    messages = (*_unlearnt(given), replace(chosen[-1], learn=True, use=None))
     return Talk(messages, ignored, rejected=rejected[-1].content)
 
 
@@ -166,7 +168,7 @@ def _pair_behind(column: str) -> Callable[[Row], Talk]:
 
 
 def _optional(column: str) -> tuple[str, ...]:
-    return ("input", "system") if column == "instruction" else ("system",)
+    return ("input", "system") if column == "instruction" else ("system", TOOLS)
 
 
 PAIRS: Formats = {
@@ -174,7 +176,7 @@ PAIRS: Formats = {
         f"{column} and pair": ((column, *_SIDES), _optional(column), _pair_behind(column))
         for column in _PROMPTS
     },
-    "pair": (_SIDES, ("system",), lambda row: _pair(row, (), "")),
+    "pair": (_SIDES, ("system", TOOLS), lambda row: _pair(row, (), "")),
 }
 """Pairs by the column that asks; of those without one, chosen and rejected are whole conversations."""
 

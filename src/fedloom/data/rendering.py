@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedloom.data.control import Controls, Hidden
+from fedloom.data.control import Controls, Hidden, shown
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.prompts import PROMPTS, Segment, own_prompt
@@ -23,14 +23,17 @@ class Rendering:
     """Whether what the system says stands in a question."""
     rewritten: bool = False
     """Whether an answer is not what the record says: the template left a part of it out."""
+    plain_tools: bool = False
+    """Whether calls of tools are written as text, and the list of tools left out."""
 
     @property
     def remarkable(self) -> bool:
         """Return whether it is not simply what the record says."""
-        return bool(self.hidden) or self.folded or self.rewritten
+        return bool(self.hidden) or self.folded or self.rewritten or self.plain_tools
 
 
-Write = Callable[[Sequence[Message]], list[tuple[Segment, ...]]]
+Write = Callable[[Sequence[Message], str], list[tuple[Segment, ...]]]
+"""Of turns, and of the tools that may be called."""
 Render = Callable[[Record], list[Rendering]]
 
 
@@ -48,6 +51,10 @@ class Renderer:
     """Whether a chat template writes them, which may leave parts out and writes its own begin token."""
     prompt: str
     """Which prompt it is, in words."""
+    folds: bool = False
+    """Whether the template itself puts what the system says into the question."""
+    structured: bool = False
+    """Whether tools and calls of them are handed to the template, and not written as text."""
 
     def __call__(self, record: Record) -> list[Rendering]:
         """Return one sequence, or one for each answer that is learnt.
@@ -55,9 +62,12 @@ class Renderer:
         Raises:
             ValueError: where the prompt cannot write it, with the place of its row.
         """
-        messages, hidden = self.controls.hide(record.messages)
+        # What tools are said to do may read like a control token too.
+        listed = Message("system", record.tools if self.structured else "")
+        said = record.messages if self.structured else _as_text(record.messages)
+        (*messages, listed), hidden = self.controls.hide((*said, listed))
         try:
-            sequences, folded = self._sequences(messages)
+            sequences, folded = self._sequences(messages, listed.content)
         except ValueError as error:
             where = f"{record.place}: " if record.place else ""
             raise ValueError(f"{where}{error}") from error
@@ -66,19 +76,40 @@ class Renderer:
         else:
             parts = [_alone(up_to_answer(record, at + 1)) for at in range(len(sequences))]
         rewritten = self.from_template and not _is_whole(messages, sequences)
+        uses = bool(record.tools) or any(message.use is not None for message in record.messages)
         return [
-            Rendering(segments, part, hidden, folded, rewritten)
+            Rendering(
+                segments,
+                self._answered(part, segments, hidden),
+                hidden,
+                folded,
+                rewritten,
+                plain_tools=uses and not self.structured,
+            )
             for segments, part in zip(sequences, parts, strict=True)
         ]
 
-    def _sequences(self, messages: Sequence[Message]) -> tuple[list[tuple[Segment, ...]], bool]:
+    def _answered(self, record: Record, segments: Sequence[Segment], hidden: Hidden) -> Record:
+        """Return a record whose answer is as the template writes it, where that is a call."""
+        use = record.messages[-1].use
+        if not self.structured or use is None:
+            return record
+        answer = shown(segments[-1].text, hidden)
+        for end in sorted(self.ends, key=len, reverse=True):
+            answer = answer.strip().removesuffix(end)
+        return replace(record, answer=answer.strip())
+
+    def _sequences(
+        self, messages: Sequence[Message], tools: str
+    ) -> tuple[list[tuple[Segment, ...]], bool]:
         """Return what is written, and whether the system's part was folded."""
+        systems = any(message.role == "system" for message in messages)
         try:
-            return self.write(messages), False
+            return self.write(messages, tools), systems and self.folds
         except ValueError:
-            if not (self.fold and any(message.role == "system" for message in messages)):
+            if not (self.fold and systems):
                 raise
-        return self.write(_folded(messages)), True
+        return self.write(_folded(messages), tools), True
 
 
 def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
@@ -93,7 +124,7 @@ def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
             "the tokenizer of model.name has no end-of-sequence token, so no answer could end"
         )
     prompt = resolved_prompt(settings, tokenizer)
-    write, written = _writer(prompt, tokenizer)
+    write, written, folds = _writer(prompt, tokenizer)
     controls = Controls.of(tokenizer, written)
     ends = tuple({eos, *(text for text in controls.texts if text in written)})
     return Renderer(
@@ -103,6 +134,8 @@ def make_render(settings: DataSettings, tokenizer: ChatTemplate) -> Renderer:
         fold=settings.system_role == "fold",
         from_template=prompt == "chat",
         prompt=_in_words(prompt, asked=settings.prompt),
+        folds=folds,
+        structured=prompt == "chat" and settings.tool_calls == "template",
     )
 
 
@@ -122,19 +155,23 @@ def _in_words(prompt: str | Mapping[str, str], *, asked: str | Mapping[str, str]
     return f"{prompt}: the tokenizer has no chat template" if asked == "auto" else prompt
 
 
-def _writer(prompt: str | Mapping[str, str], tokenizer: ChatTemplate) -> tuple[Write, str]:
-    """Return what writes a conversation, and the text it writes itself."""
+def _writer(prompt: str | Mapping[str, str], tokenizer: ChatTemplate) -> tuple[Write, str, bool]:
+    """Return what writes a conversation, the text it writes itself, and whether it folds what the system says."""
     if prompt != "chat":
         turns = PROMPTS[prompt] if isinstance(prompt, str) else own_prompt(prompt)
         written = "\0".join((turns.user, turns.assistant, turns.system or ""))
-        return (lambda messages: [turns(messages)]), written
+        return (lambda messages, _: [turns(messages)]), written, False
     if not tokenizer.chat_template:
         raise ValueError(
             "data.prompt is chat, but the tokenizer of model.name has no chat template: "
             f"set data.prompt to one of {', '.join(PROMPTS)}"
         )
     template = TemplateWriter(tokenizer)
-    return template, template.sample()
+    return template, template.sample(), template.folds_systems()
+
+
+def _as_text(messages: Sequence[Message]) -> tuple[Message, ...]:
+    return tuple(replace(message, use=None) for message in messages)
 
 
 def _alone(record: Record) -> Record:
@@ -151,7 +188,7 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
         if message.role == "system":
             waiting = _lines(waiting, message.content)
             continue
-        if waiting and message.role != "user":
+        if waiting and not message.asks:
             _add_(folded, waiting)
             waiting = ""
         folded.append(replace(message, content=_lines(waiting, message.content)))
@@ -162,7 +199,7 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
 
 
 def _add_(folded: list[Message], line: str) -> None:
-    last = max(at for at, message in enumerate(folded) if message.role == "user")
+    last = max(at for at, message in enumerate(folded) if message.asks)
     folded[last] = replace(folded[last], content=_lines(folded[last].content, line), context="")
 
 
@@ -171,9 +208,11 @@ def _lines(*texts: str) -> str:
 
 
 def _is_whole(messages: Sequence[Message], sequences: Sequence[Sequence[Segment]]) -> bool:
-    learnt = [m.content for m in messages if m.role == "assistant" and m.learn]
+    learnt = [m for m in messages if m.role == "assistant" and m.learn]
     texts = [one.text for segments in sequences for one in segments if one.learn]
-    return all(holds(text, answer) for answer, text in zip(learnt, texts, strict=True))
+    # Calls are looked for as they are written.
+    said = [message.content if message.use is None else message.use.said for message in learnt]
+    return all(holds(text, answer) for answer, text in zip(said, texts, strict=True))
 
 
 _NAMED = 4
@@ -202,6 +241,11 @@ def remarks(renderings: Sequence[Rendering], ends: Sequence[str]) -> tuple[str, 
         lines.append(
             f"{folded:,} conversations whose system message stands in the question: "
             "the prompt has no place of its own for it"
+        )
+    if plain := sum(one.plain_tools for one in renderings):
+        lines.append(
+            f"{plain:,} conversations with tools, as text: calls are JSON in answers, what they gave back stands in questions,"
+            " and no list of tools is shown"
         )
     rewritten = [one.record for one in renderings if one.rewritten]
     if rewritten:

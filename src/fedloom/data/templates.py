@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from fedloom.data import tools as of_tools
 from fedloom.data.control import Vocabulary
 from fedloom.data.formats import Message
 from fedloom.data.prompts import PROMPTS, Segment
@@ -23,9 +24,14 @@ class ChatTemplate(Vocabulary, Protocol):
         ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, object]],
+        *,
+        tools: list[dict[str, object]] | None = None,
+        tokenize: bool,
+        add_generation_prompt: bool,
     ) -> object:
-        """Return the text of the conversation."""
+        """Return the text of the conversation, with the functions that may be called."""
         ...
 
 
@@ -35,15 +41,19 @@ class TemplateWriter:
 
     tokenizer: ChatTemplate
 
-    def __call__(self, messages: Sequence[Message]) -> list[tuple[Segment, ...]]:
+    def __call__(self, messages: Sequence[Message], tools: str = "") -> list[tuple[Segment, ...]]:
         """Return the sequence of the conversation, or one for each answer that is learnt.
+
+        Args:
+            messages: Its turns.
+            tools: The functions that may be called, see `tools.read_tools`.
 
         A template that rewrites earlier turns once later ones follow (it drops their reasoning) cannot show every
         answer as it was generated in one sequence: each answer then gets a sequence of its own.
         """
         segments: list[Segment] = []
         done = ""
-        generated = self._generated(messages)
+        generated = self._generated(messages, tools)
         for prompt, full in generated:
             if not prompt.startswith(done):
                 return self._one_by_one(generated)
@@ -63,10 +73,21 @@ class TemplateWriter:
         texts = []
         for messages in (turns, [Message("system", "s"), *turns[:1]]):
             try:
-                texts.append(self._written(messages, generate=False))
+                texts.append(self._written(messages, "", generate=False))
             except ValueError:
                 continue
         return "\0".join(texts)
+
+    def folds_systems(self) -> bool:
+        """Return whether the template itself puts what the system says at the head of the question (Gemma)."""
+        system, asked = Message("system", "Say s."), Message("user", "Say u.")
+        folded = replace(asked, content=f"{system.content}\n\n{asked.content}")
+        try:
+            apart = self._written([system, asked], "", generate=False)
+            one = self._written([folded], "", generate=False)
+        except ValueError:
+            return False
+        return apart.split() == one.split()
 
     def _one_by_one(self, generated: Sequence[tuple[str, str]]) -> list[tuple[Segment, ...]]:
         return [
@@ -74,21 +95,22 @@ class TemplateWriter:
             for prompt, full in generated
         ]
 
-    def _generated(self, messages: Sequence[Message]) -> list[tuple[str, str]]:
+    def _generated(self, messages: Sequence[Message], tools: str) -> list[tuple[str, str]]:
         """Return, of every answer that is learnt, the text before it and what the template writes from there on."""
         pairs = []
         for at, message in enumerate(messages):
             if message.role != "assistant" or not message.learn:
                 continue
-            prompt = self._written(messages[:at], generate=True)
+            prompt = self._written(messages[:at], tools, generate=True)
             _check_systems(messages[:at], prompt)
-            whole = self._written(messages[: at + 1], generate=False)
+            whole = self._written(messages[: at + 1], tools, generate=False)
             if not whole.startswith(prompt):
                 raise ValueError(
                     "the chat template of model.name does not write a conversation as its generation prompt and "
                     f"then the answer: set data.prompt to one of {', '.join(PROMPTS)}"
                 )
             pairs.append((prompt, whole[len(prompt) :]))
+            _check_tools(messages[: at + 1], tools, *pairs[-1])
         return pairs
 
     def _answer(self, text: str) -> tuple[str, str, bool]:
@@ -98,15 +120,34 @@ class TemplateWriter:
             return answer, tail, True
         return text.rstrip(), text[len(text.rstrip()) :], False
 
-    def _written(self, messages: Sequence[Message], *, generate: bool) -> str:
+    def _written(self, messages: Sequence[Message], tools: str, *, generate: bool) -> str:
         from jinja2 import TemplateError  # only a failing template needs it
 
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        write = self.tokenizer.apply_chat_template
+        chat, write = _turns(messages), self.tokenizer.apply_chat_template
         try:
-            return str(write(chat, tokenize=False, add_generation_prompt=generate))
+            if not tools:
+                return str(write(chat, tokenize=False, add_generation_prompt=generate))
+            listed = of_tools.listed(tools)
+            return str(write(chat, tools=listed, tokenize=False, add_generation_prompt=generate))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise ValueError(_refusal(messages, str(error))) from error
+            raise ValueError(_refusal(messages, tools, str(error))) from error
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, object]]:
+    """Return the turns as templates take them; what several calls gave back is a turn each."""
+    chat: list[dict[str, object]] = []
+    called: Sequence[of_tools.Call] = ()
+    number = 0
+    for message in messages:
+        use = message.use
+        if use is None:
+            chat.append({"role": message.role, "content": message.content})
+        elif use.calls:
+            number, called = number + len(called), use.calls
+            chat.append(of_tools.calling(use, number))
+        else:
+            chat += of_tools.answering(use, called, number)
+    return chat
 
 
 def holds(text: str, part: str) -> bool:
@@ -118,10 +159,32 @@ def _check_systems(messages: Sequence[Message], written: str) -> None:
     """Refuse a template that passes over what the system says."""
     systems = [message.content for message in messages if message.role == "system"]
     if not all(holds(written, system) for system in systems):
-        raise ValueError(_refusal(messages, "it leaves what the system says out"))
+        raise ValueError(_refusal(messages, "", "it leaves what the system says out"))
 
 
-def _refusal(messages: Sequence[Message], reason: str) -> str:
+def _check_tools(messages: Sequence[Message], tools: str, prompt: str, answer: str) -> None:
+    """Refuse a template that passes over tools, calls of them or what these gave back."""
+    *before, last = messages
+    missing = [name for name in of_tools.names(tools) if name not in prompt]
+    calls = last.use.calls if last.use is not None else ()
+    results = [one for message in before if message.use is not None for one in message.use.results]
+    if missing:
+        reason = f"it leaves the tool {missing[0]} out"
+    elif unwritten := [call.name for call in calls if not of_tools.is_called(call, answer)]:
+        reason = f"it leaves the call of {unwritten[0]} out"
+    elif not all(of_tools.is_told(result, prompt) for result in results):
+        reason = "it leaves out what a tool gave back"
+    else:
+        return
+    raise ValueError(_refusal(messages, tools, reason))
+
+
+def _refusal(messages: Sequence[Message], tools: str, reason: str) -> str:
+    if tools or any(message.use is not None for message in messages):
+        return (
+            f"the chat template of model.name cannot write a conversation with tools ({reason}): set data.tool_calls to"
+            " text, which writes calls as JSON in answers and what they gave back as questions"
+        )
     roles = [message.role for message in messages]
     first = (
         "set data.system_role to fold"

@@ -74,12 +74,12 @@ class Shortener:
 
 def _starts(record: Record) -> list[int]:
     """Return where each turn begins: with a question behind an answer, or the first one."""
-    talk = [(at, one.role) for at, one in enumerate(record.messages) if one.role != "system"]
-    roles = [role for _, role in talk]
+    talk = [(at, one) for at, one in enumerate(record.messages) if one.role != "system"]
+    roles = [one.role for _, one in talk]
     return [
         at
-        for (at, role), before in zip(talk, ["assistant", *roles], strict=False)
-        if role == "user" and before == "assistant"
+        for (at, one), before in zip(talk, ["assistant", *roles], strict=False)
+        if one.asks and before == "assistant"
     ]
 
 
@@ -94,7 +94,7 @@ def _asked_otherwise(record: Record) -> Iterator[Record]:
     for at, message in enumerate(record.messages):
         if message.role == "assistant":
             return
-        if message.role == "user":
+        if message.asks:
             for marked in _marked(message):
                 messages = (*record.messages[:at], marked, *record.messages[at + 1 :])
                 yield replace(record, messages=messages)

@@ -1,11 +1,12 @@
 """Turns of a conversation: roles, parts of content, calls of tools, and marks of what is learnt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedloom.data.cells import PRINTED, is_missing, is_printed, short, to_text
 from fedloom.data.jsontext import json_of
+from fedloom.data.tools import CALLS, ToolUse, calls_of, joined, read_calls, read_result
 
 Role = Literal["system", "user", "assistant"]
 
@@ -20,10 +21,9 @@ ROLES: dict[str, Role] = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
-    # A call is something the model says, its result something it is told.
-    "function_call": "assistant",
-    "tool_call": "assistant",
 }
+CALLERS: dict[str, Role] = {"function_call": "assistant", "tool_call": "assistant"}
+"""Of turns that are calls and nothing else: a call is something the model says, its result something it is told."""
 RESULTS: dict[str, Role] = {
     "tool": "user",
     "function": "user",
@@ -31,10 +31,9 @@ RESULTS: dict[str, Role] = {
     "ipython": "user",
     "tool_response": "user",
 }
-ROLES |= RESULTS
+ROLES |= CALLERS | RESULTS
 
 _PAIRS = (("role", "content"), ("from", "value"))
-_CALLS = ("tool_calls", "function_call")
 _MARKS = {"weight": True, "train": True, "training": True, "trainable": True, "loss": True}
 _MARKS |= {"masked": False}
 """Keys of a turn that say whether it is learnt (OpenAI and Mistral, axolotl, Tinker, ms-swift, torchtune), and what
@@ -63,8 +62,8 @@ class Turn:
     content: str
     learn: bool = True
     """Of an answer: whether it is a target."""
-    result: bool = False
-    """Whether it is what a tool gave back."""
+    use: ToolUse | None = None
+    """Where it calls tools, or is what they gave back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,7 @@ def _keys(turn: Mapping[str, object]) -> tuple[str, str] | None:
     """Return what a turn calls who speaks and what is said."""
     for role, content in _PAIRS:
         if isinstance(turn.get(role), str) and (
-            content in turn or any(not is_missing(turn.get(name)) for name in _CALLS)
+            content in turn or any(not is_missing(turn.get(name)) for name in CALLS)
         ):
             return role, content
     return None
@@ -161,18 +160,33 @@ def _turn(turn: object, place: str, column: str, ignored: set[str], missing: set
         text = to_text(joined_parts(turn.get(content))).strip()
     except ValueError as error:
         raise ValueError(f"{place}.{content} {error}") from error
-    calls = _calls(turn, place) if who == "assistant" else ""
-    if not calls and is_missing(turn.get(content)):
+    written, use = _use(turn, text, called, place, content)
+    if not written and is_missing(turn.get(content)):
         missing.add(f"{column}[].{content}")
     learn = _learnt(turn, place)
-    used = {role, content, *_MARKS, *(_CALLS if calls else ())}
+    used = {role, content, *_MARKS, *(CALLS if written else ())}
+    used |= {"tool_call_id", "name"} if use is not None and use.results else set()
     others = {name for name in turn if name not in used and not _nothing(turn[name])}
     ignored |= {f"{column}[].{name}" for name in others}
     if learn and who != "assistant":
         marks = (name for name in _MARKS if not is_missing(turn.get(name)))
         ignored |= {f"{column}[].{name} of a {who} turn" for name in marks}
-    text = "\n".join(part for part in (text, calls) if part)
-    return Turn(who, text, learn is not False or who != "assistant", result=called in RESULTS)
+    text = "\n".join(part for part in (text, written) if part)
+    return Turn(who, text, learn is not False or who != "assistant", use)
+
+
+def _use(
+    turn: Mapping[str, object], text: str, called: str, place: str, content: str
+) -> tuple[str, ToolUse | None]:
+    """Return the calls of a turn that stand beside its content, as text, and what it has to do with tools."""
+    if called in RESULTS:
+        return "", ToolUse(results=(read_result(turn, text),))
+    if ROLES[called] != "assistant":
+        return "", None
+    written, calls = read_calls(turn, place)
+    if called in CALLERS and not written and text:
+        return "", ToolUse(calls=calls_of(text, f"{place}.{content}"))
+    return written, ToolUse(text, calls) if calls else None
 
 
 def _nothing(value: object) -> bool:
@@ -181,8 +195,10 @@ def _nothing(value: object) -> bool:
 
 def _add_(turns: list[Turn], turn: Turn) -> None:
     """Append a turn; results of calls made at once are told in one, since most templates let sides alternate."""
-    if turn.result and turns and turns[-1].result:
-        turns[-1] = replace(turns[-1], content=f"{turns[-1].content}\n{turn.content}")
+    last = turns[-1].use if turns else None
+    if turn.use is not None and turn.use.results and last is not None and last.results:
+        content = f"{turns[-1].content}\n{turn.content}"
+        turns[-1] = replace(turns[-1], content=content, use=joined(last, turn.use))
     else:
         turns.append(turn)
 
@@ -208,35 +224,3 @@ def _learnt(turn: Mapping[str, object], place: str) -> bool | None:
             f"{place} says both that it is learnt and that it is not: {short(weights)}"
         )
     return marks.pop() if marks else None
-
-
-# --- calls of tools -----------------------------------------------------------------------------
-
-
-def _calls(turn: Mapping[str, object], place: str) -> str:
-    """Return the calls of a turn as JSON: an object with name and arguments, or a list of several."""
-    calls: list[object] = []
-    for name in _CALLS:
-        found = json_of(turn.get(name))
-        if is_missing(found):
-            continue
-        if isinstance(found, Mapping):
-            found = [found]
-        if not isinstance(found, Sequence) or isinstance(found, str):
-            raise ValueError(f"{place}.{name} must be a list of calls, got {short(found)}")
-        calls += [_call(one, f"{place}.{name}") for one in found]
-    if not calls:
-        return ""
-    try:
-        return to_text(calls[0] if len(calls) == 1 else calls)
-    except ValueError as error:
-        raise ValueError(f"{place}.tool_calls {error}") from error
-
-
-def _call(call: object, place: str) -> Mapping[str, object]:
-    inner = call.get("function") if isinstance(call, Mapping) else None
-    function = call if is_missing(inner) else inner
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(f"{place}: a call must have a name and arguments, got {short(call)}")
-    arguments = function.get("arguments", function.get("parameters"))
-    return {"name": function["name"], "arguments": json_of(arguments)}

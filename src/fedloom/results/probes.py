@@ -27,6 +27,7 @@ from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
 from fedloom.evaluation import generation
+from fedloom.evaluation.measure import distinct
 from fedloom.evaluation.scoring import batches, evaluating
 from fedloom.models.generation import write_greedily
 from fedloom.models.probe import keeps_padding_out
@@ -45,7 +46,7 @@ MORE_TOKENS = 4
 PROMPT = 16
 """Tokens of a prompt before answers that are timed."""
 ENOUGH_SECONDS = 15.0
-"""Measuring is not repeated where it has taken longer."""
+"""Measuring is not repeated where it would take longer."""
 TURNS = 3
 SMALL, LARGE = "probe small", "probe large"
 
@@ -113,16 +114,24 @@ class Probes:
         self.trained: Trained | None = None
         """What came of training, once it was asked what that costs."""
         self._learnt = _two_sizes([row for shard in known for row in shard.train], whole)
-        held = [row for shard in known for row in (*shard.validation, *shard.test)]
-        judging = session.recipe.evaluation
-        # Of more rows the evaluator would draw some.
-        at_once = min(judging.batch_size, judging.max_examples or judging.batch_size)
+        # Equal rows would be measured once.
+        held = distinct(row for shard in known for row in (*shard.validation, *shard.test))
         self.held = held
         """All rows that may be measured."""
-        self.judged = _two_sizes(held, at_once) if held else {}
+        # Clients that are measured together share their batches; of more rows of one, the evaluator would draw some.
+        judging, judges = session.recipe.evaluation, len(session.judges)
+        measured = min(trainer.width, judges, judging.clients or judges)
+        size = session.evaluator.batch_size
+        each = judging.max_examples or size
+        self.judged = _two_sizes(held, min(size, each * measured)) if held else {}
+        self._judging: dict[str, list[ClientId]] = {}
         for name, rows in self._learnt.items():
-            judged = self.judged.get(name, [])
-            shards.update({n: Shard(rows, judged, judged) for n in self._names(name)})
+            shards.update({n: Shard(rows, (), ()) for n in self._names(name, self.lanes)})
+        for name, rows in self.judged.items():
+            parts = [rows[at : at + each] for at in range(0, len(rows), each)]
+            self._judging[name] = self._names(name, len(parts))
+            for n, part in zip(self._judging[name], parts, strict=True):
+                shards[n] = Shard(self._learnt[name], part, part)
 
     def training(self, work: Fit) -> Cost:
         """Return what training costs: a few steps of a client's own work."""
@@ -131,12 +140,12 @@ class Probes:
         few_numbers = sum(t.numel() for t in work.start.values()) <= FEW
 
         def run(name: str, steps: int) -> list[Done]:
-            return self._run(self._names(name), _shortened(work, steps, directions))
+            return self._run(self._names(name, self.lanes), _shortened(work, steps, directions))
 
         def more() -> None:
             # On from where that has led, but in seed space, where every other place costs a rebuild.
             longer = _shortened(replace(work, start=begun[-1]), 1 + MORE, directions)
-            done[:] = self._run(self._names(LARGE), longer)
+            done[:] = self._run(self._names(LARGE, self.lanes), longer)
             if few_numbers and not work.seed_sequence:
                 begun.append(done[0].params)
 
@@ -161,7 +170,7 @@ class Probes:
         """Return what measuring the loss of held-out rows costs."""
         work = Evaluate(self._session.space.start(), "validation")
         tried = _interleaved(
-            {name: partial(self._run, self._names(name)[:1], work) for name in (SMALL, LARGE)}
+            {name: partial(self._run, clients, work) for name, clients in self._judging.items()}
         )
         points = [(sum(self.judged_tokens(self.judged[n])), tried[n]) for n in (SMALL, LARGE)]
         seconds = Line.through(*((tokens, each.seconds) for tokens, each in points))
@@ -249,8 +258,9 @@ class Probes:
         inner = trainer.sequential if isinstance(trainer, Cohort) else trainer
         return inner.fast if isinstance(inner, OneByOne) else None
 
-    def _names(self, name: str) -> list[ClientId]:
-        return [f"{name} {lane}" for lane in range(self.lanes)]
+    @staticmethod
+    def _names(name: str, count: int) -> list[ClientId]:
+        return [f"{name} {at}" for at in range(count)]
 
     def _run(self, clients: Sequence[ClientId], work: Work) -> list[Done]:
         jobs = [Job(client, 1, derive(0, client), work) for client in clients]
@@ -269,6 +279,7 @@ def _interleaved(candidates: Mapping[str, Callable[[], object]]) -> dict[str, _T
     next(iter(candidates.values()))()  # what is made once is made now
     found: dict[str, list[_Tried]] = {name: [] for name in candidates}
     for _ in range(TURNS):
+        turn = time.perf_counter()
         for name, run in candidates.items():
             with phase_memory("probe") as memory:
                 at = time.perf_counter()
@@ -276,7 +287,8 @@ def _interleaved(candidates: Mapping[str, Callable[[], object]]) -> dict[str, _T
                 seconds = time.perf_counter() - at
             peak = memory.get("memory/probe_bytes", peak_memory_bytes())
             found[name].append(_Tried(seconds, peak))
-        if time.perf_counter() - began > ENOUGH_SECONDS:
+        now = time.perf_counter()
+        if now - began + (now - turn) > ENOUGH_SECONDS:
             break
     return {
         name: _Tried(

@@ -166,6 +166,9 @@ class FastPath:
     def evaluating(self) -> Iterator[None]:
         """Let frozen layers use packed products, and adapted ones add to them in place; no gradient is kept."""
         with self.installed(), ExitStack() as stack:
+            parts = self.forward.parts
+            if parts is not None and parts.frozen is not None and self.kernels not in PACKS:
+                stack.enter_context(replaced_forward(parts.head, _of_dense_rows(parts.head)))
             for layer in self.adapted:
                 forward = _adapted_forward_of(layer, self.products[id(layer.base.module)])
                 stack.enter_context(replaced_forward(layer.module, forward))
@@ -256,6 +259,12 @@ def _adapted_forward_of(layer: LoRALayer, product: Product) -> Callable[[Tensor]
         return out if layer.base.bias is None else out + layer.base.bias
 
     return forward
+
+
+def _of_dense_rows(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    # Of the last state of each row, a view, torch makes a product a row, and reads the whole weight for each.
+    plain = head.forward
+    return lambda x: plain(x.contiguous())
 
 
 def _normed(norm: FrozenNorm) -> Callable[[Tensor], Tensor]:
