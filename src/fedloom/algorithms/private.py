@@ -24,7 +24,7 @@ from typing import ClassVar, Generic, Literal, Self
 
 import torch
 
-from fedloom.core.description import Description, RecipeView, Release
+from fedloom.core.description import Description, Mixture, RecipeView, Release, mixture_of
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -152,6 +152,9 @@ class Private(Wrapper[State]):
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)
+
+    def mixture(self, download: Payload, client_state: Payload) -> Mixture:
+        return mixture_of(self.inner, download, client_state)
 
     def server_update(
         self, state: PrivateState[State], round: Round, replies: Iterable[Reply]

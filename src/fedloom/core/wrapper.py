@@ -10,6 +10,7 @@ import torch
 from fedloom.core.description import (
     Accounts,
     Description,
+    Mixes,
     RecipeView,
     Release,
     check,
@@ -45,7 +46,17 @@ class Wrapper(Generic[State]):
         return describe(self.inner, None if state is None else self.inner_state(state))
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
-        """Return the wrapper around what the inner algorithm becomes in a recipe."""
+        """Return the wrapper around what the inner algorithm becomes in a recipe.
+
+        Raises:
+            ValueError: where the inner one's clients answer with several models, and this wrapper knows of one only.
+        """
+        if describe(self.inner).components > 1 and not isinstance(self, Mixes):
+            own, inner = (type(each).__name__.lower() for each in (self, self.inner))
+            raise ValueError(
+                f"{own} around {inner} would measure one of its models in the place of the mixture: write {own}"
+                " after it in the list"
+            )
         inner = check(self.inner, recipe, num_clients=num_clients)
         return self if inner is self.inner else around(self, inner)
 
