@@ -40,7 +40,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.rehearsal import play
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Enclosing, Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
 from fedloom.privacy.terms import Terms, check_recipe
@@ -55,7 +55,7 @@ class PrivateState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Private(Wrapper[State]):
+class Private(Enclosing[State]):
     """Clips on the client and again on the server; hands its inner one noisy mean."""
 
     server_sees: ClassVar[Sees] = "noisy mean"
@@ -96,9 +96,6 @@ class Private(Wrapper[State]):
     def terms(self) -> Terms:
         budget = (self.epsilon, self.delta, self.noise_multiplier, self.rounds)
         return Terms(self.clip, *budget, self.quantile)
-
-    def inner_state(self, state: PrivateState[State]) -> State:
-        return state.inner
 
     def describe(self, state: PrivateState[State] | None) -> Description:
         promise = self.terms.promise(secret=self.noise_seed is None, quiet=self.quiet)

@@ -268,6 +268,23 @@ def settings_of(cls: Any) -> list[Field[Any]]:
     return [f for f in fields(cls) if f.metadata.get("filled") != FILLED["filled"]]
 
 
+# --- what only the server writes -----------------------------------------------------------------
+
+
+@runtime_checkable
+class Masks(Protocol):
+    """An algorithm whose clients are sent more than they may train."""
+
+    def mask(self, download: Payload) -> Params | None:
+        """Return a mask of gradients, 0 where only the server writes; None where all of a model learns."""
+        ...
+
+
+def mask_of(algorithm: Algorithm[Any], download: Payload) -> Params | None:
+    """Return what of a model learns, see `Masks.mask`."""
+    return algorithm.mask(download) if isinstance(algorithm, Masks) else None
+
+
 # --- several models that answer together ---------------------------------------------------------
 
 Mixture = Sequence[tuple[float, Params]]

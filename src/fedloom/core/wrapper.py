@@ -15,9 +15,10 @@ from fedloom.core.description import (
     Release,
     check,
     describe,
+    mask_of,
 )
 from fedloom.core.params import zeros_like
-from fedloom.core.protocols import Algorithm, Fit, Params, Reply, Sees, State, Work
+from fedloom.core.protocols import Algorithm, Fit, Params, Payload, Reply, Sees, State, Work
 
 
 class Wrapper(Generic[State]):
@@ -60,6 +61,10 @@ class Wrapper(Generic[State]):
         inner = check(self.inner, recipe, num_clients=num_clients)
         return self if inner is self.inner else around(self, inner)
 
+    def mask(self, download: Payload) -> Params | None:
+        """Return what of the inner algorithm's model learns."""
+        return mask_of(self.inner, download)
+
     def released(self, state: Any) -> Iterable[Release] | None:
         """Return what is on the inner algorithm's account."""
         if isinstance(self.inner, Accounts):
@@ -72,6 +77,21 @@ class Wrapper(Generic[State]):
             inner = self.inner.charge(self.inner_state(state), releases)
             return self.with_inner(state, inner)
         return state
+
+
+class Enclosing(Wrapper[State]):
+    """Base of a wrapper whose state is a dataclass with the inner one as its field `inner`."""
+
+    __slots__ = ()
+
+    def inner_state(self, state: Any) -> State:
+        """Return the inner algorithm's part of a state."""
+        found: State = state.inner
+        return found
+
+    def with_inner(self, state: Any, inner: State) -> Any:
+        """Return the state with another inner part."""
+        return replace(state, inner=inner)
 
 
 def extended(work: Work, others: Params, *, learns: bool) -> Work:
