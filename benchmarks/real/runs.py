@@ -57,8 +57,10 @@ def run_arm(name: str, tree: Tree, folder: Path) -> Line:
             {key: value for key, value in line.items() if key.startswith("server/")}
             for line in result.metrics
         ]
+        by_label = folder / "by_label.json"
         line = {
             "curve": curve,
+            "models": json.loads(by_label.read_text())["models"] if by_label.exists() else [],
             "server": server,
             "baselines": {
                 name: {k: v for k, v in ended.summary["final"].items() if k.startswith("test/")}

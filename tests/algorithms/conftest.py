@@ -16,6 +16,7 @@ from fedloom.core.protocols import (
     Done,
     Evaluate,
     Fit,
+    Losses,
     Params,
     Payload,
     Reply,
@@ -36,6 +37,9 @@ class Parabola:
     slope: float = 0.0
     num_examples: int = 1
 
+    def value(self, w: Tensor) -> Tensor:
+        return self.curvature / 2 * (w - self.center) ** 2 + self.slope * w
+
     def gradient(self, w: Tensor) -> Tensor:
         return self.curvature * (w - self.center) + self.slope
 
@@ -54,13 +58,17 @@ class Descent:
         loss = self.clients[client]
         if isinstance(work, Fit) and COEFFICIENTS in work.start:
             return self._walk(loss, work, seed)
+        if isinstance(work, Losses):
+            found = loss.value(work.params["w"]).sum().expand(loss.num_examples).double()
+            return Done({}, loss.num_examples, record={"losses": {"losses": found}})
         if isinstance(work, Evaluate):
             return Done({}, loss.num_examples)
+        weight = 1.0 if work.example_weights is None else float(work.example_weights.mean())
         values = {name: t.clone() for name, t in work.start.items()}
         steps = work.steps or self.steps
         for _ in range(steps):
             for name, value in values.items():
-                g = loss.gradient(value)
+                g = weight * loss.gradient(value)
                 if work.proximal and name in work.proximal.center:
                     g = g + work.proximal.strength * (value - work.proximal.center[name])
                 if work.gradient_offset:

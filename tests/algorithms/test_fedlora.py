@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedlora import FedLoRA, FedLoRAState
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
@@ -538,3 +539,27 @@ def test_of_eight_clients_of_four_ranks_the_nearest_sum_learns_more_than_padded_
         ends[rule] = summary["final"]["test/loss"], errors
     assert ends["svd"][0] <= ends["pad"][0]
     assert ends["svd"][1][0] < ends["pad"][1][0]
+
+
+@pytest.mark.parametrize("rule", [Stack(), Residual()], ids=["stack", "residual"])
+def test_the_frozen_pair_is_the_servers_in_personal_models_too(
+    rule: Aggregate, drive: Drive
+) -> None:
+    inner, state = made(rule)
+    algorithm = Ditto(inner, 0.1)
+    memories: dict[str, Payload] = {client: {} for client in TIERS}
+    for number in (1, 2, 3):
+        round = round_of(number, list(TIERS))
+        replies = []
+        for client, download in algorithm.broadcast(state, round).items():
+            task = Task("train", number, client, 0, TIERS[client], download)
+            half = algorithm.client_update(task, memories[client])
+            reply, memories[client], asked = drive(half, moving(client))
+            shared, own = inner.deployed(download, {}), memories[client]["ditto"]
+            assert torch.equal(own[A][8:], shared[A][8:])
+            assert torch.equal(own[B][:, 8:], shared[B][:, 8:])
+            assert not torch.equal(own[A][:8], shared[A][:8])
+            assert (asked[-1].mask is None) == (number == 1)
+            replies.append(reply)
+        state, _ = algorithm.server_update(state, round, iter(replies))
+        assert state.used

@@ -14,7 +14,9 @@ from fedloom.core.randomness import derive
 from fedloom.data.federation import Federation, Shard
 from fedloom.data.manifest import Manifest
 from fedloom.data.tokens import IGNORED, Example
+from fedloom.evaluation.scoring import score
 from fedloom.models.build import Base
+from fedloom.objectives.sft import DEFAULT
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 
@@ -29,12 +31,24 @@ class FakeEvaluator:
         self.asked: list[tuple[int, Split]] = []
 
     def measure_each(
-        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+        self,
+        model: nn.Module,
+        groups: Sequence[Sequence[Example]],
+        *,
+        split: Split,
+        share: float = 1.0,
+        beside: Sequence[tuple[float, Sequence[float]]] = (),
     ) -> list[Metrics]:
         assert not model.training
         self.asked.append((len(groups), split))
         total = sum(float(p.detach().sum()) for p in model.parameters() if p.requires_grad)
         return [{"loss": total, "num_examples": float(len(group))} for group in groups]
+
+    def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
+        return examples
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> list[float]:
+        return [found.loss for found in score(model, examples, 8, DEFAULT)]
 
 
 def _rows(seed: int, count: int, lengths: tuple[int, int] = (6, 14)) -> list[Example]:

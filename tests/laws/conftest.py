@@ -13,6 +13,7 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedem import FedEM
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
@@ -149,6 +150,13 @@ CASES: dict[str, Algorithm[Any]] = {
     "partial pooling(clustered pooled(fedadam))": PartialPooling(
         Clustered(FedAvg(Adam(0.1)), Auto(2, enough=0.25, every=1), Sharing(pool="on"))
     ),
+    "fedem(fedavg)": FedEM(FedAvg()),
+    "fedem(scaffold) of three": FedEM(Scaffold(), 3, 2.0, counts="examples"),
+    "fedem(ditto(fedadam))": FedEM(Ditto(FedAvg(Adam(0.1)), 0.1, 2)),
+    "fedem(freeze(fedprox))": FedEM(Freeze(FedAvg(mu=0.1))),
+    "flasc(fedem(fedavg))": Flasc(FedEM(FedAvg()), BY_TIER, BY_TIER),
+    "private(fedem(fedavg))": Private(FedEM(FedAvg()), **SEEDED),
+    "fedem(flasc(fedadam))": FedEM(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
@@ -222,6 +230,7 @@ QUICK = {
     "clustered(fedavg)",
     "clustered pooled(fedavg)",
     "partial pooling(fedavg)",
+    "fedem(fedavg)",
 }
 """One case a class, whose laws are among the fast tests; those of the others are among the slow."""
 

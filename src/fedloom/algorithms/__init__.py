@@ -8,6 +8,7 @@ from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedem import FedEM
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "pfedme": PFedMe,
     "local": LocalOnly,
     "clustered": Clustered,
+    "fedem": FedEM,
     "fedkseed": FedKSeed,
     "decomfl": DeComFL,
     "ditto": Ditto,

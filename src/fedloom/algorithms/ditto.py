@@ -12,7 +12,9 @@ the tuned coordinates, kept in the client's client_state.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from fedloom.core.description import Description
+import torch
+
+from fedloom.core.description import Description, mask_of
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -60,9 +62,12 @@ class Ditto(Wrapper[State]):
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
         reply, new_state = yield from self.inner.client_update(task, client_state)
         shared = self.inner.deployed(task.download, client_state)
-        start = client_state.get("ditto", shared)
+        start, mask = client_state.get("ditto", shared), mask_of(self.inner, task.download)
+        if mask:
+            # What only the server writes, such as fedlora's frozen pair, is the server's here too.
+            start = {n: torch.where(mask[n].bool(), t, shared[n]) for n, t in start.items()}
         pull = Proximal(self.strength, shared) if self.strength else None
-        done = yield Fit(start, proximal=pull, steps=self.steps)
+        done = yield Fit(start, proximal=pull, mask=mask, steps=self.steps)
         personal = {f"personal/{name}": value for name, value in done.metrics.items()}
         reply = replace(reply, metrics={**reply.metrics, **personal})
         return reply, {**new_state, "ditto": done.params}

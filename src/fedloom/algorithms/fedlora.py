@@ -106,7 +106,7 @@ class FedLoRA:
         rank = ranks.of(task.profile) if ranks else 0
         gain = ranks.gains[rank] if ranks else 1.0
         start = scaled(self._whole(task.download), 1 / gain)
-        mask = still(start, most=ranks.most) if ranks and "frozen" in task.download else None
+        mask = self.mask(task.download)
         pull = Proximal(self.mu, start) if self.mu else None
         done = yield Fit(start, proximal=pull, mask=mask, gain=gain)
         weight = done.num_examples if self.weighting == "examples" else 1.0
@@ -114,6 +114,11 @@ class FedLoRA:
         delta = scaled(learning(moved, rank), gain) if ranks else moved
         assert all(delta[name].shape == sent[name].shape for name in sent)
         return Reply(task.client, {"delta": delta}, weight, done.metrics), {}
+
+    def mask(self, download: Payload) -> Params | None:
+        if self.ranks is None or "frozen" not in download:
+            return None
+        return still(self._whole(download), most=self.ranks.most)
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self._whole(download)

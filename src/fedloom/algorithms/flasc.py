@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from fedloom.core.description import Mixture, mixture_of
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -84,6 +85,9 @@ class Flasc(Wrapper[State]):
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)
+
+    def mixture(self, download: Payload, client_state: Payload) -> Mixture:
+        return mixture_of(self.inner, download, client_state)
 
     def server_update(
         self, state: State, round: Round, replies: Iterable[Reply]

@@ -24,7 +24,7 @@ from typing import ClassVar, Generic, Literal, Self
 
 import torch
 
-from fedloom.core.description import Description, RecipeView, Release
+from fedloom.core.description import Description, Mixture, RecipeView, Release, mixture_of
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -40,7 +40,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.rehearsal import play
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Enclosing, Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
 from fedloom.privacy.terms import Terms, check_recipe
@@ -55,7 +55,7 @@ class PrivateState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Private(Wrapper[State]):
+class Private(Enclosing[State]):
     """Clips on the client and again on the server; hands its inner one noisy mean."""
 
     server_sees: ClassVar[Sees] = "noisy mean"
@@ -96,9 +96,6 @@ class Private(Wrapper[State]):
     def terms(self) -> Terms:
         budget = (self.epsilon, self.delta, self.noise_multiplier, self.rounds)
         return Terms(self.clip, *budget, self.quantile)
-
-    def inner_state(self, state: PrivateState[State]) -> State:
-        return state.inner
 
     def describe(self, state: PrivateState[State] | None) -> Description:
         promise = self.terms.promise(secret=self.noise_seed is None, quiet=self.quiet)
@@ -152,6 +149,9 @@ class Private(Wrapper[State]):
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)
+
+    def mixture(self, download: Payload, client_state: Payload) -> Mixture:
+        return mixture_of(self.inner, download, client_state)
 
     def server_update(
         self, state: PrivateState[State], round: Round, replies: Iterable[Reply]

@@ -16,7 +16,7 @@ from typing import Generic, get_args
 
 import torch
 
-from fedloom.core.description import Description, describe
+from fedloom.core.description import Description, describe, mask_of
 from fedloom.core.params import params_map
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -44,7 +44,7 @@ from fedloom.core.sparsity import (
     pick,
     restrict,
 )
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Enclosing, Wrapper
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PruneState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class Prune(Wrapper[State]):
+class Prune(Enclosing[State]):
     """Lets any algorithm train the entries of largest magnitude only."""
 
     inner: Algorithm[State]
@@ -79,12 +79,6 @@ class Prune(Wrapper[State]):
                 " columns: leave them out, set prune.regrow, or take flasc"
             )
         check_comparable(self.inner, "prune.density", apart=bool(self.density.tiers))
-
-    def inner_state(self, state: PruneState[State]) -> State:
-        return state.inner
-
-    def with_inner(self, state: PruneState[State], inner: State) -> PruneState[State]:
-        return replace(state, inner=inner)
 
     def describe(self, state: PruneState[State] | None) -> Description:
         # Values travel without positions, which only those who share a mask have in common.
@@ -118,6 +112,9 @@ class Prune(Wrapper[State]):
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(_whole(download), client_state)
+
+    def mask(self, download: Payload) -> Params | None:
+        return mask_of(self.inner, _whole(download))
 
     def server_update(
         self, state: PruneState[State], round: Round, replies: Iterable[Reply]

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fedloom.client.setup import Setup, TrainerParts
-from fedloom.core.protocols import ClientError, ClientId, Done, Evaluate, Fit, Job, Trainer
+from fedloom.core.protocols import ClientError, ClientId, Done, Fit, Job, Trainer
 from fedloom.core.randomness import seeded
 from fedloom.data.tokens import Example
 from fedloom.models.build import disable_checkpointing
@@ -93,7 +93,7 @@ class HuggingFaceTrainer:
     setup: Setup[Live]
     tokenizer: Any
     measuring: Trainer
-    """Answers Evaluate: fedloom's own trainer of the same setup."""
+    """Answers Evaluate and Losses: fedloom's own trainer of the same setup."""
     width: int = 1
 
     def run(self, jobs: Sequence[Job]) -> Sequence[Done]:
@@ -102,7 +102,7 @@ class HuggingFaceTrainer:
         Raises:
             ValueError: where a job asks for what cannot be honoured, or the trainer did something else than it was asked.
         """
-        places = [i for i, job in enumerate(jobs) if isinstance(job.work, Evaluate)]
+        places = [i for i, job in enumerate(jobs) if not isinstance(job.work, Fit)]
         measured = self.measuring.run([jobs[i] for i in places]) if places else ()
         done = dict(zip(places, measured, strict=True))
         for i, job in enumerate(jobs):
@@ -171,6 +171,7 @@ def refuse(work: Fit) -> None:
             "tune.lora.ranks asks",
         ),
         ("a seed sequence", work.seed_sequence, "FedKSeed and DeComFL ask"),
+        ("weights of examples", work.example_weights, "FedEM asks"),
     ):
         if asked is not None:
             raise ValueError(

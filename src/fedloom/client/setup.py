@@ -1,7 +1,7 @@
 """What trainers share, and the order in which a client's examples come."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -9,7 +9,7 @@ import torch
 
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.references import References
-from fedloom.core.protocols import ClientError, ClientId, Job, Params, Split, Trainer
+from fedloom.core.protocols import ClientError, ClientId, Fit, Job, Params, Split, Trainer
 from fedloom.core.randomness import generator
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import Example
@@ -40,7 +40,8 @@ class Setup(Generic[S]):
             num_steps: How many there will be.
         """
         local = self.local
-        stream = batches(self.examples(job.client), local.batch_size * local.accumulation, job.seed)
+        examples = _weighed(self.examples(job.client), job)
+        stream = batches(examples, local.batch_size * local.accumulation, job.seed)
         if self.references is None:
             return stream
         taken = list(islice(stream, num_steps))
@@ -57,6 +58,29 @@ class Setup(Generic[S]):
         if not rows:
             raise ClientError(f"{client} has no {split or 'training'} examples")
         return rows
+
+
+def check_by_token(examples: Sequence[Example]) -> None:
+    """Refuse examples whose loss is not a sum over their own tokens.
+
+    Raises:
+        ValueError: where answers are compared.
+    """
+    if any(example.good is not None for example in examples):
+        raise ValueError(
+            "algorithm fedem goes by how likely each answer is, which an objective of preferences does not learn: set"
+            " objective: sft or classification"
+        )
+
+
+def _weighed(examples: Sequence[Example], job: Job) -> Sequence[Example]:
+    """Return the examples with what each counts in the loss."""
+    weights = job.work.example_weights if isinstance(job.work, Fit) else None
+    if weights is None:
+        return examples
+    check_by_token(examples)
+    pairs = zip(examples, weights.tolist(), strict=True)
+    return [replace(example, weight=weight) for example, weight in pairs]
 
 
 @dataclass(frozen=True)

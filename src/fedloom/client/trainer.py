@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedloom.client.fast.kernels import FastPath
 from fedloom.client.fit import fit
-from fedloom.client.setup import Setup, Step
-from fedloom.core.protocols import Done, Evaluate, Fit, Job, Metrics, Params, Split
+from fedloom.client.setup import Setup, Step, check_by_token
+from fedloom.core.protocols import Done, Evaluate, Fit, Job, Losses, Metrics, Params, Split
 from fedloom.core.randomness import derive, seeded
 from fedloom.data.tokens import Example
 from fedloom.models.adapters import scaled
@@ -25,9 +25,23 @@ class ClientEvaluator(Protocol):
     """What a trainer needs to answer Evaluate."""
 
     def measure_each(
-        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+        self,
+        model: nn.Module,
+        groups: Sequence[Sequence[Example]],
+        *,
+        split: Split,
+        share: float = 1.0,
+        beside: Sequence[tuple[float, Sequence[float]]] = (),
     ) -> Sequence[Metrics]:
-        """Return the metrics of each client's examples on one model."""
+        """Return the metrics of each client's examples on one model, or on a mixture of it and others."""
+        ...
+
+    def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return which of them are measured."""
+        ...
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> Sequence[float]:
+        """Return the loss of each example."""
         ...
 
 
@@ -96,23 +110,50 @@ class Sequential(OneByOne[Live]):
 def _measured(
     jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: ClientEvaluator
 ) -> dict[int, Done]:
-    """Answer the Evaluate jobs; the same params are loaded and measured once a split, for all who ask."""
-    asked: dict[tuple[Split, int], list[tuple[int, Params]]] = {}
+    """Answer the Evaluate and Losses jobs; the same params are loaded and measured once a split, for all who ask."""
+    asked: dict[tuple[Split, int], list[tuple[int, Evaluate]]] = {}
+    done = {}
     for i, job in enumerate(jobs):
         if isinstance(job.work, Evaluate):
-            key = job.work.split, id(job.work.params)
-            asked.setdefault(key, []).append((i, job.work.params))
-    done = {}
+            # A mixture is a client's own.
+            key = job.work.split, id(job.work if job.work.beside else job.work.params)
+            asked.setdefault(key, []).append((i, job.work))
+        elif isinstance(job.work, Losses):
+            rows = setup.examples(job.client)
+            check_by_token(rows)
+            found = _losses(job.work.params, rows, setup, fast, evaluator)
+            losses = torch.tensor(found, dtype=torch.float64)
+            done[i] = Done({}, len(rows), record={"losses": {"losses": losses}})
     # Validation before test, whoever asks first.
     for (split, _), same in sorted(asked.items(), key=lambda item: item[0][0] == "test"):
         groups = [setup.examples(jobs[i].client, split) for i, _ in same]
-        setup.space.load(same[0][1])
+        work = same[0][1]
+        flat = [example for group in groups for example in evaluator.drawn(group)]
+        beside = [
+            (share, _losses(params, flat, setup, fast, evaluator)) for share, params in work.beside
+        ]
+        setup.space.load(work.params)
         setup.space.model.eval()
         with fast.evaluating():
-            measures = evaluator.measure_each(setup.space.model, groups, split=split)
+            measures = evaluator.measure_each(
+                setup.space.model, groups, split=split, share=work.share, beside=beside
+            )
         for (i, _), group, metrics in zip(same, groups, measures, strict=True):
             done[i] = Done({}, len(group), metrics=metrics)
     return done
+
+
+def _losses(
+    params: Params,
+    examples: Sequence[Example],
+    setup: Setup[Space],
+    fast: FastPath,
+    evaluator: ClientEvaluator,
+) -> Sequence[float]:
+    setup.space.load(params)
+    setup.space.model.eval()
+    with fast.evaluating():
+        return evaluator.losses(setup.space.model, examples)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fedloom.core.protocols import Algorithm, ClientId
+from fedloom.core.protocols import Algorithm, ClientId, Params, Payload
 
 GLOBAL = "global"
 """What the model of clients without a cluster is called."""
@@ -100,6 +100,8 @@ class Description:
     """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
     multiplies_factors: bool = False
     """Whether the server multiplies LoRA's factors, for which coordinates must count from nothing; it knows their ranks."""
+    components: int = 1
+    """Models that a client's answers are a mixture of."""
     slices: bool = False
     """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
     local: Mapping[str, int] = field(default_factory=dict)
@@ -264,6 +266,51 @@ def check(
 def settings_of(cls: Any) -> list[Field[Any]]:
     """Return the fields of a dataclass that a recipe may have: those that `check` fills in are none."""
     return [f for f in fields(cls) if f.metadata.get("filled") != FILLED["filled"]]
+
+
+# --- what only the server writes -----------------------------------------------------------------
+
+
+@runtime_checkable
+class Masks(Protocol):
+    """An algorithm whose clients are sent more than they may train."""
+
+    def mask(self, download: Payload) -> Params | None:
+        """Return a mask of gradients, 0 where only the server writes; None where all of a model learns."""
+        ...
+
+
+def mask_of(algorithm: Algorithm[Any], download: Payload) -> Params | None:
+    """Return what of a model learns, see `Masks.mask`."""
+    return algorithm.mask(download) if isinstance(algorithm, Masks) else None
+
+
+# --- several models that answer together ---------------------------------------------------------
+
+Mixture = Sequence[tuple[float, Params]]
+"""Shares that sum to 1, and params of models whose likelihoods of an answer are added up by them."""
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """An algorithm whose clients are measured with several models at once."""
+
+    def mixture(self, download: Payload, client_state: Payload) -> Mixture:
+        """Return the models that this client would use now, in an order that stays; nothing where that is one.
+
+        `deployed` returns the one of the largest share, the first of several.
+        """
+        ...
+
+
+def mixture_of(algorithm: Algorithm[Any], download: Payload, client_state: Payload) -> Mixture:
+    """Return the models a client would use together; nothing where it uses one."""
+    return algorithm.mixture(download, client_state) if isinstance(algorithm, Mixes) else ()
+
+
+def deployed_of(mixture: Mixture) -> int:
+    """Return the place of the one of the largest share, the first of several."""
+    return max(range(len(mixture)), key=lambda at: mixture[at][0])
 
 
 # --- what it has spent --------------------------------------------------------------------------

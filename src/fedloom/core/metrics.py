@@ -100,6 +100,8 @@ REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     # Tokens of the answers a model prefers over those of the others.
     Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),
+    # What each model of a mixture counts at a client.
+    *(Metric(f"mixture_{k}", f"share of component {k}", "%", bounds=_SHARE) for k in range(1, 9)),
 )
 """What clients may report, besides metrics of users' own."""
 WEIGHTS = ("num_examples", "num_tokens")

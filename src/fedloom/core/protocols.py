@@ -123,6 +123,8 @@ class Fit:
     """Optimizer steps; None: as the recipe says."""
     gain: float = 1.0
     """Multiplies the scale of low-rank adapters while they train: that of a smaller rank than the space's is larger."""
+    example_weights: Tensor | None = None
+    """(examples,) float64, what the loss of each training example is multiplied by, in their order; None: 1 each."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,20 @@ class Evaluate:
 
     params: Params
     split: Split = "validation"
+    share: float = 1.0
+    """Of `params` in a mixture of models, whose likelihoods of a whole answer are added up by their shares."""
+    beside: Sequence[tuple[float, Params]] = ()
+    """Shares and params of the others: the loss is that of the mixture; what is written or hit, that of `params`."""
 
 
-Work = Fit | Evaluate
+@dataclass(frozen=True)
+class Losses:
+    """Measure the loss of each of the client's training examples at `params`; nothing learns."""
+
+    params: Params
+
+
+Work = Fit | Evaluate | Losses
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,7 @@ class Done:
     """What became of one piece of work."""
 
     params: Params
-    """Of Fit: fresh tensors, the receiver's to change; of Evaluate: empty."""
+    """Of Fit: fresh tensors, the receiver's to change; else empty."""
     num_examples: int
     """The client's training examples, or the held-out ones that were measured."""
     num_steps: int = 0
@@ -149,7 +162,8 @@ class Done:
     lr_sum: float | None = None
     """-displacement / lr_sum is the mean gradient; None where it is not (AdamW, momentum)."""
     record: Payload = field(default_factory=dict)
-    """Seed space: "scalars", the projected gradient of every step along the seed sequence, 0 where it was skipped."""
+    """Seed space: "scalars", the projected gradient of every step along the seed sequence, 0 where it was skipped. Of
+    Losses: "losses", a tensor of that name, (examples,) float64, sums over each example's target tokens, nats."""
     metrics: Metrics = field(default_factory=dict)
 
 
@@ -193,7 +207,8 @@ class Algorithm(Protocol[State]):
     """A frozen slotted dataclass whose fields are its recipe section. Both halves hold the same object.
 
     Optional members are in `core.description`: `describe` tells of it (clusters, seeds, privacy), `check` refuses a recipe
-    that it does not go with, `released` and `charge` keep the account of noisy means. A wrapper derives from
+    that it does not go with, `released` and `charge` keep the account of noisy means, `mixture` names several models that
+    answer together. A wrapper derives from
     `core.wrapper.Wrapper`, which hands them on to its inner algorithm.
     """
 

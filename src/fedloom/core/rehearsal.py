@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedloom.core.description import Mixture, deployed_of, mixture_of
 from fedloom.core.params import equal, params_map
 from fedloom.core.protocols import (
     Algorithm,
@@ -17,6 +18,7 @@ from fedloom.core.protocols import (
     Done,
     Evaluate,
     Fit,
+    Losses,
     Params,
     Payload,
     Reply,
@@ -54,13 +56,20 @@ def half_of(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpda
     """Return the generator that answers the task, a cohort of which measures what is alike once."""
     if task.kind == "train":
         return deployed.algorithm.client_update(task, client_state)
-    return _measure(deployed.of(task.download, client_state), task, client_state)
+    mixture = mixture_of(deployed.algorithm, task.download, client_state)
+    return _measure(deployed.of(task.download, client_state), mixture, task, client_state)
 
 
-def _measure(params: Params, task: Task, client_state: Payload) -> ClientUpdate:
+def _measure(params: Params, mixture: Mixture, task: Task, client_state: Payload) -> ClientUpdate:
     split: Any = "test" if task.kind == "test" else "validation"
-    done = yield Evaluate(params, split)
-    return Reply(task.client, {}, done.num_examples, done.metrics), client_state
+    work = Evaluate(params, split)
+    if mixture:
+        top = deployed_of(mixture)
+        beside = [one for at, one in enumerate(mixture) if at != top]
+        work = Evaluate(params, split, mixture[top][0], beside)
+    done = yield work
+    shares = {f"mixture_{at}": share for at, (share, _) in enumerate(mixture, 1)}
+    return Reply(task.client, {}, done.num_examples, {**done.metrics, **shares}), client_state
 
 
 def rehearse(algorithm: Algorithm[Any], task: Task, *, noise: float = 0.0) -> Reply:
@@ -86,6 +95,8 @@ def play_out(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> tuple[Rep
 
 def stand_in(work: Work, seed: int, *, noise: float = 0.0) -> Done:
     """Return what a trainer could answer that moves by `noise`."""
+    if isinstance(work, Losses):
+        return Done({}, 1, record={"losses": {"losses": torch.zeros(1, dtype=torch.float64)}})
     if not isinstance(work, Fit):
         return Done({}, 1, metrics={"loss": 0.0})
     source = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from typing import Generic
 
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Reply, Round, State
-from fedloom.core.wrapper import Wrapper, without
+from fedloom.core.wrapper import Enclosing, without
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SplitState(Generic[State]):
     others: Params
 
 
-class Split(Wrapper[State]):
+class Split(Enclosing[State]):
     """Base of a wrapper that keeps tensors from the inner algorithm; downloads hold them as they were at the start."""
 
     __slots__ = ()
@@ -26,14 +26,6 @@ class Split(Wrapper[State]):
     @abstractmethod
     def split(self, params: Params) -> tuple[Params, Params]:
         """Return the tensors that the inner algorithm knows, and the others."""
-
-    def inner_state(self, state: SplitState[State]) -> State:
-        """Return the inner algorithm's part of a state."""
-        return state.inner
-
-    def with_inner(self, state: SplitState[State], inner: State) -> SplitState[State]:
-        """Return the state with another inner part."""
-        return replace(state, inner=inner)
 
     def broadcast(self, state: SplitState[State], round: Round) -> Mapping[ClientId, Payload]:
         """Return what the inner algorithm sends, with the other tensors."""

@@ -10,13 +10,15 @@ import torch
 from fedloom.core.description import (
     Accounts,
     Description,
+    Mixes,
     RecipeView,
     Release,
     check,
     describe,
+    mask_of,
 )
 from fedloom.core.params import zeros_like
-from fedloom.core.protocols import Algorithm, Fit, Params, Reply, Sees, State, Work
+from fedloom.core.protocols import Algorithm, Fit, Params, Payload, Reply, Sees, State, Work
 
 
 class Wrapper(Generic[State]):
@@ -45,9 +47,23 @@ class Wrapper(Generic[State]):
         return describe(self.inner, None if state is None else self.inner_state(state))
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
-        """Return the wrapper around what the inner algorithm becomes in a recipe."""
+        """Return the wrapper around what the inner algorithm becomes in a recipe.
+
+        Raises:
+            ValueError: where the inner one's clients answer with several models, and this wrapper knows of one only.
+        """
+        if describe(self.inner).components > 1 and not isinstance(self, Mixes):
+            own, inner = (type(each).__name__.lower() for each in (self, self.inner))
+            raise ValueError(
+                f"{own} around {inner} would measure one of its models in the place of the mixture: write {own}"
+                " after it in the list"
+            )
         inner = check(self.inner, recipe, num_clients=num_clients)
         return self if inner is self.inner else around(self, inner)
+
+    def mask(self, download: Payload) -> Params | None:
+        """Return what of the inner algorithm's model learns."""
+        return mask_of(self.inner, download)
 
     def released(self, state: Any) -> Iterable[Release] | None:
         """Return what is on the inner algorithm's account."""
@@ -61,6 +77,21 @@ class Wrapper(Generic[State]):
             inner = self.inner.charge(self.inner_state(state), releases)
             return self.with_inner(state, inner)
         return state
+
+
+class Enclosing(Wrapper[State]):
+    """Base of a wrapper whose state is a dataclass with the inner one as its field `inner`."""
+
+    __slots__ = ()
+
+    def inner_state(self, state: Any) -> State:
+        """Return the inner algorithm's part of a state."""
+        found: State = state.inner
+        return found
+
+    def with_inner(self, state: Any, inner: State) -> Any:
+        """Return the state with another inner part."""
+        return replace(state, inner=inner)
 
 
 def extended(work: Work, others: Params, *, learns: bool) -> Work:

@@ -44,6 +44,8 @@ class Example:
     """The same prompt with the answer to another, where an objective asks for it."""
     reference: Tensor | None = None
     """(targets,) log-likelihoods of the targets under the reference model, nats, once they are known."""
+    weight: float = 1.0
+    """What its loss is multiplied by in training."""
 
     @property
     def num_targets(self) -> int:

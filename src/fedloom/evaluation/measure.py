@@ -1,9 +1,10 @@
 """How good a model is on held-out examples."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fedloom.core.metrics import METRICS, Metric, MetricTable, Reduction
@@ -65,9 +66,23 @@ class Evaluator:
         return self.measure_each(model, [examples], split=split)[0]
 
     def measure_each(
-        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+        self,
+        model: nn.Module,
+        groups: Sequence[Sequence[Example]],
+        *,
+        split: Split,
+        share: float = 1.0,
+        beside: Sequence[tuple[float, Sequence[float]]] = (),
     ) -> list[Metrics]:
-        """Measure several clients' examples on one model, in shared batches and equal rows once."""
+        """Measure several clients' examples on one model, in shared batches and equal rows once.
+
+        Args:
+            model: Whose answers are measured.
+            groups: A client's examples each.
+            split: Which they are of.
+            share: Of the model in a mixture.
+            beside: Shares of the other models, and their `losses` of all examples that are measured.
+        """
         chosen = [self.drawn(group) for group in groups]
         if not chosen or not all(chosen):
             raise ValueError(
@@ -82,6 +97,7 @@ class Evaluator:
         with evaluating(model):
             scores = self.scores(model, flat)
             texts = self._texts(model, flat, scores) if graded else []
+        scores = _mixed(scores, share, beside) if beside else scores
         metrics: list[Metrics] = []
         at = 0
         for group in chosen:
@@ -92,6 +108,11 @@ class Evaluator:
             metrics.append(measured)
             at = end
         return metrics
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> list[float]:
+        """Return the loss of each example, a sum over its target tokens, nats."""
+        with evaluating(model):
+            return [score.loss for score in self.scores(model, examples)]
 
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
@@ -171,6 +192,17 @@ class Evaluator:
             assert example.record is not None
             answers.append((text, [example.record.answer], scored.num_tokens))
         return grade(metrics, answers, self.settings.table)
+
+
+def _mixed(
+    scores: Sequence[Score], share: float, beside: Sequence[tuple[float, Sequence[float]]]
+) -> list[Score]:
+    """Return the scores with the losses of a mixture: -log of the sum of its shares times exp(-loss)."""
+    shares = torch.tensor([share, *(each for each, _ in beside)], dtype=torch.float64)
+    losses = [[score.loss for score in scores], *(each for _, each in beside)]
+    own = torch.tensor(losses, dtype=torch.float64)
+    mixed = -torch.logsumexp(shares.log()[:, None] - own, 0)
+    return [replace(s, loss=loss) for s, loss in zip(scores, mixed.tolist(), strict=True)]
 
 
 def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics:

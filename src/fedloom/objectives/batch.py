@@ -26,6 +26,8 @@ class Batch:
     """(choices,) int64: the tokens a target is one of; None: the whole vocabulary."""
     owners: Tensor | None = None
     """(n,) int64: of each token asked for, which of the examples asks, lane by lane; None where nobody needs to know."""
+    by_example: Tensor | None = None
+    """(rows, length) what the loss at each place is multiplied by, its example's; None: 1."""
 
     def inputs(self) -> dict[str, Tensor]:
         """Return what the model is called with. No mask: with it, packed rows would attend to each other."""
@@ -47,6 +49,8 @@ class Batch:
         """Return the weighted sums (lanes,) of losses (n,) at flat places `at` (n,)."""
         lane = at.div(self.ids.numel() // len(self.weights), rounding_mode="floor")
         weighted = losses * self.weights.to(losses.dtype)[lane]
+        if self.by_example is not None:
+            weighted = weighted * self.by_example.flatten()[at].to(losses.dtype)
         return torch.zeros_like(self.weights, dtype=losses.dtype).index_add(0, lane, weighted)
 
 
@@ -77,6 +81,7 @@ def collate(
     flat = [row for bins in filled for row in bins]
     restarts = any(len(row) > 1 or row[0].positions is not None for row in flat)
     choices = next((row.choices for rows in lanes for row in rows if row.choices is not None), None)
+    weighed = any(row.weight != 1.0 for rows in lanes for row in rows)
     device = like.device
     return Batch(
         _padded(flat, lambda row: row.ids, 0).to(device),
@@ -85,6 +90,7 @@ def collate(
         torch.tensor([1 / max(n, 1) for n in counts], dtype=like.dtype, device=device),
         None if choices is None else choices.to(device),
         _owners(lanes, flat).to(device) if owned else None,
+        _padded(flat, _weights, 0).to(device) if weighed else None,
     )
 
 
@@ -132,6 +138,10 @@ def _padded(
 def _next_tokens(row: Example) -> Tensor:
     """Return (length,) what is asked for after each token."""
     return nn.functional.pad(row.labels[1:], (0, 1), value=IGNORED)
+
+
+def _weights(row: Example) -> Tensor:
+    return torch.full((len(row.ids),), row.weight, dtype=torch.float64)
 
 
 def _positions(row: Example) -> Tensor:

@@ -18,6 +18,7 @@ from fedloom.report.clusters import clusters_section
 from fedloom.report.figures import Line
 from fedloom.report.influence import influence_section
 from fedloom.report.labels import labels_section
+from fedloom.report.mixture import mixture_section
 from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
@@ -88,6 +89,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         **server_sections(own),
         "seeds": seeds_section(own),
         "clusters": clusters_section(own),
+        "mixture": mixture_section(own),
         "influence": influence_section(own),
         "by_label": labels_section(runs),
         "clients": _clients(own, metric),

@@ -31,6 +31,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.preparation import Joining
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.engines.inprocess import InProcess
+from fedloom.evaluation.scoring import evaluating, score
 from fedloom.models.build import Base
 from fedloom.models.random_llama import random_llama
 from fedloom.objectives.objective import Objective
@@ -210,11 +211,26 @@ class SumEvaluator:
     """Measures the sum of all weights: enough to tell models apart."""
 
     def measure_each(
-        self, model: nn.Module, groups: Sequence[Sequence[Example]], *, split: Split
+        self,
+        model: nn.Module,
+        groups: Sequence[Sequence[Example]],
+        *,
+        split: Split,
+        share: float = 1.0,
+        beside: Sequence[tuple[float, Sequence[float]]] = (),
     ) -> list[Metrics]:
         """Return the sum as every group's loss."""
         total = sum(float(p.detach().double().sum()) for p in model.parameters())
         return [{"loss": total, "num_examples": float(len(g)), "num_tokens": 1.0} for g in groups]
+
+    def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return all."""
+        return examples
+
+    def losses(self, model: nn.Module, examples: Sequence[Example]) -> list[float]:
+        """Return the loss of each example, as it is."""
+        with evaluating(model):
+            return [found.loss for found in score(model, examples, 8, DEFAULT)]
 
 
 @dataclass(frozen=True)

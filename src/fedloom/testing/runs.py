@@ -91,10 +91,9 @@ def deployed(subject: Subject) -> str | None:
                     )
             unknown = algorithm.deployed(sent, nothing)
             for name, value in sent.get("params", {}).items():
-                # Some send the entries under a mask, in one row.
-                if value.shape == start[name].shape and not torch.equal(
-                    unknown[name].double(), value.double()
-                ):
+                # Some send the entries under a mask, in one row; some several models under other names.
+                known_shape = name in start and value.shape == start[name].shape
+                if known_shape and not torch.equal(unknown[name].double(), value.double()):
                     raise BrokenLaw(
                         f"what a client without a state deploys differs from what it was sent in {name}: return"
                         ' download["params"], as it arrived'
