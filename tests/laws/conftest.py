@@ -25,6 +25,7 @@ from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
+from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
@@ -150,6 +151,15 @@ CASES: dict[str, Algorithm[Any]] = {
         Clustered(FedAvg(Adam(0.1)), Auto(2, enough=0.25, every=1), Sharing(pool="on"))
     ),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
+    "clustered balanced(fedavg)": Clustered(FedAvg(), Balanced(2, every=2)),
+    "clustered balanced(scaffold)": Clustered(Scaffold(), Balanced(3, warm_up=1, every=1)),
+    "clustered balanced(flasc(fedadam))": Clustered(
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Balanced(2, every=1)
+    ),
+    "flasc(clustered balanced(ditto(fedavg)))": Flasc(
+        Clustered(Ditto(FedAvg(), 0.1), Balanced(2, every=1)), BY_TIER, BY_TIER
+    ),
+    "clustered balanced(fedkseed)": Clustered(FedKSeed(steps=3), Balanced(2, every=1)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
     ),
@@ -221,6 +231,7 @@ QUICK = {
     "decomfl",
     "clustered(fedavg)",
     "clustered pooled(fedavg)",
+    "clustered balanced(fedavg)",
     "partial pooling(fedavg)",
 }
 """One case a class, whose laws are among the fast tests; those of the others are among the slow."""

@@ -140,7 +140,7 @@ class _Known(BesideGlobal, Protocol):
         global_state: State,
     ) -> tuple[Grouping, Mapping[int, State]]:
         """Return the known clusters; one that begins does so where the model for everybody was."""
-        grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
+        grouping = reassigned(state.grouping, self.assigned(state.grouping, round), round.number)
         return grouping, {
             k: state.cluster_states.get(k, state.global_state) for k in grouping.members
         }
@@ -198,7 +198,8 @@ def _numbered(grouping: Grouping, values: Mapping[ClientId, str]) -> dict[Client
     return {**grouping.assignment, **{c: numbers[value] for c, value in values.items()}}
 
 
-def _regrouped(old: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:
+def reassigned(old: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:
+    """Return the grouping with clients in the clusters they are known to be in, from a round on."""
     moves = {c: k for c, k in sorted(assignment.items()) if old.assignment.get(c) != k}
     if not moves:
         return old

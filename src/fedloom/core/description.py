@@ -162,6 +162,11 @@ class DataView(Protocol):
         """Return the share of clients of each tier."""
         ...
 
+    @property
+    def fractions(self) -> Sequence[float]:
+        """Return the shares of training, validation and test examples."""
+        ...
+
 
 class EvaluationView(Protocol):
     """Section `evaluation`."""
