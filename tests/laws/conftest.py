@@ -152,13 +152,11 @@ CASES: dict[str, Algorithm[Any]] = {
     ),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "clustered balanced(fedavg)": Clustered(FedAvg(), Balanced(2, every=2)),
-    "clustered balanced(scaffold)": Clustered(Scaffold(), Balanced(3, warm_up=1, every=1)),
+    "clustered balanced(scaffold)": Clustered(Scaffold(), Balanced(2, every=1)),
     "clustered balanced(flasc(fedadam))": Clustered(
         Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Balanced(2, every=1)
     ),
-    "flasc(clustered balanced(ditto(fedavg)))": Flasc(
-        Clustered(Ditto(FedAvg(), 0.1), Balanced(2, every=1)), BY_TIER, BY_TIER
-    ),
+    "clustered balanced(ditto(fedavg))": Clustered(Ditto(FedAvg(), 0.1), Balanced(2, every=1)),
     "clustered balanced(fedkseed)": Clustered(FedKSeed(steps=3), Balanced(2, every=1)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER

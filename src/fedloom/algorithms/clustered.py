@@ -91,8 +91,7 @@ class Clustered(Wrapper[State]):
     def _obstacle(self) -> str:
         """Return why it cannot be estimated; empty where it can."""
         if isinstance(self.mode, Paper | Balanced):
-            mode = "paper" if isinstance(self.mode, Paper) else "balanced"
-            return f"is not for mode {mode}, whose clusters take plain means as the reference's code does"
+            return "is not for mode paper or balanced, whose clusters take plain means as the papers' code"
         if describe(self.inner).averages_deltas:
             return ""
         return (
@@ -115,8 +114,7 @@ class Clustered(Wrapper[State]):
         return replace(Wrapper.describe(self, state), clusters=clusters, averages_deltas=False)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
-        if isinstance(self.mode, Balanced):
-            self.mode.check(recipe, num_clients=num_clients)
+        self.mode.check(recipe, num_clients=num_clients)
         return Wrapper.check(self, recipe, num_clients=num_clients)
 
     def with_grouping(self, mode: Mode) -> Self:

@@ -35,6 +35,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
+from fedloom.core.wrapper import spelled
 
 _LOSSES = "losses"
 """Group of an upload: what each model loses on the client's validation data, and on how many examples."""
@@ -78,7 +79,12 @@ class Balanced(Silent):
         Raises:
             ValueError: with the setting to change.
         """
-        path = "clustered.mode.balanced"
+        path, whole = "clustered.mode.balanced", spelled(recipe.algorithm)
+        if not whole.startswith("clustered("):
+            raise ValueError(
+                f"{path} sends all models in one message, which layers around it would not know: put clustered first, got"
+                f" {whole}"
+            )
         if num_clients is not None and self.num_clusters > num_clients:
             raise ValueError(
                 f"{path}.num_clusters must be at most the {num_clients} clients there are, got {self.num_clusters}"

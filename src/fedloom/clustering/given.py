@@ -10,6 +10,7 @@ from fedloom.clustering.groups import Groups
 from fedloom.clustering.members import Grouping, cluster_name
 from fedloom.clustering.pooling import pool
 from fedloom.clustering.sharing import ClusteredState, Sharing, update_clusters
+from fedloom.core.description import RecipeView
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -27,6 +28,10 @@ class Silent(Protocol):
 
     def begin(self, params: Params) -> None:
         """Take any space."""
+        return
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> None:
+        """Take any recipe."""
         return
 
     def turnout(self, state: ClusteredState[State], round: Round) -> Round:

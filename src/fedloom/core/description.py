@@ -215,6 +215,11 @@ class RecipeView(Protocol):
     """What our algorithms read of the recipe they are part of; what `check` is given is the whole `Recipe`."""
 
     @property
+    def algorithm(self) -> Algorithm[Any]:
+        """Return the whole algorithm, of which the one that is asked may be a layer."""
+        ...
+
+    @property
     def cohort(self) -> CohortView:
         """Return who takes part."""
         ...
