@@ -128,6 +128,12 @@ class Recipe:
         least = objective.least_loss if isinstance(objective, PreferenceObjective) else 0.0
         return replace(table, least_loss=least)
 
+    @property
+    def most_tokens(self) -> int:
+        """Return how many tokens of one example may be measured: of a pair those of both answers."""
+        answers = 2 if isinstance(self.objective, PreferenceObjective) else 1
+        return answers * self.data.max_length
+
     def measures_after(self, number: int) -> bool:
         """Return whether the model is measured after a round; 0 is before the first."""
         every = self.evaluation.every
