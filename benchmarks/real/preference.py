@@ -28,7 +28,7 @@ BRIEF, THOROUGH = 5, 20
 WRITTEN = Path("runs/real/preference")
 OPPOSED = {
     "one model": "fedavg",
-    "FedBiscuit": [{"clustered": {"mode": {"balanced": {"num_clusters": 2}}, "label": "taste"}}, "fedavg"],
+    "FedBiscuit": [{"clustered": {"mode": {"balanced": {"num_clusters": 2, "every": 1}}, "label": "taste"}}, "fedavg"],
     "automatic clusters": [{"clustered": {"label": "taste"}}, "fedavg"],
 }  # fmt: skip
 
@@ -155,7 +155,9 @@ def objectives(lines: Lines) -> str:
             if all(kind in line["baselines"] for line in told):
                 found = [[ended(line, kind, m) for line in told] for m in METRICS]
                 rows.append((f"{name}, {kind}", *cells(found)))
-    return grid(("of the test pairs", "preferred rightly", "margin", "loss", "KL, nats a token"), rows)
+    return grid(
+        ("of the test pairs", "preferred rightly", "margin", "loss", "KL, nats a token"), rows
+    )
 
 
 def tastes(lines: Lines) -> str:
@@ -170,7 +172,13 @@ def tastes(lines: Lines) -> str:
         grouped = [line["server"][-1].get("server/adjusted_rand") for line in told]
         rand = "" if None in grouped else interval(grouped)
         rows.append((name.partition(", ")[2], *cells([*found, least]), rand))
-    columns = ("preferred rightly", "brief", "thorough", "the worse of the two", "adjusted Rand index")
+    columns = (
+        "preferred rightly",
+        "brief",
+        "thorough",
+        "the worse of the two",
+        "adjusted Rand index",
+    )
     return grid(columns, rows)
 
 
