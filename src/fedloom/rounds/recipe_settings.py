@@ -18,6 +18,7 @@ from fedloom.models.build import ModelSettings
 from fedloom.objectives.kto import KTO
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import Comparing, PreferenceObjective
+from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces.lora import LoRA
@@ -181,8 +182,8 @@ class Recipe:
         named = self.evaluation.named
         if self.objective.classes and named not in ((), EvaluationSettings().named):
             raise ValueError(
-                f"evaluation.metrics {', '.join(named)} score written answers, which objective classification has none of:"
-                " leave them out; its accuracy is always measured"
+                f"evaluation.metrics {', '.join(named)} score written answers, which objectives classification and"
+                " selector have none of: leave them out; accuracy is always measured"
             )
 
     def _check_ranks(self) -> None:
@@ -203,6 +204,8 @@ class Recipe:
                 "local.batch_size must be at least 2 for objective kto, whose divergence is a mean over the answers of a"
                 f" batch, got {self.local.batch_size}"
             )
+        if isinstance(objective, Selector):
+            check_unpacked(self.data)
         if not isinstance(objective, PreferenceObjective):
             return
         check_unpacked(self.data)
