@@ -1,54 +1,153 @@
-"""What clients prefer, on a real model: DPO and KTO over eight clients, each alone, and all pairs in one place.
+"""What clients prefer, on a real model: DPO and KTO over eight clients, each alone, and all pairs in one place; then tastes
+that differ, under one model for all, FedBiscuit's two and as many as are found.
 
     python benchmarks/real/preference.py --data FILE [--model FILE] [--seeds 0,1,2] [--part 0/2] [--table]
 
-FILE holds pairs in any form that `objective: dpo` reads, such as LLaMA-Factory's `dpo_en.json`: a few hundred. Answers are
-compared by what of them fits in 128 tokens with the prompt. Local training and the centralised run have the same test pairs and
-as many steps as a client takes, or as all take together. About a quarter of an hour of one core a seed.
+FILE holds pairs as LLaMA-Factory's `dpo_en.json` does: 200 of them. What is asked and answered is cut to so many words that
+a pair takes a second of one core. Local training and the centralised run have the same test pairs and as many steps as a
+client takes, or as all take together. The tastes are planted: an answer stands beside its own beginning, four clients like
+the short one and four the long one, so that the two are exactly opposed. About ten minutes of one core a seed.
 """
 
-from collections.abc import Mapping
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from runs import MODELS, Line, Lines, Tree, first, grid, last, main
 
 from intervals import interval
 
 METRICS = ("preference_accuracy", "preference_margin", "loss", "reference_kl")
+CLIENTS = 8
+ASKED, ANSWERED = 20, 40
+"""Words of a question, from its end, and of an answer, from its beginning."""
+BRIEF, THOROUGH = 5, 20
+"""Words of the two answers of a planted pair."""
+WRITTEN = Path("runs/real/preference")
+OPPOSED = {
+    "one model": "fedavg",
+    "FedBiscuit": [{"clustered": {"mode": {"balanced": {"num_clusters": 2, "every": 1}}, "label": "taste"}}, "fedavg"],
+    "automatic clusters": [{"clustered": {"label": "taste"}}, "fedavg"],
+}  # fmt: skip
 
 
-def arm(source: str, model: str, objective: object, baselines: list[str]) -> Tree:
+# --- the pairs --------------------------------------------------------------------------------------
+
+
+def cut(text: str, words: int) -> str:
+    """Return so many words of a text: its first, or with a number below 0 its last."""
+    parts = text.split()
+    return " ".join(parts[:words] if words > 0 else parts[words:])
+
+
+def pairs(file: str) -> list[dict[str, str]]:
+    """Return the pairs of a file whose answers differ in what is taken of them."""
+    made = []
+    for row in json.loads(Path(file).read_text()):
+        sides = {side: cut(row[side]["value"], ANSWERED) for side in ("chosen", "rejected")}
+        if sides["chosen"] != sides["rejected"]:
+            made.append({"prompt": cut(row["conversations"][-1]["value"], -ASKED), **sides})
+    return made
+
+
+def planted(file: str) -> list[dict[str, str]]:
+    """Return pairs of clients that like brief answers, or thorough ones."""
+    made = []
+    answers = [row for row in pairs(file) if len(row["chosen"].split()) >= THOROUGH]
+    for at, row in enumerate(answers):
+        brief, thorough = (cut(row["chosen"], words) for words in (BRIEF, THOROUGH))
+        taste = "brief" if at % 2 else "thorough"
+        chosen, rejected = (brief, thorough) if at % 2 else (thorough, brief)
+        client = f"{taste}-{at % CLIENTS // 2}"
+        prompt = cut(row["prompt"], -ASKED // 2)
+        made.append(
+            {"client": client, "taste": taste, "prompt": prompt}
+            | {"chosen": chosen, "rejected": rejected}
+        )
+    return made
+
+
+def written(name: str, rows: Iterable[Mapping[str, str]]) -> str:
+    """Return the path of a file with these rows."""
+    WRITTEN.mkdir(parents=True, exist_ok=True)
+    file = WRITTEN / f"{name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+# --- the arms ---------------------------------------------------------------------------------------
+
+
+def arm(
+    model: str,
+    objective: object,
+    data: Tree,
+    *,
+    algorithm: object = "fedavg",
+    baselines: Sequence[str] = (),
+    rounds: int = 4,
+    **local: Any,
+) -> Tree:
     """Return a recipe."""
     return {
         "model": {"name": model},
-        "algorithm": "fedavg",
+        "algorithm": algorithm,
         "objective": objective,
-        "data": {
-            "source": source,
-            "num_clients": 8,
-            "prompt": "chat",
-            "max_length": 128,
-            "fractions": [0.75, 0.0, 0.25],
-            "min_examples": 2,
-        },
+        "data": {"prompt": "plain", "max_length": 128, "truncate": "prompt", **data},
         "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
-        "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 1, "batch_size": 2},
-        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 3},
-        "run": {"rounds": 4, "samples": 0, "keep_checkpoints": 1, "baselines": baselines},
+        "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 1, "batch_size": 2, **local},
+        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 6},
+        "run": {"rounds": rounds, "samples": 0, "keep_checkpoints": 1, "baselines": baselines},
     }
 
 
 def arms(source: str, model: str) -> Mapping[str, Tree]:
-    """Return a row an objective."""
-    return {
-        "DPO": arm(source, model, {"dpo": {"beta": 0.1}}, ["local", "centralised"]),
-        "KTO": arm(source, model, {"kto": {"beta": 0.1}}, []),
+    """Return a row an objective, and one a way to serve two tastes."""
+    alike = {
+        "source": written("pairs", pairs(source)),
+        "num_clients": CLIENTS,
+        "fractions": [0.75, 0.0, 0.25],
     }
+    apart = {
+        "source": written("tastes", planted(source)),
+        "partition": {"natural": {"by": "client"}},
+        "labels": ["client", "taste"],
+        "fractions": [0.6, 0.15, 0.25],
+    }
+    dpo = {"dpo": {"beta": 0.1}}
+    return {
+        "DPO": arm(model, dpo, alike, baselines=["local", "centralised"]),
+        "KTO": arm(model, {"kto": {"beta": 0.1}}, alike),
+        **{
+            f"two tastes, {name}": arm(
+                model, dpo, apart, algorithm=algorithm, rounds=6, batch_size=4
+            )
+            for name, algorithm in OPPOSED.items()
+        },
+    }
+
+
+# --- the page ---------------------------------------------------------------------------------------
 
 
 def page(lines: Lines) -> str:
     """Return the tables."""
+    seeds = ", ".join(f"{name} {len(runs)}" for name, runs in lines.items())
+    about = (
+        "Before training rewards are 0, and so a half of the pairs counts as right. The loss of KTO is another than that"
+        " of DPO; the other columns compare. KL is estimated on the given answers."
+    )
+    return f"{about} Seeds: {seeds}.\n\n{objectives(lines)}\n\n## Tastes that differ\n\n{tastes(lines)}"
+
+
+def objectives(lines: Lines) -> str:
+    """Return a row an objective and where it learns."""
     rows = []
     for name, runs in lines.items():
+        if name.startswith("two"):
+            continue
         told = list(runs.values())
         rows.append((f"{name}, before", *cells([[first(x, m) for x in told] for m in METRICS])))
         rows.append((f"{name}, FedAvg", *cells([[last(x, m) for x in told] for m in METRICS])))
@@ -56,13 +155,37 @@ def page(lines: Lines) -> str:
             if all(kind in line["baselines"] for line in told):
                 found = [[ended(line, kind, m) for line in told] for m in METRICS]
                 rows.append((f"{name}, {kind}", *cells(found)))
-    columns = ("of the test pairs", "preferred rightly", "margin", "loss", "KL, nats a token")
-    seeds = ", ".join(f"{name} {len(runs)}" for name, runs in lines.items())
-    about = (
-        "Before training rewards are 0, and so a half of the pairs counts as right. The loss of KTO is another than that"
-        " of DPO; the other columns compare. KL is estimated on the given answers."
+    return grid(
+        ("of the test pairs", "preferred rightly", "margin", "loss", "KL, nats a token"), rows
     )
-    return f"{about} Seeds: {seeds}.\n\n{grid(columns, rows)}"
+
+
+def tastes(lines: Lines) -> str:
+    """Return a row a way to serve two tastes."""
+    rows = []
+    for name, runs in lines.items():
+        if not name.startswith("two"):
+            continue
+        told = list(runs.values())
+        found = [[of_taste(line, taste) for line in told] for taste in ("brief", "thorough")]
+        least = [min(both) for both in zip(*found, strict=True)]
+        grouped = [line["server"][-1].get("server/adjusted_rand") for line in told]
+        rand = "" if None in grouped else interval(grouped)
+        rows.append((name.partition(", ")[2], *cells([*found, least]), rand))
+    columns = (
+        "preferred rightly",
+        "brief",
+        "thorough",
+        "the worse of the two",
+        "adjusted Rand index",
+    )
+    return grid(columns, rows)
+
+
+def of_taste(line: Line, taste: str) -> float:
+    """Return the mean accuracy of the clients of one taste."""
+    clients = {c: found for c, found in line["by_client"].items() if c.startswith(taste)}
+    return statistics.fmean(found["preference_accuracy"] for found in clients.values())
 
 
 def cells(found: list[list[float]]) -> list[str]:

@@ -57,14 +57,21 @@ def run_arm(name: str, tree: Tree, folder: Path) -> Line:
             {key: value for key, value in line.items() if key.startswith("server/")}
             for line in result.metrics
         ]
+        ended = max((record["round"] for record in result.clients), default=0)
+        by_client = {
+            record["client"]: {k: v for k, v in record.items() if isinstance(v, float)}
+            for record in result.clients
+            if record["round"] == ended and record["split"] == "test"
+        }
         by_label = folder / "by_label.json"
         line = {
             "curve": curve,
+            "by_client": by_client,
             "models": json.loads(by_label.read_text())["models"] if by_label.exists() else [],
             "server": server,
             "baselines": {
-                name: {k: v for k, v in ended.summary["final"].items() if k.startswith("test/")}
-                for name, ended in result.baselines.items()
+                name: {k: v for k, v in other.summary["final"].items() if k.startswith("test/")}
+                for name, other in result.baselines.items()
             },
             "upload_bytes": summary.get("upload_bytes", 0),
             "download_bytes": summary.get("download_bytes", 0),

@@ -290,6 +290,45 @@ def route(
 
 
 @app.command()
+def align(
+    folder: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings of the run of DPO, such as local.lr=1e-5 or run.rounds=10."),
+    ] = None,
+    prompts: Annotated[
+        Path, typer.Option(help="Prompts, a line each in a .txt, or rows with prompt and answers.")
+    ] = ...,  # type: ignore[assignment]  # typer's mark of what must be given
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run of DPO; RUN-aligned if not given.")
+    ] = None,
+    answers: Annotated[int, typer.Option(help="Answers to each prompt, if none are given.")] = 2,
+    temperature: Annotated[float, typer.Option(help="At which they are drawn.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 60,
+    anyway: Anyway = False,
+    model: ModelPath = None,
+) -> None:
+    """Let the selectors of a run judge answers to prompts, and teach a model what they prefer by DPO."""
+    from fedloom.alignment import align as align_run
+    from fedloom.results.judging import Writing
+
+    console = _console()
+    about(folder)
+    writing = Writing(answers, temperature, max_new_tokens)
+    result = align_run(
+        folder,
+        prompts,
+        out,
+        overrides=overrides or [],
+        writing=writing,
+        console=console,
+        anyway=anyway,
+        moved=model,
+    )
+    show_outcome(result, console=console)
+
+
+@app.command()
 def doctor() -> None:
     """Show versions, devices and which extras are installed."""
     from fedloom.tracking.doctor import doctor as examine

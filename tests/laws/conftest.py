@@ -26,6 +26,7 @@ from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
+from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
@@ -158,6 +159,13 @@ CASES: dict[str, Algorithm[Any]] = {
     "private(fedem(fedavg))": Private(FedEM(FedAvg()), **SEEDED),
     "fedem(flasc(fedadam))": FedEM(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
+    "clustered balanced(fedavg)": Clustered(FedAvg(), Balanced(2, every=2)),
+    "clustered balanced(scaffold)": Clustered(Scaffold(), Balanced(2, every=1)),
+    "clustered balanced(flasc(fedadam))": Clustered(
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), Balanced(2, every=1)
+    ),
+    "clustered balanced(ditto(fedavg))": Clustered(Ditto(FedAvg(), 0.1), Balanced(2, every=1)),
+    "clustered balanced(fedkseed)": Clustered(FedKSeed(steps=3), Balanced(2, every=1)),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
     ),
@@ -229,6 +237,7 @@ QUICK = {
     "decomfl",
     "clustered(fedavg)",
     "clustered pooled(fedavg)",
+    "clustered balanced(fedavg)",
     "partial pooling(fedavg)",
     "fedem(fedavg)",
 }

@@ -11,6 +11,7 @@ import torch
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.private import Private
 from fedloom.core.protocols import ClientFailure, Delivery, Profile, Reply, Task
+from fedloom.recipe import build_recipe
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.rounds.plausibility import Plausibility, implausible_evaluation
 from fedloom.server.combine.chosen import Krum
@@ -202,7 +203,7 @@ def test_around_a_clip_no_norm_is_refused() -> None:
 def test_an_evaluation_weighs_no_more_than_was_declared(
     metrics: Mapping[str, float], said: str | None
 ) -> None:
-    doubt = implausible_evaluation(metrics, held_out=5, usual=4, max_length=20)
+    doubt = implausible_evaluation(metrics, held_out=5, usual=4, most_tokens=20)
     if said is None:
         assert doubt is None
     else:
@@ -212,6 +213,12 @@ def test_an_evaluation_weighs_no_more_than_was_declared(
 
 def test_an_evaluation_weighs_no_more_than_a_thousand_times_the_median_clients() -> None:
     loud = {"num_examples": 1e9, "num_tokens": 1e9}
-    assert implausible_evaluation(loud, held_out=10**9, usual=10**9, max_length=20) is None
-    doubt = implausible_evaluation(loud, held_out=10**9, usual=20, max_length=20)
+    assert implausible_evaluation(loud, held_out=10**9, usual=10**9, most_tokens=20) is None
+    doubt = implausible_evaluation(loud, held_out=10**9, usual=20, most_tokens=20)
     assert doubt == "it would weigh 1e+09 examples, more than 1000 times the median client's"
+
+
+def test_of_a_pair_both_answers_are_measured() -> None:
+    tree = {"name": "pairs", "data": {"max_length": 64}, "objective": "dpo"}
+    assert build_recipe(tree).most_tokens == 128
+    assert build_recipe({**tree, "objective": "sft"}).most_tokens == 64

@@ -5,7 +5,7 @@ others, 2025; github.com/GabrielTalasso/FedMLLM, on OpenFedLLM (arXiv:2402.06954
 
 Clustered Federated Learning: Model-Agnostic Distributed Multi-Task Optimization under Privacy Constraints. Sattler,
 Müller, Samek, IEEE Transactions on Neural Networks and Learning Systems 2021 (arXiv:1910.01991): clusters by the
-cosine of updates that begin at one model.
+cosine of updates that begin at one model. `mode: balanced` is that of FedBiscuit, see `clustering.balanced`.
 
 Deviations: `mode: auto` is ours. Updates of several rounds begin at different models and say little of one another, so
 a client is compared by one that begins at the model everybody holds: its first if that is what it was sent, else one
@@ -23,13 +23,14 @@ from typing import Self
 
 import torch
 
+from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.groups import adjusted_rand
 from fedloom.clustering.members import Grouping, clusters_of
 from fedloom.clustering.modes import Auto, Mode, Paper
 from fedloom.clustering.pooling import Variances
 from fedloom.clustering.rows import row_of
 from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
-from fedloom.core.description import Description, describe
+from fedloom.core.description import Description, RecipeView, describe
 from fedloom.core.params import equal, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -60,7 +61,7 @@ class Clustered(Wrapper[State]):
     inner: Algorithm[State]
     """Trains each cluster, its server optimizer included."""
     mode: Mode = Auto()
-    """How clusters come about: `auto`, or `paper`, the reference's rule."""
+    """How clusters come about: `auto`; `paper`, FedMLLM's rule; `balanced`, FedBiscuit's; `given` by a label; `random`."""
     share: Sharing = Sharing()
     """What clusters have in common."""
     label: str = ""
@@ -89,8 +90,8 @@ class Clustered(Wrapper[State]):
 
     def _obstacle(self) -> str:
         """Return why it cannot be estimated; empty where it can."""
-        if isinstance(self.mode, Paper):
-            return "is not for mode paper, whose clusters take plain means as the reference's code does"
+        if isinstance(self.mode, Paper | Balanced):
+            return "is not for mode paper or balanced, whose clusters take plain means as the papers' code"
         if describe(self.inner).averages_deltas:
             return ""
         return (
@@ -112,6 +113,10 @@ class Clustered(Wrapper[State]):
         clusters = None if state is None else clusters_of(state.grouping, state.variances)
         return replace(Wrapper.describe(self, state), clusters=clusters, averages_deltas=False)
 
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        self.mode.check(recipe, num_clients=num_clients)
+        return Wrapper.check(self, recipe, num_clients=num_clients)
+
     def with_grouping(self, mode: Mode) -> Self:
         return replace(self, mode=mode, share=Sharing(pool="auto" if self.pools else "off"))
 
@@ -121,6 +126,8 @@ class Clustered(Wrapper[State]):
         return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {}, variances)
 
     def broadcast(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, Payload]:
+        if isinstance(self.mode, Balanced):
+            return self.mode.broadcast(self.inner, state, round)
         round = self.mode.turnout(state, round)
         due = set(self.mode.due(state, round))
         sent = downloads(
@@ -140,6 +147,8 @@ class Clustered(Wrapper[State]):
         )
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        if isinstance(self.mode, Balanced):
+            return (yield from self.mode.client_update(self.inner, task, client_state))
         reply, new_state = yield from self.inner.client_update(task, client_state)
         if not isinstance(self.mode, Auto) or "start" not in task.download:
             return reply, new_state

@@ -26,6 +26,7 @@ from typing import Generic
 
 import torch
 
+from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.modes import Paper, Regroups
 from fedloom.clustering.personal import in_order, noise_of, own_model, with_update
 from fedloom.clustering.pooling import Variances, pool_clients
@@ -84,10 +85,14 @@ class PartialPooling(Wrapper[State]):
         for part in layers(self.inner):
             if isinstance(part, Regroups) and isinstance(part, Wraps):
                 base = part.inner
-                if isinstance(part.mode, Paper):
+                if isinstance(part.mode, Paper | Balanced):
+                    why = (
+                        "paper, which moves models by what clients learnt a round before"
+                        if isinstance(part.mode, Paper)
+                        else "balanced, in which clients are sent all models"
+                    )
                     raise ValueError(
-                        "partial_pooling is not for clustered.mode paper, which moves models by what clients learnt a round"
-                        " before: take another mode"
+                        f"partial_pooling is not for clustered.mode {why}: take another mode"
                     )
                 break
         if not describe(base).averages_deltas:

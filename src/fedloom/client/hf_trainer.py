@@ -118,7 +118,7 @@ class HuggingFaceTrainer:
             raise ValueError(
                 "data.packing must be false for a Hugging Face trainer, whose rows are one example each"
             )
-        if any(example.good is not None for example in examples):
+        if any(example.good is not None or example.rejected is not None for example in examples):
             raise ValueError(
                 "a Hugging Face trainer cannot honour an objective of preferences, which has a reference model and two"
                 " answers an example: take fedloom's own trainer (no `trainer` argument)"

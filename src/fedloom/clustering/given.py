@@ -10,6 +10,7 @@ from fedloom.clustering.groups import Groups
 from fedloom.clustering.members import Grouping, cluster_name
 from fedloom.clustering.pooling import pool
 from fedloom.clustering.sharing import ClusteredState, Sharing, update_clusters
+from fedloom.core.description import RecipeView
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -27,6 +28,10 @@ class Silent(Protocol):
 
     def begin(self, params: Params) -> None:
         """Take any space."""
+        return
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> None:
+        """Take any recipe."""
         return
 
     def turnout(self, state: ClusteredState[State], round: Round) -> Round:
@@ -140,7 +145,7 @@ class _Known(BesideGlobal, Protocol):
         global_state: State,
     ) -> tuple[Grouping, Mapping[int, State]]:
         """Return the known clusters; one that begins does so where the model for everybody was."""
-        grouping = _regrouped(state.grouping, self.assigned(state.grouping, round), round.number)
+        grouping = reassigned(state.grouping, self.assigned(state.grouping, round), round.number)
         return grouping, {
             k: state.cluster_states.get(k, state.global_state) for k in grouping.members
         }
@@ -198,7 +203,8 @@ def _numbered(grouping: Grouping, values: Mapping[ClientId, str]) -> dict[Client
     return {**grouping.assignment, **{c: numbers[value] for c, value in values.items()}}
 
 
-def _regrouped(old: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:
+def reassigned(old: Grouping, assignment: Mapping[ClientId, int], round: int) -> Grouping:
+    """Return the grouping with clients in the clusters they are known to be in, from a round on."""
     moves = {c: k for c, k in sorted(assignment.items()) if old.assignment.get(c) != k}
     if not moves:
         return old

@@ -1,4 +1,4 @@
-"""The two ways to come to clusters: ours, and that of FedMLLM's code."""
+"""How clusters come about: found by us, as in FedMLLM's code, or otherwise, and their table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 
+from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.given import BesideGlobal, Given, Random, Silent
 from fedloom.clustering.groups import Groups, cosines, ward_cut
 from fedloom.clustering.members import Grouping, regrouped, renamed, with_rows
@@ -170,8 +171,14 @@ class Paper(Silent):
         return replace(state, cluster_states=cluster_states, client_params={}), metrics
 
 
-Mode = Auto | Paper | Given | Random
-MODES: dict[str, type[Mode]] = {"auto": Auto, "paper": Paper, "given": Given, "random": Random}
+Mode = Auto | Paper | Given | Random | Balanced
+MODES: dict[str, type[Mode]] = {
+    "auto": Auto,
+    "paper": Paper,
+    "given": Given,
+    "random": Random,
+    "balanced": Balanced,
+}
 
 
 @runtime_checkable

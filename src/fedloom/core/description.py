@@ -164,6 +164,11 @@ class DataView(Protocol):
         """Return the share of clients of each tier."""
         ...
 
+    @property
+    def fractions(self) -> Sequence[float]:
+        """Return the shares of training, validation and test examples."""
+        ...
+
 
 class EvaluationView(Protocol):
     """Section `evaluation`."""
@@ -210,6 +215,11 @@ class RunView(Protocol):
 
 class RecipeView(Protocol):
     """What our algorithms read of the recipe they are part of; what `check` is given is the whole `Recipe`."""
+
+    @property
+    def algorithm(self) -> Algorithm[Any]:
+        """Return the whole algorithm, of which the one that is asked may be a layer."""
+        ...
 
     @property
     def cohort(self) -> CohortView:

@@ -97,6 +97,8 @@ REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     Metric("chosen_drift", "drift of chosen answers", "nats"),
     Metric("rejected_drift", "drift of rejected answers", "nats"),
     Metric("reference_kl", "KL to the reference by token, estimated on given answers", "nats"),
+    # Of questions which of two answers is better: one half where places do not matter.
+    Metric("first_chosen", "first answer chosen", "%", bounds=_SHARE),
     # Tokens of the answers a model prefers over those of the others.
     Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),

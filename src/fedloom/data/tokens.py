@@ -39,7 +39,8 @@ class Example:
     good: bool | None = None
     """Whether its answer is a wanted one, where answers are compared or judged."""
     rejected: "Example | None" = None
-    """Of a pair: the same prompt with the answer that this one's is preferred to."""
+    """Of a pair: the same prompt with the answer that this one's is preferred to; of a selector's, the question with its
+    answers in the other order."""
     mismatched: "Example | None" = None
     """The same prompt with the answer to another, where an objective asks for it."""
     reference: Tensor | None = None

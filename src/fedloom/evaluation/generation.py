@@ -1,4 +1,4 @@
-"""Answers of the model's own: written greedily, with a cache."""
+"""Answers of the model's own: written greedily or drawn, with a cache."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.generation import write_greedily
+from fedloom.core.randomness import derive
+from fedloom.data.tokens import Example
+from fedloom.models.generation import write_greedily, write_sampled
 from fedloom.models.positions import positions_of
 from fedloom.models.probe import keeps_padding_out
 
@@ -37,12 +39,24 @@ class _Generates(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """Answers are drawn."""
+
+    temperature: float
+    """Above 0; 1 is the model's own distribution."""
+    seed: int
+    """Of the draws; they follow from it and from what is asked together."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """How answers are written: greedily, with a cache, up to a stop token."""
+    """How answers are written: greedily or drawn, with a cache, up to a stop token."""
 
     tokenizer: Decoder
     max_new_tokens: int
     batch_size: int
+    sampling: Sampling | None = None
+    """None: the most likely token each time."""
 
     def answers(
         self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()
@@ -58,7 +72,7 @@ class Generation:
         alike = len({len(prompt) for prompt in prompts}) == 1
         padded = alike or keeps_padding_out(model)
         for chosen in batches([len(p) for p in prompts], self.batch_size, padded=padded):
-            written, sound = self._write([prompts[at] for at in chosen], model, stops)
+            written, sound = self._write([prompts[at] for at in chosen], model, stops, chosen[0])
             for at, ids, numbered in zip(chosen, written, sound, strict=True):
                 length = next((n for n, token in enumerate(ids) if token in stops), len(ids))
                 if numbered < min(length + 1, len(ids)):
@@ -69,20 +83,25 @@ class Generation:
         return [answers[at] for at in range(len(prompts))]
 
     def _write(
-        self, prompts: Sequence[Tensor], model: nn.Module, stops: list[int]
+        self, prompts: Sequence[Tensor], model: nn.Module, stops: list[int], first: int
     ) -> tuple[list[list[int]], list[int]]:
         device = next(model.parameters()).device
         pad = self.tokenizer.pad_token_id
         fill = stops[0] if pad is None and stops else pad or 0
-        mask = _pad_left([torch.ones_like(prompt) for prompt in prompts], 0)
-        written, sound = write_greedily(
-            cast(Any, model),
-            _pad_left(prompts, fill).to(device),
-            mask.to(device),
-            max_new_tokens=self.max_new_tokens,
-            ends=stops,
-            fill=fill,
-        )
+        ids = _pad_left(prompts, fill).to(device)
+        mask = _pad_left([torch.ones_like(prompt) for prompt in prompts], 0).to(device)
+        how: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "ends": stops,
+            "fill": fill,
+        }
+        if self.sampling is None:
+            written, sound = write_greedily(cast(Any, model), ids, mask, **how)
+        else:
+            temperature, seed = self.sampling.temperature, derive(self.sampling.seed, first)
+            written, sound = write_sampled(
+                cast(Any, model), ids, mask, **how, temperature=temperature, seed=seed
+            )
         return written.tolist(), sound.tolist()
 
     def _check_room(self, model: _Generates, longest: int) -> None:
@@ -103,6 +122,15 @@ def batches(lengths: Sequence[int], batch_size: int, *, padded: bool) -> Iterato
     for run in runs:
         for start in range(0, len(run), batch_size):
             yield run[start : start + batch_size]
+
+
+def turn_ends(tokenizer: Decoder, examples: Sequence[Example]) -> set[int]:
+    """Return what a chat template ends a turn with, where that is not the end token: learnt right before it."""
+    end = tokenizer.eos_token_id
+    tails = {tuple(example.labels[-2:].tolist()) for example in examples}
+    learnt = {before for before, *last in tails if last == [end] and before >= 0}
+    # Text is left of what is no special token.
+    return {t for t in learnt if not tokenizer.decode([t], skip_special_tokens=True)}
 
 
 def _stops(tokenizer: Decoder, model: _Generates) -> list[int]:

@@ -12,7 +12,7 @@ from fedloom.core.protocols import Metrics, Split
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
-from fedloom.evaluation.generation import Decoder, Generation
+from fedloom.evaluation.generation import Decoder, Generation, turn_ends
 from fedloom.evaluation.metrics import answer_metrics, grade
 from fedloom.evaluation.scoring import evaluating, score
 from fedloom.objectives.forward import NOTHING
@@ -168,17 +168,11 @@ class Evaluator:
         generation = Generation(
             self.tokenizer, self.settings.max_new_tokens, self.settings.batch_size
         )
-        written = generation.answers(model, list(rows.values()), self._ends(examples))
+        written = generation.answers(
+            model, list(rows.values()), turn_ends(self.tokenizer, examples)
+        )
         by_row = dict(zip(rows, written, strict=True))
         return [by_row[_key(prompt)] for prompt in prompts]
-
-    def _ends(self, examples: Sequence[Example]) -> set[int]:
-        """Return what a chat template ends a turn with, where that is not the end token: learnt right before it."""
-        end = self.tokenizer.eos_token_id
-        tails = {tuple(example.labels[-2:].tolist()) for example in examples}
-        learnt = {before for before, *last in tails if last == [end] and before >= 0}
-        # Text is left of what is no special token.
-        return {t for t in learnt if not self.tokenizer.decode([t], skip_special_tokens=True)}
 
     def _grade(
         self,

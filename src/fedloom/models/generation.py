@@ -1,4 +1,4 @@
-"""Greedy answers whatever a model's files say: of its generation settings only the end tokens are its own."""
+"""Answers, greedy or sampled, whatever a model's files say: of its generation settings only the end tokens are its own."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fedloom.core.randomness import seeded
 from fedloom.models.probe import virtual_tokens
 
 if TYPE_CHECKING:
@@ -93,6 +94,32 @@ def write_greedily(
     Raises:
         ValueError: where the model cannot generate.
     """
+    return _alone(model, prompts, mask, _settings(max_new_tokens, ends, fill))
+
+
+def write_sampled(
+    model: "PreTrainedModel",
+    prompts: Tensor,
+    mask: Tensor,
+    *,
+    max_new_tokens: int,
+    ends: list[int],
+    fill: int,
+    temperature: float,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return what the model writes if each token is drawn from all of its distribution at a temperature; else as above."""
+    settings = _settings(max_new_tokens, ends, fill)
+    settings.do_sample, settings.temperature, settings.top_k = True, temperature, 0
+    # transformers draws from torch's global generator.
+    with seeded(seed):
+        return _alone(model, prompts, mask, settings)
+
+
+def _alone(
+    model: "PreTrainedModel", prompts: Tensor, mask: Tensor, settings: "GenerationConfig"
+) -> tuple[Tensor, Tensor]:
+    """Write by these settings, the model's own put aside."""
     if not getattr(model, "generate", None):
         raise ValueError(
             f"evaluation.generate must be false for model.name {model.name_or_path}, which cannot generate"
@@ -100,7 +127,7 @@ def write_greedily(
     own = model.generation_config
     model.generation_config = fresh()
     try:
-        return _written(model, prompts, mask, _settings(max_new_tokens, ends, fill))
+        return _written(model, prompts, mask, settings)
     finally:
         model.generation_config = own
 

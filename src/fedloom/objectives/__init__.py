@@ -6,6 +6,7 @@ from fedloom.objectives.classification import Classification
 from fedloom.objectives.dpo import DPO
 from fedloom.objectives.kto import KTO
 from fedloom.objectives.orpo import ORPO
+from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import SFT
 
 OBJECTIVES: Mapping[str, type] = {
@@ -14,4 +15,5 @@ OBJECTIVES: Mapping[str, type] = {
     "dpo": DPO,
     "orpo": ORPO,
     "kto": KTO,
+    "selector": Selector,
 }

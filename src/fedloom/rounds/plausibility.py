@@ -61,7 +61,7 @@ class Plausibility:
 
 
 def implausible_evaluation(
-    metrics: Metrics, *, held_out: int, usual: float, max_length: int
+    metrics: Metrics, *, held_out: int, usual: float, most_tokens: int
 ) -> str | None:
     """Say what is wrong with the counts an evaluation is weighed by; None where they fit what the client declared.
 
@@ -69,7 +69,7 @@ def implausible_evaluation(
         metrics: As reported.
         held_out: The client's declared examples.
         usual: Those of the median client.
-        max_length: Tokens of one example at most.
+        most_tokens: Of one example.
     """
     examples, tokens = metrics.get("num_examples", 0.0), metrics.get("num_tokens", 0.0)
     if not 0 <= examples <= held_out:
@@ -77,10 +77,10 @@ def implausible_evaluation(
     if examples > _HEAVIEST * max(usual, 1.0):
         return f"it would weigh {examples:g} examples, more than {_HEAVIEST:g} times the median client's"
     # Each example of at most as many tokens as a client's data may have.
-    if not 0 <= tokens <= examples * max_length:
+    if not 0 <= tokens <= examples * most_tokens:
         return (
             f"it says it was measured on {tokens:g} tokens, but {examples:g} examples hold at most"
-            f" {examples * max_length:g}"
+            f" {examples * most_tokens:g}"
         )
     return None
 

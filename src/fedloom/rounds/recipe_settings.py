@@ -18,6 +18,7 @@ from fedloom.models.build import ModelSettings
 from fedloom.objectives.kto import KTO
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import Comparing, PreferenceObjective
+from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces.lora import LoRA
@@ -128,6 +129,12 @@ class Recipe:
         least = objective.least_loss if isinstance(objective, PreferenceObjective) else 0.0
         return replace(table, least_loss=least)
 
+    @property
+    def most_tokens(self) -> int:
+        """Return how many tokens of one example may be measured: of a pair those of both answers."""
+        answers = 2 if isinstance(self.objective, PreferenceObjective) else 1
+        return answers * self.data.max_length
+
     def measures_after(self, number: int) -> bool:
         """Return whether the model is measured after a round; 0 is before the first."""
         every = self.evaluation.every
@@ -175,8 +182,8 @@ class Recipe:
         named = self.evaluation.named
         if self.objective.classes and named not in ((), EvaluationSettings().named):
             raise ValueError(
-                f"evaluation.metrics {', '.join(named)} score written answers, which objective classification has none of:"
-                " leave them out; its accuracy is always measured"
+                f"evaluation.metrics {', '.join(named)} score written answers, which objectives classification and"
+                " selector have none of: leave them out; accuracy is always measured"
             )
 
     def _check_ranks(self) -> None:
@@ -197,6 +204,8 @@ class Recipe:
                 "local.batch_size must be at least 2 for objective kto, whose divergence is a mean over the answers of a"
                 f" batch, got {self.local.batch_size}"
             )
+        if isinstance(objective, Selector):
+            check_unpacked(self.data)
         if not isinstance(objective, PreferenceObjective):
             return
         check_unpacked(self.data)

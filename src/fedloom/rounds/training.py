@@ -319,11 +319,11 @@ class _Recorder:
         self, number: int, measured: Mapping[ClientId, Metrics], held_out: Mapping[ClientId, int]
     ) -> Mapping[ClientId, Metrics]:
         """Return the evaluations that weigh no more than what their clients declared; say who is left out."""
-        longest, believed = self.session.recipe.data.max_length, dict[ClientId, Metrics]()
+        longest, believed = self.session.recipe.most_tokens, dict[ClientId, Metrics]()
         usual = statistics.median([held_out[client] for client in measured] or [0])
         for client, metrics in measured.items():
             doubt = implausible_evaluation(
-                metrics, held_out=held_out[client], usual=usual, max_length=longest
+                metrics, held_out=held_out[client], usual=usual, most_tokens=longest
             )
             if doubt is None:
                 believed[client] = metrics
