@@ -18,8 +18,10 @@ _ANY = (-LARGEST, LARGEST)
 _COUNT = (0.0, LARGEST)
 _SHARE = (0.0, 1.0)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
-PREFIXES = ("personal/",)
-"""What a wrapper may put in front of a name, for a second model at the client."""
+PLUGIN = "plugin/"
+"""In front of what is measured of a whole model, into which what was learnt around an emulator is put."""
+PREFIXES = ("personal/", PLUGIN)
+"""What may stand in front of a name, for a second model that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
