@@ -14,18 +14,17 @@ pulls products of factors (and its code, whose term has no gradient, nothing); K
 over the tokens that are asked for, where the code offers a mean difference of log-likelihoods that may be negative.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, Self, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self, get_args
 
 from fedloom.core.description import FILLED, RecipeView, check
-from fedloom.core.emulation import HasEmulator
+from fedloom.core.emulation import Distance, HasEmulator, Match
 from fedloom.core.params import scale
 from fedloom.core.protocols import Algorithm, Params, State
 from fedloom.core.split import Frozen, SplitState
 from fedloom.server.optimizers import AdamW, Moments, ServerOptimizer
 from fedloom.server.public import PublicText
-
-Match = Literal["l2", "cosine", "layers"]
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,16 @@ class Align(Frozen[State]):
         factors = {n: t for n, t in params.items() if self.left <= numbers[n] < end}
         return {n: t for n, t in params.items() if n not in factors}, factors
 
-    def emulator(self, state: AlignState[State]) -> Params:
-        """Return where the emulator stands."""
+    @property
+    def distance(self) -> Distance:
+        return Distance(self.match, self.hidden, self.kd, self.temperature)
+
+    @property
+    def text(self) -> Mapping[str, Any]:
+        return asdict(self.public)
+
+    def factors(self, state: AlignState[State]) -> Params:
+        """Return where the emulator's factors stand."""
         return state.others
 
     def moved(self, state: AlignState[State], gradient: Params) -> AlignState[State]:

@@ -126,6 +126,8 @@ WRITTEN: Mapping[str, Metric] = _named(
         for name in ("seconds", "train_seconds", "evaluation_seconds", "round_seconds")
     ),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
+    Metric("align_hidden", "distance of the emulator's states", better="lower"),
+    Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),
     Metric("aggregation_error", "aggregation error", "%", better="lower"),
     *(Metric(name, better="higher") for name in ("adjusted_rand", "confidence", "agreement")),
     # Of a cluster, and their mean: the share of its own way that a pooled one goes.

@@ -141,7 +141,7 @@ class Emulator:
             )
         self.is_whole_here = held is None
         """Whether the layers that clients have not are in this process."""
-        self._types = {n: t for n, t in enumerate(getattr(self._config, "layer_types", None) or [])}
+        self._types = dict(enumerate(getattr(self._config, "layer_types", None) or []))
         if held:
             self._types = {n: self._types[i] for i, n in enumerate(held["layers"]) if self._types}
         numbered = (
