@@ -64,7 +64,7 @@ def _seen(space: OffsiteSpace, batch: Batch, real: Tensor, *, layers: bool) -> _
     # Behind the middle is behind its last layer, kept or not.
     behind = given[max(given)]
     states = [*(given[number] for number in middle[:-1]), behind] if layers else [behind]
-    return _Seen([each.flatten(0, 1)[real] for each in states], logits.float())
+    return _Seen([each.flatten(0, 1)[real] for each in states], logits)
 
 
 def _states(seen: _Seen, target: _Seen, distance: Distance) -> Tensor:
