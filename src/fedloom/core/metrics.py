@@ -216,7 +216,8 @@ class MetricTable:
         """Return a metric by its name in metrics.jsonl, its title whole: test/exact_match -> Test exact match."""
         split, _, base = name.rpartition("/")
         metric = self.entry(name)
-        title = f"{split} {metric.title or base.replace('_', ' ')}".strip()
+        where = split.replace(f"/{PLUGIN[:-1]}", " plug-in")
+        title = f"{where} {metric.title or base.replace('_', ' ')}".strip()
         return replace(metric, name=name, title=title[:1].upper() + title[1:])
 
     def reported(self) -> Mapping[str, Metric]:
