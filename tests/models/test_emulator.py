@@ -11,7 +11,7 @@ import torch
 from fedloom.models.build import Base, ModelSettings, fingerprint, load_base
 from fedloom.models.emulator import Emulator, cut, kept
 from fedloom.models.generation import write_greedily
-from fedloom.spaces.offsite import Offsite, write_emulator
+from fedloom.spaces.offsite import Offsite
 
 IDS = torch.arange(20).view(2, 10) % 64 + 3
 
@@ -176,9 +176,9 @@ def test_a_folder_holds_what_clients_have_and_no_more(
     model = tiny_llama(layers=8, vocab=len(tiny_tokenizer)).requires_grad_(False)
     hidden = [model.model.layers[i].mlp.up_proj.weight.clone() for i in range(8)]
     settings = Offsite(left=1, right=1)
-    share = write_emulator(Base(model, tiny_tokenizer, "x"), settings, tmp_path)
-    assert share is not None
-    assert 0 < share < 1
+    space = settings.make_space(Base(model, tiny_tokenizer, "x"), seed=0)
+    space.load({name: t + 1 for name, t in space.start().items()})
+    space.save_emulator(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     kept_here = cut(8, left=1, right=1, drop=0.5, rule="floor").layers
     for number, weight in enumerate(hidden):
@@ -206,7 +206,8 @@ def test_the_emulator_of_other_settings_is_refused(
     tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     model = tiny_llama(layers=8, vocab=len(tiny_tokenizer)).requires_grad_(False)
-    write_emulator(Base(model, tiny_tokenizer, "x"), Offsite(left=1, right=1), tmp_path)
+    space = Offsite(left=1, right=1).make_space(Base(model, tiny_tokenizer, "x"), seed=0)
+    space.save_emulator(tmp_path)
     read = load_base(ModelSettings(name=str(tmp_path)))
     with pytest.raises(ValueError, match="holds the emulator of other settings than tune"):
         Offsite(left=2, right=1).emulate(read)
@@ -214,5 +215,6 @@ def test_the_emulator_of_other_settings_is_refused(
 
 def test_an_emulator_in_int8_is_no_folder(tmp_path: Path, tiny_llama: Callable[..., Any]) -> None:
     base = Base(tiny_llama(layers=8), None, "x")
+    space = Offsite(left=1, right=1, int8=True).make_space(base, seed=0)
     with pytest.raises(ValueError, match=r"tune\.offsite\.int8 must be false"):
-        write_emulator(base, Offsite(left=1, right=1, int8=True), tmp_path)
+        space.save_emulator(tmp_path)

@@ -120,12 +120,12 @@ def test_the_start_follows_from_the_seed_whoever_has_the_middle(
     adapter: Any, tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     from fedloom.models.build import ModelSettings, load_base
-    from fedloom.spaces.offsite import write_emulator
 
     size = {"layers": 8, "vocab": len(tiny_tokenizer)}
     settings = Offsite(left=2, right=1, adapter=adapter, factors=2)
     here = settings.make_space(Base(tiny_llama(**size).requires_grad_(False), None, "x"), seed=1)
-    write_emulator(Base(tiny_llama(**size), tiny_tokenizer, "x"), settings, tmp_path)
+    model = tiny_llama(**size).requires_grad_(False)
+    settings.make_space(Base(model, tiny_tokenizer, "x"), seed=2).save_emulator(tmp_path)
     there = settings.make_space(load_base(ModelSettings(name=str(tmp_path))), seed=1)
     assert here.identity() == there.identity()
     assert torch.equal(logits(here.model), logits(there.model))
@@ -138,6 +138,7 @@ def test_the_start_follows_from_the_seed_whoever_has_the_middle(
         ({"left": 0, "right": 0}, "no layer would learn"),
         ({"drop": 1.0}, r"tune\.offsite\.drop must be in \[0, 1\), got 1"),
         ({"rule": "ceil"}, "got ceil"),
+        ({"adapter": LoRA(init="pissa")}, "init must be kaiming"),
         ({"adapter": Full(["mlp"])}, r"adapter\.full\.weights must be left out"),
         ({"adapter": LoRA(modules_to_save=["norm"])}, "modules_to_save must be left out"),
     ],

@@ -23,8 +23,8 @@ from fedloom.results.forecast import forecast
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
-from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.offsite import OffsiteSpace
+from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
 

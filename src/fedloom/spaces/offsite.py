@@ -69,6 +69,11 @@ class Offsite:
                 " learns"
             )
 
+        if isinstance(self.adapter, LoRA) and self.adapter.init != "kaiming":
+            raise ValueError(
+                "tune.offsite.adapter.lora.init must be kaiming: clients and server have the same weights beside it"
+            )
+
     @property
     def is_adapter(self) -> bool:
         """Return whether what is learnt stands beside weights that stay as they are."""
@@ -154,7 +159,7 @@ class OffsiteSpace(Live):
         disclosed: float | None,
     ) -> None:
         self.emulator, self.disclosed = emulator, disclosed
-        self._base, self._adapter = base, adapter
+        self._base, self._settings, self._adapter = base, settings, adapter
         inner = settings.adapter
         super().__init__(
             base.model,
@@ -179,6 +184,20 @@ class OffsiteSpace(Live):
         factors = {n: t for n, t in params.items() if self.emulator.is_middle(n)}
         return {n: t for n, t in params.items() if n not in factors}, factors
 
+    def save_emulator(self, folder: Path) -> None:
+        """Write what clients have of the model before anything is learnt, as a folder that transformers load.
+
+        Raises:
+            ValueError: where what is kept of the middle is held in int8, which a folder is not.
+        """
+        if self._settings.int8:
+            raise ValueError(
+                "tune.offsite.int8 must be false where sites join: rounded once more there, the weights would be others"
+                " than here"
+            )
+        with self.standing_at(self.start()), self.emulator.alone():
+            write_model(self._base, folder)
+
     def save(self, folder: Path, params: Params) -> None:
         """Write what was learnt for the whole model, by name: the folder of an adapter, or the model."""
         if self._adapter is None:
@@ -198,25 +217,3 @@ class OffsiteSpace(Live):
                 write_model(self._base, folder)
             else:
                 self._adapter.save_merged(folder, self._base.tokenizer)
-
-
-def write_emulator(base: Base, settings: Offsite, folder: Path) -> float | None:
-    """Write what clients have of a model as a folder that transformers load, and return its share of the model.
-
-    Args:
-        base: The whole model, as it was loaded; it stands as the emulator afterwards.
-        settings: Which layers.
-        folder: Where.
-
-    Raises:
-        ValueError: where the model is an emulator itself, or its middle is held in int8, which a folder is not.
-    """
-    if settings.int8:
-        raise ValueError(
-            "tune.offsite.int8 must be false for an emulator in a folder: rounding it once more there would give others"
-            " weights than here"
-        )
-    emulator = settings.emulate(base)
-    with emulator.alone():
-        write_model(base, folder)
-    return emulator.disclosed
