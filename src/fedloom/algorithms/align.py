@@ -1,12 +1,12 @@
 """An emulator beside any algorithm, which the server moves towards the layers it stands in for (FedBiOT).
 
-FedBiOT: LLM Local Fine-tuning in Federated Learning without Full Model. Wu, Li, Ding, Li, Gao, KDD 2024
+FedBiOT: LLM Local Fine-tuning in Federated Learning without Full Model. Wu, Li, Li, Ding, Gao, KDD 2024
 (arXiv:2406.17706): the lower level trains the adapters at clients, on their data, the upper level the emulator at the
 server, on public data. Distillation before training alone, `steps: 0`, is that of Offsite-Tuning (Xiao, Lin, Han 2023,
 arXiv:2302.04870).
 
-The inner algorithm knows the adapters alone: they are in its state, client state and uploads. The emulator's factors
-travel in every download, and are masked in a client's work. Gradients of the emulator's distance
+The inner algorithm knows what learns of the first and last layers alone: its state, client state and uploads hold nothing
+else. The emulator's factors travel in every download, and are masked in a client's work. Gradients of the emulator's distance
 from the whole model come from outside, as no algorithm sees a model: see `rounds.alignment`.
 
 Deviations: the pull to the download is `fedavg.mu` of the inner algorithm, on the tensors that train, where the paper
