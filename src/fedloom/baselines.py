@@ -16,6 +16,7 @@ from fedloom.engines.engine_settings import FlowerSettings, InProcessSettings, R
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 from fedloom.server.samplers import SAMPLERS
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.offsite import Offsite
 from fedloom.spaces.tune import Tune
 
 _UNBOUNDED = 1e30
@@ -73,9 +74,15 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
 
 
 def _of_one_rank(recipe: Recipe, kind: Baseline) -> Tune:
-    """Return what is tuned, without ranks by tier and a frozen pair where the baseline has no use for them."""
+    """Return what is tuned, without ranks by tier, a frozen pair and an emulator's factors that the baseline has no use for."""
     tune = recipe.tune
-    if kind in ("oracle", "random") or not isinstance(tune, LoRA):
+    if kind in ("oracle", "random"):
+        return tune
+    if isinstance(tune, Offsite):
+        inner = tune.adapter
+        plain = dataclasses.replace(inner, ranks={}, side=0) if isinstance(inner, LoRA) else inner
+        return dataclasses.replace(tune, factors=0, adapter=plain)
+    if not isinstance(tune, LoRA):
         return tune
     return dataclasses.replace(tune, ranks={}, side=0)
 

@@ -25,6 +25,7 @@ from fedloom.result import Result
 from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
+from fedloom.rounds.alignment import stage_of
 from fedloom.rounds.binding import changed_sites
 from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.lock import held
@@ -205,13 +206,14 @@ def _one(
     # Nothing is started or written before the recipe is known to fit its data and what the folder holds.
     if not recipe.elsewhere:
         _check_data(built)
+    stage = stage_of(built)
     stands = standing(built, _bound(built), anyway=anyway)
     with connect(built, console, listening=listening) as connected:
         if recipe.elsewhere:
             _check_data(connected)
         _set_up(connected, stands, text, console)
         trackers = make_trackers(folder, recipe.run.trackers, name=recipe.name)
-        training = Training(connected, stands, trackers=trackers, console=console)
+        training = Training(connected, stands, trackers=trackers, console=console, stage=stage)
         yield RoundLoop(connected, training, Result(folder, objects))
         if training.begun:
             training.measure_end()

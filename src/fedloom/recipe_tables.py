@@ -15,10 +15,12 @@ from fedloom.server.factors.rules import AGGREGATES, Aggregate
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
 from fedloom.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from fedloom.server.samplers import SAMPLERS, Sampler
+from fedloom.spaces.offsite import ADAPTERS, OffsiteAdapter
 from fedloom.spaces.tune import TUNES, Tune
 
 TABLES: dict[Any, Mapping[str, type]] = {
     Tune: TUNES,
+    OffsiteAdapter: ADAPTERS,
     Partition: PARTITIONS,
     Objective: OBJECTIVES,
     ServerOptimizer: SERVER_OPTIMIZERS,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedloom.algorithms.align import Align
 from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
@@ -41,6 +42,7 @@ from fedloom.server.combine.sorted import Median, TrimmedMean
 from fedloom.server.factors.rules import Fair, Mean, Pad, Residual, Stack
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
+from fedloom.server.public import PublicText
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.seed_space import Seeds
 from fedloom.spaces.tune import Tune
@@ -53,6 +55,9 @@ PHASES = (Phase("local", 1), Phase("shared"), Phase("all", 1, from_round=2))
 
 BY_RANK = Ranks(4, {"phone": 2}, 0, {2: 2.0, 4: 1.0})
 BESIDE = Ranks(2, {"phone": 1}, 2, {1: 2.0, 2: 1.0})
+
+# Of the two layers the first is the emulator's.
+ALIGNED: dict[str, Any] = {"public": PublicText("builtin:polyglot"), "right": 1}
 
 SEEDED: dict[str, Any] = {"clip": 0.05, "noise_multiplier": 1.0, "noise_seed": 3}
 
@@ -166,6 +171,15 @@ CASES: dict[str, Algorithm[Any]] = {
     ),
     "clustered balanced(ditto(fedavg))": Clustered(Ditto(FedAvg(), 0.1), Balanced(2, every=1)),
     "clustered balanced(fedkseed)": Clustered(FedKSeed(steps=3), Balanced(2, every=1)),
+    "align(fedavg)": Align(FedAvg(mu=0.1), **ALIGNED),
+    "align(fedlora pad by tier)": Align(FedLoRA(Pad(), ranks=BY_RANK), **ALIGNED),
+    "align(ditto(scaffold))": Align(Ditto(Scaffold(), 0.1), **ALIGNED),
+    "align(flasc(fedadam))": Align(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), **ALIGNED),
+    "align(private(fedavg))": Align(Private(FedAvg(), **SEEDED), **ALIGNED),
+    "align(clustered pooled(fedavg))": Align(
+        Clustered(FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool="on")), **ALIGNED
+    ),
+    "align(personal(fedavg))": Align(Personal(FedAvg()), **ALIGNED),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
     ),
@@ -233,6 +247,7 @@ QUICK = {
     "flasc(fedadam)",
     "prune(fedavg)",
     "private(fedavg)",
+    "align(fedavg)",
     "fedkseed",
     "decomfl",
     "clustered(fedavg)",

@@ -9,6 +9,7 @@ from fedloom.models.int8 import quantize_
 from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_tree
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.offsite import Offsite
 from fedloom.spaces.seed_space import Seeds
 from fedloom.spaces.tune import TUNES, Tune
 
@@ -22,11 +23,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def tune(kind: str) -> Tune:
-    """Return it as it is by default."""
-    return TUNES[kind]()
+    """Return it as it is by default; around a middle, where there is one, that two layers have room for."""
+    return Offsite(left=1, right=0) if kind == "offsite" else TUNES[kind]()
 
 
-def test_a_kind_is_written_by_its_name_alone_or_with_settings(kind: str, tune: Tune) -> None:
+def test_a_kind_is_written_by_its_name_alone_or_with_settings(kind: str) -> None:
+    tune = TUNES[kind]()
     fields = to_tree(build_recipe({"name": "x", "tune": kind}))["tune"][kind]
     ways: list[Any] = [kind, {kind: {}}, {kind: None}, {kind: fields}]
     for written in ways:

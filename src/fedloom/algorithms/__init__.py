@@ -3,6 +3,7 @@
 from inspect import signature
 from typing import Any
 
+from fedloom.algorithms.align import Align
 from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
@@ -40,6 +41,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "flasc": Flasc,
     "prune": Prune,
     "private": Private,
+    "align": Align,
 }
 
 WRAPPERS = frozenset(

@@ -15,12 +15,13 @@ the loss is the mixture's.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, get_args
+from typing import Generic, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from fedloom.core.description import Description, Mixture, deployed_of, describe
+from fedloom.core.description import Description, Mixture, RecipeView, deployed_of, describe
+from fedloom.core.emulation import HasEmulator
 from fedloom.core.params import params_map, scale
 from fedloom.core.protocols import (
     Algorithm,
@@ -87,6 +88,13 @@ class FedEM(Wrapper[State]):
             )
         if describe(self.inner).components > 1:
             raise ValueError("fedem cannot be in itself: give one of them all components")
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        if isinstance(recipe.tune, HasEmulator):
+            raise ValueError(
+                "fedem needs the whole model at its clients, which it mixes by their losses, got tune: offsite: leave one out"
+            )
+        return Wrapper.check(self, recipe, num_clients=num_clients)
 
     def inner_state(self, state: FedEMState[State]) -> State:
         return state.components[0]

@@ -13,15 +13,14 @@ Deviations: the names are the recipe's, in any space; the paper's private noise 
 Around `ditto` personal models are frozen too; inside it they are not.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fedloom.core.protocols import Algorithm, ClientUpdate, Params, Payload, Reply, State, Task
-from fedloom.core.split import Split, SplitState
-from fedloom.core.wrapper import extended
+from fedloom.core.protocols import Algorithm, Params, State
+from fedloom.core.split import Frozen, SplitState
 
 
 @dataclass(frozen=True, slots=True)
-class Freeze(Split[State]):
+class Freeze(Frozen[State]):
     """Trains and sends the tensors whose names hold none of `names`."""
 
     inner: Algorithm[State]
@@ -44,26 +43,6 @@ class Freeze(Split[State]):
         if not moving:
             raise ValueError(f"freeze.names must leave a tensor to train, got {list(self.names)!r}")
         return SplitState(self.inner.init(moving, seed), frozen)
-
-    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        moving, frozen = self.split(task.download["params"])
-        download = {**task.download, "params": moving}
-        half = self.inner.client_update(replace(task, download=download), client_state)
-        try:
-            work = next(half)
-            while True:
-                done = yield extended(work, frozen, learns=False)
-                learnt, _ = self.split(done.params)
-                work = half.send(replace(done, params=learnt))
-        except StopIteration as stop:
-            answer: tuple[Reply, Payload] = stop.value
-            return answer
-
-    def deployed(self, download: Payload, client_state: Payload) -> Params:
-        params = self.inner.deployed(download, client_state)
-        missing = {n: t for n, t in download["params"].items() if n not in params}
-        # The same object where clients share it, so that it is measured once.
-        return {**params, **missing} if missing else params
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """Return the moving and the frozen tensors."""

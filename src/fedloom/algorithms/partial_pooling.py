@@ -46,7 +46,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
-from fedloom.core.wrapper import Wrapper, Wraps, layers, spelled
+from fedloom.core.wrapper import Enclosing, Wraps, layers, spelled
 
 _ALONE = -1
 """The cluster of clients that have none."""
@@ -64,7 +64,7 @@ class PartialPoolingState(Generic[State]):
 
 
 @dataclass(frozen=True, slots=True)
-class PartialPooling(Wrapper[State]):
+class PartialPooling(Enclosing[State]):
     """What is sent begins at a client's own model; how far that is from the shared one is estimated."""
 
     inner: Algorithm[State]
@@ -105,16 +105,8 @@ class PartialPooling(Wrapper[State]):
     def server_sees(self) -> Sees:
         return "each in full" if self.inner.server_sees == "each in full" else "each"
 
-    def inner_state(self, state: PartialPoolingState[State]) -> State:
-        return state.inner
-
-    def with_inner(
-        self, state: PartialPoolingState[State], inner: State
-    ) -> PartialPoolingState[State]:
-        return replace(state, inner=inner)
-
     def describe(self, state: PartialPoolingState[State] | None) -> Description:
-        return replace(Wrapper.describe(self, state), averages_deltas=False)
+        return replace(Enclosing.describe(self, state), averages_deltas=False)
 
     def init(self, params: Params, seed: int) -> PartialPoolingState[State]:
         return PartialPoolingState(self.inner.init(params, seed), 0, Variances())

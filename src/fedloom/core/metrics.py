@@ -18,8 +18,10 @@ _ANY = (-LARGEST, LARGEST)
 _COUNT = (0.0, LARGEST)
 _SHARE = (0.0, 1.0)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
-PREFIXES = ("personal/",)
-"""What a wrapper may put in front of a name, for a second model at the client."""
+PLUGIN = "plugin/"
+"""In front of what is measured of a whole model, into which what was learnt around an emulator is put."""
+PREFIXES = ("personal/", PLUGIN)
+"""What may stand in front of a name, for a second model that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ WRITTEN: Mapping[str, Metric] = _named(
         for name in ("seconds", "train_seconds", "evaluation_seconds", "round_seconds")
     ),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
+    Metric("align_hidden", "distance of the emulator's states", better="lower"),
+    Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),
     Metric("aggregation_error", "aggregation error", "%", better="lower"),
     *(Metric(name, better="higher") for name in ("adjusted_rand", "confidence", "agreement")),
     # Of a cluster, and their mean: the share of its own way that a pooled one goes.
@@ -216,7 +220,8 @@ class MetricTable:
         """Return a metric by its name in metrics.jsonl, its title whole: test/exact_match -> Test exact match."""
         split, _, base = name.rpartition("/")
         metric = self.entry(name)
-        title = f"{split} {metric.title or base.replace('_', ' ')}".strip()
+        where = split.replace(f"/{PLUGIN[:-1]}", " plug-in")
+        title = f"{where} {metric.title or base.replace('_', ' ')}".strip()
         return replace(metric, name=name, title=title[:1].upper() + title[1:])
 
     def reported(self) -> Mapping[str, Metric]:

@@ -6,8 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Generic
 
 from fedloom.core.payloads import once_each
-from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Reply, Round, State
-from fedloom.core.wrapper import Enclosing, without
+from fedloom.core.protocols import (
+    ClientId,
+    ClientUpdate,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    State,
+    Task,
+)
+from fedloom.core.wrapper import Enclosing, extended, without
 
 
 @dataclass(frozen=True)
@@ -42,3 +52,31 @@ class Split(Enclosing[State]):
         known = without(replies, state.others.keys())
         inner, metrics = self.inner.server_update(state.inner, round, known)
         return replace(state, inner=inner), metrics
+
+
+class Frozen(Split[State]):
+    """Base of a wrapper whose other tensors no client moves: on a client the inner algorithm's work has them, masked."""
+
+    __slots__ = ()
+
+    def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
+        """Yield the inner algorithm's work on all tensors, and return its answer."""
+        moving, frozen = self.split(task.download["params"])
+        download = {**task.download, "params": moving}
+        half = self.inner.client_update(replace(task, download=download), client_state)
+        try:
+            work = next(half)
+            while True:
+                done = yield extended(work, frozen, learns=False)
+                learnt, _ = self.split(done.params)
+                work = half.send(replace(done, params=learnt))
+        except StopIteration as stop:
+            answer: tuple[Reply, Payload] = stop.value
+            return answer
+
+    def deployed(self, download: Payload, client_state: Payload) -> Params:
+        """Return what the inner algorithm's client would use, with the other tensors as they were sent."""
+        params = self.inner.deployed(download, client_state)
+        missing = {n: t for n, t in download["params"].items() if n not in params}
+        # The same object where clients share it, so that it is measured once.
+        return {**params, **missing} if missing else params

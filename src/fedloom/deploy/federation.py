@@ -15,7 +15,8 @@ from rich.console import Console
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.description import describe
 from fedloom.data.federation import Federation
-from fedloom.deploy.greeting import greeting, shared_recipe
+from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
+from fedloom.deploy.handover import Shelf
 from fedloom.deploy.listening import Listening, check_free, write_status
 from fedloom.deploy.site import SiteSettings
 from fedloom.engines.engine_settings import FlowerSettings
@@ -27,6 +28,7 @@ from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
+from fedloom.spaces.offsite import OffsiteSpace
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         console.print(
             f"listening on {listening.host}:{listening.port}, waiting for {', '.join(names)}"
         )
-        remote = _remote(session, session.recipe, link, console)
+        remote = _remote(session, session.recipe, link, console, shelf=_shelf(session))
         remote.one_client = True
         recipe = session.recipe
         remote.min_sites = max(recipe.run.min_replies, describe(recipe.algorithm).min_replies)
@@ -151,7 +153,19 @@ def supernode(folder: Path, server: str, site_key: Path, worker: Path) -> Iterat
         keeper.stop()
 
 
-def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> Remote:
+def _shelf(session: Session) -> Shelf | None:
+    """Return what sites are handed: an emulator of a model that they may not have, else nothing."""
+    space, shelf = session.space, Shelf(session.folder / EMULATOR)
+    if not isinstance(space, OffsiteSpace):
+        return None
+    shutil.rmtree(shelf.folder, ignore_errors=True)
+    space.save_emulator(shelf.folder)
+    return shelf
+
+
+def _remote(
+    session: Session, recipe: Recipe, link: Link, console: Console, *, shelf: Shelf | None = None
+) -> Remote:
     settings = recipe.engine
     assert isinstance(settings, FlowerSettings)
 
@@ -166,10 +180,11 @@ def _remote(session: Session, recipe: Recipe, link: Link, console: Console) -> R
         recipe.algorithm,
         recipe.wire,
         Requests(link, on_trouble=warn),
-        greeting(shared_recipe(recipe), session),
+        greeting(shared_recipe(recipe), session, shelf.listed() if shelf else None),
         settings.deadline,
         metrics=recipe.metrics,
         on_change=note,
+        piece=shelf.piece if shelf else None,
     )
 
 

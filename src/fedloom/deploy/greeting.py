@@ -8,12 +8,18 @@ from typing import Any
 
 import torch
 
+from fedloom.algorithms.align import Align
 from fedloom.core.randomness import generator
 from fedloom.recipe import to_yaml
 from fedloom.rounds.binding import identity_of
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
+from fedloom.server.public import PublicText
+from fedloom.spaces.offsite import Offsite
 from fedloom.wire.frame import VERSION
+
+EMULATOR = "emulator"
+"""What a recipe for sites calls the model where they are handed an emulator of it; the folder that it is in, there and here."""
 
 
 def shared_recipe(recipe: Recipe) -> str:
@@ -22,15 +28,32 @@ def shared_recipe(recipe: Recipe) -> str:
     data = recipe.data
     if recipe.elsewhere:
         data = dataclasses.replace(data, source="site", config=None, split="train", revision=None)
-    return to_yaml(dataclasses.replace(recipe, run=run, data=data))
+    changed = dataclasses.replace(recipe, run=run, data=data)
+    if recipe.elsewhere and isinstance(recipe.tune, Offsite):
+        # Neither which model it is nor which text the server has is a site's business.
+        model, algorithm = recipe.model, recipe.algorithm
+        model = dataclasses.replace(model, name=EMULATOR, file=None, revision=None)
+        if isinstance(algorithm, Align):
+            algorithm = dataclasses.replace(algorithm, public=PublicText("server"))
+        changed = dataclasses.replace(changed, model=model, algorithm=algorithm)
+    return to_yaml(changed)
 
 
-def greeting(recipe_text: str, session: Session) -> Mapping[str, Any]:
-    """Return what a server says first in every envelope: the recipe, and what sites must have in common with it."""
+def greeting(
+    recipe_text: str, session: Session, files: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """Return what a server says first in every envelope: the recipe, and what sites must have in common with it.
+
+    Args:
+        recipe_text: As sites get it.
+        session: The server's, or a site's.
+        files: What each site is handed before round 1, see `handover`.
+    """
     identity = {**versions(), "recipe": recipe_sha256(recipe_text), **identity_of(session)}
     # Two versions of transformers may tell the same configuration in other words.
     del identity["config"]
-    return {"recipe": recipe_text, "identity": identity}
+    handed = {"files": files} if files else {}
+    return {"recipe": recipe_text, "identity": identity, **handed}
 
 
 def versions() -> Mapping[str, str]:

@@ -18,7 +18,8 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
-from fedloom.deploy.greeting import greeting, shared_recipe, versions
+from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe, versions
+from fedloom.deploy.handover import lacking, take
 from fedloom.deploy.limits import Limits
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
@@ -29,6 +30,7 @@ from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
+from fedloom.spaces.offsite import Offsite, OffsiteSpace
 from fedloom.wire.format import decode_task, encode_reply
 
 ENDED = "the run has ended"
@@ -93,8 +95,12 @@ class Site:
                 return {}, []
             self._check_name(header)
             self.settings.limits.check_size(pieces, "the message")
+            if header["kind"] == "file":
+                self._take(header, pieces)
+            if header["kind"] in ("hello", "file") and (wanted := self._lacking(header)):
+                return {"asks": wanted}, []
             session = self._session(header)
-            if header["kind"] == "hello":
+            if header["kind"] in ("hello", "file"):
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             return self._work(header, pieces, session)
@@ -111,12 +117,29 @@ class Site:
                 f" start `fedloom join` with --name {known}"
             )
 
+    def _lacking(self, header: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return what is still to be handed over, of a recipe that this site takes part in."""
+        if "files" not in header or header["recipe"] in self._ready:
+            return None
+        self._check_asked(header)
+        self.settings.limits.check_recipe(build_recipe(yaml.safe_load(header["recipe"])))
+        return lacking(self.settings.folder / EMULATOR, header["files"])
+
+    def _take(self, header: Mapping[str, Any], pieces: list[bytes]) -> None:
+        take(self.settings.folder / EMULATOR, header["files"], header["asked"], b"".join(pieces))
+        name = header["asked"]["file"]
+        if (self.settings.folder / EMULATOR / name).is_file():
+            self.say(f"received {name}")
+
+    def _check_asked(self, header: Mapping[str, Any]) -> None:
+        known, asked = versions(), header["identity"]
+        agree({name: asked.get(name) for name in known}, known, where=SERVER_AND_SITE)
+        self._check_recipe(header["recipe"])
+
     def _session(self, header: Mapping[str, Any]) -> Session:
         text, asked = header["recipe"], header["identity"]
         if text not in self._ready:
-            known = versions()
-            agree({name: asked.get(name) for name in known}, known, where=SERVER_AND_SITE)
-            self._check_recipe(text)
+            self._check_asked(header)
             self.say(f"asked for {_asked(text)}")
             session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
             for note in session.federation.manifest.left_out() if self.settings.data else ():
@@ -220,7 +243,18 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
         except ValueError as error:
             raise _OwnData(str(error)) from error
 
+    if isinstance(recipe.tune, Offsite):
+        folder = settings.folder / EMULATOR
+        if not folder.is_dir():
+            raise ValueError(
+                f"the emulator that tune: offsite needs is not in {folder}: the server hands it over when this site joins"
+            )
+        recipe = replace(recipe, model=replace(recipe.model, name=str(folder)))
     session = build(recipe, settings.folder, makers=Makers(federation=own))
+    if isinstance(session.space, OffsiteSpace) and session.space.is_whole_here:
+        raise ValueError(
+            f"{settings.folder / EMULATOR} holds a whole model: remove it, and join again"
+        )
     for counts in session.counts.values():
         settings.limits.check_examples(counts.train + counts.validation + counts.test)
     settings.limits.check_upload(rehearsed(session)[1].upload)

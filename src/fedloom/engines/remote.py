@@ -55,6 +55,8 @@ class Remote:
     metrics: MetricTable = METRICS
     """What clients may report."""
     on_change: Callable[["Remote", int], None] = lambda *_: None
+    piece: Callable[[Mapping[str, Any]], bytes] | None = None
+    """Returns what a site asks for before it joins, of files that the greeting lists; None where there are none."""
     connected: Mapping[Site, str] = field(default_factory=dict)
     """Who was there at the last look."""
     sites: dict[Site, SiteRecord] = field(default_factory=dict)
@@ -211,7 +213,7 @@ class Remote:
         connections = {site: self.connected.get(site, "") for site in sites}
         hellos = {s: Envelope({**self.greeting, "kind": "hello", "site": s}) for s in sites}
         refused: dict[Site, str] = {}
-        for site, answer in self.requests.exchange(hellos, seconds=seconds).items():
+        for site, answer in self._hand_over(hellos, seconds=seconds).items():
             try:
                 self._admit(site, answer)
             except ValueError as error:
@@ -219,6 +221,25 @@ class Remote:
                 if isinstance(answer, Envelope):
                     self._refused[site] = connections[site], refused[site]
         return refused
+
+    def _hand_over(
+        self, hellos: Mapping[Site, Envelope], *, seconds: float
+    ) -> dict[Site, Envelope | str]:
+        """Return every site's answer once it asks for nothing more."""
+        due, answers = dict(hellos), dict[Site, Envelope | str]()
+        while due:
+            answers |= self.requests.exchange(due, seconds=seconds)
+            asked = {s: a.header["asks"] for s in due if (a := _asking(answers[s])) is not None}
+            due = {}
+            for site, wanted in asked.items():
+                try:
+                    if self.piece is None:
+                        raise ValueError("it asks for files, of which there are none")
+                    header = {**self.greeting, "kind": "file", "site": site, "asked": wanted}
+                    due[site] = Envelope(header, [self.piece(wanted)])
+                except (ValueError, AttributeError) as error:
+                    answers[site] = str(error)
+        return answers
 
     def _admit(self, site: Site, answer: Envelope | str) -> None:
         if isinstance(answer, str):
@@ -265,6 +286,10 @@ class Remote:
             record.last_absence = lost[-1]
         if len(lost) < len(answers):
             record.last_seen = time.time()
+
+
+def _asking(answer: Envelope | str) -> Envelope | None:
+    return answer if isinstance(answer, Envelope) and "asks" in answer.header else None
 
 
 def _answers(answer: Envelope | str, number: int) -> list[bytes | str]:

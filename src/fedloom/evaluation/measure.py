@@ -1,13 +1,14 @@
 """How good a model is on held-out examples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.metrics import METRICS, Metric, MetricTable, Reduction
+from fedloom.core.metrics import METRICS, PLUGIN, WEIGHTS, Metric, MetricTable, Reduction
 from fedloom.core.protocols import Metrics, Split
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
@@ -40,6 +41,9 @@ class Evaluator:
     """Of the draw where `evaluation.max_examples` is fewer than a split has."""
     references: Carry | None = None
     """Of an objective that compares with a reference model."""
+    plugged_in: Callable[[], AbstractContextManager[None]] | None = None
+    """Lets an emulated model stand whole for a while, with what was learnt: measured beside, and what answers; None where
+    the model is whole anyway, or its middle is elsewhere."""
 
     def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Return the examples of a client's split that are measured, in their order: all, or as many as settings say.
@@ -76,6 +80,8 @@ class Evaluator:
     ) -> list[Metrics]:
         """Measure several clients' examples on one model, in shared batches and equal rows once.
 
+        An emulated model is measured a second time, whole, under the names that begin with `plugin/`.
+
         Args:
             model: Whose answers are measured.
             groups: A client's examples each.
@@ -83,6 +89,24 @@ class Evaluator:
             share: Of the model in a mixture.
             beside: Shares of the other models, and their `losses` of all examples that are measured.
         """
+        measured = self._measure_each(model, groups, split, share, beside)
+        if self.plugged_in is None:
+            return measured
+        with self.plugged_in():
+            whole = self._measure_each(model, groups, split, share, beside)
+        return [
+            {**one, **{f"{PLUGIN}{n}": v for n, v in other.items() if n not in WEIGHTS}}
+            for one, other in zip(measured, whole, strict=True)
+        ]
+
+    def _measure_each(
+        self,
+        model: nn.Module,
+        groups: Sequence[Sequence[Example]],
+        split: Split,
+        share: float,
+        beside: Sequence[tuple[float, Sequence[float]]],
+    ) -> list[Metrics]:
         chosen = [self.drawn(group) for group in groups]
         if not chosen or not all(chosen):
             raise ValueError(
@@ -116,7 +140,8 @@ class Evaluator:
 
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
-        with evaluating(model):
+        whole = nullcontext() if self.plugged_in is None else self.plugged_in()
+        with whole, evaluating(model):
             scores = self.scores(model, examples) if self.objective.classes else []
             return self._texts(model, examples, scores)
 
@@ -209,7 +234,8 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
         raise ValueError("there are no metrics to combine: no client was measured")
     # A loss of pairs is no likelihood of tokens.
     by_token = "loss" in found and "num_pairs" not in found
-    return found | ({"perplexity": perplexity(found["loss"])} if by_token else {})
+    losses = [name for name in ("loss", f"{PLUGIN}loss") if by_token and name in found]
+    return found | {f"{name[:-4]}perplexity": perplexity(found[name]) for name in losses}
 
 
 def distinct(examples: Iterable[Example]) -> list[Example]:

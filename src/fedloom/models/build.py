@@ -316,14 +316,18 @@ def _with_own_storage(values: Tensor) -> Tensor:
 
 
 def write_model(base: Base, folder: Path) -> None:
-    """Write the model as its tensors stand, and its tokenizer; quantised layers in the type of the others."""
+    """Write the model as its tensors stand, without adapters, and its tokenizer; quantised layers in the type of the others."""
     state, seen = dict[str, Tensor](), set[int]()
-    for name, t in base.model.state_dict().items():
+    for full_name, t in base.model.state_dict().items():
+        if ".lora_" in full_name:
+            continue
+        name = clean(full_name)
         # Tied ones stay apart as they were; of the others there is no second copy.
         state[name] = t.clone().cpu() if t.data_ptr() in seen else _with_own_storage(t.detach())
         seen.add(t.data_ptr())
-    for name, module in base.model.named_modules():
+    for full_name, module in base.model.named_modules():
         if isinstance(module, Int8Linear):
+            name = clean(f"{full_name}.weight").removesuffix(".weight")
             del state[f"{name}.scale"]
             state[f"{name}.weight"] = module.whole().to(base.model.dtype).cpu()
     with quiet():

@@ -1,13 +1,10 @@
 """Linear layers in eight bits: a frozen weight as integers with one scale a row, a quarter of float32's bytes."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 LEVELS = 127
 """Largest integer of a row, which stands for its largest magnitude."""
@@ -65,9 +62,10 @@ class _Product(Function):
         return (gradient * scale.to(gradient.dtype)) @ weight.to(gradient.dtype), None, None
 
 
-def quantize_(model: "PreTrainedModel") -> None:
-    """Put every linear layer but the output head into int8, in place."""
-    head = model.get_output_embeddings()
+def quantize_(model: nn.Module) -> None:
+    """Put every linear layer of a model, or of a part of one, into int8, in place; not an output head."""
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module is not head:
             parent, _, child = name.rpartition(".")

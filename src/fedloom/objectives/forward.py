@@ -67,6 +67,11 @@ class Forward:
             ]
             return torch.cat(found), at
 
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (n, vocabulary) behind the tokens asked for, with a graph."""
+        with self._precision():
+            return self._head(self._states(batch.inputs(), batch.asked()[0]))
+
     @torch.no_grad()
     def predictions(self, batch: Batch) -> Predictions:
         """Return the likelihoods of the tokens asked for, and the most likely ones."""

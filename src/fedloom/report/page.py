@@ -31,6 +31,7 @@ _CURVES = (
     "test/preference_margin",
     "test/accuracy",
     "test/loss",
+    "test/plugin/loss",
     "validation/loss",
     "train/loss",
     "test/rougeL",
@@ -103,7 +104,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
 
 def _facts(own: Results) -> list[str]:
     model, data = (own.recipe.get(section) or {} for section in ("model", "data"))
-    trainable = own.summary.get("num_trainable")
+    trainable, disclosed = own.summary.get("num_trainable"), own.summary.get("disclosed")
     facts = [
         own.summary.get("algorithm"),
         model.get("name"),
@@ -111,6 +112,7 @@ def _facts(own: Results) -> list[str]:
         f"prompt: {own.manifest['prompt']}" if own.manifest.get("prompt") else None,
         own.summary.get("tune"),
         f"{trainable:,} trainable parameters" if trainable else None,
+        None if disclosed is None else f"clients have {100 * disclosed:.1f} % of the model",
     ]
     return [fact for fact in facts if fact]
 

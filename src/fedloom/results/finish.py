@@ -26,6 +26,7 @@ from fedloom.rounds.privacy import FILE as PRIVACY_FILE
 from fedloom.rounds.privacy import privacy_record
 from fedloom.rounds.reading import QUIET_MANIFEST
 from fedloom.rounds.session import Session
+from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import (
     collect,
@@ -119,6 +120,7 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "num_clusters": _num_clusters(described),
         "state_sha256": state_sha256(run),
         **_drawn(session),
+        **_disclosed(session),
         "stopped_early": run.number < recipe.run.rounds,
         "privacy": privacy_record(described.privacy, history),
     }
@@ -129,6 +131,13 @@ def _drawn(session: Session) -> dict[str, Any]:
     able = sum(bool(session.counts[client].test) for client in session.judges)
     wanted = session.recipe.evaluation.clients
     return {"evaluated": {"clients": wanted, "of": able}} if wanted and wanted < able else {}
+
+
+def _disclosed(session: Session) -> dict[str, float]:
+    """Return which share of the model clients have; nothing where they have all of it."""
+    space = session.space
+    share = space.disclosed if isinstance(space, OffsiteSpace) else None
+    return {} if share is None else {"disclosed": share}
 
 
 def _totals(history: MetricsLog) -> dict[str, Any]:

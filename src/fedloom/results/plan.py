@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from fedloom.objectives.objective import Objective
 from fedloom.results.forecast import forecast
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.rounds.session import Makers, build
+from fedloom.rounds.session import Makers, Session, build
+from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.metric_format import duration, human_bytes
@@ -58,6 +60,8 @@ class Plan:
     """What stays frozen although it might have been expected to learn; empty where there is nothing."""
     local: Mapping[str, int] = field(default_factory=dict)
     """Tensors that stay at their client, and how many numbers each has."""
+    disclosed: str = ""
+    """Which share of the model clients have, in words; empty where they have all of it."""
     rebuild: str = ""
     """What a rebuild of the weights from coefficients takes, in words; empty where tune is no seeds."""
 
@@ -77,6 +81,8 @@ class Plan:
         table.add_row(
             "trainable parameters", f"{self.num_trainable:,} ({share:.2f} % of {self.num_total:,})"
         )
+        if self.disclosed:
+            table.add_row("clients have", Text(self.disclosed))
         if self.local:
             stays = f"{len(self.local):,} tensors, {sum(self.local.values()):,} numbers"
             table.add_row("stays with each client", stays)
@@ -134,7 +140,7 @@ def make_plan(recipe: Recipe) -> Plan:
     return Plan(
         recipe,
         num_trainable=sum(t.numel() for t in params.values()),
-        num_total=sum(p.numel() for p in session.base.model.parameters()),
+        num_total=_num_total(session),
         cohort=taken.cohort,
         download_bytes=round(last.download_bytes / taken.cohort),
         upload_bytes=round(last.upload_bytes / taken.cohort),
@@ -147,6 +153,7 @@ def make_plan(recipe: Recipe) -> Plan:
         slow_type=slow_type(kernels, model),
         left_frozen=session.space.left_frozen,
         local=local,
+        disclosed=_disclosed_in_words(session.space),
         rebuild=_rebuild_in_words(session.space),
         left_out=session.federation.manifest.left_out(),
     )
@@ -177,6 +184,21 @@ def _ranges(numbers: Collection[int]) -> str:
         else:
             runs.append((number, number))
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def _num_total(session: Session) -> int:
+    space = session.space
+    whole = isinstance(space, OffsiteSpace) and space.is_whole_here
+    with space.whole() if isinstance(space, OffsiteSpace) and whole else nullcontext():
+        return sum(p.numel() for p in session.base.model.parameters())
+
+
+def _disclosed_in_words(space: object) -> str:
+    if not isinstance(space, OffsiteSpace) or space.disclosed is None:
+        return ""
+    cut = space.emulator.cut
+    layers = f"layers {_ranges(cut.layers)} of {cut.num_layers}"
+    return f"{100 * space.disclosed:.1f} % of the model: {layers}, embeddings and head"
 
 
 def _rebuild_in_words(space: object) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.description import MAX_UPDATE_NORM, check, check_accounts, describe
+from fedloom.core.emulation import Aligns, HasEmulator
 from fedloom.core.metrics import MetricTable
 from fedloom.core.protocols import Algorithm
 from fedloom.core.ranks import HasRanks
@@ -165,6 +166,7 @@ class Recipe:
             check_accounts(layer)
         self._check_steps()
         self._check_ranks()
+        self._check_emulator()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
@@ -196,6 +198,15 @@ class Recipe:
                     f"tune.lora.{name} has no effect with an algorithm that does not add up products of factors: leave it"
                     " out, or take fedlora"
                 )
+
+    def _check_emulator(self) -> None:
+        tune = self.tune
+        if not isinstance(tune, HasEmulator):
+            return
+        if tune.emulator.factors and not isinstance(self.algorithm, Aligns):
+            raise ValueError(
+                "tune.offsite.factors has no effect without algorithm align before all others in the list, which moves them"
+            )
 
     def _check_preferences(self) -> None:
         objective, tune = self.objective, self.tune

@@ -38,6 +38,7 @@ from fedloom.rounds.loop import Run, draw
 from fedloom.rounds.reading import manifest_of, read_manifest
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.spaces.live import Live
+from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.body import roundtrip
 
@@ -164,7 +165,10 @@ def build(
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
     judged = derive(recipe.data.seed, "evaluation")
     references = References.of(space, recipe.objective)
-    evaluator = Evaluator(recipe.evaluation, base.tokenizer, recipe.objective, judged, references)
+    plugged_in = space.whole if isinstance(space, OffsiteSpace) and space.is_whole_here else None
+    evaluator = Evaluator(
+        recipe.evaluation, base.tokenizer, recipe.objective, judged, references, plugged_in
+    )
     trainer = make_trainer(
         space,
         federation,

@@ -19,6 +19,7 @@ from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
+from fedloom.rounds.alignment import AlignmentStage
 from fedloom.rounds.checkpoint import Checkpoints
 from fedloom.rounds.loop import Run, advance, measure
 from fedloom.rounds.plausibility import implausible_evaluation
@@ -62,6 +63,7 @@ class Training:
         stands: Where to go on from.
         trackers: Take the metrics of every round.
         console: Where progress and notes go.
+        stage: What the server does between rounds, if anything.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Training:
         *,
         trackers: Sequence[Tracker],
         console: Console,
+        stage: AlignmentStage | None = None,
     ) -> None:
         self.session, self.checkpoints = session, stands.checkpoints
         self.run: Run[Any] = stands.run
         """As the last finished round left it."""
         self.begun = False
         self._stands, self._trackers, self._console = stands, trackers, console
+        self._stage = stage
         self._releases = Releases(stands.checkpoints.folder / "releases", session.recipe.algorithm)
         self._unreported: Metrics | None = None
         self._stopped = False
@@ -116,6 +120,9 @@ class Training:
         return _Recorder(self.session, self._trackers, self._console)
 
     def _measure_before(self, recorder: "_Recorder", bar: RoundBar) -> None:
+        if self._stage is not None:
+            bar.say("aligning the emulator before training")
+            self.run = self._stage.before(self.run)
         bar.say("measuring the model before training")
         recorder.record(self.run, recorder.evaluate(self.run, kinds=("validate", "test")))
         _check_monitor(self.session.recipe.run, recorder.history())
@@ -125,6 +132,9 @@ class Training:
         """Run one more round and save it; return what is told of it before it is measured."""
         recorder.failures.clear()
         run, metrics = _round(self.run, self.session, recorder)
+        if self._stage is not None:
+            run, aligned = self._stage.after(run)
+            metrics = {**metrics, **aligned}
         self.checkpoints.save(run, {**recorder.beside(run), "told": metrics})
         self._releases.record(run)
         _prune(self.session, self.checkpoints)

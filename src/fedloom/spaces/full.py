@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import trainable
@@ -38,23 +39,28 @@ class Full:
         return "full"
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "FullSpace":
-        if is_quantized(base.model):
-            raise ValueError(
-                "model.quantize must be none where tune is full, which learns the weights themselves, got int8"
-            )
         return FullSpace(base, self)
+
+
+def check_learnable_type(model: nn.Module, *, setting: str) -> None:
+    """Refuse to learn weights themselves where they are rounded; `setting` is what asks for it."""
+    if is_quantized(model):
+        raise ValueError(
+            f"model.quantize must be none where {setting} is full, which learns the weights themselves, got int8"
+        )
+    low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
+    if low:
+        raise ValueError(
+            f"{setting}: full learns the weights themselves, which needs model.dtype float32,"
+            f" got {str(low.pop()).removeprefix('torch.')}; local.precision bfloat16 makes it fast"
+        )
 
 
 class FullSpace(Live):
     """Every weight of the model; tied weights are one tensor."""
 
     def __init__(self, base: Base, full: Full) -> None:
-        low = {p.dtype for p in base.model.parameters()} & {torch.bfloat16, torch.float16}
-        if low:
-            raise ValueError(
-                "tune: full learns the weights themselves, which needs model.dtype float32,"
-                f" got {str(low.pop()).removeprefix('torch.')}; local.precision bfloat16 makes it fast"
-            )
+        check_learnable_type(base.model, setting="tune")
         base.model.requires_grad_(False)
         tensors, left = learnable(base.model, full.weights, path="tune.full.weights")
         for parameter in tensors.values():

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 
 from fedloom.core.ranks import Ranks
-from fedloom.models.adapters import attach_lora
+from fedloom.models.adapters import Adapter, attach_lora
 from fedloom.models.build import Base
 from fedloom.models.int8 import is_quantized
 from fedloom.spaces.adapter import AdapterSpace
@@ -106,6 +106,11 @@ class LoRA:
         return Ranks(self.rank, self.ranks, self.side, gains)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> AdapterSpace:
+        adapter = self.attach(base, self.targets, seed=seed)
+        return AdapterSpace(base, adapter, origin=self.origin, dropout=self.dropout)
+
+    def attach(self, base: Base, targets: str | Sequence[str], *, seed: int) -> Adapter:
+        """Put the adapter on these linear layers of the model, in place."""
         if is_quantized(base.model) and self.dora:
             raise ValueError("tune.lora.dora must be false where model.quantize is int8, got true")
         whole = base.model.dtype in (torch.float32, torch.float64)
@@ -114,7 +119,7 @@ class LoRA:
                 "tune.lora.init pissa takes the largest directions out of the weights, which needs model.dtype float32"
                 " and model.quantize none"
             )
-        adapter = attach_lora(
+        return attach_lora(
             base.model,
             rank=self.rank,
             alpha=self.alpha,
@@ -122,10 +127,9 @@ class LoRA:
             rslora=self.rslora,
             dora=self.dora,
             init=self.init,
-            targets=self.targets,
+            targets=targets,
             modules_to_save=self.modules_to_save,
             side=self.side,
             seed=seed,
             base_name=base.name,
         )
-        return AdapterSpace(base, adapter, origin=self.origin, dropout=self.dropout)

@@ -8,6 +8,7 @@ from fedloom.spaces.full import Full
 from fedloom.spaces.live import Live
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.lora_xs import LoRAXS
+from fedloom.spaces.offsite import Offsite
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.seed_space import Seeds, SeedSpace
 from fedloom.spaces.virtual_tokens import Prefix, Prompt, PTuning
@@ -60,5 +61,6 @@ TUNES: Mapping[str, type[Tune]] = {
     "ia3": IA3,
     "vera": VeRA,
     "full": Full,
+    "offsite": Offsite,
     "seeds": Seeds,
 }

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from fedloom.core.metrics import QUALITY, Metric, MetricTable
+from fedloom.core.metrics import PLUGIN, QUALITY, Metric, MetricTable
 
 
 def human_bytes(count: float) -> str:
@@ -30,8 +30,13 @@ MINUS = "\u2212"
 
 
 def measures(found: Iterable[str], table: MetricTable) -> list[str]:
-    """Return those metrics that tables show of a model, in their order: the test split's, then validation loss."""
-    names = (*(f"test/{name}" for name in (*QUALITY, *table.own)), "validation/loss")
+    """Return those metrics that tables show of a model, in their order: the test split's, then validation loss.
+
+    What is measured around an emulator comes before what is measured with the whole model in its place.
+    """
+    splits = ("test/", f"test/{PLUGIN}")
+    names = [f"{split}{name}" for split in splits for name in (*QUALITY, *table.own)]
+    names += ["validation/loss", f"validation/{PLUGIN}loss"]
     there = set(found)
     return [name for name in names if name in there]
 

@@ -1,0 +1,125 @@
+"""The server's stage between rounds: the emulator that clients have is moved towards the layers it stands in for.
+
+The emulator and what its optimizer remembers are in the state of algorithm `align`, so that a round's alignment is in its
+checkpoint or done again, to the same bits. Rows of a step follow from the run's seed, the round and the step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedloom.core.emulation import Aligns
+from fedloom.core.protocols import Metrics
+from fedloom.core.randomness import derive, generator
+from fedloom.data.data_settings import DataSettings, Sample
+from fedloom.data.federation import federate
+from fedloom.data.partition import Iid
+from fedloom.data.tokens import Example
+from fedloom.rounds.loop import Run
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session
+from fedloom.spaces.alignment import gradient
+from fedloom.spaces.offsite import OffsiteSpace
+
+
+@dataclass(frozen=True)
+class AlignmentStage:
+    """What a server does between rounds of a run whose emulator it aligns."""
+
+    session: Session
+    examples: Sequence[Example]
+    """Public rows."""
+
+    def before(self, run: Run[Any]) -> Run[Any]:
+        """Return a run that is not begun, with its emulator aligned before round 1."""
+        return self._aligned(run, self._algorithm.before)[0]
+
+    def after(self, run: Run[Any]) -> tuple[Run[Any], Metrics]:
+        """Return a run after a round's alignment, and how far the emulator was on its last batch."""
+        return self._aligned(run, self._algorithm.steps)
+
+    @property
+    def _algorithm(self) -> Aligns:
+        algorithm = self.session.recipe.algorithm
+        assert isinstance(algorithm, Aligns)
+        return algorithm
+
+    def _aligned(self, run: Run[Any], steps: int) -> tuple[Run[Any], Metrics]:
+        algorithm, space, told = self._algorithm, self.session.space, dict[str, float]()
+        assert isinstance(space, OffsiteSpace)
+        adapters = space.split(self.session.newcomer(run))[0] if steps else {}
+        seed = derive(run.seed, "align", run.number)
+        for step in range(steps):
+            order = torch.randperm(len(self.examples), generator=generator(seed, step))
+            rows = [self.examples[at] for at in order[: algorithm.batch_size].tolist()]
+            params = {**adapters, **algorithm.factors(run.state)}
+            slope, parts = gradient(space, params, rows, algorithm.distance)
+            told = {f"server/align_{name}": value for name, value in parts.items()}
+            run = replace(run, state=algorithm.moved(run.state, slope))
+        return run, told
+
+
+def stage_of(session: Session) -> AlignmentStage | None:
+    """Return the stage of a run whose server aligns an emulator; None of any other.
+
+    Raises:
+        ValueError: where a client holds a row of the server's text, which would tell the server of it.
+    """
+    if not isinstance(session.recipe.algorithm, Aligns):
+        return None
+    return AlignmentStage(session, public_examples(session))
+
+
+def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
+    """Return the server's own text as a section `data`: read and rendered as the clients' is."""
+    return replace(
+        recipe.data,
+        **text,
+        held_out={},
+        held_out_sample=Sample(),
+        sample=Sample(),
+        shorter={},
+        shorter_in="characters",
+        partition=Iid(),
+        num_clients=1,
+        tiers={},
+        labels=(),
+        min_examples=1,
+        pooled=False,
+        packing=False,
+        fractions=(1.0, 0.0, 0.0),
+    )
+
+
+def public_examples(session: Session) -> list[Example]:
+    """Return the server's own rows, tokenised.
+
+    Raises:
+        ValueError: where a client holds one of them.
+    """
+    recipe = session.recipe
+    assert isinstance(recipe.algorithm, Aligns)
+    if recipe.data.packing:
+        raise ValueError(
+            "data.packing must be false for algorithm align: whether a client holds a public row cannot be told of rows"
+            " that are joined"
+        )
+    try:
+        held = federate(public_data(recipe, recipe.algorithm.text), session.base.tokenizer)
+    except ValueError as error:
+        raise ValueError(f"align.public, read as a section data: {error}") from error
+    examples = [row for shard in held.shards.values() for row in shard.train]
+    known = {_text(row) for row in examples}
+    for client, shard in session.federation.shards.items():
+        if any(_text(row) in known for row in (*shard.train, *shard.validation, *shard.test)):
+            raise ValueError(
+                f"align.public must be text that no client holds, got rows that {client} has too: name other rows, or"
+                " leave them out of data with where"
+            )
+    return examples
+
+
+def _text(row: Example) -> bytes:
+    return row.ids.numpy().tobytes()

@@ -1,0 +1,243 @@
+"""What a site has of a model that it may not have: handed over piece by piece, and no more than that."""
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedloom.deploy import handover
+from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
+from fedloom.deploy.handover import Shelf, lacking, take
+from fedloom.deploy.limits import Limits
+from fedloom.deploy.preview import site_preview
+from fedloom.deploy.site import Site, SiteSettings
+from fedloom.engines.remote import Remote
+from fedloom.engines.requests import Envelope, Requests
+from fedloom.models.emulator import cut
+from fedloom.recipe import build_recipe, to_tree
+from fedloom.rounds.alignment import stage_of
+from fedloom.rounds.loop import advance, begin
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Session, build
+from fedloom.server.samplers import Full
+from fedloom.spaces.offsite import OffsiteSpace
+
+Make = Callable[..., Recipe]
+SITES = ("alba", "brno", "cork")
+PUBLIC = {"source": "builtin:polyglot", "num_examples": 20}
+ALIGN = {"public": PUBLIC, "before": 2, "steps": 1, "batch_size": 2}
+
+
+class Wires:
+    """A transport that hands envelopes to sites in this process, and keeps every byte that they get."""
+
+    def __init__(self, sites: Mapping[str, Site]) -> None:
+        self.hosts = sites
+        self.bytes: list[bytes] = []
+        self._answers: dict[str, Envelope | str] = {}
+
+    def sites(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.hosts, "here")
+
+    def send(self, envelopes: Mapping[str, Envelope], *, seconds: float) -> Mapping[str, str]:
+        for site, envelope in envelopes.items():
+            # As text and bytes, which is all that travels.
+            text = json.dumps(envelope.header)
+            self.bytes += [text.encode(), *envelope.pieces]
+            self._answers[site] = Envelope(
+                *self.hosts[site].answer(json.loads(text), list(envelope.pieces))
+            )
+        return {site: site for site in envelopes}
+
+    def collect(self, tickets: Collection[str]) -> Mapping[str, Envelope | str]:
+        return {ticket: self._answers[ticket] for ticket in tickets}
+
+    def reopen(self) -> None:
+        raise AssertionError("it never goes down")
+
+
+@pytest.fixture
+def offsite(
+    recipe: Make, tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> Make:
+    """Return a maker of the three sites' recipe around an emulator of an eight-layer Llama."""
+    folder = tmp_path / "whole"
+    tiny_llama(layers=8, vocab=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+
+    def make(factors: int = 0) -> Recipe:
+        algorithm: Any = [{"align": ALIGN}, "fedavg"] if factors else "fedavg"
+        settings = {"left": 1, "right": 1, "factors": factors, "adapter": {"lora": {"rank": 2}}}
+        model = {"name": str(folder)}
+        tree = {**to_tree(recipe()), "algorithm": algorithm, "tune": {"offsite": settings}}
+        return build_recipe({**tree, "model": model, "engine": {"flower": {"nodes": 0}}})
+
+    return make
+
+
+def federation(
+    recipe: Recipe, folder: Path, **limits: Any
+) -> tuple[Session, Remote, Wires, dict[str, Site]]:
+    """Return a server, and the sites that it meets, without a network."""
+    server = build(recipe, folder / "server")
+    assert isinstance(server.space, OffsiteSpace)
+    shelf = Shelf(folder / "server" / EMULATOR)
+    server.space.save_emulator(shelf.folder)
+    sites = {
+        name: Site(
+            SiteSettings(
+                name,
+                folder / "sites" / name,
+                Path(recipe.data.source) / f"{name}.jsonl",
+                limits=Limits(**limits),
+            )
+        )
+        for name in SITES
+    }
+    wires = Wires(sites)
+    head = greeting(shared_recipe(recipe), server, shelf.listed())
+    requests = Requests(wires, on_trouble=lambda _: None)
+    remote = Remote(
+        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, piece=shelf.piece
+    )
+    return server, remote, wires, sites
+
+
+def test_sites_learn_around_an_emulator_and_never_get_a_byte_of_the_rest(
+    offsite: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PIECE", 50_000)
+    recipe = offsite()
+    server, remote, wires, sites = federation(recipe, tmp_path)
+    remote.meet(SITES, seconds=60)
+    assert set(remote.population()) == set(SITES)
+    run = begin(recipe.algorithm, server.space.start(), 0)
+    for _ in range(2):
+        run, _, failures = advance(
+            run, recipe.algorithm, remote, population=remote.population(), sampler=Full()
+        )
+        assert not failures
+    assert any(t.abs().max() > 0 for t in run.state.params.values())
+    layers = cut(8, left=1, right=1, drop=0.5, rule="floor").layers
+    stored = [
+        path.read_bytes()
+        for name in SITES
+        for path in (tmp_path / "sites" / name).rglob("*")
+        if path.is_file()
+    ]
+    assert isinstance(server.space, OffsiteSpace)
+    with server.space.whole():
+        model = server.space.model.get_submodule("model.layers")
+        for number, layer in enumerate(model.children()):
+            rows = [
+                p.detach().flatten()[:64].numpy().tobytes()
+                for n, p in layer.named_parameters()
+                if p.dim() == 2 and "lora_" not in n
+            ]
+            # A piece may end within a row, a file not.
+            found = any(row in held for row in rows for held in stored)
+            sent = any(row in piece for row in rows for piece in wires.bytes)
+            assert found == sent == (number in layers)
+    assert all(str(recipe.model.name).encode() not in piece for piece in wires.bytes)
+    # Nobody there has a middle to plug anything into.
+    session = next(iter(sites["alba"]._ready.values()))[0]
+    assert session.evaluator.plugged_in is None
+
+
+def test_an_aligned_emulator_travels_as_its_factors(offsite: Make, tmp_path: Path) -> None:
+    recipe = offsite(factors=2)
+    server, remote, wires, _ = federation(recipe, tmp_path)
+    remote.meet(SITES, seconds=60)
+    stage = stage_of(server)
+    assert stage is not None
+    run = stage.before(begin(recipe.algorithm, server.space.start(), 0))
+    run, _, failures = advance(
+        run, recipe.algorithm, remote, population=remote.population(), sampler=Full()
+    )
+    assert not failures
+    run, told = stage.after(run)
+    assert told["server/align_kl"] >= 0
+    # Which text the server has is not said.
+    assert all(b"polyglot" not in piece for piece in wires.bytes)
+
+
+def test_a_file_that_was_cut_off_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "PIECE", 4)
+    there, here = tmp_path / "there", tmp_path / "here"
+    there.mkdir()
+    (there / "model.safetensors").write_bytes(b"0123456789")
+    (there / "config.json").write_bytes(b"{}")
+    shelf, asked = Shelf(there), list[Any]()
+    listed = json.loads(json.dumps(shelf.listed()))
+    while (wanted := lacking(here, listed)) is not None:
+        asked.append((wanted["file"], wanted["at"]))
+        take(here, listed, wanted, shelf.piece(wanted))
+    assert asked == [
+        ("config.json", 0),
+        ("model.safetensors", 0),
+        ("model.safetensors", 4),
+        ("model.safetensors", 8),
+    ]
+    assert {p.name: p.read_bytes() for p in here.iterdir()} == {
+        p.name: p.read_bytes() for p in there.iterdir()
+    }
+    # Another file under the name of one that is here is handed over anew.
+    (there / "config.json").write_bytes(b"[]")
+    assert lacking(here, shelf.listed()) == {"file": "config.json", "at": 0}
+
+
+def test_what_arrives_changed_is_thrown_away_with_one_sentence(tmp_path: Path) -> None:
+    listed = {"config.json": [2, "0" * 64]}
+    with pytest.raises(ValueError, match="did not arrive as the server has it"):
+        take(tmp_path, listed, {"file": "config.json", "at": 0}, b"{}")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="pieces that do not fit"):
+        take(tmp_path, listed, {"file": "config.json", "at": 1}, b"}")
+    with pytest.raises(ValueError, match="pieces that do not fit"):
+        take(tmp_path, listed, {"file": "config.json", "at": 0}, b"{{{")
+
+
+@pytest.mark.parametrize(
+    "name", ["../config.json", "model.bin", "x.py", ".hidden.json", "a/b.json"]
+)
+def test_names_that_lead_elsewhere_and_code_are_not_taken(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no file called"):
+        lacking(tmp_path, {name: [1, "0" * 64]})
+
+
+@pytest.mark.parametrize(
+    "asked", [{"file": "../secret", "at": 0}, {"file": "a.json", "at": -1}, {"file": "a.json"}]
+)
+def test_a_server_hands_over_what_it_lists_and_nothing_else(asked: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match="a file that is not handed over"):
+        Shelf(tmp_path).piece(asked)
+
+
+def test_a_site_whose_limits_refuse_the_recipe_takes_nothing(offsite: Make, tmp_path: Path) -> None:
+    _, remote, _, _ = federation(offsite(), tmp_path, spaces=("lora",))
+    with pytest.raises(ValueError, match="the recipe tunes offsite"):
+        remote.meet(SITES, seconds=60)
+    assert not (tmp_path / "sites" / "alba" / EMULATOR).exists()
+
+
+def test_a_preview_needs_the_emulator_and_says_where_it_comes_from(
+    offsite: Make, tmp_path: Path
+) -> None:
+    recipe = offsite()
+    own = Path(recipe.data.source) / "alba.jsonl"
+    with pytest.raises(ValueError, match="the server hands it over when this site joins"):
+        list(site_preview(SiteSettings("alba", tmp_path / "site", own), shared_recipe(recipe)))
+
+
+def test_a_whole_model_in_the_emulator_s_place_is_refused(offsite: Make, tmp_path: Path) -> None:
+    recipe = offsite()
+    own = Path(recipe.data.source) / "alba.jsonl"
+    shutil.copytree(str(recipe.model.name), tmp_path / "site" / EMULATOR)
+    with pytest.raises(ValueError, match="holds a whole model: remove it"):
+        list(site_preview(SiteSettings("alba", tmp_path / "site", own), shared_recipe(recipe)))

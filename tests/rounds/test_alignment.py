@@ -1,0 +1,243 @@
+"""Runs of offsite tuning, and of a server that aligns the emulator between rounds."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedloom import experiment
+from fedloom.algorithms.align import AlignState
+from fedloom.client.cohort import Cohort
+from fedloom.core.params import equal
+from fedloom.engines.inprocess import InProcess
+from fedloom.models.build import fingerprint
+from fedloom.rounds import alignment
+from fedloom.rounds.alignment import stage_of
+from fedloom.rounds.loop import begin
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import build
+from fedloom.spaces.offsite import OffsiteSpace
+from fedloom.tracking.records import records
+
+Make = Callable[..., Recipe]
+PUBLIC = {"source": "builtin:polyglot", "where": {"language": ["da"]}, "num_examples": 12}
+ALIGN = {"public": PUBLIC, "before": 2, "steps": 2, "batch_size": 2}
+
+
+@pytest.fixture(scope="session")
+def deep(
+    tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """Return a folder with a random Llama of eight layers."""
+    folder = tmp_path_factory.mktemp("models") / "deep"
+    tiny_llama(layers=8, vocab=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def made(small_recipe: Make, deep: str) -> Make:
+    """Return a maker of small runs of offsite tuning; what is said of `offsite` is of its section."""
+
+    def make(*, offsite: Any = None, **sections: Any) -> Recipe:
+        settings = {"left": 1, "right": 1, "adapter": {"lora": {"rank": 2}}, **(offsite or {})}
+        given = {
+            "model": {"name": deep},
+            "tune": {"offsite": settings},
+            "data": {"num_examples": 24, "max_length": 64},
+            "local": {"steps": 1, "batched": "off"},
+            "evaluation": {"every": 1, "generate": False},
+            "run": {"rounds": 2, "samples": 0},
+        }
+        for name, section in sections.items():
+            known = given.get(name)
+            merged = isinstance(known, dict) and isinstance(section, dict) and name != "tune"
+            given[name] = {**known, **section} if merged else section  # type: ignore[dict-item]
+        return small_recipe(**given)
+
+    return make
+
+
+def aligned(made: Make, **changes: Any) -> Recipe:
+    return made(offsite={"factors": 2}, algorithm=[{"align": {**ALIGN, **changes}}, "fedavg"])
+
+
+def test_a_run_is_measured_around_the_emulator_and_plugged_in(made: Make, tmp_path: Path) -> None:
+    result = experiment.run(made(), tmp_path / "run")
+    for line in records(tmp_path / "run" / "metrics.jsonl").rows():
+        for split in ("validation", "test"):
+            assert line[f"{split}/loss"] != line[f"{split}/plugin/loss"] > 0
+            assert line[f"{split}/plugin/perplexity"] == pytest.approx(
+                torch.tensor(line[f"{split}/plugin/loss"]).exp().item(), rel=1e-5
+            )
+    assert "test/plugin/loss" in result.summary["final"]
+
+
+def test_without_a_dropped_layer_it_is_fedavg_of_the_same_layers_to_the_bit(
+    made: Make, tmp_path: Path
+) -> None:
+    parts = ["layers.0", "layers.7"]
+    recipes = {
+        "offsite": made(offsite={"drop": 0.0, "adapter": {"full": {}}}),
+        "full": made(tune={"full": {"weights": parts}}),
+    }
+    ends = [
+        experiment.run(recipe, tmp_path / name).summary["state_sha256"]
+        for name, recipe in recipes.items()
+    ]
+    assert ends[0] == ends[1]
+    lines = [records(tmp_path / name / "metrics.jsonl").rows()[-1] for name in recipes]
+    assert lines[0]["test/loss"] == lines[1]["test/loss"] == lines[0]["test/plugin/loss"]
+    assert lines[0]["comm/upload_bytes"] == lines[1]["comm/upload_bytes"]
+
+
+@pytest.mark.parametrize("factors", [0, 2])
+def test_no_message_names_a_layer_between_those_that_learn_but_for_the_emulator_s_factors(
+    factors: int, made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[int]] = {"down": set(), "up": set()}
+    frozen: set[str] = set()
+    answer = InProcess.run
+
+    def run(engine: InProcess, tasks: Any) -> Any:
+        for task in tasks:
+            seen["down"] |= {int(n.split(".")[2]) for n in task.download["params"]}
+            frozen.update(n for n in task.download["params"] if ".lora_" not in n)
+            assert set(task.download) == {"params"}
+        for delivery in answer(engine, tasks):
+            for group in getattr(delivery.answer, "upload", {}).values():
+                seen["up"] |= {int(n.split(".")[2]) for n in group}
+            yield delivery
+
+    monkeypatch.setattr(InProcess, "run", run)
+    experiment.run(aligned(made) if factors else made(), tmp_path / "run")
+    # Of the six layers between them the emulator has three.
+    assert seen["down"] == ({0, 1, 3, 6, 7} if factors else {0, 7})
+    assert seen["up"] == {0, 7}
+    assert not frozen
+
+
+def test_clients_leave_the_emulator_as_it_was_sent(made: Make, tmp_path: Path) -> None:
+    recipe = aligned(made, before=1, steps=0)
+    with experiment.session(recipe, tmp_path / "run") as s:
+        weights = fingerprint(s.session.space.model)
+        states = [s.run.state, *(s.run.state for _ in s.rounds())]
+    assert fingerprint(s.session.space.model) == weights
+    # Before the first round the server moved it, and nobody after.
+    assert not equal(states[0].others, states[1].others)
+    assert equal(states[1].others, states[2].others)
+    assert not equal(states[1].inner.params, states[2].inner.params)
+
+
+def test_alignment_brings_the_emulator_nearer_and_is_told_of(made: Make, tmp_path: Path) -> None:
+    recipe = aligned(made, before=15, steps=5, optimizer={"adamw": {"lr": 0.01}}, batch_size=12)
+    experiment.run(recipe, tmp_path / "run")
+    lines = records(tmp_path / "run" / "metrics.jsonl").rows()
+    assert "server/align_kl" not in lines[0]
+    assert all(line["server/align_kl"] >= 0 for line in lines[1:])
+    assert lines[2]["server/align_hidden"] < lines[1]["server/align_hidden"]
+
+
+class Killed(BaseException):
+    """Ends the process as far as the code can tell."""
+
+
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_a_run_that_dies_while_the_emulator_is_aligned_goes_on_to_the_same_bits(
+    at: int, made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes two steps before round 1, and two after each of two rounds."""
+    whole = experiment.run(aligned(made), tmp_path / "whole").summary
+    taken = 0
+    real = alignment.gradient
+
+    def dying(*args: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == at:
+            raise Killed
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alignment, "gradient", dying)
+        with pytest.raises(Killed):
+            experiment.run(aligned(made), tmp_path / "cut")
+    again = experiment.run(aligned(made), tmp_path / "cut").summary
+    assert again["state_sha256"] == whole["state_sha256"]
+    assert again["final"] == whole["final"]
+
+
+def test_what_the_optimizer_remembers_lasts_from_round_to_round(made: Make, tmp_path: Path) -> None:
+    with experiment.session(aligned(made), tmp_path / "run") as s:
+        steps = [
+            s.run.state.moments.num_steps,
+            *(s.run.state.moments.num_steps for _ in s.rounds()),
+        ]
+    assert isinstance(s.run.state, AlignState)
+    assert steps == [0, 4, 6]
+
+
+def test_public_text_that_a_client_holds_is_refused_before_anything_is_written(
+    made: Make, tmp_path: Path
+) -> None:
+    own = {"source": "builtin:polyglot", "where": {"language": ["en"]}, "num_examples": 24}
+    with pytest.raises(
+        ValueError, match=r"align\.public must be text that no client holds, got rows"
+    ):
+        experiment.run(aligned(made, public=own), tmp_path / "run")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_public_text_that_cannot_be_read_says_where_it_is_named(made: Make, tmp_path: Path) -> None:
+    public = {"source": str(tmp_path / "nothing.jsonl")}
+    with pytest.raises(
+        ValueError, match=r"align\.public, read as a section data: .*nothing\.jsonl"
+    ):
+        experiment.run(aligned(made, public=public), tmp_path / "run")
+
+
+def test_joined_rows_are_refused_as_nobody_could_tell_whose_they_are(
+    made: Make, tmp_path: Path
+) -> None:
+    recipe = aligned(made)
+    packed = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packing=True))
+    with pytest.raises(ValueError, match=r"data\.packing must be false for algorithm align"):
+        experiment.run(packed, tmp_path / "run")
+
+
+def test_the_same_emulator_serves_clusters(made: Make, tmp_path: Path) -> None:
+    layers = [{"align": ALIGN}, {"clustered": {"mode": {"random": {"num_clusters": 2}}}}, "fedavg"]
+    recipe = made(offsite={"factors": 2}, algorithm=layers)
+    experiment.run(recipe, tmp_path / "run")
+    session = build(recipe, tmp_path / "other")
+    stage = stage_of(session)
+    assert stage is not None
+    assert isinstance(session.space, OffsiteSpace)
+    run = begin(recipe.algorithm, session.space.start(), 0)
+    assert not equal(stage.before(run).state.others, run.state.others)
+
+
+@pytest.mark.parametrize("factors", [0, 2])
+def test_a_batched_cohort_around_an_emulator_is_its_clients_one_by_one(
+    factors: int, made: Make, tmp_path: Path
+) -> None:
+    ends = []
+    for batched in ("auto", "off"):
+        changes: dict[str, Any] = {"local": {"batched": batched, "steps": 2}}
+        if factors:
+            changes |= {"offsite": {"factors": 2}, "algorithm": [{"align": ALIGN}, "fedavg"]}
+        with experiment.session(made(**changes), tmp_path / batched) as s:
+            assert isinstance(s.session.trainer, Cohort) == (batched == "auto")
+            for _ in s.rounds():
+                pass
+            state = s.run.state
+            ends.append(state.inner.params if factors else state.params)
+    for name, tensor in ends[0].items():
+        assert torch.allclose(tensor, ends[1][name], atol=1e-5)
+
+
+def test_other_kinds_of_run_have_no_stage(small_recipe: Make, tmp_path: Path) -> None:
+    assert stage_of(build(small_recipe(), tmp_path)) is None
