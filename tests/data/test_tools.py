@@ -297,7 +297,7 @@ def test_no_tools_are_no_tools(empty: Any, byte_level: Any):
 
 def test_nulls_that_a_table_fills_in_are_no_parameters():
     filled = {**ADD, "strict": None, "parameters": {"type": "object", "required": None}}
-    (tool,) = json.loads(read_tools([{"type": "function", "function": filled}]))
+    (tool,) = json.loads(read_tools([{"type": "function", "function": filled}], "line 1"))
     assert tool["function"] == {**ADD, "parameters": {"type": "object"}}
 
 
@@ -336,7 +336,7 @@ def test_smollm2_has_no_form_for_tools_and_learns_calls_as_text(
     assert sum(map(len, told.examples)) == 40
     assert told.notes[0].endswith("no list of tools is shown")
     with pytest.raises(
-        ValueError, match=r"cannot write a conversation with tools .* tool_calls to text"
+        ValueError, match=r"cannot write a conversation with tools .* set data.tool_calls to text"
     ):
         made(tokenizer, tokenizer.chat_template, *rows)
 
