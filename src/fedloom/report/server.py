@@ -111,22 +111,24 @@ def _curves(series: Mapping[str, Points], total: Points) -> Figure:
 
 
 def _errors(points: Points) -> Figure:
-    figure, axes = figures.panel()
-    marker = "o" if len(points) <= 30 else None
-    axes.plot(*zip(*points, strict=True), color=figures.SERIES[1], marker=marker)
-    figures.heading(figure, "What the sum of clients has and the new adapter lacks")
-    _rounds(axes)
+    title = "What the sum of clients has and the new adapter lacks"
+    figure, axes = _single(points, title, color=figures.SERIES[1])
     axes.yaxis.set_major_formatter(FuncFormatter(figures.per_cent))
     return figure
 
 
 def _epsilon(points: Points) -> Figure:
+    figure, _ = _single(points, "Epsilon spent", color=figures.SERIES[3])
+    return figure
+
+
+def _single(points: Points, title: str, *, color: str) -> tuple[Figure, Axes]:
     figure, axes = figures.panel()
     marker = "o" if len(points) <= 30 else None
-    axes.plot(*zip(*points, strict=True), color=figures.SERIES[3], marker=marker)
-    figures.heading(figure, "Epsilon spent")
+    axes.plot(*zip(*points, strict=True), color=color, marker=marker)
+    figures.heading(figure, title)
     _rounds(axes)
-    return figure
+    return figure, axes
 
 
 def _rounds(axes: Axes) -> None:
