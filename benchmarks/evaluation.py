@@ -49,7 +49,8 @@ from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.hf_logging import quiet
 from fedloom.objectives.objective import Score
 from fedloom.objectives.sft import SFT
-from fedloom.spaces.lora import LoRA, LoRASpace
+from fedloom.spaces.adapter import AdapterSpace
+from fedloom.spaces.lora import LoRA
 from scenery import Unasked, random_llama
 from timing import paired, write_page
 
@@ -97,7 +98,7 @@ def rows_of(scene: Scene) -> list[Example]:
 
 
 @lru_cache(maxsize=1)
-def made(scene: Scene) -> tuple[Any, LoRASpace | None]:
+def made(scene: Scene) -> tuple[Any, AdapterSpace | None]:
     """Return the model; a real one has adapters, as in a run."""
     if not scene.model:
         return random_llama(scene.hidden, scene.layers, scene.vocabulary), None

@@ -12,6 +12,7 @@ import pytest
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.data.formats import Record, to_records
+from fedloom.data.preferences import to_pairs, tokenise_answers
 from fedloom.data.readers import Row
 from fedloom.data.tokens import IGNORED, Example, Tokenised, tokenise
 from fedloom.data.tools import read_tools
@@ -224,6 +225,26 @@ def test_elsewhere_calls_are_json_and_it_is_said(
     assert note.endswith("no list of tools is shown")
 
 
+def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level: Any):
+    other = {"role": "assistant", "content": "No."}
+    before = [ASKED, CALLING, TOLD]
+    pair = {"chosen": [*before, CALLING], "rejected": [*before, other], "tools": [LISTED]}
+    for given in ({}, {"tool_calls": "text"}):
+        settings = DataSettings(max_length=512, **given)
+        found = to_pairs([Row(pair, "a.jsonl", 1, "line")], settings).records
+        tokenizer = deepcopy(byte_level)
+        tokenizer.chat_template = HERMES
+        told = tokenise_answers(found, settings, tokenizer)
+        ((example,),) = told.examples
+        assert example.rejected is not None
+        said = [learnt(byte_level, one) for one in (example, example.rejected)]
+        assert said == ['{"name": "add", "arguments": {"a": 1, "b": 2}}</s>', "No.</s>"]
+        prompt = str(byte_level.decode(example.ids[: example.prompt_length].tolist()))
+        assert ("<|tool|>3" in prompt) == (not given)
+    (note,) = told.notes
+    assert note.startswith("1 conversations with tools, as text")
+
+
 # --- what cannot be read or written --------------------------------------------------------------
 
 
@@ -297,7 +318,7 @@ def test_no_tools_are_no_tools(empty: Any, byte_level: Any):
 
 def test_nulls_that_a_table_fills_in_are_no_parameters():
     filled = {**ADD, "strict": None, "parameters": {"type": "object", "required": None}}
-    (tool,) = json.loads(read_tools([{"type": "function", "function": filled}]))
+    (tool,) = json.loads(read_tools([{"type": "function", "function": filled}], "line 1"))
     assert tool["function"] == {**ADD, "parameters": {"type": "object"}}
 
 
@@ -336,7 +357,7 @@ def test_smollm2_has_no_form_for_tools_and_learns_calls_as_text(
     assert sum(map(len, told.examples)) == 40
     assert told.notes[0].endswith("no list of tools is shown")
     with pytest.raises(
-        ValueError, match=r"cannot write a conversation with tools .* tool_calls to text"
+        ValueError, match=r"cannot write a conversation with tools .* set data.tool_calls to text"
     ):
         made(tokenizer, tokenizer.chat_template, *rows)
 

@@ -81,7 +81,7 @@ def divide(
     tokenised = objective.examples(records, settings, tokenizer)
     usable = [i for i, examples in enumerate(tokenised.examples) if examples]
     if not usable:
-        raise ValueError(_nothing_left(settings, len(rows), len(records)))
+        raise ValueError(_nothing_left(settings, len(rows), len(records), read.losses.lines()))
     examples = [tokenised.examples[i] for i in usable]
     held = [records[i] for i in usable]
     labels = [record.labels for record in held]
@@ -308,9 +308,12 @@ def _hash(cuts: Mapping[ClientId, Cut], examples: ExamplesByRow) -> str:
     return digest.hexdigest()
 
 
-def _nothing_left(settings: DataSettings, num_rows: int, num_records: int) -> str:
+def _nothing_left(
+    settings: DataSettings, num_rows: int, num_records: int, lost: Sequence[str]
+) -> str:
     if not num_records:
-        return f"data.source {settings.source} has {num_rows} rows and none with a prompt and an answer"
+        why = f" ({'; '.join(lost)})" if lost else ""
+        return f"data.source {settings.source} has {num_rows} rows and none with a prompt and an answer{why}"
     what, remedy = _no_room(settings)
     return f"data.max_length is {settings.max_length}, which {what} of all {num_records} examples: {remedy}"
 

@@ -132,11 +132,7 @@ def to_records(
         if not learnt:
             if name in FORMATS and (wrong := preference(row)):
                 raise ValueError(wrong)
-            unlearnt = any(
-                m.role == "assistant" and m.content and not m.learn for m in talk.messages
-            )
-            tally.num_unlearnt += unlearnt
-            tally.num_empty += not unlearnt
+            tally.add_unanswered_(marked=_has_unlearnt(talk.messages))
             continue
         if talk.rejected is not None and talk.rejected in ("", learnt[-1].content):
             tally.add_pair_(talk.rejected)
@@ -145,7 +141,7 @@ def to_records(
         messages = _opened(learnt, _system(row, optional, settings))
         values = {column: row.text(column) or UNKNOWN for column in labels}
         record = Record(messages, values, learnt[-1].content, row.held_out, row.place, row.split)
-        tools = _tools(row) if TOOLS in optional else ""
+        tools = read_tools(row.values.get(TOOLS), row.place) if TOOLS in optional else ""
         records.append(replace(record, rejected=talk.rejected or "", good=talk.good, tools=tools))
     return Conversations(records, tally.losses())
 
@@ -318,6 +314,10 @@ def _closed(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(m for i, m in enumerate(remaining) if i >= asked[0] or m.role == "system")
 
 
+def _has_unlearnt(messages: Sequence[Message]) -> bool:
+    return any(one.role == "assistant" and one.content and not one.learn for one in messages)
+
+
 def _num_lost(messages: Sequence[Message], remaining: Sequence[Message]) -> int:
     empty = sum(message.role == "assistant" and not message.content for message in remaining)
     return len(messages) - len(remaining) + empty
@@ -326,13 +326,6 @@ def _num_lost(messages: Sequence[Message], remaining: Sequence[Message]) -> int:
 def _system(row: Row, optional: Collection[str], settings: DataSettings) -> str | None:
     """Return the system message of a conversation that has none: the row's own, else the recipe's."""
     return (row.text("system") if "system" in optional else "") or settings.system
-
-
-def _tools(row: Row) -> str:
-    try:
-        return read_tools(row.values.get(TOOLS))
-    except ValueError as error:
-        raise ValueError(f"{row.place}: {error}") from error
 
 
 def _opened(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:

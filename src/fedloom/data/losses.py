@@ -84,6 +84,11 @@ class RowTally:
     ignored: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
 
+    def add_unanswered_(self, *, marked: bool) -> None:
+        """Count a row without an answer that is learnt, `marked` where it has one that is not to be."""
+        self.num_unlearnt += marked
+        self.num_empty += not marked
+
     def add_pair_(self, rejected: str) -> None:
         """Count a pair that is left out: its rejected answer is empty, or equal to the chosen one."""
         self.num_empty += not rejected

@@ -234,23 +234,28 @@ def remarks(renderings: Sequence[Rendering], ends: Sequence[str]) -> tuple[str, 
         texts = sorted({text for one in hidden for text in one.hidden.values()})
         more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
         lines.append(
-            f"{len(hidden):,} conversations hold the text of control tokens ({', '.join(texts[:_NAMED])}{more}), "
+            f"{_num_rows(hidden)} conversations hold the text of control tokens ({', '.join(texts[:_NAMED])}{more}), "
             "taken as text"
         )
-    if folded := sum(one.folded for one in renderings):
+    if folded := [one for one in renderings if one.folded]:
         lines.append(
-            f"{folded:,} conversations whose system message stands in the question: "
+            f"{_num_rows(folded)} conversations whose system message stands in the question: "
             "the prompt has no place of its own for it"
         )
-    if plain := sum(one.plain_tools for one in renderings):
+    if plain := [one for one in renderings if one.plain_tools]:
         lines.append(
-            f"{plain:,} conversations with tools, as text: calls are JSON in answers, what they gave back stands in questions,"
+            f"{_num_rows(plain)} conversations with tools, as text: calls are JSON in answers, what they gave back stands in questions,"
             " and no list of tools is shown"
         )
-    rewritten = [one.record for one in renderings if one.rewritten]
-    if rewritten:
+    if rewritten := [one for one in renderings if one.rewritten]:
+        first = rewritten[0].record.place or "an unnamed row"
         lines.append(
-            f"{len(rewritten):,} conversations whose answers the chat template of model.name writes otherwise than "
-            f"the data, the first at {rewritten[0].place or 'an unnamed row'}"
+            f"{_num_rows(rewritten)} conversations whose answers the chat template of model.name writes otherwise than "
+            f"the data, the first at {first}"
         )
     return tuple(lines)
+
+
+def _num_rows(renderings: Sequence[Rendering]) -> str:
+    """Return of how many rows they are: two of a row are the answers of a pair."""
+    return f"{len({one.record.place or id(one) for one in renderings}):,}"

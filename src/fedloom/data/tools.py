@@ -48,25 +48,26 @@ class ToolUse:
 # --- read ---------------------------------------------------------------------------------------
 
 
-def read_tools(value: object) -> str:
+def read_tools(value: object, row: str) -> str:
     """Return a cell's list of functions as JSON, as templates take it: objects of type function; nothing where it is empty.
 
     Raises:
-        ValueError: a predicate, beginning with the column.
+        ValueError: with the place of the row.
     """
     found = json_of(value)
     if is_missing(found) or (isinstance(found, str) and not found.strip()):
         return ""
+    place = f"{row}: {COLUMN}"
     if not isinstance(found, list | tuple):
         hint = f"; such texts {PRINTED}" if is_printed(found) else ""
         raise ValueError(
-            f"{COLUMN} must be a list of functions that may be called, got {short(found)}{hint}"
+            f"{place} must be a list of functions that may be called, got {short(found)}{hint}"
         )
-    tools = [_function(tool, f"{COLUMN}[{at}]") for at, tool in enumerate(found)]
+    tools = [_function(tool, f"{place}[{at}]") for at, tool in enumerate(found)]
     try:
         return to_text(tools) if tools else ""
     except ValueError as error:
-        raise ValueError(f"{COLUMN} {error}") from error
+        raise ValueError(f"{place} {error}") from error
 
 
 def _function(tool: object, place: str) -> Mapping[str, object]:

@@ -128,23 +128,24 @@ def _curves(series: Mapping[str, Points], total: Points) -> Figure:
 
 
 def _share(title: str, color: int, points: Points) -> Figure:
-    figure, axes = figures.panel()
-    marker = "o" if len(points) <= 30 else None
-    axes.plot(*zip(*points, strict=True), color=figures.SERIES[color], marker=marker)
-    figures.heading(figure, title)
+    figure, axes = _single(points, title, color=figures.SERIES[color])
     axes.set_ylim(bottom=0)
-    _rounds(axes)
     axes.yaxis.set_major_formatter(FuncFormatter(figures.per_cent))
     return figure
 
 
 def _epsilon(points: Points) -> Figure:
+    figure, _ = _single(points, "Epsilon spent", color=figures.SERIES[3])
+    return figure
+
+
+def _single(points: Points, title: str, *, color: str) -> tuple[Figure, Axes]:
     figure, axes = figures.panel()
     marker = "o" if len(points) <= 30 else None
-    axes.plot(*zip(*points, strict=True), color=figures.SERIES[3], marker=marker)
-    figures.heading(figure, "Epsilon spent")
+    axes.plot(*zip(*points, strict=True), color=color, marker=marker)
+    figures.heading(figure, title)
     _rounds(axes)
-    return figure
+    return figure, axes
 
 
 def _rounds(axes: Axes) -> None:
