@@ -191,7 +191,7 @@ class FedEM(Wrapper[State]):
             return client_state["mixture"]["shares"]
         return torch.full((self.components,), 1 / self.components, dtype=torch.float64)
 
-    def _parts(self, payload: Payload) -> list[Payload]:
+    def _parts(self, payload: Payload) -> Sequence[Payload]:
         """Return what of a message is each component's."""
         parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(self.components)]
         for group, params in payload.items():
@@ -200,7 +200,7 @@ class FedEM(Wrapper[State]):
                 parts[int(at) - 1].setdefault(group, {})[rest] = tensor
         return parts
 
-    def _memories(self, client_state: Payload) -> list[Payload]:
+    def _memories(self, client_state: Payload) -> Sequence[Payload]:
         """Return what the inner algorithm keeps of each component."""
         return [
             {
