@@ -341,3 +341,26 @@ def test_a_huge_or_broken_loss_has_a_perplexity_all_the_same() -> None:
     counts = {"num_tokens": 1.0, "num_examples": 1.0}
     assert combine([{"loss": 1e4, **counts}])["perplexity"] == math.inf
     assert math.isnan(combine([{"loss": math.nan, **counts}])["perplexity"])
+
+
+def test_the_loss_of_a_mixture_is_that_of_the_sum_of_likelihoods(
+    model: Any, examples: list[Example], tiny_tokenizer: Any
+) -> None:
+    one = evaluator(tiny_tokenizer)
+    own = one.losses(model, examples)
+    other = [loss * (0.5 if at % 2 else 1.5) for at, loss in enumerate(own)]
+    alone = one.measure(model, examples, split="test")
+    (mixed,) = one.measure_each(model, [examples], split="test", share=0.25, beside=[(0.75, other)])
+    wanted = -sum(
+        math.log(0.25 * math.exp(-a) + 0.75 * math.exp(-b)) for a, b in zip(own, other, strict=True)
+    )
+    assert sum(own) == pytest.approx(alone["loss"] * alone["num_tokens"], rel=1e-12)
+    assert mixed["loss"] == pytest.approx(wanted / alone["num_tokens"], rel=1e-12)
+    # All else is the model's own.
+    assert mixed["exact_match"] == alone["exact_match"]
+    assert mixed["token_accuracy"] == alone["token_accuracy"]
+    # A part of nothing counts nothing; the same model twice is that model.
+    (whole,) = one.measure_each(model, [examples], split="test", share=1.0, beside=[(0.0, other)])
+    (twice,) = one.measure_each(model, [examples], split="test", share=0.3, beside=[(0.7, own)])
+    assert whole["loss"] == pytest.approx(alone["loss"], rel=1e-12)
+    assert twice["loss"] == pytest.approx(alone["loss"], rel=1e-12)

@@ -157,7 +157,7 @@ CASES: dict[str, Algorithm[Any]] = {
         Clustered(FedAvg(Adam(0.1)), Auto(2, enough=0.25, every=1), Sharing(pool="on"))
     ),
     "fedem(fedavg)": FedEM(FedAvg()),
-    "fedem(scaffold) of three": FedEM(Scaffold(), 3, 2.0, counts="examples"),
+    "fedem(scaffold) of three": FedEM(Scaffold(), 3, 2.0),
     "fedem(ditto(fedadam))": FedEM(Ditto(FedAvg(Adam(0.1)), 0.1, 2)),
     "fedem(freeze(fedprox))": FedEM(Freeze(FedAvg(mu=0.1))),
     "flasc(fedem(fedavg))": Flasc(FedEM(FedAvg()), BY_TIER, BY_TIER),

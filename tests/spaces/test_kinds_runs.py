@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,45 @@ def test_a_run_trains_measures_answers_resumes_and_is_what_was_planned(
     newest.unlink()
     (again / "summary.json").unlink()
     assert experiment.run(recipe, again).summary["state_sha256"] == summary["state_sha256"]
+
+
+PLAIN = """
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base, out, *kinds = sys.argv[1:]
+for kind in kinds:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(model, f"{out}/{kind}").eval()
+        logits = adapted(input_ids=torch.arange(12)[None]).logits[:, -12:]
+    torch.save(logits, f"{out}/{kind}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_plain_peft_reads_every_exported_folder_in_a_process_of_its_own(
+    small_recipe: Make, tiny_folder: Path, tmp_path: Path
+) -> None:
+    ours: dict[str, torch.Tensor] = {}
+    for kind, tune in RUNS.items():
+        experiment.run(small_recipe(tune=tune, run={"rounds": 1}), tmp_path / kind)
+        run = open_run(tmp_path / kind)
+        run.export(tmp_path / "out")["global"].rename(tmp_path / "out" / kind)
+        opened = run.open("export")
+        space = opened.session.space
+        space.load(next(iter(opened.session.deployed(opened.run).values())))
+        with torch.no_grad():
+            ours[kind] = space.model.eval()(input_ids=torch.arange(12)[None]).logits
+    # No fedloom on its path.
+    subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN, str(tiny_folder), str(tmp_path / "out"), *RUNS],
+        check=True,
+        capture_output=True,
+    )
+    for kind, logits in ours.items():
+        theirs = torch.load(tmp_path / "out" / f"{kind}.pt")
+        torch.testing.assert_close(theirs, logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

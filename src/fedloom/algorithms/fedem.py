@@ -7,22 +7,21 @@ its examples, each loss multiplied by that chance (11). The server combines each
 mixture of all components by its shares, which are in its client_state and in no upload.
 
 Deviations: the likelihood is that of all tokens of an answer together, to the power of 1 / temperature. Components begin apart, all
-but the first by noise; alike they would stay so. The paper takes the mean of what clients learnt by their examples, and
-steps of SGD are short where chances are small; AdamW's are not, so that a client's delta is multiplied by its share
-(`counts: examples` for the paper's). Answers are written by the component of the largest share, which is what is exported;
-the loss is the mixture's.
+but the first by noise; alike they would stay so. Steps of AdamW are as long where chances are small, which keeps a component that
+falls behind from being left there. Answers are written by the component of the largest share, which is what is exported; the
+loss is the mixture's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, Self, get_args
+from typing import Generic, Self
 
 import torch
 from torch import Tensor
 
 from fedloom.core.description import Description, Mixture, RecipeView, deployed_of, describe
 from fedloom.core.emulation import HasEmulator
-from fedloom.core.params import params_map, scale
+from fedloom.core.params import params_map
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -43,7 +42,6 @@ from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.core.wrapper import Wrapper
 
 MOST = 8
-Counts = Literal["responsibilities", "examples"]
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,6 @@ class FedEM(Wrapper[State]):
     """What losses are divided by where examples are told apart: long answers are all of one component at 1."""
     spread: float = 0.02
     """Standard deviation of the noise that components begin apart by, in every coordinate."""
-    counts: Counts = "responsibilities"
-    """What a client counts in a component: the share of it that its examples are of, or all examples."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.components <= MOST:
@@ -76,10 +72,6 @@ class FedEM(Wrapper[State]):
         if not self.spread > 0:
             raise ValueError(
                 f"fedem.spread must be above 0, as components that begin alike stay alike, got {self.spread}"
-            )
-        if self.counts not in get_args(Counts):
-            raise ValueError(
-                f"fedem.counts must be responsibilities or examples, got {self.counts!r}"
             )
         if self.inner.server_sees == "noisy mean":
             raise ValueError(
@@ -154,9 +146,6 @@ class FedEM(Wrapper[State]):
             )
             weights = None if chances is None else chances[at]
             reply, after = yield from _weighed(self.inner.client_update(own, memory), weights)
-            if self.counts == "responsibilities" and "delta" in reply.upload:
-                delta = scale(reply.upload["delta"], float(shares[at]))
-                reply = replace(reply, upload={**reply.upload, "delta": delta})
             replies.append(reply)
             kept |= {_under(at, group): params for group, params in after.items()}
         upload = _joined([reply.upload for reply in replies])
@@ -199,7 +188,7 @@ class FedEM(Wrapper[State]):
             return client_state["mixture"]["shares"]
         return torch.full((self.components,), 1 / self.components, dtype=torch.float64)
 
-    def _parts(self, payload: Payload) -> list[Payload]:
+    def _parts(self, payload: Payload) -> Sequence[Payload]:
         """Return what of a message is each component's."""
         parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(self.components)]
         for group, params in payload.items():
@@ -208,7 +197,7 @@ class FedEM(Wrapper[State]):
                 parts[int(at) - 1].setdefault(group, {})[rest] = tensor
         return parts
 
-    def _memories(self, client_state: Payload) -> list[Payload]:
+    def _memories(self, client_state: Payload) -> Sequence[Payload]:
         """Return what the inner algorithm keeps of each component."""
         return [
             {

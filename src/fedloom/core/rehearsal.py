@@ -34,15 +34,18 @@ def client_half(algorithm: Algorithm[Any], task: Task, client_state: Payload) ->
 
 @dataclass
 class Deployed:
-    """What clients would use; those without client state that share a download share one object, measured once."""
+    """What clients would use: one object, measured once, for those who share a download or its tensors."""
 
     algorithm: Algorithm[Any]
     _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
+    _chosen: dict[tuple[int, ...], Params] = field(default_factory=dict)
+    """By its tensors' ids, what those with a client state use: one of several models that all were sent."""
 
     def of(self, download: Payload, client_state: Payload) -> Params:
         """Return what a client with this client state would use."""
         if client_state:
-            return self.algorithm.deployed(download, client_state)
+            params = self.algorithm.deployed(download, client_state)
+            return self._chosen.setdefault(tuple(map(id, params.values())), params)
         if id(download) not in self._shared:
             params = self.algorithm.deployed(download, client_state)
             # Downloads may differ beside the model: in what a client alone has to know.

@@ -53,9 +53,9 @@ class Wrapper(Generic[State]):
             ValueError: where the inner one's clients answer with several models, and this wrapper knows of one only.
         """
         if describe(self.inner).components > 1 and not isinstance(self, Mixes):
-            own, inner = (type(each).__name__.lower() for each in (self, self.inner))
+            own, within = (type(each).__name__.lower() for each in (self, self.inner))
             raise ValueError(
-                f"{own} around {inner} would measure one of its models in the place of the mixture: write {own}"
+                f"{own} around {within} would measure one of its models in the place of the mixture: write {own}"
                 " after it in the list"
             )
         inner = check(self.inner, recipe, num_clients=num_clients)

@@ -23,7 +23,7 @@ def mixture_section(own: Results) -> dict[str, object] | None:
         return None
     drawn = figures.svg(partial(_bars, shares), "Share of each component, by client")
     legend = [
-        {"label": f"component {at + 1}", "color": at % len(figures.SERIES)}
+        {"label": f"component {at + 1}", "color": at % len(figures.SERIES), "dashed": False}
         for at in range(len(shares))
     ]
     return {"figure": drawn, "legend": legend}

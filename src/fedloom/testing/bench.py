@@ -56,7 +56,7 @@ LEARNING: Mapping[Space, LocalSettings] = {
 }
 SEED = 5
 """Of the run, and of whom its sampler draws."""
-_EMPTY = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
+EMPTY = Manifest("", "", "iid", None, 0, 0, 0, 0, 0, 0, {})
 
 
 @dataclass
@@ -159,7 +159,7 @@ def make_bench(
         joined = partial(objective.joined, settings=DataSettings())
         made = {client: list(map(joined, splits)) for client, splits in made.items()}
     shards = {client: Shard(*splits) for client, splits in made.items()}
-    federation = Federation(shards, {c: {} for c in shards}, _EMPTY)
+    federation = Federation(shards, {c: {} for c in shards}, EMPTY)
     trainer = make_trainer(
         space,
         federation,
