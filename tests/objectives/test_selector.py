@@ -171,3 +171,22 @@ def test_the_loss_is_the_mean_over_questions_of_the_letters_alone(
     scores = selector.scores(Forward.of(model), batch)
     assert all(isinstance(score, Score) for score in scores)
     assert sum(score.loss for score in scores) == pytest.approx(sum(expected), abs=1e-5)
+
+
+def test_clients_side_by_side_learn_what_each_learns_alone(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    model = tiny_llama(vocab=len(tiny_tokenizer), dtype=torch.float64).eval()
+    pairs = [record("Two?", "yes", "no"), record("Three, or four?", "four", "3")]
+    examples = [one for (one,) in made(*pairs, tokenizer=tiny_tokenizer).examples]
+    selector, like = Selector(), torch.zeros(1, dtype=torch.float64)
+
+    def losses(*lanes: Any) -> list[float]:
+        counts = [selector.count(lane) for lane in lanes]
+        batch = selector.batch(lanes, counts, like, pack=False)
+        found: list[float] = selector.losses(Forward.of(model), batch).tolist()
+        return found
+
+    together = losses(examples[:1], examples[1:])
+    alone_each = [*losses(examples[:1]), *losses(examples[1:])]
+    assert together == pytest.approx(alone_each, abs=1e-12)
