@@ -13,7 +13,6 @@ from fedloom.core.files import folder_at, write_atomic
 from fedloom.core.protocols import Params
 from fedloom.objectives.selector import Selector
 from fedloom.recipe import apply_overrides, build_recipe, to_tree
-from fedloom.reopen import Opened
 from fedloom.result import Result, open_run
 from fedloom.results.export import deliverables
 from fedloom.results.judging import Judged, Writing, judge, judged, read_prompts

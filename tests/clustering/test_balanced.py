@@ -50,7 +50,7 @@ def play(
         for client, download in algorithm.broadcast(state, round).items():
             task = Task("train", number, client, 0, {}, download)
             half = algorithm.client_update(task, {})
-            work, worked = next(half), []
+            work, worked = next(half), list[float]()
             reply: Reply | None = None
             while reply is None:
                 try:

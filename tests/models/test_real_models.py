@@ -10,6 +10,8 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.federation import federate
 from fedloom.models.build import ModelSettings, load_base, load_tokenizer
 from fedloom.models.gguf_header import read_header
+from fedloom.objectives.classification import Classification
+from fedloom.objectives.selector import LETTERS
 
 pytestmark = pytest.mark.realmodel
 Find = Callable[[str], Path]
@@ -61,3 +63,10 @@ def test_smollm2_is_read_as_it_was_trained(real_model: Find):
     pieces = base.tokenizer.convert_ids_to_tokens(base.tokenizer("It's 2026\n<|im_end|>").input_ids)
     assert pieces == ["It", "'s", "Ġ", "2", "0", "2", "6", "Ċ", "<|im_end|>"]
     assert len(base.tokenizer) == base.model.config.vocab_size
+
+
+def test_the_letters_of_a_selector_are_a_token_each(real_model: Find):
+    tokenizer = load_tokenizer(ModelSettings(name=str(real_model("smollm2.gguf"))))
+    for prompt in ("chat", "plain"):
+        tokens = Classification(LETTERS).tokens(DataSettings(prompt=prompt), tokenizer)
+        assert {letter: tokenizer.decode([token]) for letter, token in tokens.items()} == LETTERS

@@ -42,6 +42,7 @@ def test_a_pair_is_asked_in_both_orders_and_one_letter_is_learnt(tiny_tokenizer:
         assert found.groups() == answers
         learnt = row.labels[row.labels != IGNORED]
         assert tiny_tokenizer.decode(learnt.tolist()) == letter
+        assert row.choices is not None
         assert len(row.choices) == 2
     assert example.num_targets == 2
     assert example.good is None
@@ -163,11 +164,31 @@ def test_the_loss_is_the_mean_over_questions_of_the_letters_alone(
     for row in (row for example in examples for row in alone(example)):
         logits = model(input_ids=row.ids[None]).logits[0]
         at = int((row.labels != IGNORED).nonzero())
+        assert row.choices is not None
         among = logits[at - 1, row.choices].log_softmax(0)
-        expected.append(-float(among.detach()[(row.choices == row.labels[at]).nonzero().squeeze()]))
+        expected.append(-float(among.detach()[row.choices.tolist().index(int(row.labels[at]))]))
     batch = selector.batch([examples], [selector.count(examples)], torch.zeros(1), pack=False)
     loss = float(selector.losses(Forward.of(model), batch).detach())
     assert loss == pytest.approx(sum(expected) / 4, abs=1e-5)
     scores = selector.scores(Forward.of(model), batch)
     assert all(isinstance(score, Score) for score in scores)
     assert sum(score.loss for score in scores) == pytest.approx(sum(expected), abs=1e-5)
+
+
+def test_clients_side_by_side_learn_what_each_learns_alone(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    model = tiny_llama(vocab=len(tiny_tokenizer), dtype=torch.float64).eval()
+    pairs = [record("Two?", "yes", "no"), record("Three, or four?", "four", "3")]
+    examples = [one for (one,) in made(*pairs, tokenizer=tiny_tokenizer).examples]
+    selector, like = Selector(), torch.zeros(1, dtype=torch.float64)
+
+    def losses(*lanes: Any) -> list[float]:
+        counts = [selector.count(lane) for lane in lanes]
+        batch = selector.batch(lanes, counts, like, pack=False)
+        found: list[float] = selector.losses(Forward.of(model), batch).tolist()
+        return found
+
+    together = losses(examples[:1], examples[1:])
+    alone_each = [*losses(examples[:1]), *losses(examples[1:])]
+    assert together == pytest.approx(alone_each, abs=1e-12)

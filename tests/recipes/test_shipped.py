@@ -58,6 +58,23 @@ HUB: dict[str, Callable[[int, str | None], dict[str, Any]]] = {
         "question": "How high is it?",
         "answers": {"text": [f"{i} metres"], "answer_start": [0]},
     },
+    "Anthropic/hh-rlhf": lambda i, config: {
+        side: f"\n\nHuman: Say {i}.\n\nAssistant: {answer}"
+        for side, answer in (("chosen", i), ("rejected", f"no, {i}"))
+    },
+    "HuggingFaceH4/ultrafeedback_binarized": lambda i, config: {
+        "prompt": f"Say {i}.",
+        "prompt_id": f"{i}",
+        **{
+            side: [
+                {"role": "user", "content": f"Say {i}."},
+                {"role": "assistant", "content": f"{answer}"},
+            ]
+            for side, answer in (("chosen", i), ("rejected", f"no, {i}"))
+        },
+        "score_chosen": 8.0,
+        "score_rejected": 3.0,
+    },
     "SetFit/20_newsgroups": lambda i, config: {
         "text": f"Envelope {i}.",
         "label": i % 20,
@@ -82,6 +99,8 @@ FITTING: dict[str, Sequence[str]] = {
     "ferret": ("algorithm.fedkseed.steps=4",),
     **dict.fromkeys(("baffle", "decomfl"), ("algorithm.decomfl.steps=5", "local.steps=null")),
     **dict.fromkeys(("feedsign", "fedrep"), ("local.steps=null",)),
+    # The round that groups clients is the third.
+    "fedbiscuit": ("run.rounds=3",),
     # Their own models are run where they are: tests/models.
     **dict.fromkeys(("smollm2", "gemma_languages"), ("model.name=builtin:tiny",)),
 }
@@ -144,7 +163,7 @@ def test_a_shipped_recipe_runs_a_round(
     if local:
         overrides.append(f"data.source={task_files}")
     summary = experiment.run(load_recipe(name, overrides), tmp_path).summary
-    assert summary["rounds"] == 1
+    assert summary["rounds"] == recipe.run.rounds
     assert summary["num_absent"] == 0
     assert summary["final"]["test/loss"] > 0
     assert (tmp_path / "report.html").exists()

@@ -238,7 +238,8 @@ def _costs(report: Mapping[str, Tensor], before: int | None, num_clusters: int) 
     if _best(report) is not None:
         losses = report["loss"].double().numpy()
         costs = np.minimum(losses - losses.min(), _MOST)
-    return costs + _TIE * (np.arange(num_clusters) != before)
+    elsewhere = [k != before for k in range(num_clusters)]
+    return costs + _TIE * np.array(elsewhere, dtype=np.float64)
 
 
 def _best(report: Mapping[str, Tensor]) -> int | None:

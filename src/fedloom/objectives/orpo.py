@@ -1,7 +1,7 @@
 """Preferences without a reference model: the preferred answer is learnt, and made likelier than the other.
 
-ORPO: Monolithic Preference Optimization without Reference Model. Hong, Lee, Thorne, EMNLP 2024 (arXiv:2403.07691), equations
-6 and 7. The first term is a mean over the tokens of each answer, then over pairs; prompts are not learnt.
+ORPO: Monolithic Preference Optimization without Reference Model. Hong, Lee, Thorne, EMNLP 2024 (arXiv:2403.07691), the
+odds ratio of equations 4 and 7 beside the likelihood. The likelihood is a mean over the tokens of each answer, then over pairs; prompts are not learnt.
 """
 
 from dataclasses import dataclass
