@@ -73,6 +73,7 @@ def run_arm(name: str, tree: Tree, folder: Path) -> Line:
                 name: {k: v for k, v in other.summary["final"].items() if k.startswith("test/")}
                 for name, other in result.baselines.items()
             },
+            "disclosed": summary.get("disclosed", 1.0),
             "upload_bytes": summary.get("upload_bytes", 0),
             "download_bytes": summary.get("download_bytes", 0),
             "seconds": time.process_time() - began,

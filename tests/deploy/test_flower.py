@@ -1,5 +1,6 @@
 """Something breaks in a federation of real Flower processes, encrypted and with a key each."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fedloom.models.build import ModelSettings, load_base
 from fedloom.recipe import to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
@@ -114,3 +116,44 @@ def test_nodes_of_a_run_find_the_algorithm_that_its_recipe_names(
     assert round_of(out) == 2
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["comm/num_absent"] == 0
+
+
+@pytest.mark.slow
+def test_three_sites_around_an_emulator_have_nothing_of_the_rest_on_their_disks(
+    tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch
+):
+    file = Path(__file__).parents[2] / "examples" / "three_sites.py"
+    spec = importlib.util.spec_from_file_location("example_three_sites", file)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    begin = example.start
+
+    def start(*arguments: str, folder: Path) -> Any:
+        named = ("fedbiot" if word == "quickstart" else word for word in arguments)
+        return begin(*named, folder=folder)
+
+    monkeypatch.setattr(example, "start", start)
+    align = ("before=2", "steps=1", "batch_size=2", "public.num_examples=20")
+    monkeypatch.setattr(
+        example,
+        "SETTINGS",
+        [
+            *("run.rounds=2", "run.samples=0", "local.steps=1", "data.partition=iid"),
+            *("evaluation.generate=false", "evaluation.max_examples=2", "evaluation.every=0"),
+            *(f"algorithm.align.{setting}" for setting in align),
+        ],
+    )
+    example.federate(tmp_path)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["num_clients"], summary["num_absent"]) == (3, 0)
+    for site in example.SITES:
+        held = [p.read_bytes() for p in (tmp_path / "sites" / site).rglob("*") if p.is_file()]
+        found = [
+            any(weight in file for file in held)
+            for layer in load_base(ModelSettings()).model.model.layers
+            for weight in [layer.mlp.up_proj.weight.flatten()[:64].numpy().tobytes()]
+        ]
+        # One of the two layers between those that learn.
+        assert found == [True, True, False, True]

@@ -58,7 +58,7 @@ def test_twenty_steps_lessen_the_distance_each_time_and_no_divergence_is_negativ
     # A middle that does something: what random layers add is small beside what they are given.
     with space.whole(), torch.no_grad():
         for number in range(1, 7):
-            space.model.model.layers[number].mlp.down_proj.weight *= 8
+            space.model.get_parameter(f"model.layers.{number}.mlp.down_proj.weight").mul_(8)
     params, optimizer = space.start(), AdamW(5e-3, weight_decay=0.0)
     factors = space.split(params)[1]
     moments, told = optimizer.init(factors), list[Any]()

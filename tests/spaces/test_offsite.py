@@ -138,6 +138,7 @@ def test_the_start_follows_from_the_seed_whoever_has_the_middle(
         ({"left": 0, "right": 0}, "no layer would learn"),
         ({"drop": 1.0}, r"tune\.offsite\.drop must be in \[0, 1\), got 1"),
         ({"rule": "ceil"}, "got ceil"),
+        ({"adapter": LoRA(ranks={"phone": 2}), "factors": 2}, "ranks must be left out where"),
         ({"adapter": LoRA(init="pissa")}, "init must be kaiming"),
         ({"adapter": Full(["mlp"])}, r"adapter\.full\.weights must be left out"),
         ({"adapter": LoRA(modules_to_save=["norm"])}, "modules_to_save must be left out"),

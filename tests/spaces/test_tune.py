@@ -94,7 +94,7 @@ def test_an_override_of_the_kind_leaves_nothing_of_the_other(
         (["tune.full.weights=[mlp]"], r"tune must be one of .*; the override tune=full first"),
         (
             ["tune=loha"],
-            r"tune: unknown name 'loha' .*; known: lora, lora_xs, prompt, prefix, ptuning, ia3, vera, full",
+            r"tune: unknown name 'loha' .*; known: lora, lora_xs, prompt, prefix, ptuning, ia3, vera, offsite, full",
         ),
         (["tune=full", "tune.full.rank=4"], r"unknown key 'rank' in `tune\.full`"),
         (["tune=seeds", "tune.seeds.origin=zero"], r"unknown key 'origin' in `tune\.seeds`"),

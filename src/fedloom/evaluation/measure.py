@@ -30,6 +30,16 @@ class Carry(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PluggedIn:
+    """What was learnt around an emulator, in the whole model."""
+
+    whole: Callable[[], AbstractContextManager[None]]
+    """Lets the model stand whole for a while."""
+    references: Carry | None
+    """As the evaluator's own, of the whole model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluator:
     """Measures a model in evaluation mode and leaves it as it was."""
 
@@ -41,9 +51,8 @@ class Evaluator:
     """Of the draw where `evaluation.max_examples` is fewer than a split has."""
     references: Carry | None = None
     """Of an objective that compares with a reference model."""
-    plugged_in: Callable[[], AbstractContextManager[None]] | None = None
-    """Lets an emulated model stand whole for a while, with what was learnt: measured beside, and what answers; None where
-    the model is whole anyway, or its middle is elsewhere."""
+    plugged_in: "PluggedIn | None" = None
+    """Of a model that is an emulator of one that is here: the whole is measured beside it, and answers."""
 
     def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Return the examples of a client's split that are measured, in their order: all, or as many as settings say.
@@ -92,8 +101,9 @@ class Evaluator:
         measured = self._measure_each(model, groups, split, share, beside)
         if self.plugged_in is None:
             return measured
-        with self.plugged_in():
-            whole = self._measure_each(model, groups, split, share, beside)
+        plugged = replace(self, references=self.plugged_in.references, plugged_in=None)
+        with self.plugged_in.whole():
+            whole = plugged.measure_each(model, groups, split=split)
         return [
             {**one, **{f"{PLUGIN}{n}": v for n, v in other.items() if n not in WEIGHTS}}
             for one, other in zip(measured, whole, strict=True)
@@ -140,7 +150,7 @@ class Evaluator:
 
     def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples."""
-        whole = nullcontext() if self.plugged_in is None else self.plugged_in()
+        whole = nullcontext() if self.plugged_in is None else self.plugged_in.whole()
         with whole, evaluating(model):
             scores = self.scores(model, examples) if self.objective.classes else []
             return self._texts(model, examples, scores)

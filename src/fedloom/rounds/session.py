@@ -28,7 +28,7 @@ from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
-from fedloom.evaluation.measure import Evaluator
+from fedloom.evaluation.measure import Evaluator, PluggedIn
 from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length, check_positions
@@ -165,7 +165,9 @@ def build(
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
     judged = derive(recipe.data.seed, "evaluation")
     references = References.of(space, recipe.objective)
-    plugged_in = space.whole if isinstance(space, OffsiteSpace) and space.is_whole_here else None
+    plugged_in = None
+    if isinstance(space, OffsiteSpace) and space.is_whole_here:
+        plugged_in = PluggedIn(space.whole, References.of(space, recipe.objective))
     evaluator = Evaluator(
         recipe.evaluation, base.tokenizer, recipe.objective, judged, references, plugged_in
     )

@@ -69,6 +69,11 @@ class Offsite:
                 " learns"
             )
 
+        if isinstance(self.adapter, LoRA) and self.adapter.ranks and self.factors:
+            raise ValueError(
+                "tune.offsite.adapter.lora.ranks must be left out where tune.offsite.factors are: a smaller rank's scale"
+                " would be theirs too"
+            )
         if isinstance(self.adapter, LoRA) and self.adapter.init != "kaiming":
             raise ValueError(
                 "tune.offsite.adapter.lora.init must be kaiming: clients and server have the same weights beside it"

@@ -60,7 +60,7 @@ TUNES: Mapping[str, type[Tune]] = {
     "ptuning": PTuning,
     "ia3": IA3,
     "vera": VeRA,
-    "full": Full,
     "offsite": Offsite,
+    "full": Full,
     "seeds": Seeds,
 }
