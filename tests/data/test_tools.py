@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.data.data_settings import DataSettings
+from fedloom.data.data_settings import DataSettings, ToolCalls
 from fedloom.data.federation import federate
 from fedloom.data.formats import Record, to_records
 from fedloom.data.preferences import to_pairs, tokenise_answers
@@ -229,8 +229,9 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
     other = {"role": "assistant", "content": "No."}
     before = [ASKED, CALLING, TOLD]
     pair = {"chosen": [*before, CALLING], "rejected": [*before, other], "tools": [LISTED]}
-    for given in ({}, {"tool_calls": "text"}):
-        settings = DataSettings(max_length=512, **given)
+    ways: tuple[ToolCalls, ...] = ("template", "text")
+    for way in ways:
+        settings = DataSettings(max_length=512, tool_calls=way)
         found = to_pairs([Row(pair, "a.jsonl", 1, "line")], settings).records
         tokenizer = deepcopy(byte_level)
         tokenizer.chat_template = HERMES
@@ -240,7 +241,7 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
         said = [learnt(byte_level, one) for one in (example, example.rejected)]
         assert said == ['{"name": "add", "arguments": {"a": 1, "b": 2}}</s>', "No.</s>"]
         prompt = str(byte_level.decode(example.ids[: example.prompt_length].tolist()))
-        assert ("<|tool|>3" in prompt) == (not given)
+        assert ("<|tool|>3" in prompt) == (way == "template")
     (note,) = told.notes
     assert note.startswith("1 conversations with tools, as text")
 
