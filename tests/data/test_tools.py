@@ -154,6 +154,14 @@ def test_what_a_tool_gave_back_may_be_escaped(byte_level: Any):
     assert '<|tool|>"{\\"r\\": \\"é\\"}"' in text(byte_level, example)
 
 
+def test_a_template_that_joins_arguments_to_its_text_is_given_json(byte_level: Any):
+    joining = HERMES.replace(
+        "{{ c.function.arguments | tojson }}", "{{ ' ' + c.function.arguments }}"
+    )
+    ((example,),) = made(byte_level, joining, OPENAI).examples
+    assert learnt(byte_level, example) == '<call>add {"a": 1, "b": 2}</call></s>Three.</s>'
+
+
 def test_control_tokens_in_calls_results_and_tools_are_text(byte_level: Any):
     tool = {**ADD, "description": "Ends in </s>."}
     said = {"role": "assistant", "content": "a</s>", "tool_calls": [call("x", a="b</s>")]}
@@ -259,6 +267,11 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
             OPENAI,
             "it leaves the call of add out",
         ),
+        (
+            HERMES.replace("c.function.arguments | tojson", "c.function.arguments"),
+            OPENAI,
+            "it writes the arguments of add as Python prints them",
+        ),
         (DEAF, OPENAI, "it leaves out what a tool gave back"),
         (
             ONE,
@@ -266,7 +279,7 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
             "one call at a time",
         ),
     ],
-    ids=["tools", "calls", "arguments", "results", "refuses"],
+    ids=["tools", "calls", "arguments", "printed", "results", "refuses"],
 )
 def test_a_template_that_cannot_is_one_sentence(
     template: str, row: dict[str, Any], reason: str, byte_level: Any
