@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedloom.data.data_settings import DataSettings
+from fedloom.data.data_settings import DataSettings, ToolCalls
 from fedloom.data.federation import federate
 from fedloom.data.formats import Record, to_records
 from fedloom.data.preferences import to_pairs, tokenise_answers
@@ -154,6 +154,14 @@ def test_what_a_tool_gave_back_may_be_escaped(byte_level: Any):
     assert '<|tool|>"{\\"r\\": \\"é\\"}"' in text(byte_level, example)
 
 
+def test_a_template_that_joins_arguments_to_its_text_is_given_json(byte_level: Any):
+    joining = HERMES.replace(
+        "{{ c.function.arguments | tojson }}", "{{ ' ' + c.function.arguments }}"
+    )
+    ((example,),) = made(byte_level, joining, OPENAI).examples
+    assert learnt(byte_level, example) == '<call>add {"a": 1, "b": 2}</call></s>Three.</s>'
+
+
 def test_control_tokens_in_calls_results_and_tools_are_text(byte_level: Any):
     tool = {**ADD, "description": "Ends in </s>."}
     said = {"role": "assistant", "content": "a</s>", "tool_calls": [call("x", a="b</s>")]}
@@ -229,8 +237,9 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
     other = {"role": "assistant", "content": "No."}
     before = [ASKED, CALLING, TOLD]
     pair = {"chosen": [*before, CALLING], "rejected": [*before, other], "tools": [LISTED]}
-    for given in ({}, {"tool_calls": "text"}):
-        settings = DataSettings(max_length=512, **given)
+    ways: tuple[ToolCalls, ...] = ("template", "text")
+    for way in ways:
+        settings = DataSettings(max_length=512, tool_calls=way)
         found = to_pairs([Row(pair, "a.jsonl", 1, "line")], settings).records
         tokenizer = deepcopy(byte_level)
         tokenizer.chat_template = HERMES
@@ -240,7 +249,7 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
         said = [learnt(byte_level, one) for one in (example, example.rejected)]
         assert said == ['{"name": "add", "arguments": {"a": 1, "b": 2}}</s>', "No.</s>"]
         prompt = str(byte_level.decode(example.ids[: example.prompt_length].tolist()))
-        assert ("<|tool|>3" in prompt) == (not given)
+        assert ("<|tool|>3" in prompt) == (way == "template")
     (note,) = told.notes
     assert note.startswith("1 conversations with tools, as text")
 
@@ -258,6 +267,11 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
             OPENAI,
             "it leaves the call of add out",
         ),
+        (
+            HERMES.replace("c.function.arguments | tojson", "c.function.arguments"),
+            OPENAI,
+            "it writes the arguments of add as Python prints them",
+        ),
         (DEAF, OPENAI, "it leaves out what a tool gave back"),
         (
             ONE,
@@ -265,7 +279,7 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
             "one call at a time",
         ),
     ],
-    ids=["tools", "calls", "arguments", "results", "refuses"],
+    ids=["tools", "calls", "arguments", "printed", "results", "refuses"],
 )
 def test_a_template_that_cannot_is_one_sentence(
     template: str, row: dict[str, Any], reason: str, byte_level: Any

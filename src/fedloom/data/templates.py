@@ -123,17 +123,24 @@ class TemplateWriter:
     def _written(self, messages: Sequence[Message], tools: str, *, generate: bool) -> str:
         from jinja2 import TemplateError  # only a failing template needs it
 
-        chat, write = _turns(messages), self.tokenizer.apply_chat_template
         try:
-            if not tools:
-                return str(write(chat, tokenize=False, add_generation_prompt=generate))
-            listed = of_tools.listed(tools)
-            return str(write(chat, tools=listed, tokenize=False, add_generation_prompt=generate))
+            try:
+                return self._applied(_turns(messages), tools, generate=generate)
+            except TypeError:
+                # Some templates join the arguments of calls to their own text.
+                return self._applied(_turns(messages, as_text=True), tools, generate=generate)
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(_refusal(messages, tools, str(error))) from error
 
+    def _applied(self, chat: list[dict[str, object]], tools: str, *, generate: bool) -> str:
+        write = self.tokenizer.apply_chat_template
+        if not tools:
+            return str(write(chat, tokenize=False, add_generation_prompt=generate))
+        listed = of_tools.listed(tools)
+        return str(write(chat, tools=listed, tokenize=False, add_generation_prompt=generate))
 
-def _turns(messages: Sequence[Message]) -> list[dict[str, object]]:
+
+def _turns(messages: Sequence[Message], *, as_text: bool = False) -> list[dict[str, object]]:
     """Return the turns as templates take them; what several calls gave back is a turn each."""
     chat: list[dict[str, object]] = []
     called: Sequence[of_tools.Call] = ()
@@ -144,7 +151,7 @@ def _turns(messages: Sequence[Message]) -> list[dict[str, object]]:
             chat.append({"role": message.role, "content": message.content})
         elif use.calls:
             number, called = number + len(called), use.calls
-            chat.append(of_tools.calling(use, number))
+            chat.append(of_tools.calling(use, number, as_text=as_text))
         else:
             chat += of_tools.answering(use, called, number)
     return chat
@@ -172,6 +179,8 @@ def _check_tools(messages: Sequence[Message], tools: str, prompt: str, answer: s
         reason = f"it leaves the tool {missing[0]} out"
     elif unwritten := [call.name for call in calls if not of_tools.is_called(call, answer)]:
         reason = f"it leaves the call of {unwritten[0]} out"
+    elif printed := [call.name for call in calls if of_tools.is_printed_in(call, answer)]:
+        reason = f"it writes the arguments of {printed[0]} as Python prints them"
     elif not all(of_tools.is_told(result, prompt) for result in results):
         reason = "it leaves out what a tool gave back"
     else:

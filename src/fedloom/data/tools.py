@@ -188,13 +188,22 @@ def listed(tools: str) -> list[dict[str, object]]:
     return found
 
 
-def calling(use: ToolUse, first: int) -> dict[str, object]:
-    """Return a turn with calls as templates take it; calls are numbered, since some templates want ids of nine letters."""
+def calling(use: ToolUse, first: int, *, as_text: bool) -> dict[str, object]:
+    """Return a turn with calls as templates take it; calls are numbered, since some templates want ids of nine letters.
+
+    Args:
+        use: The calls.
+        first: Number of the first.
+        as_text: Whether arguments are JSON, which some templates (DeepSeek's) join to their own text, or objects.
+    """
     calls = [
         {
             "id": _id(first + at),
             "type": "function",
-            "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            "function": {
+                "name": call.name,
+                "arguments": call.arguments if as_text else json.loads(call.arguments),
+            },
         }
         for at, call in enumerate(use.calls)
     ]
@@ -234,6 +243,12 @@ def names(tools: str) -> list[str]:
 def is_called(call: Call, text: str) -> bool:
     """Return whether a text names the function and each of its arguments."""
     return all(word in text for word in (call.name, *json.loads(call.arguments)))
+
+
+def is_printed_in(call: Call, text: str) -> bool:
+    """Return whether a text holds the arguments of a call as Python prints them, and not as JSON."""
+    printed = str(json.loads(call.arguments))
+    return printed != call.arguments and printed in text
 
 
 def is_told(result: Result, text: str) -> bool:

@@ -186,7 +186,8 @@ class _Watch:
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         written = ids.shape[1] - self._start
-        broken = logits.isnan().any(-1)
+        # The largest of numbers of which one is NaN is NaN, which takes one pass over them.
+        broken = logits.amax(-1).isnan()
         self.sound = self.sound.to(broken.device)
         self.sound = torch.where(broken, self.sound.clamp(max=written), self.sound)
         return logits
