@@ -12,8 +12,9 @@ falls behind from being left there. Answers are written by the component of the 
 loss is the mixture's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, Self
 
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from fedloom.core.description import Description, Mixture, RecipeView, deployed_of, describe
 from fedloom.core.emulation import HasEmulator
-from fedloom.core.params import params_map
+from fedloom.core.numbered import joined, separated
+from fedloom.core.params import axpy, params_map
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -92,87 +94,69 @@ class FedEM(Wrapper[State]):
         return state.components[0]
 
     def describe(self, state: FedEMState[State] | None) -> Description:
-        # A mean that stands for others would have to leave each component's clients out of the others'.
         inner = Wrapper.describe(self, state)
         return replace(inner, averages_deltas=False, components=self.components)
 
     def init(self, params: Params, seed: int) -> FedEMState[State]:
         if COEFFICIENTS in params:
             raise ValueError("fedem needs adapters or weights to be tuned, got tune: seeds")
+        starts = [self._apart(params, seed, at) for at in range(self.components)]
+        begun = (self.inner.init(start, _seed_of(seed, at)) for at, start in enumerate(starts))
+        return FedEMState(tuple(begun))
 
-        def begun(at: int) -> State:
-            own = derive(seed, "component", at) if at else seed
-            return self.inner.init(self._apart(params, own) if at else params, own)
-
-        return FedEMState(tuple(begun(at) for at in range(self.components)))
-
-    def _apart(self, params: Params, seed: int) -> Params:
-        draw = generator(seed, "spread")
-        return params_map(
-            lambda t: (
-                t + self.spread * torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t)
-            ),
-            params,
-        )
+    def _apart(self, params: Params, seed: int, at: int) -> Params:
+        if not at:
+            return params
+        draw = generator(_seed_of(seed, at), "spread")
+        normal = partial(torch.randn, generator=draw, dtype=torch.float64)
+        return axpy(self.spread, params_map(lambda t: normal(t.shape).to(t), params), params)
 
     def broadcast(self, state: FedEMState[State], round: Round) -> Mapping[ClientId, Payload]:
         sent = [self.inner.broadcast(each, round) for each in state.components]
-        made: dict[tuple[int, ...], Payload] = {}
-        for client in sent[0]:
-            parts = [each[client] for each in sent]
-            key = tuple(map(id, parts))
-            made.setdefault(key, _joined(parts))
-        return {client: made[tuple(id(each[client]) for each in sent)] for client in sent[0]}
+        parts = {client: [each[client] for each in sent] for client in sent[0]}
+        made = {tuple(map(id, each)): joined(each) for each in parts.values()}
+        return {client: made[tuple(map(id, each))] for client, each in parts.items()}
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        downloads, memories = self._parts(task.download), self._memories(client_state)
-        chances, shares = None, torch.ones(1, dtype=torch.float64)
+        models = list(zip(self._split(task.download), self._memories(client_state), strict=True))
+        chances, mixture = None, {}
         if self.components > 1:
             losses = []
-            for download, memory in zip(downloads, memories, strict=True):
+            for download, memory in models:
                 done = yield Losses(self.inner.deployed(download, memory))
                 losses.append(done.record["losses"]["losses"])
-            before = self._shares(client_state)
-            chances = responsibilities(torch.stack(losses), before, self.temperature)
+            shares = self._shares(client_state)
+            chances = responsibilities(torch.stack(losses), shares, self.temperature)
             if not bool(chances.isfinite().all()):
                 raise ClientError(f"{task.client}: the loss of one of its examples is not finite")
-            shares = chances.mean(1)
-        replies, kept = [], dict[str, Params]()
-        for at, (download, memory) in enumerate(zip(downloads, memories, strict=True)):
-            own = replace(
-                task,
-                download=download,
-                seed=derive(task.seed, "component", at) if at else task.seed,
-            )
-            weights = None if chances is None else chances[at]
-            reply, after = yield from _weighed(self.inner.client_update(own, memory), weights)
+            mixture = {"mixture": {"shares": chances.mean(1)}}
+        replies, kept = [], []
+        for at, (download, memory) in enumerate(models):
+            own = replace(task, download=download, seed=_seed_of(task.seed, at))
+            half = self.inner.client_update(own, memory)
+            reply, after = yield from _weighed(half, None if chances is None else chances[at])
             replies.append(reply)
-            kept |= {_under(at, group): params for group, params in after.items()}
-        upload = _joined([reply.upload for reply in replies])
-        # Of the components' losses, by the chances, the sum is that of the mixture's expectation.
-        metrics = {
-            name: sum(reply.metrics.get(name, 0.0) for reply in replies)
-            for name in replies[0].metrics
-        }
-        mixture = {"mixture": {"shares": shares}} if self.components > 1 else {}
-        return Reply(task.client, upload, replies[0].weight, metrics), {**kept, **mixture}
+            kept.append(after)
+        # The sum of losses by their chances is the one expected.
+        told = [reply.metrics for reply in replies]
+        metrics = {name: sum(each.get(name, 0.0) for each in told) for name in told[0]}
+        upload = joined([reply.upload for reply in replies])
+        return Reply(task.client, upload, replies[0].weight, metrics), {**joined(kept), **mixture}
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         at = deployed_of([(share, {}) for share in self._shares(client_state).tolist()])
-        memory = self._memories(client_state)[at]
-        return self.inner.deployed(self._parts(download)[at], memory)
+        return self.inner.deployed(self._split(download)[at], self._memories(client_state)[at])
 
     def mixture(self, download: Payload, client_state: Payload) -> Mixture:
         if self.components == 1:
             return ()
-        parts = zip(self._parts(download), self._memories(client_state), strict=True)
-        models = [self.inner.deployed(part, memory) for part, memory in parts]
+        models = map(self.inner.deployed, self._split(download), self._memories(client_state))
         return list(zip(self._shares(client_state).tolist(), models, strict=True))
 
     def server_update(
         self, state: FedEMState[State], round: Round, replies: Iterable[Reply]
     ) -> tuple[FedEMState[State], Metrics]:
-        arrived = [(reply, self._parts(reply.upload)) for reply in replies]
+        arrived = [(reply, self._split(reply.upload)) for reply in replies]
         states, told = [], list[Metrics]()
         for at, component in enumerate(state.components):
             own = [replace(reply, upload=parts[at]) for reply, parts in arrived]
@@ -188,25 +172,16 @@ class FedEM(Wrapper[State]):
             return client_state["mixture"]["shares"]
         return torch.full((self.components,), 1 / self.components, dtype=torch.float64)
 
-    def _parts(self, payload: Payload) -> Sequence[Payload]:
-        """Return what of a message is each component's."""
-        parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(self.components)]
-        for group, params in payload.items():
-            for name, tensor in params.items():
-                at, _, rest = name.partition(".")
-                parts[int(at) - 1].setdefault(group, {})[rest] = tensor
-        return parts
+    def _split(self, payload: Payload) -> Sequence[Payload]:
+        return separated(payload, self.components)
 
     def _memories(self, client_state: Payload) -> Sequence[Payload]:
         """Return what the inner algorithm keeps of each component."""
-        return [
-            {
-                group.removeprefix(_under(at, "")): params
-                for group, params in client_state.items()
-                if group.startswith(_under(at, ""))
-            }
-            for at in range(self.components)
-        ]
+        return self._split({g: p for g, p in client_state.items() if g != "mixture"})
+
+
+def _seed_of(seed: int, at: int) -> int:
+    return derive(seed, "component", at) if at else seed
 
 
 def responsibilities(losses: Tensor, shares: Tensor, temperature: float) -> Tensor:
@@ -231,20 +206,3 @@ def _weighed(half: ClientUpdate, weights: Tensor | None) -> ClientUpdate:
     except StopIteration as stop:
         answer: tuple[Reply, Payload] = stop.value
         return answer
-
-
-def _joined(parts: Sequence[Payload]) -> Payload:
-    """Return messages of components as one, with the number of the component before every tensor's name."""
-    joined: dict[str, dict[str, Tensor]] = {}
-    for at, part in enumerate(parts):
-        for group, params in part.items():
-            joined.setdefault(group, {}).update(_numbered(at, params))
-    return joined
-
-
-def _numbered(at: int, params: Params) -> Iterator[tuple[str, Tensor]]:
-    return ((_under(at, name), tensor) for name, tensor in params.items())
-
-
-def _under(at: int, name: str) -> str:
-    return f"{at + 1}.{name}"
