@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from fedloom import experiment
-from fedloom.core.files import folder_at, write_atomic
+from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.objectives.selector import Selector
 from fedloom.recipe import apply_overrides, build_recipe, to_tree
@@ -126,7 +126,7 @@ def aligned_recipe(recipe: Recipe, pairs: Path, overrides: Sequence[str] = ()) -
 def _begin(home: Path, origin: dict[str, Any]) -> None:
     """Refuse a folder that holds something else than what this command has begun."""
     if not (home / ORIGIN).exists():
-        experiment.new_folder(home.name, folder_at(home, "--out"))
+        experiment.new_folder(home.name, home)
         return
     before = read_json(home / ORIGIN, dict, remedy="take another folder with --out")
     if changed := sorted(name for name in origin if before.get(name) != origin[name]):
