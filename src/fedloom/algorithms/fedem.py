@@ -15,13 +15,12 @@ loss is the mixture's.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, Self
+from typing import Generic
 
 import torch
 from torch import Tensor
 
-from fedloom.core.description import Description, Mixture, RecipeView, deployed_of, describe
-from fedloom.core.emulation import HasEmulator
+from fedloom.core.description import Description, Mixture, deployed_of, describe
 from fedloom.core.numbered import joined, separated
 from fedloom.core.params import axpy, params_map
 from fedloom.core.protocols import (
@@ -82,13 +81,6 @@ class FedEM(Wrapper[State]):
             )
         if describe(self.inner).components > 1:
             raise ValueError("fedem cannot be in itself: give one of them all components")
-
-    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
-        if isinstance(recipe.tune, HasEmulator):
-            raise ValueError(
-                "fedem needs the whole model at its clients, which it mixes by their losses, got tune: offsite: leave one out"
-            )
-        return Wrapper.check(self, recipe, num_clients=num_clients)
 
     def inner_state(self, state: FedEMState[State]) -> State:
         return state.components[0]

@@ -203,6 +203,10 @@ class Recipe:
         tune = self.tune
         if not isinstance(tune, HasEmulator):
             return
+        if describe(self.algorithm).components > 1:
+            raise ValueError(
+                "fedem needs the whole model at its clients, which it mixes by their losses, got tune: offsite: leave one out"
+            )
         if tune.emulator.factors and not isinstance(self.algorithm, Aligns):
             raise ValueError(
                 "tune.offsite.factors has no effect without algorithm align before all others in the list, which moves them"
