@@ -32,7 +32,7 @@ def arm(folder: str, model: str, *, drop: float, aligned: bool) -> Tree:
     }
     return {
         "model": {"name": model},
-        "algorithm": [*([{"align": align}] if aligned else []), {"fedavg": {"mu": 0.01}}],
+        "algorithm": [*([{"fedbiot": align}] if aligned else []), {"fedavg": {"mu": 0.01}}],
         "data": {
             "source": f"{folder}/gsm8k/train.jsonl",
             "shorter": {"answer": 400},

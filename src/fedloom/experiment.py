@@ -25,8 +25,8 @@ from fedloom.result import Result
 from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
-from fedloom.rounds.alignment import stage_of
 from fedloom.rounds.binding import changed_sites
+from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.lock import held
 from fedloom.rounds.loop import Run, begin, draw

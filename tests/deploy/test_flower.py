@@ -142,7 +142,7 @@ def test_three_sites_around_an_emulator_have_nothing_of_the_rest_on_their_disks(
         [
             *("run.rounds=2", "run.samples=0", "local.steps=1", "data.partition=iid"),
             *("evaluation.generate=false", "evaluation.max_examples=2", "evaluation.every=0"),
-            *(f"algorithm.align.{setting}" for setting in align),
+            *(f"algorithm.fedbiot.{setting}" for setting in align),
         ],
     )
     example.federate(tmp_path)

@@ -18,7 +18,7 @@ from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
 from fedloom.models.emulator import cut
 from fedloom.recipe import build_recipe, to_tree
-from fedloom.rounds.alignment import stage_of
+from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.loop import advance, begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
@@ -69,7 +69,7 @@ def offsite(
     tiny_tokenizer.save_pretrained(folder)
 
     def make(factors: int = 0) -> Recipe:
-        algorithm: Any = [{"align": ALIGN}, "fedavg"] if factors else "fedavg"
+        algorithm: Any = [{"fedbiot": ALIGN}, "fedavg"] if factors else "fedavg"
         settings = {"left": 1, "right": 1, "factors": factors, "adapter": {"lora": {"rank": 2}}}
         model = {"name": str(folder)}
         tree = {**to_tree(recipe()), "algorithm": algorithm, "tune": {"offsite": settings}}

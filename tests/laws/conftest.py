@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedloom.algorithms.align import Align
 from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.algorithms.fedem import FedEM
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
@@ -171,15 +171,15 @@ CASES: dict[str, Algorithm[Any]] = {
     ),
     "clustered balanced(ditto(fedavg))": Clustered(Ditto(FedAvg(), 0.1), Balanced(2, every=1)),
     "clustered balanced(fedkseed)": Clustered(FedKSeed(steps=3), Balanced(2, every=1)),
-    "align(fedavg)": Align(FedAvg(mu=0.1), **ALIGNED),
-    "align(fedlora pad by tier)": Align(FedLoRA(Pad(), ranks=BY_RANK), **ALIGNED),
-    "align(ditto(scaffold))": Align(Ditto(Scaffold(), 0.1), **ALIGNED),
-    "align(flasc(fedadam))": Align(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), **ALIGNED),
-    "align(private(fedavg))": Align(Private(FedAvg(), **SEEDED), **ALIGNED),
-    "align(clustered pooled(fedavg))": Align(
+    "fedbiot(fedavg)": FedBiOT(FedAvg(mu=0.1), **ALIGNED),
+    "fedbiot(fedlora pad by tier)": FedBiOT(FedLoRA(Pad(), ranks=BY_RANK), **ALIGNED),
+    "fedbiot(ditto(scaffold))": FedBiOT(Ditto(Scaffold(), 0.1), **ALIGNED),
+    "fedbiot(flasc(fedadam))": FedBiOT(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), **ALIGNED),
+    "fedbiot(private(fedavg))": FedBiOT(Private(FedAvg(), **SEEDED), **ALIGNED),
+    "fedbiot(clustered pooled(fedavg))": FedBiOT(
         Clustered(FedAvg(), Auto(2, enough=0.25, every=1), Sharing(pool="on")), **ALIGNED
     ),
-    "align(personal(fedavg))": Align(Personal(FedAvg()), **ALIGNED),
+    "fedbiot(personal(fedavg))": FedBiOT(Personal(FedAvg()), **ALIGNED),
     "flasc(clustered(ditto(fedavg)))": Flasc(
         Clustered(Ditto(FedAvg(), 0.1), Auto(2, compare="last_B")), BY_TIER, BY_TIER
     ),
@@ -247,7 +247,7 @@ QUICK = {
     "flasc(fedadam)",
     "prune(fedavg)",
     "private(fedavg)",
-    "align(fedavg)",
+    "fedbiot(fedavg)",
     "fedkseed",
     "decomfl",
     "clustered(fedavg)",

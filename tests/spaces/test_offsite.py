@@ -179,10 +179,10 @@ def test_factors_need_an_algorithm_that_moves_them() -> None:
     with pytest.raises(RecipeError, match=r"tune\.offsite\.factors has no effect"):
         build_recipe({"name": "x", "tune": {"offsite": {"factors": 4}}})
     public = {"public": {"source": "builtin:polyglot"}}
-    inside: list[Any] = ["ditto", {"align": public}, "fedavg"]
+    inside: list[Any] = ["ditto", {"fedbiot": public}, "fedavg"]
     with pytest.raises(RecipeError, match="before all others in the list"):
         build_recipe({"name": "x", "tune": {"offsite": {"factors": 4}}, "algorithm": inside})
     with pytest.raises(RecipeError, match="set tune to offsite with factors"):
-        build_recipe({"name": "x", "algorithm": [{"align": public}, "fedavg"]})
+        build_recipe({"name": "x", "algorithm": [{"fedbiot": public}, "fedavg"]})
     with pytest.raises(RecipeError, match="set tune to offsite with factors"):
-        build_recipe({"name": "x", "tune": "offsite", "algorithm": [{"align": public}, "fedavg"]})
+        build_recipe({"name": "x", "tune": "offsite", "algorithm": [{"fedbiot": public}, "fedavg"]})

@@ -3,12 +3,12 @@
 from inspect import signature
 from typing import Any
 
-from fedloom.algorithms.align import Align
 from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.algorithms.fedem import FedEM
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
@@ -41,7 +41,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "flasc": Flasc,
     "prune": Prune,
     "private": Private,
-    "align": Align,
+    "fedbiot": FedBiOT,
 }
 
 WRAPPERS = frozenset(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fedloom.algorithms.align import Align
+from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.core.randomness import generator
 from fedloom.recipe import to_yaml
 from fedloom.rounds.binding import identity_of
@@ -33,7 +33,7 @@ def shared_recipe(recipe: Recipe) -> str:
         # Neither which model it is nor which text the server has is a site's business.
         model, algorithm = recipe.model, recipe.algorithm
         model = dataclasses.replace(model, name=EMULATOR, file=None, revision=None)
-        if isinstance(algorithm, Align):
+        if isinstance(algorithm, FedBiOT):
             algorithm = dataclasses.replace(algorithm, public=PublicText("server"))
         changed = dataclasses.replace(changed, model=model, algorithm=algorithm)
     return to_yaml(changed)

@@ -209,7 +209,7 @@ class Recipe:
             )
         if tune.emulator.factors and not isinstance(self.algorithm, Aligns):
             raise ValueError(
-                "tune.offsite.factors has no effect without algorithm align before all others in the list, which moves them"
+                "tune.offsite.factors has no effect without algorithm fedbiot before all others in the list, which moves them"
             )
 
     def _check_preferences(self) -> None:

@@ -19,8 +19,8 @@ from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
-from fedloom.rounds.alignment import AlignmentStage
 from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.loop import Run, advance, measure
 from fedloom.rounds.plausibility import implausible_evaluation
 from fedloom.rounds.privacy import Releases, covered

@@ -29,4 +29,4 @@ class PublicText:
 
     def __post_init__(self) -> None:
         if not self.source:
-            raise ValueError("align.public.source must name text of the server's own, got ''")
+            raise ValueError("fedbiot.public.source must name text of the server's own, got ''")

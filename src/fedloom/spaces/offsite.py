@@ -41,7 +41,7 @@ class Offsite:
     int8: bool = False
     """Hold the linear layers of what is kept in eight bits: less memory, and weights that clients have by their rounding."""
     factors: int = 0
-    """Rank of factors beside the emulator's layers, which algorithm `align` learns at the server; 0: it stays as it is."""
+    """Rank of factors beside the emulator's layers, which algorithm `fedbiot` learns at the server; 0: it stays as it is."""
     adapter: OffsiteAdapter = LoRA()
     """What learns of the first and last layers: low-rank adapters on them, or their weights."""
 

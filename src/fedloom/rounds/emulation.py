@@ -1,6 +1,6 @@
 """The server's stage between rounds: the emulator that clients have is moved towards the layers it stands in for.
 
-The emulator and what its optimizer remembers are in the state of algorithm `align`, so that a round's alignment is in its
+The emulator and what its optimizer remembers are in the state of algorithm `fedbiot`, so that a round's alignment is in its
 checkpoint or done again, to the same bits. Rows of a step follow from the run's seed, the round and the step.
 """
 
@@ -20,7 +20,7 @@ from fedloom.data.tokens import Example
 from fedloom.rounds.loop import Run
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
-from fedloom.spaces.alignment import gradient
+from fedloom.spaces.emulation import gradient
 from fedloom.spaces.offsite import OffsiteSpace
 
 
@@ -103,19 +103,19 @@ def public_examples(session: Session) -> list[Example]:
     assert isinstance(recipe.algorithm, Aligns)
     if recipe.data.packing:
         raise ValueError(
-            "data.packing must be false for algorithm align: whether a client holds a public row cannot be told of rows"
+            "data.packing must be false for algorithm fedbiot: whether a client holds a public row cannot be told of rows"
             " that are joined"
         )
     try:
         held = federate(public_data(recipe, recipe.algorithm.text), session.base.tokenizer)
     except ValueError as error:
-        raise ValueError(f"align.public, read as a section data: {error}") from error
+        raise ValueError(f"fedbiot.public, read as a section data: {error}") from error
     examples = [row for shard in held.shards.values() for row in shard.train]
     known = {_text(row) for row in examples}
     for client, shard in session.federation.shards.items():
         if any(_text(row) in known for row in (*shard.train, *shard.validation, *shard.test)):
             raise ValueError(
-                f"align.public must be text that no client holds, got rows that {client} has too: name other rows, or"
+                f"fedbiot.public must be text that no client holds, got rows that {client} has too: name other rows, or"
                 " leave them out of data with where"
             )
     return examples

@@ -10,7 +10,7 @@ import torch
 from fedloom.core.emulation import Distance
 from fedloom.models.build import Base
 from fedloom.server.optimizers import AdamW
-from fedloom.spaces.alignment import gradient
+from fedloom.spaces.emulation import gradient
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.offsite import Offsite, OffsiteSpace
 from fedloom.testing.bench import rows

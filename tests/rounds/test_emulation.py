@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from fedloom import experiment
-from fedloom.algorithms.align import AlignState
+from fedloom.algorithms.fedbiot import FedBiOTState
 from fedloom.client.cohort import Cohort
 from fedloom.core.params import equal
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import fingerprint
-from fedloom.rounds import alignment
-from fedloom.rounds.alignment import stage_of
+from fedloom.rounds import emulation
+from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import build
-from fedloom.spaces.alignment import gradient
+from fedloom.spaces.emulation import gradient
 from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.tracking.records import records
 
@@ -63,7 +63,7 @@ def made(small_recipe: Make, deep: str) -> Make:
 
 
 def aligned(made: Make, **changes: Any) -> Recipe:
-    return made(offsite={"factors": 2}, algorithm=[{"align": {**ALIGN, **changes}}, "fedavg"])
+    return made(offsite={"factors": 2}, algorithm=[{"fedbiot": {**ALIGN, **changes}}, "fedavg"])
 
 
 def test_a_run_is_measured_around_the_emulator_and_plugged_in(made: Make, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_run_that_dies_while_the_emulator_is_aligned_goes_on_to_the_same_bits(
         return gradient(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(alignment, "gradient", dying)
+        patch.setattr(emulation, "gradient", dying)
         with pytest.raises(Killed):
             experiment.run(aligned(made), tmp_path / "cut")
     again = experiment.run(aligned(made), tmp_path / "cut").summary
@@ -176,7 +176,7 @@ def test_what_the_optimizer_remembers_lasts_from_round_to_round(made: Make, tmp_
             s.run.state.moments.num_steps,
             *(s.run.state.moments.num_steps for _ in s.rounds()),
         ]
-    assert isinstance(s.run.state, AlignState)
+    assert isinstance(s.run.state, FedBiOTState)
     assert steps == [0, 4, 6]
 
 
@@ -185,7 +185,7 @@ def test_public_text_that_a_client_holds_is_refused_before_anything_is_written(
 ) -> None:
     own = {"source": "builtin:polyglot", "where": {"language": ["en"]}, "num_examples": 24}
     with pytest.raises(
-        ValueError, match=r"align\.public must be text that no client holds, got rows"
+        ValueError, match=r"fedbiot\.public must be text that no client holds, got rows"
     ):
         experiment.run(aligned(made, public=own), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
@@ -194,7 +194,7 @@ def test_public_text_that_a_client_holds_is_refused_before_anything_is_written(
 def test_public_text_that_cannot_be_read_says_where_it_is_named(made: Make, tmp_path: Path) -> None:
     public = {"source": str(tmp_path / "nothing.jsonl")}
     with pytest.raises(
-        ValueError, match=r"align\.public, read as a section data: .*nothing\.jsonl"
+        ValueError, match=r"fedbiot\.public, read as a section data: .*nothing\.jsonl"
     ):
         experiment.run(aligned(made, public=public), tmp_path / "run")
 
@@ -204,12 +204,16 @@ def test_joined_rows_are_refused_as_nobody_could_tell_whose_they_are(
 ) -> None:
     recipe = aligned(made)
     packed = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, packing=True))
-    with pytest.raises(ValueError, match=r"data\.packing must be false for algorithm align"):
+    with pytest.raises(ValueError, match=r"data\.packing must be false for algorithm fedbiot"):
         experiment.run(packed, tmp_path / "run")
 
 
 def test_the_same_emulator_serves_clusters(made: Make, tmp_path: Path) -> None:
-    layers = [{"align": ALIGN}, {"clustered": {"mode": {"random": {"num_clusters": 2}}}}, "fedavg"]
+    layers = [
+        {"fedbiot": ALIGN},
+        {"clustered": {"mode": {"random": {"num_clusters": 2}}}},
+        "fedavg",
+    ]
     recipe = made(offsite={"factors": 2}, algorithm=layers)
     experiment.run(recipe, tmp_path / "run")
     session = build(recipe, tmp_path / "other")
@@ -228,7 +232,7 @@ def test_a_batched_cohort_around_an_emulator_is_its_clients_one_by_one(
     for batched in ("auto", "off"):
         changes: dict[str, Any] = {"local": {"batched": batched, "steps": 2}}
         if factors:
-            changes |= {"offsite": {"factors": 2}, "algorithm": [{"align": ALIGN}, "fedavg"]}
+            changes |= {"offsite": {"factors": 2}, "algorithm": [{"fedbiot": ALIGN}, "fedavg"]}
         with experiment.session(made(**changes), tmp_path / batched) as s:
             assert isinstance(s.session.trainer, Cohort) == (batched == "auto")
             for _ in s.rounds():

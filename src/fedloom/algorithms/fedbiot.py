@@ -7,7 +7,7 @@ arXiv:2302.04870).
 
 The inner algorithm knows what learns of the first and last layers alone: its state, client state and uploads hold nothing
 else. The emulator's factors travel in every download, and are masked in a client's work. Gradients of the emulator's distance
-from the whole model come from outside, as no algorithm sees a model: see `rounds.alignment`.
+from the whole model come from outside, as no algorithm sees a model: see `rounds.emulation`.
 
 Deviations: the pull to the download is `fedavg.mu` of the inner algorithm, on the tensors that train, where the paper
 pulls products of factors (and its code, whose term has no gradient, nothing); KL is that of the distributions, averaged
@@ -28,14 +28,14 @@ from fedloom.server.public import PublicText
 
 
 @dataclass(frozen=True)
-class AlignState(SplitState[State]):
+class FedBiOTState(SplitState[State]):
     """The inner state, the emulator's factors, and what the optimizer of their alignment remembers."""
 
     moments: Moments
 
 
 @dataclass(frozen=True, slots=True)
-class Align(Frozen[State]):
+class FedBiOT(Frozen[State]):
     """Sends an emulator along, and moves it at the server between rounds; the first of the list."""
 
     inner: Algorithm[State]
@@ -71,33 +71,33 @@ class Align(Frozen[State]):
             ("batch_size", self.batch_size, 1),
         ):
             if value < least:
-                raise ValueError(f"align.{name} must be at least {least}, got {value}")
+                raise ValueError(f"fedbiot.{name} must be at least {least}, got {value}")
         if not self.before + self.steps:
             raise ValueError(
-                "align.before or steps must be at least 1: without a step leave align and tune.offsite.factors out"
+                "fedbiot.before or steps must be at least 1: without a step leave fedbiot and tune.offsite.factors out"
             )
         if self.match not in get_args(Match):
-            raise ValueError(f"align.match must be l2, cosine or layers, got {self.match!r}")
+            raise ValueError(f"fedbiot.match must be l2, cosine or layers, got {self.match!r}")
         if not (self.hidden >= 0 and self.kd >= 0 and self.hidden + self.kd > 0):
             raise ValueError(
-                f"align.hidden and kd must be weights of which one is above 0, got {self.hidden} and {self.kd}"
+                f"fedbiot.hidden and kd must be weights of which one is above 0, got {self.hidden} and {self.kd}"
             )
         if not self.temperature > 0:
-            raise ValueError(f"align.temperature must be positive, got {self.temperature}")
+            raise ValueError(f"fedbiot.temperature must be positive, got {self.temperature}")
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         shape = recipe.tune.emulator if isinstance(recipe.tune, HasEmulator) else None
         if shape is None or not shape.factors:
             raise ValueError(
-                "align moves the factors of an emulator, of which this recipe has none: set tune to offsite with factors"
+                "fedbiot moves the factors of an emulator, of which this recipe has none: set tune to offsite with factors"
             )
         inner = check(self.inner, recipe, num_clients=num_clients)
         return replace(self, inner=inner, left=shape.left, right=shape.right)
 
-    def init(self, params: Params, seed: int) -> AlignState[State]:
+    def init(self, params: Params, seed: int) -> FedBiOTState[State]:
         adapters, factors = self.split(params)
         inner = self.inner.init(adapters, seed)
-        return AlignState(inner, factors, self.optimizer.init(factors))
+        return FedBiOTState(inner, factors, self.optimizer.init(factors))
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """Return the tensors of the layers that learn, and the factors of those between them."""
@@ -114,11 +114,11 @@ class Align(Frozen[State]):
     def text(self) -> Mapping[str, Any]:
         return asdict(self.public)
 
-    def factors(self, state: AlignState[State]) -> Params:
+    def factors(self, state: FedBiOTState[State]) -> Params:
         """Return where the emulator's factors stand."""
         return state.others
 
-    def moved(self, state: AlignState[State], gradient: Params) -> AlignState[State]:
+    def moved(self, state: FedBiOTState[State], gradient: Params) -> FedBiOTState[State]:
         """Return the state after a step against the gradient of the emulator's distance."""
         factors, moments = self.optimizer.step(state.others, scale(gradient, -1.0), state.moments)
         return replace(state, others=factors, moments=moments)

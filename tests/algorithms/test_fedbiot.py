@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.algorithms.align import Align
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.emulation import Aligns
@@ -32,15 +32,15 @@ def of_layers(*numbers: int) -> set[str]:
     return {name for name in NAMES if int(name.split(".")[2]) in numbers}
 
 
-def align(inner: Any = None, **settings: Any) -> Align[Any]:
-    return Align(inner or FedAvg(), PUBLIC, **{"left": 1, "right": 1, **settings})
+def fedbiot(inner: Any = None, **settings: Any) -> FedBiOT[Any]:
+    return FedBiOT(inner or FedAvg(), PUBLIC, **{"left": 1, "right": 1, **settings})
 
 
 @pytest.mark.parametrize("inner", [FedAvg(mu=0.5), Scaffold()], ids=["fedprox", "scaffold"])
 def test_the_inner_algorithm_knows_the_ends_alone_and_the_factors_rest_at_clients(
     inner: Any,
 ) -> None:
-    algorithm = align(inner)
+    algorithm = fedbiot(inner)
     state = algorithm.init(start(), 0)
     assert set(state.others) == of_layers(1, 10)
     assert set(state.inner.params) == of_layers(0, 11)
@@ -62,20 +62,20 @@ def test_the_inner_algorithm_knows_the_ends_alone_and_the_factors_rest_at_client
 
 
 def test_what_a_client_uses_are_its_layers_around_the_emulator_as_it_was_sent() -> None:
-    algorithm = align()
+    algorithm = fedbiot()
     state = algorithm.init(start(), 0)
     sent = algorithm.broadcast(state, Round(1, 0, {"a": {}}, ("a",), 1.0))["a"]
     assert equal(algorithm.deployed(sent, {}), start())
 
 
 def test_a_step_goes_against_the_gradient_and_the_next_one_remembers_it() -> None:
-    algorithm = align(optimizer=SGD(0.5))
+    algorithm = fedbiot(optimizer=SGD(0.5))
     state = algorithm.init(start(), 0)
     slope = {name: torch.ones(2) for name in of_layers(1, 10)}
     moved = algorithm.moved(state, slope)
     assert equal(algorithm.factors(moved), {n: t - 0.5 for n, t in state.others.items()})
     assert equal(moved.inner.params, state.inner.params)
-    remembering = align(optimizer=AdamW(0.1, weight_decay=0.0))
+    remembering = fedbiot(optimizer=AdamW(0.1, weight_decay=0.0))
     once = remembering.moved(remembering.init(start(), 0), slope)
     twice = remembering.moved(once, {n: torch.zeros(2) for n in slope})
     assert (once.moments.num_steps, twice.moments.num_steps) == (1, 2)
@@ -106,24 +106,24 @@ def test_the_pull_to_what_was_sent_has_a_gradient(tiny_llama: Callable[..., Any]
 
 
 def test_a_recipe_fills_in_which_layers_are_whose_and_reads_itself_back() -> None:
-    layers: list[Any] = [{"align": {"public": {"source": "builtin:polyglot"}}}, "fedavg"]
+    layers: list[Any] = [{"fedbiot": {"public": {"source": "builtin:polyglot"}}}, "fedavg"]
     tune = {"offsite": {"left": 3, "right": 2, "factors": 4}}
     recipe = build_recipe({"name": "x", "algorithm": layers, "tune": tune})
     algorithm = recipe.algorithm
-    assert isinstance(algorithm, Align)
+    assert isinstance(algorithm, FedBiOT)
     assert isinstance(algorithm, Aligns)
     assert (algorithm.left, algorithm.right) == (3, 2)
     assert build_recipe(to_tree(recipe)) == recipe
     with pytest.raises(RecipeError, match="unknown key 'left'"):
-        build_recipe({"name": "x", "algorithm": [{"align": {"left": 1}}, "fedavg"], "tune": tune})
+        build_recipe({"name": "x", "algorithm": [{"fedbiot": {"left": 1}}, "fedavg"], "tune": tune})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"before": -1}, r"align\.before must be at least 0, got -1"),
-        ({"batch_size": 0}, r"align\.batch_size must be at least 1"),
-        ({"before": 0, "steps": 0}, "without a step leave align"),
+        ({"before": -1}, r"fedbiot\.before must be at least 0, got -1"),
+        ({"batch_size": 0}, r"fedbiot\.batch_size must be at least 1"),
+        ({"before": 0, "steps": 0}, "without a step leave fedbiot"),
         ({"match": "l1"}, "must be l2, cosine or layers, got 'l1'"),
         ({"hidden": 0.0, "kd": 0.0}, "one is above 0, got 0"),
         ({"temperature": 0.0}, "must be positive"),
@@ -131,6 +131,6 @@ def test_a_recipe_fills_in_which_layers_are_whose_and_reads_itself_back() -> Non
 )
 def test_settings_that_cannot_be_meant_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        align(**settings)
-    with pytest.raises(ValueError, match=r"align\.public\.source must name text"):
+        fedbiot(**settings)
+    with pytest.raises(ValueError, match=r"fedbiot\.public\.source must name text"):
         PublicText("")
