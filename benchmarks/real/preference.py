@@ -5,8 +5,8 @@ that differ, under one model for all, FedBiscuit's two and as many as are found.
 
 FILE holds pairs as LLaMA-Factory's `dpo_en.json` does: 200 of them. What is asked and answered is cut to so few words that
 a pair takes half a second of one core. Local training and the centralised run have the same test pairs and as many steps as a
-client takes, or as all take together. The tastes are planted: an answer stands beside its own beginning, four clients like
-the short one and four the long one, so that the two are exactly opposed. About ten minutes of one core a seed.
+client takes, or as all take together. The tastes are planted: an answer stands beside its own beginning, three clients like
+the short one and three the long one, so that the two are exactly opposed. About twelve minutes of one core a seed.
 """
 
 import json
@@ -19,7 +19,7 @@ from runs import MODELS, Line, Lines, Tree, first, grid, last, main
 from intervals import interval
 
 METRICS = ("preference_accuracy", "preference_margin", "loss", "reference_kl")
-CLIENTS = 8
+CLIENTS, OPPOSED_CLIENTS = 8, 6
 ASKED, ANSWERED = 12, 16
 """Words of a question, from its end, and of an answer, from its beginning."""
 BRIEF, THOROUGH = 4, 16
@@ -59,7 +59,7 @@ def planted(file: str) -> list[dict[str, str]]:
         brief, thorough = (cut(row["chosen"], words) for words in (BRIEF, THOROUGH))
         taste = "brief" if at % 2 else "thorough"
         chosen, rejected = (brief, thorough) if at % 2 else (thorough, brief)
-        client = f"{taste}-{at % CLIENTS // 2}"
+        client = f"{taste}-{at % OPPOSED_CLIENTS // 2}"
         prompt = cut(row["prompt"], -ASKED // 2)
         made.append(
             {"client": client, "taste": taste, "prompt": prompt}
@@ -86,7 +86,8 @@ def arm(
     *,
     algorithm: object = "fedavg",
     baselines: Sequence[str] = (),
-    rounds: int = 5,
+    rounds: int = 4,
+    batch_size: int = 2,
 ) -> Tree:
     """Return a recipe."""
     return {
@@ -95,8 +96,8 @@ def arm(
         "objective": objective,
         "data": {"prompt": "plain", "max_length": 96, "truncate": "prompt", **data},
         "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
-        "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 1, "batch_size": 2},
-        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 6},
+        "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 1, "batch_size": batch_size},
+        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 5},
         "run": {"rounds": rounds, "samples": 0, "keep_checkpoints": 1, "baselines": baselines},
     }
 
@@ -119,7 +120,9 @@ def arms(source: str, model: str) -> Mapping[str, Tree]:
         "DPO": arm(model, dpo, alike, baselines=["local", "centralised"]),
         "KTO": arm(model, {"kto": {"beta": 0.1}}, alike),
         **{
-            f"two tastes, {name}": arm(model, dpo, apart, algorithm=algorithm, rounds=6)
+            f"two tastes, {name}": arm(
+                model, dpo, apart, algorithm=algorithm, rounds=6, batch_size=4
+            )
             for name, algorithm in OPPOSED.items()
         },
     }
