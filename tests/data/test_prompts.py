@@ -29,7 +29,12 @@ class Templated:
     all_special_ids: list[int] = field(default_factory=list)
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self,
+        conversation: list[dict[str, object]],
+        *,
+        tools: list[dict[str, object]] | None = None,
+        tokenize: bool,
+        add_generation_prompt: bool,
     ) -> str:
         from jinja2 import Environment, TemplateError
 
@@ -39,7 +44,9 @@ class Templated:
         environment = Environment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = raise_exception
         template = environment.from_string(self.chat_template or "")
-        return template.render(messages=conversation, add_generation_prompt=add_generation_prompt)
+        return template.render(
+            messages=conversation, tools=tools, add_generation_prompt=add_generation_prompt
+        )
 
 
 def record(*messages: Message) -> Record:
