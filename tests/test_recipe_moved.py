@@ -47,11 +47,11 @@ def test_a_key_of_old_is_answered_with_the_section_to_write(tune, says: str, wri
         ),
         (
             {"space": "boft"},
-            r"the key of the section, one of lora, lora_xs, prompt, prefix, ptuning, ia3, vera, full, seeds: got 'boft'$",
+            r"the key of the section, one of lora, lora_xs, prompt, prefix, ptuning, ia3, vera, offsite, full, seeds: got 'boft'$",
         ),
         (
             {"space": ["lora"]},
-            r"the key of the section, one of lora, lora_xs, prompt, prefix, ptuning, ia3, vera, full, seeds: got \['lora'\]$",
+            r"the key of the section, one of lora, lora_xs, prompt, prefix, ptuning, ia3, vera, offsite, full, seeds: got \['lora'\]$",
         ),
     ],
 )

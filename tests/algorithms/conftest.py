@@ -59,8 +59,9 @@ class Descent:
         if isinstance(work, Fit) and COEFFICIENTS in work.start:
             return self._walk(loss, work, seed)
         if isinstance(work, Losses):
-            found = loss.value(work.params["w"]).sum().expand(loss.num_examples).double()
-            return Done({}, loss.num_examples, record={"losses": {"losses": found}})
+            found = sum(float(loss.value(value).sum()) for value in work.params.values())
+            each = torch.full((loss.num_examples,), found, dtype=torch.float64)
+            return Done({}, loss.num_examples, record={"losses": {"losses": each}})
         if isinstance(work, Evaluate):
             return Done({}, loss.num_examples)
         weight = 1.0 if work.example_weights is None else float(work.example_weights.mean())

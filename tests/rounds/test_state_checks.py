@@ -7,9 +7,12 @@ import torch
 from fedloom.algorithms import ALGORITHMS, WRAPPERS
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedbiot import FedBiOT
+from fedloom.algorithms.fedem import FedEM
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.private import Private
 from fedloom.rounds.state_checks import models_in, state_fault
+from fedloom.server.public import PublicText
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ def test_the_model_of_every_algorithm_is_found_in_its_state(name: str) -> None:
     kind: Any = ALGORITHMS[name]
     if kind is Private:
         algorithm: Any = Private(FedAvg(), 1.0, noise_multiplier=1.0, noise_seed=1, delta=0.1)
+    elif kind is FedBiOT:
+        algorithm = FedBiOT(FedAvg(), PublicText("builtin:polyglot"))
     else:
         algorithm = kind(FedAvg()) if name in WRAPPERS else kind()
     seeds = kind in (FedKSeed, DeComFL)
@@ -40,6 +45,7 @@ def test_the_model_of_every_algorithm_is_found_in_its_state(name: str) -> None:
     start = start if seeds else {"lora_A": torch.ones(2, 3), "lora_B": torch.ones(3, 2)}
     models = list(models_in(algorithm.init(start, 0)))
     assert models
+    assert len(models) == (2 if kind is FedEM else 1)
     assert all(set(model) <= set(start) and model for model in models)
 
 

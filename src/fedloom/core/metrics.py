@@ -319,7 +319,9 @@ def _value(name: str, value: object, known: Mapping[str, Metric], *, unsure: boo
     prefix = next((p for p in PREFIXES if name.startswith(p)), "")
     base = name.removeprefix(prefix)
     if base not in known:
-        raise ValueError(f"a metric must be one of {', '.join(known)}, got {ascii(name)[:60]}")
+        raise ValueError(
+            f"got a metric {ascii(name)[:60]}, which must be one of {', '.join(known)}"
+        )
     if type(value) is not int and type(value) is not float:
         raise ValueError(f"{name} must be a number, got {ascii(value)[:60]}")
     # Compared as it is: a whole number may be too large for a float.

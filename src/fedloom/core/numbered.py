@@ -18,10 +18,11 @@ def joined(parts: Sequence[Payload]) -> Payload:
 
 
 def separated(payload: Payload, count: int) -> Sequence[Payload]:
-    """Return the `count` messages that one was made of, with their tensors themselves."""
+    """Return the `count` messages that one was made of, with their tensors themselves; what a layer around added is left out."""
     parts: list[dict[str, dict[str, Tensor]]] = [{} for _ in range(count)]
     for group, params in payload.items():
         for name, tensor in params.items():
             number, _, own = name.partition(".")
-            parts[int(number) - 1].setdefault(group, {})[own] = tensor
+            if own and number.isdecimal():
+                parts[int(number) - 1].setdefault(group, {})[own] = tensor
     return parts

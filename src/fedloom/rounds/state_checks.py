@@ -48,7 +48,9 @@ def models_in(state: Any) -> Iterator[Params]:
             else:
                 yield from models_in(value)
     elif isinstance(state, Mapping):
-        for value in state.values():
+        yield from models_in(tuple(state.values()))
+    elif isinstance(state, tuple | list):
+        for value in state:
             yield from models_in(value)
 
 
