@@ -21,23 +21,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
-
 from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.groups import adjusted_rand
 from fedloom.clustering.members import Grouping, clusters_of
 from fedloom.clustering.modes import Auto, Mode, Paper
 from fedloom.clustering.pooling import Variances
-from fedloom.clustering.rows import row_of
-from fedloom.clustering.sharing import ClusteredState, Sharing, downloads
+from fedloom.clustering.sharing import ClusteredState, Sharing
 from fedloom.core.description import Description, RecipeView, describe
-from fedloom.core.params import equal, sub
-from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
     ClientUpdate,
-    Fit,
     Metrics,
     Params,
     Payload,
@@ -47,11 +41,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.core.wrapper import Wrapper, spelled
-
-_WALK = 64
-"""Steps of a probe there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,50 +116,10 @@ class Clustered(Wrapper[State]):
         return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {}, variances)
 
     def broadcast(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, Payload]:
-        if isinstance(self.mode, Balanced):
-            return self.mode.broadcast(self.inner, state, round)
-        round = self.mode.turnout(state, round)
-        due = set(self.mode.due(state, round))
-        sent = downloads(
-            self.share.mixtures(state, round),
-            round,
-            lambda k, part: self.inner.broadcast(
-                state.cluster_states.get(k, state.global_state), part
-            ),
-            shared=self.share.names if state.cluster_states else (),
-        )
-        # Who is to be probed sees it from its download, as it must: replies are checked against what a download asks for.
-        start = {"start": state.start}
-        return once_each(
-            sent,
-            lambda client: float(client in due),
-            lambda p, asked: {**p, **start} if asked else p,
-        )
+        return self.mode.broadcast(self.inner, state, round, self.share)
 
     def client_update(self, task: Task, client_state: Payload) -> ClientUpdate:
-        if isinstance(self.mode, Balanced):
-            return (yield from self.mode.client_update(self.inner, task, client_state))
-        reply, new_state = yield from self.inner.client_update(task, client_state)
-        if not isinstance(self.mode, Auto) or "start" not in task.download:
-            return reply, new_state
-        start, delta = task.download["start"], reply.upload.get("delta", {})
-        params = task.download["params"]
-        if (
-            COEFFICIENTS in start
-            or self.mode.probe
-            or not delta
-            or not equal(params, {name: start[name] for name in params})
-        ):
-            if COEFFICIENTS in start:
-                # Only clients who walk along the same coordinates can be compared.
-                path = torch.arange(self.mode.probe or _WALK) % len(start[COEFFICIENTS])
-                done = yield Fit(start, seed_sequence={COEFFICIENTS: path}, at_start=True)
-            else:
-                done = yield Fit(start, steps=self.mode.probe)
-            moved = sub(done.params, start)
-            delta = {name: t for name, t in moved.items() if not delta or name in delta}
-        row = row_of(start, delta, compare=self.mode.compare, size=self.mode.sketch)
-        return replace(reply, upload={**reply.upload, "probe": {"row": row}}), new_state
+        return (yield from self.mode.client_update(self.inner, task, client_state))
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         return self.inner.deployed(download, client_state)

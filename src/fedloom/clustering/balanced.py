@@ -112,7 +112,7 @@ class Balanced(Silent):
         return replace(round, cohort=tuple(round.population), rate=1.0)
 
     def broadcast(
-        self, inner: Algorithm[State], state: ClusteredState[State], round: Round
+        self, inner: Algorithm[State], state: ClusteredState[State], round: Round, share: Sharing
     ) -> Mapping[ClientId, Payload]:
         """Return what the cohort is sent: the model to train, and where clients are grouped all models beside it."""
         round, models = self.turnout(state, round), _models(state, self.num_clusters)

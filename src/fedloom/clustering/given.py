@@ -9,16 +9,19 @@ import torch
 from fedloom.clustering.groups import Groups
 from fedloom.clustering.members import Grouping, cluster_name
 from fedloom.clustering.pooling import pool
-from fedloom.clustering.sharing import ClusteredState, Sharing, update_clusters
+from fedloom.clustering.sharing import ClusteredState, Sharing, downloads, update_clusters
 from fedloom.core.description import RecipeView
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
+    ClientUpdate,
     Metrics,
     Params,
+    Payload,
     Reply,
     Round,
     State,
+    Task,
 )
 from fedloom.core.randomness import derive
 
@@ -38,9 +41,23 @@ class Silent(Protocol):
         """Return the round: the cohort is the sampler's."""
         return round
 
-    def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
-        """Return nobody."""
-        return []
+    def broadcast(
+        self, inner: Algorithm[State], state: ClusteredState[State], round: Round, share: Sharing
+    ) -> Mapping[ClientId, Payload]:
+        """Return what the cohort is sent: each client its cluster's model, mixed as `share` says."""
+        round = self.turnout(state, round)
+        return downloads(
+            share.mixtures(state, round),
+            round,
+            lambda k, part: inner.broadcast(state.cluster_states.get(k, state.global_state), part),
+            shared=share.names if state.cluster_states else (),
+        )
+
+    def client_update(
+        self, inner: Algorithm[State], task: Task, client_state: Payload
+    ) -> ClientUpdate:
+        """Train what was sent."""
+        return (yield from inner.client_update(task, client_state))
 
 
 class BesideGlobal(Silent, Protocol):

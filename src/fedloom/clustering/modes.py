@@ -10,10 +10,27 @@ from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.given import BesideGlobal, Given, Random, Silent
 from fedloom.clustering.groups import Groups, cosines, ward_cut
 from fedloom.clustering.members import Grouping, regrouped, renamed, with_rows
-from fedloom.clustering.rows import Compare, check_product, whole_row
+from fedloom.clustering.rows import Compare, check_product, row_of, whole_row
 from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
-from fedloom.core.protocols import Algorithm, ClientId, Metrics, Params, Reply, Round, State
+from fedloom.core.params import equal, sub
+from fedloom.core.payloads import once_each
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    ClientUpdate,
+    Fit,
+    Metrics,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    State,
+    Task,
+)
+from fedloom.core.seed_sequences import COEFFICIENTS
 
+_WALK = 64
+"""Steps of a probe in seed space."""
 _RAREST = 6
 """How often the rounds between probes are doubled at most."""
 
@@ -78,6 +95,46 @@ class Auto(BesideGlobal):
             if row_counts.get(client, 0) < self.probes
             or 0 < gap <= round.number - row_rounds[client]
         ]
+
+    def broadcast(
+        self, inner: Algorithm[State], state: ClusteredState[State], round: Round, share: Sharing
+    ) -> Mapping[ClientId, Payload]:
+        """Return what the cohort is sent; whom to probe also the model that everybody holds."""
+        sent = BesideGlobal.broadcast(self, inner, state, round, share)
+        due = set(self.due(state, round))
+        # Who is to be probed sees it from its download, as it must: replies are checked against what a download asks for.
+        start = {"start": state.start}
+        return once_each(
+            sent,
+            lambda client: float(client in due),
+            lambda p, asked: {**p, **start} if asked else p,
+        )
+
+    def client_update(
+        self, inner: Algorithm[State], task: Task, client_state: Payload
+    ) -> ClientUpdate:
+        """Train what was sent; where asked, add a row to be compared by, if need be of a training more."""
+        reply, new_state = yield from inner.client_update(task, client_state)
+        if "start" not in task.download:
+            return reply, new_state
+        start, delta = task.download["start"], reply.upload.get("delta", {})
+        params = task.download["params"]
+        if (
+            COEFFICIENTS in start
+            or self.probe
+            or not delta
+            or not equal(params, {name: start[name] for name in params})
+        ):
+            if COEFFICIENTS in start:
+                # Only clients who walk along the same coordinates can be compared.
+                path = torch.arange(self.probe or _WALK) % len(start[COEFFICIENTS])
+                done = yield Fit(start, seed_sequence={COEFFICIENTS: path}, at_start=True)
+            else:
+                done = yield Fit(start, steps=self.probe)
+            moved = sub(done.params, start)
+            delta = {name: t for name, t in moved.items() if not delta or name in delta}
+        row = row_of(start, delta, compare=self.compare, size=self.sketch)
+        return replace(reply, upload={**reply.upload, "probe": {"row": row}}), new_state
 
     def grouped(
         self,
