@@ -336,6 +336,23 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
     assert f"{sure[1]} and {sure[2]} % (`benchmarks" in told
 
 
+def test_the_readmes_real_models_are_the_benchmarks() -> None:
+    told = README.read_text().split("<!-- real:begin -->")[1].split("<!-- real:end -->")[0]
+    folder = README.parent / "benchmarks/results"
+    flasc, instructions = (
+        [line.strip("| ").split(" | ") for line in (folder / name).read_text().splitlines()]
+        for name in ("real_flasc.md", "real_instructions.md")
+    )
+    rows = [line.strip("| ").split(" | ") for line in told.splitlines() if "±" in line]
+    assert len(rows) == 7
+    for arm, fewer, *measured in rows[:5]:
+        (line,) = [line for line in flasc if line[0] == arm]
+        assert line[1:3] == ["3", "0.688"]
+        assert [line[-1], *line[3 : 3 + len(measured)]] == [fewer, *measured]
+    for title, *measured in rows[5:]:
+        assert [title, "3", *measured] in [line[:6] for line in instructions]
+
+
 def test_the_readmes_speed_is_the_benchmarks() -> None:
     results = (README.parent / "benchmarks/results/round.txt").read_text().split("\n\n\n")[0]
     table = README.read_text().split("<!-- round:begin -->")[1].split("<!-- round:end -->")[0]

@@ -6,7 +6,7 @@ that differ, under one model for all, FedBiscuit's two and as many as are found.
 FILE holds pairs as LLaMA-Factory's `dpo_en.json` does: 200 of them. What is asked and answered is cut to so few words that
 a pair takes half a second of one core. Local training and the centralised run have the same test pairs and as many steps as a
 client takes, or as all take together. The tastes are planted: an answer stands beside its own beginning, three clients like
-the short one and three the long one, so that the two are exactly opposed. About twelve minutes of one core a seed.
+the short one and three the long one, so that the two are exactly opposed. About sixteen minutes of one core a seed.
 """
 
 import json
@@ -87,6 +87,7 @@ def arm(
     algorithm: object = "fedavg",
     baselines: Sequence[str] = (),
     rounds: int = 4,
+    steps: int = 4,
     batch_size: int = 2,
 ) -> Tree:
     """Return a recipe."""
@@ -96,8 +97,8 @@ def arm(
         "objective": objective,
         "data": {"prompt": "plain", "max_length": 96, "truncate": "prompt", **data},
         "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
-        "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 1, "batch_size": batch_size},
-        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 5},
+        "local": {"optimizer": "adamw", "lr": 1e-3, "steps": steps, "batch_size": batch_size},
+        "evaluation": {"every": 0, "validation": False, "generate": False},
         "run": {"rounds": rounds, "samples": 0, "keep_checkpoints": 1, "baselines": baselines},
     }
 
@@ -121,7 +122,7 @@ def arms(source: str, model: str) -> Mapping[str, Tree]:
         "KTO": arm(model, {"kto": {"beta": 0.1}}, alike),
         **{
             f"two tastes, {name}": arm(
-                model, dpo, apart, algorithm=algorithm, rounds=6, batch_size=4
+                model, dpo, apart, algorithm=algorithm, rounds=6, steps=2, batch_size=4
             )
             for name, algorithm in OPPOSED.items()
         },
