@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedloom.algorithms import ALGORITHMS
+    from fedloom.benchmark.bench import Bench, bench
     from fedloom.client.hf_trainer import LocalRound, hf_trainer
     from fedloom.client.setup import TrainerParts
     from fedloom.core.metrics import Metric
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "fedloom.algorithms": ("ALGORITHMS",),
+    "fedloom.benchmark.bench": ("Bench", "bench"),
     "fedloom.client.hf_trainer": ("LocalRound", "hf_trainer"),
     "fedloom.client.setup": ("TrainerParts",),
     "fedloom.core.metrics": ("Metric",),
@@ -68,6 +70,7 @@ _HOMES = {
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Bench",
     "Callback",
     "ClientError",
     "ClientFailure",
@@ -92,6 +95,7 @@ __all__ = [
     "Trainer",
     "TrainerParts",
     "__version__",
+    "bench",
     "hf_trainer",
     "load_recipe",
     "open_run",

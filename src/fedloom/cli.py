@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom import cli_sites
+from fedloom import cli_bench, cli_sites
 from fedloom.cli_console import complain, console, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
@@ -66,6 +66,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
     app.command()(command)
+app.command()(cli_bench.bench)
 
 PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"

@@ -146,7 +146,7 @@ def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = 
     if algorithm is None:
         algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
-    recipe: Recipe = _dataclass(Recipe, rest, "", algorithm=algorithm)
+    recipe: Recipe = dataclass_of(Recipe, rest, "", algorithm=algorithm)
     return recipe
 
 
@@ -167,7 +167,7 @@ def _algorithm(name: str, fields: Any, inner: Algorithm[Any] | None) -> Any:
         )
     if not wraps and inner is not None:
         raise RecipeError(f"algorithm: {name} wraps nothing, so it must be the last in the list")
-    return _dataclass(cls, fields, f"algorithm.{name}", **({"inner": inner} if wraps else {}))
+    return dataclass_of(cls, fields, f"algorithm.{name}", **({"inner": inner} if wraps else {}))
 
 
 def _algorithm_class(name: Any) -> Any:
@@ -179,7 +179,18 @@ def _algorithm_class(name: Any) -> Any:
     return found or _named(ALGORITHMS, name, "algorithm")
 
 
-def _dataclass(cls: Any, fields: Any, path: str, **given: Any) -> Any:
+def dataclass_of(cls: Any, fields: Any, path: str, **given: Any) -> Any:
+    """Return a frozen dataclass of settings, filled from mappings as YAML has them.
+
+    Args:
+        cls: The dataclass.
+        fields: Its settings by name.
+        path: Where they stand in the file.
+        given: Fields that no file gives.
+
+    Raises:
+        RecipeError: for an unknown or missing key, a value of the wrong type or one that the dataclass refuses.
+    """
     if not isinstance(fields, Mapping):
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}
@@ -217,20 +228,20 @@ def _value(hint: Any, value: Any, path: str) -> Any:
                 f"{path} must be one of {', '.join(TABLES[hint])}, or one {{name: settings}}, got {brief(value)}{last}"
             )
         ((name, fields),) = value.items()
-        return _dataclass(_choice(hint, name, path), fields or {}, f"{path}.{name}")
+        return dataclass_of(_choice(hint, name, path), fields or {}, f"{path}.{name}")
     if hint in LISTS:
         return _listed(LISTS[hint], value, path)
     if hint in BARE and isinstance(value, int | float | str):
         value = {BARE[hint]: value}
     if dataclasses.is_dataclass(hint):
-        return _dataclass(hint, {} if value is None else value, path)
+        return dataclass_of(hint, {} if value is None else value, path)
     settings = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
     if value is not None and len(settings) == 1 and type(None) in typing.get_args(hint):
-        return _dataclass(settings[0], value, path)
+        return dataclass_of(settings[0], value, path)
     if settings and typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise RecipeError(f"{path} must be a list of settings, got {brief(value)}")
-        return tuple(_dataclass(settings[0], v, f"{path}.{i}") for i, v in enumerate(value))
+        return tuple(dataclass_of(settings[0], v, f"{path}.{i}") for i, v in enumerate(value))
     if isinstance(value, bool) and (word := "on" if value else "off") in typing.get_args(hint):
         value = word  # as YAML reads it without quotes
     if _is_bool_for_number(hint, value):
@@ -277,7 +288,7 @@ def _listed(cls: Any, value: Any, path: str) -> tuple[Any, ...]:
         ((name, fields),) = item.items()
         if isinstance(fields, Mapping) and "score" in fields:
             fields = {**fields, "score": _score_of(fields["score"], f"{path}.{name}")}
-        found.append(_dataclass(cls, fields or {}, f"{path}.{name}", name=name))
+        found.append(dataclass_of(cls, fields or {}, f"{path}.{name}", name=name))
     return tuple(found)
 
 

@@ -101,7 +101,7 @@ def curve(metric: Metric, lines: Sequence[Line]) -> Figure:
     _draw(axes, lines)
     heading(figure, metric.title)
     rounds_axis(axes)
-    _quality_axis(axes, metric)
+    quality_axis(axes, metric)
     return figure
 
 
@@ -117,7 +117,7 @@ def quality_by_bytes(metric: Metric, lines: Sequence[Line], *, log: bool = False
     axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
     if not log:
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-    _quality_axis(axes, metric)
+    quality_axis(axes, metric)
     return figure
 
 
@@ -246,7 +246,8 @@ def _draw(axes: Axes, lines: Sequence[Line]) -> None:
     axes.margins(x=0.03, y=0.08)
 
 
-def _quality_axis(axes: Axes, metric: Metric) -> None:
+def quality_axis(axes: Axes, metric: Metric) -> None:
+    """Tick an axis of a metric: a share from 0, in per cent."""
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
     if metric.is_share:
         top = axes.get_ylim()[1]

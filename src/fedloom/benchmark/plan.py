@@ -1,0 +1,199 @@
+"""A plan of runs: methods, variants and seeds, in YAML; every run that it asks for as a recipe."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedloom.core.files import file_name
+from fedloom.recipe import RecipeError, apply_overrides, build_recipe, dataclass_of, read_tree
+from fedloom.recipe_yaml import YamlError, read_yaml, suggest
+from fedloom.rounds.recipe_settings import Baseline, Recipe
+
+_SHARED = ("model", "data", "objective", "evaluation")
+"""Sections that runs must have in common, apart from seeds, to be compared one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the table."""
+
+    recipe: str = ""
+    """A shipped recipe's name or a path; the plan's, if empty."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Values by path, such as `run.rounds: 5`, after the plan's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """What is compared with what."""
+
+    name: str
+    """Of the table and its folder; the file's, if it says nothing else."""
+    description: str = ""
+    """What the table shows, in a sentence under its title."""
+    recipe: str = "quickstart"
+    """A shipped recipe's name or a path: of methods that have none of their own."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of all methods: values by path, such as `run.rounds: 5`."""
+    methods: Mapping[str, Any] = field(default_factory=dict)
+    """Rows by name: a recipe's name, settings by path, or both as {recipe, settings}."""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Settings by name; with any, every method is a row with each of them."""
+    seeds: Sequence[int] = (0, 1, 2)
+    """Of `run.seed` and `data.seed`: all methods have the same rows and draws at a seed."""
+    baselines: Sequence[Baseline] = ("local", "centralised")
+    """Rows made of the first method: every client alone, and all data in one place, for instance."""
+    beside: str = ""
+    """The row that others are compared with, seed by seed; the first, if empty."""
+    metrics: Sequence[str] = ()
+    """Columns, such as test/loss; accuracy or exact match and the loss, if empty."""
+
+    def __post_init__(self) -> None:
+        if not self.methods:
+            raise ValueError(
+                "methods must name at least one row, such as `FedAdam: fedadam` or `FedProx: {algorithm.fedavg.mu: 0.1}`"
+            )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be whole numbers, each once, got {list(self.seeds)}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be at least 0, got {min(self.seeds)}")
+        names = [*self.rows(), *self.baselines]
+        for taken in names:
+            if names.count(taken) > 1:
+                raise ValueError(f"two rows are called {taken!r}: rename the method")
+        folders = [file_name(name) for name in names]
+        for folder, name in zip(folders, names, strict=True):
+            if folders.count(folder) > 1:
+                raise ValueError(f"the folder of two rows would be {folder!r}: rename {name!r}")
+        if self.beside and self.beside not in names:
+            raise ValueError(
+                f"beside must be one of {', '.join(names)}, got {self.beside!r}{suggest(self.beside, names)}"
+            )
+
+    @property
+    def reference(self) -> str:
+        """Return the row that others are compared with."""
+        return self.beside or next(iter(self.rows()))
+
+    def rows(self) -> Mapping[str, Method]:
+        """Return recipe and overrides of every method with every variant."""
+        methods = {
+            str(name): self._method(str(name), given) for name, given in self.methods.items()
+        }
+        if not self.variants:
+            return methods
+        return {
+            f"{name}, {variant}": dataclasses.replace(
+                method, settings={**method.settings, **settings}
+            )
+            for name, method in methods.items()
+            for variant, settings in self.variants.items()
+        }
+
+    def _method(self, name: str, given: Any) -> Method:
+        if isinstance(given, str):
+            given = {"recipe": given}
+        elif given is None:
+            given = {}
+        elif isinstance(given, Mapping) and not given.keys() & {"recipe", "settings"}:
+            given = {"settings": given}
+        method: Method = dataclass_of(Method, given, f"methods.{name}")
+        return method
+
+    def recipe_of(self, row: str, seed: int) -> Recipe:
+        """Return the recipe of a row at a seed.
+
+        Raises:
+            RecipeError: naming the row, where the recipe does not take its overrides.
+        """
+        method = self.rows()[row]
+        settings = {**self.settings, **method.settings}
+        try:
+            for path in settings.keys() & _FIXED.keys():
+                raise RecipeError(f"{path} is set by the plan's key `{_FIXED[path]}`")
+            overrides = [f"{path}={_text(value)}" for path, value in settings.items()]
+            tree = apply_overrides(read_tree(method.recipe or self.recipe), overrides)
+            data, run = tree.get("data") or {}, tree.get("run") or {}
+            return build_recipe(
+                {
+                    **tree,
+                    "name": row,
+                    "data": {**data, "seed": seed},
+                    "run": {**run, "seed": seed, "baselines": []},
+                }
+            )
+        except RecipeError as error:
+            raise RecipeError(f"row {row!r}: {error}") from error
+
+    def check(self) -> None:
+        """Refuse a plan of which some run could not begin.
+
+        Raises:
+            RecipeError: naming the row.
+        """
+        for row in self.rows():
+            if self.recipe_of(row, self.seeds[0]).elsewhere:
+                raise RecipeError(
+                    f"row {row!r}: its clients are at sites that join, and a plan is run on one machine: set engine.flower.nodes"
+                )
+
+    def unlike(self, row: str, other: str) -> Sequence[str]:
+        """Return the sections in which a row's data or model are not those of another, so that runs do not pair."""
+        own, its = (self.recipe_of(name, self.seeds[0]) for name in (row, other))
+        return [name for name in _SHARED if getattr(own, name) != getattr(its, name)]
+
+
+_FIXED = {
+    "run.seed": "seeds",
+    "data.seed": "seeds",
+    "run.baselines": "baselines",
+    "name": "methods",
+}
+
+
+def _text(value: Any) -> str:
+    """Return a value as an override has it: YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    return str(text).removesuffix("...\n").strip()
+
+
+def read_plan(file: Path, overrides: Sequence[str] = ()) -> BenchPlan:
+    """Return the plan of a YAML file.
+
+    Args:
+        file: Its path.
+        overrides: Such as `data.source=mine.jsonl`, for all methods, and before their own settings.
+
+    Raises:
+        RecipeError: naming the key to change.
+    """
+    if not file.is_file():
+        raise RecipeError(f"the plan {file} does not exist, or is a folder")
+    try:
+        tree = read_yaml(file.read_bytes())
+    except YamlError as error:
+        raise RecipeError(f"{file} is not YAML of a plan: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{file} must hold keys such as `methods:`, got {type(tree).__name__}")
+    plan: BenchPlan = dataclass_of(BenchPlan, {"name": file.stem, **tree}, "")
+    plan = dataclasses.replace(plan, settings={**plan.settings, **_settings(overrides)})
+    plan.check()
+    return plan
+
+
+def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        try:
+            found[path] = read_yaml(text, path.split("."))
+        except YamlError as error:
+            raise RecipeError(f"the value of {path} is not YAML of a recipe ({error})") from error
+    return found

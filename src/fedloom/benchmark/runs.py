@@ -1,0 +1,133 @@
+"""The runs of a plan: made where they are missing, gone on with where they were stopped, read where they are done."""
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fedloom import experiment
+from fedloom.baselines import baseline_of
+from fedloom.benchmark.plan import BenchPlan
+from fedloom.core.files import file_name, write_atomic
+from fedloom.recipe import to_yaml
+from fedloom.rounds.reading import read_json
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.tracking.metric_format import duration
+
+_FAILED = "failed.txt"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What came of a row."""
+
+    folders: Mapping[int, Path]
+    """Of the runs that are done, by seed."""
+    failed: Mapping[int, str]
+    """Why others are not, by seed."""
+    waiting: Sequence[int] = field(default_factory=list)
+    """Seeds whose runs were not made yet."""
+
+
+def run_all(plan: BenchPlan, folder: Path, *, part: int, parts: int, console: Console) -> None:
+    """Make the runs of a plan that are not there yet, seed by seed; one that fails does not stop the others.
+
+    Args:
+        plan: What to run.
+        folder: Of the whole plan.
+        part: Which of the runs: every `parts`-th, from this one.
+        parts: Among how many processes runs are shared.
+        console: Where progress goes.
+    """
+    todo = list(_wanted(plan))[part::parts]
+    spent = list[float]()
+    for at, (row, seed) in enumerate(todo):
+        place = _place(folder, row, seed)
+        if _is_done(plan, folder, row, seed):
+            continue
+        left = (
+            f", about {duration(sum(spent) / len(spent) * (len(todo) - at))} left" if spent else ""
+        )
+        console.print(
+            Text.assemble(
+                (row, "bold"), f", seed {seed}: run {at + 1} of {len(todo)}{left} → {place}"
+            )
+        )
+        began = time.perf_counter()
+        _make(plan, folder, row, seed, console)
+        spent.append(time.perf_counter() - began)
+
+
+def outcomes(plan: BenchPlan, folder: Path) -> Mapping[str, Outcomes]:
+    """Return what came of every row so far."""
+    found: dict[str, Outcomes] = {}
+    for row in [*plan.rows(), *plan.baselines]:
+        folders, failed, waiting = dict[int, Path](), dict[int, str](), list[int]()
+        for seed in plan.seeds:
+            place = _place(folder, row, seed)
+            if _is_done(plan, folder, row, seed):
+                folders[seed] = place
+            elif (place / _FAILED).exists():
+                failed[seed] = (place / _FAILED).read_text().partition("\n")[0]
+            else:
+                waiting.append(seed)
+        found[row] = Outcomes(folders, failed, waiting)
+    return found
+
+
+def _wanted(plan: BenchPlan) -> Iterator[tuple[str, int]]:
+    # Seed by seed, so that a plan that is stopped has whole tables of fewer seeds.
+    for seed in plan.seeds:
+        for row in [*plan.rows(), *plan.baselines]:
+            yield row, seed
+
+
+def _place(folder: Path, row: str, seed: int) -> Path:
+    return folder / "runs" / file_name(row) / str(seed)
+
+
+def _is_done(plan: BenchPlan, folder: Path, row: str, seed: int) -> bool:
+    """Return whether a run is finished; refuse one that is another than the plan's."""
+    place = _place(folder, row, seed)
+    if not (place / "summary.json").exists():
+        return False
+    if row not in plan.rows():
+        return True
+    asked = to_yaml(plan.recipe_of(row, seed))
+    if (place / "recipe.yaml").read_text() != asked:
+        raise ValueError(
+            f"{place} was made with other settings than the plan has for {row!r}: take another folder with --out, or"
+            " remove that one"
+        )
+    return True
+
+
+def _make(plan: BenchPlan, folder: Path, row: str, seed: int, console: Console) -> None:
+    place = _place(folder, row, seed)
+    try:
+        experiment.run(_recipe(plan, folder, row, seed), place, console=console)
+        (place / _FAILED).unlink(missing_ok=True)
+    except Exception as error:  # noqa: BLE001 whatever one run meets, the others are made
+        reason = " ".join(str(error).split()) or type(error).__name__
+        place.mkdir(parents=True, exist_ok=True)
+        text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
+        write_atomic(place / _FAILED, text.encode())
+        console.print(Text(f"{row}, seed {seed} failed: {reason}", style="red"))
+
+
+def _recipe(plan: BenchPlan, folder: Path, row: str, seed: int) -> Recipe:
+    rows = plan.rows()
+    if row in rows:
+        return plan.recipe_of(row, seed)
+    first = next(iter(rows))
+    summary = _place(folder, first, seed) / "summary.json"
+    if not summary.exists():
+        raise ValueError(f"it is made of the run of {first!r} at this seed, which is not done")
+    told: Mapping[str, Any] = read_json(summary, dict, remedy="remove it to make the run again")
+    kind = next(kind for kind in plan.baselines if kind == row)
+    return baseline_of(plan.recipe_of(first, seed), kind, summary=told)

@@ -1,0 +1,198 @@
+"""The table of a plan: what came of every row, as numbers; a pure function of the run folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedloom.benchmark.plan import BenchPlan
+from fedloom.benchmark.runs import Outcomes
+from fedloom.benchmark.statistics import Estimate, of_share, over_seeds, paired
+from fedloom.core.metrics import METRICS, Metric, MetricTable
+from fedloom.report.run_folder import Results, read_results
+from fedloom.rounds.reading import metrics_of
+from fedloom.tracking.metric_format import measures
+
+BEFORE = "before training"
+_BESIDES_LOSS = ("exact_match", "preference_accuracy", "accuracy")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table."""
+
+    name: str
+    values: Mapping[str, Mapping[int, float]]
+    """Of each metric, by seed."""
+    estimates: Mapping[str, Estimate]
+    """Their means."""
+    beside: Mapping[str, Estimate] = field(default_factory=dict)
+    """How far they are from those of the row that others are compared with, seed by seed."""
+    bytes: float | None = None
+    """Sent and received by all clients in a run, the mean over seeds."""
+    fewer: float | None = None
+    """How many times fewer those are than the compared row's."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of training and of evaluation, the mean over seeds."""
+    memory: float | None = None
+    """Most bytes of memory of any of its runs."""
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Why runs failed, by seed."""
+    waiting: Sequence[int] = ()
+    """Seeds whose runs were not made yet."""
+    unlike: Sequence[str] = ()
+    """Sections in which it is another task than the compared row, so that nothing is paired."""
+    is_method: bool = False
+    """Whether it is among those of which the best is marked."""
+
+    @property
+    def seeds(self) -> int:
+        """Return how many runs it is made of."""
+        return max((len(found) for found in self.values.values()), default=0)
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """A plan's rows and columns."""
+
+    plan: BenchPlan
+    metrics: Sequence[Metric]
+    rows: Sequence[Row]
+
+    def best(self, metric: Metric) -> str | None:
+        """Return the method with the best mean; None where no other has one, as good ones do, or neither way is better."""
+        found = {
+            row.name: metric.cost(row.estimates[metric.name].mean)
+            for row in self.rows
+            if row.is_method and metric.better != "none" and metric.name in row.estimates
+        }
+        first, *others = sorted(found, key=found.__getitem__) or [None]
+        return first if others and found[others[0]] > found[first] else None
+
+
+def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
+    """Return the table of what has been run.
+
+    Raises:
+        ValueError: where no run has a metric that was asked for.
+    """
+    runs = {
+        row: {seed: read_results(folder) for seed, folder in found.folders.items()}
+        for row, found in outcomes.items()
+    }
+    metrics = _metrics(plan, runs, outcomes)
+    reference = runs[plan.reference]
+    rows = [_before(reference, metrics)] if reference else []
+    base = _values(reference, metrics, "final")
+    spent = _bytes(reference)
+    for name, by_seed in runs.items():
+        values = _values(by_seed, metrics, "final")
+        # Messages of these are of nobody to nobody.
+        total = None if name in ("local", "centralised") else _bytes(by_seed)
+        unlike = plan.unlike(name, plan.reference) if _pairs_by_recipe(plan, name) else ()
+        beside = {
+            metric.name: found
+            for metric in metrics
+            if name != plan.reference
+            and not unlike
+            and (found := paired(values[metric.name], base[metric.name])) is not None
+        }
+        rows.append(
+            Row(
+                name,
+                values,
+                _estimates(by_seed, values, metrics),
+                beside,
+                bytes=total,
+                fewer=spent / total if spent and total else None,
+                seconds=_seconds(by_seed),
+                memory=max(
+                    (run.summary["peak_memory_bytes"] for run in by_seed.values()), default=None
+                ),
+                failed=outcomes[name].failed,
+                waiting=outcomes[name].waiting,
+                unlike=unlike,
+                is_method=name in plan.rows(),
+            )
+        )
+    return BenchTable(plan, metrics, rows)
+
+
+def _pairs_by_recipe(plan: BenchPlan, name: str) -> bool:
+    """Return whether the task of a row is to be compared: a baseline's is the first method's."""
+    return name in plan.rows() and plan.reference in plan.rows()
+
+
+def _metrics(
+    plan: BenchPlan,
+    runs: Mapping[str, Mapping[int, Results]],
+    outcomes: Mapping[str, Outcomes],
+) -> Sequence[Metric]:
+    tables: list[MetricTable] = [
+        metrics_of(folder) for found in outcomes.values() for folder in found.folders.values()
+    ]
+    table = next(iter(tables), METRICS)
+    measured = [set(run.summary["final"]) for row in runs.values() for run in row.values()]
+    there = set.union(*measured) if measured else set()
+    shared = set.intersection(*measured) if measured else set()
+    if plan.metrics:
+        for name in plan.metrics:
+            if measured and name not in there:
+                raise ValueError(
+                    f"metrics must be among what the runs measured ({', '.join(sorted(there))}), got {name!r}"
+                )
+        return [table.of(name) for name in plan.metrics]
+    names = [n for n in measures(shared, table) if n.startswith("test/")]
+    chosen = [n for n in names if n.removeprefix("test/") in (*_BESIDES_LOSS, "loss")]
+    return [table.of(name) for name in chosen or names[:1]]
+
+
+def _values(
+    runs: Mapping[int, Results], metrics: Sequence[Metric], when: str
+) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for metric in metrics:
+        known = {seed: run.summary[when].get(metric.name) for seed, run in runs.items()}
+        found[metric.name] = {s: float(v) for s, v in known.items() if v is not None}
+    return found
+
+
+def _estimates(
+    runs: Mapping[int, Results],
+    values: Mapping[str, Mapping[int, float]],
+    metrics: Sequence[Metric],
+) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for metric in metrics:
+        by_seed = values[metric.name]
+        if not by_seed:
+            continue
+        found[metric.name] = over_seeds(list(by_seed.values()))
+        if len(by_seed) == 1 and metric.is_share and metric.reduce == "examples":
+            (seed,) = by_seed
+            num = runs[seed].history.ends("test/num_examples")[1]
+            if num:
+                found[metric.name] = of_share(by_seed[seed], round(num))
+    return found
+
+
+def _before(runs: Mapping[int, Results], metrics: Sequence[Metric]) -> Row:
+    values = _values(runs, metrics, "before")
+    measured = {m.name: over_seeds(list(v.values())) for m in metrics if (v := values[m.name])}
+    return Row(BEFORE, values, measured)
+
+
+def _bytes(runs: Mapping[int, Results]) -> float | None:
+    told = [
+        run.summary["upload_bytes"] + run.summary["download_bytes"]
+        for run in runs.values()
+        if "upload_bytes" in run.summary
+    ]
+    return sum(told) / len(told) if told else None
+
+
+def _seconds(runs: Mapping[int, Results]) -> dict[str, float]:
+    if not runs:
+        return {}
+    return {
+        kind: sum(run.summary[f"{kind}_seconds"] for run in runs.values()) / len(runs)
+        for kind in ("train", "evaluation")
+    }

@@ -1,0 +1,205 @@
+"""A plan from nothing to its table: killed, resumed, failing; the same bytes all the same."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import fedloom
+from fedloom import cli, experiment
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {
+    "data.num_examples": 160,
+    "data.num_clients": 4,
+    "data.max_length": 96,
+    "evaluation": {"every": 0, "max_new_tokens": 2},
+    "local.steps": 1,
+    "local.batch_size": 2,
+    "run.rounds": 2,
+    "run.samples": 0,
+}
+TABLE = ("table.md", "table.tex", "table.csv", "table.json")
+
+
+@pytest.fixture(scope="module")
+def plan_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a maker of a plan's file; without arguments two methods, one that fails, two seeds."""
+
+    def make(**keys: Any) -> Path:
+        file = tmp_path_factory.mktemp("plan") / "small.yaml"
+        tree = {
+            "description": "Two methods",
+            "recipe": "quickstart",
+            "settings": {**SETTINGS, "model.name": str(tiny_folder)},
+            "methods": {
+                "FedAvg": None,
+                "FedProx | 50 % & more": {"algorithm.fedavg.mu": 0.5},
+                "nobody": {"data.where": {"language": ["xx"]}},
+            },
+            "seeds": [0, 1],
+            "baselines": ["local"],
+        }
+        file.write_text(yaml.safe_dump({**tree, **keys}, sort_keys=False))
+        return file
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def done(
+    plan_file: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, fedloom.Bench]:
+    """Return a plan's file, and what came of it."""
+    file = plan_file()
+    return file, fedloom.bench(file, tmp_path_factory.mktemp("bench") / "done")
+
+
+def test_the_table_has_every_row_and_says_what_failed(done: tuple[Path, fedloom.Bench]) -> None:
+    _, made = done
+    rows = {row.name: row for row in made.table.rows}
+    assert [*rows] == ["before training", "FedAvg", "FedProx | 50 % & more", "nobody", "local"]
+    assert {name: row.seeds for name, row in rows.items() if name != "before training"} == {
+        "FedAvg": 2,
+        "FedProx | 50 % & more": 2,
+        "nobody": 0,
+        "local": 2,
+    }
+    assert set(rows["nobody"].failed) == {0, 1}
+    assert "data.where.language of builtin:polyglot must be among" in rows["nobody"].failed[0]
+    (loss,) = (m for m in made.table.metrics if m.name == "test/loss")
+    own, other = rows["FedProx | 50 % & more"].values[loss.name], rows["FedAvg"].values[loss.name]
+    difference = rows["FedProx | 50 % & more"].beside[loss.name]
+    assert difference.mean == pytest.approx(sum(own[s] - other[s] for s in (0, 1)) / 2)
+    summaries = [
+        json.loads((made.files["table.md"].parent / f"runs/FedAvg/{s}/summary.json").read_text())
+        for s in (0, 1)
+    ]
+    assert other == {s: summaries[s]["final"]["test/loss"] for s in (0, 1)}
+    sent = [s["upload_bytes"] + s["download_bytes"] for s in summaries]
+    assert rows["FedAvg"].bytes == sum(sent) / 2
+    assert rows["local"].bytes is None
+    assert rows["FedAvg"].fewer == 1.0
+
+
+def test_each_form_says_the_same(done: tuple[Path, fedloom.Bench]) -> None:
+    _, made = done
+    texts = {name: file.read_text() for name, file in made.files.items()}
+    assert "| FedProx \\| 50 % & more | 2 |" in texts["table.md"]
+    assert r"FedProx | 50 \% \& more & 2 &" in texts["table.tex"]
+    assert r"$\pm$" in texts["table.tex"]
+    assert '<td class="">FedProx | 50 % &amp; more</td>' in texts["table.html"]
+    assert "<svg" in texts["table.html"]
+    rows = list(csv.DictReader(texts["table.csv"].splitlines()))
+    told = json.loads(texts["table.json"])
+    by_row = {row["row"]: row for row in told["rows"]}
+    for line in rows:
+        if line["failed"]:
+            assert by_row[line["row"]]["failed"][line["seed"]] == line["failed"]
+        else:
+            assert by_row[line["row"]]["values"][line["metric"]][line["seed"]] == float(
+                line["value"]
+            )
+    for text in (texts["table.md"], texts["table.tex"], texts["table.html"]):
+        assert "nobody, seed 1, failed: " in text
+    assert "most memory" in texts["costs.md"]
+
+
+def test_a_plan_that_was_killed_goes_on_to_the_same_bytes(
+    done: tuple[Path, fedloom.Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, whole = done
+    real, calls = experiment.run, iter(range(100))
+
+    def killed(recipe: Any, folder: Path, **more: Any) -> Any:
+        def stop(finished: fedloom.FinishedRound) -> None:
+            if finished.number == 1:
+                raise KeyboardInterrupt
+
+        # The second run it makes ends in the middle.
+        return real(recipe, folder, **more, callbacks=[stop] if next(calls) == 1 else [])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fedloom.bench(file, tmp_path / "again")
+        # By two processes, of which this is the second, and without one run.
+        halves = fedloom.bench(file, tmp_path / "again", part=1, parts=2)
+        assert any(row.waiting for row in halves.table.rows)
+        assert "was not run yet at seed" in halves.files["table.md"].read_text()
+    again = fedloom.bench(file, tmp_path / "again")
+    for name in TABLE:
+        assert again.files[name].read_bytes() == whole.files[name].read_bytes(), name
+
+
+def test_what_is_done_is_not_run_again(
+    done: tuple[Path, fedloom.Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, made = done
+    folder = made.files["table.md"].parent
+    made_again = list[str]()
+
+    def count(recipe: Any, *args: Any, **more: Any) -> None:
+        made_again.append(recipe.name)
+        raise ValueError("not now")
+
+    monkeypatch.setattr(experiment, "run", count)
+    fedloom.bench(file, folder, only_table=True)
+    assert made_again == []
+    fedloom.bench(file, folder)
+    # Those that failed are tried again.
+    assert made_again == ["nobody", "nobody"]
+
+
+def test_runs_of_another_plan_are_refused(
+    done: tuple[Path, fedloom.Bench], plan_file: Callable[..., Path]
+) -> None:
+    _, made = done
+    other = plan_file(methods={"FedAvg": {"algorithm.fedavg.mu": 0.1}})
+    with pytest.raises(
+        ValueError, match="was made with other settings than the plan has for 'FedAvg'"
+    ):
+        fedloom.bench(other, made.files["table.md"].parent)
+
+
+def test_one_seed_has_wilsons_interval_of_shares(
+    done: tuple[Path, fedloom.Bench], plan_file: Callable[..., Path]
+) -> None:
+    _, made = done
+    one = plan_file(seeds=[0], methods={"FedAvg": None})
+    found = fedloom.bench(one, made.files["table.md"].parent, only_table=True)
+    (row,) = [row for row in found.table.rows if row.name == "FedAvg"]
+    share, loss = row.estimates["test/exact_match"], row.estimates["test/loss"]
+    assert share.count == 1
+    assert share.low is not None
+    assert share.low <= share.mean < (share.high or 0)
+    assert loss.low is None
+    assert "Wilson" in found.files["table.md"].read_text()
+
+
+def test_a_metric_nobody_measured_is_one_sentence(
+    done: tuple[Path, fedloom.Bench], plan_file: Callable[..., Path]
+) -> None:
+    _, made = done
+    asked = plan_file(metrics=["test/glory"])
+    with pytest.raises(ValueError, match="metrics must be among what the runs measured"):
+        fedloom.bench(asked, made.files["table.md"].parent, only_table=True)
+
+
+def test_the_command_prints_the_table_and_fails_where_a_run_did(
+    done: tuple[Path, fedloom.Bench],
+) -> None:
+    file, made = done
+    folder = made.files["table.md"].parent
+    said = CliRunner().invoke(cli.app, ["bench", str(file), "--out", str(folder), "--table"])
+    assert said.exit_code == 2
+    assert "nobody, seed 0, failed" in " ".join(said.output.split())
+    assert "table.tex" in said.output
+    wrong = CliRunner().invoke(cli.app, ["bench", str(file), "--part", "2/2"])
+    assert "--part must be i/n with i below n" in str(wrong.exception)
