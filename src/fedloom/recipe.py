@@ -180,17 +180,7 @@ def _algorithm_class(name: Any) -> Any:
 
 
 def dataclass_of(cls: Any, fields: Any, path: str, **given: Any) -> Any:
-    """Return a frozen dataclass of settings, filled from mappings as YAML has them.
-
-    Args:
-        cls: The dataclass.
-        fields: Its settings by name.
-        path: Where they stand in the file.
-        given: Fields that no file gives.
-
-    Raises:
-        RecipeError: for an unknown or missing key, a value of the wrong type or one that the dataclass refuses.
-    """
+    """Return a frozen dataclass of settings from mappings as YAML has them; `path` is where they stand in the file."""
     if not isinstance(fields, Mapping):
         raise RecipeError(f"{path or 'a recipe'} must hold settings by name, got {brief(fields)}")
     hints = {name: hint for name, hint in _hints(cls).items() if name not in given}

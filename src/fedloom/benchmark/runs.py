@@ -31,11 +31,11 @@ class Outcomes:
     failed: Mapping[int, str]
     """Why others are not, by seed."""
     waiting: Sequence[int] = field(default_factory=list)
-    """Seeds whose runs were not made yet."""
+    """Seeds whose runs are missing."""
 
 
 def run_all(plan: BenchPlan, folder: Path, *, part: int, parts: int, console: Console) -> None:
-    """Make the runs of a plan that are not there yet, seed by seed; one that fails does not stop the others.
+    """Make the runs of a plan that are missing, seed by seed; one that fails does not stop the others.
 
     Args:
         plan: What to run.

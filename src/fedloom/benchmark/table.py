@@ -37,7 +37,7 @@ class Row:
     failed: Mapping[int, str] = field(default_factory=dict)
     """Why runs failed, by seed."""
     waiting: Sequence[int] = ()
-    """Seeds whose runs were not made yet."""
+    """Seeds whose runs are missing."""
     unlike: Sequence[str] = ()
     """Sections in which it is another task than the compared row, so that nothing is paired."""
     is_method: bool = False
