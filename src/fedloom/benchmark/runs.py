@@ -44,18 +44,18 @@ def run_all(plan: BenchPlan, folder: Path, *, part: int, parts: int, console: Co
         parts: Among how many processes runs are shared.
         console: Where progress goes.
     """
-    todo = list(_wanted(plan))[part::parts]
+    asked = list(_wanted(plan))[part::parts]
     spent = list[float]()
-    for at, (row, seed) in enumerate(todo):
+    for at, (row, seed) in enumerate(asked):
         place = _place(folder, row, seed)
         if _is_done(plan, folder, row, seed):
             continue
         left = (
-            f", about {duration(sum(spent) / len(spent) * (len(todo) - at))} left" if spent else ""
+            f", about {duration(sum(spent) / len(spent) * (len(asked) - at))} left" if spent else ""
         )
         console.print(
             Text.assemble(
-                (row, "bold"), f", seed {seed}: run {at + 1} of {len(todo)}{left} → {place}"
+                (row, "bold"), f", seed {seed}: run {at + 1} of {len(asked)}{left} → {place}"
             )
         )
         began = time.perf_counter()
