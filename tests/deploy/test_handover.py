@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.deploy.conftest import SITES, seen_of
 
 from fedloom.deploy import handover
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
@@ -26,7 +27,6 @@ from fedloom.server.samplers import Full
 from fedloom.spaces.offsite import OffsiteSpace
 
 Make = Callable[..., Recipe]
-SITES = ("alba", "brno", "cork")
 PUBLIC = {"source": "builtin:polyglot", "num_examples": 20}
 ALIGN = {"public": PUBLIC, "before": 2, "steps": 1, "batch_size": 2}
 
@@ -60,18 +60,13 @@ class Wires:
 
 
 @pytest.fixture
-def offsite(
-    recipe: Make, tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
-) -> Make:
+def offsite(recipe: Make, whole: Path) -> Make:
     """Return a maker of the three sites' recipe around an emulator of an eight-layer Llama."""
-    folder = tmp_path / "whole"
-    tiny_llama(layers=8, vocab=len(tiny_tokenizer)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
 
     def make(factors: int = 0) -> Recipe:
         algorithm: Any = [{"fedbiot": ALIGN}, "fedavg"] if factors else "fedavg"
         settings = {"left": 1, "right": 1, "factors": factors, "adapter": {"lora": {"rank": 2}}}
-        model = {"name": str(folder)}
+        model = {"name": str(whole)}
         tree = {**to_tree(recipe()), "algorithm": algorithm, "tune": {"offsite": settings}}
         return build_recipe({**tree, "model": model, "engine": {"flower": {"nodes": 0}}})
 
@@ -106,6 +101,29 @@ def federation(
     return server, remote, wires, sites
 
 
+def assert_nothing_of_the_rest(server: Session, wires: Wires, folder: Path) -> None:
+    """Look at every byte that sites were sent, and at every byte of every file they have."""
+    stored = [
+        path.read_bytes()
+        for name in SITES
+        for path in (folder / "sites" / name).rglob("*")
+        if path.is_file()
+    ]
+    layers = {*cut(8, left=1, right=1, drop=0.5, rule="floor").layers}
+    assert isinstance(server.space, OffsiteSpace)
+    with server.space.whole():
+        assert seen_of(server.space.model, stored) == layers
+        assert seen_of(server.space.model, wires.bytes) == layers
+
+
+def test_a_look_finds_two_weights_wherever_they_are(tiny_llama: Callable[..., Any]) -> None:
+    model = tiny_llama(layers=3)
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().flatten()[101:103]
+    for held in (weight, model.model.layers[1].mlp.up_proj.weight.detach().flatten()[7:11].half()):
+        assert seen_of(model, [b"odd", b"some " + held.numpy().tobytes() + b" more"]) == {1}
+    assert seen_of(model, [b"nothing of it", bytes(64)]) == set()
+
+
 def test_sites_learn_around_an_emulator_and_never_get_a_byte_of_the_rest(
     offsite: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,26 +139,7 @@ def test_sites_learn_around_an_emulator_and_never_get_a_byte_of_the_rest(
         )
         assert not failures
     assert any(t.abs().max() > 0 for t in run.state.params.values())
-    layers = cut(8, left=1, right=1, drop=0.5, rule="floor").layers
-    stored = [
-        path.read_bytes()
-        for name in SITES
-        for path in (tmp_path / "sites" / name).rglob("*")
-        if path.is_file()
-    ]
-    assert isinstance(server.space, OffsiteSpace)
-    with server.space.whole():
-        model = server.space.model.get_submodule("model.layers")
-        for number, layer in enumerate(model.children()):
-            rows = [
-                p.detach().flatten()[:64].numpy().tobytes()
-                for n, p in layer.named_parameters()
-                if p.dim() == 2 and "lora_" not in n
-            ]
-            # A piece may end within a row, a file not.
-            found = any(row in held for row in rows for held in stored)
-            sent = any(row in piece for row in rows for piece in wires.bytes)
-            assert found == sent == (number in layers)
+    assert_nothing_of_the_rest(server, wires, tmp_path)
     assert all(str(recipe.model.name).encode() not in piece for piece in wires.bytes)
     # Nobody there has a middle to plug anything into.
     session = next(iter(sites["alba"]._ready.values()))[0]
@@ -160,6 +159,7 @@ def test_an_aligned_emulator_travels_as_its_factors(offsite: Make, tmp_path: Pat
     assert not failures
     run, told = stage.after(run)
     assert told["server/align_kl"] >= 0
+    assert_nothing_of_the_rest(server, wires, tmp_path)
     # Which text the server has is not said.
     assert all(b"polyglot" not in piece for piece in wires.bytes)
 
