@@ -17,7 +17,7 @@ from tests.deploy.conftest import SITES, in_one_process, seen_of
 from fedloom.deploy.listening import check_free
 from fedloom.models.build import load_base
 from fedloom.models.emulator import cut
-from fedloom.recipe import to_yaml
+from fedloom.recipe import build_recipe, to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
@@ -140,7 +140,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "fedbiscuit": {
         "objective": {"selector": {"question": "{prompt} {a} {b} "}},
         "algorithm": [{"clustered": {"mode": {"balanced": {"num_clusters": 2}}}}, "fedavg"],
-        "run": {"rounds": 3},
+        "run": {"rounds": 3, "samples": 0},
     },
     "fedbiot": {
         "algorithm": [{"fedbiot": ALIGN}, "fedavg"],
@@ -154,16 +154,16 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_sites_whose_server_was_killed_end_with_the_bytes_of_one_process(
-    kind: str, recipe: Make, whole: Path, tmp_path: Path, nothing_left: None
+    kind: str, tree: dict[str, Any], whole: Path, tmp_path: Path, nothing_left: None
 ):
     from fedloom.engines.flower.processes import free_port
 
-    base = {"model": {"name": str(whole)}, "tune": {"lora": {"rank": 2}}, **KINDS[kind]}
-    made, port, out = recipe(**base), free_port(), tmp_path / "run"
+    base = {**tree, "model": {"name": str(whole)}, **KINDS[kind]}
+    made, port, out = build_recipe(base), free_port(), tmp_path / "run"
     if kind != "fedbiot":
         for at, site in enumerate(SITES):
             write_pairs(Path(made.data.source) / f"{site}.jsonl", at + 2)
-    asked = recipe(**base, engine={"flower": {"nodes": 0}})
+    asked = build_recipe({**base, "engine": {"flower": {"nodes": 0}}})
     serve, *joins = commands(asked, tmp_path, port)
     program = ("-m", "fedloom.cli")
     dies = DIES.format(round=made.run.rounds)
