@@ -1,6 +1,7 @@
 """Runs of offsite tuning, and of a server that aligns the emulator between rounds."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import fingerprint
 from fedloom.rounds import emulation
 from fedloom.rounds.emulation import stage_of
+from fedloom.rounds.inputs import read_notes
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import build
@@ -197,6 +199,32 @@ def test_public_text_that_cannot_be_read_says_where_it_is_named(made: Make, tmp_
         ValueError, match=r"fedbiot\.public, read as a section data: .*nothing\.jsonl"
     ):
         experiment.run(aligned(made, public=public), tmp_path / "run")
+
+
+def test_public_text_that_has_changed_is_refused_as_changed_data_are(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = [{"prompt": f"public {at}", "completion": f"{at}"} for at in range(8)]
+    file = tmp_path / "here" / "public.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in said))
+    recipe = aligned(made, public={"source": "public.jsonl"})
+    folder = tmp_path / "run"
+    with experiment.session(recipe, folder) as s:
+        next(s.rounds())
+    # Found where it was, wherever a command is started.
+    monkeypatch.chdir(tmp_path)
+    assert experiment.run(recipe, folder).summary["rounds"] == 2
+    file.write_text(file.read_text().replace("public 3", "public 9"))
+    with pytest.raises(
+        ValueError, match=r"has changed: text of the server's own \(fedbiot\.public"
+    ):
+        experiment.run(recipe, folder)
+    experiment.run(recipe, folder, anyway=True)
+    (note,) = read_notes(folder)
+    assert [each["key"] for each in note["differs"]] == ["public"]
+    assert experiment.run(recipe, folder).summary["rounds"] == 2
 
 
 def test_joined_rows_are_refused_as_nobody_could_tell_whose_they_are(

@@ -17,6 +17,7 @@ from fedloom.data.data_settings import DataSettings, Sample
 from fedloom.data.federation import federate
 from fedloom.data.partition import Iid
 from fedloom.data.tokens import Example
+from fedloom.rounds.inputs import located_text
 from fedloom.rounds.loop import Run
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
@@ -31,6 +32,13 @@ class AlignmentStage:
     session: Session
     examples: Sequence[Example]
     """Public rows."""
+    sha256: str
+    """Hash of what they say."""
+
+    @property
+    def source(self) -> str:
+        """Return where they are, as the recipe names it."""
+        return str(self._algorithm.text["source"])
 
     def before(self, run: Run[Any]) -> Run[Any]:
         """Return a run that is not begun, with its emulator aligned before round 1."""
@@ -69,7 +77,7 @@ def stage_of(session: Session) -> AlignmentStage | None:
     """
     if not isinstance(session.recipe.algorithm, Aligns):
         return None
-    return AlignmentStage(session, public_examples(session))
+    return AlignmentStage(session, *_public_rows(session))
 
 
 def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
@@ -93,8 +101,8 @@ def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
     )
 
 
-def public_examples(session: Session) -> list[Example]:
-    """Return the server's own rows, tokenised.
+def _public_rows(session: Session) -> tuple[list[Example], str]:
+    """Return the server's own rows, tokenised, and a hash of what they say.
 
     Raises:
         ValueError: where a client holds one of them.
@@ -106,8 +114,10 @@ def public_examples(session: Session) -> list[Example]:
             "data.packing must be false for algorithm fedbiot: whether a client holds a public row cannot be told of rows"
             " that are joined"
         )
+    text = dict(recipe.algorithm.text)
+    text["source"] = located_text(text["source"], session.folder)
     try:
-        held = federate(public_data(recipe, recipe.algorithm.text), session.base.tokenizer)
+        held = federate(public_data(recipe, text), session.base.tokenizer)
     except ValueError as error:
         raise ValueError(f"fedbiot.public, read as a section data: {error}") from error
     examples = [row for shard in held.shards.values() for row in shard.train]
@@ -118,7 +128,7 @@ def public_examples(session: Session) -> list[Example]:
                 f"fedbiot.public must be text that no client holds, got rows that {client} has too: name other rows, or"
                 " leave them out of data with where"
             )
-    return examples
+    return examples, held.manifest.sha256
 
 
 def _text(row: Example) -> bytes:
