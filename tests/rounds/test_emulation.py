@@ -1,13 +1,16 @@
 """Runs of offsite tuning, and of a server that aligns the emulator between rounds."""
 
 import dataclasses
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from fedloom import experiment
 from fedloom.algorithms.fedbiot import FedBiOTState
@@ -15,6 +18,9 @@ from fedloom.client.cohort import Cohort
 from fedloom.core.params import equal
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import fingerprint
+from fedloom.results import forecast, probes
+from fedloom.results.plan import make_plan
+from fedloom.results.probes import Cost, Line
 from fedloom.rounds import emulation
 from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.inputs import read_notes
@@ -170,6 +176,38 @@ def test_a_run_that_dies_while_the_emulator_is_aligned_goes_on_to_the_same_bits(
     again = experiment.run(aligned(made), tmp_path / "cut").summary
     assert again["state_sha256"] == whole["state_sha256"]
     assert again["final"] == whole["final"]
+
+
+def test_a_plan_counts_the_steps_that_align_the_emulator(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = aligned(made)
+    session = build(recipe, tmp_path / "plan")
+    stage = stage_of(session)
+    assert stage is not None
+    planned, taken = [*stage.all_batches()], list[Any]()
+
+    def watched(space: Any, params: Any, rows: Any, distance: Any) -> Any:
+        taken.append(rows)
+        return gradient(space, params, rows, distance)
+
+    monkeypatch.setattr(emulation, "gradient", watched)
+    experiment.run(recipe, tmp_path / "run")
+    assert [[r.key for r in rows] for rows in planned] == [[r.key for r in rows] for rows in taken]
+    monkeypatch.setattr(forecast, "aligning", lambda _: Cost(0.0, Line(60.0, 0.0), Line(9e9, 0.0)))
+    plan = make_plan(recipe)
+    assert (plan.align_seconds, plan.peak_memory_bytes) == (360.0, int(9e9))
+    shown = io.StringIO()
+    Console(width=120, file=shown).print(plan.table())
+    assert re.search(r"alignment at the server +│ 6 min", shown.getvalue())
+
+
+def test_what_a_step_of_an_alignment_costs_is_tried(made: Make, tmp_path: Path) -> None:
+    stage = stage_of(build(aligned(made), tmp_path / "plan"))
+    assert stage is not None
+    cost = probes.aligning(stage)
+    assert cost.seconds.at(100, 1) > 0
+    assert cost.memory.at(100) > 1e8
 
 
 def test_what_the_optimizer_remembers_lasts_from_round_to_round(made: Make, tmp_path: Path) -> None:

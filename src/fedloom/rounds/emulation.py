@@ -4,14 +4,14 @@ The emulator and what its optimizer remembers are in the state of algorithm `fed
 checkpoint or done again, to the same bits. Rows of a step follow from the run's seed, the round and the step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fedloom.core.emulation import Aligns
-from fedloom.core.protocols import Metrics
+from fedloom.core.protocols import Metrics, Params
 from fedloom.core.randomness import derive, generator
 from fedloom.data.data_settings import DataSettings, Sample
 from fedloom.data.federation import federate
@@ -54,14 +54,36 @@ class AlignmentStage:
         assert isinstance(algorithm, Aligns)
         return algorithm
 
+    @property
+    def batch_size(self) -> int:
+        """Return how many public rows a step reads."""
+        return self._algorithm.batch_size
+
+    def batches(self, run: Run[Any], steps: int) -> Iterator[list[Example]]:
+        """Yield the public rows of each step after a round."""
+        seed = derive(run.seed, "align", run.number)
+        for step in range(steps):
+            order = torch.randperm(len(self.examples), generator=generator(seed, step))
+            yield [self.examples[at] for at in order[: self.batch_size].tolist()]
+
+    def all_batches(self) -> Iterator[list[Example]]:
+        """Yield the public rows of each step of a whole run."""
+        recipe, algorithm = self.session.recipe, self._algorithm
+        for number in range(recipe.run.rounds + 1):
+            steps = algorithm.steps if number else algorithm.before
+            yield from self.batches(Run(number, recipe.run.seed, None), steps)
+
+    def slope(self, rows: Sequence[Example]) -> tuple[Params, Metrics]:
+        """Return a step's gradient from the start of a run, and how far the emulator is."""
+        space = self.session.space
+        assert isinstance(space, OffsiteSpace)
+        return gradient(space, space.start(), rows, self._algorithm.distance)
+
     def _aligned(self, run: Run[Any], steps: int) -> tuple[Run[Any], Metrics]:
         algorithm, space, told = self._algorithm, self.session.space, dict[str, float]()
         assert isinstance(space, OffsiteSpace)
         adapters = space.split(self.session.newcomer(run))[0] if steps else {}
-        seed = derive(run.seed, "align", run.number)
-        for step in range(steps):
-            order = torch.randperm(len(self.examples), generator=generator(seed, step))
-            rows = [self.examples[at] for at in order[: algorithm.batch_size].tolist()]
+        for rows in self.batches(run, steps):
             params = {**adapters, **algorithm.factors(run.state)}
             slope, parts = gradient(space, params, rows, algorithm.distance)
             told = {f"server/align_{name}": value for name, value in parts.items()}
