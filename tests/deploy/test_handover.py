@@ -96,7 +96,7 @@ def federation(
     head = greeting(shared_recipe(recipe), server, shelf.listed())
     requests = Requests(wires, on_trouble=lambda _: None)
     remote = Remote(
-        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, piece=shelf.piece
+        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, pieces=shelf.pieces
     )
     return server, remote, wires, sites
 
@@ -174,21 +174,23 @@ def test_a_file_that_was_cut_off_goes_on_from_there(
     (there / "config.json").write_bytes(b"{}")
     shelf, asked = Shelf(there), list[Any]()
     listed = json.loads(json.dumps(shelf.listed()))
-    while (wanted := lacking(here, listed)) is not None:
-        asked.append((wanted["file"], wanted["at"]))
-        take(here, listed, wanted, shelf.piece(wanted))
+    while wanted := lacking(here, listed):
+        sent = shelf.pieces(wanted)
+        assert sum(map(len, sent)) <= 4
+        asked.append([(each["file"], each["at"]) for each in wanted[: len(sent)]])
+        for each, piece in zip(wanted, sent, strict=False):
+            take(here, listed, each, piece)
     assert asked == [
-        ("config.json", 0),
-        ("model.safetensors", 0),
-        ("model.safetensors", 4),
-        ("model.safetensors", 8),
+        [("config.json", 0), ("model.safetensors", 0)],
+        [("model.safetensors", 2)],
+        [("model.safetensors", 6)],
     ]
     assert {p.name: p.read_bytes() for p in here.iterdir()} == {
         p.name: p.read_bytes() for p in there.iterdir()
     }
     # Another file under the name of one that is here is handed over anew.
     (there / "config.json").write_bytes(b"[]")
-    assert lacking(here, shelf.listed()) == {"file": "config.json", "at": 0}
+    assert lacking(here, shelf.listed()) == [{"file": "config.json", "at": 0}]
 
 
 def test_what_arrives_changed_is_thrown_away_with_one_sentence(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_names_that_lead_elsewhere_and_code_are_not_taken(name: str, tmp_path: P
 def test_a_server_hands_over_what_it_lists_and_nothing_else(asked: Any, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match="a file that is not handed over"):
-        Shelf(tmp_path).piece(asked)
+        Shelf(tmp_path).pieces([asked])
 
 
 def test_a_site_whose_limits_refuse_the_recipe_takes_nothing(offsite: Make, tmp_path: Path) -> None:
