@@ -25,8 +25,8 @@ from fedloom.result import Result
 from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
-from fedloom.rounds.binding import changed_sites
-from fedloom.rounds.emulation import stage_of
+from fedloom.rounds.binding import bind, changed_sites
+from fedloom.rounds.emulation import AlignmentStage, stage_of
 from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.lock import held
 from fedloom.rounds.loop import Run, begin, draw
@@ -207,11 +207,12 @@ def _one(
     if not recipe.elsewhere:
         _check_data(built)
     stage = stage_of(built)
-    stands = standing(built, _bound(built), anyway=anyway)
+    public = stage.sha256 if stage else None
+    stands = standing(built, _bound(built), anyway=anyway, public=public)
     with connect(built, console, listening=listening) as connected:
         if recipe.elsewhere:
             _check_data(connected)
-        _set_up(connected, stands, text, console)
+        _set_up(connected, stands, stage, text, console)
         trackers = make_trackers(folder, recipe.run.trackers, name=recipe.name)
         training = Training(connected, stands, trackers=trackers, console=console, stage=stage)
         yield RoundLoop(connected, training, Result(folder, objects))
@@ -242,7 +243,13 @@ def _check_data(session: Session) -> None:
     )
 
 
-def _set_up(session: Session, stands: Standing, text: str, console: Console) -> None:
+def _set_up(
+    session: Session,
+    stands: Standing,
+    stage: AlignmentStage | None,
+    text: str,
+    console: Console,
+) -> None:
     """Say how the data was read, and write down what the run is made of."""
     folder = session.folder
     # A baseline has the same data and model.
@@ -251,6 +258,7 @@ def _set_up(session: Session, stands: Standing, text: str, console: Console) -> 
     if differences := (*stands.differences, *changed_sites(session)):
         note = write_note(folder, f"resume after round {stands.run.number}", differences)
         console.print(note_text(note), style="yellow", markup=False, highlight=False)
+    bind(session, public=stage.sha256, source=stage.source) if stage else bind(session)
     record_setup(session)
     write_atomic(folder / "recipe.yaml", text.encode())
 

@@ -233,12 +233,34 @@ def test_elsewhere_calls_are_json_and_it_is_said(
     assert note.endswith("no list of tools is shown")
 
 
-def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level: Any):
-    other = {"role": "assistant", "content": "No."}
+NO = {"role": "assistant", "content": "No."}
+OTHER = {"role": "assistant", "content": None, "tool_calls": [call("y", a=2, b=2)]}
+JSON = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "template", "plain"),
+    [
+        (CALLING, NO, '<call>add{"a": 1, "b": 2}</call>', JSON),
+        (NO, CALLING, "No.", "No."),
+        (CALLING, OTHER, '<call>add{"a": 1, "b": 2}</call>', JSON),
+        # What reads like a call is none.
+        ({"role": "assistant", "content": JSON}, OTHER, JSON, JSON),
+    ],
+    ids=["call and text", "text and call", "two calls", "text of a call"],
+)
+def test_calls_in_pairs_are_written_as_in_chats_and_a_row_is_counted_once(
+    chosen: Any, rejected: Any, template: str, plain: str, byte_level: Any
+):
     before = [ASKED, CALLING, TOLD]
-    pair = {"chosen": [*before, CALLING], "rejected": [*before, other], "tools": [LISTED]}
+    pair = {"chosen": [*before, chosen], "rejected": [*before, rejected], "tools": [LISTED]}
+    other = {
+        "No.": ("No.", "No."),
+        1: ('<call>add{"a": 1, "b": 2}</call>', JSON),
+        2: ('<call>add{"a": 2, "b": 2}</call>', JSON.replace("1", "2")),
+    }["No." if rejected is NO else 1 if rejected is CALLING else 2]
     ways: tuple[ToolCalls, ...] = ("template", "text")
-    for way in ways:
+    for at, way in enumerate(ways):
         settings = DataSettings(max_length=512, tool_calls=way)
         found = to_pairs([Row(pair, "a.jsonl", 1, "line")], settings).records
         tokenizer = deepcopy(byte_level)
@@ -247,11 +269,44 @@ def test_of_a_pair_both_answers_are_text_and_its_row_is_counted_once(byte_level:
         ((example,),) = told.examples
         assert example.rejected is not None
         said = [learnt(byte_level, one) for one in (example, example.rejected)]
-        assert said == ['{"name": "add", "arguments": {"a": 1, "b": 2}}</s>', "No.</s>"]
+        assert said == [f"{(template, plain)[at]}</s>", f"{other[at]}</s>"]
         prompt = str(byte_level.decode(example.ids[: example.prompt_length].tolist()))
         assert ("<|tool|>3" in prompt) == (way == "template")
     (note,) = told.notes
     assert note.startswith("1 conversations with tools, as text")
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["its call", "its text"])
+def test_a_call_and_its_text_are_told_apart_where_a_template_does(beside: bool, byte_level: Any):
+    """A pair of a call and the same call is none; of a call and its text it is one, if the template tells them apart."""
+    said = CALLING if beside else {"role": "assistant", "content": JSON}
+    pair = {"prompt": [ASKED], "chosen": [CALLING], "rejected": [said], "tools": [LISTED]}
+    found = to_pairs([Row(pair, "a.jsonl", 1, "line")], DataSettings(max_length=512))
+    assert found.losses.num_equal == int(beside)
+    tokenizer = deepcopy(byte_level)
+    tokenizer.chat_template = HERMES
+    if not beside:
+        settings = DataSettings(max_length=512, tool_calls="text")
+        assert tokenise_answers(found.records, settings, tokenizer).num_equal == 1
+        ((example,),) = tokenise_answers(
+            found.records, DataSettings(max_length=512), tokenizer
+        ).examples
+        assert example.rejected is not None
+
+
+def test_llama_factory_s_calls_in_pairs_are_calls(byte_level: Any):
+    asked = [{"from": "human", "value": "1 + 2?"}]
+    pair = {
+        "conversations": asked,
+        "chosen": {"from": "function_call", "value": JSON},
+        "rejected": {"from": "gpt", "value": "No."},
+        "tools": json.dumps([ADD]),
+    }
+    (record,) = to_pairs([Row(pair, "a.jsonl", 1, "line")], DataSettings(max_length=512)).records
+    tokenizer = deepcopy(byte_level)
+    tokenizer.chat_template = HERMES
+    ((example,),) = tokenise_answers([record], DataSettings(max_length=512), tokenizer).examples
+    assert learnt(byte_level, example) == '<call>add{"a": 1, "b": 2}</call></s>'
 
 
 # --- what cannot be read or written --------------------------------------------------------------

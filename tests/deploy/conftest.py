@@ -2,15 +2,28 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+import torch
+from torch import nn
 
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.encoding import Tokenizer
+from fedloom.data.federation import Federation
+from fedloom.deploy.site import SiteSettings, own_data
+from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
+from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.emulation import stage_of
+from fedloom.rounds.loop import advance, begin
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers, build
 
 SITES = ("alba", "brno", "cork")
 MARK = "FEDLOOM_TEST"
@@ -47,6 +60,15 @@ def tree(tiny_folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
+def whole(tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    """Return the folder of a model of eight layers, of which sites may have some."""
+    folder = tmp_path / "whole"
+    tiny_llama(layers=8, vocab=len(tiny_tokenizer)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
 def recipe(tree: dict[str, Any]) -> Callable[..., Recipe]:
     """Return a maker of that recipe; keywords are merged over its sections."""
 
@@ -59,6 +81,68 @@ def recipe(tree: dict[str, Any]) -> Callable[..., Recipe]:
         return build_recipe(merged)
 
     return make
+
+
+def seen_of(model: nn.Module, held: Iterable[bytes]) -> set[int]:
+    """Return the numbers of a model's layers of which two neighbouring weights are somewhere in some bytes.
+
+    Wherever they are in there, as float32, float16 or bfloat16.
+    """
+    found = [_pairs(each, 1, _BYTES) for each in {*held} if len(each) >= _BYTES]
+    there = np.unique(np.concatenate(found))
+    seen = set()
+    for number, layer in enumerate(model.get_submodule("model.layers").children()):
+        for name, weight in layer.named_parameters():
+            if weight.dim() != 2 or "lora_" in name:
+                continue
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                numbers = weight.detach().flatten().to(dtype).contiguous().view(torch.uint8)
+                own = _pairs(numbers.numpy().tobytes(), dtype.itemsize, _BYTES)
+                at = np.searchsorted(there, own).clip(max=len(there) - 1)
+                if bool((there[at] == own).any()):
+                    seen.add(number)
+    return seen
+
+
+_BYTES = 8
+"""Two weights of 32 bits or four of 16: random ones are nowhere else by chance."""
+
+
+def _pairs(held: bytes, step: int, width: int) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+    """Return every window of so many bytes, as a number."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(held, np.uint8), width)
+    return np.ascontiguousarray(windows[::step]).view(np.uint64).ravel()
+
+
+def in_one_process(recipe: Recipe, folder: Path) -> str:
+    """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
+
+    def own(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
+        source = Path(settings.source)
+        sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
+        parts = [own_data(site, settings, tokenizer, objective) for site in sites]
+        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
+        return replace(
+            parts[0],
+            shards={c: shard for part in parts for c, shard in part.shards.items()},
+            profiles={c: p for part in parts for c, p in part.profiles.items()},
+            manifest=replace(parts[0].manifest, clients=counts),
+        )
+
+    session = build(recipe, folder, makers=Makers(federation=own))
+    run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    stage = stage_of(session)
+    run = stage.before(run) if stage else run
+    for _ in range(recipe.run.rounds):
+        run, _, _ = advance(
+            run,
+            recipe.algorithm,
+            session.engine,
+            population=session.learners,
+            sampler=recipe.cohort,
+        )
+        run = stage.after(run)[0] if stage else run
+    return state_sha256(run)
 
 
 @pytest.fixture

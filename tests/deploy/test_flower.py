@@ -1,6 +1,5 @@
 """Something breaks in a federation of real Flower processes, encrypted and with a key each."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -13,9 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.deploy.conftest import SITES, in_one_process, seen_of
 
-from fedloom.models.build import ModelSettings, load_base
-from fedloom.recipe import to_yaml
+from fedloom.deploy.listening import check_free
+from fedloom.models.build import load_base
+from fedloom.models.emulator import cut
+from fedloom.recipe import build_recipe, to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
@@ -118,42 +120,106 @@ def test_nodes_of_a_run_find_the_algorithm_that_its_recipe_names(
     assert last["comm/num_absent"] == 0
 
 
+DIES = (
+    "import os, signal; from fedloom.rounds.checkpoint import Checkpoints; save = Checkpoints.save\n"
+    "def late(self, run, *rest):\n"
+    "    if run.number == {round}: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "    save(self, run, *rest)\n"
+    "Checkpoints.save = late\n"
+    "from fedloom.cli import main; main()"
+)
+"""A server that is killed when a round is played, aligned and all, but not on the disk."""
+ALIGN = {
+    "public": {"source": "builtin:polyglot", "num_examples": 12},
+    "before": 1,
+    "steps": 1,
+    "batch_size": 2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "dpo": {"objective": "dpo"},
+    "fedbiscuit": {
+        "objective": {"selector": {"question": "{prompt} {a} {b} "}},
+        "algorithm": [{"clustered": {"mode": {"balanced": {"num_clusters": 2}}}}, "fedavg"],
+        "run": {"rounds": 3, "samples": 0},
+    },
+    "fedbiot": {
+        "algorithm": [{"fedbiot": ALIGN}, "fedavg"],
+        "tune": {
+            "offsite": {"left": 1, "right": 1, "factors": 2, "adapter": {"lora": {"rank": 2}}}
+        },
+    },
+}
+
+
 @pytest.mark.slow
-def test_three_sites_around_an_emulator_have_nothing_of_the_rest_on_their_disks(
-    tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_sites_whose_server_was_killed_end_with_the_bytes_of_one_process(
+    kind: str, tree: dict[str, Any], whole: Path, tmp_path: Path, nothing_left: None
 ):
-    file = Path(__file__).parents[2] / "examples" / "three_sites.py"
-    spec = importlib.util.spec_from_file_location("example_three_sites", file)
-    assert spec
-    assert spec.loader
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    begin = example.start
+    from fedloom.engines.flower.processes import free_port
 
-    def start(*arguments: str, folder: Path) -> Any:
-        named = ("fedbiot" if word == "quickstart" else word for word in arguments)
-        return begin(*named, folder=folder)
-
-    monkeypatch.setattr(example, "start", start)
-    align = ("before=2", "steps=1", "batch_size=2", "public.num_examples=20")
-    monkeypatch.setattr(
-        example,
-        "SETTINGS",
-        [
-            *("run.rounds=2", "run.samples=0", "local.steps=1", "data.partition=iid"),
-            *("evaluation.generate=false", "evaluation.max_examples=2", "evaluation.every=0"),
-            *(f"algorithm.fedbiot.{setting}" for setting in align),
-        ],
-    )
-    example.federate(tmp_path)
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    base = {**tree, "model": {"name": str(whole)}, **KINDS[kind]}
+    made, port, out = build_recipe(base), free_port(), tmp_path / "run"
+    if kind != "fedbiot":
+        for at, site in enumerate(SITES):
+            write_pairs(Path(made.data.source) / f"{site}.jsonl", at + 2)
+    asked = build_recipe({**base, "engine": {"flower": {"nodes": 0}}})
+    serve, *joins = commands(asked, tmp_path, port)
+    program = ("-m", "fedloom.cli")
+    dies = DIES.format(round=made.run.rounds)
+    server = subprocess.Popen([sys.executable, "-c", dies, *serve])
+    sites = [subprocess.Popen([sys.executable, *program, *join]) for join in joins]
+    try:
+        assert server.wait(PATIENCE) == -signal.SIGKILL
+        assert round_of(out) == made.run.rounds - 1
+        # What it had started ends by itself, and with it whoever listens.
+        until(lambda: is_free(port), sites[0])
+        server = subprocess.Popen([sys.executable, *program, *serve])
+        assert [process.wait(PATIENCE) for process in (server, *sites)] == [0] * 4
+    finally:
+        for process in (server, *sites):
+            process.terminate()
+    summary = json.loads((out / "summary.json").read_text())
     assert (summary["num_clients"], summary["num_absent"]) == (3, 0)
-    for site in example.SITES:
-        held = [p.read_bytes() for p in (tmp_path / "sites" / site).rglob("*") if p.is_file()]
-        found = [
-            any(weight in file for file in held)
-            for layer in load_base(ModelSettings()).model.model.layers
-            for weight in [layer.mlp.up_proj.weight.flatten()[:64].numpy().tobytes()]
+    assert summary["state_sha256"] == in_one_process(made, tmp_path / "here")
+    if kind == "fedbiot":
+        model = load_base(made.model).model
+        layers = {*cut(8, left=1, right=1, drop=0.5, rule="floor").layers}
+        for site in SITES:
+            held = [p.read_bytes() for p in (tmp_path / "sites" / site).rglob("*") if p.is_file()]
+            assert seen_of(model, held) == layers
+
+
+def commands(recipe: Recipe, folder: Path, port: int) -> list[list[str]]:
+    """Return the words of a server and of its sites, whose recipe and keys are made in a folder."""
+    from fedloom.engines.flower.keys import Keys
+
+    file, keys, address = folder / "recipe.yaml", Keys(folder / "keys"), f"127.0.0.1:{port}"
+    file.write_text(to_yaml(recipe))
+    keys.init(())
+    serve = ["serve", str(file), "--listen", address, "--keys", str(keys.folder)]
+    joins = [
+        [
+            *("join", address, "--name", site, "--keys", str(keys.add(site))),
+            *("--data", str(Path(recipe.data.source) / f"{site}.jsonl"), "--min-examples", "4"),
+            *("--folder", str(folder / "sites" / site)),
         ]
-        # One of the two layers between those that learn.
-        assert found == [True, True, False, True]
+        for site in SITES
+    ]
+    return [[*serve, "--out", str(folder / "run")], *joins]
+
+
+def write_pairs(file: Path, times: int) -> None:
+    rows = [
+        {"prompt": f"say {i}", "chosen": f"{i * times}", "rejected": f"{i * times + 1}."}
+        for i in range(24)
+    ]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def is_free(port: int) -> bool:
+    try:
+        check_free("127.0.0.1", port)
+    except ValueError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.deploy.conftest import SITES, seen_of
 
 from fedloom.deploy import handover
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
@@ -26,7 +27,6 @@ from fedloom.server.samplers import Full
 from fedloom.spaces.offsite import OffsiteSpace
 
 Make = Callable[..., Recipe]
-SITES = ("alba", "brno", "cork")
 PUBLIC = {"source": "builtin:polyglot", "num_examples": 20}
 ALIGN = {"public": PUBLIC, "before": 2, "steps": 1, "batch_size": 2}
 
@@ -60,18 +60,13 @@ class Wires:
 
 
 @pytest.fixture
-def offsite(
-    recipe: Make, tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
-) -> Make:
+def offsite(recipe: Make, whole: Path) -> Make:
     """Return a maker of the three sites' recipe around an emulator of an eight-layer Llama."""
-    folder = tmp_path / "whole"
-    tiny_llama(layers=8, vocab=len(tiny_tokenizer)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
 
     def make(factors: int = 0) -> Recipe:
         algorithm: Any = [{"fedbiot": ALIGN}, "fedavg"] if factors else "fedavg"
         settings = {"left": 1, "right": 1, "factors": factors, "adapter": {"lora": {"rank": 2}}}
-        model = {"name": str(folder)}
+        model = {"name": str(whole)}
         tree = {**to_tree(recipe()), "algorithm": algorithm, "tune": {"offsite": settings}}
         return build_recipe({**tree, "model": model, "engine": {"flower": {"nodes": 0}}})
 
@@ -101,9 +96,32 @@ def federation(
     head = greeting(shared_recipe(recipe), server, shelf.listed())
     requests = Requests(wires, on_trouble=lambda _: None)
     remote = Remote(
-        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, piece=shelf.piece
+        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, pieces=shelf.pieces
     )
     return server, remote, wires, sites
+
+
+def assert_nothing_of_the_rest(server: Session, wires: Wires, folder: Path) -> None:
+    """Look at every byte that sites were sent, and at every byte of every file they have."""
+    stored = [
+        path.read_bytes()
+        for name in SITES
+        for path in (folder / "sites" / name).rglob("*")
+        if path.is_file()
+    ]
+    layers = {*cut(8, left=1, right=1, drop=0.5, rule="floor").layers}
+    assert isinstance(server.space, OffsiteSpace)
+    with server.space.whole():
+        assert seen_of(server.space.model, stored) == layers
+        assert seen_of(server.space.model, wires.bytes) == layers
+
+
+def test_a_look_finds_two_weights_wherever_they_are(tiny_llama: Callable[..., Any]) -> None:
+    model = tiny_llama(layers=3)
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().flatten()[101:103]
+    for held in (weight, model.model.layers[1].mlp.up_proj.weight.detach().flatten()[7:11].half()):
+        assert seen_of(model, [b"odd", b"some " + held.numpy().tobytes() + b" more"]) == {1}
+    assert seen_of(model, [b"nothing of it", bytes(64)]) == set()
 
 
 def test_sites_learn_around_an_emulator_and_never_get_a_byte_of_the_rest(
@@ -121,26 +139,7 @@ def test_sites_learn_around_an_emulator_and_never_get_a_byte_of_the_rest(
         )
         assert not failures
     assert any(t.abs().max() > 0 for t in run.state.params.values())
-    layers = cut(8, left=1, right=1, drop=0.5, rule="floor").layers
-    stored = [
-        path.read_bytes()
-        for name in SITES
-        for path in (tmp_path / "sites" / name).rglob("*")
-        if path.is_file()
-    ]
-    assert isinstance(server.space, OffsiteSpace)
-    with server.space.whole():
-        model = server.space.model.get_submodule("model.layers")
-        for number, layer in enumerate(model.children()):
-            rows = [
-                p.detach().flatten()[:64].numpy().tobytes()
-                for n, p in layer.named_parameters()
-                if p.dim() == 2 and "lora_" not in n
-            ]
-            # A piece may end within a row, a file not.
-            found = any(row in held for row in rows for held in stored)
-            sent = any(row in piece for row in rows for piece in wires.bytes)
-            assert found == sent == (number in layers)
+    assert_nothing_of_the_rest(server, wires, tmp_path)
     assert all(str(recipe.model.name).encode() not in piece for piece in wires.bytes)
     # Nobody there has a middle to plug anything into.
     session = next(iter(sites["alba"]._ready.values()))[0]
@@ -160,6 +159,7 @@ def test_an_aligned_emulator_travels_as_its_factors(offsite: Make, tmp_path: Pat
     assert not failures
     run, told = stage.after(run)
     assert told["server/align_kl"] >= 0
+    assert_nothing_of_the_rest(server, wires, tmp_path)
     # Which text the server has is not said.
     assert all(b"polyglot" not in piece for piece in wires.bytes)
 
@@ -174,21 +174,23 @@ def test_a_file_that_was_cut_off_goes_on_from_there(
     (there / "config.json").write_bytes(b"{}")
     shelf, asked = Shelf(there), list[Any]()
     listed = json.loads(json.dumps(shelf.listed()))
-    while (wanted := lacking(here, listed)) is not None:
-        asked.append((wanted["file"], wanted["at"]))
-        take(here, listed, wanted, shelf.piece(wanted))
+    while wanted := lacking(here, listed):
+        sent = shelf.pieces(wanted)
+        assert sum(map(len, sent)) <= 4
+        asked.append([(each["file"], each["at"]) for each in wanted[: len(sent)]])
+        for each, piece in zip(wanted, sent, strict=False):
+            take(here, listed, each, piece)
     assert asked == [
-        ("config.json", 0),
-        ("model.safetensors", 0),
-        ("model.safetensors", 4),
-        ("model.safetensors", 8),
+        [("config.json", 0), ("model.safetensors", 0)],
+        [("model.safetensors", 2)],
+        [("model.safetensors", 6)],
     ]
     assert {p.name: p.read_bytes() for p in here.iterdir()} == {
         p.name: p.read_bytes() for p in there.iterdir()
     }
     # Another file under the name of one that is here is handed over anew.
     (there / "config.json").write_bytes(b"[]")
-    assert lacking(here, shelf.listed()) == {"file": "config.json", "at": 0}
+    assert lacking(here, shelf.listed()) == [{"file": "config.json", "at": 0}]
 
 
 def test_what_arrives_changed_is_thrown_away_with_one_sentence(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_names_that_lead_elsewhere_and_code_are_not_taken(name: str, tmp_path: P
 def test_a_server_hands_over_what_it_lists_and_nothing_else(asked: Any, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ValueError, match="a file that is not handed over"):
-        Shelf(tmp_path).piece(asked)
+        Shelf(tmp_path).pieces([asked])
 
 
 def test_a_site_whose_limits_refuse_the_recipe_takes_nothing(offsite: Make, tmp_path: Path) -> None:

@@ -12,29 +12,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.deploy.conftest import SITES, in_one_process
 
 from fedloom import experiment
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.encoding import Tokenizer
-from fedloom.data.federation import Federation
-from fedloom.deploy.site import SiteSettings, own_data
-from fedloom.objectives.objective import Objective
 from fedloom.recipe import load_recipe
-from fedloom.rounds.checkpoint import state_sha256
-from fedloom.rounds.loop import advance, begin
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.rounds.session import Makers, build
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-SITES = ("alba", "brno", "cork")
 pytestmark = [pytest.mark.flower, pytest.mark.alone, pytest.mark.timeout(900)]
 SMALL = (
     *("data.num_examples=240", "local.steps=1", "local.batched=off", "local.kernels=torch"),
@@ -140,35 +131,7 @@ def test_three_sites_from_nothing(
     out = tmp_path / "runs" / "recipe"
     assert (out / "report.html").exists()
     there = json.loads((out / "summary.json").read_text())
-    assert there["state_sha256"] == _in_one_process(recipe(), tmp_path / "here")
-
-
-def _in_one_process(recipe: Recipe, folder: Path) -> str:
-    """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
-
-    def own(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
-        source = Path(settings.source)
-        sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
-        parts = [own_data(site, settings, tokenizer, objective) for site in sites]
-        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
-        return replace(
-            parts[0],
-            shards={c: shard for part in parts for c, shard in part.shards.items()},
-            profiles={c: p for part in parts for c, p in part.profiles.items()},
-            manifest=replace(parts[0].manifest, clients=counts),
-        )
-
-    session = build(recipe, folder, makers=Makers(federation=own))
-    run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    for _ in range(recipe.run.rounds):
-        run, _, _ = advance(
-            run,
-            recipe.algorithm,
-            session.engine,
-            population=session.learners,
-            sampler=recipe.cohort,
-        )
-    return state_sha256(run)
+    assert there["state_sha256"] == in_one_process(recipe(), tmp_path / "here")
 
 
 def _refuses_all_but_the_fleet(ca: Path, port: int) -> None:

@@ -10,6 +10,7 @@ from fedloom.objectives.dpo import DPO
 from fedloom.objectives.kto import KTO
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.orpo import ORPO
+from fedloom.objectives.selector import Selector
 from fedloom.testing.examination import examine
 from fedloom.testing.subject import Subject
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, Objective] = {
     "dpo of the download": DPO(reference="download"),
     "kto": KTO(),
     "orpo": ORPO(),
+    "selector": Selector(),
 }
 
 
@@ -46,3 +48,12 @@ def test_fedavg_keeps_the_laws_with(
     name: str, law: str, cases: dict[str, Algorithm[Any]], tmp_path: Path
 ) -> None:
     assert examine(Subject(cases["fedavg"], tmp_path, objective=OBJECTIVES[name]), law) is None
+
+
+@pytest.mark.parametrize("law", ["resume", "engines", "batched", "absences"])
+def test_balanced_clusters_of_selectors_keep_the_laws(
+    law: str, cases: dict[str, Algorithm[Any]], tmp_path: Path
+) -> None:
+    """FedBiscuit."""
+    subject = Subject(cases["clustered balanced(fedavg)"], tmp_path, objective=Selector())
+    assert examine(subject, law) is None

@@ -18,6 +18,7 @@ from fedloom.results import played
 from fedloom.results.forecast import forecast
 from fedloom.results.played import play
 from fedloom.results.probes import LARGE, SMALL, Cost, Line, Loads, Probes
+from fedloom.rounds.loop import advance, begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
 from fedloom.spaces.seed_space import SeedSpace
@@ -196,6 +197,53 @@ def test_padding_and_equal_rows_are_counted_as_they_are_measured(
     session.trainer.run([Job(client, 1, 0, work) for client in session.judges])
     assert seen == {"scored": planned.batches, "answered": planned.prompts}
     assert planned.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "first"),
+    [
+        ([{"fedem": {"components": 2}}, "fedavg"], 1),
+        ([{"clustered": {"mode": {"balanced": {"num_clusters": 2}}}}, "fedavg"], 3),
+    ],
+    ids=["fedem", "balanced"],
+)
+def test_what_is_measured_on_the_way_to_what_is_trained_is_counted(
+    algorithm: Any,
+    first: int,
+    small_recipe: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    recipe = small_recipe(algorithm=algorithm, run={"rounds": 3})
+    session = build(recipe, tmp_path / "plan")
+    shards = session.federation.shards
+    assert isinstance(shards, dict)
+    second = Cost(0.0, Line(1.0, 0.0), Line(0.0, 1e9))
+    nothing = Cost(0.0, Line(0.0, 0.0), Line(0.0, 0.0))
+    monkeypatch.setattr(Probes, "training", lambda self, work: nothing)
+    monkeypatch.setattr(Probes, "writing", lambda self, rows: nothing)
+    monkeypatch.setattr(Probes, "judging", lambda self: second)
+    found = forecast(session, shards)
+    planned = module._looks(session, found.rounds, Probes(session, shards, 4))
+    seen: list[list[int]] = []
+    predictions = Forward.predictions
+
+    def scored(self: Forward, batch: Batch) -> Predictions:
+        seen[-1].append(batch.ids.numel())
+        return predictions(self, batch)
+
+    monkeypatch.setattr(Forward, "predictions", scored)
+    run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    people = {name: p for name, p in session.learners.items() if not name.startswith("probe")}
+    for _ in range(3):
+        seen.append([])
+        run, _, _ = advance(
+            run, recipe.algorithm, session.engine, population=people, sampler=recipe.cohort
+        )
+    assert [sorted(each) for each in seen] == [sorted(each) for each in planned]
+    assert all(bool(each) == (number >= first) for number, each in enumerate(seen, 1))
+    assert found.train_seconds == pytest.approx(sum(map(len, seen)))
+    assert found.peak_memory_bytes >= 1e9 * max(max(each, default=0) for each in seen)
 
 
 def test_pieces_that_only_some_rounds_ask_for_are_counted_where_they_are(

@@ -1,12 +1,16 @@
 """Runs of offsite tuning, and of a server that aligns the emulator between rounds."""
 
 import dataclasses
+import io
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from fedloom import experiment
 from fedloom.algorithms.fedbiot import FedBiOTState
@@ -14,8 +18,12 @@ from fedloom.client.cohort import Cohort
 from fedloom.core.params import equal
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import fingerprint
+from fedloom.results import forecast, probes
+from fedloom.results.plan import make_plan
+from fedloom.results.probes import Cost, Line
 from fedloom.rounds import emulation
 from fedloom.rounds.emulation import stage_of
+from fedloom.rounds.inputs import read_notes
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import build
@@ -170,6 +178,38 @@ def test_a_run_that_dies_while_the_emulator_is_aligned_goes_on_to_the_same_bits(
     assert again["final"] == whole["final"]
 
 
+def test_a_plan_counts_the_steps_that_align_the_emulator(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = aligned(made)
+    session = build(recipe, tmp_path / "plan")
+    stage = stage_of(session)
+    assert stage is not None
+    planned, taken = [*stage.all_batches()], list[Any]()
+
+    def watched(space: Any, params: Any, rows: Any, distance: Any) -> Any:
+        taken.append(rows)
+        return gradient(space, params, rows, distance)
+
+    monkeypatch.setattr(emulation, "gradient", watched)
+    experiment.run(recipe, tmp_path / "run")
+    assert [[r.key for r in rows] for rows in planned] == [[r.key for r in rows] for rows in taken]
+    monkeypatch.setattr(forecast, "aligning", lambda _: Cost(0.0, Line(60.0, 0.0), Line(9e9, 0.0)))
+    plan = make_plan(recipe)
+    assert (plan.align_seconds, plan.peak_memory_bytes) == (360.0, int(9e9))
+    shown = io.StringIO()
+    Console(width=120, file=shown).print(plan.table())
+    assert re.search(r"alignment at the server +│ 6 min", shown.getvalue())
+
+
+def test_what_a_step_of_an_alignment_costs_is_tried(made: Make, tmp_path: Path) -> None:
+    stage = stage_of(build(aligned(made), tmp_path / "plan"))
+    assert stage is not None
+    cost = probes.aligning(stage)
+    assert cost.seconds.at(100, 1) > 0
+    assert cost.memory.at(100) > 1e8
+
+
 def test_what_the_optimizer_remembers_lasts_from_round_to_round(made: Make, tmp_path: Path) -> None:
     with experiment.session(aligned(made), tmp_path / "run") as s:
         steps = [
@@ -197,6 +237,32 @@ def test_public_text_that_cannot_be_read_says_where_it_is_named(made: Make, tmp_
         ValueError, match=r"fedbiot\.public, read as a section data: .*nothing\.jsonl"
     ):
         experiment.run(aligned(made, public=public), tmp_path / "run")
+
+
+def test_public_text_that_has_changed_is_refused_as_changed_data_are(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    said = [{"prompt": f"public {at}", "completion": f"{at}"} for at in range(8)]
+    file = tmp_path / "here" / "public.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in said))
+    recipe = aligned(made, public={"source": "public.jsonl"})
+    folder = tmp_path / "run"
+    with experiment.session(recipe, folder) as s:
+        next(s.rounds())
+    # Found where it was, wherever a command is started.
+    monkeypatch.chdir(tmp_path)
+    assert experiment.run(recipe, folder).summary["rounds"] == 2
+    file.write_text(file.read_text().replace("public 3", "public 9"))
+    with pytest.raises(
+        ValueError, match=r"has changed: text of the server's own \(fedbiot\.public"
+    ):
+        experiment.run(recipe, folder)
+    experiment.run(recipe, folder, anyway=True)
+    (note,) = read_notes(folder)
+    assert [each["key"] for each in note["differs"]] == ["public"]
+    assert experiment.run(recipe, folder).summary["rounds"] == 2
 
 
 def test_joined_rows_are_refused_as_nobody_could_tell_whose_they_are(

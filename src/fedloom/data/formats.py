@@ -54,6 +54,8 @@ class Record:
     """The split its row comes in, empty where that is still to be cut."""
     rejected: str = ""
     """Of a pair: what the last answer is preferred to."""
+    rejected_use: ToolUse | None = None
+    """Where that calls tools; `rejected` is all of it as text."""
     good: bool | None = None
     """Whether the last answer is wanted, where a row says so of one answer."""
     tools: str = ""
@@ -77,6 +79,8 @@ class Talk:
     missing: frozenset[str] = frozenset()
     rejected: str | None = None
     """Of a pair: the answer that the last message is preferred to."""
+    rejected_use: ToolUse | None = None
+    """Where that calls tools; `rejected` is all of it as text."""
     good: bool | None = None
     """Whether the last message is a wanted answer, where the row says so."""
 
@@ -134,15 +138,17 @@ def to_records(
                 raise ValueError(wrong)
             tally.add_unanswered_(marked=_has_unlearnt(talk.messages))
             continue
-        if talk.rejected is not None and talk.rejected in ("", learnt[-1].content):
+        equal = (talk.rejected, talk.rejected_use) == (learnt[-1].content, learnt[-1].use)
+        if talk.rejected is not None and (equal or not talk.rejected):
             tally.add_pair_(talk.rejected)
             continue
         tally.num_turns += _num_lost(talk.messages, learnt)
         messages = _opened(learnt, _system(row, optional, settings))
         values = {column: row.text(column) or UNKNOWN for column in labels}
         record = Record(messages, values, learnt[-1].content, row.held_out, row.place, row.split)
+        record = replace(record, rejected=talk.rejected or "", rejected_use=talk.rejected_use)
         tools = read_tools(row.values.get(TOOLS), row.place) if TOOLS in optional else ""
-        records.append(replace(record, rejected=talk.rejected or "", good=talk.good, tools=tools))
+        records.append(replace(record, good=talk.good, tools=tools))
     return Conversations(records, tally.losses())
 
 

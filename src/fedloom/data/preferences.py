@@ -107,9 +107,8 @@ def _pair(row: Row, given: tuple[Message, ...], column: str) -> Talk:
         raise ValueError(
             f"{row.place}: chosen and rejected are answers without a question: name its column prompt in data.columns"
         )
-    # Of calls, both sides are compared as text.
-    messages = (*_unlearnt(given), replace(chosen[-1], learn=True, use=None))
-    return Talk(messages, ignored, rejected=rejected[-1].content)
+    messages = (*_unlearnt(given), replace(chosen[-1], learn=True))
+    return Talk(messages, ignored, rejected=rejected[-1].content, rejected_use=rejected[-1].use)
 
 
 def _shared(
@@ -286,8 +285,10 @@ def tokenise_answers(
 
 def _other(record: Record) -> Record:
     *before, last = record.messages
-    messages = (*before, replace(last, content=record.rejected))
-    return replace(record, messages=messages, answer=record.rejected, rejected="")
+    messages = (*before, replace(last, content=record.rejected, use=record.rejected_use))
+    return replace(
+        record, messages=messages, answer=record.rejected, rejected="", rejected_use=None
+    )
 
 
 def _paired(chosen: Example, rejected: Example) -> Example:

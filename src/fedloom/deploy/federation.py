@@ -184,7 +184,7 @@ def _remote(
         settings.deadline,
         metrics=recipe.metrics,
         on_change=note,
-        piece=shelf.piece if shelf else None,
+        pieces=shelf.pieces if shelf else None,
     )
 
 

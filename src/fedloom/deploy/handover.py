@@ -1,12 +1,12 @@
 """A folder that the server hands to each site before round 1, piece by piece: what a site has of a model it may not have.
 
-The server's greeting lists the files with their lengths and hashes. A site asks for what it lacks, from the byte at which it
-was cut off; nothing is read before it is whole and has the hash.
+The server's greeting lists the files with their lengths and hashes. A site asks for what it lacks, each file from the byte at
+which it was cut off, and gets as many pieces as one message holds; nothing is read before it is whole and has the hash.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from fedloom.core.files import PART
 
 PIECE = 16 << 20
-"""Bytes of a file in one message."""
+"""Bytes of files in one message."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(safetensors|json|jinja|txt|model)")
 """Weights without code, and texts."""
 
@@ -30,26 +30,36 @@ class Shelf:
         files = sorted(path for path in self.folder.iterdir() if path.is_file())
         return {path.name: [path.stat().st_size, _sha256(path)] for path in files}
 
-    def piece(self, wanted: Mapping[str, Any]) -> bytes:
-        """Return what a site asks for next.
+    def pieces(self, wanted: Sequence[Mapping[str, Any]]) -> list[bytes]:
+        """Return what a site asks for next, in that order: of as many files as there is room for in a message.
 
         Raises:
             ValueError: where it asks for what is not here.
         """
-        name, at = wanted.get("file"), wanted.get("at")
-        if type(at) is not int or at < 0 or name not in {p.name for p in self.folder.iterdir()}:
-            raise ValueError("it asks for a file that is not handed over: install the same fedloom")
-        with open(self.folder / str(name), "rb") as file:
-            file.seek(at)
-            return file.read(PIECE)
+        known, left = {path.name for path in self.folder.iterdir()}, PIECE
+        found = list[bytes]()
+        for each in wanted:
+            name, at = each.get("file"), each.get("at")
+            if type(at) is not int or at < 0 or name not in known:
+                raise ValueError(
+                    "it asks for a file that is not handed over: install the same fedloom"
+                )
+            with open(self.folder / str(name), "rb") as file:
+                file.seek(at)
+                found.append(file.read(left))
+            left -= len(found[-1])
+            if not left:
+                break
+        return found
 
 
-def lacking(folder: Path, listed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a site asks for next: a file, and from which byte; None where all are here.
+def lacking(folder: Path, listed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a site asks for next: files, and each from which byte; none where all are here.
 
     Raises:
         ValueError: where the list names files that no site takes.
     """
+    wanted = list[dict[str, Any]]()
     for name, (size, sha256) in _checked(listed).items():
         file, part = folder / name, folder / f"{name}{PART}"
         if file.is_file() and file.stat().st_size == size and _sha256(file) == sha256:
@@ -58,8 +68,8 @@ def lacking(folder: Path, listed: Mapping[str, Any]) -> dict[str, Any] | None:
         if at > size:
             part.unlink()
             at = 0
-        return {"file": name, "at": at}
-    return None
+        wanted.append({"file": name, "at": at})
+    return wanted
 
 
 def take(folder: Path, listed: Mapping[str, Any], wanted: Mapping[str, Any], piece: bytes) -> None:

@@ -117,19 +117,22 @@ class Site:
                 f" start `fedloom join` with --name {known}"
             )
 
-    def _lacking(self, header: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _lacking(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return what is still to be handed over, of a recipe that this site takes part in."""
         if "files" not in header or header["recipe"] in self._ready:
-            return None
+            return []
         self._check_asked(header)
         self.settings.limits.check_recipe(build_recipe(yaml.safe_load(header["recipe"])))
         return lacking(self.settings.folder / EMULATOR, header["files"])
 
     def _take(self, header: Mapping[str, Any], pieces: list[bytes]) -> None:
-        take(self.settings.folder / EMULATOR, header["files"], header["asked"], b"".join(pieces))
-        name = header["asked"]["file"]
-        if (self.settings.folder / EMULATOR / name).is_file():
-            self.say(f"received {name}")
+        folder, asked = self.settings.folder / EMULATOR, header["asked"]
+        if len(asked) != len(pieces):
+            raise ValueError(f"the server sent {len(pieces)} pieces of {len(asked)} files")
+        for wanted, piece in zip(asked, pieces, strict=True):
+            take(folder, header["files"], wanted, piece)
+            if (folder / wanted["file"]).is_file():
+                self.say(f"received {wanted['file']}")
 
     def _check_asked(self, header: Mapping[str, Any]) -> None:
         known, asked = versions(), header["identity"]

@@ -55,8 +55,8 @@ class Remote:
     metrics: MetricTable = METRICS
     """What clients may report."""
     on_change: Callable[["Remote", int], None] = lambda *_: None
-    piece: Callable[[Mapping[str, Any]], bytes] | None = None
-    """Returns what a site asks for before it joins, of files that the greeting lists; None where there are none."""
+    pieces: Callable[[Sequence[Mapping[str, Any]]], list[bytes]] | None = None
+    """Returns what a site asks for before it joins, of the first of those files; None where the greeting lists none."""
     connected: Mapping[Site, str] = field(default_factory=dict)
     """Who was there at the last look."""
     sites: dict[Site, SiteRecord] = field(default_factory=dict)
@@ -233,11 +233,12 @@ class Remote:
             due = {}
             for site, wanted in asked.items():
                 try:
-                    if self.piece is None:
+                    if self.pieces is None:
                         raise ValueError("it asks for files, of which there are none")
-                    header = {**self.greeting, "kind": "file", "site": site, "asked": wanted}
-                    due[site] = Envelope(header, [self.piece(wanted)])
-                except (ValueError, AttributeError) as error:
+                    sent = self.pieces(wanted)
+                    header = {**self.greeting, "kind": "file", "site": site}
+                    due[site] = Envelope({**header, "asked": wanted[: len(sent)]}, sent)
+                except (ValueError, AttributeError, TypeError) as error:
                     answers[site] = str(error)
         return answers
 

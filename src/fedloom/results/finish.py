@@ -19,7 +19,6 @@ from fedloom.data.exclusion import Excluded
 from fedloom.data.tokens import Example
 from fedloom.results.by_label import metrics_by_label
 from fedloom.results.export import deliverables, export_models
-from fedloom.rounds.binding import bind
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import Run
 from fedloom.rounds.privacy import FILE as PRIVACY_FILE
@@ -79,8 +78,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def record_setup(session: Session) -> None:
-    """Write what is known before training: what the run is bound to, the split and the machine."""
-    bind(session)
+    """Write what is known before training: the split and the machine."""
     manifest = session.federation.manifest
     privacy = describe(session.recipe.algorithm).privacy
     if privacy is not None:

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 
 from fedloom.client.setup import Step, batches
+from fedloom.core.description import describe
 from fedloom.core.protocols import ClientId, Split, Task
 from fedloom.core.randomness import derive
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
 from fedloom.evaluation.measure import distinct
 from fedloom.results.played import PlayedRound, first_fit, play
-from fedloom.results.probes import Cost, Line, Loads, Probes
+from fedloom.results.probes import Cost, Line, Loads, Probes, aligning, padded
+from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.loop import begin, draw
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
@@ -26,10 +28,12 @@ class Forecast:
     cohort: int
     """Clients of a round."""
     train_seconds: float
-    """Of the clients alone: without messages and the server's own work."""
+    """Of the clients alone: without messages and the server's own work. What algorithms measure on the way is in it."""
     message_seconds: float
     """Of those."""
     evaluate_seconds: float
+    align_seconds: float
+    """Of the server, which aligns an emulator between rounds."""
     peak_memory_bytes: int
     total_bytes: int
     """Of all messages."""
@@ -65,26 +69,33 @@ class Measured:
     """How long the answers to each of those may be expected to be."""
 
 
-def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
+def forecast(
+    session: Session, shards: dict[ClientId, Shard], stage: AlignmentStage | None = None
+) -> Forecast:
     """Return what the recipe's rounds and evaluations take.
 
     Args:
         session: The recipe, built.
         shards: The data that its trainer reads; probes are put among them.
+        stage: What the server does between rounds, if anything.
     """
     recipe = session.recipe
     begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     cohort = len(draw(begun, session.learners, recipe.cohort).cohort)
     probes, fit = Probes(session, shards, cohort), first_fit(session)
     cost = probes.training(fit) if fit else _NOTHING
-    evaluations = _evaluations(session, probes) if probes.judged else {}
-    judged, most = _judged(probes, evaluations)
-    memory, loads = max(most, peak_memory_bytes()), probes.loads()
+    evaluations, judging = _evaluations(session, probes), probes.judging()
+    judged, most = _judged(probes, judging, evaluations)
+    aligned, held = _aligned(stage)
+    memory, loads = max(most, held, peak_memory_bytes()), probes.loads()
     # Made up only now, so that what that takes is not counted as the run's.
     rounds = play(session, probes.trained)
     asked = _asked_of(session, rounds, probes)
     rebuilt = _rebuilt(session, rounds, loads)
     trained = sum(cost.piece * one.pieces + cost.seconds.at(one.tokens, one.steps) for one in asked)
+    looks = _looks(session, rounds, probes)
+    trained += sum(judging.seconds.at(sum(one), len(one)) for one in looks)
+    memory = max([memory, *(judging.memory.at(tokens) for one in looks for tokens in one)])
     # Whoever asks first for the weights after a round has them rebuilt: those who measure, or else who trains next.
     for number, seconds in rebuilt.items():
         calls = sum(one.calls for one in evaluations.get(number, ()))
@@ -101,6 +112,7 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
         trained,
         around * cohort * recipe.run.rounds,
         judged,
+        aligned,
         int(memory),
         sum(sizes) + sizes[-1] * (recipe.run.rounds - len(rounds)),
         rounds,
@@ -125,12 +137,46 @@ def _rebuilt(session: Session, rounds: Sequence[PlayedRound], loads: Loads) -> d
     return found
 
 
-def _judged(probes: Probes, evaluations: Mapping[int, Sequence[Measured]]) -> tuple[float, float]:
+def _aligned(stage: AlignmentStage | None) -> tuple[float, float]:
+    """Return the seconds of all steps that align an emulator, and the most bytes of one."""
+    if stage is None:
+        return 0.0, 0.0
+    cost, sizes = aligning(stage), [padded(rows) for rows in stage.all_batches()]
+    return cost.seconds.at(sum(sizes), len(sizes)), cost.memory.at(max(sizes))
+
+
+def _looks(session: Session, rounds: Sequence[PlayedRound], probes: Probes) -> list[Sequence[int]]:
+    """Return the tokens of each batch that an algorithm has measured on the way to what it trains, round by round."""
+    total, known = session.recipe.run.rounds, [_looked(session, one, probes) for one in rounds]
+    return [known[min(number, len(known) - 1)] for number in range(total)]
+
+
+def _looked(session: Session, round: PlayedRound, probes: Probes) -> list[int]:
+    shards, width, found = session.federation.shards, session.trainer.width, list[int]()
+    for at in range(0, len(round.sent), width):
+        group = [task.client for task in round.sent[at : at + width]]
+        for turn in range(max(len(round.looks[client]) for client in group)):
+            asked = [c for c in group if turn < len(round.looks[c])]
+            own = [c for c in asked if round.looks[c][turn] is None]
+            # Held-out rows are measured together on the model that all were sent; training rows are a client's own.
+            held = {
+                row.key: row
+                for c in asked
+                if c not in own
+                for row in session.evaluator.drawn(shards[c].validation)
+            }
+            for rows in ([*held.values()], *(shards[c].train for c in own)):
+                found += probes.judged_tokens(rows) if rows else []
+    return found
+
+
+def _judged(
+    probes: Probes, cost: Cost, evaluations: Mapping[int, Sequence[Measured]]
+) -> tuple[float, float]:
     """Return the seconds of all evaluations, without rebuilds of weights, and the most bytes of one."""
-    every = [one for some in evaluations.values() for one in some]
+    every = [one for some in evaluations.values() for one in some if one.batches]
     if not every:
         return 0.0, 0.0
-    cost = probes.judging()
     seconds = sum(cost.seconds.at(sum(one.batches), len(one.batches)) for one in every)
     memory = cost.memory.at(max(tokens for one in every for tokens in (*one.batches, *one.prompts)))
     at_once = max((len(batch) for one in every for batch in one.answers), default=0)
@@ -205,6 +251,9 @@ def _evaluations(session: Session, probes: Probes) -> dict[int, list[Measured]]:
 def _measured(session: Session, probes: Probes, number: int, split: Split) -> Measured:
     """Return what is measured of a split after a round, where as many clients share a model as a trainer takes at once."""
     recipe, shards, width = session.recipe, session.federation.shards, session.trainer.width
+    # A mixture is a client's own, and the losses of all its models are taken.
+    models = describe(recipe.algorithm).components
+    width = width if models == 1 else 1
     clients = session.drawn_judges(number, split)
     found = Measured()
     written = split == "test" and recipe.evaluation.generate and not recipe.objective.classes
@@ -216,7 +265,7 @@ def _measured(session: Session, probes: Probes, number: int, split: Split) -> Me
             for row in session.evaluator.drawn(shard.test if split == "test" else shard.validation)
         )
         found.calls += 1
-        found.batches += probes.judged_tokens(rows)
+        found.batches += probes.judged_tokens(rows) * models
         if written:
             for chosen in probes.answered(rows):
                 found.prompts.append(len(chosen) * max(row.prompt_length for row in chosen))

@@ -20,6 +20,7 @@ from fedloom.models.build import model_bytes
 from fedloom.models.introspection import numberless
 from fedloom.objectives.objective import Objective
 from fedloom.results.forecast import forecast
+from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
@@ -47,6 +48,8 @@ class Plan:
     """Of all rounds, without evaluation."""
     evaluate_seconds: float
     """Of all evaluations."""
+    align_seconds: float
+    """Of the server's stage between rounds; 0 where it has none."""
     peak_memory_bytes: int
     base: str
     """The base model, in words."""
@@ -99,6 +102,8 @@ class Plan:
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
         table.add_row("training time", duration(self.train_seconds))
         table.add_row("evaluation time", duration(self.evaluate_seconds))
+        if self.align_seconds:
+            table.add_row("alignment at the server", duration(self.align_seconds))
         if self.rebuild:
             table.add_row("rebuild of the weights", Text(self.rebuild))
         if self.left_frozen:
@@ -132,7 +137,7 @@ def make_plan(recipe: Recipe) -> Plan:
     with tempfile.TemporaryDirectory() as folder:
         session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
-        taken = forecast(session, shards)
+        taken = forecast(session, shards, stage_of(session))
         begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
         local = describe(recipe.algorithm, begun.state).local
     params, model, last = session.space.start(), session.space.model, taken.rounds[-1]
@@ -147,6 +152,7 @@ def make_plan(recipe: Recipe) -> Plan:
         total_bytes=taken.total_bytes,
         train_seconds=taken.train_seconds + taken.message_seconds,
         evaluate_seconds=taken.evaluate_seconds,
+        align_seconds=taken.align_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
         base=session.base.described(),
         products=products_in_words(kernels, model),

@@ -13,7 +13,19 @@ import torch
 
 from fedloom.core.description import describe
 from fedloom.core.params import add, equal
-from fedloom.core.protocols import ClientId, Done, Fit, Params, Reply, Round, Task, Work
+from fedloom.core.protocols import (
+    ClientId,
+    Done,
+    Evaluate,
+    Fit,
+    Losses,
+    Params,
+    Reply,
+    Round,
+    Split,
+    Task,
+    Work,
+)
 from fedloom.core.rehearsal import client_half, stand_in
 from fedloom.rounds.loop import Run, begin, draw, tasks
 from fedloom.rounds.session import Session
@@ -43,6 +55,8 @@ class PlayedRound:
     """Without downloads."""
     steps: Mapping[ClientId, Sequence[int]]
     """Optimizer steps of each piece of training of a client."""
+    looks: Mapping[ClientId, Sequence[Split | None]]
+    """Which of a client's rows are measured on the way to what is trained, each time; None: the training ones."""
     num_seeds: int
     """Coordinates along which all clients walk together; 0 outside seed space."""
     download_bytes: int
@@ -92,8 +106,19 @@ class _Half:
     """A client's half of a round, played."""
 
     task: Task
-    fits: Sequence[Fit]
+    works: Sequence[Work]
     reply: Reply
+
+    @property
+    def fits(self) -> Sequence[Fit]:
+        """Return what is trained."""
+        return [work for work in self.works if isinstance(work, Fit)]
+
+    @property
+    def looks(self) -> Sequence[Split | None]:
+        """Return what is measured, see `PlayedRound`."""
+        measured = [work for work in self.works if isinstance(work, Evaluate | Losses)]
+        return [work.split if isinstance(work, Evaluate) else None for work in measured]
 
 
 def _next(
@@ -125,6 +150,7 @@ def _next(
     return replace(run, number=run.number + 1, state=state), PlayedRound(
         [replace(task, download={}) for task in sent],
         steps,
+        {task.client: half.looks for task, half in zip(sent, halves, strict=True)},
         sum(_num_seeds(work) for half in halves for work in half.fits),
         sum(sizes[id(half)][0] for half in halves),
         sum(sizes[id(half)][1] for half in halves),
@@ -142,15 +168,15 @@ def _begun(session: Session) -> Run[Any]:
 
 def _played(session: Session, task: Task, trained: Trained | None) -> _Half:
     """Return a client's half, whose work is answered without a model."""
-    half, fits = client_half(session.recipe.algorithm, task, {}), list[Fit]()
+    half, works = client_half(session.recipe.algorithm, task, {}), list[Work]()
     start = session.space.start()
     try:
         work = next(half)
         while True:
-            fits += [work] if isinstance(work, Fit) else []
+            works.append(work)
             work = half.send(_answer(work, task, start, trained))
     except StopIteration as stop:
-        return _Half(task, fits, stop.value[0])
+        return _Half(task, works, stop.value[0])
 
 
 def _answer(work: Work, task: Task, start: Params, trained: Trained | None) -> Done:

@@ -27,12 +27,13 @@ from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
 from fedloom.evaluation import generation
-from fedloom.evaluation.measure import distinct
+from fedloom.evaluation.measure import PluggedIn, distinct
 from fedloom.evaluation.scoring import batches, evaluating
 from fedloom.models.generation import write_greedily
 from fedloom.models.probe import keeps_padding_out
 from fedloom.objectives.forward import Forward
 from fedloom.results.played import FEW, Trained
+from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.session import Session
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.tracking.environment import peak_memory_bytes, phase_memory
@@ -116,14 +117,14 @@ class Probes:
         self._learnt = _two_sizes([row for shard in known for row in shard.train], whole)
         # Equal rows would be measured once.
         held = distinct(row for shard in known for row in (*shard.validation, *shard.test))
-        self.held = held
-        """All rows that may be measured."""
+        self.held = held or distinct(row for shard in known for row in shard.train)
+        """All rows that may be measured; where none are held out, those of whom the loss is asked in training."""
         # Clients that are measured together share their batches; of more rows of one, the evaluator would draw some.
         judging, judges = session.recipe.evaluation, len(session.judges)
         measured = min(trainer.width, judges, judging.clients or judges)
         size = session.evaluator.batch_size
         each = judging.max_examples or size
-        self.judged = _two_sizes(held, min(size, each * measured)) if held else {}
+        self.judged = _two_sizes(self.held, min(size, max(1, each * measured)))
         self._judging: dict[str, list[ClientId]] = {}
         for name, rows in self._learnt.items():
             shards.update({n: Shard(rows, (), ()) for n in self._names(name, self.lanes)})
@@ -185,13 +186,14 @@ class Probes:
         space = self._session.space
         space.load(space.start())
         model: Any = space.model
+        plugged_in = self._session.evaluator.plugged_in
         most = min(PROMPT, *(len(row.ids) for row in self.held))
         first = torch.stack([row.ids[:most] for row in self.held[:at_once]])
         counts = sorted({max(1, at_once // 4), at_once})
         pieces: dict[str, Callable[[], object]] = {}
         for rows, tokens in itertools.product(counts, (1, 1 + MORE_TOKENS)):
             prompts = first.repeat(-(-rows // len(first)), 1)[:rows].to(space.device)
-            pieces[f"{rows} {tokens}"] = partial(
+            write = partial(
                 write_greedily,
                 model,
                 prompts,
@@ -200,6 +202,7 @@ class Probes:
                 ends=[],
                 fill=0,
             )
+            pieces[f"{rows} {tokens}"] = write if plugged_in is None else _both(write, plugged_in)
         fast = self._fast()
         with evaluating(model), fast.evaluating() if fast else nullcontext():
             tried = _interleaved(pieces)
@@ -265,6 +268,31 @@ class Probes:
     def _run(self, clients: Sequence[ClientId], work: Work) -> list[Done]:
         jobs = [Job(client, 1, derive(0, client), work) for client in clients]
         return list(self._session.trainer.run(jobs))
+
+
+def aligning(stage: AlignmentStage) -> Cost:
+    """Return what a step of an emulator's alignment costs, by the tokens of its batch."""
+    rows = _two_sizes(stage.examples, stage.batch_size)
+    tried = _interleaved({name: partial(stage.slope, some) for name, some in rows.items()})
+    sizes = {name: padded(some) for name, some in rows.items()}
+    seconds = Line.through(*((sizes[n], tried[n].seconds) for n in (SMALL, LARGE)))
+    return Cost(0.0, seconds, _memory(*((sizes[n], tried[n].memory) for n in (SMALL, LARGE))))
+
+
+def padded(rows: Sequence[Example]) -> int:
+    """Return the tokens of rows as one batch, padding included."""
+    return len(rows) * max(len(row.ids) for row in rows)
+
+
+def _both(write: Callable[[], object], plugged_in: PluggedIn) -> Callable[[], object]:
+    """Return a function that lets the emulated model write, and then the whole one."""
+
+    def written() -> None:
+        write()
+        with plugged_in.whole():
+            write()
+
+    return written
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedloom.rounds.reading import read_manifest
 from fedloom.rounds.session import Session
 from fedloom.spaces.handshake import differing, short
 
-_AROUND = {"data", "tokenizer", "template", "config"}
+_AROUND = {"data", "public", "tokenizer", "template", "config"}
 """What may differ at a user's own risk in any space."""
 _BENEATH = {"base", "start"}
 """Beneath an adapter too; a coordinate that counts from other weights is another model."""
@@ -29,12 +29,13 @@ def meaning_of(session: Session) -> dict[str, str]:
     return {k: v for k, v in session.space.identity().items() if k not in _allowed(session)}
 
 
-def compare(session: Session, *, anyway: bool) -> tuple[Difference, ...]:
+def compare(session: Session, *, anyway: bool, public: str | None = None) -> tuple[Difference, ...]:
     """Return in what the session differs from what its run was begun with.
 
     Args:
         session: Its data or its manifest, its model and its tokenizer are compared.
         anyway: Whether a difference that leaves the run's coordinates their meaning is accepted.
+        public: Hash of the server's own text; None where it is not read, and so not compared.
 
     Raises:
         ValueError: saying what differs, since when, and the remedy.
@@ -48,11 +49,11 @@ def compare(session: Session, *, anyway: bool) -> tuple[Difference, ...]:
             f"{folder / FILE} is gone, which says what data and which model this run was begun with: put it"
             " back, or take what is there now with --anyway"
         )
-    found = identity_of(session)
-    keys = differing(found, known.identity)
-    differences = [
-        Difference(key, short(known.identity.get(key)), short(found.get(key))) for key in keys
-    ]
+    found, before = _identity(session, public), known.identity
+    if public is None:
+        before = {key: value for key, value in before.items() if key != "public"}
+    keys = differing(found, before)
+    differences = [Difference(key, short(before.get(key)), short(found.get(key))) for key in keys]
     bound = [key for key in keys if key not in _allowed(session)]
     if keys and (bound or not anyway):
         text = "; ".join(map(str, differences))
@@ -63,10 +64,16 @@ def compare(session: Session, *, anyway: bool) -> tuple[Difference, ...]:
     return tuple(differences)
 
 
-def bind(session: Session) -> None:
-    """Write down what the run goes on with from here."""
+def bind(session: Session, *, public: str | None = None, source: str = "") -> None:
+    """Write down what the run goes on with from here.
+
+    Args:
+        session: Its data, its model and its tokenizer.
+        public: Hash of the server's own text, if it has any.
+        source: As the recipe names that.
+    """
     recipe, known = session.recipe, Inputs.read(session.folder)
-    found = identity_of(session)
+    found = _identity(session, public)
     before = Inputs(now(), found) if known is None else known
     inputs = Inputs(
         before.since if found == before.identity else now(),
@@ -74,6 +81,7 @@ def bind(session: Session) -> None:
         # What was found where the run began is meant by the same name wherever a command is started.
         model=named_path(recipe.model.name) or before.model,
         data=named_path(recipe.data.source) or before.data,
+        public=named_path(source) or before.public if source else None,
         commit=commit(session.base),
     )
     text = json.dumps(inputs.to_json(), indent=2, ensure_ascii=False)
@@ -92,6 +100,11 @@ def changed_sites(session: Session) -> tuple[Difference, ...]:
     )
 
 
+def _identity(session: Session, public: str | None) -> dict[str, str]:
+    found = identity_of(session)
+    return found if public is None else {**found, "public": public}
+
+
 def _text(counts: ClientCounts) -> str:
     return f"{counts.train}/{counts.validation}/{counts.test}"
 
@@ -102,7 +115,7 @@ def _allowed(session: Session) -> set[str]:
 
 def _remedy(known: Inputs, keys: Sequence[str], bound: Sequence[str]) -> str:
     back = "put it back"
-    if known.commit and set(keys) - {"data"}:
+    if known.commit and set(keys) - {"data", "public"}:
         back += f" (model.revision={known.commit})"
     if bound:
         return f"{back}, or begin a new run; what was learnt counts from those weights, so --anyway does not help"

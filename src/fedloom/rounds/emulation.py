@@ -4,19 +4,20 @@ The emulator and what its optimizer remembers are in the state of algorithm `fed
 checkpoint or done again, to the same bits. Rows of a step follow from the run's seed, the round and the step.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fedloom.core.emulation import Aligns
-from fedloom.core.protocols import Metrics
+from fedloom.core.protocols import Metrics, Params
 from fedloom.core.randomness import derive, generator
 from fedloom.data.data_settings import DataSettings, Sample
 from fedloom.data.federation import federate
 from fedloom.data.partition import Iid
 from fedloom.data.tokens import Example
+from fedloom.rounds.inputs import located_text
 from fedloom.rounds.loop import Run
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
@@ -31,6 +32,13 @@ class AlignmentStage:
     session: Session
     examples: Sequence[Example]
     """Public rows."""
+    sha256: str
+    """Hash of what they say."""
+
+    @property
+    def source(self) -> str:
+        """Return where they are, as the recipe names it."""
+        return str(self._algorithm.text["source"])
 
     def before(self, run: Run[Any]) -> Run[Any]:
         """Return a run that is not begun, with its emulator aligned before round 1."""
@@ -46,14 +54,36 @@ class AlignmentStage:
         assert isinstance(algorithm, Aligns)
         return algorithm
 
+    @property
+    def batch_size(self) -> int:
+        """Return how many public rows a step reads."""
+        return self._algorithm.batch_size
+
+    def batches(self, run: Run[Any], steps: int) -> Iterator[list[Example]]:
+        """Yield the public rows of each step after a round."""
+        seed = derive(run.seed, "align", run.number)
+        for step in range(steps):
+            order = torch.randperm(len(self.examples), generator=generator(seed, step))
+            yield [self.examples[at] for at in order[: self.batch_size].tolist()]
+
+    def all_batches(self) -> Iterator[list[Example]]:
+        """Yield the public rows of each step of a whole run."""
+        recipe, algorithm = self.session.recipe, self._algorithm
+        for number in range(recipe.run.rounds + 1):
+            steps = algorithm.steps if number else algorithm.before
+            yield from self.batches(Run(number, recipe.run.seed, None), steps)
+
+    def slope(self, rows: Sequence[Example]) -> tuple[Params, Metrics]:
+        """Return a step's gradient from the start of a run, and how far the emulator is."""
+        space = self.session.space
+        assert isinstance(space, OffsiteSpace)
+        return gradient(space, space.start(), rows, self._algorithm.distance)
+
     def _aligned(self, run: Run[Any], steps: int) -> tuple[Run[Any], Metrics]:
         algorithm, space, told = self._algorithm, self.session.space, dict[str, float]()
         assert isinstance(space, OffsiteSpace)
         adapters = space.split(self.session.newcomer(run))[0] if steps else {}
-        seed = derive(run.seed, "align", run.number)
-        for step in range(steps):
-            order = torch.randperm(len(self.examples), generator=generator(seed, step))
-            rows = [self.examples[at] for at in order[: algorithm.batch_size].tolist()]
+        for rows in self.batches(run, steps):
             params = {**adapters, **algorithm.factors(run.state)}
             slope, parts = gradient(space, params, rows, algorithm.distance)
             told = {f"server/align_{name}": value for name, value in parts.items()}
@@ -69,7 +99,7 @@ def stage_of(session: Session) -> AlignmentStage | None:
     """
     if not isinstance(session.recipe.algorithm, Aligns):
         return None
-    return AlignmentStage(session, public_examples(session))
+    return AlignmentStage(session, *_public_rows(session))
 
 
 def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
@@ -93,8 +123,8 @@ def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
     )
 
 
-def public_examples(session: Session) -> list[Example]:
-    """Return the server's own rows, tokenised.
+def _public_rows(session: Session) -> tuple[list[Example], str]:
+    """Return the server's own rows, tokenised, and a hash of what they say.
 
     Raises:
         ValueError: where a client holds one of them.
@@ -106,8 +136,10 @@ def public_examples(session: Session) -> list[Example]:
             "data.packing must be false for algorithm fedbiot: whether a client holds a public row cannot be told of rows"
             " that are joined"
         )
+    text = dict(recipe.algorithm.text)
+    text["source"] = located_text(text["source"], session.folder)
     try:
-        held = federate(public_data(recipe, recipe.algorithm.text), session.base.tokenizer)
+        held = federate(public_data(recipe, text), session.base.tokenizer)
     except ValueError as error:
         raise ValueError(f"fedbiot.public, read as a section data: {error}") from error
     examples = [row for shard in held.shards.values() for row in shard.train]
@@ -118,7 +150,7 @@ def public_examples(session: Session) -> list[Example]:
                 f"fedbiot.public must be text that no client holds, got rows that {client} has too: name other rows, or"
                 " leave them out of data with where"
             )
-    return examples
+    return examples, held.manifest.sha256
 
 
 def _text(row: Example) -> bytes:

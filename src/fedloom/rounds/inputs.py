@@ -36,6 +36,8 @@ class Inputs:
     model: NamedPath | None = None
     data: NamedPath | None = None
     """None where the recipe names something built in, or on the Hub."""
+    public: NamedPath | None = None
+    """Of text of the server's own, likewise."""
     commit: str | None = None
     """Of a model on the Hub."""
 
@@ -52,7 +54,8 @@ class Inputs:
         remedy = "put back the file as the run wrote it, or remove it and take what is there now with --anyway"
         fields = read_json(file, dict, remedy=remedy)
         try:
-            places = {n: fields[n] and NamedPath(**fields[n]) for n in ("model", "data")}
+            fields = {"public": None, **fields}
+            places = {n: fields[n] and NamedPath(**fields[n]) for n in ("model", "data", "public")}
             found = cls(**{**fields, **places})
             known = {str(key): str(value) for key, value in found.identity.items()}
         except (KeyError, TypeError, AttributeError) as error:
@@ -93,6 +96,12 @@ def located(
             " or say where it is now, with --model PATH (`fedloom resume`: model.name=PATH)"
         )
     return replace(model, name=name), replace(data, source=source)
+
+
+def located_text(source: str, folder: Path) -> str:
+    """Return where the server's own text is: as the recipe names it, or where the run found it when it was begun."""
+    known = Inputs.read(folder)
+    return _found(source, known.public) if known else source
 
 
 def _found(name: str, known: NamedPath | None) -> str:

@@ -33,13 +33,16 @@ class Standing:
     """What is not as the run was begun, and was accepted."""
 
 
-def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> Standing:
+def standing(
+    session: Session, settings: Mapping[str, Any], *, anyway: bool, public: str | None = None
+) -> Standing:
     """Return where the run in the session's folder stands; nothing in there is changed.
 
     Args:
         session: The recipe, built.
         settings: The recipe as flat settings; a checkpoint of other settings is refused.
         anyway: Whether other data, and beneath an adapter another base model, are accepted.
+        public: Hash of the server's own text, if it has any.
 
     Raises:
         ValueError: where there is something to go on from that this recipe, its data or its model do not fit, or of
@@ -65,13 +68,15 @@ def standing(session: Session, settings: Mapping[str, Any], *, anyway: bool) -> 
                 f"{folder} tells of {done} rounds, but {checkpoints.folder} holds no checkpoint: put them back, or"
                 " begin a new run in another folder"
             )
-        differences = compare(session, anyway=anyway) if (folder / FILE).exists() else ()
+        differences = (
+            compare(session, anyway=anyway, public=public) if (folder / FILE).exists() else ()
+        )
         return Standing(checkpoints, fresh, True, {}, (), differences)
     found: list[tuple[Difference, ...]] = []
 
     def whole(run: Run[Any], extra: Mapping[str, Any]) -> None:
         if not found:
-            found.append(compare(session, anyway=anyway))
+            found.append(compare(session, anyway=anyway, public=public))
         _check_records(rounds, run.number, extra.get("lines", {}))
         _check_memory(session, extra)
 

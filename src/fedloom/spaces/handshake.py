@@ -6,6 +6,7 @@ from fedloom.core.protocols import ClientError
 
 MEANING = {
     "data": "split of the data (data.source)",
+    "public": "text of the server's own (fedbiot.public)",
     "tokenizer": "tokenizer (model.name, revision; versions of transformers)",
     "template": "chat template (model.name, revision)",
     "config": "configuration of the model (model.name, revision)",

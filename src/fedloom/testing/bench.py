@@ -36,6 +36,7 @@ from fedloom.models.build import Base
 from fedloom.models.random_llama import random_llama
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import PreferenceObjective
+from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.server.samplers import Sampler, Uniform
@@ -143,16 +144,17 @@ def make_bench(
         dtype: Of the model, and of the tuned coordinates.
         model: Instead of a random Llama.
         num_clients: How many.
-        objective: What they learn; one of preferences, from pairs of rows.
+        objective: What they learn; one of preferences, from pairs of rows, a selector from questions in both orders.
     """
     model = random_llama(dtype=dtype).requires_grad_(False) if model is None else model
     space = tune.make_space(Base(model, None, "random"), seed=1)
-    paired = isinstance(objective, PreferenceObjective)
+    draw = rows
+    if isinstance(objective, PreferenceObjective):
+        draw = partial(rows, paired=True)
+    elif isinstance(objective, Selector):
+        draw = questions
     made = {
-        f"c{i}": [
-            rows(seed, count, paired=paired)
-            for seed, count in ((i, 3 + i), (50 + i, 2), (70 + i, 2))
-        ]
+        f"c{i}": [draw(seed, count) for seed, count in ((i, 3 + i), (50 + i, 2), (70 + i, 2))]
         for i in range(num_clients)
     }
     if isinstance(objective, Joining):
@@ -204,6 +206,23 @@ def rows(seed: int, count: int, *, paired: bool = False) -> list[Example]:
             labels = torch.where(torch.arange(length) < 2, IGNORED, other)
             row = replace(row, good=True, rejected=Example(other, labels, 2, good=False))
         out.append(row)
+    return out
+
+
+def questions(seed: int, count: int) -> list[Example]:
+    """Return questions which of two rows counts up, or by an odd seed down, each in both orders; the answer is 0 or 1."""
+    letters = torch.arange(2)
+    out = []
+    for pair in rows(seed, count, paired=True):
+        assert pair.rejected is not None
+        sides = [row.ids[2:] for row in pair.answers]
+        orders = []
+        for answer in (0, 1):
+            ids = torch.cat([pair.ids[:2], sides[answer], sides[1 - answer], letters[answer, None]])
+            labels = torch.full_like(ids, IGNORED)
+            labels[-1] = answer
+            orders.append(Example(ids, labels, len(ids) - 1, choices=letters))
+        out.append(replace(orders[0], rejected=orders[1]))
     return out
 
 
