@@ -1,8 +1,7 @@
 """GGUF files: a whole model as transformers saved it, and a LoRA for llama.cpp's `--lora`."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,26 +58,24 @@ def write_model_gguf(
 
     names = GgufNames.of(AutoConfig.from_pretrained(folder))
     saved = _saved(folder, names)
-    with _whole(file) as part, quiet():
-        writer = GGUFWriter(part, names.architecture)
-        reader, more = None, dict[str, Tensor]()
+    writer, more = GGUFWriter(None, names.architecture), list[_Entry]()
+    entries = [_entry(names, tensor, held, type) for tensor, held in saved.items()]
+    known = {entry.name for entry in entries}
+    with quiet():
         if source is None:
             writer.add_type("model")
             writer.add_name(name)
-            more = add_config(writer, names)
+            more = [_plain(n, _array(t)) for n, t in add_config(writer, names).items()]
             add_tokenizer(writer, folder, saved["model.embed_tokens.weight"].shape[0])
         else:
             reader = GGUFReader(source)
             _take_over(writer, reader)
-        kind = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}[type]
-        writer.add_file_type(LlamaFileType[kind])
-        writer.add_quantization_version(2)
-        entries = [_entry(names, tensor, held, type) for tensor, held in saved.items()]
-        entries += [_plain(tensor, value.numpy()) for tensor, value in more.items()]
-        known = {entry.name for entry in entries}
-        # Tensors that transformers computes, such as factors of rotary positions.
-        entries += [_copied(t) for t in (reader.tensors if reader else ()) if t.name not in known]
-        _write(writer, entries)
+            # Tensors that transformers computes, such as factors of rotary positions.
+            more = [_copied(tensor) for tensor in reader.tensors if tensor.name not in known]
+    kind = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}[type]
+    writer.add_file_type(LlamaFileType[kind])
+    writer.add_quantization_version(2)
+    _write(writer, entries + more, file)
 
 
 def write_lora_gguf(lora: LoraFactors, model_config: Any, file: Path) -> None:
@@ -106,12 +103,11 @@ def write_lora_gguf(lora: LoraFactors, model_config: Any, file: Path) -> None:
         name = names.of_tensor(weight)
         rows = names.laid_out(weight, b)
         entries += [_plain(f"{name}.lora_a", _array(a)), _plain(f"{name}.lora_b", _array(rows))]
-    with _whole(file) as part:
-        writer = GGUFWriter(part, names.architecture)
-        writer.add_type("adapter")
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", lora.alpha)
-        _write(writer, entries)
+    writer = GGUFWriter(None, names.architecture)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", lora.alpha)
+    _write(writer, entries, file)
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,8 @@ class _Held:
         from safetensors import safe_open
 
         with safe_open(self.file, "pt") as opened:
-            return opened.get_tensor(self.name).float()
+            tensor: Tensor = opened.get_tensor(self.name)
+        return tensor.float()
 
 
 def _saved(folder: Path, names: GgufNames) -> dict[str, _Held]:
@@ -192,30 +189,23 @@ def _take_over(writer: Any, reader: "GGUFReader") -> None:
         writer.add_key_value(key, value, kind, sub_type=field.types[-1] if is_list else None)
 
 
-def _write(writer: Any, entries: list[_Entry]) -> None:
+def _write(writer: Any, entries: list[_Entry], file: Path) -> None:
+    """Write header and tensors; the file is there when all went well, and only then."""
     from gguf import quant_shape_to_byte_shape
 
     for entry in entries:
         packed = quant_shape_to_byte_shape(entry.shape, entry.type)
         size = int(np.prod(packed))
         writer.add_tensor_info(entry.name, packed, np.dtype(np.uint8), size, raw_dtype=entry.type)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + PART)
     try:
-        writer.write_header_to_file()
+        writer.write_header_to_file(part)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for entry in entries:
             writer.write_tensor_data(entry.make())
-    finally:
         writer.close()
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """Yield where to write; the file is there when all went well, and only then."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + PART)
-    try:
-        yield part
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
