@@ -200,12 +200,14 @@ def _write(writer: Any, entries: list[_Entry], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + PART)
     try:
-        writer.write_header_to_file(part)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for entry in entries:
-            writer.write_tensor_data(entry.make())
-        writer.close()
+        try:
+            writer.write_header_to_file(part)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for entry in entries:
+                writer.write_tensor_data(entry.make())
+        finally:
+            writer.close()
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
