@@ -179,7 +179,7 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
         ("data quickstart --picture no/x.png", r"--picture must be in a folder that is there"),
         ("data quickstart --picture x.gif", r"--picture must end in \.png or \.svg or \.pdf"),
         ("evaluate file.txt", r"file\.txt is a file: give the folder of a run"),
-        ("export folder --merged", r"folder holds no run"),
+        ("export folder --for merged", r"folder holds no run"),
         ("export folder --out file.txt", r"folder holds no run"),
         ("chat folder --prompt x", r"folder holds no run"),
         ("compare folder file.txt", r"folder holds no run"),
@@ -225,7 +225,7 @@ def test_a_name_full_of_markup_is_a_name(
     typed("report R")
     typed("route R new.txt")
     assert "got '[/q]'" in typed("compare R --metric '[/q]'", code=2)
-    assert "R/merged" in typed("export R --merged")
+    assert "R/merged" in typed("export R --for merged")
     monkeypatch.setattr("sys.stdin", io.StringIO("[/y]\n"))
     assert "model:" in typed("chat R"), "which the end of the input ends"
 

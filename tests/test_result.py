@@ -86,8 +86,14 @@ def test_it_answers(finished: Result) -> None:
 def test_it_exports_where_it_is_told(finished: Result, tmp_path: Path) -> None:
     written = finished.export(tmp_path / "out")
     assert (written["client-001"] / "README.md").is_file()
-    users = json.loads((tmp_path / "out" / "clients.json").read_text())
-    assert users["client-001"] == ["client-001"]
+    routing = json.loads((tmp_path / "out" / "routing.json").read_text())
+    assert routing["clients"]["client-001"] == "client-001"
+    assert routing["models"]["client-001"] == {
+        "path": "client-001",
+        "num_clients": 1,
+        "share": 0.25,
+    }
+    assert "fedloom route RUN EXAMPLES" in routing["newcomers"]["why"]
 
 
 def test_what_is_no_run_or_no_finished_one_is_a_sentence(finished: Result, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom import cli_bench, cli_sites
+from fedloom import cli_bench, cli_export, cli_sites
 from fedloom.cli_console import complain, console, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
+from fedloom.cli_export import Anyway, ModelPath, RunFolder
 
 recipes_app = typer.Typer(
     help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
@@ -64,7 +65,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(cli_sites.keys_app, name="keys")
-for command in (cli_sites.serve, cli_sites.join, cli_sites.status):
+for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.apply):
     app.command()(command)
 app.command()(cli_bench.bench)
 
@@ -77,17 +78,6 @@ RecipeName = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings to change, such as run.rounds=5 or algorithm.fedavg.mu=0.1."),
-]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
-Anyway = Annotated[
-    bool,
-    typer.Option(
-        "--anyway",
-        help="Go on although data or model are not what the run was begun with; the report says so.",
-    ),
-]
-ModelPath = Annotated[
-    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
 ]
 
 
@@ -206,29 +196,7 @@ def compare(
     _console().print(f"figure: {out}")
 
 
-@app.command()
-def export(
-    folder: RunFolder,
-    out: Annotated[
-        Path | None, typer.Option(help="Where to write; RUN/adapters if not given.")
-    ] = None,
-    merged: Annotated[
-        bool, typer.Option("--merged", help="Write whole models instead of adapters.")
-    ] = False,
-    as_lora: Annotated[
-        bool, typer.Option("--as-lora", help="Write adapters of tune: vera as LoRA.")
-    ] = False,
-    anyway: Anyway = False,
-    model: ModelPath = None,
-) -> None:
-    """Write the deployed models as folders that peft and transformers load."""
-    from fedloom.result import open_run
-
-    console = _console()
-    found = open_run(folder, console=console, anyway=anyway, moved=model)
-    about(folder)
-    for name, path in found.export(out, merged=merged, as_lora=as_lora).items():
-        console.print(f"{name}: {path}")
+app.command()(cli_export.export)
 
 
 @app.command()

@@ -15,12 +15,15 @@ from rich.text import Text
 from fedloom.core.files import folder_at
 from fedloom.core.metrics import METRICS, Metric, MetricTable
 from fedloom.core.protocols import ClientId, Split
+from fedloom.models.gguf_write import GgufType
 from fedloom.objects import Objects
 from fedloom.reopen import Opened, open_session
+from fedloom.report.card import Form
 from fedloom.results.chat import Chat
 from fedloom.results.evaluate import Evaluation, evaluate
-from fedloom.results.export import USERS, Form, export_models
+from fedloom.results.export import check_form, export_models
 from fedloom.results.records import Records, client_records, metric_records
+from fedloom.results.routing import model_of
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
 from fedloom.tracking.metric_format import duration, human_bytes, measures, shown
@@ -91,17 +94,7 @@ class Result:
         Raises:
             ValueError: where there is no such client, or none was named and adapters differ.
         """
-        file = self.folder / "adapters" / USERS
-        users: dict[str, list[ClientId]] = read_json(
-            file, dict, remedy="Result.export() writes the adapters anew"
-        )
-        if client is None and len(users) == 1:
-            return file.parent / next(iter(users))
-        for name, clients in users.items():
-            if client in clients:
-                return file.parent / name
-        known = ", ".join(c for clients in users.values() for c in clients) or ", ".join(users)
-        raise ValueError(f"client must be one of {known}, got {client!r}")
+        return model_of(self.folder / "adapters", client)
 
     def evaluate(self, split: Split = "test") -> Evaluation:
         """Measure the deployed weights again on every client's held-out data."""
@@ -118,24 +111,33 @@ class Result:
         return Chat.open(opened.session, client, run=opened.run)
 
     def export(
-        self, out: Path | str | None = None, *, merged: bool = False, as_lora: bool = False
+        self,
+        out: Path | str | None = None,
+        *,
+        form: Form = "peft",
+        type: GgufType | None = None,
     ) -> Mapping[str, Path]:
-        """Write the deployed models as folders that peft and transformers load; return their paths by name.
+        """Write the deployed models for other programs; return what these load, by name.
 
         Args:
-            out: Where; `adapters`, or `merged`, in the run's folder if not given.
-            merged: Write whole models instead of adapters.
-            as_lora: Write adapters of tune: vera as LoRA, which is the same model for programs that read no other kind.
+            out: Where; `adapters`, or a folder named for the form, in the run's folder if not given.
+            form: "peft": adapters as folders that peft loads, or whole models where these were tuned; "lora": an adapter
+                of tune: vera as LoRA; "vllm": LoRA as vLLM reads it; "merged": whole models as folders of transformers;
+                "gguf": whole models as GGUF files; "gguf-lora": LoRA as GGUF, for llama.cpp; "seeds": seed files.
+            type: Of a GGUF's matrices: "f32", "f16", which it is if not given, or "q8_0".
+
+        Raises:
+            ValueError: where what was tuned cannot be had in this form.
         """
-        if merged and as_lora:
-            raise ValueError("export writes whole models (merged) or LoRA (as_lora), not both")
-        form: Form = "merged" if merged else "lora" if as_lora else "adapter"
-        default = self.folder / ("adapters" if form == "adapter" else form)
+        check_form(form, type)
+        default = self.folder / ("adapters" if form == "peft" else form)
         target = folder_at(default if out is None else Path(out), "--out")
         inside = self.folder.resolve() in target.resolve().parents
         with held(self.folder) if inside else nullcontext():
             opened = self.open("export")
-            return export_models(opened.session, opened.run, target, form=form)
+            return export_models(
+                opened.session, opened.run, target, form=form, type=type or "f16", newcomers=True
+            )
 
     def open(self, command: str, *, data: bool = False) -> Opened:
         """Return the run as its newest checkpoint has it, built: for what the other methods do not do."""

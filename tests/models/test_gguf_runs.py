@@ -78,7 +78,7 @@ def test_another_quantisation_is_refused_and_says_why(runs: Path, tmp_path: Path
 def test_a_merged_model_is_loaded_by_transformers_alone(runs: Path, tmp_path: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    code, said = command("export", str(runs / "file"), "--merged", "--out", str(tmp_path))
+    code, said = command("export", str(runs / "file"), "--for", "merged", "--out", str(tmp_path))
     assert code == 0, said
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "global")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "global")

@@ -95,7 +95,7 @@ def test_it_is_exported_whole(
 ):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run.export(tmp_path / "merged", merged=True)["global"]
+    folder = run.export(tmp_path / "merged", form="merged")["global"]
     whole = AutoModelForCausalLM.from_pretrained(folder)
     assert whole.num_parameters() == 134_515_008
     assert answers(whole, AutoTokenizer.from_pretrained(folder)) == learnt

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from fedloom.report.card import model_card
+from fedloom.report.card import Exported, model_card
 
 Make = Callable[..., Path]
 
@@ -65,7 +65,7 @@ def test_a_gguf_base_is_loaded_from_its_file(fabricate: Make) -> None:
 def test_a_merged_model_is_loaded_by_transformers_alone(fabricate: Make) -> None:
     folder = fabricate(clients=20)
     names = [f"client-{at:03d}" for at in range(12)]
-    card = model_card(folder, adapter="cluster-0", clients=names, merged=True)
+    card = model_card(folder, adapter="cluster-0", clients=names, exported=Exported("merged"))
     assert "library_name: transformers" in card
     assert "AutoModelForCausalLM.from_pretrained(folder)" in card
     assert "It serves 12 of 20 clients." in card

@@ -17,6 +17,7 @@ from fedloom import experiment
 from fedloom.models.build import Base, enable_checkpointing
 from fedloom.models.hf_logging import quiet
 from fedloom.recipe import RecipeError, build_recipe
+from fedloom.report.card import Form
 from fedloom.result import open_run
 from fedloom.results.plan import make_plan
 from fedloom.rounds.recipe_settings import Recipe
@@ -112,18 +113,17 @@ def test_vera_is_exported_as_itself_as_lora_and_merged(
     run, ids = open_run(tmp_path / "run"), torch.arange(12)[None]
     logits = []
     with quiet():
-        for ways in ({}, {"as_lora": True}):
+        forms: tuple[Form, ...] = ("peft", "lora")
+        for form in forms:
             base = AutoModelForCausalLM.from_pretrained(tiny_folder)
             before = base(input_ids=ids).logits
-            folder = run.export(tmp_path / f"out-{len(ways)}", **ways)["global"]
+            folder = run.export(tmp_path / form, form=form)["global"]
             logits.append(PeftModel.from_pretrained(base, str(folder)).eval()(input_ids=ids).logits)
-        folder = run.export(tmp_path / "merged", merged=True)["global"]
+        folder = run.export(tmp_path / "merged", form="merged")["global"]
         logits.append(AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits)
     assert not torch.allclose(logits[0], before, atol=1e-4)
     for others in logits[1:]:
         torch.testing.assert_close(others, logits[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="not both"):
-        run.export(tmp_path / "both", merged=True, as_lora=True)
 
 
 @pytest.mark.slow
@@ -131,9 +131,9 @@ def test_a_prompt_is_not_merged_and_leaves_no_folder(small_recipe: Make, tmp_pat
     experiment.run(small_recipe(tune=RUNS["prompt"], run={"rounds": 1}), tmp_path / "run")
     run = open_run(tmp_path / "run")
     with pytest.raises(ValueError, match="tune: prompt cannot be merged into a model"):
-        run.export(tmp_path / "merged", merged=True)
+        run.export(tmp_path / "merged", form="merged")
     with pytest.raises(ValueError, match="only an adapter of tune: vera can be written as LoRA"):
-        run.export(tmp_path / "lora", as_lora=True)
+        run.export(tmp_path / "lora", form="lora")
     assert not (tmp_path / "merged").exists()
 
 

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,9 +142,7 @@ def test_params_of_another_space_are_refused(space: Any) -> None:
         one.load({NAME: torch.zeros(17)})
 
 
-def test_a_saved_model_is_a_plain_one_with_its_coefficients_beside(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_saved_model_is_a_plain_one(tiny_folder: Path, tmp_path: Path) -> None:
     base = load_base(ModelSettings(str(tiny_folder), device="cpu"))
     one: Any = Seeds(num_seeds=8).make_space(base, seed=1)
     params = at(one, k2=0.02)
@@ -153,9 +150,6 @@ def test_a_saved_model_is_a_plain_one_with_its_coefficients_beside(
     again = load_base(ModelSettings(str(tmp_path / "out"), device="cpu"))
     ids = torch.arange(8)[None]
     torch.testing.assert_close(again.model(input_ids=ids).logits, one.model(input_ids=ids).logits)
-    told = json.loads((tmp_path / "out" / "seeds.json").read_text())
-    assert told["params"][NAME] == params[NAME].tolist()
-    agree(told["identity"], one.identity())
 
 
 def test_quantised_layers_follow_their_coefficients_and_are_saved_whole(

@@ -82,6 +82,8 @@ class Base:
     """Name of the GGUF file that it came from, in the folder or the repository."""
     holds: str = ""
     """Of that file: architecture, size and quantisation."""
+    gguf_path: Path | None = None
+    """Where that file is."""
 
     def described(self) -> str:
         """Return its name, and of a GGUF file which it is and what it holds."""
@@ -115,7 +117,9 @@ def load_base(settings: ModelSettings) -> Base:
         model.config._commit_hash = place.commit
     check_loaded(model, loading, settings.name)
     base = freeze_(model, tokenizer, settings, settings.name, device)
-    return replace(base, gguf=place.gguf.name, holds=place.holds) if place.gguf else base
+    if place.gguf is None:
+        return base
+    return replace(base, gguf=place.gguf.name, holds=place.holds, gguf_path=place.gguf)
 
 
 def freeze_(

@@ -9,14 +9,16 @@ from importlib import import_module
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back warnings, log lines below an error and progress bars of transformers, peft and the Hub client."""
+    """Hold back warnings, log lines below an error and progress bars of transformers, peft, gguf and the Hub client."""
     hub = import_module("huggingface_hub.utils")  # its names are re-exported, which mypy refuses
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     hub_bars = not hub.are_progress_bars_disabled()
-    loggers = {name: logging.getLogger(name) for name in ("huggingface_hub", "peft", "accelerate")}
+    loggers = {
+        name: logging.getLogger(name) for name in ("huggingface_hub", "peft", "accelerate", "gguf")
+    }
     levels = {name: logger.level for name, logger in loggers.items()}
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

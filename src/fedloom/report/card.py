@@ -1,16 +1,37 @@
 """The README.md of an exported model: what it is, how it was made, how to load it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedloom.core.protocols import ClientId
 from fedloom.report.run_folder import Results, read_results
 from fedloom.rounds.privacy import privacy_record
 from fedloom.tracking.metric_format import human_bytes, shown
 
+Form = Literal["peft", "lora", "vllm", "gguf-lora", "merged", "gguf", "seeds"]
+"""What is written of a model: an adapter of its own kind; one of tune: vera as LoRA; a LoRA that vLLM, or llama.cpp, reads as
+it is meant; the whole model as a folder, or as a GGUF file; what makes it of the base model, in seed space."""
 _NAMED = 8
 """Clients that are named; of more, the number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What lies in the folder of an exported model."""
+
+    form: Form = "peft"
+    """lora is peft, once it is written."""
+    file: str = ""
+    """What to load, where that is not the folder."""
+    rank: int = 0
+    """Of vllm: what `--max-lora-rank` must be at least."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether no base model is needed beside it."""
+        return self.form in ("merged", "gguf")
 
 
 def model_card(
@@ -18,7 +39,7 @@ def model_card(
     *,
     adapter: str,
     clients: Sequence[ClientId],
-    merged: bool = False,
+    exported: Exported | None = None,
     gguf: str | None = None,
 ) -> str:
     """Return the Markdown of one exported model.
@@ -27,17 +48,17 @@ def model_card(
         folder: The run directory.
         adapter: The name of the exported folder.
         clients: Who uses this model.
-        merged: Whether the folder holds a whole model instead of an adapter.
+        exported: What lies there; an adapter, if not given.
         gguf: The GGUF file that the base model came from.
     """
-    run = read_results(folder)
+    run, exported = read_results(folder), exported or Exported()
     base = str((run.recipe.get("model") or {}).get("name", ""))
     builtin, privacy = base.startswith("builtin:"), privacy_record(run.privacy, run.history)
     named = f"{base}/{gguf}" if gguf and not base.endswith(gguf) else base
     sections = [
-        _head("" if base.endswith(".gguf") else base, merged=merged, builtin=builtin),
-        f"# {run.name}: {adapter}\n\n{_story(run, named, clients, merged=merged)}",
-        f"## Use\n\n```python\n{_usage(base, merged=merged, builtin=builtin, gguf=gguf)}\n```",
+        _head("" if base.endswith(".gguf") else base, exported, builtin=builtin),
+        f"# {run.name}: {adapter}\n\n{_story(run, named, clients, exported)}",
+        f"## Use\n\n{_use(base, exported, builtin=builtin, gguf=gguf, name=adapter)}",
         _metrics(run, clients),
         f"## Privacy\n\n{privacy['said']}" if privacy else "",
         f"## Recipe\n\n```yaml\n{run.recipe_text.strip()}\n```" if run.recipe_text else "",
@@ -45,15 +66,15 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _head(base: str, *, merged: bool, builtin: bool) -> str:
+def _head(base: str, exported: Exported, *, builtin: bool) -> str:
     lines = [] if builtin or not base else [f"base_model: {base}"]
-    library = "transformers" if merged else "peft"
+    library = _LIBRARY.get(exported.form, "fedloom")
     lines += [f"library_name: {library}", "pipeline_tag: text-generation"]
     return "\n".join(["---", *lines, "tags:", "- federated-learning", "- fedloom", "---"])
 
 
-def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool) -> str:
-    kind = "A model" if merged else "An adapter"
+def _story(run: Results, base: str, clients: Sequence[ClientId], exported: Exported) -> str:
+    kind = "A model" if exported.is_whole or exported.form == "seeds" else "An adapter"
     summary, data = run.summary, run.recipe.get("data") or {}
     version = run.environment.get("versions", {}).get("fedloom")
     rounds = int(max((line["round"] for line in run.history.lines), default=0))
@@ -79,8 +100,31 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], *, merged: bool
     return f"{first}.\n{rounds} rounds{traffic}. It serves {who}.{written}"
 
 
-def _usage(base: str, *, merged: bool, builtin: bool, gguf: str | None) -> str:
-    if merged:
+_LIBRARY = {
+    "peft": "peft",
+    "lora": "peft",
+    "vllm": "peft",
+    "merged": "transformers",
+} | dict.fromkeys(("gguf", "gguf-lora"), "gguf")
+
+
+def _use(base: str, exported: Exported, *, builtin: bool, gguf: str | None, name: str) -> str:
+    """Return the block that says how to load it: a command, or Python."""
+    file, base = exported.file, base or "BASE"
+    command = {
+        "gguf": f"llama-server -m {file}",
+        "gguf-lora": f"llama-server -m BASE.gguf --lora {file}  # the GGUF of {base}",
+        "seeds": f"fedloom apply {file} {base} --out model",
+        "vllm": f"vllm serve {base} --enable-lora --max-lora-rank {exported.rank} --lora-modules {name}=.",
+    }.get(exported.form)
+    if command is not None:
+        return f"```bash\n{command}\n```"
+    usage = _usage(base, whole=exported.is_whole, builtin=builtin, gguf=gguf)
+    return f"```python\n{usage}\n```"
+
+
+def _usage(base: str, *, whole: bool, builtin: bool, gguf: str | None) -> str:
+    if whole:
         return "\n".join(
             [
                 "from transformers import AutoModelForCausalLM, AutoTokenizer",

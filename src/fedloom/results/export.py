@@ -1,22 +1,26 @@
-"""What a run delivers, as folders that plain peft and transformers load."""
+"""What a run delivers, as folders and files that other programs load."""
 
-import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast, get_args
 
 from fedloom.core.description import GLOBAL, Clusters, describe
-from fedloom.core.files import write_atomic
+from fedloom.core.files import file_name
 from fedloom.core.params import equal
 from fedloom.core.protocols import ClientId, Params
-from fedloom.report.card import model_card
+from fedloom.models.gguf_names import GgufNames
+from fedloom.models.gguf_write import GgufType, write_lora_gguf, write_model_gguf
+from fedloom.models.lora_folder import LoraFactors, read_lora, vllm_rank
+from fedloom.report.card import Exported, Form, model_card
+from fedloom.results.routing import write_routing
+from fedloom.results.seed_file import SUFFIX, SeedFile
 from fedloom.rounds.loop import Run
 from fedloom.rounds.session import Session
 from fedloom.spaces.adapter import AdapterSpace
-
-Form = Literal["adapter", "lora", "merged"]
-USERS = "clients.json"
-"""Beside the exported folders: the clients that use each, by its name."""
+from fedloom.spaces.scaling_vectors import VeRA
 
 
 def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
@@ -57,43 +61,153 @@ def routable(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[Cl
     return models
 
 
+def check_form(form: str, type: str | None) -> tuple[Form, GgufType | None]:
+    """Return both as they are.
+
+    Raises:
+        ValueError: where one is none, or the type has no effect.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"--for must be one of {', '.join(get_args(Form))}, got {form}")
+    if type is not None and form != "gguf":
+        raise ValueError(
+            f"--type is that of whole models as GGUF, --for gguf, got {type} with --for {form}"
+        )
+    if type is not None and type not in get_args(GgufType):
+        raise ValueError(f"--type must be one of {', '.join(get_args(GgufType))}, got {type}")
+    return cast(Form, form), cast(GgufType | None, type)
+
+
 def export_models(
-    session: Session, run: Run[Any], folder: Path, *, form: Form = "adapter"
+    session: Session,
+    run: Run[Any],
+    folder: Path,
+    *,
+    form: Form = "peft",
+    type: GgufType = "f16",
+    newcomers: bool = False,
 ) -> Mapping[str, Path]:
-    """Write one folder a deliverable, and who uses it.
+    """Write one folder a deliverable, and which is whose.
 
     Args:
         session: The run's.
         run: As it stands.
         folder: Where; a folder in it for each.
-        form: An adapter of the run's own kind, that of tune: vera as LoRA, or the whole model.
+        form: What is written of each, see `report.card.Form`.
+        type: Of the matrices of a whole model as GGUF.
+        newcomers: Whether the model for all is written too, where clusters or clients have their own.
+
+    Returns:
+        What to load, by name: the folder, or the file in it.
 
     Raises:
-        ValueError: Where what was tuned cannot be had in this form.
+        ValueError: where what was tuned cannot be had in this form.
     """
-    merged, space = form == "merged", session.space
-    save = space.save
-    if form == "lora":
+    models = (routable if newcomers else deliverables)(session, run)
+    writer = _Writer(session, form, type)
+    written: dict[str, Path] = {}
+    for name, (params, clients) in models.items():
+        exported = writer.write(folder / name, name, params)
+        card = model_card(
+            session.folder, adapter=name, clients=clients, exported=exported, gguf=session.base.gguf
+        )
+        (folder / name / "README.md").write_text(card)
+        written[name] = folder / name / exported.file
+    users = {name: clients for name, (_, clients) in models.items()}
+    write_routing(folder, written, users, quiet=describe(session.recipe.algorithm).quiet)
+    return written
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Writes models in one form."""
+
+    session: Session
+    form: Form
+    type: GgufType
+
+    def write(self, folder: Path, name: str, params: Params) -> Exported:
+        """Write one model into a folder of its own, and return what lies there."""
+        return self._ways[self.form](folder, name, params)
+
+    @property
+    def _ways(self) -> Mapping[Form, Callable[[Path, str, Params], Exported]]:
+        return {
+            "peft": self._peft,
+            "lora": self._lora,
+            "vllm": self._vllm,
+            "gguf-lora": self._gguf_lora,
+            "merged": self._merged,
+            "gguf": self._gguf,
+            "seeds": self._seeds,
+        }
+
+    def _peft(self, folder: Path, name: str, params: Params) -> Exported:
+        self.session.space.save(folder, params)
+        if self.session.recipe.tune.is_seed_space:
+            self._seeds(folder, name, params)
+        return Exported("peft" if self.session.recipe.tune.is_adapter else "merged")
+
+    def _lora(self, folder: Path, name: str, params: Params) -> Exported:
+        space = self.session.space
         if not isinstance(space, AdapterSpace):
             raise ValueError(
-                f"only an adapter of tune: vera can be written as LoRA, got {session.recipe.tune.title}"
+                f"only an adapter of tune: vera can be written as LoRA, got {self.session.recipe.tune.title}"
             )
-        save = space.save_as_lora
-    elif merged:
-        save = space.save_merged
-    written: dict[str, Path] = {}
-    users: dict[str, list[ClientId]] = {}
-    for name, (params, clients) in deliverables(session, run).items():
-        target = folder / name
-        card = model_card(
-            session.folder, adapter=name, clients=clients, merged=merged, gguf=session.base.gguf
-        )
-        save(target, params)
-        (target / "README.md").write_text(card)
-        written[name] = target
-        users[name] = clients
-    if describe(session.recipe.algorithm).quiet:
-        users = {name: [] for name in users}
-    text = json.dumps(users, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(folder / USERS, text.encode())
-    return written
+        space.save_as_lora(folder, params)
+        return Exported("peft")
+
+    def _vllm(self, folder: Path, name: str, params: Params) -> Exported:
+        lora = self._factors(params, "vLLM")
+        rank = vllm_rank(lora.rank)
+        lora.write(folder)
+        return Exported("vllm", rank=rank)
+
+    def _gguf_lora(self, folder: Path, name: str, params: Params) -> Exported:
+        lora = self._factors(params, "llama.cpp")
+        file = f"{file_name(name)}-lora.gguf"
+        write_lora_gguf(lora, self.session.base.model.config, folder / file)
+        return Exported("gguf-lora", file)
+
+    def _merged(self, folder: Path, name: str, params: Params) -> Exported:
+        self.session.space.save_merged(folder, params)
+        return Exported("merged")
+
+    def _gguf(self, folder: Path, name: str, params: Params) -> Exported:
+        file = f"{file_name(name)}-{self.type}.gguf"
+        base = self.session.base
+        GgufNames.of(base.model.config)  # before a model is written that none can be made of
+        with _beside(folder) as whole:
+            self.session.space.save_merged(whole, params)
+            called = f"{self.session.recipe.name} {name}"
+            target = folder / file
+            write_model_gguf(whole, target, type=self.type, name=called, source=base.gguf_path)
+        return Exported("gguf", file)
+
+    def _seeds(self, folder: Path, name: str, params: Params) -> Exported:
+        file = f"{file_name(name)}{SUFFIX}"
+        SeedFile.of(self.session, params).write(folder / file)
+        return Exported("seeds", file)
+
+    def _factors(self, params: Params, server: str) -> LoraFactors:
+        """Return a model's adapter as pairs of low-rank factors."""
+        tune, space = self.session.recipe.tune, self.session.space
+        if not tune.is_adapter:
+            raise ValueError(
+                f"{server} takes adapters of LoRA alone, got tune: {tune.title}: export the whole model, with --for merged"
+                " or --for gguf"
+            )
+        with tempfile.TemporaryDirectory() as made:
+            if isinstance(tune, VeRA) and isinstance(space, AdapterSpace):
+                space.save_as_lora(Path(made), params)
+            else:
+                space.save(Path(made), params)
+            return read_lora(Path(made), server=server)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """Yield a folder for a while, on the disk that the result is written to."""
+    there = next(at for at in folder.absolute().parents if at.exists())
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=there) as made:
+        yield Path(made)

@@ -6,7 +6,6 @@ float32 and rounded once, so that nothing adds up over rounds but the coefficien
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fedloom.core.files import write_atomic
 from fedloom.core.params import equal
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
@@ -242,11 +240,7 @@ class SeedSpace:
         return self.directions.dot(moved, ks) / len(ks)
 
     def save(self, folder: Path, params: Params) -> None:
-        """Write the whole model, and beside it the few numbers that are all of it but the base model."""
         self.save_merged(folder, params)
-        lists = {name: t.tolist() for name, t in self.read(params).items()}
-        text = json.dumps({"identity": dict(self.identity()), "params": lists})
-        write_atomic(folder / "seeds.json", text.encode())
 
     def save_merged(self, folder: Path, params: Params) -> None:
         self.load(params)

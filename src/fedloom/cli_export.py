@@ -1,0 +1,73 @@
+"""The commands that bring a run's models to other programs, and what commands about a run have in common."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedloom.cli_console import console
+from fedloom.cli_errors import about
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway",
+        help="Go on although data or model are not what the run was begun with; the report says so.",
+    ),
+]
+ModelPath = Annotated[
+    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+]
+
+
+def export(
+    folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write; RUN/adapters if not given.")
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            help="peft: adapters; lora: those of tune: vera as LoRA; vllm: LoRA as vLLM reads it; merged: whole models;"
+            " gguf: those as GGUF; gguf-lora: LoRA for llama.cpp; seeds: seed files.",
+        ),
+    ] = "peft",
+    type: Annotated[
+        str | None,
+        typer.Option("--type", help="Of --for gguf: f32, f16 (if not given) or q8_0."),
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", hidden=True)] = False,
+    as_lora: Annotated[bool, typer.Option("--as-lora", hidden=True)] = False,
+    anyway: Anyway = False,
+    model: ModelPath = None,
+) -> None:
+    """Write the deployed models for the programs that serve them: folders of peft and transformers, GGUF files, seed files."""
+    from fedloom.result import open_run
+    from fedloom.results.export import check_form
+
+    for given, old, new in ((merged, "merged", "merged"), (as_lora, "as-lora", "lora")):
+        if given:
+            raise ValueError(f"--{old} is --for {new} now")
+    wanted, numbers = check_form(form, type and type.lower())
+    shown = console()
+    found = open_run(folder, console=shown, anyway=anyway, moved=model)
+    about(folder)
+    for name, path in found.export(out, form=wanted, type=numbers).items():
+        shown.print(f"{name}: {path}")
+
+
+def apply(
+    seeds: Annotated[Path, typer.Argument(help="A seed file, as `export --for seeds` writes it.")],
+    base: Annotated[str, typer.Argument(help="Its base model, as a recipe's model.name.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the model; the seed file's name if not given."),
+    ] = None,
+) -> None:
+    """Make the whole model that a seed file describes, of its base model."""
+    from fedloom.results.seed_file import SUFFIX, apply_seeds
+
+    target = out or Path(seeds.name.removesuffix(SUFFIX) + "-model")
+    console().print(f"model: {apply_seeds(seeds, base, target)}")
