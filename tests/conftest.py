@@ -145,6 +145,16 @@ def tiny_folder(
 
 
 @pytest.fixture(scope="session")
+def real_text() -> Path:
+    """Return the folder of real text, or skip."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("FEDLOOM_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip("no real text beside the repository; FEDLOOM_DATA names its folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def real_model() -> Callable[[str], Path]:
     """Return a function from the name of a real model's file to its path; a test that lacks it is skipped."""
 

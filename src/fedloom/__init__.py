@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedloom.objectives.objective import Objective
     from fedloom.recipe import RecipeError, load_recipe
     from fedloom.result import Result, open_run
+    from fedloom.results.suites import Asked, SuiteResult
     from fedloom.rounds.recipe_settings import Recipe
     from fedloom.rounds.training import Callback, FinishedRound
 
@@ -63,6 +64,7 @@ _HOMES = {
     "fedloom.objectives.objective": ("Objective",),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
     "fedloom.result": ("Result", "open_run"),
+    "fedloom.results.suites": ("Asked", "SuiteResult"),
     "fedloom.rounds.recipe_settings": ("Recipe",),
     "fedloom.rounds.training": ("Callback", "FinishedRound"),
 }
@@ -70,6 +72,7 @@ _HOMES = {
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Asked",
     "Bench",
     "Callback",
     "ClientError",
@@ -91,6 +94,7 @@ __all__ = [
     "Result",
     "Round",
     "RoundLoop",
+    "SuiteResult",
     "Task",
     "Trainer",
     "TrainerParts",

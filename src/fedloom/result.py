@@ -24,6 +24,7 @@ from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.export import check_form, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.results.routing import model_of
+from fedloom.results.suites import BASE, Asked, SuiteResult, keep, run_suite
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
 from fedloom.tracking.metric_format import duration, human_bytes, measures, shown
@@ -100,6 +101,30 @@ class Result:
         """Measure the deployed weights again on every client's held-out data."""
         opened = self.open("evaluate", data=True)
         return evaluate(opened.session, opened.run, split)
+
+    def suites(
+        self, asked: Sequence[Asked], client: str | None = None, *, base: bool = False
+    ) -> list[SuiteResult]:
+        """Ask a deployed model public tests, and keep what came of them in suites.json.
+
+        Args:
+            asked: Which suites, from which files: `fedloom.Asked("mmlu", Path("test.jsonl"), limit=100)`.
+            client: Whose model, or the model's own name; the shared one if not given.
+            base: Whether the model before training is asked too.
+        """
+        opened = self.open("suite")
+        session = opened.session
+        model, tokenizer = session.space.model, session.base.tokenizer
+        named = {BASE: None, Chat.open(session, client, run=opened.run).name: client}
+        results = list[SuiteResult]()
+        for name in named if base else [*named][1:]:
+            if name == BASE:
+                session.space.load(session.space.start())
+            else:
+                Chat.open(session, client, run=opened.run)
+            results += [run_suite(model, tokenizer, name, each) for each in asked]
+        keep(self.folder, results)
+        return results
 
     def chat(self, client: str | None = None) -> Chat:
         """Return a conversation with a deployed model: `chat().answer("...")`.

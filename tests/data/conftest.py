@@ -1,7 +1,6 @@
 """Tokenizers of three families, built from a little text, and the real text beside the repository."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,13 +112,3 @@ def written(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
-
-
-@pytest.fixture(scope="session")
-def real_text() -> Path:
-    """Return the folder of real text, or skip."""
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("FEDLOOM_DATA", beside))
-    if not folder.is_dir():
-        pytest.skip("no real text beside the repository; FEDLOOM_DATA names its folder")
-    return folder

@@ -64,8 +64,10 @@ class BenchTable:
             for row in self.rows
             if row.is_method and metric.better != "none" and metric.name in row.estimates
         }
-        first, *others = sorted(found, key=found.__getitem__) or [None]
-        return first if others and found[others[0]] > found[first] else None
+        ordered = sorted(found, key=found.__getitem__)
+        if len(ordered) < 2 or found[ordered[0]] == found[ordered[1]]:
+            return None
+        return ordered[0]
 
 
 def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:

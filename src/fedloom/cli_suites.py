@@ -1,0 +1,65 @@
+"""The command line for public tests of what a run delivers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedloom.cli_console import console as _console
+from fedloom.cli_errors import about
+
+
+def suite(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    suites: Annotated[
+        list[str], typer.Argument(help="NAME=FILE, such as mmlu=test.jsonl or gsm8k=test.jsonl.")
+    ],
+    limit: Annotated[int | None, typer.Option(help="Ask the first so many items.")] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="Worked examples; as the suite's protocol has it if not given."),
+    ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="Where those are from; the first items of the file if not given."),
+    ] = None,
+    sha256: Annotated[str | None, typer.Option(help="What the file must be.")] = None,
+    client: Annotated[
+        str | None, typer.Option(help="Whose model, or which; the shared one if not given.")
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Also ask the model before training.")
+    ] = False,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Folders of runs that were asked the same.")
+    ] = None,
+    allow_code: Annotated[
+        bool,
+        typer.Option("--allow-code", help="Run programs that the model writes, behind a fence."),
+    ] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on although the model is not what it was.")
+    ] = False,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+    ] = None,
+) -> None:
+    """Ask a run's model public tests (GSM8K, MMLU, HumanEval, ARC, OpenBookQA, BoolQ, HellaSwag), from files."""
+    from fedloom.result import open_run
+    from fedloom.results.suites import BASE, Asked, compared, read_results, suites_table
+
+    asked = []
+    for word in suites:
+        name, equals, file = word.partition("=")
+        if not equals or not file:
+            raise ValueError(f"a suite must be NAME=FILE, such as mmlu=test.jsonl, got {word!r}")
+        asked.append(Asked(name, Path(file), limit, shots, examples, sha256, allow_code))
+    console = _console()
+    about(folder)
+    found = open_run(folder, console=console, anyway=anyway, moved=model)
+    results = found.suites(asked, client, base=base)
+    console.print(suites_table(results))
+    others = {"the model before training": [r for r in results if r.model == BASE]}
+    others |= {str(other): read_results(other) for other in beside or ()}
+    for line in compared([r for r in results if r.model != BASE], others):
+        console.print(line, markup=False, highlight=False)

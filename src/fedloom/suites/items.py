@@ -1,0 +1,189 @@
+"""Items of public tests, whichever of their files they come from: questions with options, sums, programs."""
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedloom.data.readers import read_file
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A question of which one option is right."""
+
+    question: str
+    options: tuple[str, ...]
+    gold: int
+    """Which option, from 0."""
+    subject: str = ""
+    """Of MMLU; empty elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A question whose answer ends in a number."""
+
+    question: str
+    answer: str
+    """With its reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The beginning of a function, and tests of it."""
+
+    prompt: str
+    entry_point: str
+    tests: str
+    """Defines `check(candidate)`."""
+
+
+Item = Choice | Sum | Program
+
+_NUMBERED = re.compile(
+    r"(?:Answer|Solution|Ending|Option)(\d):\s*(.*?)\s*(?=(?:Answer|Solution|Ending|Option)\d:|\n|$)",
+    re.S,
+)
+_LETTERED = re.compile(r"(?:^|, | )([A-E])\. (.*?)(?=, [A-E]\. |$)", re.S)
+_ASKED = re.compile(r"(?:question|Question|Qusetion):\s*(.*)", re.S)
+
+
+def read_items(path: Path, read: Callable[[Row], Item]) -> list[Item]:
+    """Return the items of a file of rows, JSON, JSON lines, CSV or parquet, packed or not.
+
+    Raises:
+        ValueError: naming the row that is no item.
+    """
+    if not path.is_file():
+        raise ValueError(f"the suite's file {path} does not exist, or is a folder")
+    items = list[Item]()
+    for row in read_file(path):
+        try:
+            items.append(read(row.values))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            known = ", ".join(map(str, row.values))
+            raise ValueError(
+                f"{row.place} is no item of this suite: {reason}; its columns are {known}"
+            ) from error
+    if not items:
+        raise ValueError(f"{path} holds no rows")
+    return items
+
+
+def choice(row: Row) -> Choice:
+    """Return a question with options: of MMLU, ARC, OpenBookQA, BoolQ or HellaSwag, or an instruction that numbers its options."""
+    if "instruction" in row:
+        return _instructed(row)
+    if "endings" in row:
+        if "ctx_a" in row:
+            text = f"{row['activity_label']}: {row['ctx_a']} {str(row['ctx_b']).capitalize()}"
+        else:
+            text = row["ctx"]
+        return _choice(
+            _hellaswag(text), [_hellaswag(each) for each in _listed(row["endings"])], row["label"]
+        )
+    if "passage" in row:
+        answer = row["answer"] if "answer" in row else row["label"]
+        right = str(answer).strip().lower() in ("true", "1", "yes")
+        return Choice(f"{row['passage']}\nQuestion: {row['question']}?", ("no", "yes"), int(right))
+    question = row["question_stem"] if "question_stem" in row else row["question"]
+    options, labels = _listed(row["choices"]), None
+    if isinstance(options, Mapping):
+        labels, options = list(options["label"]), list(options["text"])
+    gold = row["answerKey"] if "answerKey" in row else row["answer"]
+    return _choice(
+        question, options, gold, labels, str(row.get("subject") or row.get("class") or "")
+    )
+
+
+def gsm8k(row: Row) -> Sum:
+    """Return a sum whose answer ends in `#### number`."""
+    answer = str(row["answer"])
+    if "####" not in answer:
+        raise ValueError(f"its answer must end in `#### number`, got {answer[-40:]!r}")
+    return Sum(str(row["question"]), answer)
+
+
+def humaneval(row: Row) -> Program:
+    """Return a function to write."""
+    return Program(str(row["prompt"]), str(row["entry_point"]), str(row["test"]))
+
+
+def _instructed(row: Row) -> Choice:
+    """Return a question as instruction data of adapter benchmarks has it: options numbered or lettered in the text."""
+    text = f"{row['instruction']}\n{row.get('input') or ''}".strip()
+    said = str(row["answer"] if row.get("answer") else row["output"]).strip()
+    subject = str(row.get("class") or row.get("subject") or "")
+    body = text.partition("Answer format:")[0].strip()
+    if numbered := _NUMBERED.findall(body):
+        number = re.search(r"(\d)\s*$", said)
+        if number is None:
+            raise ValueError(f"its answer names no option by number, got {said[:40]!r}")
+        question = body[: body.index(re.search(r"(?:Answer|Solution|Ending|Option)\d:", body)[0])]  # type: ignore[index]
+        asked = question.partition(": ")[2] or question
+        numbers = [int(at) for at, _ in numbered]
+        return _choice(
+            asked.strip(), [option for _, option in numbered], numbers.index(int(number[1]))
+        )
+    asked_for = _ASKED.search(body)
+    asked = asked_for[1] if asked_for else body
+    if "Options:" in asked:
+        question, _, options = asked.partition("Options:")
+        lettered = _LETTERED.findall(options.strip())
+        letter = re.search(r"\b([A-E])\.", said)
+        if letter is None or not lettered:
+            raise ValueError(f"its answer names no option by letter, got {said[:40]!r}")
+        letters = [at for at, _ in lettered]
+        return _choice(
+            question.strip(),
+            [option for _, option in lettered],
+            letters.index(letter[1]),
+            subject=subject,
+        )
+    if re.search(r"\b(true|false)$", said):
+        return Choice(f"Question: {asked.strip()}", ("no", "yes"), int(said.endswith("true")))
+    raise ValueError("its options are neither numbered, nor lettered, nor true and false")
+
+
+def _choice(
+    question: object,
+    options: Sequence[object],
+    gold: object,
+    labels: Sequence[object] | None = None,
+    subject: str = "",
+) -> Choice:
+    texts = tuple(str(option).strip() for option in options)
+    if len(texts) < 2:
+        raise ValueError(f"it needs at least two options, got {len(texts)}")
+    known = [str(label) for label in labels] if labels else []
+    said = str(gold).strip()
+    if said in known:
+        at = known.index(said)
+    elif said.isdecimal():
+        at = int(said)
+    elif len(said) == 1 and said.isalpha():
+        at = ord(said.upper()) - ord("A")
+    else:
+        raise ValueError(f"its answer must be a place or a letter, got {said!r}")
+    if not 0 <= at < len(texts):
+        raise ValueError(f"its answer {said!r} is none of its {len(texts)} options")
+    return Choice(str(question).strip(), texts, at, subject.strip())
+
+
+def _listed(value: Any) -> Any:
+    """Return a list, of which a CSV has the text."""
+    if isinstance(value, str):
+        value = ast.literal_eval(value)
+    return value
+
+
+def _hellaswag(text: object) -> str:
+    """Return a text of HellaSwag without what its sources marked."""
+    clean = re.sub(r"\[.*?\]", "", str(text).replace(" [title]", ". "))
+    return clean.replace("  ", " ").strip()

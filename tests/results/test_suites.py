@@ -1,0 +1,172 @@
+"""Public tests of a run's models: by hand where a table of likelihoods is given, whole on a tiny model."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import fedloom
+from fedloom import cli
+from fedloom.evaluation.generation import Generation
+from fedloom.results import suites
+from fedloom.results.suites import Asked, SuiteResult, mcnemar, read_results, run_suite
+from fedloom.suites.likelihood import Continuation, Likelihood
+
+QUESTIONS = [
+    {"question": f"Is {x} {y}?", "subject": s, "choices": ["no", "yes, it is"], "answer": a}
+    for x, y, a, s in (
+        ("ice", "cold", 1, "ice"),
+        ("fire", "cold", 0, "fire"),
+        ("ice", "hot", 0, "ice"),
+        ("fire", "hot", 1, "fire"),
+        ("tea", "wet", 1, "ice"),
+        ("sand", "wet", 0, "fire"),
+    )
+]
+SUMS = [{"question": f"{x} + 1?", "answer": f"Count. #### {x + 1}"} for x in range(7)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a small suite of each kind."""
+    folder = tmp_path_factory.mktemp("suites")
+    for name, rows in (("questions", QUESTIONS), ("sums", SUMS)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    program = {
+        "task_id": "0",
+        "prompt": "def f():\n",
+        "entry_point": "f",
+        "test": "def check(f): f()",
+    }
+    (folder / "programs.jsonl").write_text(json.dumps(program))
+    return folder
+
+
+def given(table: dict[str, float]) -> Callable[..., list[Likelihood]]:
+    """Return what stands for a model: log-likelihoods by the text that is gone on with, 0 for others."""
+
+    def judge(_model: Any, _tokenizer: Any, asked: Sequence[Continuation], **_: Any) -> Any:
+        return [Likelihood(table.get(each.text, 0.0), False, 1) for each in asked]
+
+    return judge
+
+
+def test_the_most_likely_option_is_chosen_as_it_is_and_by_byte(
+    files: Path,
+    tiny_llama: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_llama(vocab=len(tiny_tokenizer))
+    asked = Asked("arc", files / "questions.jsonl")
+    # -3 of two bytes against -5 of ten: "no" as it is, "yes, it is" by byte.
+    monkeypatch.setattr(suites, "likelihoods", given({" no": -3.0, " yes, it is": -5.0}))
+    found = run_suite(model, tiny_tokenizer, "global", asked)
+    assert found.scores == {"accuracy": 3 / 6, "accuracy by byte": 3 / 6}
+    assert found.right == [False, True, True, False, False, True]
+    # Of equals the first.
+    monkeypatch.setattr(suites, "likelihoods", given({}))
+    assert run_suite(model, tiny_tokenizer, "global", asked).right == found.right
+    assert found.low == pytest.approx(0.1876, abs=1e-4)
+    assert found.high == pytest.approx(0.8124, abs=1e-4)
+
+
+def test_worked_examples_are_of_the_subject_and_not_asked(
+    files: Path,
+    tiny_llama: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = list[str]()
+
+    def judge(_model: Any, _tokenizer: Any, asked: Sequence[Continuation], **_: Any) -> Any:
+        seen.extend(each.context for each in asked)
+        return [Likelihood(0.0, True, 1) for _ in asked]
+
+    monkeypatch.setattr(suites, "likelihoods", judge)
+    model = tiny_llama(vocab=len(tiny_tokenizer))
+    found = run_suite(model, tiny_tokenizer, "m", Asked("mmlu", files / "questions.jsonl", shots=1))
+    assert found.num == 4
+    assert found.scores.keys() == {"accuracy"}
+    assert seen[0] == (
+        "The following are multiple choice questions (with answers) about ice.\n\n"
+        "Is ice cold?\nA. no\nB. yes, it is\nAnswer: B\n\nIs ice hot?\nA. no\nB. yes, it is\nAnswer:"
+    )
+    with pytest.raises(ValueError, match="has no items left besides the 3 worked examples"):
+        run_suite(model, tiny_tokenizer, "m", Asked("mmlu", files / "questions.jsonl", shots=3))
+
+
+def test_sums_are_judged_by_what_is_written(
+    files: Path,
+    tiny_llama: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = [" Count. #### 6\n\nQuestion: 9", " so it is 7."]
+    monkeypatch.setattr(Generation, "answers", lambda *_: written)
+    model = tiny_llama(vocab=len(tiny_tokenizer))
+    found = run_suite(model, tiny_tokenizer, "m", Asked("gsm8k", files / "sums.jsonl"))
+    assert found.num == 2
+    assert found.scores == {"exact match behind ####": 0.5, "exact match of the last number": 1.0}
+
+
+def test_what_is_asked_wrongly_is_one_sentence(files: Path) -> None:
+    for make, said in (
+        (lambda: Asked("mmul", files), "a suite must be one of gsm8k, mmlu, humaneval, arc"),
+        (lambda: Asked("arc", files, limit=0), "limit must be at least 1, got 0"),
+        (lambda: Asked("arc", files, shots=-1), "shots must be at least 0, got -1"),
+        (lambda: Asked("humaneval", files / "programs.jsonl"), "allow that with --allow-code"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make()
+
+
+def test_mcnemar_is_exact() -> None:
+    one = [True] * 10 + [False] * 2 + [True] * 5 + [False] * 3
+    other = [False] * 10 + [True] * 2 + [True] * 5 + [False] * 3
+    # 2 of 12 or fewer, both ways: 2 (1 + 12 + 66) / 4096.
+    assert mcnemar(one, other) == pytest.approx(158 / 4096)
+    assert mcnemar(one, one) == 1.0
+
+
+@pytest.mark.slow
+def test_a_run_is_asked_beside_its_base_and_the_run_stays_as_it_was(
+    files: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = (
+        f"model.name={tiny_folder}",
+        "run.rounds=1",
+        "run.baselines=[]",
+        "data.num_examples=60",
+        "data.max_length=96",
+        "evaluation.max_new_tokens=2",
+    )
+    result = fedloom.run("quickstart", tmp_path / "run", overrides=settings)
+    state = result.summary["state_sha256"]
+    words = ["suite", str(tmp_path / "run"), f"arc={files / 'questions.jsonl'}", "--base"]
+    said = CliRunner().invoke(cli.app, words)
+    assert said.exit_code == 0, said.output
+    assert "points beside the model before training on the same 6 items, McNemar's p" in " ".join(
+        said.output.split()
+    )
+    kept = read_results(tmp_path / "run")
+    assert [each.model for each in kept] == ["base", "global"]
+    assert len({each.prompts_sha256 for each in kept}) == 1
+    assert fedloom.open_run(tmp_path / "run").summary["state_sha256"] == state
+    # Asked again, it is the same, and kept once.
+    (again,) = fedloom.open_run(tmp_path / "run").suites([Asked("arc", files / "questions.jsonl")])
+    assert (again.right, again.scores) == (kept[1].right, kept[1].scores)
+    assert len(read_results(tmp_path / "run")) == 2
+    sums = Asked("gsm8k", files / "sums.jsonl", shots=1, limit=2)
+    (found,) = fedloom.open_run(tmp_path / "run").suites([sums])
+    assert isinstance(found, SuiteResult)
+    assert found.num == 2
+    program = Asked("humaneval", files / "programs.jsonl", allow_code=True)
+    (found,) = fedloom.open_run(tmp_path / "run").suites([program])
+    assert found.num == 1
+    wrong = Asked("arc", files / "questions.jsonl", sha256="0" * 64)
+    with pytest.raises(ValueError, match="has the sha256"):
+        fedloom.open_run(tmp_path / "run").suites([wrong])
