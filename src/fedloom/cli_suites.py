@@ -9,40 +9,50 @@ from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about
 
 
+Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+Suites = Annotated[
+    list[str], typer.Argument(help="NAME=FILE, such as mmlu=test.jsonl or gsm8k=test.jsonl.")
+]
+Limit = Annotated[int | None, typer.Option(help="Ask the first so many items.")]
+Shots = Annotated[
+    int | None, typer.Option(help="Worked examples; as the suite's protocol has it if not given.")
+]
+Examples = Annotated[
+    Path | None,
+    typer.Option(help="Where those are from; the first items of the file if not given."),
+]
+Sha256 = Annotated[str | None, typer.Option(help="What the file must be.")]
+Client = Annotated[
+    str | None, typer.Option(help="Whose model, or which; the shared one if not given.")
+]
+Base = Annotated[bool, typer.Option("--base", help="Also ask the model before training.")]
+Beside = Annotated[
+    list[Path] | None, typer.Option(help="Folders of runs that were asked the same.")
+]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run programs that the model writes, behind a fence.")
+]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Go on although the model is not what it was.")
+]
+ModelPath = Annotated[
+    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+]
+
+
 def suite(
-    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    suites: Annotated[
-        list[str], typer.Argument(help="NAME=FILE, such as mmlu=test.jsonl or gsm8k=test.jsonl.")
-    ],
-    limit: Annotated[int | None, typer.Option(help="Ask the first so many items.")] = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(help="Worked examples; as the suite's protocol has it if not given."),
-    ] = None,
-    examples: Annotated[
-        Path | None,
-        typer.Option(help="Where those are from; the first items of the file if not given."),
-    ] = None,
-    sha256: Annotated[str | None, typer.Option(help="What the file must be.")] = None,
-    client: Annotated[
-        str | None, typer.Option(help="Whose model, or which; the shared one if not given.")
-    ] = None,
-    base: Annotated[
-        bool, typer.Option("--base", help="Also ask the model before training.")
-    ] = False,
-    beside: Annotated[
-        list[Path] | None, typer.Option(help="Folders of runs that were asked the same.")
-    ] = None,
-    allow_code: Annotated[
-        bool,
-        typer.Option("--allow-code", help="Run programs that the model writes, behind a fence."),
-    ] = False,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Go on although the model is not what it was.")
-    ] = False,
-    model: Annotated[
-        Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
-    ] = None,
+    folder: Folder,
+    suites: Suites,
+    limit: Limit = None,
+    shots: Shots = None,
+    examples: Examples = None,
+    sha256: Sha256 = None,
+    client: Client = None,
+    base: Base = False,
+    beside: Beside = None,
+    allow_code: AllowCode = False,
+    anyway: Anyway = False,
+    model: ModelPath = None,
 ) -> None:
     """Ask a run's model public tests (GSM8K, MMLU, HumanEval, ARC, OpenBookQA, BoolQ, HellaSwag), from files."""
     from fedloom.result import open_run
