@@ -171,6 +171,41 @@ def test_before_training_rewards_are_zero_to_the_bit(objective: Any) -> None:
     assert moved["preference_margin"] != 0.0
 
 
+@pytest.mark.parametrize("objective", [DPO(), KTO()])
+def test_what_a_measured_batch_carries_is_asked_once_and_whatever_shares_it_is_nearly_the_same(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = a_bench(objective)
+    every = (e for shard in bench.federation.shards.values() for e in shard.train)
+    examples = [*{example.key: example for example in every}.values()]
+    references = References.of(bench.space, objective)
+    assert references is not None
+    asked: list[int] = []
+    plain = AnswerBatch.token_log_probs
+
+    def counted(self: AnswerBatch, forward: Forward) -> list[Tensor]:
+        asked.append(len(self.answers))
+        return plain(self, forward)
+
+    monkeypatch.setattr(AnswerBatch, "token_log_probs", counted)
+    few, many = (references.together(examples, size) for size in (1, 8))
+    assert sum(asked) == 2 * sum(len(e.sequences) for e in examples)
+    assert max(asked) == 16
+    # Of the same batches once more; of others anew.
+    asked.clear()
+    again = references.together(examples, 8)
+    assert not asked
+    references.together(examples[1:], 8)
+    assert asked
+    for one, other, same in zip(few, many, again, strict=True):
+        for row, beside, kept in zip(one.sequences, other.sequences, same.sequences, strict=True):
+            assert row.reference is not None
+            assert beside.reference is not None
+            assert len(row.reference) == row.num_own_targets
+            assert (row.reference - beside.reference).abs().max() < 1e-5
+            assert kept.reference is beside.reference
+
+
 @pytest.mark.parametrize("order", ["first", pytest.param("zeroth", marks=pytest.mark.slow)])
 def test_a_loss_of_pairs_falls_in_training(order: str) -> None:
     """Zeroth order along 20 directions too: in direction only."""

@@ -5,7 +5,7 @@ themselves, so that losses, lanes, zeroth-order looks and evaluation need to kno
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fedloom.core.protocols import Params
 from fedloom.data.tokens import Example
-from fedloom.evaluation.scoring import batched, evaluating
+from fedloom.evaluation.scoring import batched, batches, evaluating
+from fedloom.objectives.batch import Batch
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import AnswerBatch, Comparing
@@ -29,6 +30,8 @@ class References:
     forward: Forward
     """The way through the model: the one that its own answers take."""
     _known: dict[bytes, Tensor] = field(default_factory=dict)
+    _batches: dict[bytes, tuple[bytes, Sequence[Tensor]]] = field(default_factory=dict)
+    """By the key of a batch's first example: a hash of all that it holds, and the log-likelihoods of its answers."""
 
     @classmethod
     def of(
@@ -60,6 +63,44 @@ class References:
             self._measure_(known, list(missing.values()), at())
         return [_carrying(example, known) for example in examples]
 
+    def together(self, examples: Sequence[Example], size: int) -> list[Example]:
+        """Return the examples with what the reference model makes of them in the batches in which they are measured.
+
+        A model that is equal to it then has rewards of exactly 0: the last bits follow from what shares a batch.
+
+        Args:
+            examples: That a score is asked of next.
+            size: The most of them that go through the model at once.
+        """
+        found = list(examples)
+        for chosen in batches([example.num_tokens for example in examples], size, self.forward):
+            rows = [examples[at] for at in chosen]
+            carrying = iter(self._asked_together(rows))
+            for at, example in zip(chosen, rows, strict=True):
+                found[at] = _placed(example, carrying)
+        return found
+
+    def _asked_together(self, examples: Sequence[Example]) -> Sequence[Tensor]:
+        """Return the log-likelihoods (targets,) of the sequences of a batch, example by example."""
+        keys = [_key(row) for example in examples for row in example.sequences]
+        first, held = examples[0].key, hashlib.sha256(b"".join(keys)).digest()
+        if first not in self._batches or self._batches[first][0] != held:
+            like = next(self.space.model.parameters())
+            with self.space.standing_at(self.space.start()), evaluating(self.space.model):
+                batch = self.objective.batch([list(examples)], [1], like, pack=False)
+                self._batches[first] = held, self._in_order(batch, examples)
+        return self._batches[first][1]
+
+    def _in_order(self, batch: Batch, examples: Sequence[Example]) -> list[Tensor]:
+        assert isinstance(batch, AnswerBatch)
+        answers = iter(batch.token_log_probs(self.forward))
+        others = iter(batch.mismatched.token_log_probs(self.forward) if batch.mismatched else ())
+        found = []
+        for example in examples:
+            found += [next(answers).cpu() for _ in example.answers]
+            found += [next(others).cpu() for row in example.answers if row.mismatched is not None]
+        return found
+
     @property
     def _follows(self) -> bool:
         return isinstance(self.objective, Comparing) and self.objective.reference == "download"
@@ -79,6 +120,18 @@ class References:
 def _key(row: Example) -> bytes:
     held = torch.cat([row.ids, row.labels]).numpy().tobytes()
     return hashlib.sha256(held).digest()
+
+
+def _placed(example: Example, found: Iterator[Tensor]) -> Example:
+    """Return an example whose sequences carry the next log-likelihoods, in their order."""
+    answers = [replace(row, reference=next(found)) for row in example.answers]
+    rows = [
+        row
+        if row.mismatched is None
+        else replace(row, mismatched=replace(row.mismatched, reference=next(found)))
+        for row in answers
+    ]
+    return rows[0] if len(rows) == 1 else replace(rows[0], rejected=rows[1])
 
 
 def _carrying(example: Example, known: dict[bytes, Tensor]) -> Example:

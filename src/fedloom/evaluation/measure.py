@@ -24,8 +24,8 @@ from fedloom.objectives.sft import DEFAULT
 class Carry(Protocol):
     """What lets examples carry what a reference model makes of them."""
 
-    def carried(self, examples: Sequence[Example]) -> list[Example]:
-        """Return the examples with it."""
+    def together(self, examples: Sequence[Example], size: int) -> list[Example]:
+        """Return the examples with it, asked in the batches of up to `size` in which they are measured."""
         ...
 
 
@@ -166,19 +166,17 @@ class Evaluator:
     def scores(self, model: nn.Module, examples: Sequence[Example]) -> list[Score]:
         """Return what the model makes of each example, equal ones once; the model is in evaluation mode."""
         rows = distinct(examples)
-        measured = rows if self.references is None else self.references.carried(rows)
+        measured = rows
+        if self.references is not None:
+            measured = self.references.together(rows, self.batch_size)
         scored = score(model, measured, self.batch_size, self.objective)
         by_row = {row.key: found for row, found in zip(rows, scored, strict=True)}
         return [by_row[example.key] for example in examples]
 
     @property
     def batch_size(self) -> int:
-        """Return how many examples are measured at once.
-
-        It is one where they are compared with a reference model, which was asked so: a model equal to it then has rewards
-        of exactly 0.
-        """
-        return self.settings.batch_size if self.references is None else 1
+        """Return how many examples are measured at once."""
+        return self.settings.batch_size
 
     def _metrics(self, scores: Sequence[Score], split: Split) -> dict[str, float]:
         num_tokens = sum(score.num_tokens for score in scores)
