@@ -106,6 +106,26 @@ def test_it_is_exported_whole(
     )
 
 
+@pytest.mark.parametrize("source", ["file", "folder"])
+def test_as_gguf_it_answers_alike(
+    run: fedloom.Result, learnt: list[list[str]], source: str, tmp_path: Path
+):
+    """By the metadata of the file it came from, and by those written for a model of a folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from fedloom.models.gguf_write import write_model_gguf
+
+    file = tmp_path / "global" / "global-f32.gguf"
+    if source == "file":
+        assert run.export(tmp_path, form="gguf", type="f32") == {"global": file}
+    else:
+        whole = run.export(tmp_path / "whole", form="merged")["global"]
+        write_model_gguf(whole, file, type="f32", name="mine")
+    there: dict[str, Any] = {"gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **there)
+    assert answers(model, AutoTokenizer.from_pretrained(file.parent, **there)) == learnt
+
+
 def test_it_goes_on_to_the_bit(
     run: fedloom.Result, tree: Callable[..., dict[str, Any]], tmp_path: Path
 ):
