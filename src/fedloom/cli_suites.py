@@ -8,7 +8,6 @@ import typer
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about
 
-
 Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Suites = Annotated[
     list[str], typer.Argument(help="NAME=FILE, such as mmlu=test.jsonl or gsm8k=test.jsonl.")

@@ -24,9 +24,10 @@ from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.export import check_form, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.results.routing import model_of
-from fedloom.results.suites import BASE, Asked, SuiteResult, keep, run_suite
+from fedloom.results.suites import BASE, Asked, SuiteResult, keep, most_tokens, run_suite
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
+from fedloom.suites.lm_eval import harness
 from fedloom.tracking.metric_format import duration, human_bytes, measures, shown
 
 
@@ -125,6 +126,30 @@ class Result:
             results += [run_suite(model, tokenizer, name, each) for each in asked]
         keep(self.folder, results)
         return results
+
+    def lm_eval(
+        self,
+        tasks: Sequence[Any],
+        client: str | None = None,
+        *,
+        shots: int | None = None,
+        limit: int | None = None,
+    ) -> Mapping[str, Any]:
+        """Return what lm-evaluation-harness (`pip install fedloom[eval]`) measures of a deployed model, by task.
+
+        Args:
+            tasks: Its names, or configurations of tasks as mappings, such as over local files.
+            client: Whose model, or the model's own name; the shared one if not given.
+            shots: Worked examples; as the tasks have it if not given.
+            limit: Of the items of each task, the first so many.
+        """
+        session = Chat.open(
+            (opened := self.open("lm_eval")).session, client, run=opened.run
+        ).session
+        model, tokenizer = session.space.model, session.base.tokenizer
+        return harness(
+            model, tokenizer, tasks, max_length=most_tokens(model), shots=shots, limit=limit
+        )
 
     def chat(self, client: str | None = None) -> Chat:
         """Return a conversation with a deployed model: `chat().answer("...")`.

@@ -154,6 +154,32 @@ def _subject(protocol: Protocol, item: Item) -> str:
     return item.subject if protocol.by_subject and isinstance(item, Choice) else ""
 
 
+def continuations(asked: Asked) -> tuple[list[Continuation], list[int], list[int]]:
+    """Return the ways to go on that a suite of options compares, how many of each item, and which is right.
+
+    Raises:
+        ValueError: where the suite's answers are written.
+    """
+    protocol = SUITES[asked.suite]
+    if protocol.options is None:
+        raise ValueError(f"{protocol.title} has no options to choose from")
+    items, shots = _dealt(protocol, asked)
+    ways = _ways(protocol, items)
+    prompts = [protocol.prompt(item, shots(item)) for item in items]
+    gold = [item.gold for item in items if isinstance(item, Choice)]
+    return _continuations(prompts, ways), [len(texts) for texts in ways], gold
+
+
+def _ways(protocol: Protocol, items: Sequence[Item]) -> list[Sequence[str]]:
+    assert protocol.options is not None
+    return [protocol.options(item) for item in items if isinstance(item, Choice)]
+
+
+def _continuations(prompts: Sequence[str], ways: Sequence[Sequence[str]]) -> list[Continuation]:
+    pairs = zip(prompts, ways, strict=True)
+    return [Continuation(prompt, text) for prompt, texts in pairs for text in texts]
+
+
 def _chosen(
     model: nn.Module,
     tokenizer: Any,
@@ -164,14 +190,9 @@ def _chosen(
     share: bool,
 ) -> dict[str, list[bool]]:
     """Return by item whether the most likely option is right, as it is and by byte; of equals the first."""
-    assert protocol.options is not None
-    ways = [protocol.options(item) for item in items if isinstance(item, Choice)]
-    asked = [
-        Continuation(prompt, text)
-        for prompt, texts in zip(prompts, ways, strict=True)
-        for text in texts
-    ]
-    positions = _positions(model)
+    ways = _ways(protocol, items)
+    asked = _continuations(prompts, ways)
+    positions = most_tokens(model)
     found = iter(
         likelihoods(model, tokenizer, asked, max_length=positions, batch_size=_BATCH, share=share)
     )
@@ -199,7 +220,7 @@ def _written(
     prompts: Sequence[str],
 ) -> dict[str, list[bool]]:
     """Return by item whether what the model writes is right."""
-    positions = _positions(model)
+    positions = most_tokens(model)
     most = min(protocol.max_new_tokens, positions // 2)
     # Where there is no room, the beginning gives way.
     encoded = [_encoded(tokenizer, prompt)[most - positions :] for prompt in prompts]
@@ -228,7 +249,8 @@ def _encoded(tokenizer: Any, text: str) -> Tensor:
     return tensor(tokenizer(text, add_special_tokens=True)["input_ids"])
 
 
-def _positions(model: nn.Module) -> int:
+def most_tokens(model: nn.Module) -> int:
+    """Return how many tokens a model is shown at most."""
     called: Any = model
     return min(positions_of(called.config) or _MOST, 2 * _MOST)
 

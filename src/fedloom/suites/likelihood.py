@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.scoring import evaluating
 from fedloom.models.prefix import Prefix, read_prefix
-from fedloom.objectives.batch import collate
+from fedloom.objectives.batch import Batch, collate
 from fedloom.objectives.forward import Forward
 
 _LEAST = 16
@@ -22,6 +22,7 @@ class Encoder(Protocol):
     """What is needed of a tokenizer."""
 
     bos_token_id: int | None
+    eos_token_id: int | None
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         """Return a mapping with `input_ids`."""
@@ -94,6 +95,32 @@ def likelihoods(
             else:
                 found.update(_from(read, len(prefix), group, batch_size))
     return [found[at] for at in range(len(rows))]
+
+
+def rolling(model: nn.Module, tokenizer: Encoder, text: str, *, max_length: int) -> float:
+    """Return the log-likelihood of a whole text, nats: every token behind as many before it as a window has room for.
+
+    The first is behind the token that begins texts, where the tokenizer has one. Windows of `max_length` follow one
+    another; the last one is moved back so that it is full, as perplexities are measured in lm-evaluation-harness.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if not ids or start is None:
+        raise ValueError("a text needs at least one token, and a token before it that begins texts")
+    total, done = 0.0, 0
+    with evaluating(model):
+        forward = Forward.of(model)
+        while done < len(ids):
+            end = min(done + max_length, len(ids))
+            # The first token is behind the one that begins texts, the others behind all that the window has room for.
+            read = [start, *ids[: end - 1]] if not done else ids[end - max_length - 1 : end - 1]
+            asked = torch.tensor(ids[done:end])
+            labels = torch.full((1, len(read)), IGNORED)
+            labels[0, len(read) - len(asked) :] = asked
+            batch = Batch(torch.tensor([read]), None, labels, torch.ones(1))
+            total -= float(forward.predictions(batch).losses.sum())
+            done = end
+    return total
 
 
 def _row(at: int, each: Continuation, tokenizer: Encoder, max_length: int) -> _Row:
