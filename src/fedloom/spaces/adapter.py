@@ -5,7 +5,6 @@ from pathlib import Path
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import Adapter, trainable
 from fedloom.models.build import Base
-from fedloom.models.int8 import is_quantized
 from fedloom.spaces.live import Live, Origin
 
 
@@ -34,9 +33,5 @@ class AdapterSpace(Live):
         self._adapter.save_as_lora(folder, self.absolute(params))
 
     def save_merged(self, folder: Path, params: Params) -> None:
-        if is_quantized(self.model):
-            raise ValueError(
-                "model.quantize must be none for a merged model, got int8: export the adapter alone"
-            )
         self.load(params)
         self._adapter.save_merged(folder, self._tokenizer)
