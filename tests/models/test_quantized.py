@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedloom.core.protocols import ClientError
 from fedloom.models import schemes
 from fedloom.models.build import Base, ModelSettings, load_base
+from fedloom.models.hf_logging import quiet
 from fedloom.models.quantized import (
     QuantizedLinear,
     dequantize_,
@@ -26,6 +27,7 @@ from fedloom.models.schemes import NF4, SCHEMES, Int4, bitsandbytes
 from fedloom.spaces.full import Full
 from fedloom.spaces.handshake import agree
 from fedloom.spaces.lora import LoRA
+from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.seed_space import Seeds
 from fedloom.spaces.tune import Tune
 
@@ -277,3 +279,60 @@ def test_weights_that_are_quantised_already_are_refused(tiny_folder: Path, tmp_p
 def test_schemes_are_values() -> None:
     assert replace(NF4(), block=128) != NF4()
     assert all(len(str(scheme)) <= 16 for scheme in SCHEMES.values())
+
+
+def moved(base: Base, tune: Tune, far: float = 0.05) -> tuple[Any, Any]:
+    """Return a space that stands away from its start, and where."""
+    space: Any = tune.make_space(base, seed=0)
+    there = {name: t + far * noise(*t.shape) for name, t in space.start().items()}
+    space.load(there)
+    return space, there
+
+
+def logits_of(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(input_ids=torch.arange(3, 19)[None], use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("tune", [LoRA(rank=4), IA3(), VeRA(rank=8)], ids=["lora", "ia3", "vera"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merged_model_answers_as_the_adapter_on_weights_in_few_bits(
+    tiny_folder: Path, tmp_path: Path, name: str, tune: Tune
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = load_base(ModelSettings(str(tiny_folder), device="cpu", quantize=name))  # type: ignore[arg-type]
+    space, there = moved(base, tune)
+    space.save_merged(tmp_path / "merged", there)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged), logits_of(base.model), rtol=1e-4, atol=1e-4)
+    assert scheme_of(base.model) == SCHEMES[name]
+    # Merged into the model that was not rounded, the adapter is another model.
+    whole, _ = moved(load_base(ModelSettings(str(tiny_folder), device="cpu")), tune)
+    assert float((logits_of(merged) - logits_of(whole.model)).abs().max()) > 1e-3
+
+
+def test_a_model_quantised_again_is_one_that_transformers_loads_and_says_what_that_has_moved(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = load_base(ModelSettings(str(tiny_folder), device="cpu", quantize="nf4"))
+    space, there = moved(base, LoRA(rank=4), 0.003)
+    drift = space.save_requantized(tmp_path / "again", there)
+    assert 0.01 < drift.weights < 0.12
+    assert 0 < drift.learnt < 0.3
+    assert str(drift).startswith("rounding again moves the weights by ")
+    with quiet():
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", device_map="cpu")
+    assert type(again.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    merged = logits_of(base.model)
+    far = (logits_of(again) - merged).norm() / merged.norm()
+    assert 0 < float(far) < 3 * drift.logits + 0.01
+    with pytest.raises(ValueError, match="weights that bitsandbytes has quantised"):
+        load_base(ModelSettings(str(tmp_path / "again"), device="cpu"))
+    int8 = load_base(ModelSettings(str(tiny_folder), device="cpu", quantize="int8"))
+    other, there = moved(int8, LoRA())
+    with pytest.raises(ValueError, match=r"must be nf4 for a model .* again, got int8"):
+        other.save_requantized(tmp_path / "never", there)

@@ -106,14 +106,9 @@ class Adapter:
         write_folder(folder, named, lora)
 
     def save_merged(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Write a plain model that holds the adapter as the live tensors have it; those stay as they were.
-
-        Weights in few bits are merged as they compute, in the type of the others.
-        """
+        """Write a plain model that holds the adapter as the live tensors have it; those stay as they were."""
         with quiet():
-            whole: Any = copy.deepcopy(self._peft)
-            dequantize_(whole, self._peft.get_base_model().dtype)
-            merged: Any = whole.merge_and_unload()
+            merged = self.merged()
             head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
             if head is not None and head.weight is not embedding.weight:
                 # A head that was tuned on its own would be tied to the embedding again when loaded.
@@ -121,6 +116,16 @@ class Adapter:
             merged.save_pretrained(folder)
             keep_file(merged, folder)
             tokenizer.save_pretrained(folder)
+
+    def merged(self) -> Any:
+        """Return a plain model that holds the adapter as the live tensors have it, a copy.
+
+        Weights in few bits are merged as they compute, in the type of the others.
+        """
+        whole: Any = copy.deepcopy(self._peft)
+        with quiet():
+            dequantize_(whole, self._peft.get_base_model().dtype)
+            return whole.merge_and_unload()
 
     @property
     def _projections(self) -> tuple[Tensor, Tensor] | None:

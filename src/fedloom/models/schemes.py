@@ -158,6 +158,17 @@ class NF4:
         )
 
 
+    def serialised(
+        self, packed: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
+    ) -> Mapping[str, Tensor]:
+        """Return what a folder holds beside a packed weight, as bitsandbytes names it; the weight is used in `dtype`."""
+        state = self.state(packed, shape, dtype)
+        _, of_anything = bitsandbytes().quantize_4bit(torch.zeros(self.block), quant_type="nf4")
+        state.code = of_anything.code
+        held: Mapping[str, Tensor] = state.to("cpu") or state.as_dict(packed=True)
+        return held
+
+
 SCHEMES: Mapping[str, Scheme] = {"nf4": NF4(), "int8": Int8(), "int4": Int4()}
 
 
