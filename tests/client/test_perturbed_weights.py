@@ -8,7 +8,8 @@ from torch import nn
 from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, perturbed_weights_of
 from fedloom.models.build import Base
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import quantize_
+from fedloom.models.schemes import SCHEMES
 from fedloom.spaces.seed_space import Seeds
 
 NAME = "coefficients"
@@ -50,7 +51,7 @@ def make(name="llama", distribution="rademacher", dtype=torch.float32, *, int8=F
             if key.endswith("bias"):  # zeros would hide their shift
                 nn.init.normal_(p, std=0.1)
     if int8:
-        quantize_(model)
+        quantize_(model, SCHEMES["int8"])
     tune = Seeds(num_seeds=8, distribution=distribution, weights=weights)
     return tune.make_space(Base(model, None, "random"), seed=2)
 

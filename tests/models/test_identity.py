@@ -8,7 +8,7 @@ import pytest
 
 from fedloom.models.build import ModelSettings, fingerprint, load_base
 from fedloom.models.identity import commit, identity
-from fedloom.models.int8 import Int8Linear
+from fedloom.models.quantized import QuantizedLinear
 
 
 @pytest.fixture
@@ -76,6 +76,6 @@ def test_only_the_hub_gives_a_commit(tiny_folder: Path) -> None:
 def test_the_scales_of_quantised_weights_count(tiny_folder: Path) -> None:
     base = load_base(ModelSettings(name=str(tiny_folder), quantize="int8"))
     before = fingerprint(base.model)
-    layer = next(m for m in base.model.modules() if isinstance(m, Int8Linear))
+    layer = next(m for m in base.model.modules() if isinstance(m, QuantizedLinear))
     layer.scale *= 2
     assert fingerprint(base.model) != before

@@ -12,7 +12,8 @@ from fedloom.core.protocols import Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.models.build import Base
 from fedloom.models.hf_logging import quiet
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import quantize_
+from fedloom.models.schemes import SCHEMES
 from fedloom.models.introspection import core_layers, lora_layers
 from fedloom.rounds.loop import begin, draw
 from fedloom.spaces.lora_xs import LoRAXS
@@ -108,7 +109,7 @@ def test_directions_of_a_weight_in_eight_bits_are_those_of_its_whole_weight(
     tiny_llama: Llama, tmp_path: Path
 ) -> None:
     model = tiny_llama(layers=1).requires_grad_(False)
-    quantize_(model)
+    quantize_(model, SCHEMES["int8"])
     space = space_of(model, LoRAXS(rank=3, targets=["o_proj"]))
     layer = space.model.model.layers[0].self_attn.o_proj
     u, s, v = torch.linalg.svd(layer.get_base_layer().whole(), full_matrices=False)

@@ -150,10 +150,11 @@ def test_settings_that_cannot_be_meant_are_refused(settings: Any, message: str) 
 
 
 def test_int8_beside_int8_has_no_effect(tiny_llama: Callable[..., Any]) -> None:
-    from fedloom.models.int8 import quantize_
+    from fedloom.models.quantized import quantize_
+    from fedloom.models.schemes import SCHEMES
 
     model = tiny_llama(layers=8)
-    quantize_(model)
+    quantize_(model, SCHEMES["int8"])
     with pytest.raises(ValueError, match=r"tune\.offsite\.int8 has no effect"):
         space_of(model, int8=True)
 

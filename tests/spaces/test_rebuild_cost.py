@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fedloom.models.build import Base, ModelSettings
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import quantize_
+from fedloom.models.schemes import SCHEMES
 from fedloom.spaces.rebuild_cost import fitting_distribution, rebuild_seconds
 from fedloom.spaces.seed_space import Seeds
 
@@ -39,7 +40,7 @@ def test_what_was_chosen_is_what_both_sides_compare(tiny_llama: Callable[..., An
     def space(tune: Seeds, *, quantized: bool = False) -> Any:
         base: Any = Base(tiny_llama().requires_grad_(False), None, "random")
         if quantized:
-            quantize_(base.model)
+            quantize_(base.model, SCHEMES["int8"])
         return tune.make_space(base, seed=1)
 
     auto = space(Seeds(num_seeds=16))

@@ -9,7 +9,8 @@ import torch
 from fedloom.core.randomness import generator
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.build import Base
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import quantize_
+from fedloom.models.schemes import SCHEMES
 from fedloom.spaces import rebuilds
 from fedloom.spaces.directions import kernels
 from fedloom.spaces.directions.directions import Directions
@@ -163,7 +164,7 @@ def test_factors_beside_integers_are_drawn_once_for_all_who_share_a_download(
     tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base: Any = Base(tiny_llama().requires_grad_(False), None, "random")
-    quantize_(base.model)
+    quantize_(base.model, SCHEMES["int8"])
     one: Any = Seeds(num_seeds=NUM, distribution="lowrank").make_space(base, seed=1)
     calls: list[int] = []
     plain = Factors.draw
@@ -188,7 +189,7 @@ def test_an_update_beside_integers_takes_no_more_than_its_layer(
 ) -> None:
     """Two thin factors of few directions, one matrix of many: the layer computes alike with either."""
     base: Any = Base(tiny_llama().requires_grad_(False), None, "random")
-    quantize_(base.model)
+    quantize_(base.model, SCHEMES["int8"])
     one: Any = Seeds(num_seeds=NUM, distribution="lowrank").make_space(base, seed=1)
     params = point("a", size=1e-2)
     params[COEFFICIENTS][used:] = 0
@@ -198,7 +199,7 @@ def test_an_update_beside_integers_takes_no_more_than_its_layer(
         thin = isinstance(layer.side, tuple)
         assert thin == (used * (m + n) <= m * n)
         u, v = one.update(name, range(used), params[COEFFICIENTS][:used].tolist())
-        plain = layer.weight.float() * layer.scale[:, None] + u @ v.mT
+        plain = layer.unpacked(torch.float32) + u @ v.mT
         torch.testing.assert_close(layer.whole(), plain)
         x = torch.randn(3, n, generator=generator(0, name))
         torch.testing.assert_close(layer(x), x @ plain.mT, rtol=1e-4, atol=1e-4)

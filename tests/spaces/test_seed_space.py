@@ -7,7 +7,8 @@ import torch
 
 from fedloom.core.protocols import ClientError
 from fedloom.models.build import Base, ModelSettings, load_base
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import quantize_
+from fedloom.models.schemes import SCHEMES
 from fedloom.spaces.handshake import agree
 from fedloom.spaces.seed_space import Seeds, SeedSpace
 from fedloom.spaces.spilled import STRETCH, SpilledVector
@@ -220,7 +221,7 @@ def test_a_quantised_base_has_an_identity_of_its_own(tiny_llama: Callable[..., A
     for quantised in (False, True, True):
         model = tiny_llama().requires_grad_(False)
         if quantised:
-            quantize_(model)
+            quantize_(model, SCHEMES["int8"])
         base: Any = Base(model, None, "random")
         one: Any = Seeds(num_seeds=4, distribution="lowrank").make_space(base, seed=0)
         one.load(at(one, k1=0.1))

@@ -5,7 +5,8 @@ import pytest
 
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.build import Base
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import quantize_
+from fedloom.models.schemes import SCHEMES
 from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_tree
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
@@ -58,7 +59,7 @@ def test_a_base_of_integers_is_trained_beside_or_refused(
     tune: Tune, tiny_llama: Callable[..., Any]
 ) -> None:
     model = tiny_llama().requires_grad_(False)
-    quantize_(model)
+    quantize_(model, SCHEMES["int8"])
     base = Base(model, None, "random")
     if tune.is_adapter or tune.is_seed_space:
         assert tune.make_space(base, seed=0).start()

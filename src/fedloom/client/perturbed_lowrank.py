@@ -1,6 +1,6 @@
 """Weights seen shifted by a product of thin matrices, beside the layer: y = x W^T + (x V) U^T.
 
-No weight is copied or written, so W may be of any type, int8 too: what has been moved since the start stays a list of
+No weight is copied or written, so W may be of any type, or in few bits: what has been moved since the start stays a list of
 coefficients, whose factors are drawn where a layer needs them. Chen et al., "LOZO", arXiv:2410.07698.
 """
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedloom.client.perturbed_weights import Ground, PerturbedWeight, watched
 from fedloom.core.protocols import Params
-from fedloom.models.int8 import Int8Linear
 from fedloom.models.introspection import is_transposed
+from fedloom.models.quantized import QuantizedLinear
 from fedloom.spaces.directions.lowrank import Drawn
 from fedloom.spaces.seed_space import SeedSpace
 
@@ -22,7 +22,7 @@ from fedloom.spaces.seed_space import SeedSpace
 class PerturbedLowRank(Ground):
     """Ground of low-rank directions; norms and other small tensors are shifted in a scratch.
 
-    In float32 a step is added to the weights themselves; other types would lose it, and int8 cannot take it.
+    In float32 a step is added to the weights themselves; other types would lose it, and few bits cannot take it.
     """
 
     def __init__(self, space: SeedSpace, leaves: Sequence[PerturbedWeight]) -> None:
@@ -127,6 +127,6 @@ class PerturbedLowRank(Ground):
 
 def _is_product(leaf: PerturbedWeight) -> bool:
     """Return whether a layer multiplies with its weight and adds its bias, or looks up rows: then so does its update."""
-    linear = type(leaf.module) in (nn.Linear, Int8Linear) or is_transposed(leaf.module)
+    linear = type(leaf.module) in (nn.Linear, QuantizedLinear) or is_transposed(leaf.module)
     moves = any(name.endswith("weight") for name, _ in leaf.tensors)
     return moves and (leaf.is_table or linear)

@@ -18,6 +18,7 @@ from fedloom.models.generation import keep_file
 from fedloom.models.hf_logging import quiet
 from fedloom.models.introspection import is_adapted, is_transposed
 from fedloom.models.pissa import beside_the_start, residual_
+from fedloom.models.quantized import QuantizedLinear, dequantize_
 from fedloom.models.reach import unread, without_gradient
 from fedloom.models.targets import Targets, choose_targets, left_frozen
 
@@ -107,7 +108,7 @@ class Adapter:
     def save_merged(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Write a plain model that holds the adapter as the live tensors have it; those stay as they were."""
         with quiet():
-            merged: Any = copy.deepcopy(self._peft).merge_and_unload()
+            merged = self.merged()
             head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
             if head is not None and head.weight is not embedding.weight:
                 # A head that was tuned on its own would be tied to the embedding again when loaded.
@@ -115,6 +116,16 @@ class Adapter:
             merged.save_pretrained(folder)
             keep_file(merged, folder)
             tokenizer.save_pretrained(folder)
+
+    def merged(self) -> Any:
+        """Return a plain model that holds the adapter as the live tensors have it, a copy.
+
+        Weights in few bits are merged as they compute, in the type of the others.
+        """
+        whole: Any = copy.deepcopy(self._peft)
+        with quiet():
+            dequantize_(whole, self._peft.get_base_model().dtype)
+            return whole.merge_and_unload()
 
     @property
     def _projections(self) -> tuple[Tensor, Tensor] | None:
@@ -358,7 +369,7 @@ def check_width(
     """
     for name in sorted(layers):
         module: Any = model.get_submodule(name)
-        least = min(module.weight.shape)
+        least = min(module.shape if isinstance(module, QuantizedLinear) else module.weight.shape)
         if width > least:
             raise ValueError(f"{setting} must be at most {least}, the size of {name}, got {width}")
 

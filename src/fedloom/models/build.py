@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from fedloom.models.found import check_loaded, check_tokenizer, found
+from fedloom.models.found import check_loaded, check_plain, check_tokenizer, found
 from fedloom.models.generation import PLAIN, ends_in_file, fresh, keep_file, settle_
 from fedloom.models.hf_logging import quiet
-from fedloom.models.int8 import Int8Linear, quantize_
 from fedloom.models.place import Place, locate
 from fedloom.models.probe import check_causal
+from fedloom.models.quantized import quantize_, quantized_bytes, quantized_layers, scheme_of
+from fedloom.models.schemes import SCHEMES, Quantization, bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -37,8 +38,9 @@ class ModelSettings:
     """Branch, tag or commit on the Hub; None: the default branch."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen weights, and of what is computed with them; adapters are float32 whatever this says."""
-    quantize: Literal["none", "int8"] = "none"
-    """int8: linear layers as integers with one scale a row; for tune: lora, or seeds of distribution lowrank."""
+    quantize: Literal["none", Quantization] = "none"
+    """Linear layers in few bits, but not the head: nf4 (QLoRA's, with double quantisation, by bitsandbytes), int8 (a scale a
+    row) or int4 (a scale for 64); for adapters and prompts of any kind, or seeds of distribution lowrank."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Implementation of attention; auto leaves the choice to transformers."""
     gradient_checkpointing: bool = False
@@ -57,8 +59,10 @@ class ModelSettings:
             raise ValueError(f"model.file must be the name of a GGUF file, got {self.file!r}")
         if self.dtype not in DTYPES:
             raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
-        if self.quantize not in ("none", "int8"):
-            raise ValueError(f"model.quantize must be none or int8, got {self.quantize}")
+        if self.quantize not in ("none", *SCHEMES):
+            raise ValueError(
+                f"model.quantize must be none, {', '.join(SCHEMES)}, got {self.quantize}"
+            )
         if self.attention not in ATTENTION:
             raise ValueError(
                 f"model.attention must be one of {', '.join(ATTENTION)}, got {self.attention}"
@@ -88,7 +92,12 @@ class Base:
     def described(self) -> str:
         """Return its name, and of a GGUF file which it is and what it holds."""
         file = f" ({self.gguf})" if self.gguf and not self.name.endswith(self.gguf) else ""
-        return f"{self.name}{file}: {self.holds}" if self.holds else self.name
+        named = f"{self.name}{file}: {self.holds}" if self.holds else self.name
+        scheme = scheme_of(self.model)
+        if scheme is None:
+            return named
+        weights, held = quantized_bytes(self.model)
+        return f"{named}; {weights / 1e6:,.1f} M weights in {scheme.name}, {held / 1e6:,.1f} MB"
 
 
 def load_base(settings: ModelSettings) -> Base:
@@ -99,7 +108,10 @@ def load_base(settings: ModelSettings) -> Base:
     """
     from transformers import AutoModelForCausalLM
 
+    if settings.quantize == "nf4":
+        bitsandbytes()  # before a model is loaded for nothing
     tokenizer = load_tokenizer(settings)
+    check_plain(load_config(settings), settings.name)
     chosen = {} if settings.attention == "auto" else {"attn_implementation": settings.attention}
     device, place = _device(settings.device), where(settings)
     with found(_otherwise(settings)):
@@ -141,8 +153,11 @@ def freeze_(
             f" {rows} rows; save the model with a tokenizer that fits"
         )
     model.requires_grad_(False)
-    if settings.quantize == "int8":
-        quantize_(model)
+    if settings.quantize != "none" and not quantize_(model, SCHEMES[settings.quantize]):
+        raise ValueError(
+            f"model.quantize must be none for this model ({type(model).__name__}), which has no plain linear layers,"
+            f" got {settings.quantize}"
+        )
     if settings.gradient_checkpointing:
         enable_checkpointing(model)
     model = model.to(device).eval()
@@ -329,11 +344,11 @@ def write_model(base: Base, folder: Path) -> None:
         # Tied ones stay apart as they were; of the others there is no second copy.
         state[name] = t.clone().cpu() if t.data_ptr() in seen else _with_own_storage(t.detach())
         seen.add(t.data_ptr())
-    for full_name, module in base.model.named_modules():
-        if isinstance(module, Int8Linear):
-            name = clean(f"{full_name}.weight").removesuffix(".weight")
-            del state[f"{name}.scale"]
-            state[f"{name}.weight"] = module.whole().to(base.model.dtype).cpu()
+    for full_name, module in quantized_layers(base.model).items():
+        name = clean(f"{full_name}.weight").removesuffix(".weight")
+        for part in module.packed:
+            del state[f"{name}.{part}"]
+        state[f"{name}.weight"] = module.whole().to(base.model.dtype).cpu()
     with quiet():
         base.model.save_pretrained(folder, state_dict=state)
         keep_file(base.model, folder)

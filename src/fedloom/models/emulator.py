@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fedloom.core.randomness import derive, generator, seeded
 from fedloom.models.hf_logging import quiet
-from fedloom.models.int8 import quantize_
+from fedloom.models.quantized import num_weights, quantize_
 from fedloom.models.reach import linear_layers
+from fedloom.models.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,12 +154,12 @@ class Emulator:
         shown |= {n: _beside(numbered[n]) for n in self.cut.middle}
         if int8:
             for number in self.cut.middle:
-                quantize_(shown[number])
+                quantize_(shown[number], SCHEMES["int8"])
         self._whole = whole
         self._shown = _Numbered(sorted(shown.items()))
-        held_whole = sum(p.numel() for p in model.parameters())
+        held_whole = num_weights(model)
         self._arrange(self._shown, self.cut.layers)
-        shares = sum(p.numel() for p in model.parameters()) / held_whole
+        shares = num_weights(model) / held_whole
         self.disclosed = shares if self.is_whole_here else None
         """Share of the model's numbers that clients have; None where the whole is not here."""
 

@@ -87,6 +87,21 @@ def check_loaded(model: "PreTrainedModel", loading: Any, name: str) -> None:
         )
 
 
+def check_plain(config: Any, name: str) -> None:
+    """Refuse weights that come in few bits already, whose layers are another library's.
+
+    Raises:
+        ValueError: saying what to give instead.
+    """
+    held = getattr(config, "quantization_config", None) or {}
+    how = held if isinstance(held, dict) else vars(held)
+    if str(how.get("quant_method", "")).endswith("bitsandbytes"):
+        raise ValueError(
+            f"model.name {name} holds weights that bitsandbytes has quantised; give the model that was made from, and"
+            " model.quantize nf4 or int8"
+        )
+
+
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Refuse a tokenizer made of nothing, as transformers makes where the files are missing.
 

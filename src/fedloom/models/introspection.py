@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedloom.models.build import clean
 from fedloom.models.probe import plain_ids
+from fedloom.models.quantized import QuantizedLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,8 +29,10 @@ class FrozenLinear:
 
     module: nn.Module
     weight: Tensor
-    """(out, in); a view where the layer keeps it transposed."""
+    """(out, in); a view where the layer keeps it transposed, and integers of any shape where it is `packed`."""
     bias: Tensor | None
+    packed: QuantizedLinear | None = None
+    """The layer itself, where its weight is held in few bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def frozen_linears(model: nn.Module) -> list[FrozenLinear]:
 def frozen_linear(module: nn.Module) -> FrozenLinear | None:
     """Return a module's weights if it is a linear layer that does not learn."""
     weight: Tensor
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear or isinstance(module, QuantizedLinear):
         weight = module.weight
     elif is_transposed(module):
         weight = module.get_parameter("weight").t()
@@ -131,7 +134,9 @@ def frozen_linear(module: nn.Module) -> FrozenLinear | None:
         return None
     if any(p.requires_grad for p in module.parameters()):
         return None
-    return FrozenLinear(module, weight.detach(), dict(module.named_parameters()).get("bias"))
+    packed = module if isinstance(module, QuantizedLinear) else None
+    bias = dict(module.named_parameters()).get("bias")
+    return FrozenLinear(module, weight.detach(), bias, packed)
 
 
 def frozen_norms(model: nn.Module) -> list[FrozenNorm]:

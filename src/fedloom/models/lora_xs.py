@@ -14,9 +14,9 @@ from fedloom.models.adapters import (
     write_folder,
 )
 from fedloom.models.build import clean
-from fedloom.models.int8 import Int8Linear
 from fedloom.models.introspection import is_adapted, is_transposed
 from fedloom.models.pissa import principal_directions
+from fedloom.models.quantized import QuantizedLinear
 from fedloom.models.targets import choose_targets, left_frozen
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def attach_lora_xs(
     peft = attached(model, config, chosen, seed=seed, base_name=base_name)
     for _, module in _adapted(model):
         base, a = module.get_base_layer(), module.lora_A["default"].weight
-        weight = base.whole() if isinstance(base, Int8Linear) else base.weight
+        weight = base.whole() if isinstance(base, QuantizedLinear) else base.weight
         right, left = principal_directions(weight.t() if is_transposed(base) else weight, rank)
         module.lora_A["default"] = Factor(right.to(a))
         module.lora_B["default"] = Core(left.to(a))

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedloom.models.build import clean
 from fedloom.models.introspection import adapted_layer, listed, listed_groups, numberless
+from fedloom.models.quantized import unpacked_shapes
 from fedloom.models.reach import Reach, reach
 
 if TYPE_CHECKING:
@@ -141,10 +142,11 @@ def _unadapted(model: "PreTrainedModel", layers: Collection[str], saved: Collect
     head = model.get_output_embeddings()
     tables |= {id(p) for p in head.parameters()} if head is not None else set()
     busy = {part for name in layers for part in _above(name)}
-    sizes: dict[str, int] = {}
+    sizes, packed = dict[str, int](), unpacked_shapes(model)
     for full_name, parameter in model.named_parameters():
         name = clean(full_name)
-        matrix = sum(length > 1 for length in parameter.shape) > 1
+        shape = packed.get(id(parameter), parameter.shape)
+        matrix = sum(length > 1 for length in shape) > 1
         owner = name.rpartition(".")[0]
         if (
             not matrix
@@ -156,7 +158,7 @@ def _unadapted(model: "PreTrainedModel", layers: Collection[str], saved: Collect
             continue
         part = next((above for above in _above(name) if above not in busy), name)
         group = numberless(part)
-        sizes[group] = sizes.get(group, 0) + parameter.numel()
+        sizes[group] = sizes.get(group, 0) + shape.numel()
     ordered = sorted(sizes, key=lambda group: -sizes[group])
     return listed([f"{group} ({sizes[group]:,} weights)" for group in ordered])
 

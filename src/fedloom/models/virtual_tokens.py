@@ -24,7 +24,6 @@ from fedloom.models.reach import without_gradient
 
 if TYPE_CHECKING:
     from peft import PeftModel, PromptLearningConfig
-    from transformers import PreTrainedTokenizerBase
 
 
 class VirtualTokens(Adapter):
@@ -45,7 +44,7 @@ class VirtualTokens(Adapter):
             made: Tensor = functional_call(encoder, own, (tokens,))[0]
         write_folder(folder, {"prompt_embeddings": made.cpu().contiguous()}, self.config)
 
-    def save_merged(self, folder: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def merged(self) -> Any:
         raise ValueError(
             f"tune: {self._kind} cannot be merged into a model, whose weights it leaves as they are: export the adapter"
             " alone"

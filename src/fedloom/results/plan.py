@@ -18,6 +18,7 @@ from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, Shard, federate
 from fedloom.models.build import model_bytes
 from fedloom.models.introspection import numberless
+from fedloom.models.quantized import num_weights
 from fedloom.objectives.objective import Objective
 from fedloom.results.forecast import forecast
 from fedloom.rounds.emulation import stage_of
@@ -196,7 +197,7 @@ def _num_total(session: Session) -> int:
     space = session.space
     whole = isinstance(space, OffsiteSpace) and space.is_whole_here
     with space.whole() if isinstance(space, OffsiteSpace) and whole else nullcontext():
-        return sum(p.numel() for p in session.base.model.parameters())
+        return num_weights(session.base.model)
 
 
 def _disclosed_in_words(space: object) -> str:

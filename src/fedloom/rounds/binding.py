@@ -13,7 +13,7 @@ from fedloom.spaces.handshake import differing, short
 
 _AROUND = {"data", "public", "tokenizer", "template", "config"}
 """What may differ at a user's own risk in any space."""
-_BENEATH = {"base", "start"}
+_BENEATH = {"base", "start", "quantize", "bitsandbytes", "packed"}
 """Beneath an adapter too; a coordinate that counts from other weights is another model."""
 
 

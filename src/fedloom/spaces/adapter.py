@@ -4,8 +4,9 @@ from pathlib import Path
 
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import Adapter, trainable
-from fedloom.models.build import Base
-from fedloom.models.int8 import is_quantized
+from fedloom.models.build import Base, clean
+from fedloom.models.quantized import quantized_layers
+from fedloom.models.requantized import Drift, check_nf4, write_nf4
 from fedloom.spaces.live import Live, Origin
 
 
@@ -34,9 +35,16 @@ class AdapterSpace(Live):
         self._adapter.save_as_lora(folder, self.absolute(params))
 
     def save_merged(self, folder: Path, params: Params) -> None:
-        if is_quantized(self.model):
-            raise ValueError(
-                "model.quantize must be none for a merged model, got int8: export the adapter alone"
-            )
         self.load(params)
         self._adapter.save_merged(folder, self._tokenizer)
+
+    def save_requantized(self, folder: Path, params: Params) -> Drift:
+        """Write a whole model with its layers in NF4 again, and return what that has moved.
+
+        Raises:
+            ValueError: where the base model is not in NF4, or what was learnt is no part of its weights.
+        """
+        self.load(params)
+        layers = {clean(name): layer for name, layer in quantized_layers(self.model).items()}
+        check_nf4(layers)
+        return write_nf4(self._adapter.merged(), self._tokenizer, layers, folder)

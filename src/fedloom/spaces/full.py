@@ -11,7 +11,7 @@ from torch import nn
 from fedloom.core.protocols import Params
 from fedloom.models.adapters import trainable
 from fedloom.models.build import Base, write_model
-from fedloom.models.int8 import is_quantized
+from fedloom.models.quantized import check_unquantized
 from fedloom.spaces.live import Live, Origin, check_names, check_origin, learnable
 
 
@@ -44,10 +44,7 @@ class Full:
 
 def check_learnable_type(model: nn.Module, *, setting: str) -> None:
     """Refuse to learn weights themselves where they are rounded; `setting` is what asks for it."""
-    if is_quantized(model):
-        raise ValueError(
-            f"model.quantize must be none where {setting} is full, which learns the weights themselves, got int8"
-        )
+    check_unquantized(model, f"where {setting} is full, which learns the weights themselves")
     low = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
     if low:
         raise ValueError(

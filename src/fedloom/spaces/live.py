@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedloom.core.protocols import Params
 from fedloom.models.build import clean, fingerprint
 from fedloom.models.introspection import listed_groups
+from fedloom.models.quantized import quantized_identity
 from fedloom.models.reach import unread
 
 Origin = Literal["initial", "zero"]
@@ -193,6 +194,7 @@ class Live(Seated, ABC):
         names = [f"{name} {tuple(shape)}" for name, shape in self.layout.shapes.items()]
         start = self._initial.cpu().view(torch.uint8).numpy()
         return {
+            **quantized_identity(self.model),
             "base": fingerprint(self.model),
             "start": hashlib.sha256(start.data).hexdigest(),
             "tensors": hashlib.sha256("\n".join(names).encode()).hexdigest(),

@@ -14,7 +14,7 @@ import torch
 from fedloom.core.ranks import Ranks
 from fedloom.models.adapters import Adapter, attach_lora
 from fedloom.models.build import Base
-from fedloom.models.int8 import is_quantized
+from fedloom.models.quantized import check_unquantized, scheme_of
 from fedloom.spaces.adapter import AdapterSpace
 from fedloom.spaces.live import Origin, check_names, check_origin
 
@@ -111,10 +111,10 @@ class LoRA:
 
     def attach(self, base: Base, targets: str | Sequence[str], *, seed: int) -> Adapter:
         """Put the adapter on these linear layers of the model, in place."""
-        if is_quantized(base.model) and self.dora:
-            raise ValueError("tune.lora.dora must be false where model.quantize is int8, got true")
+        if self.dora:
+            check_unquantized(base.model, "where tune.lora.dora is true, whose magnitudes are those of whole weights")
         whole = base.model.dtype in (torch.float32, torch.float64)
-        if self.init == "pissa" and (is_quantized(base.model) or not whole):
+        if self.init == "pissa" and (scheme_of(base.model) or not whole):
             raise ValueError(
                 "tune.lora.init pissa takes the largest directions out of the weights, which needs model.dtype float32"
                 " and model.quantize none"

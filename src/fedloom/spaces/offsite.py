@@ -16,7 +16,7 @@ from fedloom.core.ranks import Ranks
 from fedloom.models.adapters import Adapter, trainable
 from fedloom.models.build import Base, write_model
 from fedloom.models.emulator import Emulator, Rule
-from fedloom.models.int8 import is_quantized
+from fedloom.models.quantized import check_unquantized, scheme_of
 from fedloom.models.targets import choose_targets
 from fedloom.spaces.full import Full, check_learnable_type
 from fedloom.spaces.live import Live, learnable
@@ -105,9 +105,11 @@ class Offsite:
         Raises:
             ValueError: where it has too few layers, or holds the emulator of other settings.
         """
-        if self.int8 and is_quantized(base.model):
+        scheme = scheme_of(base.model)
+        if self.int8 and scheme is not None:
             raise ValueError(
-                "tune.offsite.int8 has no effect where model.quantize is int8, which holds all layers so: leave it out"
+                f"tune.offsite.int8 has no effect where model.quantize is {scheme.name}, which holds all layers so: leave"
+                " it out"
             )
         return Emulator(
             base.model,
@@ -193,13 +195,16 @@ class OffsiteSpace(Live):
         """Write what clients have of the model before anything is learnt, as a folder that transformers load.
 
         Raises:
-            ValueError: where what is kept of the middle is held in int8, which a folder is not.
+            ValueError: where layers are held in few bits, which a folder is not.
         """
         if self._settings.int8:
             raise ValueError(
                 "tune.offsite.int8 must be false where sites join: rounded once more there, the weights would be others"
                 " than here"
             )
+        check_unquantized(
+            self.model, "where sites are handed an emulator: rounded once more there, its weights would be others"
+        )
         with self.standing_at(self.start()), self.emulator.alone():
             write_model(self._base, folder)
 
@@ -214,10 +219,6 @@ class OffsiteSpace(Live):
     def save_merged(self, folder: Path, params: Params) -> None:
         self.load(params)
         with self.whole():
-            if is_quantized(self.model):
-                raise ValueError(
-                    "model.quantize must be none for a merged model, got int8: export the adapter alone"
-                )
             if self._adapter is None:
                 write_model(self._base, folder)
             else:

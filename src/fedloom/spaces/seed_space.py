@@ -21,7 +21,7 @@ from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.build import Base, ModelSettings, clean, shapes_only, write_model
-from fedloom.models.int8 import Int8Linear, is_quantized
+from fedloom.models.quantized import quantized_identity, quantized_layers, scheme_of, unpacked_shapes
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.lowrank import Drawn
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution
@@ -43,7 +43,7 @@ class Seeds:
     distribution: Distribution | Literal["auto"] = "auto"
     """Of the directions: gaussian; rademacher (+-1) or popcount (sums of sixteen coins, nearly normal), both faster
     and summed without rounding; lowrank (a product of two thin matrices), for which no weight is copied. auto: by
-    weights times num_seeds, gaussian up to 3e10, rademacher up to 1e12, then lowrank, which int8 always has."""
+    weights times num_seeds, gaussian up to 3e10, rademacher up to 1e12, then lowrank, which weights in few bits always have."""
     distribution_rank: int = 1
     """Of distribution lowrank: columns of the thin matrices."""
     weights: Sequence[str] = ()
@@ -81,7 +81,7 @@ class Seeds:
         return f"{self.num_seeds:,} {kind}seeds"
 
     def drawn_from(self, num_weights: int, *, quantized: bool) -> Distribution:
-        """Return the distribution of directions over so many weights; `quantized`: whether some are integers."""
+        """Return the distribution of directions over so many weights; `quantized`: whether some are in few bits."""
         if self.distribution != "auto":
             return self.distribution
         return "lowrank" if quantized else fitting_distribution(num_weights, self.num_seeds)
@@ -99,9 +99,10 @@ class Seeds:
         return cost_in_words(kind, self.num_seeds, seconds)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "SeedSpace":
-        if is_quantized(base.model) and self.distribution not in ("auto", "lowrank"):
+        scheme = scheme_of(base.model)
+        if scheme is not None and self.distribution not in ("auto", "lowrank"):
             raise ValueError(
-                "tune.seeds.distribution must be auto or lowrank where model.quantize is int8, got"
+                f"tune.seeds.distribution must be auto or lowrank where model.quantize is {scheme.name}, got"
                 f" {self.distribution}"
             )
         if self.weights and decays:
@@ -129,10 +130,12 @@ class SeedSpace:
         self.model: nn.Module = base.model
         self.num_seeds = seeds.num_seeds
         self.tensors: Mapping[str, nn.Parameter] = named
+        packed = unpacked_shapes(base.model)
+        shapes = {name: packed.get(id(p), p.shape) for name, p in named.items()}
         self.directions = Directions(
-            {name: p.shape for name, p in named.items()},
+            shapes,
             distribution=seeds.drawn_from(
-                sum(p.numel() for p in named.values()), quantized=is_quantized(base.model)
+                sum(shape.numel() for shape in shapes.values()), quantized=bool(packed)
             ),
             seed=derive(seed, "directions"),
             rank=seeds.distribution_rank,
@@ -142,12 +145,7 @@ class SeedSpace:
         self.layout = Layout(sizes if decays else {COEFFICIENTS: sizes[COEFFICIENTS]})
         self._base = base
         self._origin = SpilledVector.of(self.seated.values)
-        layers = {
-            clean(f"{name}.weight"): module
-            for name, module in base.model.named_modules()
-            if isinstance(module, Int8Linear)
-        }
-        self._scales = {name: layer.scale.clone() for name, layer in layers.items()}
+        layers = {clean(f"{n}.weight"): x for n, x in quantized_layers(base.model).items()}
         self._quantized = {name: layer for name, layer in layers.items() if name in named}
         self._loaded: Params = {}
         self._rebuilds = self._make_rebuilds()
@@ -178,7 +176,7 @@ class SeedSpace:
 
     @property
     def is_quantized(self) -> bool:
-        """Return whether some of the weights are frozen integers."""
+        """Return whether some of the weights are frozen in few bits."""
         return bool(self._quantized)
 
     def start(self) -> Params:
@@ -255,6 +253,7 @@ class SeedSpace:
         shapes = [f"{name} {tuple(shape)}" for name, shape in self.directions.shapes.items()]
         kind, rank = self.directions.distribution, self.directions.rank
         return {
+            **quantized_identity(self.model),
             "base": self._fingerprint(),
             "tensors": hashlib.sha256("\n".join(shapes).encode()).hexdigest(),
             "noise": str(NOISE_VERSION),
@@ -274,8 +273,10 @@ class SeedSpace:
                 digest.update(self._origin.bytes_of(slices[name]))
             else:
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        for scale in self._scales.values():
-            digest.update(scale.cpu().numpy().data)
+        for layer in quantized_layers(self.model).values():
+            for name, held in layer.packed.items():
+                if name != "weight":
+                    digest.update(held.cpu().numpy().data)
         return digest.hexdigest()
 
     def _rebuild(self, params: Params, out: Tensor) -> Tensor:
@@ -296,7 +297,7 @@ class SeedSpace:
         c, scale = params[COEFFICIENTS], _scale(params)
         used = c.nonzero().flatten().tolist()
         for name, layer in self._quantized.items():
-            layer.scale.copy_(self._scales[name] * scale)
+            layer.gain = scale
             layer.side = self._side(name, used, c[used].tolist()) if used else None
 
     def _side(

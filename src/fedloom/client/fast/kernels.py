@@ -13,7 +13,7 @@ from fedloom.client.fast.products import (
     PRODUCTS,
     UNKEPT,
     Kind,
-    MovingProduct,
+    UnkeptProduct,
     fastest,
     native,
 )
@@ -31,6 +31,7 @@ from fedloom.models.introspection import (
     readout,
 )
 from fedloom.models.probe import asked, plain_ids
+from fedloom.models.quantized import scheme_of
 from fedloom.objectives.batch import Batch
 from fedloom.objectives.forward import Forward
 from fedloom.objectives.head import Product
@@ -54,7 +55,7 @@ def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
         return asked
     first = next(model.parameters())
     if asked == "auto":
-        weight_bytes = sum(layer.weight.nbytes for layer in frozen_linears(model))
+        weight_bytes = sum(x.weight.nbytes for x in frozen_linears(model) if x.packed is None)
         timed = first.device.type == "cpu" and first.dtype in (torch.float32, *HALF)
         if not timed or not weight_bytes or local.precision != "float32":
             return "torch"
@@ -70,10 +71,10 @@ def choose_kernels(local: LocalSettings, model: nn.Module) -> Chosen:
 
 def products_in_words(chosen: Chosen, model: nn.Module) -> str:
     """Return how products with frozen weights are made, for a row of a table; empty where there are none."""
-    first = next(model.parameters())
-    if not frozen_linears(model):
+    first, layers = next(model.parameters()), frozen_linears(model)
+    if not layers:
         return ""
-    named = _named(first.dtype)
+    named, scheme = _named(first.dtype), scheme_of(model)
     words = {
         "reference": f"the model's own, {named}",
         "torch": f"torch's, {named}",
@@ -81,7 +82,9 @@ def products_in_words(chosen: Chosen, model: nn.Module) -> str:
         "onednn_forward": f"oneDNN's, {named}, packed once",
         "onednn": f"oneDNN's, {named}, packed for both directions",
     }
-    return words[chosen]
+    if scheme is None:
+        return words[chosen]
+    return f"{words[chosen]}; those in {scheme.name} unpacked once a product, for all clients of a batch"
 
 
 def slow_type(chosen: Chosen, model: nn.Module) -> str:
@@ -194,7 +197,9 @@ def make_fast(
     layers = tuple(frozen_linears(model))
     kind: Kind = "torch" if kernels == "reference" else kernels
     products: dict[int, Product] = {
-        id(layer.module): _moving(layer, kind) if moving else PRODUCTS[kind](layer.weight)
+        id(layer.module): _unkept(layer, kind)
+        if moving or layer.packed
+        else PRODUCTS[kind](layer.weight)
         for layer in layers
     }
     parts = None if kernels == "reference" else readout(model)
@@ -244,6 +249,8 @@ def _forward_of(layer: FrozenLinear, product: Product) -> Callable[[Tensor], Ten
     def forward(x: Tensor) -> Tensor:
         learning = torch.is_grad_enabled() and x.requires_grad
         out = frozen_linear(x, product) if learning else product.forward(x)
+        if layer.packed:
+            out = layer.packed.beside(x, out)
         return out if layer.bias is None else out + layer.bias
 
     return forward
@@ -253,7 +260,7 @@ def _adapted_forward_of(layer: LoRALayer, product: Product) -> Callable[[Tensor]
     plain: Callable[[Tensor], Tensor] = layer.module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if not x.dtype == layer.a.dtype == layer.base.weight.dtype:
+        if x.dtype != layer.a.dtype or not (layer.base.packed or x.dtype == layer.base.weight.dtype):
             return plain(x)
         out = lora_linear(x, product, layer.a[None], layer.b[None], layer.scaling)
         return out if layer.base.bias is None else out + layer.base.bias
@@ -276,5 +283,13 @@ def _widened(table: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda ids: plain(ids).float()
 
 
-def _moving(layer: FrozenLinear, kind: Kind) -> Product:
-    return MovingProduct(layer.module, UNKEPT[kind], transposed=type(layer.module) is not nn.Linear)
+def _unkept(layer: FrozenLinear, kind: Kind) -> Product:
+    module, packed = layer.module, layer.packed
+
+    def weight(dtype: torch.dtype) -> Tensor:
+        if packed:
+            return packed.unpacked(torch.float32 if kind == "widened" else dtype)
+        stored = module.get_parameter("weight")
+        return stored if type(module) is nn.Linear else stored.t().contiguous()
+
+    return UnkeptProduct(weight, UNKEPT[kind])

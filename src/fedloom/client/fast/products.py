@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import linear
 
 from fedloom.objectives.head import Product
@@ -95,23 +95,20 @@ class PackedProduct:
         return _packed_linear(gradient, self._back)
 
 
-class MovingProduct:
-    """A layer's product with its weight as it stands when called, of which nothing is kept."""
+class UnkeptProduct:
+    """A product with a weight as it stands when called, of which nothing is kept: it moves, or is held in few bits."""
 
     def __init__(
-        self, module: nn.Module, make: Callable[[Tensor], Product], *, transposed: bool
+        self, weight: Callable[[torch.dtype], Tensor], make: Callable[[Tensor], Product]
     ) -> None:
-        self._module, self._make, self._transposed = module, make, transposed
+        """Take what returns the weight (out, in), for inputs of a type."""
+        self._weight, self._make = weight, make
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._now().forward(x)
+        return self._make(self._weight(x.dtype)).forward(x)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        return self._now().backward(gradient)
-
-    def _now(self) -> Product:
-        weight = self._module.get_parameter("weight")
-        return self._make(weight.t().contiguous() if self._transposed else weight)
+        return self._make(self._weight(gradient.dtype)).backward(gradient)
 
 
 PRODUCTS: Mapping[Kind, Callable[[Tensor], Product]] = {
