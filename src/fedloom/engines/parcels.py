@@ -149,23 +149,29 @@ def missing(file: Path, listing: Listing) -> int | None:
 def add(file: Path, listing: Listing, at: int, frames: Sequence[Piece]) -> None:
     """Write frames behind what is there of a file; once it is whole it has its name.
 
+    Frames that are there already change nothing: an envelope whose answer was lost comes again.
+
     Raises:
-        ValueError: where they are not what comes next.
+        ValueError: where they are not what was sent, or leave a gap.
     """
     for number, frame in enumerate(frames, start=at // FRAME):
         expected = min(FRAME, listing.size - number * FRAME)
         if expected <= 0 or len(frame) != expected or _sha256(frame) != listing.hashes[number]:
             raise ValueError(f"frame {number} of {file.name} did not arrive as it was sent")
-    if missing(file, listing) != at or not (frames or at == listing.size):
+    begun = missing(file, listing)
+    if begun is None:
+        return
+    if at > begun or not (frames or begun == listing.size):
         raise ValueError(f"{file.name} came in frames that are not the next ones")
+    frames = frames[(begun - at) // FRAME :]
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = _part(file, listing)
     with open(part, "r+b" if part.exists() else "wb") as opened:
-        opened.truncate(at)
-        opened.seek(at)
+        opened.truncate(begun)
+        opened.seek(begun)
         for frame in frames:
             opened.write(frame)
-    if at + sum(map(len, frames)) == listing.size:
+    if begun + sum(map(len, frames)) == listing.size:
         part.replace(file)
 
 
