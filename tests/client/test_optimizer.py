@@ -1,3 +1,6 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
@@ -104,3 +107,52 @@ def test_moments_follow_the_lanes_that_stay():
     for g in gradients:
         everybody.step_(whole, g.clone(), torch.zeros(3))
     torch.testing.assert_close(fewer, whole[staying], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(("kind", "bytes_"), [("bfloat16", 4.0), ("float8", 2 * (1 + 4 / 128))])
+def test_moments_in_fewer_bits_lead_where_full_ones_do(kind: Any, bytes_: float):
+    """A noisy quadratic over many steps, in which a moment that is rounded to nearest would stand still."""
+    draw = torch.Generator().manual_seed(0)
+    size = 4096
+    want, start = torch.randn(size, generator=draw), torch.zeros(2, size)
+    gradients = torch.randn(300, 2, size, generator=draw)
+    ends, steps = {}, {}
+    for name in ("float32", kind):
+        local = LocalSettings(lr=0.02, max_grad_norm=None, moments=name)
+        values = start.clone()
+        optimizer = Optimizer(local, local.lr, values, None)
+        for noise in gradients:
+            optimizer.step_(values, values - want + 0.3 * noise, torch.zeros(2))
+        ends[name] = float((values - want).square().mean())
+        steps[name] = optimizer
+    assert ends[kind] == pytest.approx(ends["float32"], rel=0.05)
+    held = sum(t.nbytes for t in steps[kind]._moments)
+    assert held == bytes_ * start.numel()
+    # What is held of the squares is what full ones are, on average over entries.
+    exact = steps["float32"]._moments[1]
+    at = len(steps[kind]._moments) // 2
+    found = steps[kind]._held[1].read(steps[kind]._moments[at:], exact, 0)
+    assert float(found.mean() / exact.mean()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8"])
+def test_moments_in_fewer_bits_are_the_same_in_windows_and_beside_other_lanes(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+):
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 1000, generator=draw)
+    gradients = torch.randn(6, 3, 1000, generator=draw) * torch.rand(1000, generator=draw) ** 8
+    local = LocalSettings(lr=0.01, moments=kind, weight_decay=0.1)
+    values, alone = start.clone(), start[1:2].clone()
+    together = Optimizer(local, local.lr, values, None)
+    single = Optimizer(local, local.lr, alone, None)
+    single._held = [replace(one, window=256) for one in single._held]  # type: ignore[type-var]
+    for at, g in enumerate(gradients):
+        # A lane that sits one out has counts of its own.
+        losses = torch.tensor([float("nan") if at == 2 else 0.0, 0.0, 0.0])
+        together.step_(values, g.clone(), losses)
+        single.step_(alone, g[1:2].clone(), torch.zeros(1))
+    together.keep(torch.tensor([1]))
+    assert torch.equal(values[1], alone[0])
+    assert all(torch.equal(a, b) for a, b in zip(together._moments, single._moments, strict=True))
+    assert values.isfinite().all()

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from tests.deploy.conftest import SITES, seen_of
 
-from fedloom.deploy import handover
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
-from fedloom.deploy.handover import Shelf, lacking, take
+from fedloom.deploy.handover import Handover, handed_over
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import site_preview
 from fedloom.deploy.site import Site, SiteSettings
+from fedloom.engines import parcels
+from fedloom.engines.parcels import Listing, Parcel
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
+from fedloom.engines.transfer import Transfer
 from fedloom.models.emulator import cut
 from fedloom.recipe import build_recipe, to_tree
 from fedloom.rounds.emulation import stage_of
@@ -46,7 +48,7 @@ class Wires:
         for site, envelope in envelopes.items():
             # As text and bytes, which is all that travels.
             text = json.dumps(envelope.header)
-            self.bytes += [text.encode(), *envelope.pieces]
+            self.bytes += [text.encode(), *map(bytes, envelope.pieces)]
             self._answers[site] = Envelope(
                 *self.hosts[site].answer(json.loads(text), list(envelope.pieces))
             )
@@ -79,8 +81,7 @@ def federation(
     """Return a server, and the sites that it meets, without a network."""
     server = build(recipe, folder / "server")
     assert isinstance(server.space, OffsiteSpace)
-    shelf = Shelf(folder / "server" / EMULATOR)
-    server.space.save_emulator(shelf.folder)
+    server.space.save_emulator(folder / "server" / EMULATOR)
     sites = {
         name: Site(
             SiteSettings(
@@ -93,10 +94,11 @@ def federation(
         for name in SITES
     }
     wires = Wires(sites)
-    head = greeting(shared_recipe(recipe), server, shelf.listed())
+    head = greeting(shared_recipe(recipe), server)
     requests = Requests(wires, on_trouble=lambda _: None)
+    files = handed_over(folder / "server" / EMULATOR)
     remote = Remote(
-        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, pieces=shelf.pieces
+        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, files=files
     )
     return server, remote, wires, sites
 
@@ -127,7 +129,7 @@ def test_a_look_finds_two_weights_wherever_they_are(tiny_llama: Callable[..., An
 def test_sites_learn_around_an_emulator_and_never_get_a_byte_of_the_rest(
     offsite: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "PIECE", 50_000)
+    monkeypatch.setattr(parcels, "FRAME", 50_000)
     recipe = offsite()
     server, remote, wires, sites = federation(recipe, tmp_path)
     remote.meet(SITES, seconds=60)
@@ -167,19 +169,26 @@ def test_an_aligned_emulator_travels_as_its_factors(offsite: Make, tmp_path: Pat
 def test_a_file_that_was_cut_off_goes_on_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "PIECE", 4)
+    monkeypatch.setattr(parcels, "FRAME", 2)
+    monkeypatch.setattr(parcels, "AT_ONCE", 2)
     there, here = tmp_path / "there", tmp_path / "here"
     there.mkdir()
     (there / "model.safetensors").write_bytes(b"0123456789")
     (there / "config.json").write_bytes(b"{}")
-    shelf, asked = Shelf(there), list[Any]()
-    listed = json.loads(json.dumps(shelf.listed()))
-    while wanted := lacking(here, listed):
-        sent = shelf.pieces(wanted)
-        assert sum(map(len, sent)) <= 4
-        asked.append([(each["file"], each["at"]) for each in wanted[: len(sent)]])
-        for each, piece in zip(wanted, sent, strict=False):
-            take(here, listed, each, piece)
+
+    def header() -> dict[str, Any]:
+        listed = {name: parcel.listing.plain() for name, parcel in handed_over(there).items()}
+        return {"files": json.loads(json.dumps(listed))}
+
+    asked, files, site = list[Any](), handed_over(there), Handover(here, tmp_path / "messages")
+    while (wanted := site.lacking(header(), "files")) is not None:
+        asked.append((wanted["name"], wanted["at"]))
+        frames = files[wanted["name"]].frames(wanted["at"])
+        brought = {**wanted, "number": len(frames)}
+        assert site.take({**header(), "frames": brought}, [b"own", *frames]) == [b"own"]
+        # Of a site that dies in the middle of a frame, that frame is asked for again.
+        for part in here.glob("*.part"):
+            part.write_bytes(part.read_bytes() + b"?")
     assert asked == [
         [("config.json", 0), ("model.safetensors", 0)],
         [("model.safetensors", 2)],
@@ -190,35 +199,48 @@ def test_a_file_that_was_cut_off_goes_on_from_there(
     }
     # Another file under the name of one that is here is handed over anew.
     (there / "config.json").write_bytes(b"[]")
-    assert lacking(here, shelf.listed()) == [{"file": "config.json", "at": 0}]
+    assert site.lacking(header(), "files") == {"of": "files", "name": "config.json", "at": 0}
 
 
 def test_what_arrives_changed_is_thrown_away_with_one_sentence(tmp_path: Path) -> None:
-    listed = {"config.json": [2, "0" * 64]}
-    with pytest.raises(ValueError, match="did not arrive as the server has it"):
-        take(tmp_path, listed, {"file": "config.json", "at": 0}, b"{}")
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="pieces that do not fit"):
-        take(tmp_path, listed, {"file": "config.json", "at": 1}, b"}")
-    with pytest.raises(ValueError, match="pieces that do not fit"):
-        take(tmp_path, listed, {"file": "config.json", "at": 0}, b"{{{")
+    (tmp_path / "sent").write_bytes(b"{}")
+    listing, file = Parcel(tmp_path / "sent").listing, tmp_path / "here" / "config.json"
+    for frames in ([b"[]"], [b"{{{"], [b"{}", b""]):
+        with pytest.raises(ValueError, match=r"config\.json did not arrive as it was sent"):
+            parcels.add(file, listing, 0, frames)
+    for at, pieces in ((parcels.FRAME, []), (0, [])):
+        with pytest.raises(ValueError, match="frames that are not the next ones"):
+            parcels.add(file, listing, at, pieces)
+    assert not file.parent.exists()
 
 
 @pytest.mark.parametrize(
     "name", ["../config.json", "model.bin", "x.py", ".hidden.json", "a/b.json"]
 )
 def test_names_that_lead_elsewhere_and_code_are_not_taken(name: str, tmp_path: Path) -> None:
+    header = {"files": {name: Listing(1, ("0" * 64,)).plain()}}
     with pytest.raises(ValueError, match="no file called"):
-        lacking(tmp_path, {name: [1, "0" * 64]})
+        Handover(tmp_path, tmp_path).lacking(header, "files")
 
 
 @pytest.mark.parametrize(
-    "asked", [{"file": "../secret", "at": 0}, {"file": "a.json", "at": -1}, {"file": "a.json"}]
+    "asked",
+    [
+        {"of": "files", "name": "../secret", "at": 0},
+        {"of": "files", "name": "a.json", "at": -1},
+        {"of": "files", "name": "a.json", "at": 1},
+        {"of": "files", "name": "a.json", "at": True},
+        {"of": "files", "name": "a.json"},
+        {"of": [], "name": {}, "at": 0},
+        5,
+    ],
 )
 def test_a_server_hands_over_what_it_lists_and_nothing_else(asked: Any, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match="a file that is not handed over"):
-        Shelf(tmp_path).pieces([asked])
+    transfer = Transfer(Envelope({}), {"files": handed_over(tmp_path)}, tmp_path)
+    answer = transfer.then(Envelope({"asks": asked}))
+    assert isinstance(answer, str)
+    assert "it asks for" in answer
 
 
 def test_a_site_whose_limits_refuse_the_recipe_takes_nothing(offsite: Make, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fedloom.wire.table import DTYPES
 from fedloom.wire.wire_settings import Compression, ValueType
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-VALUES: list[ValueType] = ["float32", "bfloat16", "float16", "int8", "int4"]
+VALUES: list[ValueType] = ["float32", "bfloat16", "float16", "int8", "int4", "fp8", "nf4"]
 
 
 def same(a: Payload, b: Payload) -> bool:
@@ -119,6 +119,8 @@ def test_rounding_touches_float32_only(payload: Payload, values: ValueType) -> N
         ("float16", 16_384),
         ("int8", 8_192 + 128 * 2),
         ("int4", 4_096 + 128 * 2),
+        ("fp8", 8_192 + 128),
+        ("nf4", 4_096 + 128 * 2),
     ],
 )
 def test_a_dense_tensor_takes_the_bytes_of_its_values_and_a_short_table(
@@ -243,7 +245,8 @@ def test_entries_left_out_are_zero_for_every_value_type(values: ValueType) -> No
     sparse = torch.randn(4000, generator=g) * (torch.rand(4000, generator=g) < 0.1)
     decoded = roundtrip({"p": {"x": sparse}}, values=values, compression="zstd")["p"]["x"]
     assert not decoded[sparse == 0].any()
-    bound = {"int8": 0.5 / 127, "int4": 0.5 / 7}.get(values, 2**-8) * float(sparse.abs().max())
+    bounds = {"int8": 0.5 / 127, "int4": 0.5 / 7, "fp8": 2**-4, "nf4": 0.153}
+    bound = bounds.get(values, 2**-8) * float(sparse.abs().max())
     assert float((decoded - sparse).abs().max()) <= bound * 1.001
 
 

@@ -217,7 +217,7 @@ JSON = st.recursive(
 KINDS = st.lists(
     st.tuples(
         st.sampled_from([*DTYPES, "float31"]),
-        st.sampled_from(["exact", "int8", "int4", "float16", "x"]),
+        st.sampled_from(["exact", "int8", "int4", "fp8", "nf4", "float16", "x"]),
         st.lists(st.integers(-1, 9) | st.sampled_from([2**20, 2**60, 2**64]), max_size=3),
     ),
     max_size=2,

@@ -73,7 +73,7 @@ def test_tensors_that_go_together_are_the_bytes_of_each_alone(
     assert same(decode_body(together), payload)
 
 
-@pytest.mark.parametrize("values", ["bfloat16", "float16", "int8", "int4"])
+@pytest.mark.parametrize("values", ["bfloat16", "float16", "int8", "int4", "fp8", "nf4"])
 def test_rounded_tensors_are_rounded_each_alone(
     values: ValueType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedloom.wire.quantize import BLOCK, VALUE_CODECS
+from fedloom.wire.quantize import BLOCK, NF4, VALUE_CODECS
 
-LOSSY = ["bfloat16", "float16", "int8", "int4"]
+LOSSY = ["bfloat16", "float16", "int8", "int4", "fp8", "nf4"]
 TOP = {"int8": 127, "int4": 7}
 FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=3 * BLOCK)
 
@@ -104,6 +104,64 @@ def test_overflow_is_refused_instead_of_becoming_infinite(
 def test_only_finite_entries_are_rounded(name: str, entry: float) -> None:
     with pytest.raises(ValueError, match="only finite entries can be rounded"):
         round_trip(name, torch.tensor([1.0, entry]))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-3, 1.0, 3.38e38])
+def test_codes_with_short_scales_are_as_near_as_their_tables_say(scale: float) -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).clamp(-1, 1) * scale
+    # Each against a search through all its codes, block by block, in float64.
+    for name, block, top, table in (
+        ("nf4", 64, 1.0, torch.tensor(NF4, dtype=torch.float64)),
+        ("fp8", 128, 448.0, every_float8()),
+    ):
+        decoded = round_trip(name, values).double()
+        for at in range(0, 1000, block):
+            rows = values[at : at + block].double()
+            least = rows.abs().max() / top
+            # Scales are rounded up, to eight bits; subnormal ones to fewer.
+            most = least * (1 + 2**-7) + 2.0**-133
+            nearest = (rows[:, None] / most - table).abs().min(1).values * most
+            widest = (table[1:] - table[:-1]).max() / 2
+            error = (decoded[at : at + block] - rows).abs()
+            assert bool((error <= widest * most * (1 + 1e-6)).all())
+            assert bool(error.mean() <= nearest.mean() * 1.3 + 2.0**-133 * top)
+
+
+def test_every_code_times_a_scale_is_exact_and_of_two_nearest_levels_the_lower_is_taken() -> None:
+    assert torch.equal(round_trip("nf4", 4 * torch.tensor(NF4)), 4 * torch.tensor(NF4))
+    eights = every_float8().float() / 8
+    assert torch.equal(round_trip("fp8", eights), eights)
+    middle = (NF4[15] + NF4[14]) / 2
+    assert round_trip("nf4", torch.tensor([1.0, middle])).tolist()[1] == torch.tensor(NF4[14])
+
+
+def test_normal_float_is_stored_as_in_bitsandbytes_but_for_the_order_of_a_pair() -> None:
+    # The nibbles 15 and 0, and 7 for zero; a scale of 2 in bfloat16.
+    block = VALUE_CODECS["nf4"].encode(torch.tensor([2.0, -2.0, 0.0]))
+    assert bytes(block) == b"\x00\x40" + b"\x0f" + b"\x87"
+
+
+def test_an_entry_beyond_a_short_scale_and_one_that_is_no_number_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"beyond the largest 3\.38953e\+38"):
+        VALUE_CODECS["nf4"].encode(torch.tensor([3.4e38]))
+    assert round_trip("fp8", torch.tensor([3.4e38])).isfinite().all()
+    for entry in (b"\x7f", b"\xff"):
+        with pytest.raises(ValueError, match="an entry that is not a number"):
+            VALUE_CODECS["fp8"].decode(memoryview(b"\x80\x3f" + entry), 1, torch.float32)
+
+
+def every_float8() -> Tensor:
+    """Return the numbers of E4M3 in order, in float64."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    return codes[~codes.isnan()].unique()
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp8"])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])
+def test_a_short_scale_that_is_no_scale_is_refused(name: str, scale: float) -> None:
+    block = torch.tensor([scale]).bfloat16().view(torch.uint8).numpy().tobytes() + b"\x01"
+    with pytest.raises(ValueError, match="negative or not finite"):
+        VALUE_CODECS[name].decode(memoryview(block), 1, torch.float32)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0])

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["constant", "cosine", "linear"]
 Precision = Literal["float32", "bfloat16"]
+Moments = Literal["float32", "bfloat16", "float8"]
 Kernels = Literal["auto", "onednn", "onednn_forward", "widened", "torch", "reference"]
 Order = Literal["first", "zeroth"]
 Difference = Literal["central", "forward"]
@@ -34,6 +35,9 @@ class LocalSettings:
     """Of adamw, each in [0, 1)."""
     weight_decay: float = 0.0
     """Of the tuned tensors' values: a penalty in sgd, decoupled in adamw; masked entries do not decay."""
+    moments: Moments = "float32"
+    """How the optimizer's moments (two of adamw, one of sgd with momentum) are held between steps: 4, 2 or 1.03 bytes an
+    entry; float8 has a scale for each 128. Fewer bits cost time, and memory is what they save: with tune: full."""
     steps: int | None = None
     """Optimizer steps a round; None: `epochs` passes, so clients differ."""
     epochs: int = 1
@@ -77,6 +81,10 @@ class LocalSettings:
         _check_numbers(self)
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"local.momentum belongs to local.optimizer sgd, got {self.optimizer}")
+        if self.moments != "float32" and self.optimizer == "sgd" and not self.momentum:
+            raise ValueError(
+                f"local.moments {self.moments} has no effect with local.optimizer sgd without momentum, which has none"
+            )
         if self.min_lr and self.schedule == "constant":
             raise ValueError("local.min_lr needs local.schedule cosine or linear, got constant")
         if self.steps is not None and self.epochs != 1:
@@ -129,6 +137,7 @@ def _check_choices(local: LocalSettings) -> None:
         ("optimizer", local.optimizer, get_args(Optimizer)),
         ("schedule", local.schedule, get_args(Schedule)),
         ("precision", local.precision, get_args(Precision)),
+        ("moments", local.moments, get_args(Moments)),
         ("batched", local.batched, ("auto", "off")),
         ("kernels", local.kernels, get_args(Kernels)),
         ("order", local.order, (None, *get_args(Order))),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedloom.client.local_settings import LocalSettings
+from fedloom.client.moments import held
 
 
 class Optimizer:
@@ -15,8 +16,10 @@ class Optimizer:
         self, local: LocalSettings, lr: float, values: Tensor, mask: Tensor | None
     ) -> None:
         self._local, self._lr = local, lr
-        moments = 2 if local.optimizer == "adamw" else int(local.momentum > 0)
-        self._moments = [torch.zeros_like(values) for _ in range(moments)]
+        number = 2 if local.optimizer == "adamw" else int(local.momentum > 0)
+        self._held = [held(local.moments, is_square=at == 1) for at in range(number)]
+        # The tensors of each moment, one moment after another.
+        self._moments = [t for one in self._held for t in one.zeros(values)]
         # A masked entry stands still, so it must not decay either.
         decays = local.weight_decay > 0 and mask is not None
         self._decaying = [(mask != 0).to(values)] if decays and mask is not None else []
@@ -47,9 +50,32 @@ class Optimizer:
 
     def _move_(self, count: int, state: Sequence[Tensor]) -> None:
         values, gradients = state[:2]
-        moments = state[2 : 2 + len(self._moments)]
-        rate = self._local.weight_decay
+        parts = state[2 : 2 + len(self._moments)]
+        each = len(parts) // max(len(self._held), 1)
         where = state[2 + len(self._moments)] if self._decaying else None
+        size = values.shape[1]
+        window = (self._held[0].window if self._held else None) or max(size, 1)
+        for first in range(0, size, window):
+            some = slice(first, first + window)
+            own = values[:, some]
+            moments = [
+                one.read(parts[at * each :], own, first) for at, one in enumerate(self._held)
+            ]
+            self._step_(
+                count, own, gradients[:, some], moments, None if where is None else where[:, some]
+            )
+            for at, one in enumerate(self._held):
+                one.write_(parts[at * each :], moments[at], first, count)
+
+    def _step_(
+        self,
+        count: int,
+        values: Tensor,
+        gradients: Tensor,
+        moments: Sequence[Tensor],
+        where: Tensor | None,
+    ) -> None:
+        rate = self._local.weight_decay
         if self._local.optimizer == "adamw":
             if rate:
                 values.mul_(1 - self._lr * rate if where is None else 1 - self._lr * rate * where)

@@ -1,6 +1,7 @@
 """A federation on Ray: actors that share the clients of a recipe, for as long as a run takes."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -41,6 +42,7 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
         terms,
         _LONG,
         metrics=recipe.metrics,
+        folder=session.folder / "messages" / "server",
     )
     transport.open()
     try:
@@ -48,6 +50,7 @@ def actors(session: Session, settings: RaySettings) -> Iterator[Session]:
         yield dataclasses.replace(session, engine=remote)
     finally:
         transport.close()
+        shutil.rmtree(session.folder / "messages", ignore_errors=True)
 
 
 def _open(settings: SiteSettings) -> Answer:

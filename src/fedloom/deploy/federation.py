@@ -6,9 +6,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.description import describe
 from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
-from fedloom.deploy.handover import Shelf
+from fedloom.deploy.handover import handed_over
 from fedloom.deploy.listening import Listening, check_free, write_status
 from fedloom.deploy.site import SiteSettings
 from fedloom.engines.engine_settings import FlowerSettings
@@ -24,6 +25,7 @@ from fedloom.engines.flower.keys import Keys
 from fedloom.engines.flower.link import Link
 from fedloom.engines.flower.processes import Keeper, Program, free_port, start
 from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
+from fedloom.engines.parcels import Parcel
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
 from fedloom.rounds.recipe_settings import Recipe
@@ -53,6 +55,8 @@ def here(session: Session, console: Console) -> Iterator[Session]:
             stack.enter_context(resident(settings, private / settings.name, folder, console))
             for settings in workers
         ]
+        # What is left of large messages.
+        stack.callback(shutil.rmtree, session.folder / "messages", ignore_errors=True)
         link = Link(SuperLink(folder / "server", keys, free_port()))
         stack.callback(shutil.rmtree, folder / "server" / "home", ignore_errors=True)
         stack.callback(link.close)
@@ -97,7 +101,7 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         console.print(
             f"listening on {listening.host}:{listening.port}, waiting for {', '.join(names)}"
         )
-        remote = _remote(session, session.recipe, link, console, shelf=_shelf(session))
+        remote = _remote(session, session.recipe, link, console, files=_handed_over(session))
         remote.one_client = True
         recipe = session.recipe
         remote.min_sites = max(recipe.run.min_replies, describe(recipe.algorithm).min_replies)
@@ -153,18 +157,23 @@ def supernode(folder: Path, server: str, site_key: Path, worker: Path) -> Iterat
         keeper.stop()
 
 
-def _shelf(session: Session) -> Shelf | None:
+def _handed_over(session: Session) -> dict[str, Parcel]:
     """Return what sites are handed: an emulator of a model that they may not have, else nothing."""
-    space, shelf = session.space, Shelf(session.folder / EMULATOR)
+    space, folder = session.space, session.folder / EMULATOR
     if not isinstance(space, OffsiteSpace):
-        return None
-    shutil.rmtree(shelf.folder, ignore_errors=True)
-    space.save_emulator(shelf.folder)
-    return shelf
+        return {}
+    shutil.rmtree(folder, ignore_errors=True)
+    space.save_emulator(folder)
+    return handed_over(folder)
 
 
 def _remote(
-    session: Session, recipe: Recipe, link: Link, console: Console, *, shelf: Shelf | None = None
+    session: Session,
+    recipe: Recipe,
+    link: Link,
+    console: Console,
+    *,
+    files: Mapping[str, Parcel] = MappingProxyType({}),
 ) -> Remote:
     settings = recipe.engine
     assert isinstance(settings, FlowerSettings)
@@ -180,11 +189,12 @@ def _remote(
         recipe.algorithm,
         recipe.wire,
         Requests(link, on_trouble=warn),
-        greeting(shared_recipe(recipe), session, shelf.listed() if shelf else None),
+        greeting(shared_recipe(recipe), session),
         settings.deadline,
         metrics=recipe.metrics,
         on_change=note,
-        pieces=shelf.pieces if shelf else None,
+        files=files,
+        folder=session.folder / "flower" / "messages",
     )
 
 

@@ -39,21 +39,17 @@ def shared_recipe(recipe: Recipe) -> str:
     return to_yaml(changed)
 
 
-def greeting(
-    recipe_text: str, session: Session, files: Mapping[str, Any] | None = None
-) -> Mapping[str, Any]:
+def greeting(recipe_text: str, session: Session) -> Mapping[str, Any]:
     """Return what a server says first in every envelope: the recipe, and what sites must have in common with it.
 
     Args:
         recipe_text: As sites get it.
         session: The server's, or a site's.
-        files: What each site is handed before round 1, see `handover`.
     """
     identity = {**versions(), "recipe": recipe_sha256(recipe_text), **identity_of(session)}
     # Two versions of transformers may tell the same configuration in other words.
     del identity["config"]
-    handed = {"files": files} if files else {}
-    return {"recipe": recipe_text, "identity": identity, **handed}
+    return {"recipe": recipe_text, "identity": identity}
 
 
 def versions() -> Mapping[str, str]:

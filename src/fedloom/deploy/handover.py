@@ -1,111 +1,103 @@
-"""A folder that the server hands to each site before round 1, piece by piece: what a site has of a model it may not have.
+"""What reaches a site in frames: large messages, and before round 1 the files of a model that it may not have whole.
 
-The server's greeting lists the files with their lengths and hashes. A site asks for what it lacks, each file from the byte at
-which it was cut off, and gets as many pieces as one message holds; nothing is read before it is whole and has the hash.
+The server's envelopes list them with their lengths and hashes. A site asks for what it lacks, from the frame at which it was
+cut off; nothing is read before it is whole. What it answers with waits in a file until the server has fetched it.
 """
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedloom.core.files import PART
+from fedloom.engines.parcels import Listing, Parcel, Piece, Spool, add, listings, mapped, missing
 
-PIECE = 16 << 20
-"""Bytes of files in one message."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(safetensors|json|jinja|txt|model)")
 """Weights without code, and texts."""
 
 
-@dataclass(frozen=True)
-class Shelf:
-    """A folder at the server."""
+def handed_over(folder: Path) -> dict[str, Parcel]:
+    """Return the files that the server hands to each site, by name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: Parcel(path) for path in files}
 
-    folder: Path
 
-    def listed(self) -> dict[str, list[Any]]:
-        """Return the length and the SHA-256 of every file, by its name."""
-        files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        return {path.name: [path.stat().st_size, _sha256(path)] for path in files}
+@dataclass
+class Handover:
+    """A site's end."""
 
-    def pieces(self, wanted: Sequence[Mapping[str, Any]]) -> list[bytes]:
-        """Return what a site asks for next, in that order: of as many files as there is room for in a message.
+    files: Path
+    """Where a model's files come."""
+    messages: Path
+    """Where messages lie."""
+    spool: Spool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Let messages that wait to be fetched lie beside those that come."""
+        self.spool = Spool(self.messages)
+
+    @staticmethod
+    def num_bytes(header: Mapping[str, Any], pieces: Sequence[Piece]) -> int:
+        """Return the length of a message, with all that it announces."""
+        announced = listings(header.get("parcels", {})).values()
+        return sum(map(len, pieces)) + sum(listing.size for listing in announced)
+
+    def take(self, header: Mapping[str, Any], pieces: Sequence[Piece]) -> list[Piece]:
+        """Write the frames that an envelope brings; return the pieces that are its own.
 
         Raises:
-            ValueError: where it asks for what is not here.
+            ValueError: where they are not what was asked for.
         """
-        known, left = {path.name for path in self.folder.iterdir()}, PIECE
-        found = list[bytes]()
-        for each in wanted:
-            name, at = each.get("file"), each.get("at")
-            if type(at) is not int or at < 0 or name not in known:
-                raise ValueError(
-                    "it asks for a file that is not handed over: install the same fedloom"
-                )
-            with open(self.folder / str(name), "rb") as file:
-                file.seek(at)
-                found.append(file.read(left))
-            left -= len(found[-1])
-            if not left:
-                break
+        brought = header.get("frames")
+        if brought is None:
+            return list(pieces)
+        own = len(pieces) - brought["number"]
+        for of, name, file, listing in self._listed(header):
+            if (of, name) == (brought["of"], brought["name"]):
+                add(file, listing, brought["at"], pieces[own:])
+        return list(pieces[:own])
+
+    def lacking(self, header: Mapping[str, Any], of: str) -> dict[str, Any] | None:
+        """Return what is asked for next; None where all is here.
+
+        Raises:
+            ValueError: where files are listed that no site takes.
+        """
+        for field_, name, file, listing in self._listed(header):
+            if field_ == of and (at := missing(file, listing)) is not None:
+                return {"of": of, "name": name, "at": at}
+        return None
+
+    def whole(self, header: Mapping[str, Any], pieces: Sequence[Piece]) -> list[Piece]:
+        """Return an envelope's pieces, its parcels among them; those of earlier ones are removed."""
+        found = list(pieces)
+        kept = [listing.key for _, _, _, listing in self._listed(header)]
+        self.spool.clear(but=kept)
+        for of, name, file, _ in self._listed(header):
+            if of == "parcels":
+                found[int(name)] = mapped(file)
         return found
 
+    def left(self, pieces: Sequence[Piece]) -> tuple[dict[str, Any], list[Piece]]:
+        """Return what is said of an answer's parcels, and the pieces that go with it at once."""
+        own, parcels = self.spool.parted(pieces)
+        listed = {name: parcel.listing.plain() for name, parcel in parcels.items()}
+        return {"parcels": listed} if listed else {}, own
 
-def lacking(folder: Path, listed: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what a site asks for next: files, and each from which byte; none where all are here.
+    def fetched(self, asked: Mapping[str, Any]) -> list[memoryview]:
+        """Return the frames of an answer that the server asks for.
 
-    Raises:
-        ValueError: where the list names files that no site takes.
-    """
-    wanted = list[dict[str, Any]]()
-    for name, (size, sha256) in _checked(listed).items():
-        file, part = folder / name, folder / f"{name}{PART}"
-        if file.is_file() and file.stat().st_size == size and _sha256(file) == sha256:
-            continue
-        at = part.stat().st_size if part.is_file() else 0
-        if at > size:
-            part.unlink()
-            at = 0
-        wanted.append({"file": name, "at": at})
-    return wanted
+        Raises:
+            ValueError: where there are none.
+        """
+        return self.spool.find(asked["name"]).frames(asked["at"])
 
-
-def take(folder: Path, listed: Mapping[str, Any], wanted: Mapping[str, Any], piece: bytes) -> None:
-    """Add a piece to a file; one that is whole gets its name once its hash is right.
-
-    Raises:
-        ValueError: where it is not what was asked for, or the whole has another hash.
-    """
-    name = wanted["file"]
-    size, sha256 = _checked(listed)[name]
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{name}{PART}"
-    begun = part.stat().st_size if part.is_file() else 0
-    if begun != wanted["at"] or begun + len(piece) > size or (not piece and begun < size):
-        raise ValueError(f"{name} came in pieces that do not fit: start `fedloom join` again")
-    with open(part, "ab") as file:
-        file.write(piece)
-    if begun + len(piece) < size:
-        return
-    if _sha256(part) != sha256:
-        part.unlink()
-        raise ValueError(f"{name} did not arrive as the server has it: start `fedloom join` again")
-    part.replace(folder / name)
-
-
-def _checked(listed: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    found = {}
-    for name, held in listed.items():
-        if not _NAME.fullmatch(name) or len(held) != 2 or type(held[0]) is not int:
-            raise ValueError(
-                f"this site takes weights as safetensors and texts, no file called {name[:60]!a}"
-            )
-        found[name] = (held[0], str(held[1]))
-    return found
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    def _listed(self, header: Mapping[str, Any]) -> Iterator[tuple[str, str, Path, Listing]]:
+        for name, listing in listings(header.get("files", {})).items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"this site takes weights as safetensors and texts, no file called {name[:60]!a}"
+                )
+            yield "files", name, self.files / name, listing
+        for name, listing in listings(header.get("parcels", {})).items():
+            yield "parcels", name, self.messages / listing.key, listing

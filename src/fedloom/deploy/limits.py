@@ -60,13 +60,12 @@ class Limits:
         if recipe.model.trust_remote_code:
             raise ValueError("this site runs no code of a model: set model.trust_remote_code false")
 
-    def check_size(self, pieces: Sequence[bytes], what: str) -> None:
-        """Refuse a message that is too large.
+    def check_size(self, size: int, what: str) -> None:
+        """Refuse a message of too many bytes.
 
         Raises:
             ValueError: with its size.
         """
-        size = sum(len(piece) for piece in pieces)
         if size > self.max_message_mb * MIB:
             raise ValueError(
                 f"{what} has {size / MIB:.1f} MiB, this site allows --max-message-mb {self.max_message_mb:g}"

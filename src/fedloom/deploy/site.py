@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedloom.client.worker import run_tasks
-from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Reply, Task
+from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Payload, Reply, Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer, lengths
@@ -19,10 +19,11 @@ from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe, versions
-from fedloom.deploy.handover import lacking, take
+from fedloom.deploy.handover import Handover
 from fedloom.deploy.limits import Limits
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
+from fedloom.engines.parcels import Piece
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import limited_to
 from fedloom.recipe import build_recipe, load_recipe, to_tree
@@ -31,7 +32,7 @@ from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.spaces.offsite import Offsite, OffsiteSpace
-from fedloom.wire.format import decode_task, encode_reply
+from fedloom.wire.format import decode_task, reply_pieces
 
 ENDED = "the run has ended"
 """Said when the server says goodbye."""
@@ -78,32 +79,43 @@ class Site:
     settings: SiteSettings
     say: Callable[[str], None] = lambda _: None
     _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
+    _handover: Handover = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name the folders of what comes in frames."""
+        folder = self.settings.folder
+        self._handover = Handover(folder / EMULATOR, folder / "messages" / self.settings.name)
 
     def answer(
-        self, header: dict[str, Any], pieces: list[bytes]
-    ) -> tuple[dict[str, Any], list[bytes]]:
+        self, header: dict[str, Any], pieces: Sequence[Piece]
+    ) -> tuple[dict[str, Any], Sequence[Piece]]:
         """Return the answer to an envelope, or a refusal in one sentence; nothing is imported that is not allowed."""
         with limited_to(self.settings.imports):
             return self._answer(header, pieces)
 
     def _answer(
-        self, header: dict[str, Any], pieces: list[bytes]
-    ) -> tuple[dict[str, Any], list[bytes]]:
+        self, header: dict[str, Any], pieces: Sequence[Piece]
+    ) -> tuple[dict[str, Any], Sequence[Piece]]:
         try:
             if header["kind"] == "bye":
+                self._handover.spool.clear()
                 self.say(ENDED)
                 return {}, []
             self._check_name(header)
-            self.settings.limits.check_size(pieces, "the message")
-            if header["kind"] == "file":
-                self._take(header, pieces)
-            if header["kind"] in ("hello", "file") and (wanted := self._lacking(header)):
+            if header["kind"] == "fetch":
+                return {}, self._handover.fetched(header["asks"])
+            num_bytes = self._handover.num_bytes(header, pieces)
+            self.settings.limits.check_size(num_bytes, "the message")
+            if header["kind"] == "hello" and (wanted := self._lacking(header, pieces)):
                 return {"asks": wanted}, []
             session = self._session(header)
-            if header["kind"] in ("hello", "file"):
+            if header["kind"] == "hello":
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
-            return self._work(header, pieces, session)
+            own = self._handover.take(header, pieces)
+            if wanted := self._handover.lacking(header, "parcels"):
+                return {"asks": wanted}, []
+            return self._work(header, self._handover.whole(header, own), session)
         except (ValueError, OSError, ClientError) as error:
             self.say(f"refused: {error}")
             mine = isinstance(error, _OwnData)
@@ -117,22 +129,17 @@ class Site:
                 f" start `fedloom join` with --name {known}"
             )
 
-    def _lacking(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def _lacking(self, header: Mapping[str, Any], pieces: Sequence[Piece]) -> dict[str, Any] | None:
         """Return what is still to be handed over, of a recipe that this site takes part in."""
         if "files" not in header or header["recipe"] in self._ready:
-            return []
+            return None
         self._check_asked(header)
         self.settings.limits.check_recipe(build_recipe(yaml.safe_load(header["recipe"])))
-        return lacking(self.settings.folder / EMULATOR, header["files"])
-
-    def _take(self, header: Mapping[str, Any], pieces: list[bytes]) -> None:
-        folder, asked = self.settings.folder / EMULATOR, header["asked"]
-        if len(asked) != len(pieces):
-            raise ValueError(f"the server sent {len(pieces)} pieces of {len(asked)} files")
-        for wanted, piece in zip(asked, pieces, strict=True):
-            take(folder, header["files"], wanted, piece)
-            if (folder / wanted["file"]).is_file():
-                self.say(f"received {wanted['file']}")
+        self._handover.take(header, pieces)
+        wanted = self._handover.lacking(header, "files")
+        if wanted is None and "frames" in header:
+            self.say(f"received {', '.join(header['files'])}")
+        return wanted
 
     def _check_asked(self, header: Mapping[str, Any]) -> None:
         known, asked = versions(), header["identity"]
@@ -177,15 +184,11 @@ class Site:
         }
 
     def _work(
-        self, header: Mapping[str, Any], pieces: list[bytes], session: Session
-    ) -> tuple[dict[str, Any], list[bytes]]:
-        limit = session.recipe.wire.max_bytes
-        tasks = [
-            decode_task(pieces[head] + pieces[body], max_bytes=limit)
-            for head, body in header["tasks"]
-        ]
+        self, header: Mapping[str, Any], pieces: Sequence[Piece], session: Session
+    ) -> tuple[dict[str, Any], Sequence[Piece]]:
+        tasks = self._tasks(header, pieces, session)
         reasons: list[str | None] = []
-        out: list[bytes] = []
+        out: list[Piece] = []
         for task, answer in zip(tasks, self._answers(tasks, session), strict=True):
             try:
                 out.append(self._message(task, answer, session))
@@ -196,29 +199,38 @@ class Site:
         self._forget(tasks, session)
         for task, reason in zip(tasks, reasons, strict=True):
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")
-        return {"answers": reasons}, out
+        said, own = self._handover.left(out)
+        return {"answers": reasons, **said}, own
 
-    def _answers(self, tasks: Sequence[Task], session: Session) -> list[Reply | ClientFailure]:
+    @staticmethod
+    def _tasks(header: Mapping[str, Any], pieces: Sequence[Piece], session: Session) -> list[Task]:
+        """Return the tasks of an envelope; a body that they share is decoded once, as nobody writes to a download."""
+        limit = session.recipe.wire.max_bytes
+        decoded: dict[int, Payload] = {}
+        tasks = []
+        for head, body in header["tasks"]:
+            known = decoded.get(body)
+            task = decode_task(pieces[head], body=pieces[body], download=known, max_bytes=limit)
+            decoded[body] = task.download
+            tasks.append(task)
+        return tasks
+
+    def _answers(self, tasks: Sequence[Task], session: Session) -> Iterator[Reply | ClientFailure]:
         hosted = self.settings.clients or list(session.engine.population())
         if strangers := [task.client for task in tasks if task.client not in hosted]:
             raise ValueError(f"{strangers[0]} is no client of {self.settings.name}")
         algorithm, width = session.recipe.algorithm, session.trainer.width
-        return [
-            answer
-            for at in range(0, len(tasks), width)
-            for answer in run_tasks(
-                algorithm, session.trainer, session.store, tasks[at : at + width]
-            )
-        ]
+        for at in range(0, len(tasks), width):
+            yield from run_tasks(algorithm, session.trainer, session.store, tasks[at : at + width])
 
-    def _message(self, task: Task, answer: Reply | ClientFailure, session: Session) -> bytes:
+    def _message(self, task: Task, answer: Reply | ClientFailure, session: Session) -> Piece:
         if isinstance(answer, ClientFailure):
             raise ValueError(answer.reason)
         limits = self.settings.limits
         bounded = limits.bounded(answer) if task.kind == "train" else answer
-        message = encode_reply(bounded, settings=session.recipe.wire)
-        limits.check_size([message], "the reply")
-        return message
+        pieces = reply_pieces(bounded, settings=session.recipe.wire)
+        limits.check_size(sum(map(len, pieces)), "the reply")
+        return self._handover.spool.joined(pieces)
 
     def _forget(self, tasks: Sequence[Task], session: Session) -> None:
         """Drop memory that no checkpoint of the server can ask for; on the server's machine it does that itself."""

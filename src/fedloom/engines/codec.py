@@ -1,6 +1,6 @@
 """Between server and clients: every message is encoded, counted, decoded and checked, on every engine alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,8 +17,15 @@ from fedloom.core.protocols import (
 from fedloom.core.rehearsal import rehearse
 from fedloom.core.schema import Schema, check_finite, schema
 from fedloom.engines.introductions import plain
-from fedloom.wire.body import decode_body, encode_body
-from fedloom.wire.format import WireError, decode_reply, encode_reply, encode_task
+from fedloom.wire.body import Piece, decode_body, encode_pieces
+from fedloom.wire.format import (
+    WireError,
+    decode_reply,
+    encode_reply,
+    encode_task,
+    most_reply_bytes,
+    task_head,
+)
 from fedloom.wire.wire_settings import WireSettings
 
 
@@ -32,11 +39,19 @@ class MessageCodec:
     """What clients may report."""
     _schemas: dict[Any, Schema] = field(default_factory=dict)
 
-    def bodies(self, tasks: Sequence[Task]) -> dict[int, bytes]:
-        """Return the encoded payload of every distinct download, by its id."""
+    def bodies(
+        self, tasks: Sequence[Task], *, joined: Callable[[Sequence[Piece]], Piece] = b"".join
+    ) -> dict[int, Piece]:
+        """Return the encoded payload of every distinct download, by its id.
+
+        Args:
+            tasks: What is to be sent.
+            joined: Puts the pieces of one together, in memory or elsewhere.
+        """
         distinct = {id(task.download): task.download for task in tasks}
+        values, compression = self.wire.download, self.wire.compression
         return {
-            key: encode_body(payload, values=self.wire.download, compression=self.wire.compression)
+            key: joined(encode_pieces(payload, values=values, compression=compression))
             for key, payload in distinct.items()
         }
 
@@ -51,13 +66,21 @@ class MessageCodec:
             key: decode_body(body, max_bytes=limit) for key, body in bodies.items()
         }
         return [
-            (replace(task, download=arrived[key]), len(self.message(task, bodies[key])))
+            (replace(task, download=arrived[key]), self.num_bytes(task, bodies[key]))
             for task, key in ((task, id(task.download)) for task in tasks)
         ]
 
-    def message(self, task: Task, body: bytes) -> bytes:
+    def message(self, task: Task, body: Piece) -> bytes:
         """Return the message of a task whose download is encoded already."""
         return encode_task(task, settings=self.wire, body=body)
+
+    def num_bytes(self, task: Task, body: Piece) -> int:
+        """Return the length of that message."""
+        return len(task_head(task, body)) + len(body)
+
+    def most_bytes(self, tasks: Sequence[Task]) -> int:
+        """Return a length that no sound replies to tasks exceed."""
+        return sum(most_reply_bytes(self._expected(task)) for task in tasks)
 
     def send(self, reply: Reply) -> bytes:
         """Return the message of a reply.
@@ -70,7 +93,7 @@ class MessageCodec:
         except WireError as error:
             raise ClientError(str(error)) from error
 
-    def receive(self, task: Task, message: bytes, *, download_bytes: int) -> Delivery:
+    def receive(self, task: Task, message: Piece, *, download_bytes: int) -> Delivery:
         """Read a reply; one that is malformed, of the wrong shape or not finite is a failure that says so."""
         try:
             reply = decode_reply(

@@ -11,7 +11,9 @@ from ray.exceptions import RayError
 from fedloom.engines.engine_settings import RaySettings
 from fedloom.engines.requests import Envelope, Site, Ticket
 
-Answer = Callable[[dict[str, Any], list[bytes]], tuple[dict[str, Any], list[bytes]]]
+Answer = Callable[
+    [dict[str, Any], list[bytes]], tuple[dict[str, Any], Sequence[bytes | memoryview]]
+]
 
 
 class Actor:
@@ -24,7 +26,8 @@ class Actor:
         self, header: dict[str, Any], pieces: list[bytes]
     ) -> tuple[dict[str, Any], list[bytes]]:
         """Answer one envelope."""
-        return self._answer(header, pieces)
+        said, told = self._answer(header, pieces)
+        return said, list(map(bytes, told))
 
 
 @dataclass
@@ -74,7 +77,8 @@ class Actors:
         for site, envelope in envelopes.items():
             self._number += 1
             tickets[site] = str(self._number)
-            asked = self._actors[site].answer.remote(dict(envelope.header), list(envelope.pieces))
+            pieces = list(map(bytes, envelope.pieces))
+            asked = self._actors[site].answer.remote(dict(envelope.header), pieces)
             self._waiting[tickets[site]] = asked
         return tickets
 

@@ -1,8 +1,13 @@
 """Clients at sites: the handshake before round 1, and every round's tasks as envelopes of the wire's own bytes."""
 
+import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fedloom.core.metrics import METRICS, MetricTable
@@ -18,8 +23,11 @@ from fedloom.core.protocols import (
 from fedloom.data.manifest import ClientCounts
 from fedloom.engines.codec import MessageCodec
 from fedloom.engines.introductions import introduced, plain
+from fedloom.engines.parcels import Parcel, Piece, Spool
 from fedloom.engines.requests import Envelope, NotSent, Requests, Site, TransportDown
+from fedloom.engines.transfer import Transfer
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
+from fedloom.wire.format import task_head
 from fedloom.wire.wire_settings import WireSettings
 
 
@@ -55,8 +63,12 @@ class Remote:
     metrics: MetricTable = METRICS
     """What clients may report."""
     on_change: Callable[["Remote", int], None] = lambda *_: None
-    pieces: Callable[[Sequence[Mapping[str, Any]]], list[bytes]] | None = None
-    """Returns what a site asks for before it joins, of the first of those files; None where the greeting lists none."""
+    files: Mapping[str, Parcel] = field(default_factory=dict)
+    """What each site is handed before it joins, by name; listed in the greeting."""
+    folder: Path = field(
+        default_factory=lambda: Path(tempfile.gettempdir(), f"fedloom-{os.getpid()}")
+    )
+    """Where large messages lie while they are sent and fetched; nothing else is in it."""
     connected: Mapping[Site, str] = field(default_factory=dict)
     """Who was there at the last look."""
     sites: dict[Site, SiteRecord] = field(default_factory=dict)
@@ -110,21 +122,29 @@ class Remote:
         """Send each site its tasks in one envelope and yield the answers in task order."""
         codec = MessageCodec(self.algorithm, self.wire, self.metrics)
         self._welcome()
-        bodies = codec.bodies(tasks)
+        spool = Spool(self.folder / "sent")
+        bodies = codec.bodies(tasks, joined=spool.joined)
         heads, sizes = list[bytes](), list[int]()
         at: dict[Site, list[int]] = {}
         for i, task in enumerate(tasks):
             body = bodies[id(task.download)]
-            message = codec.message(task, body)
-            sizes.append(len(message))
-            heads.append(message[: len(message) - len(body)])
+            heads.append(task_head(task, body))
+            sizes.append(len(heads[i]) + len(body))
             at.setdefault(self._host[task.client], []).append(i)
-        envelopes = {
-            site: self._letter(site, [(heads[i], bodies[id(tasks[i].download)]) for i in mine])
-            for site, mine in at.items()
-        }
-        answers = self._exchange(envelopes)
-        arrived: dict[int, bytes | str] = {}
+        transfers = {}
+        for site, mine in at.items():
+            letter = self._letter(site, [(heads[i], bodies[id(tasks[i].download)]) for i in mine])
+            pieces, parcels = spool.parted(letter.pieces)
+            transfers[site] = Transfer(
+                replace(letter, pieces=pieces),
+                {"parcels": parcels},
+                self.folder / site,
+                partial(codec.most_bytes, [tasks[i] for i in mine]),
+            )
+        answers = self._exchange(transfers)
+        # What has arrived is mapped, and stays until it is read.
+        shutil.rmtree(self.folder, ignore_errors=True)
+        arrived: dict[int, Piece | str] = {}
         for site, mine in at.items():
             if isinstance(answers[site], NotSent):
                 for i in mine:
@@ -141,24 +161,33 @@ class Remote:
             else:
                 yield codec.receive(task, answer, download_bytes=sizes[i])
 
-    def _exchange(self, envelopes: Mapping[Site, Envelope]) -> dict[Site, Envelope | str]:
+    def _exchange(self, transfers: Mapping[Site, Transfer]) -> dict[Site, Envelope | str]:
         """Return every site's answer; while too few are there, wait, and send again what nobody answered."""
-        needed = min(self.min_sites, len(envelopes))
+        needed = min(self.min_sites, len(transfers))
         answers: dict[Site, Envelope | str] = {}
         while True:
             if needed:
-                self.requests.wait(list(envelopes), needed, seconds=self.patience)
+                self.requests.wait(list(transfers), needed, seconds=self.patience)
             due = {
-                s: envelope
-                for s, envelope in envelopes.items()
+                s: replace(transfer)
+                for s, transfer in transfers.items()
                 if not isinstance(answers.get(s), Envelope)
             }
-            answers |= self.requests.exchange(due, seconds=self.deadline)
+            answers |= self._transferred(due, seconds=self.deadline)
             arrived = sum(isinstance(answer, Envelope) for answer in answers.values())
-            here = sum(site in self._look() for site in envelopes) if arrived < needed else needed
+            here = sum(site in self._look() for site in transfers) if arrived < needed else needed
             if here >= needed:
                 # Who is there and says no will say so again.
                 return answers
+
+    def _transferred(
+        self, transfers: Mapping[Site, Transfer], *, seconds: float
+    ) -> dict[Site, Envelope | str]:
+        return self.requests.exchange(
+            {site: transfer.opening() for site, transfer in transfers.items()},
+            seconds=seconds,
+            then=lambda site, answer: transfers[site].then(answer),
+        )
 
     def _new(self, sites: Sequence[Site]) -> list[Site]:
         """Return who is here and was not met, nor refused since it connected."""
@@ -189,9 +218,9 @@ class Remote:
             self.connected = {}
         return self.connected
 
-    def _letter(self, site: Site, parts: Sequence[tuple[bytes, bytes]]) -> Envelope:
+    def _letter(self, site: Site, parts: Sequence[tuple[bytes, Piece]]) -> Envelope:
         """Return one envelope of several tasks; a body they share is in it once."""
-        pieces: list[bytes] = []
+        pieces: list[Piece] = []
         where: dict[int, int] = {}
         tasks = []
         for head, body in parts:
@@ -211,9 +240,16 @@ class Remote:
     def _greet(self, sites: Sequence[Site], *, seconds: float) -> dict[Site, str]:
         """Return who was refused, and why."""
         connections = {site: self.connected.get(site, "") for site in sites}
-        hellos = {s: Envelope({**self.greeting, "kind": "hello", "site": s}) for s in sites}
+        hellos = {
+            s: Transfer(
+                Envelope({**self.greeting, "kind": "hello", "site": s}),
+                {"files": self.files},
+                self.folder / s,
+            )
+            for s in sites
+        }
         refused: dict[Site, str] = {}
-        for site, answer in self._hand_over(hellos, seconds=seconds).items():
+        for site, answer in self._transferred(hellos, seconds=seconds).items():
             try:
                 self._admit(site, answer)
             except ValueError as error:
@@ -221,26 +257,6 @@ class Remote:
                 if isinstance(answer, Envelope):
                     self._refused[site] = connections[site], refused[site]
         return refused
-
-    def _hand_over(
-        self, hellos: Mapping[Site, Envelope], *, seconds: float
-    ) -> dict[Site, Envelope | str]:
-        """Return every site's answer once it asks for nothing more."""
-        due, answers = dict(hellos), dict[Site, Envelope | str]()
-        while due:
-            answers |= self.requests.exchange(due, seconds=seconds)
-            asked = {s: a.header["asks"] for s in due if (a := _asking(answers[s])) is not None}
-            due = {}
-            for site, wanted in asked.items():
-                try:
-                    if self.pieces is None:
-                        raise ValueError("it asks for files, of which there are none")
-                    sent = self.pieces(wanted)
-                    header = {**self.greeting, "kind": "file", "site": site}
-                    due[site] = Envelope({**header, "asked": wanted[: len(sent)]}, sent)
-                except (ValueError, AttributeError, TypeError) as error:
-                    answers[site] = str(error)
-        return answers
 
     def _admit(self, site: Site, answer: Envelope | str) -> None:
         if isinstance(answer, str):
@@ -277,23 +293,19 @@ class Remote:
         site = self._host[client]
         return reason if site == client else f"{site}: {reason}"
 
-    def _note(self, site: Site, answers: Sequence[bytes | str], download_bytes: int) -> None:
+    def _note(self, site: Site, answers: Sequence[Piece | str], download_bytes: int) -> None:
         record = self.sites[site]
         lost = [answer for answer in answers if isinstance(answer, str)]
         record.num_absent += len(lost)
         record.download_bytes += download_bytes
-        record.upload_bytes += sum(len(answer) for answer in answers if isinstance(answer, bytes))
+        record.upload_bytes += sum(len(one) for one in answers if not isinstance(one, str))
         if lost:
             record.last_absence = lost[-1]
         if len(lost) < len(answers):
             record.last_seen = time.time()
 
 
-def _asking(answer: Envelope | str) -> Envelope | None:
-    return answer if isinstance(answer, Envelope) and "asks" in answer.header else None
-
-
-def _answers(answer: Envelope | str, number: int) -> list[bytes | str]:
+def _answers(answer: Envelope | str, number: int) -> list[Piece | str]:
     """Return one answer a task."""
     if isinstance(answer, str):
         return [plain(answer)] * number

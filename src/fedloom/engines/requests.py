@@ -16,7 +16,18 @@ class Envelope:
     """What travels between server and site: a header of plain values, and bytes."""
 
     header: Mapping[str, Any]
-    pieces: Sequence[bytes] = ()
+    pieces: Sequence[bytes | memoryview] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What an answer asks for: another envelope to the same site."""
+
+    envelope: Envelope
+
+
+Then = Callable[["Site", Envelope], Envelope | Next | str]
+"""An answer to what comes of it: itself, the next envelope, or the reason why it is none."""
 
 
 class TransportDown(ConnectionError):
@@ -67,7 +78,9 @@ class _Sent:
 
 @dataclass
 class _Exchange:
-    envelopes: Mapping[Site, Envelope]
+    envelopes: dict[Site, Envelope]
+    """What is to be said to each now."""
+    then: Then
     seconds: float
     end: float
     missing_until: float
@@ -92,14 +105,23 @@ class Requests:
     _late: dict[Site, _Sent] = field(default_factory=dict)
 
     def exchange(
-        self, envelopes: Mapping[Site, Envelope], *, seconds: float
+        self,
+        envelopes: Mapping[Site, Envelope],
+        *,
+        seconds: float,
+        then: Then = lambda _, answer: answer,
     ) -> dict[Site, Envelope | str]:
         """Return every site's answer, or the reason why there is none.
 
-        A envelope to a site that connects anew, or whose link is made anew, is sent again: tasks can be repeated.
+        An envelope to a site that connects anew, or whose link is made anew, is sent again: tasks can be repeated.
+
+        Args:
+            envelopes: The first one to each site.
+            seconds: By when each has given its last answer.
+            then: What each answer leads to.
         """
         now = self.clock()
-        it, pause = _Exchange(envelopes, seconds, now + seconds, now), 0.02
+        it, pause = _Exchange(dict(envelopes), then, seconds, now + seconds, now), 0.02
         while it.open():
             try:
                 self._send(it, self._connected(it))
@@ -185,8 +207,14 @@ class Requests:
                 del it.sent[site]
                 it.missing_until = max(it.missing_until, self.clock() + self.grace)
                 self.on_trouble(f"{site}: {answer}; waiting {self.grace:g} seconds for it")
+                continue
+            found = answer if isinstance(answer, str) else it.then(site, answer)
+            if isinstance(found, Next):
+                it.envelopes[site] = found.envelope
+                del it.sent[site]
+                it.missing_until = max(it.missing_until, self.clock() + self.grace)
             else:
-                it.out[site] = answer
+                it.out[site] = found
         return bool(arrived)
 
     def _forget_answered(self) -> None:

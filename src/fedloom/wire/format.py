@@ -15,6 +15,9 @@ from fedloom.wire.messages import decode_reply as decode_reply
 from fedloom.wire.messages import decode_task as decode_task
 from fedloom.wire.messages import encode_reply as encode_reply
 from fedloom.wire.messages import encode_task as encode_task
+from fedloom.wire.messages import most_reply_bytes as most_reply_bytes
+from fedloom.wire.messages import reply_pieces as reply_pieces
+from fedloom.wire.messages import task_head as task_head
 from fedloom.wire.table import WireError as WireError
 from fedloom.wire.wire_settings import MAX_BYTES, Compression, ValueType
 

@@ -35,12 +35,17 @@ def frame_pieces(
 
 
 def split(
-    data: bytes, *, max_bytes: int | None = MAX_BYTES, header_bytes: int = MAX_JSON_BYTES
+    data: bytes | memoryview,
+    *,
+    body: bytes | memoryview | None = None,
+    max_bytes: int | None = MAX_BYTES,
+    header_bytes: int = MAX_JSON_BYTES,
 ) -> tuple[Mapping[str, Any], memoryview]:
     """Return header and body, the inverse of `frame`; the body is not looked at.
 
     Args:
-        data: The whole message.
+        data: The whole message, or what of it comes before a body that lies elsewhere.
+        body: That body.
         max_bytes: None trusts the sender with a header of any length.
         header_bytes: Limit of a stranger's header, as text.
 
@@ -60,9 +65,10 @@ def split(
     except ValueError as error:
         raise WireError(f"the message of {len(data)} bytes begins with lengths: {error}") from None
     start = end + _CHECKSUM.size
-    if len(data) != start + text_bytes + body_bytes:
-        announced = start + text_bytes + body_bytes
-        raise WireError(f"the message has {len(data)} bytes and announces {announced}")
+    found = (len(data), 0) if body is None else (len(data) + len(body), len(body))
+    announced = start + text_bytes + body_bytes
+    if found != (announced, 0 if body is None else body_bytes):
+        raise WireError(f"the message has {found[0]} bytes and announces {announced}")
     limit = None if max_bytes is None else header_bytes
     if limit is not None and text_bytes > limit:
         raise WireError(f"the header has {text_bytes} bytes, allowed are {limit}")
@@ -73,4 +79,4 @@ def split(
     header = read_json(text, "header", limit=limit)
     if not isinstance(header, dict):
         raise WireError(f"the header of the message is a {type(header).__name__}, not an object")
-    return header, view[start + text_bytes :]
+    return header, view[start + text_bytes :] if body is None else memoryview(body)

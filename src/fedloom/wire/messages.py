@@ -3,11 +3,11 @@
 import base64
 
 from fedloom.core.metrics import METRICS, MetricTable, checked
-from fedloom.core.protocols import Reply, Task
+from fedloom.core.protocols import Payload, Reply, Task
 from fedloom.core.schema import Schema, num_bytes
-from fedloom.wire.body import decode_body, encode_body, encode_pieces
-from fedloom.wire.frame import frame, frame_pieces, split
-from fedloom.wire.table import WireError
+from fedloom.wire.body import Piece, decode_body, encode_body, encode_pieces
+from fedloom.wire.frame import frame_pieces, split
+from fedloom.wire.table import MAX_JSON_BYTES, WireError
 from fedloom.wire.wire_settings import MAX_BYTES, WireSettings
 
 _HEADER_BYTES = 1 << 16
@@ -16,11 +16,16 @@ _MAX_WEIGHT = 2.0**53
 _SLACK = 1 << 16
 
 
-def encode_task(task: Task, *, settings: WireSettings, body: bytes | None = None) -> bytes:
+def encode_task(task: Task, *, settings: WireSettings, body: Piece | None = None) -> bytes:
     """Return the message of a task; `body` is its download where that is encoded already."""
     if body is None:
         compression = settings.compression
         body = encode_body(task.download, values=settings.download, compression=compression)
+    return task_head(task, body) + body
+
+
+def task_head(task: Task, body: Piece) -> bytes:
+    """Return what of a task's message comes before its body."""
     header = {
         "kind": task.kind,
         "round": task.round,
@@ -28,16 +33,28 @@ def encode_task(task: Task, *, settings: WireSettings, body: bytes | None = None
         "seed": _digits(task.seed),
         "profile": dict(task.profile),
     }
-    return frame(body, header)
+    return b"".join(frame_pieces([body], header)[:-1])
 
 
-def decode_task(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Task:
+def decode_task(
+    data: Piece,
+    *,
+    body: Piece | None = None,
+    download: Payload | None = None,
+    max_bytes: int | None = MAX_BYTES,
+) -> Task:
     """Return the task of a message.
+
+    Args:
+        data: The message, or its head alone.
+        body: The body of a head.
+        download: What is in that body, where it is decoded already.
+        max_bytes: Limit of the decoded tensors; None trusts the sender.
 
     Raises:
         WireError: where the message is damaged, malformed or too large.
     """
-    header, body = split(data, max_bytes=max_bytes)
+    header, rest = split(data, body=body or None, max_bytes=max_bytes)
     match header:
         case {
             "kind": ("train" | "validate" | "test") as kind,
@@ -48,21 +65,33 @@ def decode_task(data: bytes, *, max_bytes: int | None = MAX_BYTES) -> Task:
             **others,
         } if not others and all(isinstance(value, str) for value in profile.values()):
             seed = _number(digits)
-            download = decode_body(body, max_bytes=max_bytes)
+            if download is None:
+                download = decode_body(rest, max_bytes=max_bytes)
             return Task(kind, round, client, seed, profile, download)
     raise WireError(f"the header of the task is malformed: {ascii(header)[:200]}")
 
 
 def encode_reply(reply: Reply, *, settings: WireSettings) -> bytes:
     """Return the message of a reply."""
+    return b"".join(reply_pieces(reply, settings=settings))
+
+
+def reply_pieces(reply: Reply, *, settings: WireSettings) -> list[Piece]:
+    """Return the pieces that are the message of a reply one after another, views of its tensors where they travel as they are."""
     header = {"client": reply.client, "weight": reply.weight, "metrics": dict(reply.metrics)}
     values, compression = settings.upload, settings.compression
     body = encode_pieces(reply.upload, values=values, compression=compression)
-    return b"".join(frame_pieces(body, header))
+    return frame_pieces(body, header)
+
+
+def most_reply_bytes(expected: Schema) -> int:
+    """Return a length that no sound reply of these tensors exceeds, however it is encoded."""
+    decoded = num_bytes(expected)
+    return decoded + (decoded >> 6) + MAX_JSON_BYTES + _HEADER_BYTES + _SLACK
 
 
 def decode_reply(
-    data: bytes,
+    data: Piece,
     *,
     expected: Schema | None = None,
     measured: bool = False,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-ValueType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+ValueType = Literal["float32", "bfloat16", "float16", "fp8", "int8", "nf4", "int4"]
 Compression = Literal["none", "zstd"]
 
 MAX_BYTES = 1 << 32
@@ -15,7 +15,8 @@ class WireSettings:
     """How payloads become bytes, on the network as in process."""
 
     download: ValueType = "float32"
-    """How float32 tensors travel from the server; all other types travel exactly."""
+    """How float32 tensors travel from the server; all other types travel exactly. With scales, fp8 (E4M3) takes 8.125 bits
+    an entry, int8 8.25, nf4 (NormalFloat4) and int4 4.25; each block of entries (128, of nf4 64) has its own scale."""
     upload: ValueType = "float32"
     """How float32 tensors travel to the server; all other types travel exactly."""
     compression: Compression = "none"

@@ -78,7 +78,7 @@ class Link:
 
     def send(self, envelopes: Mapping[Site, Envelope], *, seconds: float) -> Mapping[Site, Ticket]:
         nodes = {site: node for node, site in self._names.items()}
-        pieces: list[bytes] = []
+        pieces: list[pipe.Piece] = []
         at: dict[int, int] = {}
         packed = []
         for site, envelope in envelopes.items():
@@ -111,7 +111,7 @@ class Link:
         return out
 
     def _ask(
-        self, header: Mapping[str, Any], pieces: Collection[bytes] = ()
+        self, header: Mapping[str, Any], pieces: Collection[pipe.Piece] = ()
     ) -> tuple[dict[str, Any], list[bytes]]:
         if not self._relay:
             raise TransportDown("the link is closed")

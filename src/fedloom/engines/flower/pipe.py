@@ -14,7 +14,10 @@ _HEAD, _SIZE = struct.Struct("<II"), struct.Struct("<Q")
 _MAX_JSON, _MAX_PIECES = 1 << 26, 1 << 20
 
 
-def send(pipe: socket.socket, header: Mapping[str, Any], pieces: Sequence[bytes] = ()) -> None:
+Piece = bytes | memoryview
+
+
+def send(pipe: socket.socket, header: Mapping[str, Any], pieces: Sequence[Piece] = ()) -> None:
     """Write one envelope."""
     text = json.dumps(dict(header)).encode()
     sizes = b"".join(_SIZE.pack(len(piece)) for piece in pieces)
@@ -63,7 +66,7 @@ def _read(pipe: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-Answer = Callable[[dict[str, Any], list[bytes]], tuple[dict[str, Any], list[bytes]]]
+Answer = Callable[[dict[str, Any], list[bytes]], tuple[dict[str, Any], Sequence[Piece]]]
 """Envelope in, envelope out."""
 
 
@@ -85,7 +88,7 @@ def _answer(caller: socket.socket, answer: Answer) -> None:
         reply = answer(header, pieces)
     except Exception as error:  # noqa: BLE001 whatever one envelope does, the next one is answered
         traceback.print_exc()
-        reply = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, []
+        reply = {"refusal": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}, ()
     try:
         send(caller, *reply)
     except OSError as error:
