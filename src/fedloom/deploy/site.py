@@ -199,12 +199,12 @@ class Site:
         hosted = self.settings.clients or list(session.engine.population())
         if strangers := [task.client for task in tasks if task.client not in hosted]:
             raise ValueError(f"{strangers[0]} is no client of {self.settings.name}")
-        algorithm, width = session.recipe.algorithm, session.trainer.width
+        algorithm, width = session.recipe.algorithm, session.watched.width
         return [
             answer
             for at in range(0, len(tasks), width)
             for answer in run_tasks(
-                algorithm, session.trainer, session.store, tasks[at : at + width]
+                algorithm, session.watched, session.store, tasks[at : at + width]
             )
         ]
 

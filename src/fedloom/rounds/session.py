@@ -7,6 +7,7 @@ from typing import Any
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
+from fedloom.client.movement import Watched
 from fedloom.client.references import References
 from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import (
@@ -54,6 +55,8 @@ class Session:
     federation: Federation
     evaluator: Evaluator
     trainer: Trainer
+    watched: Trainer
+    """The same with a guard against training nothing: what the engine trains clients by."""
     engine: Engine
     store: ClientStateStore
 
@@ -182,14 +185,28 @@ def build(
     if makers.trainer is not None:
         setup = Setup(space, federation, recipe.local, recipe.run.rounds)
         trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
+    guarded = watched(trainer, space, federation, recipe)
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.metrics)
-    return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
+    engine = make(recipe.algorithm, guarded, store, profiles, recipe.wire, metrics=recipe.metrics)
+    return Session(
+        recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
+    )
+
+
+def watched(
+    trainer: Trainer, space: Live | SeedSpace, federation: Federation, recipe: Recipe
+) -> Trainer:
+    """Return a trainer with a guard against training nothing, where it learns by the gradients of a model's own tensors."""
+    if not isinstance(space, Live) or recipe.local.order == "zeroth":
+        return trainer
+    references = References.of(space, recipe.objective)
+    setup = Setup(space, federation, recipe.local, recipe.run.rounds, references)
+    return Watched(trainer, setup, recipe.objective)
 
 
 def _based(model: ModelSettings, recipe: Recipe, makers: Makers) -> Base:
