@@ -223,15 +223,15 @@ class Site:
             session.store.prune(below=tasks[0].round - session.recipe.run.keep_checkpoints)
 
 
-def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
-    """Build the recipe on this site's data.
+def open_session(settings: SiteSettings, recipe: Recipe, *, device: str | None = None) -> Session:
+    """Build the recipe on this site's data, its model on another device than the recipe's where one is given.
 
     Raises:
         ValueError: where the site's limits do not allow it, or its data does not fit.
     """
     settings.limits.check_recipe(recipe)
     if settings.data is None:
-        return build(recipe, settings.folder)
+        return build(recipe, settings.folder, device=device)
     if recipe.data.held_out:
         raise ValueError(
             "data.held_out is for data in one place: a site judges on the test split of its own examples"
@@ -250,7 +250,7 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
                 f"the emulator that tune: offsite needs is not in {folder}: the server hands it over when this site joins"
             )
         recipe = replace(recipe, model=replace(recipe.model, name=str(folder)))
-    session = build(recipe, settings.folder, makers=Makers(federation=own))
+    session = build(recipe, settings.folder, makers=Makers(federation=own), device=device)
     if isinstance(session.space, OffsiteSpace) and session.space.is_whole_here:
         raise ValueError(
             f"{settings.folder / EMULATOR} holds a whole model: remove it, and join again"

@@ -141,7 +141,12 @@ class Makers:
 
 
 def build(
-    recipe: Recipe, folder: Path, *, makers: Makers | None = None, data: bool = True
+    recipe: Recipe,
+    folder: Path,
+    *,
+    makers: Makers | None = None,
+    data: bool = True,
+    device: str | None = None,
 ) -> Session:
     """Load the model, tokenise the data and connect the parts.
 
@@ -152,9 +157,11 @@ def build(
         folder: The run's, or the site's.
         makers: What makes data, model or trainer where that is not as the recipe says.
         data: Whether the data is read; without, who the clients are is what the run wrote down.
+        device: Where the model is, if not where the recipe says.
     """
     makers = makers or Makers()
     model, source = located(recipe.model, recipe.data, folder)
+    model = replace(model, device=device or model.device)
     base = _based(model, recipe, makers)
     if not data or (makers.federation is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
