@@ -21,7 +21,7 @@ import torch
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.protocols import ClientError, Done, Job, Trainer
-from fedloom.deploy.rank import RankSettings, read_values, write_values
+from fedloom.deploy.rank_messages import RankSettings, read_values, write_values
 from fedloom.deploy.site import SiteSettings
 from fedloom.engines.flower.pipe import receive, send
 from fedloom.engines.flower.processes import Program, start
@@ -195,6 +195,24 @@ def grouped(session: Session, site: SiteSettings) -> Iterator[Session]:
         yield with_trainer(session, group)
     finally:
         group.close()
+
+
+@dataclass
+class SharingOut:
+    """Lets a site's clients be trained by several processes; those of an earlier recipe are ended."""
+
+    site: SiteSettings
+    _group: Group | None = None
+
+    def __call__(self, session: Session) -> Session:
+        """Return the session with its clients trained as its recipe says."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
+        if session.recipe.worker.num_processes == 1:
+            return session
+        self._group = group_of(session, self.site)
+        return with_trainer(session, self._group)
 
 
 def group_of(session: Session, site: SiteSettings) -> Group:

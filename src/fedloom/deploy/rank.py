@@ -1,8 +1,7 @@
 """One of the processes that train a client together: `python -m fedloom.deploy.rank SETTINGS SOCKET`."""
 
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,8 @@ from fedloom.client.fast.kernels import make_fast
 from fedloom.client.ranks import RankTrainer
 from fedloom.client.references import References
 from fedloom.client.setup import Setup
-from fedloom.core.protocols import (
-    ClientError,
-    Done,
-    Evaluate,
-    Fit,
-    Job,
-    Losses,
-    Proximal,
-)
+from fedloom.core.protocols import ClientError, Fit, Job
+from fedloom.deploy.rank_messages import RankSettings, read_values, write_values
 from fedloom.deploy.site import SiteSettings, open_session
 from fedloom.engines.flower.pipe import serve
 from fedloom.plugins import limited_to
@@ -31,44 +23,10 @@ from fedloom.recipe import load_recipe
 from fedloom.spaces.live import Live
 from fedloom.spaces.sharded import Sharded
 
-TYPES = [Job, Fit, Proximal, Evaluate, Losses, Done]
-"""What is in the files that jobs and answers travel in, beside tensors and plain values."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankSettings:
-    """What one of the processes is started with."""
-
-    rank: int
-    recipe: str
-    """The file of the recipe."""
-    site: str
-    """The file of the site's settings."""
-    meeting: str
-    """The file in which the processes find each other."""
-    threads: int
-    """Of this process on the CPU."""
-
-    def write(self, file: Path) -> None:
-        """Write it for the process."""
-        file.write_text(json.dumps(asdict(self)))
-
-
-def write_values(values: list[Any], file: Path) -> None:
-    """Write jobs or answers."""
-    torch.save(values, file)
-
-
-def read_values(file: Path) -> list[Any]:
-    """Return jobs or answers; of their tensors only what is looked at is read."""
-    with torch.serialization.safe_globals(list(TYPES)):
-        values: list[Any] = torch.load(file, weights_only=True, mmap=True)
-    return values
-
 
 def main() -> None:
     """Train with the others until the process that started this one ends."""
-    settings = RankSettings(**json.loads(Path(sys.argv[1]).read_text()))
+    settings = RankSettings.read(Path(sys.argv[1]))
     torch.set_num_threads(settings.threads)
     site = SiteSettings.read(Path(settings.site))
     with limited_to(site.imports):

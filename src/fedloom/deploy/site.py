@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fedloom.client.worker import run_tasks
+from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Reply, Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
@@ -53,11 +54,21 @@ class SiteSettings:
     limits: Limits = Limits()
     recipe: Path | None = None
     """The only recipe that this site takes part in; None: any that its limits allow."""
+    worker: WorkerSettings | None = None
+    """How many processes train its client; None: as many as the recipe says."""
 
     @property
     def imports(self) -> Sequence[str] | None:
         """Return what a recipe may import here; None, all: on the server's own machine it is the run's own recipe."""
         return None if self.data is None else self.limits.allow
+
+    def with_worker(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with this site's own number of processes.
+
+        Raises:
+            ValueError: where the recipe cannot be trained by so many.
+        """
+        return recipe if self.worker is None else replace(recipe, worker=self.worker)
 
     def write(self, file: Path) -> None:
         """Write it for the worker's process."""
@@ -68,7 +79,8 @@ class SiteSettings:
         """Read what `write` wrote."""
         fields = json.loads(file.read_text())
         paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe")}
-        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"])})
+        worker = fields["worker"] and WorkerSettings(**fields["worker"])
+        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"]), "worker": worker})
 
 
 @dataclass
@@ -77,6 +89,8 @@ class Site:
 
     settings: SiteSettings
     say: Callable[[str], None] = lambda _: None
+    shared_out: Callable[[Session], Session] = lambda session: session
+    """Returns a session whose clients are trained by as many processes as its recipe says."""
     _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
 
     def answer(
@@ -141,7 +155,9 @@ class Site:
         if text not in self._ready:
             self._check_asked(header)
             self.say(f"asked for {_asked(text)}")
-            session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
+            recipe = self.settings.with_worker(build_recipe(yaml.safe_load(text)))
+            device = recipe.worker.device_of_whole
+            session = self.shared_out(open_session(self.settings, recipe, device=device))
             for note in session.federation.manifest.left_out() if self.settings.data else ():
                 self.say(note)
             self._ready = {text: (session, greeting(text, session)["identity"])}
