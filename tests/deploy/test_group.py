@@ -89,7 +89,7 @@ def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
         long = Job("client-000", 1, 7, Fit(alone.space.start(), steps=10**6))
         timer = threading.Timer(1.0, victim.kill)
         timer.start()
-        with pytest.raises(ClientError, match="client-000: process . of 2 ended"):
+        with pytest.raises(ClientError, match=r"client-000: process . of 2 ended"):
             several.trainer.run([long])
         assert not any(program.alive() for program in first)
         # The others of the round have processes anew.
