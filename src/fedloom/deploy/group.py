@@ -61,7 +61,8 @@ class Group:
             self._start()
             self._ask({"kind": "hello"})
         except _Lost as lost:
-            words = self._programs[0].last_words(1)
+            ended = [program for program in self._programs if not program.alive()]
+            words = (ended or self._programs)[0].last_words(1)
             self.close()
             raise ValueError(f"{self.recipe.worker.setting}: {lost}: {words}") from lost
 

@@ -28,7 +28,7 @@ from fedloom.objectives.preference import Comparing, PreferenceObjective
 from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler
-from fedloom.spaces.full import Full as FullWeights
+from fedloom.spaces import full
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
@@ -248,48 +248,35 @@ class Recipe:
         worker, local = self.worker, self.local
         if worker.num_processes == 1:
             return
-        split, objective = worker.shards > 1, self.objective
-        for refused, why in (
-            (
-                self.tune.is_seed_space or local.order == "zeroth",
-                "trains by gradients: local.order must be first, and tune no seeds",
-            ),
-            (isinstance(self.tune, HasEmulator), "needs the model's own layers, got tune: offsite"),
-            (
-                isinstance(objective, KTO),
-                "adds up losses of examples, which kto's divergence is none of",
-            ),
-            (
-                local.group_tokens is not None,
-                "trains clients one by one: leave local.group_tokens out",
-            ),
-            (
-                isinstance(self.engine, RaySettings),
-                "starts processes itself: set engine inprocess or flower",
-            ),
-            (
-                split and not isinstance(self.tune, LoRA | FullWeights),
-                f"needs tune: lora or full, got {self.tune.title}",
-            ),
-            (
-                split and self.model.quantize != "none",
-                f"cannot split packed weights: model.quantize must be none, got {self.model.quantize}",
-            ),
-            (
-                split and isinstance(objective, Comparing),
-                "has no whole model to compare with: take an objective without a reference, or worker.replicas",
-            ),
-            (
-                split and local.kernels not in ("auto", "reference"),
-                f"goes through the model's own forward: local.kernels must be auto, got {local.kernels}",
-            ),
-            (
-                not split and local.batch_size < worker.replicas,
-                f"shares out the rows of a batch: local.batch_size must be as much at least, got {local.batch_size}",
-            ),
-        ):
-            if refused:
-                raise ValueError(f"{worker.setting} {why}")
+        why = None
+        if self.tune.is_seed_space or local.order == "zeroth":
+            why = "trains by gradients: local.order must be first, and tune no seeds"
+        elif isinstance(self.tune, HasEmulator):
+            why = "needs the model's own layers, got tune: offsite"
+        elif isinstance(self.objective, KTO):
+            why = "adds up losses of examples, which kto's divergence is none of"
+        elif local.group_tokens is not None:
+            why = "trains clients one by one: leave local.group_tokens out"
+        elif isinstance(self.engine, RaySettings):
+            why = "starts processes itself: set engine inprocess or flower"
+        elif worker.shards > 1:
+            why = self._not_split()
+        elif local.batch_size < worker.replicas:
+            why = f"shares out the rows of a batch: local.batch_size must be as much at least, got {local.batch_size}"
+        if why:
+            raise ValueError(f"{worker.setting} {why}")
+
+    def _not_split(self) -> str | None:
+        """Return why the weights cannot be split over processes, None where they can."""
+        if not isinstance(self.tune, LoRA | full.Full):
+            return f"needs tune: lora or full, got {self.tune.title}"
+        if self.model.quantize != "none":
+            return f"cannot split packed weights: model.quantize must be none, got {self.model.quantize}"
+        if isinstance(self.objective, Comparing):
+            return "has no whole model to compare with: take an objective without a reference, or worker.replicas"
+        if self.local.kernels not in ("auto", "reference"):
+            return f"goes through the model's own forward: local.kernels must be auto, got {self.local.kernels}"
+        return None
 
     def _check_steps(self) -> None:
         # Where order is first, clients train as `local` says whatever space they are in.
