@@ -119,8 +119,15 @@ def join(
     min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
     allow: Annotated[str | None, typer.Option(help="Modules whose code a recipe may name.")] = None,
+    shards: Annotated[
+        int | None, typer.Option(help="Processes that the model is split over here.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Processes that share a batch out here, a whole model each.")
+    ] = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
+    from fedloom.client.worker_settings import WorkerSettings
     from fedloom.core.files import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
@@ -139,8 +146,17 @@ def join(
         _listed(allow),
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
+    worker = None
+    if shards is not None or replicas is not None:
+        given = {"shards": shards, "replicas": replicas}
+        worker = WorkerSettings(**{n: v for n, v in given.items() if v is not None})
     settings = SiteSettings(
-        name, home, data.resolve(), limits=limits, recipe=recipe and recipe.resolve()
+        name,
+        home,
+        data.resolve(),
+        limits=limits,
+        recipe=recipe and recipe.resolve(),
+        worker=worker,
     )
     if dry_run:
         _show_dry_run(settings)

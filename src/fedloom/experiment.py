@@ -202,7 +202,7 @@ def _one(
     began = time.perf_counter()
     check_trackers(recipe.run.trackers)
     text = to_yaml(recipe)
-    built = build(recipe, folder, makers=objects.makers())
+    built = build(recipe, folder, makers=objects.makers(), device=recipe.worker.device_of_whole)
     # Nothing is started or written before the recipe is known to fit its data and what the folder holds.
     if not recipe.elsewhere:
         _check_data(built)

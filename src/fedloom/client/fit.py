@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedloom.client.gradient_transforms import GradientTransforms
-from fedloom.client.optimizer import Optimizer
+from fedloom.client.optimizer import Norms, Optimizer, joint_norms
 from fedloom.client.setup import Setup, Step
 from fedloom.core.protocols import ClientError, Done, Fit, Job, Params
 from fedloom.spaces.live import Tunable
@@ -57,7 +57,9 @@ class _Client:
         return Done(params, self.num_examples, self.num_steps, lr_sum, metrics=metrics)
 
 
-def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup[Tunable]) -> list[Done]:
+def fit(
+    jobs: Sequence[Job], lanes: Lanes, setup: Setup[Tunable], *, norms: Norms = joint_norms
+) -> list[Done]:
     """Run the jobs side by side; `lanes` already stand at their starts. A job leaves when its steps are done.
 
     A gradient is edited (proximal term, offset, mask), clipped, and given to the optimizer. A lane whose loss or
@@ -67,7 +69,7 @@ def fit(jobs: Sequence[Job], lanes: Lanes, setup: Setup[Tunable]) -> list[Done]:
     lr = local.lr_at(jobs[0].round, setup.num_rounds)
     clients = [_client(job, setup) for job in jobs]
     edits = GradientTransforms.of([client.fit for client in clients], space)
-    optimizer = Optimizer(local, lr, lanes.values, edits.mask)
+    optimizer = Optimizer(local, lr, lanes.values, edits.mask, norms)
     linear = local.optimizer == "sgd" and not local.momentum and not local.weight_decay
     out: dict[int, Done] = {}
     active = list(range(len(jobs)))

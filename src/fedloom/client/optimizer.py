@@ -1,6 +1,6 @@
 """SGD and AdamW over lanes: clients side by side in one matrix, each as if it were alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,14 +8,27 @@ from torch import Tensor
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.moments import held
 
+Norms = Callable[[Tensor], Tensor]
+"""(lanes, numel) gradients to the norm (lanes,) of each, which may be a part of a longer one."""
+
+
+def joint_norms(gradients: Tensor) -> Tensor:
+    """Return the norm (lanes,) of each lane's whole gradient (lanes, numel)."""
+    return torch.linalg.vector_norm(gradients, dim=1)
+
 
 class Optimizer:
     """SGD or AdamW in the operations and order of torch.optim; element by element, so that lanes never meet."""
 
     def __init__(
-        self, local: LocalSettings, lr: float, values: Tensor, mask: Tensor | None
+        self,
+        local: LocalSettings,
+        lr: float,
+        values: Tensor,
+        mask: Tensor | None,
+        norms: Norms = joint_norms,
     ) -> None:
-        self._local, self._lr = local, lr
+        self._local, self._lr, self._norms = local, lr, norms
         number = 2 if local.optimizer == "adamw" else int(local.momentum > 0)
         self._held = [held(local.moments, is_square=at == 1) for at in range(number)]
         # The tensors of each moment, one moment after another.
@@ -27,7 +40,7 @@ class Optimizer:
 
     def step_(self, values: Tensor, gradients: Tensor, losses: Tensor) -> list[bool]:
         """Move the lanes whose loss and gradient are finite, and return which those are; uses the gradients up."""
-        norms = torch.linalg.vector_norm(gradients, dim=1)
+        norms = self._norms(gradients)
         sound = (torch.isfinite(norms) & torch.isfinite(losses)).tolist()
         if self._local.max_grad_norm is not None:
             # As torch.nn.utils.clip_grad_norm_ has it, lane by lane.

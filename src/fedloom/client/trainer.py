@@ -16,9 +16,23 @@ from fedloom.core.protocols import Done, Evaluate, Fit, Job, Losses, Metrics, Pa
 from fedloom.core.randomness import derive, seeded
 from fedloom.data.tokens import Example
 from fedloom.models.adapters import scaled
-from fedloom.spaces.live import Live, Seated, Space
+from fedloom.spaces.live import Live, Seated
 
-S = TypeVar("S", bound=Space)
+
+class Loadable(Protocol):
+    """What is measured: a model that can be let stand at params."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Return the model."""
+        ...
+
+    def load(self, params: Params) -> None:
+        """Let it stand at `params`, in place."""
+        ...
+
+
+S = TypeVar("S", bound=Loadable)
 
 
 class ClientEvaluator(Protocol):
@@ -108,7 +122,7 @@ class Sequential(OneByOne[Live]):
 
 
 def _measured(
-    jobs: Sequence[Job], setup: Setup[Space], fast: FastPath, evaluator: ClientEvaluator
+    jobs: Sequence[Job], setup: Setup[Loadable], fast: FastPath, evaluator: ClientEvaluator
 ) -> dict[int, Done]:
     """Answer the Evaluate and Losses jobs; the same params are loaded and measured once a split, for all who ask."""
     asked: dict[tuple[Split, int], list[tuple[int, Evaluate]]] = {}
@@ -146,7 +160,7 @@ def _measured(
 def _losses(
     params: Params,
     examples: Sequence[Example],
-    setup: Setup[Space],
+    setup: Setup[Loadable],
     fast: FastPath,
     evaluator: ClientEvaluator,
 ) -> Sequence[float]:

@@ -35,7 +35,12 @@ def connect(
             from fedloom.deploy.actors import actors
 
             return actors(session, settings)
-    return nullcontext(session)
+    if session.recipe.worker.num_processes == 1:
+        return nullcontext(session)
+    from fedloom.deploy.group import grouped
+    from fedloom.deploy.site import SiteSettings
+
+    return grouped(session, SiteSettings("here", session.folder.resolve()))
 
 
 def _require(package: str, extra: str) -> None:

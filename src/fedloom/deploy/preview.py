@@ -33,7 +33,9 @@ def site_preview(settings: SiteSettings, recipe_text: str) -> Iterator[Renderabl
     Raises:
         ValueError: where the site would refuse the recipe.
     """
-    session = open_session(settings, build_recipe(yaml.safe_load(recipe_text)))
+    session = open_session(
+        settings, settings.with_worker(build_recipe(yaml.safe_load(recipe_text)))
+    )
     task, reply = rehearsed(session)
     wire = session.recipe.wire
     for note in session.federation.manifest.left_out():

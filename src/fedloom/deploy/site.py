@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fedloom.client.worker import run_tasks
+from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Payload, Reply, Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
@@ -54,11 +55,21 @@ class SiteSettings:
     limits: Limits = Limits()
     recipe: Path | None = None
     """The only recipe that this site takes part in; None: any that its limits allow."""
+    worker: WorkerSettings | None = None
+    """How many processes train its client; None: as many as the recipe says."""
 
     @property
     def imports(self) -> Sequence[str] | None:
         """Return what a recipe may import here; None, all: on the server's own machine it is the run's own recipe."""
         return None if self.data is None else self.limits.allow
+
+    def with_worker(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with this site's own number of processes.
+
+        Raises:
+            ValueError: where the recipe cannot be trained by so many.
+        """
+        return recipe if self.worker is None else replace(recipe, worker=self.worker)
 
     def write(self, file: Path) -> None:
         """Write it for the worker's process."""
@@ -69,7 +80,8 @@ class SiteSettings:
         """Read what `write` wrote."""
         fields = json.loads(file.read_text())
         paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe")}
-        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"])})
+        worker = fields["worker"] and WorkerSettings(**fields["worker"])
+        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"]), "worker": worker})
 
 
 @dataclass
@@ -78,6 +90,8 @@ class Site:
 
     settings: SiteSettings
     say: Callable[[str], None] = lambda _: None
+    shared_out: Callable[[Session], Session] = lambda session: session
+    """Returns a session whose clients are trained by as many processes as its recipe says."""
     _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
     _handover: Handover = field(init=False)
 
@@ -151,7 +165,9 @@ class Site:
         if text not in self._ready:
             self._check_asked(header)
             self.say(f"asked for {_asked(text)}")
-            session = open_session(self.settings, build_recipe(yaml.safe_load(text)))
+            recipe = self.settings.with_worker(build_recipe(yaml.safe_load(text)))
+            device = recipe.worker.device_of_whole
+            session = self.shared_out(open_session(self.settings, recipe, device=device))
             for note in session.federation.manifest.left_out() if self.settings.data else ():
                 self.say(note)
             self._ready = {text: (session, greeting(text, session)["identity"])}
@@ -219,9 +235,9 @@ class Site:
         hosted = self.settings.clients or list(session.engine.population())
         if strangers := [task.client for task in tasks if task.client not in hosted]:
             raise ValueError(f"{strangers[0]} is no client of {self.settings.name}")
-        algorithm, width = session.recipe.algorithm, session.trainer.width
+        algorithm, width = session.recipe.algorithm, session.watched.width
         for at in range(0, len(tasks), width):
-            yield from run_tasks(algorithm, session.trainer, session.store, tasks[at : at + width])
+            yield from run_tasks(algorithm, session.watched, session.store, tasks[at : at + width])
 
     def _message(self, task: Task, answer: Reply | ClientFailure, session: Session) -> Piece:
         if isinstance(answer, ClientFailure):
@@ -238,15 +254,15 @@ class Site:
             session.store.prune(below=tasks[0].round - session.recipe.run.keep_checkpoints)
 
 
-def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
-    """Build the recipe on this site's data.
+def open_session(settings: SiteSettings, recipe: Recipe, *, device: str | None = None) -> Session:
+    """Build the recipe on this site's data, its model on another device than the recipe's where one is given.
 
     Raises:
         ValueError: where the site's limits do not allow it, or its data does not fit.
     """
     settings.limits.check_recipe(recipe)
     if settings.data is None:
-        return build(recipe, settings.folder)
+        return build(recipe, settings.folder, device=device)
     if recipe.data.held_out:
         raise ValueError(
             "data.held_out is for data in one place: a site judges on the test split of its own examples"
@@ -265,7 +281,7 @@ def open_session(settings: SiteSettings, recipe: Recipe) -> Session:
                 f"the emulator that tune: offsite needs is not in {folder}: the server hands it over when this site joins"
             )
         recipe = replace(recipe, model=replace(recipe.model, name=str(folder)))
-    session = build(recipe, settings.folder, makers=Makers(federation=own))
+    session = build(recipe, settings.folder, makers=Makers(federation=own), device=device)
     if isinstance(session.space, OffsiteSpace) and session.space.is_whole_here:
         raise ValueError(
             f"{settings.folder / EMULATOR} holds a whole model: remove it, and join again"

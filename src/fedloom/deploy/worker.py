@@ -4,13 +4,15 @@ import contextlib
 import sys
 from pathlib import Path
 
+from fedloom.deploy.group import SharingOut
 from fedloom.deploy.site import Site, SiteSettings
 from fedloom.engines.flower.pipe import serve
 
 
 def main() -> None:
     """Answer envelopes until the process that started this one ends."""
-    serve(Path(sys.argv[2]), Site(SiteSettings.read(Path(sys.argv[1])), _say).answer)
+    settings = SiteSettings.read(Path(sys.argv[1]))
+    serve(Path(sys.argv[2]), Site(settings, _say, SharingOut(settings)).answer)
 
 
 def _say(words: str) -> None:

@@ -277,6 +277,11 @@ def _is_plain(module: Any) -> bool:
     return plain and not module.merged and not any(module.lora_bias.values())
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the model's weights are split over processes, see `models.sharding`."""
+    return any(kind.__name__ == "FSDPModule" for kind in type(model).__mro__)
+
+
 @torch.no_grad()
 def readout(model: "PreTrainedModel") -> Readout | None:
     """Return the model in two, or nothing where its logits are not exactly head(hidden state).
@@ -285,6 +290,8 @@ def readout(model: "PreTrainedModel") -> Readout | None:
     the same bits both ways.
     """
     head, backbone = _output_of(model), getattr(model, "base_model", None)
+    if is_sharded(model):
+        return None  # layers get their weights where the model itself is called
     if head is None or backbone is None or backbone is model:
         return None
 

@@ -96,6 +96,10 @@ class Plan:
             table.add_row("frozen products", Text(self.products))
         if self.slow_type:
             table.add_row("", Text(self.slow_type, style="yellow"))
+        if self.recipe.worker.num_processes > 1:
+            whole = "split over" if self.recipe.worker.shards > 1 else "whole in each of"
+            each = f"{whole} {self.recipe.worker.num_processes} processes; memory and time below are of one alone"
+            table.add_row("the model of a client is", each)
         table.add_row("clients per round", f"{self.cohort}")
         table.add_row("download per client and round", human_bytes(self.download_bytes))
         table.add_row("upload per client and round", human_bytes(self.upload_bytes))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedloom.client.local_settings import LocalSettings
+from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.description import MAX_UPDATE_NORM, check, check_accounts, describe
 from fedloom.core.emulation import Aligns, HasEmulator
 from fedloom.core.metrics import MetricTable
@@ -13,7 +14,12 @@ from fedloom.core.ranks import HasRanks
 from fedloom.core.wrapper import layers
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.preferences import check_unpacked
-from fedloom.engines.engine_settings import EngineSettings, FlowerSettings, InProcessSettings
+from fedloom.engines.engine_settings import (
+    EngineSettings,
+    FlowerSettings,
+    InProcessSettings,
+    RaySettings,
+)
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.models.build import ModelSettings
 from fedloom.objectives.kto import KTO
@@ -22,6 +28,7 @@ from fedloom.objectives.preference import Comparing, PreferenceObjective
 from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
 from fedloom.server.samplers import Full, Sampler
+from fedloom.spaces import full
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
@@ -108,6 +115,8 @@ class Recipe:
     """How tensors become bytes."""
     engine: EngineSettings = InProcessSettings()
     """Where clients run."""
+    worker: WorkerSettings = WorkerSettings()
+    """How many processes train one client."""
     objects: Mapping[str, str] = field(default_factory=dict)
     """What Python gave in the place of a section, by its module and name: such a run goes on from Python, with the same."""
     run: RunSettings = RunSettings()
@@ -167,6 +176,7 @@ class Recipe:
         self._check_steps()
         self._check_ranks()
         self._check_emulator()
+        self._check_worker()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
@@ -233,6 +243,40 @@ class Recipe:
                 "reference of the objective must be start or download where tune has virtual tokens, without which the"
                 " base model reads other text, got base"
             )
+
+    def _check_worker(self) -> None:
+        worker, local = self.worker, self.local
+        if worker.num_processes == 1:
+            return
+        why = None
+        if self.tune.is_seed_space or local.order == "zeroth":
+            why = "trains by gradients: local.order must be first, and tune no seeds"
+        elif isinstance(self.tune, HasEmulator):
+            why = "needs the model's own layers, got tune: offsite"
+        elif isinstance(self.objective, KTO):
+            why = "adds up losses of examples, which kto's divergence is none of"
+        elif local.group_tokens is not None:
+            why = "trains clients one by one: leave local.group_tokens out"
+        elif isinstance(self.engine, RaySettings):
+            why = "starts processes itself: set engine inprocess or flower"
+        elif worker.shards > 1:
+            why = self._not_split()
+        elif local.batch_size < worker.replicas:
+            why = f"shares out the rows of a batch: local.batch_size must be as much at least, got {local.batch_size}"
+        if why:
+            raise ValueError(f"{worker.setting} {why}")
+
+    def _not_split(self) -> str | None:
+        """Return why the weights cannot be split over processes, None where they can."""
+        if not isinstance(self.tune, LoRA | full.Full):
+            return f"needs tune: lora or full, got {self.tune.title}"
+        if self.model.quantize != "none":
+            return f"cannot split packed weights: model.quantize must be none, got {self.model.quantize}"
+        if isinstance(self.objective, Comparing):
+            return "has no whole model to compare with: take an objective without a reference, or worker.replicas"
+        if self.local.kernels not in ("auto", "reference"):
+            return f"goes through the model's own forward: local.kernels must be auto, got {self.local.kernels}"
+        return None
 
     def _check_steps(self) -> None:
         # Where order is first, clients train as `local` says whatever space they are in.

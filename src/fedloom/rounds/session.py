@@ -7,6 +7,7 @@ from typing import Any
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
+from fedloom.client.movement import Watched
 from fedloom.client.references import References
 from fedloom.client.setup import Setup, TrainerParts
 from fedloom.core.protocols import (
@@ -54,6 +55,8 @@ class Session:
     federation: Federation
     evaluator: Evaluator
     trainer: Trainer
+    watched: Trainer
+    """The same with a guard against training nothing: what the engine trains clients by."""
     engine: Engine
     store: ClientStateStore
 
@@ -138,7 +141,12 @@ class Makers:
 
 
 def build(
-    recipe: Recipe, folder: Path, *, makers: Makers | None = None, data: bool = True
+    recipe: Recipe,
+    folder: Path,
+    *,
+    makers: Makers | None = None,
+    data: bool = True,
+    device: str | None = None,
 ) -> Session:
     """Load the model, tokenise the data and connect the parts.
 
@@ -149,9 +157,11 @@ def build(
         folder: The run's, or the site's.
         makers: What makes data, model or trainer where that is not as the recipe says.
         data: Whether the data is read; without, who the clients are is what the run wrote down.
+        device: Where the model is, if not where the recipe says.
     """
     makers = makers or Makers()
     model, source = located(recipe.model, recipe.data, folder)
+    model = replace(model, device=device or model.device)
     base = _based(model, recipe, makers)
     if not data or (makers.federation is None and recipe.elsewhere):
         federation = _remembered(recipe, folder, base.tokenizer)
@@ -182,14 +192,28 @@ def build(
     if makers.trainer is not None:
         setup = Setup(space, federation, recipe.local, recipe.run.rounds)
         trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
+    guarded = watched(trainer, space, federation, recipe)
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(recipe.algorithm, trainer, store, profiles, recipe.wire, metrics=recipe.metrics)
-    return Session(recipe, folder, base, space, federation, evaluator, trainer, engine, store)
+    engine = make(recipe.algorithm, guarded, store, profiles, recipe.wire, metrics=recipe.metrics)
+    return Session(
+        recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
+    )
+
+
+def watched(
+    trainer: Trainer, space: Live | SeedSpace, federation: Federation, recipe: Recipe
+) -> Trainer:
+    """Return a trainer with a guard against training nothing, where it learns by the gradients of a model's own tensors."""
+    if not isinstance(space, Live) or recipe.local.order == "zeroth":
+        return trainer
+    references = References.of(space, recipe.objective)
+    setup = Setup(space, federation, recipe.local, recipe.run.rounds, references)
+    return Watched(trainer, setup, recipe.objective)
 
 
 def _based(model: ModelSettings, recipe: Recipe, makers: Makers) -> Base:
