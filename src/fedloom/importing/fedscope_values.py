@@ -34,11 +34,11 @@ def data_source(value: Any, values: Values) -> Becomes:
     if name.endswith((".json", ".jsonl")):
         return Becomes({"data.source": str(PurePosixPath(root) / name)})
     if name.lower() == _ROSETTA:
-        source = {"data.source": str(PurePosixPath(root) / f"{_ROSETTA}.json")}
-        return Becomes(source, "a file of github.com/sahil280114/codealpaca, to be put there")
+        file = str(PurePosixPath(root) / f"{_ROSETTA}.json")
+        return Becomes({"data.source": file}, "a file of github.com/sahil280114/codealpaca, to be put there")
     if name.lower() not in _DATA:
         raise ValueError(f"its data sets are {', '.join([*_DATA, _ROSETTA])}, or a .json file")
-    section = on_hub(_DATA[name.lower()][0])
+    section: dict[str, Any] = on_hub(_DATA[name.lower()][0])
     if name.lower() == "code_search_net":
         section["columns"] = _CODE
     remark = "answers end in #### and the number, as in the data, not in `The answer is`"
@@ -330,7 +330,7 @@ def clipped(value: Any, _: Values) -> Becomes:
 
 def trainer(value: Any, _: Values) -> Becomes:
     """Return the objective and the order of a trainer."""
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "llmtrainer": {"objective": "sft"},
         "mezotrainer": {"objective": "sft", "local.order": "zeroth", "local.eps": 1e-3},
         "llmrewardchoicetrainer": {"objective": "selector"},
