@@ -35,7 +35,9 @@ def data_source(value: Any, values: Values) -> Becomes:
         return Becomes({"data.source": str(PurePosixPath(root) / name)})
     if name.lower() == _ROSETTA:
         file = str(PurePosixPath(root) / f"{_ROSETTA}.json")
-        return Becomes({"data.source": file}, "a file of github.com/sahil280114/codealpaca, to be put there")
+        return Becomes(
+            {"data.source": file}, "a file of github.com/sahil280114/codealpaca, to be put there"
+        )
     if name.lower() not in _DATA:
         raise ValueError(f"its data sets are {', '.join([*_DATA, _ROSETTA])}, or a .json file")
     section: dict[str, Any] = on_hub(_DATA[name.lower()][0])
@@ -112,7 +114,7 @@ def _cohort(size: int, values: Values) -> Becomes:
 
 def model_name(value: Any, _: Values) -> Becomes:
     """Return the base model of `model.type`."""
-    name, _, hub = str(value).partition("@")
+    name, hub = str(value).rpartition("@")[::2]
     if hub not in ("huggingface_llm", "modelscope_llm"):
         raise ValueError("only models of the kind NAME@huggingface_llm are language models")
     remark = "an id of ModelScope, which may be another on the Hub" if "scope" in hub else ""
