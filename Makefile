@@ -66,5 +66,5 @@ bench: install  ## Measure a round beside plain loops, and print the table.
 	@$(BIN)/python benchmarks/round.py
 
 clean:  ## Remove what was made here, except runs/.
-	@rm -rf .venv build dist docs/_build docs/settings.md .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	@rm -rf .venv build dist docs/_build docs/settings.md docs/imported_keys.md .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

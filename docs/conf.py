@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "docstrings",
     "settings_page",
+    "keys_page",
 ]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3

@@ -163,12 +163,11 @@ def page() -> str:
 
 def setup(app: Any) -> Mapping[str, Any]:
     """Tell Sphinx to write the page before it reads the others."""
-    app.connect("builder-inited", lambda app: write(Path(app.srcdir)))
+    app.connect("builder-inited", lambda app: keep_page(Path(app.srcdir) / "settings.md", page()))
     return {"parallel_read_safe": True}
 
 
-def write(folder: Path) -> None:
-    """Write the page where it is not as it should be."""
-    file, text = folder / "settings.md", page()
+def keep_page(file: Path, text: str) -> None:
+    """Write a page where it is not as it should be."""
     if not file.exists() or file.read_text() != text:
         file.write_text(text)

@@ -9,49 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom import cli_bench, cli_export, cli_sites, cli_suites
-from fedloom.cli_console import complain, console, open_terminal, show_outcome
+from fedloom import cli_bench, cli_export, cli_recipes, cli_sites, cli_suites
+from fedloom.cli_console import complain, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
 from fedloom.cli_export import Anyway, ModelPath, RunFolder
-
-recipes_app = typer.Typer(
-    help="List the shipped recipes, or copy one to change it.", no_args_is_help=True
-)
-
-
-@recipes_app.command("ls")
-def recipes_ls() -> None:
-    """List the shipped recipes."""
-    from rich.table import Table
-
-    from fedloom.recipe import read_tree, shipped
-
-    table = Table("recipe", "what it runs")
-    for name in shipped():
-        table.add_row(name, str(read_tree(name).get("description", "")))
-    console().print(table)
-
-
-@recipes_app.command("cp")
-def recipes_cp(
-    name: Annotated[str, typer.Argument(help="A shipped recipe's name.")],
-    to: Annotated[
-        Path | None, typer.Argument(help="The file to write; ./NAME.yaml if not given.")
-    ] = None,
-) -> None:
-    """Copy a shipped recipe to a file of your own."""
-    from fedloom.core.files import file_at
-    from fedloom.recipe import SHIPPED, read_tree
-
-    read_tree(name)
-    target = to or Path(f"{name}.yaml")
-    if target.exists():
-        raise ValueError(f"{target} exists already; give another file name")
-    file_at(target, "the file to write")
-    target.write_bytes((SHIPPED / f"{name}.yaml").read_bytes())
-    console().print(f"wrote {target}; run it with `fedloom run {target}`")
-
 
 if TYPE_CHECKING:
     from fedloom.rounds.recipe_settings import Recipe
@@ -63,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(recipes_app, name="recipes")
+app.add_typer(cli_recipes.recipes_app, name="recipes")
 app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.apply):
     app.command()(command)

@@ -16,6 +16,7 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.core.description import settings_of
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
+from fedloom.data.catalogue import completed
 from fedloom.data.data_settings import unaccompanied
 from fedloom.plugins import is_path, path_of, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
@@ -145,6 +146,7 @@ def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = 
         raise RecipeError(moved)
     if algorithm is None:
         algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
+    tree = completed(tree)
     rest = {key: value for key, value in tree.items() if key != "algorithm"}
     recipe: Recipe = dataclass_of(Recipe, rest, "", algorithm=algorithm)
     return recipe

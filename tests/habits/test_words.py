@@ -17,7 +17,7 @@ NARRATION = re.compile(
 DYNAMIC = re.compile(r"\b(getattr|hasattr|setattr)\(|\*\*kwargs")
 
 
-MADE = {"__pycache__", "_build", "settings.md"}
+MADE = {"__pycache__", "_build", "settings.md", "imported_keys.md"}
 """Parts of the paths of files that are made, not written."""
 
 

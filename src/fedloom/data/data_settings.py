@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from fedloom.data.catalogue import ALL, CATALOGUE
 from fedloom.data.partition import Iid, Natural, Partition
 
 Format = Literal[
@@ -25,6 +26,7 @@ ToolCalls = Literal["template", "text"]
 Unit = Literal["characters", "tokens"]
 Repeated = Literal["keep", "drop"]
 
+_FRACTIONS = (0.8, 0.1, 0.1)
 BUILTIN = "builtin:polyglot"
 BUILTIN_PAIRS = "builtin:polyglot_pairs"
 """The same questions, each with its answer and one that rambles on."""
@@ -63,13 +65,18 @@ class DataSettings:
     """Which text, in which form, and who holds it."""
 
     source: str = BUILTIN
-    """`builtin:polyglot` (`builtin:polyglot_pairs` for objectives of preferences), a Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), a folder with one file per
-    client, or a function that returns rows (`my_lab.data:rows`)."""
+    """`builtin:polyglot` (`builtin:polyglot_pairs` for objectives of preferences), a data set known by name (`dolly`), a
+    Hub id, a .json/.jsonl/.csv/.tsv/.parquet file (.gz too), a folder with one file per client, or a function that returns rows
+    (`my_lab.data:rows`)."""
+    path: str | None = None
+    """Where a data set known by name is, in the place of the Hub: a file of it, a folder of its splits, or of a file per
+    client."""
     config: str | Sequence[str] | None = None
     """Configuration of a Hub data set; of several, each becomes the label `file` of its rows. Like `split` and
     `revision` it belongs to a Hub id, so that a recipe takes the same data from a path instead."""
     split: str = "train"
-    """Split of a Hub data set; every client's validation and test examples are cut from it."""
+    """Split of a Hub data set; every client's validation and test examples are cut from it. `all`, of a data set known by
+    name: each of its own splits for what it is there for."""
     revision: str | None = None
     """Commit, tag or branch of a Hub data set."""
     num_examples: int | None = None
@@ -122,15 +129,16 @@ class DataSettings:
     """Share of the clients of each tier, such as `{phone: 0.5, desk: 0.5}`, drawn with `seed`: the `tier` of
     their profile, which settings by tier go by."""
     duplicates: Repeated = "keep"
-    """What becomes of a row whose conversation an earlier row has: it is kept, or left out. Counted either way, and
-    with it how much of the test data is learnt."""
+    """What becomes of a row whose conversation another row has: it is kept, or left out, so that no client learns what
+    another does or any is measured on. The first stays; of rows that come in splits, one that is measured. Counted
+    either way, and with it how much of the test data is learnt."""
     min_examples: int = 1
     """Training examples of a client, counted once all rows are read, cut to length and split. One with fewer is left
     out, neither learnt from nor measured, and reported; the others hold what they would hold beside it. Clients that
     are there to be measured only need none."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    fractions: tuple[float, float, float] = _FRACTIONS
     """Shares of training, validation and test examples of every client."""
     seed: int = 0
     """Of the built-in corpus, the sample and the partition."""
@@ -149,6 +157,27 @@ class DataSettings:
             )
         _check_rows(self)
         _check_natural(self)
+        _check_named(self)
+
+
+def _check_named(settings: DataSettings) -> None:
+    named = CATALOGUE.get(settings.source)
+    if named is None and settings.path is not None:
+        raise ValueError(
+            f"data.path has no effect beside data.source {settings.source}, which says where rows are: only a data set known by"
+            f" name has one ({', '.join(CATALOGUE)})"
+        )
+    if named is None:
+        return
+    if settings.path is None and not named.hub:
+        raise ValueError(
+            f"data.source {settings.source} is not on the Hub: set data.path to a file of it, as {named.elsewhere} has it"
+        )
+    if settings.split == ALL and tuple(settings.fractions) != _FRACTIONS:
+        raise ValueError(
+            f"data.fractions has no effect where data.split is all, got {list(settings.fractions)}: the data set's own splits"
+            " are taken"
+        )
 
 
 def _check_natural(settings: DataSettings) -> None:
@@ -231,6 +260,21 @@ def _check_fractions(fractions: Sequence[float]) -> None:
 
 _WRITTEN = ("num_examples", "where")
 """Of the built-in corpus they say what is written; of other text they would leave rows out."""
+_OF_ITS_DATA = (
+    *(
+        "config",
+        "split",
+        "revision",
+        "num_examples",
+        "where",
+        "shorter",
+        "sample",
+        "held_out",
+        "held_out_sample",
+    ),
+    *("format", "columns", "labels", "prompt", "num_clients", "partition", "path"),
+)
+"""What a recipe says of its own data, which a data set known by name brings itself."""
 
 
 def unaccompanied(
@@ -238,8 +282,9 @@ def unaccompanied(
 ) -> dict[str, Any]:
     """Return the section without what merely came along with a partition or a source that is no longer there.
 
-    A natural partition takes no `num_clients` from a recipe whose own partition was replaced, and a source of one's own
-    nothing that says how the built-in corpus is written. What is overridden itself stays.
+    A natural partition takes no `num_clients` from a recipe whose own partition was replaced, a source of one's own
+    nothing that says how the built-in corpus is written, and a data set known by name nothing that is of other data. What is
+    overridden itself stays.
 
     Args:
         data: The section with overrides applied.
@@ -251,6 +296,8 @@ def unaccompanied(
         gone.append("num_clients")
     if "data.source" in overridden and _is_builtin(before) and not _is_builtin(data):
         gone += _WRITTEN
+    if "data.source" in overridden and data.get("source") in CATALOGUE:
+        gone += _OF_ITS_DATA if data["source"] != before.get("source") else ()
     own = {path.split(".")[1] for path in overridden if path.startswith("data.")}
     return {name: value for name, value in data.items() if name not in gone or name in own}
 

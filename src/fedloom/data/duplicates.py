@@ -60,12 +60,27 @@ def conversation(record: Record) -> str:
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()
 
 
-def first_of_each(hashes: Sequence[str]) -> list[int]:
-    """Return where each conversation is for the first time."""
+_RANKS = {"test": 0, "validation": 1}
+
+
+def first_of_each(hashes: Sequence[str], records: Sequence[Record] = ()) -> list[int]:
+    """Return where each conversation is for the first time, in order; one that is measured goes before those learnt.
+
+    Args:
+        hashes: Of each record, its conversation.
+        records: Those that come in splits, or are held out; none: all are alike.
+    """
+
+    def rank(index: int) -> int:
+        record = records[index] if records else None
+        if record is None:
+            return 2
+        return 0 if record.held_out else _RANKS.get(record.split, 2)
+
     first: dict[str, int] = {}
-    for index, each in enumerate(hashes):
+    for index, each in sorted(enumerate(hashes), key=lambda pair: rank(pair[0])):
         first.setdefault(each, index)
-    return list(first.values())
+    return sorted(first.values())
 
 
 def leaks(cuts: Mapping[ClientId, Cut], hashes: Sequence[str]) -> tuple[int, dict[str, Leak]]:

@@ -75,7 +75,7 @@ def divide(
     rows, read = taken.rows, objective.records(taken.rows, settings)
     found = read.records
     hashes = [conversation(record) for record in found]
-    first = first_of_each(hashes)
+    first = first_of_each(hashes, found)
     chosen = first if settings.duplicates == "drop" else range(len(found))
     records = [found[i] for i in chosen]
     tokenised = objective.examples(records, settings, tokenizer)

@@ -159,6 +159,8 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         data = data["data"]
     if isinstance(data, dict) and "Instances" in data:
         data = [{"task": path.name[: -len(kind_of(path))]} | data]
+    elif _is_by_client(data):
+        data = [{"client": client, **row} for client, rows in data.items() for row in rows]
     if not isinstance(data, list):
         raise ValueError(f'{path} must hold a list of rows or {{"data": [...]}}, got {short(data)}')
     for line, values in enumerate(data, start=1):
@@ -170,6 +172,16 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         yield row
     if problem := fault(whole):
         raise ValueError(f"{path} {problem}")
+
+
+def _is_by_client(data: object) -> bool:
+    """Return whether it maps the names of clients to their rows, as FedLLM-Bench's files do."""
+    return (
+        isinstance(data, dict)
+        and all(isinstance(rows, list) and rows for rows in data.values())
+        and all(isinstance(row, dict) for rows in data.values() for row in rows)
+        and bool(data)
+    )
 
 
 def _lines(text: str, path: Path) -> Iterator[Row]:

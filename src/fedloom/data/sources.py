@@ -1,10 +1,11 @@
-"""Where rows come from: the built-in corpus, the Hub, files, a folder of files."""
+"""Where rows come from: the built-in corpus, data sets known by name, the Hub, files, a folder of files."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedloom.core.randomness import derive
+from fedloom.data.catalogue import ALL, CATALOGUE, shaped
 from fedloom.data.data_settings import BUILTIN, BUILTIN_PAIRS, DataSettings, Sample
 from fedloom.data.readers import READERS, Row, flattened, kind_of, read_file
 from fedloom.data.selection import CountTokens, check_held_out, select
@@ -74,6 +75,9 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
     if settings.source in (BUILTIN, BUILTIN_PAIRS):
         yield _builtin(settings)
         return
+    if settings.source in CATALOGUE:
+        yield from _named_set(settings)
+        return
     path = Path(settings.source).expanduser()
     if path.is_dir():
         lists = path / "splits" / "default"
@@ -86,6 +90,45 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         yield _returned(function(), settings.source)
     else:
         yield from _hub(settings)
+
+
+def _named_set(settings: DataSettings) -> Iterator[Iterable[Row]]:
+    """Yield the rows of a data set known by name, from `data.path` or the Hub, each with the split it comes in."""
+    name, named = settings.source, CATALOGUE[settings.source]
+    if settings.path is None:
+        wanted = named.splits if settings.split == ALL else {"": settings.split}
+        for split, of_hub in wanted.items():
+            found = replace(
+                settings,
+                source=named.hub,
+                config=settings.config or named.config,
+                revision=settings.revision or named.revision,
+                split=named.splits.get(of_hub, of_hub),
+            )
+            yield from (_of_split(shaped(rows, name), split) for rows in _hub(found, known_as=name))
+        return
+    path = Path(settings.path).expanduser()
+    files = {file.name[: -len(kind_of(file))]: file for file in path.glob("*") if _is_read(file)}
+    splits = named.local_splits(files)
+    if settings.split == ALL and not splits:
+        raise ValueError(
+            f"data.split all takes a folder that holds train, validation or test files alone, got data.path {settings.path}"
+        )
+    if not splits:
+        of_path = replace(settings, source=settings.path, path=None)
+        yield from (shaped(rows, name) for rows in _files(of_path))
+        return
+    if settings.split not in (ALL, *splits):
+        raise ValueError(
+            f"data.path {settings.path} holds {', '.join(splits)}, but no {settings.split}"
+        )
+    for split in splits if settings.split == ALL else [settings.split]:
+        rows = shaped(read_file(files[splits[split]]), name)
+        yield _of_split(rows, split if settings.split == ALL else "")
+
+
+def _of_split(rows: Iterable[Row], split: str) -> Iterator[Row]:
+    return (replace(row, split=split) for row in rows)
 
 
 def _opened(rows: Iterable[Row], readable: Sequence[str]) -> Iterator[Row]:
@@ -207,15 +250,15 @@ def _returned(rows: object, source: str) -> Iterator[Row]:
         yield Row(dict(row), source, line)
 
 
-def _hub(settings: DataSettings) -> Iterator[Iterable[Row]]:
+def _hub(settings: DataSettings, known_as: str = "") -> Iterator[Iterable[Row]]:
     if settings.config is None or isinstance(settings.config, str):
-        yield flattened(_hub_config(settings, settings.config))
+        yield flattened(_hub_config(settings, settings.config, known_as))
         return
     for config in settings.config:
-        yield with_column(flattened(_hub_config(settings, config)), "file", config)
+        yield with_column(flattened(_hub_config(settings, config, known_as)), "file", config)
 
 
-def _hub_config(settings: DataSettings, config: str | None) -> Iterator[Row]:
+def _hub_config(settings: DataSettings, config: str | None, known_as: str) -> Iterator[Row]:
     import datasets  # slow to import
 
     try:
@@ -224,6 +267,11 @@ def _hub_config(settings: DataSettings, config: str | None) -> Iterator[Row]:
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if known_as:
+            raise ValueError(
+                f"data.source {known_as} is {settings.source} on the Hub, which did not give it (config {config}, split"
+                f" {settings.split}): {reason}; set data.path to a file or folder that has it"
+            ) from error
         raise ValueError(
             f"data.source {settings.source} is no file here, and the Hub did not give it (config {config}, "
             f"split {settings.split}): {reason}"

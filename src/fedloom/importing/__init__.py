@@ -1,0 +1,1 @@
+"""Configurations of other frameworks, read and made recipes; nothing of theirs is run or loaded."""
