@@ -254,8 +254,9 @@ def test_without_the_package_a_sentence_says_what_to_install(
 
 
 def test_a_model_without_plain_linear_layers_is_refused(tiny_folder: Path) -> None:
-    from fedloom.models.loaded import base_from
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from fedloom.models.loaded import base_from
 
     base = load_base(ModelSettings(str(tiny_folder), device="cpu"))
     config = GPT2Config(

@@ -51,7 +51,7 @@ class NamedSet:
             ValueError: where it has not the columns of this data set.
         """
         values = dict(row.values)
-        if "conversations" in values or "messages" in values and not self.pairs:
+        if "conversations" in values or ("messages" in values and not self.pairs):
             return row  # turns as they were taken down
         if self.before is not None:
             values |= self.before(row)
