@@ -345,18 +345,22 @@ def test_the_readmes_languages_are_the_benchmarks() -> None:
 def test_the_readmes_real_models_are_the_benchmarks() -> None:
     told = README.read_text().split("<!-- real:begin -->")[1].split("<!-- real:end -->")[0]
     folder = README.parent / "benchmarks/results"
-    flasc, instructions = (
+    flasc, instructions, seeds = (
         [line.strip("| ").split(" | ") for line in (folder / name).read_text().splitlines()]
-        for name in ("real_flasc.md", "real_instructions.md")
+        for name in ("real_flasc.md", "real_instructions.md", "real_kseed.md")
     )
     rows = [line.strip("| ").split(" | ") for line in told.splitlines() if "±" in line]
-    assert len(rows) == 7
+    assert len(rows) == 11
     for arm, fewer, *measured in rows[:5]:
         (line,) = [line for line in flasc if line[0] == arm]
         assert line[1:3] == ["3", "0.688"]
         assert [line[-1], *line[3 : 3 + len(measured)]] == [fewer, *measured]
-    for title, *measured in rows[5:]:
+    for title, *measured in rows[5:7]:
         assert [title, "3", *measured] in [line[:6] for line in instructions]
+    for arm, spent, *measured in rows[7:]:
+        (line,) = [line for line in seeds if line[0] == arm]
+        assert line[1:3] == ["3", "3.162"]
+        assert [line[7], *line[3 : 3 + len(measured)]] == [spent, *measured]
 
 
 def test_the_readmes_speed_is_the_benchmarks() -> None:
