@@ -181,6 +181,18 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
         ("evaluate file.txt", r"file\.txt is a file: give the folder of a run"),
         ("export folder --for merged", r"folder holds no run"),
         ("export folder --out file.txt", r"folder holds no run"),
+        ("export folder --merged", r"--merged is --for merged now"),
+        ("export folder --as-lora", r"--as-lora is --for lora now"),
+        ("export folder --for onnx", r"--for must be one of peft, lora, vllm, .*, got onnx"),
+        (
+            "export folder --for vllm --type F16",
+            r"--type is that of whole models as GGUF, .* got f16",
+        ),
+        (
+            "apply file.txt builtin:tiny",
+            r"file\.txt is no seed file: give one that `fedloom export",
+        ),
+        ("apply file.txt builtin:tiny -o folder/x", r"file\.txt is no seed file"),
         ("chat folder --prompt x", r"folder holds no run"),
         ("compare folder file.txt", r"folder holds no run"),
         ("status file.txt", r"file\.txt has no status\.json"),

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from fedloom.core.protocols import ClientId
@@ -110,7 +111,7 @@ _LIBRARY = {
 
 def _use(base: str, exported: Exported, *, builtin: bool, gguf: str | None, name: str) -> str:
     """Return the block that says how to load it: a command, or Python."""
-    file, base = exported.file, base or "BASE"
+    file, base, name = quote(exported.file), base or "BASE", quote(name)
     command = {
         "gguf": f"llama-server -m {file}",
         "gguf-lora": f"llama-server -m BASE.gguf --lora {file}  # the GGUF of {base}",
