@@ -27,6 +27,26 @@ from fedloom.rounds.session import Makers, build
 
 SITES = ("alba", "brno", "cork")
 MARK = "FEDLOOM_TEST"
+ALIGN = {
+    "public": {"source": "builtin:polyglot", "num_examples": 12},
+    "before": 1,
+    "steps": 1,
+    "batch_size": 2,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "dpo": {"objective": "dpo"},
+    "fedbiscuit": {
+        "objective": {"selector": {"question": "{prompt} {a} {b} "}},
+        "algorithm": [{"clustered": {"mode": {"balanced": {"num_clusters": 2}}}}, "fedavg"],
+        "run": {"rounds": 3, "samples": 0},
+    },
+    "fedbiot": {
+        "algorithm": [{"fedbiot": ALIGN}, "fedavg"],
+        "tune": {
+            "offsite": {"left": 1, "right": 1, "factors": 2, "adapter": {"lora": {"rank": 2}}}
+        },
+    },
+}
 
 
 @pytest.fixture
@@ -81,6 +101,17 @@ def recipe(tree: dict[str, Any]) -> Callable[..., Recipe]:
         return build_recipe(merged)
 
     return make
+
+
+def write_pairs(recipe: Recipe) -> None:
+    """Put pairs of answers in the place of each site's rows."""
+    for times, site in enumerate(SITES, 2):
+        rows = [
+            {"prompt": f"say {i}", "chosen": f"{i * times}", "rejected": f"{i * times + 1}."}
+            for i in range(24)
+        ]
+        file = Path(recipe.data.source) / f"{site}.jsonl"
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def seen_of(model: nn.Module, held: Iterable[bytes]) -> set[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.deploy.conftest import SITES, in_one_process, seen_of
+from tests.deploy.conftest import KINDS, SITES, in_one_process, seen_of, write_pairs
 
 from fedloom.deploy.listening import check_free
 from fedloom.models.build import load_base
@@ -129,30 +129,10 @@ DIES = (
     "from fedloom.cli import main; main()"
 )
 """A server that is killed when a round is played, aligned and all, but not on the disk."""
-ALIGN = {
-    "public": {"source": "builtin:polyglot", "num_examples": 12},
-    "before": 1,
-    "steps": 1,
-    "batch_size": 2,
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "dpo": {"objective": "dpo"},
-    "fedbiscuit": {
-        "objective": {"selector": {"question": "{prompt} {a} {b} "}},
-        "algorithm": [{"clustered": {"mode": {"balanced": {"num_clusters": 2}}}}, "fedavg"],
-        "run": {"rounds": 3, "samples": 0},
-    },
-    "fedbiot": {
-        "algorithm": [{"fedbiot": ALIGN}, "fedavg"],
-        "tune": {
-            "offsite": {"left": 1, "right": 1, "factors": 2, "adapter": {"lora": {"rank": 2}}}
-        },
-    },
-}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["dpo", "fedbiot"])
 def test_three_sites_whose_server_was_killed_end_with_the_bytes_of_one_process(
     kind: str, tree: dict[str, Any], whole: Path, tmp_path: Path, nothing_left: None
 ):
@@ -160,9 +140,8 @@ def test_three_sites_whose_server_was_killed_end_with_the_bytes_of_one_process(
 
     base = {**tree, "model": {"name": str(whole)}, **KINDS[kind]}
     made, port, out = build_recipe(base), free_port(), tmp_path / "run"
-    if kind != "fedbiot":
-        for at, site in enumerate(SITES):
-            write_pairs(Path(made.data.source) / f"{site}.jsonl", at + 2)
+    if kind == "dpo":
+        write_pairs(made)
     asked = build_recipe({**base, "engine": {"flower": {"nodes": 0}}})
     serve, *joins = commands(asked, tmp_path, port)
     program = ("-m", "fedloom.cli")
@@ -207,14 +186,6 @@ def commands(recipe: Recipe, folder: Path, port: int) -> list[list[str]]:
         for site in SITES
     ]
     return [[*serve, "--out", str(folder / "run")], *joins]
-
-
-def write_pairs(file: Path, times: int) -> None:
-    rows = [
-        {"prompt": f"say {i}", "chosen": f"{i * times}", "rejected": f"{i * times + 1}."}
-        for i in range(24)
-    ]
-    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def is_free(port: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedloom.models.build import Base, ModelSettings, fingerprint, load_base
-from fedloom.models.emulator import Emulator, cut, kept
+from fedloom.models.emulator import SCALES, Emulator, cut, kept
 from fedloom.models.generation import write_greedily
 from fedloom.spaces.offsite import Offsite
 
@@ -213,8 +213,22 @@ def test_the_emulator_of_other_settings_is_refused(
         Offsite(left=2, right=1).emulate(read)
 
 
-def test_an_emulator_in_int8_is_no_folder(tmp_path: Path, tiny_llama: Callable[..., Any]) -> None:
-    base = Base(tiny_llama(layers=8), None, "x")
-    space = Offsite(left=1, right=1, int8=True).make_space(base, seed=0)
-    with pytest.raises(ValueError, match=r"tune\.offsite\.int8 must be false"):
-        space.save_emulator(tmp_path)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_in_int8_is_read_as_the_same_integers_and_scales(
+    dtype: torch.dtype, tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    model = tiny_llama(layers=8, vocab=len(tiny_tokenizer), dtype=dtype).requires_grad_(False)
+    settings = Offsite(left=1, right=1, int8=True, factors=2)
+    space = settings.make_space(Base(model, tiny_tokenizer, "x"), seed=0)
+    before = fingerprint(model)
+    space.save_emulator(tmp_path)
+    assert fingerprint(model) == before
+    name = str(dtype).removeprefix("torch.")
+    read = load_base(ModelSettings(name=str(tmp_path), dtype=name))  # type: ignore[arg-type]
+    settings.make_space(read, seed=0)
+    assert fingerprint(read.model) == before
+    if dtype == torch.float32:  # of others, the fixture's rotary frequencies are rounded too
+        assert torch.equal(logits(read.model), logits(model))
+    (tmp_path / SCALES).unlink()
+    with pytest.raises(ValueError, match="without which an emulator in eight bits is none"):
+        settings.emulate(load_base(ModelSettings(name=str(tmp_path))))

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fedloom.core.randomness import derive, generator, seeded
+from fedloom.models.build import clean
 from fedloom.models.hf_logging import quiet
-from fedloom.models.quantized import num_weights, quantize_
+from fedloom.models.quantized import QuantizedLinear, num_weights, quantize_
 from fedloom.models.reach import linear_layers
 from fedloom.models.schemes import SCHEMES
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 Rule = Literal["floor", "round"]
 HELD = "offsite"
 """What a model's configuration calls which layers of how many it holds, where it holds an emulator alone."""
+SCALES = "scales.safetensors"
+"""In the folder of an emulator in eight bits, whose weights are whole numbers there: what each row is multiplied by."""
 
 
 def kept(num_layers: int, drop: float, rule: Rule) -> list[int]:
@@ -107,12 +111,13 @@ class Emulator:
     part of the whole model.
 
     Args:
-        model: A whole model, or what `write_emulator` made of one; changed in place.
+        model: A whole model, or what a folder of one holds; changed in place.
         left: First layers that learn.
         right: Last layers that learn.
         drop: Share of the layers between them that is left out.
         rule: See `kept`.
         int8: Whether the linear layers of what is kept of the middle are held in eight bits.
+        folder: Where the model is from, if from a folder.
 
     Raises:
         ValueError: where the model has no such layers, or holds another emulator.
@@ -127,6 +132,7 @@ class Emulator:
         drop: float,
         rule: Rule,
         int8: bool = False,
+        folder: str = "",
     ) -> None:
         self._model, self._config = model, model.config.get_text_config(decoder=True)
         self._parent, self._attribute, whole = _layers_of(model)
@@ -155,6 +161,8 @@ class Emulator:
         if int8:
             for number in self.cut.middle:
                 quantize_(shown[number], SCHEMES["int8"])
+            if held:
+                self._rescale(shown, list(held["layers"]), Path(folder) / SCALES)
         self._whole = whole
         self._shown = _Numbered(sorted(shown.items()))
         held_whole = num_weights(model)
@@ -191,6 +199,44 @@ class Emulator:
         finally:
             delattr(config, HELD)
             self._arrange(self._shown, self.cut.layers)
+
+    @contextmanager
+    def integers(self, folder: Path) -> Iterator[None]:
+        """Let weights in eight bits be whole numbers for a while, for a folder; in the end write their scales beside them.
+
+        Whole numbers are rounded to themselves wherever they are read, so that both sides have the same ones.
+        """
+        from safetensors.torch import save_file
+
+        layers = {
+            clean(f"{name}.weight").removesuffix(".weight"): module
+            for name, module in self._model.named_modules()
+            if isinstance(module, QuantizedLinear)
+        }
+        held = {name: module.get_buffer("scale").clone() for name, module in layers.items()}
+        for module in layers.values():
+            module.get_buffer("scale").fill_(1.0)
+        try:
+            yield
+            save_file({f"{n}.scale": scale.cpu() for n, scale in held.items()}, folder / SCALES)
+        finally:
+            for name, module in layers.items():
+                module.get_buffer("scale").copy_(held[name])
+
+    def _rescale(self, shown: dict[int, nn.Module], numbers: list[int], file: Path) -> None:
+        """Give back to the rows of layers that came as whole numbers what they are multiplied by."""
+        from safetensors.torch import load_file
+
+        if not file.is_file():
+            raise ValueError(
+                f"{file} is not there, without which an emulator in eight bits is none: remove the folder, and join again"
+            )
+        for name, scale in load_file(file).items():
+            place, _, rest = name.removeprefix(f"{self._prefix}.").partition(".")
+            layer, _, _ = rest.rpartition(".")
+            module = shown[numbers[int(place)]].get_submodule(layer)
+            assert isinstance(module, QuantizedLinear)
+            module.get_buffer("scale").copy_(scale)
 
     def attach_factors(self, rank: int, *, seed: int) -> None:
         """Add low-rank factors to the linear layers of what is kept of the middle; the same seed gives the same ones.

@@ -5,7 +5,7 @@ FederatedScope-LLM (Kuang et al., KDD 2024, arXiv:2309.00363).
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, get_args
@@ -118,6 +118,7 @@ class Offsite:
             drop=self.drop,
             rule=self.rule,
             int8=self.int8,
+            folder=base.name,
         )
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> "OffsiteSpace":
@@ -194,19 +195,18 @@ class OffsiteSpace(Live):
     def save_emulator(self, folder: Path) -> None:
         """Write what clients have of the model before anything is learnt, as a folder that transformers load.
 
+        What is in eight bits is there as whole numbers, with what their rows are multiplied by in a file of its own.
+
         Raises:
-            ValueError: where layers are held in few bits, which a folder is not.
+            ValueError: where the model itself is held in few bits, which a folder is not.
         """
-        if self._settings.int8:
-            raise ValueError(
-                "tune.offsite.int8 must be false where sites join: rounded once more there, the weights would be others"
-                " than here"
+        if not self._settings.int8:
+            check_unquantized(
+                self.model,
+                "where sites are handed an emulator: rounded once more there, its weights would be others",
             )
-        check_unquantized(
-            self.model,
-            "where sites are handed an emulator: rounded once more there, its weights would be others",
-        )
-        with self.standing_at(self.start()), self.emulator.alone():
+        whole = self.emulator.integers(folder) if self._settings.int8 else nullcontext()
+        with self.standing_at(self.start()), self.emulator.alone(), whole:
             write_model(self._base, folder)
 
     def save(self, folder: Path, params: Params) -> None:
