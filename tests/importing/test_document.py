@@ -62,7 +62,7 @@ def test_federatedscope_becomes_what_it_means():
 @pytest.mark.parametrize(
     ("old", "new", "path", "value"),
     [
-        ("type: 'mine.json@llm'", "type: 'dolly-15k@llm'", "data.source", "databricks/databricks-dolly-15k"),
+        ("type: 'mine.json@llm'", "type: 'dolly-15k@llm'", "data.source", "dolly"),
         ("splitter: 'lda'", "splitter: 'meta'", "data.partition", {"natural": {"by": "category"}}),
         ("splitter: 'lda'", "splitter: iid", "data.partition", "iid"),
         ("mode: standalone", "mode: standalone\n  method: local", "algorithm", "local"),
