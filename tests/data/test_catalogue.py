@@ -254,15 +254,11 @@ def test_a_name_takes_the_place_of_a_recipes_own_data_and_all_that_is_said_of_it
 
 def test_own_splits_are_each_for_what_they_are_there_for(written: Written, tmp_path: Path):
     for split, numbers in (("train", range(8)), ("test", range(6, 10))):
-        written(
-            f"gsm8k/{split}.jsonl",
-            [SAMPLES["gsm8k"][0] | {"question": f"What is {i}?"} for i in numbers],
-        )  # type: ignore[index]
+        rows = [{"question": f"What is {i}?", "answer": f"It is so.\n#### {i}"} for i in numbers]
+        written(f"gsm8k/{split}.json", rows)
     folder = str(tmp_path / "gsm8k")
-    tree = {
-        "name": "a",
-        "data": {"source": "gsm8k", "path": folder, "split": "all", "num_clients": 2},
-    }
+    data = {"source": "gsm8k", "path": folder, "split": "all", "num_clients": 2}
+    tree: dict[str, Any] = {"name": "a", "data": data}
     found = federation(build_recipe(tree))
     assert sum(len(shard.train) for shard in found.shards.values()) == 8
     assert sum(len(shard.test) for shard in found.shards.values()) == 4
@@ -273,16 +269,10 @@ def test_own_splits_are_each_for_what_they_are_there_for(written: Written, tmp_p
     leak = dropped.manifest.duplicates.leaks["test"]
     assert (leak.num_learnt, dropped.manifest.duplicates.num_shared) == (0, 0)
     assert dropped.manifest.duplicates.num_rows == 2
-    one = federation(build_recipe({"name": "a", "data": {**tree["data"], "split": "test"}}))
-    assert (
-        sum(
-            len(shard.train) + len(shard.validation) + len(shard.test)
-            for shard in one.shards.values()
-        )
-        == 4
-    )
+    one = federation(build_recipe({"name": "a", "data": {**data, "split": "test"}}))
+    assert one.manifest.num_rows == 4
     with pytest.raises(ValueError, match="holds train, test, but no validation"):
-        federation(build_recipe({"name": "a", "data": {**tree["data"], "split": "validation"}}))
+        federation(build_recipe({"name": "a", "data": {**data, "split": "validation"}}))
 
 
 def test_a_checkout_of_natural_instructions_and_files_of_tasks_are_read_by_name(
