@@ -146,8 +146,7 @@ def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = 
         raise RecipeError(moved)
     if algorithm is None:
         algorithm = _algorithms(_layers(tree.get("algorithm", "fedavg")))
-    tree = completed(tree)
-    rest = {key: value for key, value in tree.items() if key != "algorithm"}
+    rest = {key: value for key, value in completed(tree).items() if key != "algorithm"}
     recipe: Recipe = dataclass_of(Recipe, rest, "", algorithm=algorithm)
     return recipe
 

@@ -32,6 +32,17 @@ def test_a_conversation_is_its_turns_whatever_its_labels():
     assert first_of_each(["x", "y", "x", "z", "y"]) == [0, 1, 3]
 
 
+def test_of_equal_rows_one_that_is_measured_stays():
+    learnt = Record((Message("user", "a"), Message("assistant", "b")), {}, "b", split="train")
+    records = [
+        *(learnt, learnt, replace(learnt, split="test")),
+        *(learnt, replace(learnt, split="validation"), replace(learnt, held_out=True)),
+    ]
+    assert first_of_each(["x", "x", "x", "y", "y", "y"], records) == [2, 5]
+    assert first_of_each(["x", "x", "x", "y", "y", "y"], [learnt] * 6) == [0, 3]
+    assert first_of_each(["x", "y", "x", "y", "y", "z"], records) == [2, 4, 5]
+
+
 @pytest.fixture
 def twice(written: Callable[..., str]) -> DataSettings:
     """Return 60 conversations of ward a, 20 of which ward b has too, among 30."""

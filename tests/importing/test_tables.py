@@ -58,7 +58,8 @@ def test_a_row_says_what_or_why_and_each_key_has_one(framework: Framework):
         "sample",
         "schedule",
         "min_lr",
-        "columns",
+        "path",
+        "source",
         "config",
         "generate",
     }

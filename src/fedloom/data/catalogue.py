@@ -43,6 +43,8 @@ class NamedSet:
     """Its own splits: train, validation and test -> what the Hub calls them."""
     before: Callable[[Row], Mapping[str, object]] | None = None
     """What a row holds besides its columns, where that is inside them or between them."""
+    reads: tuple[str, ...] = ()
+    """Columns that this is made of."""
 
     def shaped(self, row: Row, name: str) -> Row:
         """Return a row with its columns called as the formats know them.
@@ -66,6 +68,7 @@ class NamedSet:
                     " file of your own is named itself, in data.source"
                 )
         renamed = {each for names in {**self.needs, **self.may}.values() for each in names}
+        renamed.update(self.reads)
         return replace(row, values={k: v for k, v in values.items() if k not in renamed} | found)
 
     def local_splits(self, stems: Iterable[str]) -> dict[str, str]:
@@ -111,6 +114,12 @@ def _shp(row: Row) -> dict[str, object]:
     chosen, rejected = sides if label else sides[::-1]
     domain = row.text("domain").rsplit("_", 1)[0]
     return {"chosen": chosen, "rejected": rejected, "domain": domain}
+
+
+def _natural_instruction(row: Row) -> dict[str, object]:
+    """Return the first of the answers, where a file has a list of them."""
+    output = row.values.get("output")
+    return {"output": output[0]} if isinstance(output, list) and output else {}
 
 
 def _code_search(row: Row) -> dict[str, object]:
@@ -169,6 +178,7 @@ CATALOGUE: Mapping[str, NamedSet] = {
         config="all",
         splits=_THREE,
         before=_code_search,
+        reads=("func_documentation_string", "docstring"),
     ),
     "gsm8k": NamedSet(
         "7,473 problems of school mathematics, and 1,319 to test on",
@@ -188,12 +198,13 @@ CATALOGUE: Mapping[str, NamedSet] = {
         {"task": ("task", "task_name", "file"), "category": ("category",)},
         label="task",
         splits=_THREE,
+        before=_natural_instruction,
     ),
     "aya": NamedSet(
         "204,000 prompts and answers in 65 languages, written by people",
         "CohereLabs/aya_dataset",
         {"instruction": ("inputs", "instruction"), "output": ("targets", "output")},
-        {"language": ("language",), "user": ("user_id", "user")},
+        {"language": ("language",)},
         label="language",
         splits=_TRAIN_TEST,
     ),
@@ -236,6 +247,7 @@ CATALOGUE: Mapping[str, NamedSet] = {
         revision="refs/convert/parquet",
         splits={"train": "train", "validation": "validation"},
         before=_tldr,
+        reads=("info", "summaries", "choice"),
     ),
     "shp": NamedSet(
         "which of two comments readers of 18 forums preferred",
@@ -246,6 +258,7 @@ CATALOGUE: Mapping[str, NamedSet] = {
         pairs=True,
         splits=_THREE,
         before=_shp,
+        reads=("human_ref_A", "human_ref_B", "labels"),
     ),
     "ultrafeedback": NamedSet(
         "61,135 pairs of answers, judged by a model",

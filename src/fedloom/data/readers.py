@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fedloom.data.cells import short, to_text
 from fedloom.data.jsontext import NotJson, loads, loads_each
@@ -174,7 +175,7 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} {problem}")
 
 
-def _is_by_client(data: object) -> bool:
+def _is_by_client(data: Any) -> bool:
     """Return whether it maps the names of clients to their rows, as FedLLM-Bench's files do."""
     return (
         isinstance(data, dict)

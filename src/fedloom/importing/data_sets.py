@@ -3,24 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedloom.data.catalogue import CATALOGUE
+
 _INPUT_AS_QUESTION = {"prompt": "input", "completion": "output"}
 
-HUB: Mapping[str, Mapping[str, Any]] = {
-    "openai/gsm8k": {"source": "openai/gsm8k", "config": "main"},
-    "gsm8k": {"source": "openai/gsm8k", "config": "main"},
+_HUB: Mapping[str, Mapping[str, Any]] = {
     "lighteval/MATH": {
         "source": "lighteval/MATH",
         "config": "all",
         "columns": {"prompt": "problem", "completion": "solution"},
     },
-    "HuggingFaceH4/ultrafeedback_binarized": {
-        "source": "HuggingFaceH4/ultrafeedback_binarized",
-        "split": "train_sft",
-    },
-    "CohereForAI/aya_dataset": {
-        "source": "CohereLabs/aya_dataset",
-        "columns": {"prompt": "inputs", "completion": "targets"},
-    },
+    "HuggingFaceH4/ultrafeedback_binarized": {"source": "ultrafeedback", "split": "train_sft"},
     "medalpaca/medical_meadow_medical_flashcards": {
         "source": "medalpaca/medical_meadow_medical_flashcards",
         "columns": _INPUT_AS_QUESTION,
@@ -31,15 +24,15 @@ HUB: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Data sets of the Hub that need more than their id."""
-HUB_ALIASES = {
-    "CohereLabs/aya_dataset": "CohereForAI/aya_dataset",
-    "aya_dataset": "CohereForAI/aya_dataset",
-}
+_OTHERWISE = {"CohereForAI/aya_dataset": "aya", "aya_dataset": "aya"}
 
 
 def on_hub(name: str) -> dict[str, Any]:
-    """Return the part of section `data` that reads a data set of the Hub."""
-    return dict(HUB.get(HUB_ALIASES.get(name, name), {"source": name}))
+    """Return the part of section `data` that reads a data set of the Hub: by its name here, if it has one."""
+    if name in _HUB:
+        return dict(_HUB[name])
+    known = {named.hub: ours for ours, named in CATALOGUE.items() if named.hub}
+    return {"source": known.get(name, _OTHERWISE.get(name, name))}
 
 
 def under_data(section: Mapping[str, Any]) -> dict[str, Any]:

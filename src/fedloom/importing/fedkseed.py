@@ -41,7 +41,8 @@ def _is_dolly(values: Values) -> bool:
 def _data(_: Any, values: Values) -> Becomes:
     if not _is_dolly(values):
         found = {
-            "data.source": _TASKS,
+            "data.source": "natural_instructions",
+            "data.path": _TASKS,
             "data.partition": {"natural": {"by": "task"}},
             "data.held_out": {"split": ["test"]},
             "data.shorter": {"input": 1024},
@@ -52,7 +53,7 @@ def _data(_: Any, values: Values) -> Becomes:
         return Becomes(found, "a checkout of github.com/allenai/natural-instructions")
     held_out = {"category": [_CATEGORIES[whole(values.get("zerotask", 7))]]}
     found = {
-        "data.source": "databricks/databricks-dolly-15k",
+        "data.source": "dolly",
         "data.held_out": held_out,
         "data.fractions": [1.0, 0.0, 0.0],
     }
@@ -145,7 +146,9 @@ FEDKSEED = Framework(
         Counterpart("rounds", "run.rounds", convert=to("run.rounds", whole), default=40),
         Counterpart("num_clients", "data.num_clients", convert=_clients, default=200),
         Counterpart("m", "cohort.uniform.size", convert=_cohort, default=0.05),
-        Counterpart("dataset", "data.source, held_out, sample", convert=_data, default="instruct"),
+        Counterpart(
+            "dataset", "data.source, path, held_out, sample", convert=_data, default="instruct"
+        ),
         read_by("zerotask", "data.held_out", where=_is_dolly, else_="of dolly only"),
         Counterpart("iid", "data.partition", convert=_partition, default="dir0.5"),
         Counterpart("dataset_subsample", "data.sample.share", convert=_sample),

@@ -76,10 +76,10 @@ def _when(wanted: bool, reason: str, found: Convert) -> Convert:
 
 
 _DATA = (
-    Counterpart("data.type", "data.source, config, columns", convert=values.data_source),
+    Counterpart("data.type", "data.source, path", convert=values.data_source),
     read_by(
         "data.root",
-        "data.source",
+        "data.source or path",
         where=values.is_file,
         else_="rows of the Hub stay in its cache; a path in data.source takes their place",
     ),

@@ -4,20 +4,19 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
+from fedloom.data.catalogue import CATALOGUE
 from fedloom.importing.counterparts import Becomes, NoCounterpart, Values, number, truth, whole
-from fedloom.importing.data_sets import on_hub, under_data
 from fedloom.importing.models import default_targets, lora, num_layers
 
 _DATA = {
-    "alpaca": ("tatsu-lab/alpaca", ""),
-    "alpaca_cleaned": ("yahma/alpaca-cleaned", ""),
-    "dolly-15k": ("databricks/databricks-dolly-15k", "category"),
-    "gsm8k": ("openai/gsm8k", ""),
-    "code_search_net": ("code-search-net/code_search_net", "language"),
+    "alpaca": "alpaca",
+    "alpaca_cleaned": "alpaca_cleaned",
+    "dolly-15k": "dolly",
+    "gsm8k": "gsm8k",
+    "rosetta_alpaca": "codealpaca_languages",
+    "code_search_net": "code_search_net",
 }
-"""Named data sets: where they are on the Hub, and the column that is their category."""
-_ROSETTA = "rosetta_alpaca"
-_CODE = {"prompt": "func_documentation_string", "completion": "func_code_string"}
+"""Named data sets: what they are called here."""
 
 
 def is_on(key: str, values: Values) -> bool:
@@ -28,37 +27,34 @@ def is_on(key: str, values: Values) -> bool:
 def data_source(value: Any, values: Values) -> Becomes:
     """Return where the rows of `data.type` are."""
     name, _, kind = str(value).partition("@")
-    root = str(values.get("data.root", "data"))
+    root = PurePosixPath(str(values.get("data.root", "data")))
     if kind != "llm":
         raise ValueError("only data sets of the kind NAME@llm hold text to fine-tune on")
     if name.endswith((".json", ".jsonl")):
-        return Becomes({"data.source": str(PurePosixPath(root) / name)})
-    if name.lower() == _ROSETTA:
-        file = str(PurePosixPath(root) / f"{_ROSETTA}.json")
-        return Becomes(
-            {"data.source": file}, "a file of github.com/sahil280114/codealpaca, to be put there"
-        )
+        return Becomes({"data.source": str(root / name)})
     if name.lower() not in _DATA:
-        raise ValueError(f"its data sets are {', '.join([*_DATA, _ROSETTA])}, or a .json file")
-    section: dict[str, Any] = on_hub(_DATA[name.lower()][0])
-    if name.lower() == "code_search_net":
-        section["columns"] = _CODE
+        raise ValueError(f"its data sets are {', '.join(_DATA)}, or a .json file")
+    found = _DATA[name.lower()]
+    if not CATALOGUE[found].hub:
+        path = str(root / f"{name}.json")
+        remark = f"a file of {CATALOGUE[found].elsewhere}, to be put there"
+        return Becomes({"data.source": found, "data.path": path}, remark)
     remark = "answers end in #### and the number, as in the data, not in `The answer is`"
-    return Becomes(under_data(section), remark if name.lower() == "gsm8k" else "")
+    return Becomes({"data.source": found}, remark if found == "gsm8k" else "")
 
 
 def is_file(values: Values) -> bool:
     """Return whether rows are in a file below `data.root`."""
     name = str(values.get("data.type", "")).partition("@")[0].lower()
-    return name.endswith((".json", ".jsonl")) or name == _ROSETTA
+    return name.endswith((".json", ".jsonl")) or not CATALOGUE[_DATA.get(name, "alpaca")].hub
 
 
 def category(values: Values) -> str:
     """Return the label that clients are told apart by; empty where the data set has none."""
     name = str(values.get("data.type", "")).partition("@")[0].lower()
-    if name == _ROSETTA:
-        return "input"
-    return "category" if is_file(values) else _DATA.get(name, ("", ""))[1]
+    if name in _DATA:
+        return CATALOGUE[_DATA[name]].label
+    return "category" if name.endswith((".json", ".jsonl")) else ""
 
 
 def partition(value: Any, values: Values) -> Becomes:
@@ -279,7 +275,7 @@ def _alignment(values: Values) -> dict[str, Any]:
     at = "llm.offsite_tuning.emu_align."
     name = str(values.get(f"{at}data.type", "alpaca@llm")).partition("@")[0].lower()
     return {
-        "public": {"source": _DATA.get(name, (name, ""))[0], "num_examples": 2000},
+        "public": {"source": _DATA.get(name, name), "num_examples": 2000},
         "before": max(whole(values.get(f"{at}train.local_update_steps", 10)), 1),
         "steps": 0,
         "hidden": number(values.get(f"{at}train.kd_loss_weight", 0.9)) or 1.0,

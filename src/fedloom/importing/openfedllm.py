@@ -8,6 +8,7 @@ import math
 from pathlib import PurePosixPath
 from typing import Any
 
+from fedloom.data.catalogue import CATALOGUE
 from fedloom.importing.counterparts import (
     Becomes,
     Counterpart,
@@ -30,7 +31,13 @@ _FIFTEEN = [
     *("Filipino", "Bengali", "Standard Malay", "Lithuanian", "Tamil"),
     *("Zulu", "Irish", "Nepali", "Malayalam", "Telugu"),
 ]
-_BENCH_SETS = ("FedAya", "FedChatbotIT", "FedWildChatSingle", "FedWildChatMulti", "FedChatbotPA")
+_BENCH_SETS = {
+    "FedAya": "fed_aya",
+    "FedChatbotIT": "fed_chatbot_it",
+    "FedWildChatSingle": "fed_wildchat",
+    "FedWildChatMulti": "fed_wildchat",
+    "FedChatbotPA": "fed_chatbot_pa",
+}
 _SCRIPT = "(script)"
 
 
@@ -116,21 +123,17 @@ def _cohort(value: Any, values: Values) -> Becomes:
 
 def _source(value: Any, values: Values) -> Becomes:
     name, folder = str(value), values.get("local_data_dir")
-    if name in ("multi_language_clusters", "aya_dataset"):
-        name = "CohereLabs/aya_dataset"
-    section = on_hub(name)
-    if folder and (str(folder).endswith(".json") or name in _BENCH_SETS):
-        section = {"source": str(folder)}
-    elif name in _BENCH_SETS:
-        raise ValueError("its rows are in a file, which --local_data_dir has to name")
-    elif folder:
-        for setting in ("config", "split"):
-            section.pop(setting, None)
-        section["source"] = str(PurePosixPath(str(folder)) / name)
-    if section["source"].endswith("aya_dataset"):
+    if name in _BENCH_SETS:
+        if not folder:
+            raise ValueError("its rows are in a file, which --local_data_dir has to name")
+        return Becomes({"data.source": _BENCH_SETS[name], "data.path": str(folder)})
+    section = on_hub("aya_dataset" if name == "multi_language_clusters" else name)
+    if folder:
+        place = str(PurePosixPath(str(folder)) / name)
+        section.pop("split", None)
+        section["path" if section["source"] in CATALOGUE else "source"] = place
+    if section["source"] == "aya":
         section["where"] = {"language": _languages(values)}
-    if _is_dpo(values) and "ultrafeedback" in name.lower():
-        return Becomes(under_data(section), "the split it reads: test pairs are in others")
     return Becomes(under_data(section))
 
 
@@ -275,9 +278,12 @@ _SHARED = (
         "model_name_or_path", "model.name", convert=_model, default="meta-llama/Llama-2-7b-hf"
     ),
     Counterpart(
-        "dataset_name", "data.source", convert=_source, default="lucasmccabe-lmi/CodeAlpaca-20k"
+        "dataset_name",
+        "data.source, path",
+        convert=_source,
+        default="lucasmccabe-lmi/CodeAlpaca-20k",
     ),
-    Counterpart("local_data_dir", "data.source"),
+    Counterpart("local_data_dir", "data.path or source"),
     Counterpart(
         "dataset_sample",
         "data.num_examples",
