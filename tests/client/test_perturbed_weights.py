@@ -132,9 +132,7 @@ def test_frozen_weights_of_few_bits_are_seen_shifted_too(kind, distribution):
         ground.move_([1], [0.015], shrink=1.0)
         with ground.looking([], []):
             moved = logits(space)
-    close: dict[str, Any] = (
-        {"rtol": 1e-4, "atol": 1e-4} if scheme else {"rtol": 0.05, "atol": 0.05}
-    )
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if scheme else {"rtol": 0.05, "atol": 0.05}
     torch.testing.assert_close(shifted, wanted, **close)
     scaled = at(space, 3, 0.03)
     space.layout.shapes["base"] = torch.Size()

@@ -258,7 +258,9 @@ def test_a_model_without_plain_linear_layers_is_refused(tiny_folder: Path) -> No
     from transformers import GPT2Config, GPT2LMHeadModel
 
     base = load_base(ModelSettings(str(tiny_folder), device="cpu"))
-    config = GPT2Config(vocab_size=len(base.tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    config = GPT2Config(
+        vocab_size=len(base.tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2
+    )
     loaded = GPT2LMHeadModel(config), base.tokenizer
     with pytest.raises(ValueError, match=r"must be none for this model \(GPT2LMHeadModel\)"):
         base_from(loaded, ModelSettings("given", quantize="int4"))

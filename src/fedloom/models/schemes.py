@@ -157,7 +157,6 @@ class NF4:
             **beside,
         )
 
-
     def serialised(
         self, packed: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype
     ) -> Mapping[str, Tensor]:

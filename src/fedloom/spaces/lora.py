@@ -112,7 +112,10 @@ class LoRA:
     def attach(self, base: Base, targets: str | Sequence[str], *, seed: int) -> Adapter:
         """Put the adapter on these linear layers of the model, in place."""
         if self.dora:
-            check_unquantized(base.model, "where tune.lora.dora is true, whose magnitudes are those of whole weights")
+            check_unquantized(
+                base.model,
+                "where tune.lora.dora is true, whose magnitudes are those of whole weights",
+            )
         whole = base.model.dtype in (torch.float32, torch.float64)
         if self.init == "pissa" and (scheme_of(base.model) or not whole):
             raise ValueError(

@@ -203,7 +203,8 @@ class OffsiteSpace(Live):
                 " than here"
             )
         check_unquantized(
-            self.model, "where sites are handed an emulator: rounded once more there, its weights would be others"
+            self.model,
+            "where sites are handed an emulator: rounded once more there, its weights would be others",
         )
         with self.standing_at(self.start()), self.emulator.alone():
             write_model(self._base, folder)

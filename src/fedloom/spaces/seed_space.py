@@ -23,7 +23,12 @@ from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.build import Base, ModelSettings, clean, shapes_only, write_model
-from fedloom.models.quantized import quantized_identity, quantized_layers, scheme_of, unpacked_shapes
+from fedloom.models.quantized import (
+    quantized_identity,
+    quantized_layers,
+    scheme_of,
+    unpacked_shapes,
+)
 from fedloom.spaces.directions.directions import Directions
 from fedloom.spaces.directions.lowrank import Drawn
 from fedloom.spaces.directions.stream import NOISE_VERSION, Distribution

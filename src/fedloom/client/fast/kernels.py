@@ -260,7 +260,9 @@ def _adapted_forward_of(layer: LoRALayer, product: Product) -> Callable[[Tensor]
     plain: Callable[[Tensor], Tensor] = layer.module.forward
 
     def forward(x: Tensor) -> Tensor:
-        if x.dtype != layer.a.dtype or not (layer.base.packed or x.dtype == layer.base.weight.dtype):
+        if x.dtype != layer.a.dtype or not (
+            layer.base.packed or x.dtype == layer.base.weight.dtype
+        ):
             return plain(x)
         out = lora_linear(x, product, layer.a[None], layer.b[None], layer.scaling)
         return out if layer.base.bias is None else out + layer.base.bias
