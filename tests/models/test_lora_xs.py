@@ -12,9 +12,9 @@ from fedloom.core.protocols import Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.models.build import Base
 from fedloom.models.hf_logging import quiet
+from fedloom.models.introspection import core_layers, lora_layers
 from fedloom.models.quantized import quantize_
 from fedloom.models.schemes import SCHEMES
-from fedloom.models.introspection import core_layers, lora_layers
 from fedloom.rounds.loop import begin, draw
 from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.wire.format import encode_reply

@@ -1,6 +1,7 @@
 """Weights in few bits: what they stand for, that layers compute with it, and what they do not go with."""
 
 import builtins
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def decoded(packed: dict[str, Tensor], shape: tuple[int, int], *, block: int = 6
     positive = []
     for bits, exponent in enumerate(exponents):
         edges = torch.linspace(0.1, 1, 2**bits + 1)
-        positive += [10**exponent * (a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+        positive += [10**exponent * (a + b) / 2 for a, b in itertools.pairwise(edges)]
     numbers = sorted([*map(float, positive), *(-float(x) for x in positive), 0.0, 1.0])
     fractions = torch.tensor(numbers)[packed["absmax"].long()]
     nested = packed["absmax_scale"].repeat_interleave(256)[: len(fractions)]
@@ -254,8 +255,9 @@ def test_without_the_package_a_sentence_says_what_to_install(
 
 
 def test_a_model_without_plain_linear_layers_is_refused(tiny_folder: Path) -> None:
-    from fedloom.models.loaded import base_from
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from fedloom.models.loaded import base_from
 
     base = load_base(ModelSettings(str(tiny_folder), device="cpu"))
     config = GPT2Config(
