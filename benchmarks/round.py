@@ -66,11 +66,13 @@ class Scene:
     """Of a real model; empty: a random Llama of these sizes."""
     vocabulary: int = VOCABULARY
     dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: str = "none"
 
     def model(self) -> Any:
         """Return a fresh base model."""
         if self.name:
-            return load_base(ModelSettings(self.name, dtype=self.dtype)).model
+            asked = ModelSettings(self.name, dtype=self.dtype, quantize=self.quantize)  # type: ignore[arg-type]
+            return load_base(asked).model
         return random_llama(self.hidden, self.layers)
 
 

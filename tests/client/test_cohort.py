@@ -9,6 +9,8 @@ from fedloom.client.local_settings import LocalSettings
 from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
 from fedloom.core.randomness import derive
+from fedloom.models.quantized import QuantizedLinear, quantize_, quantized_layers
+from fedloom.models.schemes import SCHEMES
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
@@ -69,6 +71,46 @@ def test_a_cohort_in_one_batch_is_the_clients_one_by_one(bench, distance, local,
         assert max(float(t.abs().max()) for t in one.params.values()) > 1e-3
         assert one.metrics == pytest.approx(other.metrics, abs=1e-12)
         assert (one.num_steps, one.lr_sum) == (other.num_steps, other.lr_sum)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tune"),
+    [
+        ("nf4", {"targets": "all-linear"}),
+        ("nf4", IA3()),
+        ("nf4", VeRA(rank=8)),
+        ("int8", {"targets": ["q_proj", "v_proj"]}),
+        ("int4", LoRAXS(rank=4)),
+    ],
+    ids=["nf4 lora", "nf4 ia3", "nf4 vera", "int8 lora", "int4 lora_xs"],
+)
+def test_a_weight_in_few_bits_is_unpacked_once_for_all_clients_of_a_batch(
+    bench, distance, tiny_llama, monkeypatch, scheme, tune
+):
+    unpacked, ends, counts = [], [], []
+    real = QuantizedLinear.unpacked
+
+    def spy(layer, dtype):
+        unpacked.append(layer)
+        return real(layer, dtype)
+
+    monkeypatch.setattr(QuantizedLinear, "unpacked", spy)
+    for batched in ("off", "auto"):
+        model = tiny_llama(dtype=torch.float64).requires_grad_(False)
+        quantize_(model, SCHEMES[scheme])
+        local = {"optimizer": "sgd", "lr": 0.1, "steps": 2, "batch_size": 4}
+        one = bench(model=model, tune=tune, batched=batched, **local)
+        unpacked.clear()
+        ends.append(one.fit(EVERYBODY))
+        counts.append(len(unpacked))
+    for one, other in zip(*ends, strict=True):
+        # What learns is float32 beside integers, whatever the model's type.
+        assert distance(one.params, other.params) < 1e-6
+        assert max(float(t.abs().max()) for t in one.params.values()) > 1e-5
+    assert counts[0] == 8 * counts[1]
+    # Once a product: two steps, forwards and, but for the first layer's input, backwards.
+    layers = len(quantized_layers(model))
+    assert 2 * layers < counts[1] <= 2 * 2 * layers
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], ["down_proj"]])

@@ -43,15 +43,15 @@ def architectures():
     }
 
 
-def make(name="llama", distribution="rademacher", dtype=torch.float32, *, int8=False, weights=()):
+def make(name="llama", distribution="rademacher", dtype=torch.float32, *, scheme="", weights=()):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = architectures()[name]().to(dtype).eval().requires_grad_(False)
         for key, p in model.named_parameters():
             if key.endswith("bias"):  # zeros would hide their shift
                 nn.init.normal_(p, std=0.1)
-    if int8:
-        quantize_(model, SCHEMES["int8"])
+    if scheme:
+        quantize_(model, SCHEMES[scheme])
     tune = Seeds(num_seeds=8, distribution=distribution, weights=weights)
     return tune.make_space(Base(model, None, "random"), seed=2)
 
@@ -112,11 +112,14 @@ def test_a_model_seen_shifted_is_the_model_rebuilt_there(name, weights, distribu
         ("float16", "rademacher"),
         ("float16", "lowrank"),
         ("int8", "lowrank"),
+        ("nf4", "lowrank"),
+        ("int4", "lowrank"),
     ],
 )
 def test_frozen_weights_of_few_bits_are_seen_shifted_too(kind, distribution):
-    dtype = torch.float32 if kind == "int8" else getattr(torch, kind)
-    space = make("llama", distribution, dtype, int8=kind == "int8")
+    scheme = kind if kind in SCHEMES else ""
+    dtype = torch.float32 if scheme else getattr(torch, kind)
+    space = make("llama", distribution, dtype, scheme=scheme)
     ground_of = PerturbedLowRank if distribution == "lowrank" else Ground
     space.load(at(space, 3, 0.03))
     wanted = logits(space)
@@ -129,15 +132,13 @@ def test_frozen_weights_of_few_bits_are_seen_shifted_too(kind, distribution):
         ground.move_([1], [0.015], shrink=1.0)
         with ground.looking([], []):
             moved = logits(space)
-    close: dict[str, Any] = (
-        {"rtol": 1e-4, "atol": 1e-4} if kind == "int8" else {"rtol": 0.05, "atol": 0.05}
-    )
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4} if scheme else {"rtol": 0.05, "atol": 0.05}
     torch.testing.assert_close(shifted, wanted, **close)
     scaled = at(space, 3, 0.03)
     space.layout.shapes["base"] = torch.Size()
     space.load({**scaled, "base": torch.tensor(-0.75, dtype=torch.float64)})
     torch.testing.assert_close(moved, logits(space), **close)
-    if kind == "int8":
+    if scheme:
         same = zip(stored, space.tensors.values(), strict=True)
         assert all(torch.equal(a, b) for a, b in same if not a.is_floating_point())
 

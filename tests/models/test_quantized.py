@@ -1,6 +1,7 @@
 """Weights in few bits: what they stand for, that layers compute with it, and what they do not go with."""
 
 import builtins
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def decoded(packed: dict[str, Tensor], shape: tuple[int, int], *, block: int = 6
     positive = []
     for bits, exponent in enumerate(exponents):
         edges = torch.linspace(0.1, 1, 2**bits + 1)
-        positive += [10**exponent * (a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+        positive += [10**exponent * (a + b) / 2 for a, b in itertools.pairwise(edges)]
     numbers = sorted([*map(float, positive), *(-float(x) for x in positive), 0.0, 1.0])
     fractions = torch.tensor(numbers)[packed["absmax"].long()]
     nested = packed["absmax_scale"].repeat_interleave(256)[: len(fractions)]

@@ -92,8 +92,8 @@ def write_nf4(
     inside = {f"{name}.{part}" for name, layer in layers.items() for part in layer.packed}
     state |= {n: t for n, t in merged.state_dict().items() if n not in inside}
     _write(merged, tokenizer, state, folder)
-    share = [(part / max(whole, 1e-30)) ** 0.5 for part in (learnt, moved)]
-    return Drift(*share, float((logits - before).norm() / before.norm()))
+    far, rounded = ((part / whole) ** 0.5 for part in (learnt, moved))
+    return Drift(far, rounded, float((logits - before).norm() / before.norm()))
 
 
 def _write(
