@@ -136,7 +136,7 @@ class HuggingFaceTrainer:
                 steps,
                 job.seed % 2**32,
                 local.lr_at(job.round, self.setup.num_rounds),
-                local.batch_size,
+                local.rows,
                 Path(folder),
             )
             trainer = self.make(asked)
