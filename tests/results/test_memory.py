@@ -81,8 +81,8 @@ def test_auto_is_refused_where_each_process_has_memory_of_its_own(small_recipe: 
 @pytest.mark.parametrize(
     ("sections", "activations", "words"),
     [
-        ({}, 10**9, "activations of a batch, 1.0 GB: model.gradient_checkpointing true"),
-        ({"model": {"gradient_checkpointing": True}}, 10**9, "1.0 GB: a smaller local.batch_size"),
+        ({}, 10**9, "activations of a batch, 1.00 GB: model.gradient_checkpointing true"),
+        ({"model": {"gradient_checkpointing": True}}, 10**9, "1.00 GB: a smaller local.batch_size"),
         ({}, 0, "the model's weights, .*: model.dtype bfloat16"),
         ({"tune": "full"}, 0, "the optimizer's moments, .*: local.moments float8"),
         ({"tune": "full", "local": {"moments": "float8"}}, 0, "the model's weights"),
