@@ -81,8 +81,7 @@ def _largest(session: Session, shards: dict[ClientId, Shard]) -> int:
     if fit is None:
         raise ValueError("local.batch_size auto has no effect: nobody trains in round 1")
     memory = Probes(session, shards, cohort).training(fit).memory
-    allowed = psutil.Process().memory_info().rss + SHARE * psutil.virtual_memory().available
-    left = allowed - memory.constant - held_by_round(session, cohort)
+    left = allowed_bytes() - memory.constant - held_by_round(session, cohort)
     if left < memory.slope * longest:
         raise ValueError(
             f"one example of {longest} tokens needs {human_bytes(memory.slope * longest)} beside"
@@ -91,6 +90,11 @@ def _largest(session: Session, shards: dict[ClientId, Shard]) -> int:
     # No client has more to put through at once.
     fits = left / (memory.slope * longest) if memory.slope else most
     return max(1, min(int(fits), -(-most // recipe.local.accumulation)))
+
+
+def allowed_bytes() -> float:
+    """Return what this process may hold: what it has, and a share of what is free."""
+    return psutil.Process().memory_info().rss + SHARE * psutil.virtual_memory().available
 
 
 def largest_term(session: Session, activations: int, held_by_round: int) -> str:
