@@ -47,7 +47,7 @@ def test_auto_is_the_most_examples_that_fit(
         assert with_batch_size(asked).local.rows == wanted
     measured(token=10.0, room=kept + 0.9 * longest * 10)
     with pytest.raises(
-        ValueError, match=rf"one example of {longest} tokens needs .* checkpointing"
+        ValueError, match=rf"one example of {longest} tokens needs .*gradient_checkpointing"
     ):
         with_batch_size(asked)
 

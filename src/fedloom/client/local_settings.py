@@ -174,7 +174,7 @@ def _check_numbers(local: LocalSettings) -> None:
         ("weight_decay", local.weight_decay, 0),
         ("min_lr", local.min_lr, 0),
     ):
-        if number is not None and (isinstance(number, str) or not number >= least):
+        if number is not None and not number >= least:
             raise ValueError(f"local.{name} must be at least {least}, got {number}")
     if not 0 < local.lr < math.inf:
         raise ValueError(f"local.lr must be positive, got {local.lr}")
