@@ -95,7 +95,7 @@ def forecast(session: Session, shards: dict[ClientId, Shard]) -> Forecast:
         judged += seconds + loads.again * (calls - 1) if calls else 0.0
         trained += 0.0 if calls else seconds - loads.again
         trained += loads.again * asked[number].pieces if number < recipe.run.rounds else 0.0
-    largest, held = max(one.largest for one in asked), held_by_round(session, cohort)
+    largest, held = max((one.largest for one in asked), default=0), held_by_round(session, cohort)
     if any(one.pieces for one in asked):
         memory = max(memory, cost.memory.at(largest) + held)
     around = sum(one.seconds for one in rounds) / len(rounds)
