@@ -1,8 +1,8 @@
 """Full tuning over sites that join: bytes, memory and time of messages too large for one, with the link cut once.
 
-    python benchmarks/large_messages.py [--model FILE] [--rounds 2] [--cut] [--here]
+    python benchmarks/large_messages.py [--model FILE] [--sites 3] [--rounds 2] [--cut] [--here]
 
-Three sites tune all weights of a random model of 34 million (a message of 135 MB), or of FILE, for a few rounds. Memory is
+Sites tune all weights of a random model of 34 million (a message of 135 MB), or of FILE, for a few rounds. Memory is
 what a process has to itself (RssAnon: without files that it has mapped), looked at four times a second; the largest is
 given as a multiple of the message, less what the process has before round 1. --cut breaks every connection for ten seconds
 in the middle of an upload of round 1; --here runs the same in one process, and compares.
@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,10 @@ def recipe_of(model: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def texts(folder: Path) -> None:
+def texts(folder: Path, names: Sequence[str]) -> None:
     """Write a file of text for each site."""
     folder.mkdir(parents=True)
-    for at, name in enumerate(NAMES):
+    for at, name in enumerate(names):
         rows = [{"prompt": f"say {i}", "completion": f"{i * (at + 2)}"} for i in range(24)]
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
@@ -170,6 +171,7 @@ def main() -> None:
     """Print what was sent, what was held, and how it compares."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="")
+    parser.add_argument("--sites", type=int, default=len(NAMES), choices=range(1, 1 + len(NAMES)))
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cut", action="store_true")
     parser.add_argument("--here", action="store_true")
@@ -181,9 +183,10 @@ def main() -> None:
         if not asked.model:
             random_llama(512, 11).save_pretrained(model)
             load_tokenizer(ModelSettings()).save_pretrained(model)
-        texts(home / "data")
+        names = NAMES[: asked.sites]
+        texts(home / "data", names)
         recipe = recipe_of(model, asked.rounds)
-        state = federate(home, recipe, cut=asked.cut)
+        state = federate(home, recipe, names, cut=asked.cut)
         if asked.here:
             data = {"source": str(home / "data"), "partition": {"natural": {"by": "file"}}}
             recipe["data"] = {**recipe["data"], **data}
@@ -191,18 +194,18 @@ def main() -> None:
             print(f"in one process the same state: {here == state}")
 
 
-def federate(home: Path, recipe: dict[str, Any], *, cut: bool) -> str:
+def federate(home: Path, recipe: dict[str, Any], names: Sequence[str], *, cut: bool) -> str:
     """Run the federation, print what it took, and return the hash of its last state."""
-    with Sites(home / "lab", recipe, NAMES) as sites:
+    with Sites(home / "lab", recipe, names) as sites:
         began = time.monotonic()
         server, wire = sites.serve(), Wire(sites.port)
         port = wire.start()
-        joined = [sites.join(name, home / "data" / f"{name}.jsonl", port=port) for name in NAMES]
+        joined = [sites.join(name, home / "data" / f"{name}.jsonl", port=port) for name in names]
         memory = Memory([server.pid, *(process.pid for process in joined)])
         looking = threading.Thread(target=memory.watch, daemon=True)
         looking.start()
         until(
-            lambda: all(f"{name}: joined" in said(home / "lab" / f"{name}.log") for name in NAMES),
+            lambda: all(f"{name}: joined" in said(home / "lab" / f"{name}.log") for name in names),
             server,
             900,
         )
@@ -228,7 +231,7 @@ def federate(home: Path, recipe: dict[str, Any], *, cut: bool) -> str:
         print("\n".join(dict.fromkeys(heard)))
         summary = json.loads((sites.out / "summary.json").read_text())
         rounds = metrics(sites.out)[1:]
-        size = rounds[0]["comm/upload_bytes"] / len(NAMES)
+        size = rounds[0]["comm/upload_bytes"] / len(names)
         for way, counted in (("up", wire.up), ("down", wire.down)):
             whole = sum(
                 line[f"comm/{'upload' if way == 'up' else 'download'}_bytes"] for line in rounds

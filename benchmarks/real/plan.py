@@ -53,6 +53,20 @@ def configs(models: Path, data: str) -> Mapping[str, Tree]:
             algorithm={"fedkseed": {"steps": 6}},
             tune={"seeds": {"num_seeds": 1024}},
         ),
+        "SmolLM2, LoRA r8, code": tree(smollm2, {**code, "num_clients": 4}, adamw),
+        "SmolLM2, LoRA r8, code, checkpointing": tree(
+            smollm2,
+            {**code, "num_clients": 4},
+            adamw,
+            model={"name": smollm2, "gradient_checkpointing": True},
+        ),
+        "SmolLM2, full, moments in float8": tree(
+            smollm2,
+            POLYGLOT,
+            {**adamw, "steps": 1, "moments": "float8"},
+            tune="full",
+            run={"rounds": 1, "samples": 0, "keep_checkpoints": 1},
+        ),
         "Gemma, LoRA r8, short rows": tree(gemma, POLYGLOT, adamw),
         "Gemma, clusters, XQuAD": tree(
             gemma,

@@ -19,12 +19,14 @@ from fedloom.core.protocols import Split
 from fedloom.deploy.connect import connect
 from fedloom.deploy.listening import Listening
 from fedloom.objects import Objects, recipe_with, require_objects, to_yaml
+from fedloom.recipe import load_recipe
 from fedloom.reopen import binding_of
 from fedloom.report.page import write_report
 from fedloom.result import Result
 from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_setup
+from fedloom.results.memory import with_batch_size
 from fedloom.rounds.binding import bind, changed_sites
 from fedloom.rounds.emulation import AlignmentStage, stage_of
 from fedloom.rounds.inputs import note_text, write_note
@@ -159,6 +161,7 @@ def _experiment(
     asked = recipe_with(recipe, overrides, objects)
     home = new_folder(asked.name, None) if folder is None else Path(folder)
     require_objects(asked, objects, home)
+    asked = _with_batch_size(asked, home, objects, console)
     asked = _with_baselines_checked(asked, console)
     listening = listening or Listening.read(home)
     with held(home):
@@ -176,6 +179,20 @@ def _experiment(
                 for _ in other.rounds():
                     pass
         write_report(home)
+
+
+def _with_batch_size(recipe: Recipe, home: Path, objects: Objects, console: Console) -> Recipe:
+    """Return the recipe with the batch size that fits here, or that a run in the folder was begun with."""
+    if recipe.local.batch_size != "auto":
+        return recipe
+    if (home / "recipe.yaml").is_file():
+        begun = load_recipe(home / "recipe.yaml").local.batch_size
+        return dataclasses.replace(
+            recipe, local=dataclasses.replace(recipe.local, batch_size=begun)
+        )
+    found = with_batch_size(recipe, makers=objects.makers())
+    console.print(f"local.batch_size auto: {found.local.rows} examples at once fit here")
+    return found
 
 
 def _with_baselines_checked(recipe: Recipe, console: Console) -> Recipe:

@@ -308,7 +308,8 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _is_bool_for_number(hint: Any, value: Any) -> bool:
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    parts = typing.get_args(hint) if is_union else (hint,)
     return isinstance(value, bool) and bool not in parts and any(p in (int, float) for p in parts)
 
 

@@ -165,6 +165,7 @@ def test_a_worker_that_is_started_again_asks_for_the_frames_it_lacks(
     [
         ({"parcels": {"0": [10**12, ["0" * 64] * 2]}}, "listing is malformed"),
         ({"parcels": {"0": "huge"}}, "listing is malformed"),
+        ({"parcels": {"0": [-5, []]}}, "listing is malformed"),
         ({"parcels": {"3": "more"}}, "listing is malformed"),
         ({"parcels": []}, "list of parcels is malformed"),
         ({"asks": {"of": "parcels", "name": "0", "at": 2048}}, "it asks for what is not handed"),

@@ -37,7 +37,7 @@ class AdapterLanes:
         total = torch.zeros_like(self.values[:, 0])
         gradient: Tensor | None = None
         with self._cohort.adapted(leaves):
-            for batch in fast.batches(steps, setup.local.batch_size, self.values):
+            for batch in fast.batches(steps, setup.local.rows, self.values):
                 losses = fast.losses(batch)
                 # Lanes do not mix in the sum, so its gradient is each lane's own.
                 parts = torch.autograd.grad(
@@ -96,7 +96,7 @@ class Cohort:
         longest = 0
         for round, _, length, _, i in sorted(order):
             longest = max(longest, length)
-            full = (len(group) + 1) * local.batch_size * longest > self.group_tokens
+            full = (len(group) + 1) * local.rows * longest > self.group_tokens
             if group and (full or jobs[group[0]].round != round):
                 yield group
                 group, longest = [], length

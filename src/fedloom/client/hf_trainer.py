@@ -113,6 +113,9 @@ class HuggingFaceTrainer:
     def _fit(self, job: Job, work: Fit) -> Done:
         refuse(work)
         space, local = self.setup.space, self.setup.local
+        local.refuse(
+            ("moments",), "has no effect on a Hugging Face trainer, which has its own optimizer"
+        )
         examples = self.setup.examples(job.client)
         if any(example.positions is not None for example in examples):
             raise ValueError(
@@ -136,7 +139,7 @@ class HuggingFaceTrainer:
                 steps,
                 job.seed % 2**32,
                 local.lr_at(job.round, self.setup.num_rounds),
-                local.batch_size,
+                local.rows,
                 Path(folder),
             )
             trainer = self.make(asked)

@@ -42,8 +42,9 @@ class LocalSettings:
     """Optimizer steps a round; None: `epochs` passes, so clients differ."""
     epochs: int = 1
     """Passes over the client's examples a round, where `steps` is None."""
-    batch_size: int = 4
-    """Examples that go through the model at once."""
+    batch_size: int | Literal["auto"] = 4
+    """Examples that go through the model at once; auto: the most that fit into the memory that is free where a run begins
+    (on a CPU, in one process), by the forecast of `fedloom plan`; the run's recipe.yaml then has the number."""
     accumulation: int = 1
     """Batches of one optimizer step; the loss is the mean over the target tokens of all of them."""
     max_grad_norm: float | None = 1.0
@@ -112,6 +113,19 @@ class LocalSettings:
         """Return whether a step along a seed shrinks all weights, which is a coordinate of their space."""
         return self.weight_decay > 0 and self.order != "first"
 
+    @property
+    def rows(self) -> int:
+        """Return `batch_size` as a number.
+
+        Raises:
+            ValueError: where it was not made one.
+        """
+        if isinstance(self.batch_size, str):
+            raise ValueError(
+                "local.batch_size auto becomes a number where `fedloom run` or `plan` begins: set one here"
+            )
+        return self.batch_size
+
     def lr_at(self, round: int, num_rounds: int) -> float:
         """Return the learning rate of a round, counted from 1."""
         done, warmup = round - 1, self.warmup_rounds
@@ -129,7 +143,7 @@ class LocalSettings:
             return override
         if self.steps is not None:
             return self.steps
-        return self.epochs * -(-num_examples // (self.batch_size * self.accumulation))
+        return self.epochs * -(-num_examples // (self.rows * self.accumulation))
 
 
 def _check_choices(local: LocalSettings) -> None:
@@ -152,7 +166,7 @@ def _check_numbers(local: LocalSettings) -> None:
     for name, number, least in (
         ("steps", local.steps, 1),
         ("epochs", local.epochs, 1),
-        ("batch_size", local.batch_size, 1),
+        ("batch_size", 1 if local.batch_size == "auto" else local.batch_size, 1),
         ("accumulation", local.accumulation, 1),
         ("group_tokens", local.group_tokens, 1),
         ("directions", local.directions, 1),

@@ -73,7 +73,7 @@ def make_trainer(
     group_tokens = local.group_tokens or GROUP_TOKENS[space.device.type]
     lengths = [row.num_tokens for shard in federation.shards.values() for row in shard.train]
     typical = median(lengths) if lengths else 1
-    per_group = max(1, int(group_tokens // (local.batch_size * typical)))
+    per_group = max(1, int(group_tokens // (local.rows * typical)))
     cohort = Cohort(sequential, layers, group_tokens, GROUPS * per_group)
     return cohort if keeps_lanes_apart(cohort, space.model) else sequential
 

@@ -36,7 +36,7 @@ class GuessedLane:
         self._seed, self._step = seed, 0
 
     def gradients(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-        parts = list(self._fast.batches(steps, self._local.batch_size, self.values))
+        parts = list(self._fast.batches(steps, self._local.rows, self.values))
         stood = self.values.clone()
         eps = self._local.eps or EPS
         here = self._loss(parts) if self._local.difference == "forward" else math.nan

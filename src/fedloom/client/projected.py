@@ -47,7 +47,7 @@ class Projected(OneByOne[SeedSpace]):
             self.fast.installed(),
             scaled(space.model, work.gain),
         ):
-            lane = OneLane(space.seated, self.fast, local.batch_size)
+            lane = OneLane(space.seated, self.fast, local.rows)
             try:
                 done = fit([plain], lane, setup)[0]
             finally:

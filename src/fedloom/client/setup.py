@@ -41,7 +41,7 @@ class Setup(Generic[S]):
         """
         local = self.local
         examples = _weighed(self.examples(job.client), job)
-        stream = batches(examples, local.batch_size * local.accumulation, job.seed)
+        stream = batches(examples, local.rows * local.accumulation, job.seed)
         if self.references is None:
             return stream
         taken = list(islice(stream, num_steps))

@@ -114,7 +114,7 @@ class Sequential(OneByOne[Live]):
             self.fast.installed(),
             scaled(setup.space.model, work.gain),
         ):
-            lane = OneLane(setup.space, self.fast, setup.local.batch_size)
+            lane = OneLane(setup.space, self.fast, setup.local.rows)
             try:
                 return fit([job], lane, setup)[0]
             finally:

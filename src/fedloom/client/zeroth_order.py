@@ -87,7 +87,7 @@ class ZerothOrder(OneByOne[SeedSpace]):
             return [], math.nan
         values = self.setup.space.values
         like = values.new_empty(0, dtype=torch.promote_types(values.dtype, torch.float32))
-        parts = list(self.fast.batches([step], local.batch_size, like))
+        parts = list(self.fast.batches([step], local.rows, like))
         here = math.nan
         if local.difference == "forward":
             here = self._loss(parts)

@@ -43,6 +43,7 @@ class Listing:
         match value:
             case [int(size), list(hashes)] if (
                 type(size) is int
+                and size >= 0
                 and len(hashes) == -(-size // FRAME)
                 and all(isinstance(one, str) and len(one) == 64 for one in hashes)
             ):

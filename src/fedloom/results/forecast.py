@@ -35,6 +35,10 @@ class Forecast:
     align_seconds: float
     """Of the server, which aligns an emulator between rounds."""
     peak_memory_bytes: int
+    activations: int
+    """Bytes of memory that grow with the tokens of the largest batch."""
+    held_by_round: int
+    """Bytes of memory that a round keeps of params."""
     total_bytes: int
     """Of all messages."""
     rounds: Sequence[PlayedRound]
@@ -102,9 +106,9 @@ def forecast(
         judged += seconds + loads.again * (calls - 1) if calls else 0.0
         trained += 0.0 if calls else seconds - loads.again
         trained += loads.again * asked[number].pieces if number < recipe.run.rounds else 0.0
+    largest, held = max((one.largest for one in asked), default=0), held_by_round(session, cohort)
     if any(one.pieces for one in asked):
-        largest = max(one.largest for one in asked)
-        memory = max(memory, cost.memory.at(largest) + _held_by_round(session, cohort))
+        memory = max(memory, cost.memory.at(largest) + held)
     around = sum(one.seconds for one in rounds) / len(rounds)
     sizes = [one.download_bytes + one.upload_bytes for one in rounds]
     return Forecast(
@@ -114,6 +118,8 @@ def forecast(
         judged,
         aligned,
         int(memory),
+        int(cost.memory.slope * largest),
+        held,
         sum(sizes) + sizes[-1] * (recipe.run.rounds - len(rounds)),
         rounds,
     )
@@ -189,7 +195,7 @@ def _judged(
     return seconds, memory
 
 
-def _held_by_round(session: Session, cohort: int) -> int:
+def held_by_round(session: Session, cohort: int) -> int:
     """Return the bytes of what a round keeps: of each client trained at once and of the server, params three times.
 
     They are what came of training, its difference and its message; the state, its next and its checkpoint.
@@ -234,7 +240,7 @@ def _asked(session: Session, round: PlayedRound, probes: Probes) -> Asked:
 def _steps(session: Session, task: Task, turn: int, num_steps: int) -> Iterator[Step]:
     """Yield the rows of each step of a piece of training."""
     local, rows = session.recipe.local, session.federation.shards[task.client].train
-    stream = batches(rows, local.batch_size * local.accumulation, derive(task.seed, turn))
+    stream = batches(rows, local.rows * local.accumulation, derive(task.seed, turn))
     return islice(stream, num_steps)
 
 

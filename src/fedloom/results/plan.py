@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -12,19 +12,15 @@ from rich.text import Text
 
 from fedloom.client.fast.kernels import choose_kernels, products_in_words, slow_type
 from fedloom.core.description import check, describe
-from fedloom.core.protocols import ClientId
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.encoding import Tokenizer
-from fedloom.data.federation import Federation, Shard, federate
 from fedloom.models.build import model_bytes
 from fedloom.models.introspection import numberless
 from fedloom.models.quantized import num_weights
-from fedloom.objectives.objective import Objective
 from fedloom.results.forecast import forecast
+from fedloom.results.memory import largest_term, open_to_probes, with_batch_size
 from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.loop import begin
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.rounds.session import Makers, Session, build
+from fedloom.rounds.session import Session
 from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.spaces.rebuild_cost import cost_in_words
 from fedloom.spaces.seed_space import SeedSpace
@@ -52,6 +48,8 @@ class Plan:
     align_seconds: float
     """Of the server's stage between rounds; 0 where it has none."""
     peak_memory_bytes: int
+    largest_term: str
+    """What of that is the most, and what would lower it, in words."""
     base: str
     """The base model, in words."""
     left_out: Sequence[str] = ()
@@ -101,10 +99,12 @@ class Plan:
             each = f"{whole} {self.recipe.worker.num_processes} processes; memory and time below are of one alone"
             table.add_row("the model of a client is", each)
         table.add_row("clients per round", f"{self.cohort}")
+        table.add_row("examples at once", f"{self.recipe.local.rows}")
         table.add_row("download per client and round", human_bytes(self.download_bytes))
         table.add_row("upload per client and round", human_bytes(self.upload_bytes))
         table.add_row(f"all bytes of {rounds} rounds", human_bytes(self.total_bytes))
         table.add_row("peak memory", human_bytes(self.peak_memory_bytes))
+        table.add_row("most of it", Text(self.largest_term))
         table.add_row("training time", duration(self.train_seconds))
         table.add_row("evaluation time", duration(self.evaluate_seconds))
         if self.align_seconds:
@@ -130,17 +130,9 @@ def make_plan(recipe: Recipe) -> Plan:
             f"model.name {recipe.model.name} needs {human_bytes(needed)} for its weights alone, and "
             f"{human_bytes(free)} are free; choose a smaller model, model.dtype bfloat16 or a larger machine"
         )
-    shards: dict[ClientId, Shard] = {}
-
-    def open_to_probes(
-        data: DataSettings, tokenizer: Tokenizer, objective: Objective
-    ) -> Federation:
-        made = federate(data, tokenizer, objective)
-        shards.update(made.shards)
-        return replace(made, shards=shards)
-
+    recipe = with_batch_size(recipe)
     with tempfile.TemporaryDirectory() as folder:
-        session = build(recipe, Path(folder), makers=Makers(federation=open_to_probes))
+        session, shards = open_to_probes(recipe, Path(folder))
         check(recipe.algorithm, recipe, num_clients=len(session.learners))
         taken = forecast(session, shards, stage_of(session))
         begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
@@ -159,6 +151,7 @@ def make_plan(recipe: Recipe) -> Plan:
         evaluate_seconds=taken.evaluate_seconds,
         align_seconds=taken.align_seconds,
         peak_memory_bytes=taken.peak_memory_bytes,
+        largest_term=largest_term(session, taken.activations, taken.held_by_round),
         base=session.base.described(),
         products=products_in_words(kernels, model),
         slow_type=slow_type(kernels, model),

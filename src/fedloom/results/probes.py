@@ -110,7 +110,7 @@ class Probes:
         self.lanes = max(1, min(together, cohort))
         """Clients whose steps the trainer takes at once."""
         known = list(shards.values())
-        whole = local.batch_size * local.accumulation
+        whole = local.rows * local.accumulation
         self._session = session
         self.trained: Trained | None = None
         """What came of training, once it was asked what that costs."""
@@ -236,7 +236,7 @@ class Probes:
         """Return the tokens, padding included, of each batch of one step of several lanes."""
         fast, like = self._fast(), torch.empty(0)
         if fast:
-            size = self._session.recipe.local.batch_size
+            size = self._session.recipe.local.rows
             return [batch.ids.numel() for batch in fast.batches(steps, size, like)]
         make = self._session.recipe.objective.batch
         return [make([step], [1], like, pack=False).ids.numel() for step in steps]

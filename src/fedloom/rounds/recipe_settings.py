@@ -224,7 +224,7 @@ class Recipe:
 
     def _check_preferences(self) -> None:
         objective, tune = self.objective, self.tune
-        if isinstance(objective, KTO) and self.local.batch_size < 2:
+        if isinstance(objective, KTO) and self.local.batch_size != "auto" and self.local.rows < 2:
             raise ValueError(
                 "local.batch_size must be at least 2 for objective kto, whose divergence is a mean over the answers of a"
                 f" batch, got {self.local.batch_size}"
