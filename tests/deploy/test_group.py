@@ -84,7 +84,8 @@ def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
         nobody = Job("nobody", 1, 7, Fit(alone.space.start()))
         with pytest.raises(ClientError, match="nobody is not among the clients"):
             several.trainer.run([nobody])
-        first = several.trainer._programs
+        group: Any = several.trainer
+        first = group._programs
         victim = psutil.Process(first[1].process.pid).children()[0]
         long = Job("client-000", 1, 7, Fit(alone.space.start(), steps=10**6))
         timer = threading.Timer(1.0, victim.kill)
@@ -100,7 +101,7 @@ def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
 def test_a_round_ends_without_the_client_whose_processes_take_too_long(session):
     late = session(worker={"shards": 2, "deadline": 60.0}, local={"steps": 2})
     with grouped(late, SiteSettings("here", late.folder)) as several:
-        group = several.trainer
+        group: Any = several.trainer
         group.recipe = replace(group.recipe, worker=replace(group.recipe.worker, deadline=1.0))
         for program in group._programs:
             psutil.Process(program.process.pid).children()[0].suspend()
