@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedloom
+from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.protocols import ClientError, ClientFailure, Fit, Job, Task
 from fedloom.deploy.group import grouped
 from fedloom.deploy.site import SiteSettings
@@ -67,23 +68,15 @@ def round_of(session: Session) -> list[Task]:
     return list(tasks("train", round, session.recipe.algorithm.broadcast(run.state, round)))
 
 
-@pytest.mark.parametrize(
-    "sections", [{"worker": {"shards": 2}, "tune": "full"}, {"worker": {"replicas": 2}}], ids=str
-)
-def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
-    alone = session(**sections)
-    site = SiteSettings("here", alone.folder)
+def test_a_process_that_dies_is_a_client_that_is_absent(session):
+    alone = session(worker={"shards": 2}, tune="full")
     job = Job("client-000", 1, 7, Fit(alone.space.start(), steps=2))
-    with grouped(alone, site) as several:
+    with grouped(alone, SiteSettings("here", alone.folder)) as several:
         (own,) = alone.trainer.run([job])
         (other,) = several.watched.run([job])
         assert distance(own.params, other.params) < 1e-5
-        assert clipped({"delta": own.params}, 1e-3)[1] == pytest.approx(
-            clipped({"delta": other.params}, 1e-3)[1], rel=1e-5
-        )
-        nobody = Job("nobody", 1, 7, Fit(alone.space.start()))
-        with pytest.raises(ClientError, match="nobody is not among the clients"):
-            several.trainer.run([nobody])
+        norms = [clipped({"delta": one.params}, 1e-3)[1] for one in (own, other)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
         group: Any = several.trainer
         first = group._programs
         victim = psutil.Process(first[1].process.pid).children()[0]
@@ -99,13 +92,21 @@ def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
 
 
 def test_a_round_ends_without_the_client_whose_processes_take_too_long(session):
-    late = session(worker={"shards": 2, "deadline": 60.0}, local={"steps": 2})
-    with grouped(late, SiteSettings("here", late.folder)) as several:
+    alone = session(worker={"replicas": 2})
+    job = Job("client-000", 1, 7, Fit(alone.space.start(), steps=2))
+    with grouped(alone, SiteSettings("here", alone.folder)) as several:
+        assert (
+            distance(alone.trainer.run([job])[0].params, several.watched.run([job])[0].params)
+            < 1e-5
+        )
         group: Any = several.trainer
-        group.recipe = replace(group.recipe, worker=replace(group.recipe.worker, deadline=1.0))
-        for program in group._programs:
-            psutil.Process(program.process.pid).children()[0].suspend()
-        first = next(iter(several.engine.run(round_of(several))))
-        assert isinstance(first.answer, ClientFailure)
-        assert "no answer within 1 seconds" in first.answer.reason
+        first = group._programs
+        with pytest.raises(ClientError, match="nobody is not among the clients"):
+            group.run([Job("nobody", 1, 7, job.work)])
+        assert group._programs == first
+        group.recipe = replace(group.recipe, worker=WorkerSettings(replicas=2, deadline=1.0))
+        psutil.Process(first[1].process.pid).children()[0].suspend()
+        late = next(iter(several.engine.run(round_of(several))))
+        assert isinstance(late.answer, ClientFailure)
+        assert "no answer within 1 seconds (worker.deadline)" in late.answer.reason
         assert not group._programs

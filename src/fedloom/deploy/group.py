@@ -223,10 +223,10 @@ def group_of(session: Session, site: SiteSettings) -> Group:
         ValueError: where they cannot be had.
     """
     recipe = session.recipe
-    if recipe.objects:
+    if given := [name for name in ("data", "model", "trainer") if name in recipe.objects]:
         raise ValueError(
             f"{recipe.worker.setting} needs a recipe that other processes can read, got objects from Python:"
-            f" {', '.join(recipe.objects)}"
+            f" {', '.join(given)}"
         )
     _check_devices(recipe)
     on_cpu = not torch.cuda.is_available() or recipe.model.device == "cpu"
