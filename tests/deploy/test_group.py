@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 import fedloom
 from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.protocols import ClientError, ClientFailure, Fit, Job, Task
-from fedloom.deploy.group import grouped
-from fedloom.deploy.site import SiteSettings
+from fedloom.deploy.greeting import greeting, shared_recipe
+from fedloom.deploy.group import SharingOut, grouped
+from fedloom.deploy.site import Site, SiteSettings
 from fedloom.privacy.clipping import clipped
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.session import Session, build
+from fedloom.wire.format import decode_reply, encode_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -110,3 +112,25 @@ def test_a_round_ends_without_the_client_whose_processes_take_too_long(session):
         assert isinstance(late.answer, ClientFailure)
         assert "no answer within 1 seconds (worker.deadline)" in late.answer.reason
         assert not group._programs
+
+
+def test_a_site_that_shares_its_client_out_answers_as_another(recipe, tmp_path):
+    asked = recipe(engine={"flower": {"nodes": 0}}, local={"kernels": "auto", "steps": 3})
+    server = build(asked, tmp_path / "server")
+    run = begin(asked.algorithm, server.space.start(), 0)
+    round = draw(run, {"alba": {"num_examples": "9"}}, None)
+    (task,) = tasks("train", round, asked.algorithm.broadcast(run.state, round))
+    head = {**greeting(shared_recipe(asked), server), "kind": "work", "tasks": [[0, 1]]}
+    pieces = [encode_task(task, settings=asked.wire), b""]
+    replies = []
+    for worker in (WorkerSettings(), WorkerSettings(shards=2)):
+        folder, data = tmp_path / f"{worker.shards}", Path(asked.data.source) / "alba.jsonl"
+        own = SiteSettings("alba", folder, data, worker=worker)
+        shared_out = SharingOut(own)
+        said, out = Site(own, shared_out=shared_out).answer(head, pieces)
+        shared_out.close()
+        assert said["answers"] == [None]
+        replies.append(decode_reply(out[0], max_bytes=asked.wire.max_bytes))
+    one, two = replies
+    assert distance(one.upload["delta"], two.upload["delta"]) < 1e-5
+    assert one.weight == two.weight

@@ -243,9 +243,9 @@ def test_the_model_is_loaded_once_for_all_rounds(
     opened: list[Recipe] = []
     real = site_module.open_session
 
-    def counting(own: SiteSettings, asked: Recipe) -> Session:
+    def counting(own: SiteSettings, asked: Recipe, *, device: str | None) -> Session:
         opened.append(asked)
-        return real(own, asked)
+        return real(own, asked, device=device)
 
     monkeypatch.setattr(site_module, "open_session", counting)
     asked = recipe(engine=REMOTE)

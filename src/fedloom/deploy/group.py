@@ -207,13 +207,17 @@ class SharingOut:
 
     def __call__(self, session: Session) -> Session:
         """Return the session with its clients trained as its recipe says."""
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        self.close()
         if session.recipe.worker.num_processes == 1:
             return session
         self._group = group_of(session, self.site)
         return with_trainer(session, self._group)
+
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
 
 def group_of(session: Session, site: SiteSettings) -> Group:
