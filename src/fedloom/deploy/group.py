@@ -60,11 +60,11 @@ class Group:
         try:
             self._start()
             self._ask({"kind": "hello"})
-        except _Lost as lost:
+        except (_Lost, OSError) as lost:
             ended = [program for program in self._programs if not program.alive()]
-            words = (ended or self._programs)[0].last_words(1)
+            words = [program.last_words(1) for program in ended[:1]]
             self.close()
-            raise ValueError(f"{self.recipe.worker.setting}: {lost}: {words}") from lost
+            raise ValueError(": ".join([self.recipe.worker.setting, str(lost), *words])) from lost
 
     def close(self) -> None:
         """End the processes."""
@@ -78,13 +78,17 @@ class Group:
             ClientError: where a client cannot do its work, or a process is lost.
             ValueError: for work that no client can do.
         """
-        try:
-            if not self._programs:
+        client = jobs[0].client if jobs else ""
+        if not self._programs:
+            try:
                 self.open()
+            except ValueError as error:
+                raise ClientError(f"{client}: {error}") from error
+        try:
             return self._run(jobs)
-        except _Lost as lost:
+        except (_Lost, OSError) as lost:
             self.close()
-            raise ClientError(f"{jobs[0].client}: {lost}; its processes are started anew") from lost
+            raise ClientError(f"{client}: {lost}; its processes are started anew") from lost
 
     def _run(self, jobs: Sequence[Job]) -> Sequence[Done]:
         self._number += 1
@@ -133,12 +137,14 @@ class Group:
             waiting = {
                 stack.enter_context(self._door(i, end)): i for i in range(len(self._sockets))
             }
-            for door in waiting:
-                send(door, header)
+            for door, rank in waiting.items():
+                with self._while_alive(rank):
+                    send(door, header)
             while waiting:
                 for door in select.select(list(waiting), [], [], 0.2)[0]:
                     rank = waiting.pop(door)
-                    answer = self._heard(door, rank)
+                    with self._while_alive(rank):
+                        answer = receive(door)[0]
                     if answer:
                         errors.append(answer)
                         end = min(end, time.monotonic() + _TOGETHER)
@@ -151,9 +157,10 @@ class Group:
         if waiting:
             raise _Lost(f"no answer within {seconds:g} seconds (worker.deadline)")
 
-    def _heard(self, door: socket.socket, rank: int) -> dict[str, Any]:
+    @contextmanager
+    def _while_alive(self, rank: int) -> Iterator[None]:
         try:
-            return receive(door)[0]
+            yield
         except OSError as error:
             raise _Lost(self._ended(rank)) from error
 
