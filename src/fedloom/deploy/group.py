@@ -112,8 +112,9 @@ class Group:
         # A process of this run finds the code that its recipe names where this program does.
         places = os.pathsep.join(place or os.getcwd() for place in sys.path)
         environment = {"PYTHONPATH": places} if self.site.imports is None else {}
-        # They talk to each other and to nobody else.
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        if sys.platform == "linux":
+            # They talk to each other and to nobody else.
+            environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         for rank in range(number):
             file, door = self._private / f"{rank}.json", self._private / f"{rank}"
             meeting = str(self._private / "meeting")
