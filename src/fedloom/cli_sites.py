@@ -10,10 +10,18 @@ from fedloom.cli_console import show_outcome
 from fedloom.cli_errors import about
 
 if TYPE_CHECKING:
+    from fedloom.client.worker_settings import WorkerSettings
     from fedloom.deploy.site import SiteSettings
 
 keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
 KeysFolder = Annotated[Path, typer.Option("--keys", help="The server's folder of keys.")]
+SiteKeys = Annotated[
+    Path, typer.Option(help="The folder that `fedloom keys add` made for this site.")
+]
+Shards = Annotated[int | None, typer.Option(help="Processes that the model is split over here.")]
+Replicas = Annotated[
+    int | None, typer.Option(help="Processes that share a batch out here, a whole model each.")
+]
 Words = Annotated[str | None, typer.Option(help="Comma-separated; all if not given.")]
 
 
@@ -102,9 +110,7 @@ def join(
     server: Annotated[str, typer.Argument(help="HOST:PORT of `fedloom serve`.")],
     data: Annotated[Path, typer.Option(help="This site's text, a file that a recipe can read.")],
     name: Annotated[str, typer.Option(help="This site's name.")],
-    keys: Annotated[
-        Path, typer.Option(help="The folder that `fedloom keys add` made for this site.")
-    ],
+    keys: SiteKeys,
     folder: Annotated[
         Path | None, typer.Option(help="Memory and logs; sites/NAME if not given.")
     ] = None,
@@ -119,15 +125,10 @@ def join(
     min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
     allow: Annotated[str | None, typer.Option(help="Modules whose code a recipe may name.")] = None,
-    shards: Annotated[
-        int | None, typer.Option(help="Processes that the model is split over here.")
-    ] = None,
-    replicas: Annotated[
-        int | None, typer.Option(help="Processes that share a batch out here, a whole model each.")
-    ] = None,
+    shards: Shards = None,
+    replicas: Replicas = None,
 ) -> None:
     """Let this site's data take part in a run, within limits that the server cannot change."""
-    from fedloom.client.worker_settings import WorkerSettings
     from fedloom.core.files import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
@@ -146,24 +147,22 @@ def join(
         _listed(allow),
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
-    worker = None
-    if shards is not None or replicas is not None:
-        given = {"shards": shards, "replicas": replicas}
-        worker = WorkerSettings(**{n: v for n, v in given.items() if v is not None})
-    settings = SiteSettings(
-        name,
-        home,
-        data.resolve(),
-        limits=limits,
-        recipe=recipe and recipe.resolve(),
-        worker=worker,
-    )
+    agreed, worker = recipe and recipe.resolve(), _worker(shards, replicas)
+    settings = SiteSettings(name, home, data.resolve(), limits=limits, recipe=agreed, worker=worker)
     if dry_run:
         _show_dry_run(settings)
         return
     from fedloom.deploy.join import Visit
 
     Visit(settings, f"{host}:{port}", keys.resolve(), _console()).run()
+
+
+def _worker(shards: int | None, replicas: int | None) -> "WorkerSettings | None":
+    from fedloom.client.worker_settings import WorkerSettings
+
+    given = {"shards": shards, "replicas": replicas}
+    own = {name: number for name, number in given.items() if number is not None}
+    return WorkerSettings(**own) if own else None
 
 
 def _show_dry_run(settings: "SiteSettings") -> None:

@@ -28,7 +28,7 @@ from fedloom.spaces.lora import LoRA
 from fedloom.spaces.sharded import Sharded
 
 # Of neither can two processes have as many rows each.
-TUNES = {"lora": LoRA(rank=5, origin="zero"), "full": Full()}
+TUNES: dict[str, Any] = {"lora": LoRA(rank=5, origin="zero"), "full": Full()}
 LOCALS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 0.1},
     "sgd": {"optimizer": "sgd", "lr": 0.5, "momentum": 0.5, "accumulation": 2},

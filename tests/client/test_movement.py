@@ -9,6 +9,8 @@ from fedloom.client.movement import Watched
 from fedloom.client.setup import Setup
 from fedloom.core.protocols import Done, Fit, Job, Params, Trainer
 from fedloom.objectives.sft import DEFAULT
+from fedloom.rounds.loop import begin, draw, tasks
+from fedloom.rounds.session import Makers, build
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
@@ -136,3 +138,14 @@ def test_what_is_learnt_after_a_look_is_what_is_learnt_without(watched, bench, d
     plain = bench(batched="off", steps=1).fit(["c0", "c1"])
     for mine, other in zip(watched(steps=1).fit(["c0", "c1"]), plain, strict=True):
         assert distance(mine.params, other.params) == 0
+
+
+def test_a_round_of_a_backend_that_gathers_nothing_is_refused(small_recipe, tmp_path):
+    makers = Makers(trainer=lambda parts: Edited(parts.default, gathers_nothing))
+    session = build(small_recipe(), tmp_path, makers=makers)
+    algorithm, population = session.recipe.algorithm, session.engine.population()
+    run = begin(algorithm, session.space.start(), 0)
+    round = draw(run, population, None)
+    sent = tasks("train", round, algorithm.broadcast(run.state, round))
+    with pytest.raises(ValueError, match=r"local training left .*lora_B.* as before"):
+        list(session.engine.run(sent))

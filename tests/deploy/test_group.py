@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file
 
 import fedloom
+from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.protocols import ClientError, ClientFailure, Fit, Job, Task
-from fedloom.deploy.group import grouped
-from fedloom.deploy.site import SiteSettings
+from fedloom.deploy.greeting import greeting, shared_recipe
+from fedloom.deploy.group import SharingOut, grouped
+from fedloom.deploy.site import Site, SiteSettings
 from fedloom.privacy.clipping import clipped
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.session import Session, build
+from fedloom.wire.format import decode_reply, encode_task
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
@@ -67,24 +70,17 @@ def round_of(session: Session) -> list[Task]:
     return list(tasks("train", round, session.recipe.algorithm.broadcast(run.state, round)))
 
 
-@pytest.mark.parametrize(
-    "sections", [{"worker": {"shards": 2}, "tune": "full"}, {"worker": {"replicas": 2}}], ids=str
-)
-def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
-    alone = session(**sections)
-    site = SiteSettings("here", alone.folder)
+def test_a_process_that_dies_is_a_client_that_is_absent(session):
+    alone = session(worker={"shards": 2}, tune="full")
     job = Job("client-000", 1, 7, Fit(alone.space.start(), steps=2))
-    with grouped(alone, site) as several:
+    with grouped(alone, SiteSettings("here", alone.folder)) as several:
         (own,) = alone.trainer.run([job])
         (other,) = several.watched.run([job])
         assert distance(own.params, other.params) < 1e-5
-        assert clipped({"delta": own.params}, 1e-3)[1] == pytest.approx(
-            clipped({"delta": other.params}, 1e-3)[1], rel=1e-5
-        )
-        nobody = Job("nobody", 1, 7, Fit(alone.space.start()))
-        with pytest.raises(ClientError, match="nobody is not among the clients"):
-            several.trainer.run([nobody])
-        first = several.trainer._programs
+        norms = [clipped({"delta": one.params}, 1e-3)[1] for one in (own, other)]
+        assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+        group: Any = several.trainer
+        first = group._programs
         victim = psutil.Process(first[1].process.pid).children()[0]
         long = Job("client-000", 1, 7, Fit(alone.space.start(), steps=10**6))
         timer = threading.Timer(1.0, victim.kill)
@@ -98,13 +94,43 @@ def test_a_process_that_dies_is_a_client_that_is_absent(session, sections):
 
 
 def test_a_round_ends_without_the_client_whose_processes_take_too_long(session):
-    late = session(worker={"shards": 2, "deadline": 60.0}, local={"steps": 2})
-    with grouped(late, SiteSettings("here", late.folder)) as several:
-        group = several.trainer
-        group.recipe = replace(group.recipe, worker=replace(group.recipe.worker, deadline=1.0))
-        for program in group._programs:
-            psutil.Process(program.process.pid).children()[0].suspend()
-        first = next(iter(several.engine.run(round_of(several))))
-        assert isinstance(first.answer, ClientFailure)
-        assert "no answer within 1 seconds" in first.answer.reason
+    alone = session(worker={"replicas": 2})
+    job = Job("client-000", 1, 7, Fit(alone.space.start(), steps=2))
+    with grouped(alone, SiteSettings("here", alone.folder)) as several:
+        assert (
+            distance(alone.trainer.run([job])[0].params, several.watched.run([job])[0].params)
+            < 1e-5
+        )
+        group: Any = several.trainer
+        first = group._programs
+        with pytest.raises(ClientError, match="nobody is not among the clients"):
+            group.run([Job("nobody", 1, 7, job.work)])
+        assert group._programs == first
+        group.recipe = replace(group.recipe, worker=WorkerSettings(replicas=2, deadline=1.0))
+        psutil.Process(first[1].process.pid).children()[0].suspend()
+        late = next(iter(several.engine.run(round_of(several))))
+        assert isinstance(late.answer, ClientFailure)
+        assert "no answer within 1 seconds (worker.deadline)" in late.answer.reason
         assert not group._programs
+
+
+def test_a_site_that_shares_its_client_out_answers_as_another(recipe, tmp_path):
+    asked = recipe(engine={"flower": {"nodes": 0}}, local={"kernels": "auto", "steps": 3})
+    server = build(asked, tmp_path / "server")
+    run = begin(asked.algorithm, server.space.start(), 0)
+    round = draw(run, {"alba": {"num_examples": "9"}}, None)
+    (task,) = tasks("train", round, asked.algorithm.broadcast(run.state, round))
+    head = {**greeting(shared_recipe(asked), server), "kind": "work", "tasks": [[0, 1]]}
+    pieces = [encode_task(task, settings=asked.wire), b""]
+    replies = []
+    for worker in (WorkerSettings(), WorkerSettings(shards=2)):
+        folder, data = tmp_path / f"{worker.shards}", Path(asked.data.source) / "alba.jsonl"
+        own = SiteSettings("alba", folder, data, worker=worker)
+        shared_out = SharingOut(own)
+        said, out = Site(own, shared_out=shared_out).answer(head, pieces)
+        shared_out.close()
+        assert said["answers"] == [None]
+        replies.append(decode_reply(out[0], max_bytes=asked.wire.max_bytes))
+    one, two = replies
+    assert distance(one.upload["delta"], two.upload["delta"]) < 1e-5
+    assert one.weight == two.weight

@@ -15,6 +15,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.params import norm
 from fedloom.deploy import site as site_module
 from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
@@ -242,7 +243,7 @@ def test_the_model_is_loaded_once_for_all_rounds(
     opened: list[Recipe] = []
     real = site_module.open_session
 
-    def counting(own: SiteSettings, asked: Recipe, *, device: str | None = None) -> Session:
+    def counting(own: SiteSettings, asked: Recipe, *, device: str | None) -> Session:
         opened.append(asked)
         return real(own, asked, device=device)
 
@@ -391,3 +392,24 @@ def test_a_clip_refuses_integers_that_it_could_not_scale():
     Limits().check_upload({"votes": {"w": torch.ones(2, dtype=torch.uint8)}})
     with pytest.raises(ValueError, match="keeps --clip 1, but votes/w of an upload is uint8"):
         Limits(clip=1.0).check_upload({"votes": {"w": torch.ones(2, dtype=torch.uint8)}})
+
+
+def test_a_site_has_as_many_processes_as_it_says_itself_or_else_the_recipe(
+    recipe: Make, tmp_path: Path
+):
+    asked = recipe(engine=REMOTE, worker={"replicas": 2})
+    head, _, _ = envelope(asked, "hello", tmp_path)
+    found = []
+
+    def shared_out(session: Session) -> Session:
+        found.append(session.recipe.worker)
+        return session
+
+    plain = settings(asked, tmp_path)
+    for own in (None, WorkerSettings(), WorkerSettings(shards=2)):
+        site = replace(plain, worker=own)
+        site.write(tmp_path / "site.json")
+        assert SiteSettings.read(tmp_path / "site.json").worker == own
+        said, _ = Site(site, shared_out=shared_out).answer(head, [])
+    assert found == [WorkerSettings(replicas=2), WorkerSettings()]
+    assert "worker.shards 2 goes through the model's own forward" in said["refusal"]

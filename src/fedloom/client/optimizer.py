@@ -14,7 +14,8 @@ Norms = Callable[[Tensor], Tensor]
 
 def joint_norms(gradients: Tensor) -> Tensor:
     """Return the norm (lanes,) of each lane's whole gradient (lanes, numel)."""
-    return torch.linalg.vector_norm(gradients, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1)
+    return norms
 
 
 class Optimizer:

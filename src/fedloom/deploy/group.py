@@ -60,11 +60,11 @@ class Group:
         try:
             self._start()
             self._ask({"kind": "hello"})
-        except _Lost as lost:
+        except (_Lost, OSError) as lost:
             ended = [program for program in self._programs if not program.alive()]
-            words = (ended or self._programs)[0].last_words(1)
+            words = [program.last_words(1) for program in ended[:1]]
             self.close()
-            raise ValueError(f"{self.recipe.worker.setting}: {lost}: {words}") from lost
+            raise ValueError(": ".join([self.recipe.worker.setting, str(lost), *words])) from lost
 
     def close(self) -> None:
         """End the processes."""
@@ -78,13 +78,17 @@ class Group:
             ClientError: where a client cannot do its work, or a process is lost.
             ValueError: for work that no client can do.
         """
-        try:
-            if not self._programs:
+        client = jobs[0].client if jobs else ""
+        if not self._programs:
+            try:
                 self.open()
+            except ValueError as error:
+                raise ClientError(f"{client}: {error}") from error
+        try:
             return self._run(jobs)
-        except _Lost as lost:
+        except (_Lost, OSError) as lost:
             self.close()
-            raise ClientError(f"{jobs[0].client}: {lost}; its processes are started anew") from lost
+            raise ClientError(f"{client}: {lost}; its processes are started anew") from lost
 
     def _run(self, jobs: Sequence[Job]) -> Sequence[Done]:
         self._number += 1
@@ -108,8 +112,9 @@ class Group:
         # A process of this run finds the code that its recipe names where this program does.
         places = os.pathsep.join(place or os.getcwd() for place in sys.path)
         environment = {"PYTHONPATH": places} if self.site.imports is None else {}
-        # They talk to each other and to nobody else.
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        if sys.platform == "linux":
+            # They talk to each other and to nobody else.
+            environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         for rank in range(number):
             file, door = self._private / f"{rank}.json", self._private / f"{rank}"
             meeting = str(self._private / "meeting")
@@ -133,12 +138,14 @@ class Group:
             waiting = {
                 stack.enter_context(self._door(i, end)): i for i in range(len(self._sockets))
             }
-            for door in waiting:
-                send(door, header)
+            for door, rank in waiting.items():
+                with self._while_alive(rank):
+                    send(door, header)
             while waiting:
                 for door in select.select(list(waiting), [], [], 0.2)[0]:
                     rank = waiting.pop(door)
-                    answer = self._heard(door, rank)
+                    with self._while_alive(rank):
+                        answer = receive(door)[0]
                     if answer:
                         errors.append(answer)
                         end = min(end, time.monotonic() + _TOGETHER)
@@ -151,9 +158,10 @@ class Group:
         if waiting:
             raise _Lost(f"no answer within {seconds:g} seconds (worker.deadline)")
 
-    def _heard(self, door: socket.socket, rank: int) -> dict[str, Any]:
+    @contextmanager
+    def _while_alive(self, rank: int) -> Iterator[None]:
         try:
-            return receive(door)[0]
+            yield
         except OSError as error:
             raise _Lost(self._ended(rank)) from error
 
@@ -207,13 +215,17 @@ class SharingOut:
 
     def __call__(self, session: Session) -> Session:
         """Return the session with its clients trained as its recipe says."""
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        self.close()
         if session.recipe.worker.num_processes == 1:
             return session
         self._group = group_of(session, self.site)
         return with_trainer(session, self._group)
+
+    def close(self) -> None:
+        """End the processes, if there are any."""
+        if self._group is not None:
+            self._group.close()
+            self._group = None
 
 
 def group_of(session: Session, site: SiteSettings) -> Group:
@@ -223,10 +235,10 @@ def group_of(session: Session, site: SiteSettings) -> Group:
         ValueError: where they cannot be had.
     """
     recipe = session.recipe
-    if recipe.objects:
+    if given := [name for name in ("data", "model", "trainer") if name in recipe.objects]:
         raise ValueError(
             f"{recipe.worker.setting} needs a recipe that other processes can read, got objects from Python:"
-            f" {', '.join(recipe.objects)}"
+            f" {', '.join(given)}"
         )
     _check_devices(recipe)
     on_cpu = not torch.cuda.is_available() or recipe.model.device == "cpu"

@@ -173,14 +173,7 @@ def build(
         federation = replace(federation, manifest=manifest)
     seed, decays = derive(recipe.run.seed, "space"), recipe.local.decays_seeds
     space = recipe.tune.make_space(base, seed=seed, decays=decays)
-    judged = derive(recipe.data.seed, "evaluation")
-    references = References.of(space, recipe.objective)
-    plugged_in = None
-    if isinstance(space, OffsiteSpace) and space.is_whole_here:
-        plugged_in = PluggedIn(space.whole, References.of(space, recipe.objective))
-    evaluator = Evaluator(
-        recipe.evaluation, base.tokenizer, recipe.objective, judged, references, plugged_in
-    )
+    evaluator = _evaluator(recipe, base, space)
     trainer = make_trainer(
         space,
         federation,
@@ -214,6 +207,17 @@ def watched(
     references = References.of(space, recipe.objective)
     setup = Setup(space, federation, recipe.local, recipe.run.rounds, references)
     return Watched(trainer, setup, recipe.objective)
+
+
+def _evaluator(recipe: Recipe, base: Base, space: Live | SeedSpace) -> Evaluator:
+    judged = derive(recipe.data.seed, "evaluation")
+    references = References.of(space, recipe.objective)
+    plugged_in = None
+    if isinstance(space, OffsiteSpace) and space.is_whole_here:
+        plugged_in = PluggedIn(space.whole, References.of(space, recipe.objective))
+    return Evaluator(
+        recipe.evaluation, base.tokenizer, recipe.objective, judged, references, plugged_in
+    )
 
 
 def _based(model: ModelSettings, recipe: Recipe, makers: Makers) -> Base:
