@@ -43,7 +43,7 @@ def worker_below(process: psutil.Process) -> psutil.Process | None:
     return None
 
 
-def until(true: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
+def until(true: Callable[[], Any], process: "subprocess.Popen[Any]") -> Any:
     end = time.monotonic() + PATIENCE
     while not (found := true()):
         assert time.monotonic() < end, "took too long"

@@ -8,9 +8,10 @@ from tests.deploy.conftest import KINDS, SITES, in_one_process, write_pairs
 from tests.deploy.test_handover import Wires
 
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
-from fedloom.deploy.handover import Shelf
+from fedloom.deploy.handover import handed_over
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.site import Site, SiteSettings
+from fedloom.engines.parcels import Parcel
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
 from fedloom.recipe import build_recipe
@@ -24,15 +25,14 @@ from fedloom.spaces.offsite import OffsiteSpace
 
 def server_of(recipe: Recipe, folder: Path, wires: Wires) -> tuple[Session, Remote]:
     """Return a server that has met its sites."""
-    server, shelf = build(recipe, folder), None
+    server, files = build(recipe, folder), dict[str, Parcel]()
     if isinstance(server.space, OffsiteSpace):
-        shelf = Shelf(folder / EMULATOR)
-        server.space.save_emulator(shelf.folder)
-    head = greeting(shared_recipe(recipe), server, shelf.listed() if shelf else None)
+        server.space.save_emulator(folder / EMULATOR)
+        files = handed_over(folder / EMULATOR)
+    head = greeting(shared_recipe(recipe), server)
     requests = Requests(wires, on_trouble=lambda _: None)
-    pieces = shelf.pieces if shelf else None
     remote = Remote(
-        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, pieces=pieces
+        recipe.algorithm, recipe.wire, requests, head, 60.0, one_client=True, files=files
     )
     remote.meet(SITES, seconds=60)
     return server, remote

@@ -107,7 +107,7 @@ class RankTrainer(OneByOne[Live | Sharded]):
                 space.drop_gradients()
 
     def _lane(self) -> ReplicaLane | ShardLane:
-        space, size = self.setup.space, self.setup.local.batch_size
+        space, size = self.setup.space, self.setup.local.rows
         if isinstance(space, Sharded):
             return ShardLane(space, self.fast, size)
         return ReplicaLane(space, self.fast, size)

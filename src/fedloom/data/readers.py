@@ -160,7 +160,7 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         data = data["data"]
     if isinstance(data, dict) and "Instances" in data:
         data = [{"task": path.name[: -len(kind_of(path))]} | data]
-    elif _is_by_client(data):
+    elif isinstance(data, dict) and _is_by_client(data):
         data = [{"client": client, **row} for client, rows in data.items() for row in rows]
     if not isinstance(data, list):
         raise ValueError(f'{path} must hold a list of rows or {{"data": [...]}}, got {short(data)}')
@@ -175,11 +175,10 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} {problem}")
 
 
-def _is_by_client(data: Any) -> bool:
+def _is_by_client(data: Mapping[str, Any]) -> bool:
     """Return whether it maps the names of clients to their rows, as FedLLM-Bench's files do."""
     return (
-        isinstance(data, dict)
-        and all(isinstance(rows, list) and rows for rows in data.values())
+        all(isinstance(rows, list) and rows for rows in data.values())
         and all(isinstance(row, dict) for rows in data.values() for row in rows)
         and bool(data)
     )

@@ -261,7 +261,7 @@ class Recipe:
             why = "starts processes itself: set engine inprocess or flower"
         elif worker.shards > 1:
             why = self._not_split()
-        elif local.batch_size < worker.replicas:
+        elif local.batch_size == "auto" or local.batch_size < worker.replicas:
             why = f"shares out the rows of a batch: local.batch_size must be as much at least, got {local.batch_size}"
         if why:
             raise ValueError(f"{worker.setting} {why}")
