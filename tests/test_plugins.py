@@ -18,14 +18,8 @@ from fedloom.core.protocols import Algorithm
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.sources import take_rows
 from fedloom.plugins import find, limited_to, load, plugged
-from fedloom.recipe import (
-    RecipeError,
-    apply_overrides,
-    build_recipe,
-    load_recipe,
-    to_tree,
-    to_yaml,
-)
+from fedloom.recipe import RecipeError, apply_overrides, build_recipe, load_recipe
+from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.server.optimizers import Adam
 
 

@@ -14,14 +14,8 @@ from fedloom.algorithms.private import Private
 from fedloom.baselines import baseline_of
 from fedloom.core.sparsity import Density
 from fedloom.data.partition import Dirichlet
-from fedloom.recipe import (
-    RecipeError,
-    build_recipe,
-    load_recipe,
-    shipped,
-    to_tree,
-    to_yaml,
-)
+from fedloom.recipe import RecipeError, build_recipe, load_recipe, shipped
+from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.recipe_yaml import read_yaml
 from fedloom.reopen import flatten
 from fedloom.rounds.recipe_settings import Recipe

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fedloom.data.mixtures import MultiDomain
 from fedloom.data.partition import Natural
-from fedloom.recipe import load_recipe, to_yaml
+from fedloom.recipe import load_recipe
+from fedloom.recipe_text import to_yaml
 from fedloom.recipe_yaml import YamlError, brief, read_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(

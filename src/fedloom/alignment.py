@@ -12,7 +12,8 @@ from fedloom import experiment
 from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.objectives.selector import Selector
-from fedloom.recipe import apply_overrides, build_recipe, to_tree
+from fedloom.recipe import apply_overrides, build_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.result import Result, open_run
 from fedloom.results.export import deliverables
 from fedloom.results.judging import Judged, Writing, judge, judged, read_prompts

@@ -22,8 +22,9 @@ from fedloom.models.build import Base, ModelSettings
 from fedloom.models.loaded import base_from, check_loaded_pair, loaded_from
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import is_frozen, missing_members
-from fedloom.recipe import RecipeError, apply_overrides, build_recipe, name_of, read_tree, to_tree
-from fedloom.recipe import to_yaml as yaml_of
+from fedloom.recipe import RecipeError, apply_overrides, build_recipe, read_tree
+from fedloom.recipe_text import name_of, to_tree
+from fedloom.recipe_text import to_yaml as yaml_of
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers
 from fedloom.rounds.training import Callback

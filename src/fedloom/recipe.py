@@ -6,19 +6,16 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.core.description import settings_of
-from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Algorithm
 from fedloom.data.catalogue import completed
 from fedloom.data.data_settings import unaccompanied
-from fedloom.plugins import is_path, path_of, plugged, plugged_function
+from fedloom.plugins import is_path, plugged, plugged_function
 from fedloom.recipe_moved import moved_key, moved_override
 from fedloom.recipe_tables import BARE, GROUPS, LISTS, TABLES
 from fedloom.recipe_yaml import YamlError, brief, read_yaml, suggest
@@ -46,9 +43,10 @@ def read_tree(name: str | Path) -> dict[str, Any]:
     if file.suffix not in {".yaml", ".yml"}:
         file = SHIPPED / f"{name}.yaml"
         if not file.exists():
-            known, near = ", ".join(shipped()), suggest(str(name), shipped())
-            message = f"no shipped recipe is called {name!r}{near}; give one of {known}, or a path that ends in .yaml"
-            raise RecipeError(message)
+            near = suggest(str(name), shipped())
+            raise RecipeError(
+                f"no shipped recipe is called {name!r}{near}; give one of {', '.join(shipped())}, or a path that ends in .yaml"
+            )
     if not file.is_file():
         raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
     try:
@@ -76,11 +74,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         if moved := moved_override(path, text, tree):
             raise RecipeError(moved)
         keys = _keys(path, tree["algorithm"])
-        try:
-            value = read_yaml(text, keys)
-        except YamlError as error:
-            message = f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
-            raise RecipeError(message) from error
+        value = override_value(path, text, keys)
         if keys == ["algorithm"]:
             tree["algorithm"] = _layers(value)
         elif keys[0] == "algorithm":
@@ -97,6 +91,16 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         paths = [override.partition("=")[0] for override in overrides]
         tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
+
+
+def override_value(path: str, text: str, keys: Sequence[str]) -> Any:
+    """Return the value of an override, YAML; `keys` are those down to it."""
+    try:
+        return read_yaml(text, keys)
+    except YamlError as error:
+        raise RecipeError(
+            f"the value of {path} is not YAML of a recipe: {brief(text)} ({error})"
+        ) from error
 
 
 def _keys(path: str, layers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -333,69 +337,3 @@ def _named(table: Mapping[str, Any], name: Any, path: str) -> Any:
             f"{path}: unknown name {name!r}{suggest(str(name), table)}; known: {', '.join(table)}"
         )
     return table[name]
-
-
-# --- back to YAML --------------------------------------------------------------------------------
-
-
-def to_tree(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain mappings, complete with every default: what `recipe.yaml` of a run holds."""
-    tree = {
-        f.name: _plain(getattr(recipe, f.name))
-        for f in dataclasses.fields(recipe)
-        if f.name != "algorithm"
-    }
-    return {"name": tree.pop("name"), "algorithm": _algorithm_tree(recipe.algorithm), **tree}
-
-
-def name_of(algorithm: type[Any]) -> str:
-    """Return what a class of algorithms is called in a recipe: its name in the table, else its import path."""
-    names = {cls: name for name, cls in ALGORITHMS.items()}
-    return names.get(algorithm) or path_of(algorithm)
-
-
-def _algorithm_tree(algorithm: Any) -> list[dict[str, Any]]:
-    fields = {f.name: getattr(algorithm, f.name) for f in settings_of(algorithm)}
-    inner = fields.pop("inner", None)
-    layer = {name_of(type(algorithm)): {name: _plain(value) for name, value in fields.items()}}
-    return [layer, *(_algorithm_tree(inner) if inner is not None else [])]
-
-
-def _metric_tree(metric: Metric) -> dict[str, Any]:
-    """Return {name: settings} of what is not as by default; of a score its module and name."""
-    fields = {
-        f.name: _plain(value)
-        for f in dataclasses.fields(metric)
-        if f.name not in ("name", "score") and (value := getattr(metric, f.name)) != f.default
-    }
-    if metric.score is not None:
-        made = metric.score if isinstance(metric.score, FunctionType) else type(metric.score)
-        fields["score"] = f"{made.__module__}:{made.__qualname__}"
-    return {metric.name: fields}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Metric):
-        return _metric_tree(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        for table in TABLES.values():
-            for name, cls in table.items():
-                if type(value) is cls:
-                    return {name: fields}
-        if any(isinstance(value, protocol) for protocol in GROUPS):
-            return {path_of(type(value)): fields}
-        return fields
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """Return the complete recipe as YAML; reading it back gives an equal recipe."""
-    tree = to_tree(recipe)
-    text = str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    # Some rare spaces are only read back as they were if they are written by number.
-    return text if read_yaml(text) == tree else str(yaml.safe_dump(tree, sort_keys=False))

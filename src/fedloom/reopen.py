@@ -13,7 +13,8 @@ from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
 from fedloom.objectives.objective import Objective
 from fedloom.objects import PYTHON, Objects, only_here, rebuilt
-from fedloom.recipe import apply_overrides, to_tree
+from fedloom.recipe import apply_overrides
+from fedloom.recipe_text import to_tree
 from fedloom.rounds.binding import compare
 from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.loop import Run

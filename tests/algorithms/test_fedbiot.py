@@ -13,7 +13,8 @@ from fedloom.client.local_settings import LocalSettings
 from fedloom.core.emulation import Aligns
 from fedloom.core.params import equal
 from fedloom.core.protocols import Done, Fit, Job, Proximal, Round, Task
-from fedloom.recipe import RecipeError, build_recipe, to_tree
+from fedloom.recipe import RecipeError, build_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.server.optimizers import SGD, AdamW
 from fedloom.server.public import PublicText
 from fedloom.spaces.lora import LoRA

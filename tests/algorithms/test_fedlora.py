@@ -23,7 +23,8 @@ from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Tas
 from fedloom.core.ranks import Ranks
 from fedloom.core.rehearsal import rehearse
 from fedloom.models.build import Base
-from fedloom.recipe import RecipeError, build_recipe, to_tree, to_yaml
+from fedloom.recipe import RecipeError, build_recipe
+from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.factors.rules import (
     SVD,

@@ -17,7 +17,8 @@ from fedloom.core.params import equal
 from fedloom.core.phases import Phase
 from fedloom.core.protocols import Done, Fit, Reply, Round, Task
 from fedloom.core.split import SplitState
-from fedloom.recipe import RecipeError, build_recipe, to_tree
+from fedloom.recipe import RecipeError, build_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.wire.format import encode_reply, encode_task
 from fedloom.wire.wire_settings import WireSettings
 

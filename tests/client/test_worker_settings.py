@@ -1,7 +1,8 @@
 import pytest
 
 from fedloom.client.worker_settings import WorkerSettings
-from fedloom.recipe import build_recipe, to_yaml
+from fedloom.recipe import build_recipe
+from fedloom.recipe_text import to_yaml
 
 SMALL = {"name": "small", "algorithm": "fedavg"}
 

@@ -12,7 +12,7 @@ from fedloom.cli import app
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.site import Site, SiteSettings
-from fedloom.recipe import to_yaml
+from fedloom.recipe_text import to_yaml
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import build

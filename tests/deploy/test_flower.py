@@ -17,7 +17,8 @@ from tests.deploy.conftest import KINDS, SITES, in_one_process, seen_of, write_p
 from fedloom.deploy.listening import check_free
 from fedloom.models.build import load_base
 from fedloom.models.emulator import cut
-from fedloom.recipe import build_recipe, to_yaml
+from fedloom.recipe import build_recipe
+from fedloom.recipe_text import to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")

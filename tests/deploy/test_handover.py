@@ -20,7 +20,8 @@ from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
 from fedloom.engines.transfer import Transfer
 from fedloom.models.emulator import cut
-from fedloom.recipe import build_recipe, to_tree
+from fedloom.recipe import build_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.loop import advance, begin
 from fedloom.rounds.recipe_settings import Recipe

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from fedloom.engines.engine_settings import FlowerSettings, RaySettings
-from fedloom.recipe import apply_overrides, build_recipe, to_tree
+from fedloom.recipe import apply_overrides, build_recipe
+from fedloom.recipe_text import to_tree
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from fedloom.objectives.classification import Classification
 from fedloom.objectives.forward import among
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.sft import SFT
-from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_yaml
+from fedloom.recipe import RecipeError, build_recipe, load_recipe
+from fedloom.recipe_text import to_yaml
 from fedloom.recipe_yaml import read_yaml
 
 USUAL = EvaluationSettings().named

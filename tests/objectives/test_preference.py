@@ -14,7 +14,8 @@ from fedloom.objectives.kto import KTO
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.orpo import ORPO
 from fedloom.objectives.preference import AnswerScore, Comparing, PreferenceScore, compared
-from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_yaml
+from fedloom.recipe import RecipeError, build_recipe, load_recipe
+from fedloom.recipe_text import to_yaml
 from fedloom.recipe_yaml import read_yaml
 
 POLICY, REFERENCE = (-10.0, -14.0), (-11.0, -12.0)

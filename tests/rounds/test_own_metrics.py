@@ -13,7 +13,8 @@ from rich.console import Console
 from fedloom import experiment
 from fedloom.cli_console import show_outcome
 from fedloom.core.metrics import Better, Metric
-from fedloom.recipe import RecipeError, build_recipe, to_tree, to_yaml
+from fedloom.recipe import RecipeError, build_recipe
+from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.report.card import model_card
 from fedloom.report.compare import compare
 from fedloom.report.run_folder import read_results

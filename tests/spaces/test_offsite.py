@@ -10,7 +10,8 @@ import torch
 
 from fedloom.models.build import Base, fingerprint
 from fedloom.models.hf_logging import quiet
-from fedloom.recipe import RecipeError, build_recipe, to_tree
+from fedloom.recipe import RecipeError, build_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.offsite import Offsite, OffsiteSpace

@@ -7,7 +7,8 @@ from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.models.build import Base
 from fedloom.models.quantized import quantize_
 from fedloom.models.schemes import SCHEMES
-from fedloom.recipe import RecipeError, build_recipe, load_recipe, to_tree
+from fedloom.recipe import RecipeError, build_recipe, load_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.offsite import Offsite

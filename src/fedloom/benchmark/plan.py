@@ -10,7 +10,14 @@ from typing import Any
 import yaml
 
 from fedloom.core.files import file_name
-from fedloom.recipe import RecipeError, apply_overrides, build_recipe, dataclass_of, read_tree
+from fedloom.recipe import (
+    RecipeError,
+    apply_overrides,
+    build_recipe,
+    dataclass_of,
+    override_value,
+    read_tree,
+)
 from fedloom.recipe_yaml import YamlError, read_yaml, suggest
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 
@@ -192,8 +199,5 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise RecipeError(f"an override must look like section.key=value, got {override!r}")
-        try:
-            found[path] = read_yaml(text, path.split("."))
-        except YamlError as error:
-            raise RecipeError(f"the value of {path} is not YAML of a recipe ({error})") from error
+        found[path] = override_value(path, text, path.split("."))
     return found

@@ -14,7 +14,7 @@ from fedloom import experiment
 from fedloom.baselines import baseline_of
 from fedloom.benchmark.plan import BenchPlan
 from fedloom.core.files import file_name, write_atomic
-from fedloom.recipe import to_yaml
+from fedloom.recipe_text import to_yaml
 from fedloom.rounds.reading import read_json
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.tracking.metric_format import duration

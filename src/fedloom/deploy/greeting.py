@@ -10,7 +10,7 @@ import torch
 
 from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.core.randomness import generator
-from fedloom.recipe import to_yaml
+from fedloom.recipe_text import to_yaml
 from fedloom.rounds.binding import identity_of
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session

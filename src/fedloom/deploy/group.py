@@ -26,7 +26,7 @@ from fedloom.deploy.site import SiteSettings
 from fedloom.engines.flower.pipe import receive, send
 from fedloom.engines.flower.processes import Program, start
 from fedloom.engines.inprocess import InProcess
-from fedloom.recipe import to_yaml
+from fedloom.recipe_text import to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, watched
 

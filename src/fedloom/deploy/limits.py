@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from fedloom.core.protocols import Payload, Reply
 from fedloom.privacy.clipping import clipped
-from fedloom.recipe import to_tree
+from fedloom.recipe_text import to_tree
 from fedloom.rounds.recipe_settings import Recipe
 
 MIB = 1 << 20

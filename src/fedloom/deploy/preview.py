@@ -13,7 +13,8 @@ from rich.text import Text
 
 from fedloom.core.protocols import Payload, Reply
 from fedloom.deploy.site import SiteSettings, open_session, rehearsed
-from fedloom.recipe import build_recipe, to_tree
+from fedloom.recipe import build_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.rounds.session import Session
 from fedloom.tracking.metric_format import human_bytes
 from fedloom.tracking.metrics_log import MetricsLog

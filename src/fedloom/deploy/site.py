@@ -27,7 +27,8 @@ from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import limited_to
-from fedloom.recipe import build_recipe, load_recipe, to_tree
+from fedloom.recipe import build_recipe, load_recipe
+from fedloom.recipe_text import to_tree
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
