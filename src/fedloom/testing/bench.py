@@ -148,7 +148,7 @@ def make_bench(
     """
     model = random_llama(dtype=dtype).requires_grad_(False) if model is None else model
     space = tune.make_space(Base(model, None, "random"), seed=1)
-    draw = rows
+    draw: Callable[[int, int], list[Example]] = rows
     if isinstance(objective, PreferenceObjective):
         draw = partial(rows, paired=True)
     elif isinstance(objective, Selector):
