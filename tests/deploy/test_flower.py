@@ -147,14 +147,14 @@ def test_three_sites_whose_server_was_killed_end_with_the_bytes_of_one_process(
     serve, *joins = commands(asked, tmp_path, port)
     program = ("-m", "fedloom.cli")
     dies = DIES.format(round=made.run.rounds)
-    server = subprocess.Popen([sys.executable, "-c", dies, *serve])
-    sites = [subprocess.Popen([sys.executable, *program, *join]) for join in joins]
+    server = subprocess.Popen([sys.executable, "-c", dies, *serve], text=True)
+    sites = [subprocess.Popen([sys.executable, *program, *join], text=True) for join in joins]
     try:
         assert server.wait(PATIENCE) == -signal.SIGKILL
         assert round_of(out) == made.run.rounds - 1
         # What it had started ends by itself, and with it whoever listens.
         until(lambda: is_free(port), sites[0])
-        server = subprocess.Popen([sys.executable, *program, *serve])
+        server = subprocess.Popen([sys.executable, *program, *serve], text=True)
         assert [process.wait(PATIENCE) for process in (server, *sites)] == [0] * 4
     finally:
         for process in (server, *sites):
