@@ -366,6 +366,9 @@ def test_a_json_file_of_clients_and_their_rows_is_read(written: Written):
     assert {name: len(shard.train) for name, shard in found.shards.items()} == {"ann": 1, "bob": 2}
     assert found.manifest.duplicates.num_rows == 1
     assert found.manifest.duplicates.num_shared == 1
+    path = written("b.json", {"ann": [{**TOLD, "client": "eve"}]})
+    with pytest.raises(ValueError, match=r"rows of 'ann' have a column 'client' of their own"):
+        federate(DataSettings(source=path), load_tokenizer(ModelSettings()))
 
 
 def test_the_page_of_data_names_them_all():

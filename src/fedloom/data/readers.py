@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from fedloom.data.cells import short, to_text
 from fedloom.data.jsontext import NotJson, loads, loads_each
@@ -160,8 +160,8 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         data = data["data"]
     if isinstance(data, dict) and "Instances" in data:
         data = [{"task": path.name[: -len(kind_of(path))]} | data]
-    elif isinstance(data, dict) and _is_by_client(data):
-        data = [{"client": client, **row} for client, rows in data.items() for row in rows]
+    elif _is_by_client(data):
+        data = _with_clients(data, path)
     if not isinstance(data, list):
         raise ValueError(f'{path} must hold a list of rows or {{"data": [...]}}, got {short(data)}')
     for line, values in enumerate(data, start=1):
@@ -175,13 +175,24 @@ def _whole(text: str, path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} {problem}")
 
 
-def _is_by_client(data: Mapping[str, Any]) -> bool:
+def _is_by_client(data: object) -> TypeGuard[dict[str, list[dict[str, object]]]]:
     """Return whether it maps the names of clients to their rows, as FedLLM-Bench's files do."""
     return (
-        all(isinstance(rows, list) and rows for rows in data.values())
+        isinstance(data, dict)
+        and all(isinstance(rows, list) and rows for rows in data.values())
         and all(isinstance(row, dict) for rows in data.values() for row in rows)
         and bool(data)
     )
+
+
+def _with_clients(data: dict[str, list[dict[str, object]]], path: Path) -> list[dict[str, object]]:
+    """Return the rows of all clients, each with its client's name."""
+    for client, rows in data.items():
+        if any(row.get("client", client) != client for row in rows):
+            raise ValueError(
+                f"{path}: rows of {client!r} have a column 'client' of their own, whose place that name would take; rename it"
+            )
+    return [{"client": client, **row} for client, rows in data.items() for row in rows]
 
 
 def _lines(text: str, path: Path) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from fedloom.importing.counterparts import (
 )
 
 _OFFSITE, _ALIGN = "llm.offsite_tuning", "llm.offsite_tuning.emu_align"
-_NOT_TEXT = "of data and models that are no text and no language model"
+_NOT_TEXT = "of data and models that are no text and no language model, or no key of it"
 _SERVE = "`fedloom serve` of this recipe and `fedloom join` at every site say addresses and files"
 _CHECKPOINTS = (
     "a run keeps checkpoints in its folder after every round (run.keep_checkpoints), and its model"
