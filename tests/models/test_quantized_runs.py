@@ -119,10 +119,15 @@ def test_twenty_rounds_end_within_three_percent_of_the_whole_model_in_a_third_of
                 "name": quantize,
                 "algorithm": "fedavg",
                 "model": {"quantize": quantize},
-                "data": {"num_examples": 600, "num_clients": 4, "max_length": 96},
+                "data": {"num_examples": 160, "num_clients": 2, "max_length": 64},
                 "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
-                "local": {"optimizer": "adamw", "lr": 2e-3, "steps": 4, "batch_size": 8},
-                "evaluation": {"every": 20, "validation": False, "generate": False},
+                "local": {"optimizer": "adamw", "lr": 2e-3, "steps": 2, "batch_size": 4},
+                "evaluation": {
+                    "every": 20,
+                    "validation": False,
+                    "generate": False,
+                    "max_examples": 8,
+                },
                 "run": {"rounds": 20, "samples": 0},
             }
         )
