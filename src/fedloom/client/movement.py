@@ -1,8 +1,8 @@
 """A guard against training nothing: what learns has moved after a client's first training, or could not have.
 
 Whole days are lost to adapters that stay as they were: a wrapper that trains copies, a backend that gathers nothing, a start
-from which no gradient leads. So a tensor that came back as it went is asked about once: one step of our own, by the
-model's own forward, from the same start on some of the same examples. Where that moves it, training has to.
+from which no gradient leads. So a tensor that came back as it went is asked about: one step of our own, by the
+model's own layers, from the same start on some of the same examples. Where that moves it, training has to.
 """
 
 from collections.abc import Sequence, Set
@@ -93,7 +93,7 @@ class Watched:
         """Return what a step does from the start; None where it is asked for nothing."""
         setup, space = self.setup, self.setup.space
         # The trainer's own steps may go without a decay, which is no learning.
-        local = replace(setup.local, weight_decay=0.0, kernels="reference")
+        local = replace(setup.local, weight_decay=0.0, kernels="torch")
         lr = local.lr_at(job.round, setup.num_rounds)
         space.load(work.start)
         space.model.eval()
