@@ -216,10 +216,9 @@ def test_what_arrives_changed_is_thrown_away_with_one_sentence(tmp_path: Path) -
     for frames in ([b"[]"], [b"{{{"], [b"{}", b""]):
         with pytest.raises(ValueError, match=r"config\.json did not arrive as it was sent"):
             parcels.add(file, listing, 0, frames)
-    nothing = list[bytes]()
-    for at, pieces in ((parcels.FRAME, nothing), (0, nothing)):
+    for at in (parcels.FRAME, 0):
         with pytest.raises(ValueError, match="frames that are not the next ones"):
-            parcels.add(file, listing, at, pieces)
+            parcels.add(file, listing, at, [])
     assert not file.parent.exists()
 
 

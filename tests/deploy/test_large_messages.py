@@ -116,8 +116,8 @@ def test_a_link_that_is_cut_costs_what_was_on_its_way_and_changes_nothing(
     wires.cut_at = [met + 20, met + 85, met + 135]
     params, lines = rounds(asked, remote, server, 2)
     assert wires.reopened == 3
-    down = sum(one[1] for one in wires.carried[met:])
-    up = sum(one[2] for one in wires.carried[met:])
+    down = sum(size for _, size, _ in wires.carried[met:])
+    up = sum(size for _, _, size in wires.carried[met:])
     whole = [sum(line[at] for line in lines) for at in (0, 1)]
     assert min(whole) > 3 * 10 * small_frames
     # Each of three sites got, or gave, one message's worth of frames again, and its heads with every envelope.
