@@ -43,7 +43,8 @@ def losses(printed: str) -> dict[str, list[float]]:
 
 def test_every_example_is_run_here_and_named_in_the_readme():
     here, readme = Path(__file__).read_text(), (FOLDER.parent / "README.md").read_text()
-    for path in FOLDER.glob("[!_]*.*"):
+    # A plan is no program: the README's commands run it.
+    for path in FOLDER.glob("[!_]*.[!y]*"):
         assert f'"{path.stem}' in here
         assert f"examples/{path.name}" in readme
 

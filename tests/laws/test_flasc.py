@@ -13,9 +13,11 @@ from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.setup import batches
+from fedloom.core.protocols import Reply, Task
 from fedloom.core.randomness import derive
 from fedloom.core.sparsity import Density
 from fedloom.data.tokens import IGNORED
+from fedloom.engines import codec
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.server.optimizers import Adam
@@ -110,26 +112,27 @@ def test_at_density_one_both_are_their_inner_to_the_bit(
 def test_counted_bytes_are_those_of_the_encoded_messages(
     wire: WireSettings, bench: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedloom.engines import codec
+    lengths: dict[str, list[int]] = {"download": [], "upload": []}
+    counted, sent = codec.MessageCodec.num_bytes, codec.MessageCodec.send
 
-    lengths: dict[str, list[int]] = {"encode_task": [], "encode_reply": []}
-    for name, said in lengths.items():
-        encode = vars(codec)[name]
+    def length_of(self: codec.MessageCodec, task: Task, body: bytes) -> int:
+        lengths["download"].append(len(self.message(task, body)))
+        return counted(self, task, body)
 
-        def counted(*args: Any, encode: Any = encode, said: list[int] = said, **rest: Any) -> bytes:
-            message: bytes = encode(*args, **rest)
-            said.append(len(message))
-            return message
+    def length_sent(self: codec.MessageCodec, reply: Reply) -> bytes:
+        message = sent(self, reply)
+        lengths["upload"].append(len(message))
+        return message
 
-        monkeypatch.setattr(codec, name, counted)
+    monkeypatch.setattr(codec.MessageCodec, "num_bytes", length_of)
+    monkeypatch.setattr(codec.MessageCodec, "send", length_sent)
     it = bench()
     algorithm = Flasc(FEDADAM, Density(0.25), Density(0.0625), error_feedback=True)
     engine = it.engine(InProcess, algorithm, tmp_path, wire=wire)
     _, said = it.rounds(algorithm, engine, 3)
-    for key, direction in (("encode_task", "download"), ("encode_reply", "upload")):
-        assert len(lengths[key]) == 15
-        counts = [metrics[f"comm/{direction}_bytes"] for metrics, _ in said]
-        assert sum(counts) == sum(lengths[key])
+    for direction, each in lengths.items():
+        assert len(each) == 15
+        assert sum(metrics[f"comm/{direction}_bytes"] for metrics, _ in said) == sum(each)
 
 
 def test_sparse_links_carry_fewer_bytes(bench: Callable[..., Any], tmp_path: Path) -> None:
