@@ -31,7 +31,7 @@ def export(
         typer.Option(
             "--for",
             help="peft: adapters; lora: those of tune: vera as LoRA; vllm: LoRA as vLLM reads it; merged: whole models;"
-            " gguf: those as GGUF; gguf-lora: LoRA for llama.cpp; seeds: seed files.",
+            " nf4: those in NF4 again; gguf: those as GGUF; gguf-lora: LoRA for llama.cpp; seeds: seed files.",
         ),
     ] = "peft",
     type: Annotated[

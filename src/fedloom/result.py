@@ -173,7 +173,8 @@ class Result:
             out: Where; `adapters`, or a folder named for the form, in the run's folder if not given.
             form: "peft": adapters as folders that peft loads, or whole models where these were tuned; "lora": an adapter
                 of tune: vera as LoRA; "vllm": LoRA as vLLM reads it; "merged": whole models as folders of transformers;
-                "gguf": whole models as GGUF files; "gguf-lora": LoRA as GGUF, for llama.cpp; "seeds": seed files.
+                "nf4": such a folder in NF4 again; "gguf": whole models as GGUF files; "gguf-lora": LoRA as GGUF, for
+                llama.cpp; "seeds": seed files.
             type: Of a GGUF's matrices: "f32", "f16", which it is if not given, or "q8_0".
 
         Raises:

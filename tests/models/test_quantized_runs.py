@@ -105,6 +105,11 @@ def test_a_run_on_nf4_is_planned_resumed_used_and_read_by_peft_beside_bitsandbyt
         theirs: Tensor = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))(ids).logits
         ours: Tensor = space.model.eval()(input_ids=ids).logits
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    (folder,) = open_run(whole).export(form="nf4").values()
+    assert (
+        "in NF4 again: rounding again moves the weights by " in (folder / "README.md").read_text()
+    )
+    assert (folder / "config.json").exists()
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ def test_what_a_server_cannot_take_is_refused_and_leaves_nothing(
     [
         (
             {"form": "onnx"},
-            r"--for must be one of peft, lora, vllm, gguf-lora, merged, gguf, seeds, got",
+            r"--for must be one of peft, lora, vllm, gguf-lora, merged, nf4, gguf, seeds, got",
         ),
         (
             {"form": "vllm", "type": "f16"},

@@ -11,9 +11,9 @@ from fedloom.report.run_folder import Results, read_results
 from fedloom.rounds.privacy import privacy_record
 from fedloom.tracking.metric_format import human_bytes, shown
 
-Form = Literal["peft", "lora", "vllm", "gguf-lora", "merged", "gguf", "seeds"]
+Form = Literal["peft", "lora", "vllm", "gguf-lora", "merged", "nf4", "gguf", "seeds"]
 """What is written of a model: an adapter of its own kind; one of tune: vera as LoRA; a LoRA that vLLM, or llama.cpp, reads as
-it is meant; the whole model as a folder, or as a GGUF file; what makes it of the base model, in seed space."""
+it is meant; the whole model as a folder, such a one in NF4 again, or as a GGUF file; what makes it of the base model, in seed space."""
 _NAMED = 8
 """Clients that are named; of more, the number."""
 
@@ -28,11 +28,13 @@ class Exported:
     """What to load, where that is not the folder."""
     rank: int = 0
     """Of vllm: what `--max-lora-rank` must be at least."""
+    note: str = ""
+    """What its readers must know, in a sentence."""
 
     @property
     def is_whole(self) -> bool:
         """Return whether no base model is needed beside it."""
-        return self.form in ("merged", "gguf")
+        return self.form in ("merged", "nf4", "gguf")
 
 
 def model_card(
@@ -98,7 +100,8 @@ def _story(run: Results, base: str, clients: Sequence[ClientId], exported: Expor
     traffic = f", {human_bytes(sent)} of traffic" if sent else ""
     prompt = run.manifest.get("prompt")
     written = f" Prompt of its training data: {prompt}." if prompt else ""
-    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}.{written}"
+    noted = f" {exported.note}" if exported.note else ""
+    return f"{first}.\n{rounds} rounds{traffic}. It serves {who}.{written}{noted}"
 
 
 _LIBRARY = {
@@ -106,6 +109,7 @@ _LIBRARY = {
     "lora": "peft",
     "vllm": "peft",
     "merged": "transformers",
+    "nf4": "transformers",
 } | dict.fromkeys(("gguf", "gguf-lora"), "gguf")
 
 

@@ -138,6 +138,7 @@ class _Writer:
             "vllm": self._vllm,
             "gguf-lora": self._gguf_lora,
             "merged": self._merged,
+            "nf4": self._nf4,
             "gguf": self._gguf,
             "seeds": self._seeds,
         }
@@ -172,6 +173,16 @@ class _Writer:
     def _merged(self, folder: Path, name: str, params: Params) -> Exported:
         self.session.space.save_merged(folder, params)
         return Exported("merged")
+
+    def _nf4(self, folder: Path, name: str, params: Params) -> Exported:
+        space = self.session.space
+        if not isinstance(space, AdapterSpace):
+            raise ValueError(
+                f"--for nf4 is of adapters to a base in NF4, got tune: {self.session.recipe.tune.title}: export it with"
+                " --for merged"
+            )
+        drift = f"{space.save_requantized(folder, params)}"
+        return Exported("nf4", note=f"Merged, and in NF4 again: {drift}.")
 
     def _gguf(self, folder: Path, name: str, params: Params) -> Exported:
         file = f"{file_name(name)}-{self.type}.gguf"
