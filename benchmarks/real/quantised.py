@@ -27,9 +27,10 @@ from timing import paired
 MODEL = str(MODELS / "smollm2.gguf")
 BASE = "none"
 SCHEMES = (BASE, "nf4", "int8", "int4")
-LENGTHS = (8, 16, 32, 64)
+LENGTHS = (8, 32, 64)
 """Tokens of a row, of which the second half is learnt."""
-TURNS = 3
+TIMED = (BASE, "nf4")
+TURNS = 2
 
 
 def arm(source: str, model: str, quantize: str) -> Tree:
@@ -92,7 +93,7 @@ def held_and_rounds() -> tuple[str, str]:
         if scheme != BASE:
             share = size / (2 * weights)
             held.append((scheme, f"{weights / 1e6:.1f} M", f"{size / 1e6:.1f}", f"{share:.3f}"))
-        for length in LENGTHS:
+        for length in LENGTHS if scheme in TIMED else ():
             scene = Scene(
                 0, 0, length, 2, length // 2, name=MODEL, vocabulary=vocabulary, quantize=scheme
             )
