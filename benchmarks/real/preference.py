@@ -1,5 +1,5 @@
 """What clients prefer, on a real model: DPO and KTO over eight clients, each alone, and all pairs in one place; then tastes
-that differ, under one model for all, FedBiscuit's two and as many as are found.
+that differ, under one model for all, FedBiscuit's two, and as many as are found, pooled and apart.
 
     python benchmarks/real/preference.py --data FILE [--model FILE] [--seeds 0,1,2] [--part 0/2] [--table]
 
@@ -29,6 +29,7 @@ OPPOSED = {
     "one model": "fedavg",
     "FedBiscuit": [{"clustered": {"mode": {"balanced": {"num_clusters": 2, "every": 1}}, "label": "taste"}}, "fedavg"],
     "automatic clusters": [{"clustered": {"label": "taste"}}, "fedavg"],
+    "automatic clusters, apart": [{"clustered": {"share": {"pool": "off"}, "label": "taste"}}, "fedavg"],
 }  # fmt: skip
 
 
