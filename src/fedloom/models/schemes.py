@@ -27,7 +27,7 @@ class Scheme(Protocol):
         ...
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         """Return the package that packs, or nothing."""
         ...
 
@@ -51,7 +51,7 @@ class Int8:
     """Whole numbers from -127 to 127 with a scale a row, 8 bits a weight."""
 
     name = "int8"
-    library = ""
+    package = ""
 
     def __str__(self) -> str:
         return "int8 by row"
@@ -75,7 +75,7 @@ class Int4:
     """Weights that share a scale, side by side; an even number."""
 
     name = "int4"
-    library = ""
+    package = ""
 
     def __str__(self) -> str:
         return f"int4/{self.block}"
@@ -112,7 +112,7 @@ class NF4:
     """Whether magnitudes are held in 8 bits themselves, in blocks of 256."""
 
     name = "nf4"
-    library = "bitsandbytes"
+    package = "bitsandbytes"
 
     def __str__(self) -> str:
         return f"nf4/{self.block}" + (" double" if self.double else "")
@@ -196,5 +196,5 @@ def _dynamic_map(device: torch.device) -> Tensor:
 
 def identity_of(scheme: Scheme) -> Mapping[str, str]:
     """Return what both sides must have in common to read packed weights alike, see `spaces.handshake`."""
-    of_library = {scheme.library: version(scheme.library)} if scheme.library else {}
-    return {"quantize": str(scheme), **of_library}
+    of_package = {scheme.package: version(scheme.package)} if scheme.package else {}
+    return {"quantize": str(scheme), **of_package}
