@@ -13,7 +13,7 @@ from fedloom import cli_bench, cli_export, cli_recipes, cli_sites, cli_suites
 from fedloom.cli_console import complain, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
-from fedloom.cli_export import Anyway, ModelPath, RunFolder
+from fedloom.cli_options import Anyway, ModelPath, RunFolder
 
 if TYPE_CHECKING:
     from fedloom.rounds.recipe_settings import Recipe

@@ -1,4 +1,4 @@
-"""The commands that bring a run's models to other programs, and what commands about a run have in common."""
+"""The commands that bring a run's models to other programs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,18 +7,7 @@ import typer
 
 from fedloom.cli_console import console
 from fedloom.cli_errors import about
-
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
-Anyway = Annotated[
-    bool,
-    typer.Option(
-        "--anyway",
-        help="Go on although data or model are not what the run was begun with; the report says so.",
-    ),
-]
-ModelPath = Annotated[
-    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
-]
+from fedloom.cli_options import Anyway, ModelPath, RunFolder
 
 
 def export(

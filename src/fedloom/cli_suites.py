@@ -7,8 +7,8 @@ import typer
 
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about
+from fedloom.cli_options import Anyway, ModelPath, RunFolder
 
-Folder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 Suites = Annotated[
     list[str], typer.Argument(help="NAME=FILE, such as mmlu=test.jsonl or gsm8k=test.jsonl.")
 ]
@@ -31,16 +31,10 @@ Beside = Annotated[
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run programs that the model writes, behind a fence.")
 ]
-Anyway = Annotated[
-    bool, typer.Option("--anyway", help="Go on although the model is not what it was.")
-]
-ModelPath = Annotated[
-    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
-]
 
 
 def suite(
-    folder: Folder,
+    folder: RunFolder,
     suites: Suites,
     limit: Limit = None,
     shots: Shots = None,
@@ -57,6 +51,8 @@ def suite(
     from fedloom.result import open_run
     from fedloom.results.suites import BASE, Asked, compared, read_results, suites_table
 
+    if sha256 and len(suites) > 1:
+        raise ValueError("--sha256 is of one file: ask one suite at a time")
     asked = []
     for word in suites:
         name, equals, file = word.partition("=")

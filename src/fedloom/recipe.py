@@ -47,14 +47,28 @@ def read_tree(name: str | Path) -> dict[str, Any]:
             raise RecipeError(
                 f"no shipped recipe is called {name!r}{near}; give one of {', '.join(shipped())}, or a path that ends in .yaml"
             )
+    return read_settings(file, "recipe", key="data")
+
+
+def read_settings(file: Path, what: str, *, key: str) -> dict[str, Any]:
+    """Return the YAML of a file as nested mappings, under its own name if it gives none.
+
+    Args:
+        file: Of a recipe, or of what is made of recipes.
+        what: Which of them it is.
+        key: One that such a file has.
+
+    Raises:
+        RecipeError: where there is no file, or none of mappings.
+    """
     if not file.is_file():
-        raise RecipeError(f"the recipe file {file} does not exist, or is a folder")
+        raise RecipeError(f"the {what} file {file} does not exist, or is a folder")
     try:
         tree = read_yaml(file.read_bytes())
     except YamlError as error:
-        raise RecipeError(f"{file} is not YAML of a recipe: {error}") from error
+        raise RecipeError(f"{file} is not YAML of a {what}: {error}") from error
     if not isinstance(tree, dict):
-        raise RecipeError(f"{file} must hold sections such as `data:`, got {type(tree).__name__}")
+        raise RecipeError(f"{file} must hold sections such as `{key}:`, got {type(tree).__name__}")
     return {"name": file.stem, **tree}
 
 
@@ -68,9 +82,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     before = tree.get("data")
     tree = {**tree, "algorithm": _layers(tree.get("algorithm", "fedavg"))}
     for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path:
-            raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+        path, text = split_override(override)
         if moved := moved_override(path, text, tree):
             raise RecipeError(moved)
         keys = _keys(path, tree["algorithm"])
@@ -91,6 +103,14 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         paths = [override.partition("=")[0] for override in overrides]
         tree["data"] = unaccompanied(tree["data"], before, paths)
     return tree
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """Return the path and the text of `section.key=value`."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"an override must look like section.key=value, got {override!r}")
+    return path, text
 
 
 def override_value(path: str, text: str, keys: Sequence[str]) -> Any:

@@ -106,7 +106,7 @@ def test_a_plan_that_is_no_yaml_or_no_file_is_one_sentence(tmp_path: Path, plan:
     with pytest.raises(RecipeError, match="does not exist, or is a folder"):
         read_plan(tmp_path / "nothing.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")
-    with pytest.raises(RecipeError, match="must hold keys such as `methods:`, got list"):
+    with pytest.raises(RecipeError, match="must hold sections such as `methods:`, got list"):
         read_plan(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("methods: [")
     with pytest.raises(RecipeError, match="is not YAML of a plan"):

@@ -119,6 +119,11 @@ def test_what_is_asked_wrongly_is_one_sentence(files: Path) -> None:
         (lambda: Asked("arc", files, limit=0), "limit must be at least 1, got 0"),
         (lambda: Asked("arc", files, shots=-1), "shots must be at least 0, got -1"),
         (lambda: Asked("humaneval", files / "programs.jsonl"), "allow that with --allow-code"),
+        (lambda: Asked("humaneval", files, shots=1, allow_code=True), "has no worked examples"),
+        (
+            lambda: Asked("arc", files, examples=files),
+            "examples has no effect without worked examples",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             make()

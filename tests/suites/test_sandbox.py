@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedloom.suites import sandbox
 from fedloom.suites.sandbox import check_allowed, passes
 
 TESTS = "def check(f):\n    assert f(2) == 4\n\ncheck(double)\n"
@@ -63,6 +64,17 @@ def test_what_wants_out_does_not_pass_and_does_nothing(tmp_path: Path, escape: s
     assert not found.passed, escape
     assert found.reason or escape
     assert not target.exists()
+
+
+def test_it_is_the_fence_that_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    program = f"open({str(target)!r}, 'w').write('out')\ndef double(x):\n    return 2 * x\n"
+    assert not passes(program, TESTS).passed
+    assert not target.exists()
+    monkeypatch.setattr(sandbox, "_FENCE", "")
+    monkeypatch.setattr(sandbox, "own_network", tuple)
+    assert passes(program, TESTS).passed
+    assert target.read_text() == "out"
 
 
 def test_code_runs_only_where_somebody_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

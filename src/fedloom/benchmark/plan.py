@@ -16,9 +16,11 @@ from fedloom.recipe import (
     build_recipe,
     dataclass_of,
     override_value,
+    read_settings,
     read_tree,
+    split_override,
 )
-from fedloom.recipe_yaml import YamlError, read_yaml, suggest
+from fedloom.recipe_yaml import suggest
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 
 _SHARED = ("model", "data", "objective", "evaluation")
@@ -179,25 +181,13 @@ def read_plan(file: Path, overrides: Sequence[str] = ()) -> BenchPlan:
     Raises:
         RecipeError: naming the key to change.
     """
-    if not file.is_file():
-        raise RecipeError(f"the plan {file} does not exist, or is a folder")
-    try:
-        tree = read_yaml(file.read_bytes())
-    except YamlError as error:
-        raise RecipeError(f"{file} is not YAML of a plan: {error}") from error
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{file} must hold keys such as `methods:`, got {type(tree).__name__}")
-    plan: BenchPlan = dataclass_of(BenchPlan, {"name": file.stem, **tree}, "")
+    tree = read_settings(file, "plan", key="methods")
+    plan: BenchPlan = dataclass_of(BenchPlan, tree, "")
     plan = dataclasses.replace(plan, settings={**plan.settings, **_settings(overrides)})
     plan.check()
     return plan
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path:
-            raise RecipeError(f"an override must look like section.key=value, got {override!r}")
-        found[path] = override_value(path, text, path.split("."))
-    return found
+    pairs = map(split_override, overrides)
+    return {path: override_value(path, text, path.split(".")) for path, text in pairs}

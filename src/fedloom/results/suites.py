@@ -52,8 +52,18 @@ class Asked:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
         if self.shots is not None and self.shots < 0:
             raise ValueError(f"shots must be at least 0, got {self.shots}")
-        if SUITES[self.suite].runs_code:
+        protocol = SUITES[self.suite]
+        if protocol.runs_code:
             check_allowed(allow_code=self.allow_code)
+        shots = protocol.shots if self.shots is None else self.shots
+        if shots and protocol.runs_code:
+            raise ValueError(
+                f"{protocol.title} has no worked examples: leave shots out, got {self.shots}"
+            )
+        if self.examples is not None and not shots:
+            raise ValueError(
+                f"examples has no effect without worked examples, of which {protocol.title} has none by itself: set shots too"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,18 @@
+"""What commands about a run have in common: its folder, and what they go on in spite of."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/quickstart.")]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway",
+        help="Go on although data or model are not what the run was begun with; the report says so.",
+    ),
+]
+ModelPath = Annotated[
+    Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")
+]
