@@ -7,14 +7,10 @@ talk TLS. What the wire carries beside the messages is polls, handshakes and env
 """
 
 import argparse
-import contextlib
 import json
 import os
-import socket
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,41 +20,10 @@ from fedloom.models.build import ModelSettings, load_tokenizer
 from scenery import random_llama
 from sites import Sites, said
 from timing import about
+from wire import Wire
 
 SIZES = {"small": (0, 0), "1 MB": (64, 1), "50 MB": (704, 2)}
 """Hidden size and layers; the small one is an adapter of rank 1."""
-
-
-@dataclass
-class Counting:
-    """Stands between a site and the server, and counts."""
-
-    target: int
-    up: int = 0
-    down: int = 0
-    door: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
-
-    def start(self) -> int:
-        """Return the port that sites connect to."""
-        threading.Thread(target=self._accept, daemon=True).start()
-        return int(self.door.getsockname()[1])
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                site, _ = self.door.accept()
-                server = socket.create_connection(("127.0.0.1", self.target))
-            except OSError:
-                return
-            for pair in ((site, server, "up"), (server, site, "down")):
-                threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    def _pump(self, source: socket.socket, target: socket.socket, way: str) -> None:
-        with contextlib.suppress(OSError), source, target:
-            while data := source.recv(1 << 18):
-                self.up += len(data) if way == "up" else 0
-                self.down += len(data) if way == "down" else 0
-                target.sendall(data)
 
 
 def recipe_of(size: str, folder: Path, rounds: int) -> dict[str, Any]:
@@ -97,7 +62,7 @@ def main() -> None:
             recipe = recipe_of(size, home / "model", rounds)
             began = time.perf_counter()
             with Sites(home / "lab", recipe, ("alba",)) as sites:
-                server, wire = sites.serve(), Counting(sites.port)
+                server, wire = sites.serve(), Wire(sites.port)
                 joined = sites.join("alba", data, port=wire.start())
                 if server.wait(900) or joined.wait(60):
                     raise SystemExit(said(home / "lab" / "serve.log"))
