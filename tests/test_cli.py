@@ -181,7 +181,10 @@ def test_a_new_client_finds_its_cluster_and_a_prompt_its_model(
         ("evaluate file.txt", r"file\.txt is a file: give the folder of a run"),
         ("export folder --for merged", r"folder holds no run"),
         ("export folder --out file.txt", r"folder holds no run"),
-        ("export folder --merged", r"--merged is --for merged now"),
+        (
+            "export folder --merged --for gguf",
+            r"--merged is short for --for merged, got --for gguf too",
+        ),
         ("export folder --as-lora", r"--as-lora is --for lora now"),
         ("export folder --for onnx", r"--for must be one of peft, lora, vllm, .*, got onnx"),
         (

@@ -27,7 +27,7 @@ def export(
         str | None,
         typer.Option("--type", help="Of --for gguf: f32, f16 (if not given) or q8_0."),
     ] = None,
-    merged: Annotated[bool, typer.Option("--merged", hidden=True)] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Short for --for merged.")] = False,
     as_lora: Annotated[bool, typer.Option("--as-lora", hidden=True)] = False,
     anyway: Anyway = False,
     model: ModelPath = None,
@@ -36,9 +36,11 @@ def export(
     from fedloom.result import open_run
     from fedloom.results.export import check_form
 
-    for given, old, new in ((merged, "merged", "merged"), (as_lora, "as-lora", "lora")):
-        if given:
-            raise ValueError(f"--{old} is --for {new} now")
+    if as_lora:
+        raise ValueError("--as-lora is --for lora now")
+    if merged and form not in ("peft", "merged"):
+        raise ValueError(f"--merged is short for --for merged, got --for {form} too")
+    form = "merged" if merged else form
     wanted, numbers = check_form(form, type and type.lower())
     shown = console()
     found = open_run(folder, console=shown, anyway=anyway, moved=model)
