@@ -9,7 +9,7 @@ language; `turnout`: four of the ten a round; `adam`: the server steps by Adam; 
 chance. Modes: one model for all (`fedavg`), a model for each cluster found (`apart`), the same mixed with three quarters of
 the model for all (`fixed`), and pooled (`pooled`); `oracle` and `pooled oracle` are told the languages. Of `iid`, where nobody
 should be apart, clusters are drawn by chance in all modes. Runs of a seed have the same data and local training, so that differences are paired. A
-finished run is not repeated; `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with
+finished run is not repeated, nor one that `results/pooling.json` has; `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with
 95 % confidence intervals (Student's t).
 """
 
@@ -30,7 +30,7 @@ from fedloom.recipe import build_recipe
 from fedloom.rounds.recipe_settings import Recipe
 from intervals import interval
 from languages import SPOKEN, TASKS, run, write_conflict
-from shares import parser_of, share_of
+from shares import parser_of, record, recorded, share_of
 from timing import write_page
 
 SETTINGS = ("conflict", "turnout", "adam", "own", "mixed", "iid")
@@ -89,11 +89,18 @@ def recipe_of(mode: str, setting: str, seed: int, arguments: argparse.Namespace)
     )
 
 
-def table(folder: Path, seeds: int, settings: Sequence[str]) -> str:
+def table(ends: Mapping[str, Any], seeds: int, settings: Sequence[str]) -> str:
     """Return the tables of all finished runs in Markdown, a row a mode."""
     parts = []
     for setting in settings:
-        found = {mode: _results(folder / setting / mode, seeds) for mode in MODES}
+        found = {
+            mode: {
+                seed: ends[key]
+                for seed in range(seeds)
+                if (key := f"{setting}/{mode}/{seed}") in ends
+            }
+            for mode in MODES
+        }
         columns = ["", "seeds"]
         for metric in METRICS:
             name = TABLE.entry(metric).title or metric
@@ -110,22 +117,25 @@ def table(folder: Path, seeds: int, settings: Sequence[str]) -> str:
     return "\n\n".join(parts)
 
 
-def _results(folder: Path, seeds: int) -> dict[int, Any]:
-    files = {seed: folder / str(seed) / "result.json" for seed in range(seeds)}
-    return {seed: json.loads(file.read_text()) for seed, file in files.items() if file.exists()}
-
-
 def _cells(results: Mapping[int, Any], pooled: Mapping[int, Any], metric: str) -> list[str]:
     """Return mean and worst language, and how far the pooled run of the same seed is from the mean."""
-    ends = {seed: _ends(result, metric) for seed, result in results.items()}
+    ends = {seed: result[metric] for seed, result in results.items()}
     cells = [interval(column) for column in zip(*ends.values(), strict=True)]
-    apart = [_ends(pooled[s], metric)[0] - mean for s, (mean, _) in ends.items() if s in pooled]
+    apart = [pooled[s][metric][0] - mean for s, (mean, _) in ends.items() if s in pooled]
     return [*cells, interval(apart) if apart and results is not pooled else ""]
 
 
-def _ends(result: Mapping[str, Any], metric: str) -> tuple[float, float]:
-    values = [metrics[metric] for metrics in result["languages"].values()]
-    return sum(values) / len(values), max(values, key=TABLE.of(metric).cost)
+def ended(folder: Path) -> dict[str, Any]:
+    """Return the mean and the worst language of each run, by setting/mode/seed: of earlier ones, and of those in a folder."""
+    found = recorded("pooling")
+    for file in folder.glob("*/*/*/result.json"):
+        languages = json.loads(file.read_text())["languages"].values()
+        values = {metric: [one[metric] for one in languages] for metric in METRICS}
+        found["/".join(file.parts[-4:-1])] = {
+            metric: [sum(each) / len(each), max(each, key=TABLE.of(metric).cost)]
+            for metric, each in values.items()
+        }
+    return found
 
 
 def main() -> None:
@@ -144,13 +154,16 @@ def main() -> None:
     # By chance is by chance: in `iid` nobody is told anything.
     runs = [(s, m, seed) for s, m, seed in runs if s != "iid" or m in ("fedavg", "apart", "pooled")]
     folder = arguments.runs / f"rounds-{arguments.rounds}"
-    for setting, mode, seed in share.of(runs):
+    known = ended(folder)
+    for setting, mode, seed in share.of([r for r in runs if "/".join(map(str, r)) not in known]):
         print(f"{setting}, {mode}, seed {seed}", flush=True)
         recipe = recipe_of(mode, setting, seed, arguments)
         run(recipe, LABELS.get(setting, "language"), folder / setting / mode / str(seed))
-    text = table(folder, arguments.seeds, settings)
+    known = ended(folder)
+    text = table(known, arguments.seeds, settings)
     print(text)
     if share.writes:
+        record("pooling", known)
         title = f"Pooled clusters beside one model and a model for each, {arguments.rounds} rounds"
         write_page("pooling.md", title, text)
 

@@ -1,12 +1,14 @@
 """The options of a benchmark whose runs are kept: which share of them this process makes, and whether it writes the table."""
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+_RESULTS = Path(__file__).parent / "results"
 
 
 def parser_of(doc: str, runs: str) -> argparse.ArgumentParser:
@@ -45,3 +47,16 @@ def share_of(asked: argparse.Namespace) -> Share:
     """Return what the options say."""
     part, parts = map(int, asked.part.split("/"))
     return Share(part, parts, asked.table)
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """Return what earlier runs of a table came to, as `results/NAME.json` keeps it; empty where there is none."""
+    file = _RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def record(name: str, values: Mapping[str, Any]) -> None:
+    """Keep what runs came to, so that the table can go on elsewhere; a change of what is measured deletes the file."""
+    lines = (f"{json.dumps(key)}: {json.dumps(values[key])}" for key in sorted(values))
+    (_RESULTS / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

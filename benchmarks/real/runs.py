@@ -1,7 +1,8 @@
 """Tables of whole runs on real models: arms that differ in a few settings, the same seeds for all, what they cost.
 
-A run that was finished is kept, so that a table that was stopped goes on; `--part i/n` takes every n-th run, so that n
-processes share the work; `--table` only writes the table, of whatever there is.
+A run that was finished is kept, so that a table that was stopped goes on, and what it came to is beside the table, so that it
+goes on elsewhere; `--part i/n` takes every n-th run, so that n processes share the work; `--table` only writes the table, of
+whatever there is.
 """
 
 import json
@@ -19,7 +20,7 @@ import torch
 
 import fedloom
 from fedloom.recipe import build_recipe
-from shares import parser_of, share_of
+from shares import parser_of, record, recorded, share_of
 from timing import write_page
 
 Tree = Mapping[str, Any]
@@ -118,11 +119,16 @@ def main(
     todo = [(arm, seed) for seed in seeds for arm in names]
     share = share_of(asked)
     folder = asked.runs / table
-    for arm, seed in share.of(todo):
+    known = ended(table, folder)
+    for arm, seed in share.of(
+        [(a, s) for a, s in todo if key_of(a.replace("/", "-"), s) not in known]
+    ):
         print(f"{arm}, seed {seed}", flush=True)
         run_arm(arm, with_seed(recipes[arm], seed), place(folder, arm, seed))
     if share.writes:
-        text = page(finished(folder, todo))
+        known = ended(table, folder)
+        record(f"real_{table}", known)
+        text = page(chosen(known, todo))
         print(text)
         write_page(
             f"real_{table}.md", title, text, packages=("torch", "transformers", "peft", "fedloom")
@@ -134,13 +140,31 @@ def place(folder: Path, arm: str, seed: int) -> Path:
     return folder / arm.replace("/", "-") / str(seed)
 
 
-def finished(folder: Path, wanted: Sequence[tuple[str, int]]) -> Lines:
-    """Return the lines of the runs that have ended."""
+def key_of(arm: str, seed: int) -> str:
+    """Return what a run is called in the record."""
+    return f"{arm}, seed {seed}"
+
+
+def ended(table: str, folder: Path) -> dict[str, Line]:
+    """Return the lines of all runs that have ended: of earlier ones by the record, and of those in a folder."""
+    found: dict[str, Line] = dict(recorded(f"real_{table}"))
+    for kept in folder.glob("*/*/line.json"):
+        line = json.loads(kept.read_text())
+        # Of the curve its ends are read.
+        found[key_of(kept.parts[-3], int(kept.parts[-2]))] = {
+            **line,
+            "curve": [line["curve"][0], line["curve"][-1]],
+        }
+    return found
+
+
+def chosen(known: Mapping[str, Line], wanted: Sequence[tuple[str, int]]) -> Lines:
+    """Return the lines of the runs that are asked for and have ended."""
     found: dict[str, dict[int, Line]] = {}
     for arm, seed in wanted:
-        kept = place(folder, arm, seed) / "line.json"
-        if kept.exists():
-            found.setdefault(arm, {})[seed] = json.loads(kept.read_text())
+        line = known.get(key_of(arm.replace("/", "-"), seed))
+        if line is not None:
+            found.setdefault(arm, {})[seed] = line
     return found
 
 

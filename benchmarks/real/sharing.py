@@ -1,92 +1,154 @@
-"""Do pooled clusters lose to one model on a real one? Gemma 3 270M on XQuAD in four languages, two clients each.
+"""Do pooled clusters lose to one model on a real one? Gemma 3 270M on XQuAD in four and in eight languages, two clients each.
 
-    python benchmarks/real/sharing.py --data FOLDER [--model FILE] [--seeds 0,1,2] [--part 0/2] [--table]
+    python benchmarks/real/sharing.py --data FOLDER [--model FILE] [--seeds 0,1,2] [--arms "four, ...;eight, ..."]
+                                      [--part 0/2] [--table]
 
-FOLDER holds XQuAD, a file a language. One model for all, a model for each cluster that was found, and clusters that share
-as much as their uploads say, with the same rows, cohorts and steps at a seed. The task is one in all languages, so one
-model should win over clusters apart.
+FOLDER holds XQuAD, a file a language. One model for all, each client alone, a model for each cluster that was found, clusters
+that share as much as their uploads say, clusters of languages, and clusters by chance, with the same rows, cohorts and steps
+at a seed. The task is one in all languages, so one model should win over clusters apart. Five to ten minutes of one core a run.
 """
 
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from runs import MODELS, Lines, Tree, beside, first, grid, last, main
+from runs import MODELS, Line, Lines, Tree, beside, first, grid, last, main
 
 from intervals import interval
 
 BASE = "one model (FedAvg)"
-FILES = [f"xquad.{language}" for language in ("ar", "de", "ru", "zh")]
+LANGUAGES = {
+    "four": ("ar", "de", "ru", "zh"),
+    "eight": ("ar", "de", "en", "es", "ro", "ru", "tr", "zh"),
+}
+METRICS = ("exact_match", "rouge1", "chrf")
 
 
-def arm(source: str, model: str, algorithm: Any) -> Tree:
+def arm(source: str, model: str, languages: str, algorithm: Any, *, alone: bool) -> Tree:
     """Return a recipe."""
+    many = len(LANGUAGES[languages])
+    run = {"rounds": 8, "samples": 0, "keep_checkpoints": 1}
     return {
         "model": {"name": model},
         "algorithm": algorithm,
         "data": {
             "source": source,
-            "where": {"file": FILES},
-            "num_clients": 8,
-            "num_examples": 800,
+            "where": {"file": [f"xquad.{language}" for language in LANGUAGES[languages]]},
+            "num_clients": 2 * many,
+            "num_examples": 200 * many,
             "partition": {"clusters": {"by": "file"}},
             "prompt": "plain",
-            "max_length": 224,
+            "max_length": 128,
             "truncate": "prompt",
             "fractions": [0.8, 0.0, 0.2],
         },
         "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
         "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 4, "batch_size": 1},
-        "evaluation": {"every": 0, "validation": False, "generate": False},
-        "run": {"rounds": 8, "samples": 0, "keep_checkpoints": 1},
+        "evaluation": {
+            "every": 0,
+            "validation": False,
+            "max_examples": 160 // (2 * many),
+            "max_new_tokens": 16,
+            "metrics": list(METRICS),
+        },
+        "run": {**run, "baselines": ["local"]} if alone else run,
     }
 
 
 def arms(source: str, model: str) -> Mapping[str, Tree]:
-    """Return the rows of the table."""
-    apart = {"clustered": {"share": {"pool": "off"}, "label": "file"}}
-    pooled = {"clustered": {"share": {"pool": "on"}, "label": "file"}}
-    return {
-        BASE: arm(source, model, "fedavg"),
-        "clusters, apart": arm(source, model, [apart, "fedavg"]),
-        "clusters, pooled": arm(source, model, [pooled, "fedavg"]),
-    }
+    """Return the rows of the tables."""
+
+    def clustered(pool: str, **more: Any) -> list[Any]:
+        return [{"clustered": {"share": {"pool": pool}, "label": "file", **more}}, "fedavg"]
+
+    made = {}
+    for languages, names in LANGUAGES.items():
+        told = {"given": {"by": "file"}}
+        chance = {"random": {"num_clusters": len(names)}}
+        of = {
+            BASE: "fedavg",
+            "clusters, pooled": clustered("on"),
+            "clusters, apart": clustered("off"),
+            "by language, apart": clustered("off", mode=told),
+            "by chance, pooled": clustered("on", mode=chance),
+            "by chance, apart": clustered("off", mode=chance),
+        }
+        for name, algorithm in of.items():
+            made[f"{languages}, {name}"] = arm(
+                source, model, languages, algorithm, alone=name == BASE
+            )
+    return made
 
 
 def page(lines: Lines) -> str:
-    """Return the table."""
+    """Return a table for each number of languages."""
+    parts = ["Test loss, nats a token of the answers; 160 test rows in all."]
+    for languages in LANGUAGES:
+        mine = {
+            name.partition(", ")[2]: runs
+            for name, runs in lines.items()
+            if name.startswith(languages)
+        }
+        if mine:
+            parts += [f"## {languages.capitalize()} languages", table(mine)]
+    return "\n\n".join(parts)
+
+
+def table(lines: Lines) -> str:
+    """Return a row an arm."""
     base = lines.get(BASE, {})
     rows = []
     for name, runs in lines.items():
-        told = [one["server"] for one in runs.values()]
-        found = [one[-1].get("server/adjusted_rand") for one in told]
-        shares = [
-            statistics.fmean(shown)
-            for one in told
-            if (shown := [line["server/lambda"] for line in one if "server/lambda" in line])
-        ]
+        ended = list(runs.values())
+        rands = [line["server"][-1].get("server/adjusted_rand") for line in ended]
         rows.append(
             (
                 name,
                 str(len(runs)),
-                interval([first(x) for x in runs.values()]),
-                interval([last(x) for x in runs.values()]),
+                interval([first(line) for line in ended]),
+                interval([last(line) for line in ended]),
                 "" if name == BASE else f"{interval(beside(runs, base), 1)} %",
-                "" if None in found else f"{statistics.fmean(found):.2f}",
-                f"{statistics.fmean(shares):.3f}" if shares else "",
+                *(interval([last(line, metric) for line in ended]) for metric in METRICS),
+                "" if None in rands else f"{statistics.fmean(rands):.2f}",
+                shares(ended),
+            )
+        )
+    if base:
+        alone = {seed: line["baselines"]["local"] for seed, line in base.items()}
+        apart = [100 * (found["test/loss"] / last(base[seed]) - 1) for seed, found in alone.items()]
+        rows.append(
+            (
+                "each client alone",
+                str(len(alone)),
+                interval([first(line) for line in base.values()]),
+                interval([found["test/loss"] for found in alone.values()]),
+                f"{interval(apart, 1)} %",
+                *(interval([found[f"test/{m}"] for found in alone.values()]) for m in METRICS),
+                "",
+                "",
             )
         )
     columns = (
         *("arm", "seeds", "loss before", "loss after", "beside one model, paired"),
-        *("adjusted Rand", "lambda"),
+        *("exact match", "F1 of words", "chrF", "adjusted Rand", "lambda, mean of rounds"),
     )
-    return f"Test loss, nats a token of the answers, 160 rows.\n\n{grid(columns, rows)}"
+    return grid(columns, rows)
+
+
+def shares(lines: list[Line]) -> str:
+    """Return the mean lambda of all rounds in which clusters were pooled."""
+    told = [
+        statistics.fmean(shown)
+        for line in lines
+        if (shown := [one["server/lambda"] for one in line["server"] if "server/lambda" in one])
+    ]
+    return f"{statistics.fmean(told):.3f}" if told else ""
 
 
 if __name__ == "__main__":
     main(
         "sharing",
-        "How much clusters share on a real model: XQuAD in four languages",
+        "How much clusters share on a real model: XQuAD in four and in eight languages",
         arms,
         page,
         model=str(MODELS / "gemma3-270m.gguf"),

@@ -142,7 +142,13 @@ def _pooled(
     if not pooled.means:
         return after, metrics
     told = {f"{cluster_name(k)}/lambda": value for k, value in pooled.lambdas.items()}
-    all_of_them = {"lambda": pooled.mean_lambda, "rounds_alike": float(pooled.variances.alike)}
+    known = pooled.variances
+    all_of_them = {
+        "lambda": pooled.mean_lambda,
+        "rounds_alike": float(known.alike),
+        "lasting": known.memory.lasting,
+        "gain": known.pace.gain,
+    }
     return after, {**metrics, **all_of_them, **told}
 
 

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from fedloom.clustering.pace import Pace, paced
+from fedloom.clustering.persistence import Heard, Memory, remembered, sample_of
 from fedloom.core.payloads import NoReplies, accumulator
 from fedloom.core.protocols import ClientId, Params, Reply
 
@@ -46,6 +48,10 @@ class Variances:
     """Of a cluster's mean from everybody's, recent rounds counting most; negative where noise explains more than all."""
     alike: int = 0
     """Rounds in a row in which clusters went nearly all the way with everybody."""
+    memory: Memory = field(default_factory=Memory)
+    """How much of the noise averages out over rounds."""
+    pace: Pace = field(default_factory=Pace)
+    """How much further than that clusters should go."""
 
     def tau2(self) -> Mapping[str, float]:
         """Return the spreads as they are used: cut off at 0, and scaled so that all add up to what they were."""
@@ -142,7 +148,8 @@ class Pooled:
     def keeps(self, cluster: int, name: str) -> float:
         """Return lambda of a cluster that replied, the share of its own deviation that it keeps of a tensor."""
         tau2, noise = self.tau2.get(name, 0.0), self.variances.noise.get(name, 0.0)
-        return own_share(tau2, noise * self.shares.concentration[cluster])
+        noise *= self.variances.memory.noise(cluster)
+        return own_share(tau2 * self.variances.pace.gain, noise)
 
     def move(self, cluster: int) -> Params:
         """Return the mean update that a cluster is taught."""
@@ -212,12 +219,43 @@ def pool(
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = known.with_spread(name, raw)
-    variances = Variances(noise, spread)
+    memory, pace = _later(known, told, owners, whole, means, shares)
+    variances = Variances(noise, spread, memory=memory, pace=pace)
     found = Pooled(whole, means, shares, variances, variances.tau2())
     if not means:
         return found
-    alike = known.alike + 1 if found.mean_lambda < ALIKE else 0
-    return replace(found, variances=replace(found.variances, alike=alike))
+    went = found.mean_lambda
+    alike = known.alike + 1 if went < ALIKE else 0
+    pace = replace(pace, went=went)
+    return replace(found, variances=replace(found.variances, alike=alike, pace=pace))
+
+
+def _later(
+    known: Variances,
+    told: Sequence[Reply],
+    owners: Sequence[int | None],
+    whole: Params,
+    means: Mapping[int, Params],
+    shares: Shares,
+) -> tuple[Memory, Pace]:
+    """Return what is known of rounds together with a round's replies."""
+    total = sum(reply.weight for reply in told)
+    centres = {k: sample_of(mean) for k, mean in means.items()}
+    heard = [
+        Heard(
+            reply.client,
+            k,
+            reply.weight / total / shares.of[k],
+            sample_of(reply.upload["delta"]) - centres[k],
+        )
+        for reply, k in zip(told, owners, strict=True)
+        if k is not None
+    ]
+    heard.sort(key=lambda reply: reply.client)
+    parts = {reply.client: reply.weight / total for reply in told}
+    middle = sample_of(whole)
+    deviations = {k: centre - middle for k, centre in centres.items()}
+    return remembered(known.memory, heard), paced(known.pace, heard, parts, deviations)
 
 
 def pool_clients(

@@ -137,6 +137,8 @@ WRITTEN: Mapping[str, Metric] = _named(
     # Of a cluster, and their mean: the share of its own way that a pooled one goes.
     Metric("lambda", "own share (lambda)", "%", bounds=_SHARE),
     # The same of one client within its cluster, a mean over tensors.
+    Metric("lasting", "noise that comes back", "%", bounds=_SHARE),
+    Metric("gain", "gain over shrinkage", ""),
     Metric("mu", "own share of a client (mu)", "%", bounds=_SHARE),
     *(
         Metric(name)
