@@ -75,6 +75,16 @@ def pooled_sentences(own: Results) -> list[str]:
         lines.append(
             f"Of the squared distances between clients' updates, {part} are between clusters; the rest is each client's own."
         )
+    if lasting := own.history.of("server/lasting"):
+        part = figures.per_cent(round(lasting[-1][1], 3))
+        lines.append(
+            f"Of the latter {part} come back every round; the rest averages out over rounds."
+        )
+    gain = own.history.of("server/gain")
+    if gain and gain[-1][1] > 1:
+        lines.append(
+            f"What clusters wanted of their own way they wanted again, so they go it further than that alone says: by a gain of {gain[-1][1]:.3g}."
+        )
     return lines
 
 
