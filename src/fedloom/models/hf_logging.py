@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
+# PEFT imports bitsandbytes wherever it is installed, which then asks for kernels of the Hub that nothing here calls.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
