@@ -26,12 +26,22 @@ from fedloom.tracking.environment import peak_memory_bytes
 from timing import write_page
 
 Tree = Mapping[str, Any]
+MEMORY = "memory, "
+"""Configurations of one short round, for the memory alone, begin with it."""
+BASES: Mapping[str, Tree] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantize": "int8"},
+    "nf4": {"quantize": "nf4"},
+    "float32, checkpointing": {"gradient_checkpointing": True},
+    "nf4, checkpointing": {"quantize": "nf4", "gradient_checkpointing": True},
+}
 SHORT = {"evaluation": {"every": 0, "validation": False, "max_new_tokens": 12, "max_examples": 4}}
 POLYGLOT = {"num_examples": 240, "num_clients": 4, "where": {"language": ["en"]}, "max_length": 96}
 
 
 def configs(models: Path, data: str) -> Mapping[str, Tree]:
-    """Return the configurations: three a model."""
+    """Return the configurations, by name."""
     smollm2, gemma = str(models / "smollm2.gguf"), str(models / "gemma3-270m.gguf")
     adamw = {"optimizer": "adamw", "lr": 1e-3, "steps": 3, "batch_size": 4}
     code = {"source": f"{data}/codealpaca/train.json", "num_examples": 240, "max_length": 192}
@@ -86,6 +96,17 @@ def configs(models: Path, data: str) -> Mapping[str, Tree]:
             algorithm=[{"freeze": {"names": ["lora_A"]}}, "fedavg"],
             tune={"lora": {"rank": 16, "targets": "all-linear"}},
         ),
+        **{
+            f"{MEMORY}{name}, {base}": tree(
+                model,
+                {**code, "num_clients": 2},
+                {**adamw, "steps": 2},
+                model={"name": model, **settings},
+                run={"rounds": 1, "samples": 0, "keep_checkpoints": 1},
+            )
+            for name, model in (("SmolLM2", smollm2), ("Gemma", gemma))
+            for base, settings in BASES.items()
+        },
     }
 
 
@@ -151,12 +172,30 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             f"{one['plan']['took']:.0f}",
         )
         for name, one in found.items()
+        if not name.startswith(MEMORY)
+    ]
+    short = [
+        (name.removeprefix(MEMORY), cell(one, "memory", 1e6))
+        for name, one in found.items()
+        if name.startswith(MEMORY)
     ]
     columns = (
         *("configuration", "training, s", "evaluation, s", "peak memory, MB"),
         *("MB", "seconds to plan"),
     )
-    return f"Planned / measured (difference), three rounds; seconds are of CPU time on one thread.\n\n{grid(columns, rows)}"
+    parts = []
+    if rows:
+        parts += [
+            "Planned / measured (difference), three rounds; seconds are of CPU time on one thread.",
+            grid(columns, rows),
+        ]
+    if short:
+        parts += [
+            "## Memory by the base's numbers",
+            "LoRA of rank 8 on all linear layers, two clients, two steps of four rows of up to 192 tokens, one round.",
+            grid(("configuration", "peak memory, MB: planned / measured"), short),
+        ]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
