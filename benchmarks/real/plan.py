@@ -110,12 +110,12 @@ def configs(models: Path, data: str) -> Mapping[str, Tree]:
     }
 
 
-def tree(model: str, data: Tree, local: Tree, **more: Any) -> Tree:
+def tree(named: str, data: Tree, local: Tree, **more: Any) -> Tree:
     """Return a recipe of three rounds."""
     return {
         "name": "plan",
         "algorithm": "fedavg",
-        "model": {"name": model},
+        "model": {"name": named},
         "data": data,
         "tune": {"lora": {"rank": 8, "targets": "all-linear"}},
         "local": local,
