@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from fedloom.rounds.recipe_settings import Recipe
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.flower, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
 SMALL = (
     *("data.num_examples=240", "local.steps=1", "local.batched=off", "local.kernels=torch"),
     *("run.rounds=2", "run.samples=0", "run.baselines=[]"),
@@ -83,18 +83,23 @@ def test_the_page_has_the_commands_that_are_run():
     ]
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Return the summary of the page's run in one process."""
+    folder = tmp_path_factory.mktemp("page") / "here"
+    return experiment.run(load_recipe("quickstart", SMALL), folder).summary
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["flower", "ray"])
 def test_other_engines_end_with_the_bytes_of_one_process(
-    engine: str, tmp_path: Path, nothing_left: None
+    engine: str, here: Mapping[str, Any], tmp_path: Path, nothing_left: None
 ):
     pytest.importorskip(
         {"flower": "flwr"}.get(engine, engine), reason=f"the extra `{engine}` is not installed"
     )
     (words,) = [c for c in of("run") if f"engine={engine}" in c]
-    process = run([*words, *SMALL], tmp_path)
-    here = experiment.run(load_recipe("quickstart", SMALL), tmp_path / "here").summary
-    end_of(process)
+    end_of(run([*words, *SMALL], tmp_path))
     there = json.loads((tmp_path / "runs" / "quickstart" / "summary.json").read_text())
     for name in ("state_sha256", "upload_bytes", "download_bytes", "num_absent"):
         assert there[name] == here[name]
