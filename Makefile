@@ -36,9 +36,9 @@ test: test-fast test-slow  ## Run every test: the fast suite, then the slow one.
 test-fast: install  ## Run the fast suite.
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations 10 --durations-min 1
 
-test-slow: install  ## Run what takes longer, and one at a time what measures time or memory.
+test-slow: install  ## Run what takes longer, and one at a time what measures time.
 	@$(BIN)/pytest -m "slow and not alone" -n $(WORKERS) --dist worksteal --durations 10 --durations-min 1
-	@$(BIN)/pytest -m "slow and alone" --durations 10 --durations-min 1
+	@$(BIN)/pytest -m "slow and alone" --durations 10 --durations-min 1 $$(grep -rlE --include='test_*.py' 'mark\.alone' tests)
 
 coverage: install  ## Run the fast suite and say which lines it does not reach.
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -q --cov --cov-report term

@@ -11,7 +11,7 @@ from fedloom.cli_errors import about
 
 if TYPE_CHECKING:
     from fedloom.client.worker_settings import WorkerSettings
-    from fedloom.deploy.site import SiteSettings
+    from fedloom.deploy.site_settings import SiteSettings
 
 keys_app = typer.Typer(help="Make what server and sites know each other by.", no_args_is_help=True)
 KeysFolder = Annotated[Path, typer.Option("--keys", help="The server's folder of keys.")]
@@ -132,7 +132,7 @@ def join(
     from fedloom.core.files import folder_at
     from fedloom.deploy.limits import Limits
     from fedloom.deploy.listening import address
-    from fedloom.deploy.site import SiteSettings
+    from fedloom.deploy.site_settings import SiteSettings
 
     host, port = address(server)
     if not data.exists():

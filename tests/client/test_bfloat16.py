@@ -238,7 +238,6 @@ def test_a_slow_type_is_said_in_one_sentence(tiny_llama, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.realmodel
 def test_smollm2_in_bfloat16_learns_as_it_does_in_float32(bench, real_model, federation_of):
     from fedloom.models.build import ModelSettings, load_base

@@ -416,7 +416,6 @@ def test_a_template_that_folds_what_the_system_says_is_said_to(byte_level: Any):
 
 @pytest.mark.realmodel
 @pytest.mark.slow
-@pytest.mark.alone
 def test_smollm2_has_no_form_for_tools_and_learns_calls_as_text(
     real_model: Callable[[str], Path], real_text: Path
 ):
@@ -433,7 +432,6 @@ def test_smollm2_has_no_form_for_tools_and_learns_calls_as_text(
 
 @pytest.mark.realmodel
 @pytest.mark.slow
-@pytest.mark.alone
 def test_gemma_reads_what_the_system_says_at_the_head_of_the_question(
     real_model: Callable[[str], Path],
 ):

@@ -16,7 +16,8 @@ from torch import nn
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
-from fedloom.deploy.site import SiteSettings, own_data
+from fedloom.deploy.site import own_data
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.rounds.checkpoint import state_sha256

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from fedloom.cli import app
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.recipe_text import to_yaml
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe

@@ -22,7 +22,7 @@ from fedloom.recipe_text import to_yaml
 from fedloom.rounds.recipe_settings import Recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
-pytestmark = [pytest.mark.flower, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
 Make = Callable[..., Recipe]
 # Where tests run in the background, a shell has told everything they start to ignore Ctrl-C.
 LISTENS = (

@@ -16,13 +16,14 @@ from fedloom.client.worker_settings import WorkerSettings
 from fedloom.core.protocols import ClientError, ClientFailure, Fit, Job, Task
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.group import SharingOut, grouped
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.privacy.clipping import clipped
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.session import Session, build
 from fedloom.wire.format import decode_reply, encode_task
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 
 def distance(a: Any, b: Any) -> float:

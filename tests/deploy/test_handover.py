@@ -13,7 +13,8 @@ from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
 from fedloom.deploy.handover import Handover, handed_over
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import site_preview
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines import parcels
 from fedloom.engines.parcels import Listing, Parcel
 from fedloom.engines.remote import Remote

@@ -10,7 +10,8 @@ from tests.deploy.test_handover import Wires
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
 from fedloom.deploy.handover import handed_over
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.parcels import Parcel
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests

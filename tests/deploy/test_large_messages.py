@@ -16,7 +16,8 @@ from fedloom.core.randomness import generator
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.handover import Handover
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines import parcels
 from fedloom.engines.parcels import Parcel
 from fedloom.engines.remote import Remote, SiteRecord

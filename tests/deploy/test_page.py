@@ -11,22 +11,21 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from tests.deploy.conftest import SITES, in_one_process
+from tests.deploy.conftest import KINDS, SITES, in_one_process, write_pairs
 
 from fedloom import experiment
-from fedloom.recipe import load_recipe
-from fedloom.rounds.recipe_settings import Recipe
+from fedloom.recipe import build_recipe, load_recipe
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
-pytestmark = [pytest.mark.flower, pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.flower, pytest.mark.timeout(900)]
 SMALL = (
     *("data.num_examples=240", "local.steps=1", "local.batched=off", "local.kernels=torch"),
     *("run.rounds=2", "run.samples=0", "run.baselines=[]"),
@@ -83,31 +82,37 @@ def test_the_page_has_the_commands_that_are_run():
     ]
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Return the summary of the page's run in one process."""
+    folder = tmp_path_factory.mktemp("page") / "here"
+    return experiment.run(load_recipe("quickstart", SMALL), folder).summary
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["flower", "ray"])
 def test_other_engines_end_with_the_bytes_of_one_process(
-    engine: str, tmp_path: Path, nothing_left: None
+    engine: str, here: Mapping[str, Any], tmp_path: Path, nothing_left: None
 ):
     pytest.importorskip(
         {"flower": "flwr"}.get(engine, engine), reason=f"the extra `{engine}` is not installed"
     )
     (words,) = [c for c in of("run") if f"engine={engine}" in c]
-    process = run([*words, *SMALL], tmp_path)
-    here = experiment.run(load_recipe("quickstart", SMALL), tmp_path / "here").summary
-    end_of(process)
+    end_of(run([*words, *SMALL], tmp_path))
     there = json.loads((tmp_path / "runs" / "quickstart" / "summary.json").read_text())
     for name in ("state_sha256", "upload_bytes", "download_bytes", "num_absent"):
         assert there[name] == here[name]
 
 
 @pytest.mark.slow
-def test_three_sites_from_nothing(
-    tree: dict[str, Any], recipe: Callable[..., Recipe], tmp_path: Path, nothing_left: None
-):
+def test_three_sites_from_nothing(tree: dict[str, Any], tmp_path: Path, nothing_left: None):
+    """FedBiscuit, whose clients are sent several selectors of answers, and are put to them by what they say of each."""
     from fedloom.engines.flower.processes import free_port
 
-    port = free_port()
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**tree, "name": "recipe"}))
+    port, chosen = free_port(), {**tree, **KINDS["fedbiscuit"], "name": "recipe"}
+    recipe = build_recipe(chosen)
+    write_pairs(recipe)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(chosen))
     for words in of("keys"):
         end_of(run(words, tmp_path))
     for site in SITES:
@@ -127,11 +132,11 @@ def test_three_sites_from_nothing(
             process.terminate()
             process.wait()
     (status,) = of("status")
-    assert "round 2 finished" in end_of(run(status, tmp_path))
+    assert f"round {recipe.run.rounds} finished" in end_of(run(status, tmp_path))
     out = tmp_path / "runs" / "recipe"
     assert (out / "report.html").exists()
     there = json.loads((out / "summary.json").read_text())
-    assert there["state_sha256"] == in_one_process(recipe(), tmp_path / "here")
+    assert there["state_sha256"] == in_one_process(recipe, tmp_path / "here")
 
 
 def _refuses_all_but_the_fleet(ca: Path, port: int) -> None:

@@ -21,7 +21,8 @@ from fedloom.deploy import site as site_module
 from fedloom.deploy.greeting import draws_sha256, greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.preview import site_preview
-from fedloom.deploy.site import Site, SiteSettings, agreed_recipe
+from fedloom.deploy.site import Site, agreed_recipe
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.results.evaluate import evaluate
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe

@@ -165,7 +165,6 @@ def test_what_one_site_sends_takes_no_memory() -> None:
     assert loud < quiet + (1 << 21)
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_a_hundred_thousand_hostile_replies() -> None:
     """A server with two honest sites, and one that sends 100,000 replies of any kind; memory stays as it was."""

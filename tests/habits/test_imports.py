@@ -54,6 +54,23 @@ except SystemExit as end:
     assert seconds < 1
 
 
+def test_a_site_that_joins_has_no_torch_beside_its_worker_s():
+    code = """
+import sys
+from fedloom.cli import main
+sys.argv = ["fedloom", "join", "127.0.0.1:1", "--name", "alba", "--keys", "none", "--data", sys.executable]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 2, end.code
+assert "fedloom.deploy.join" in sys.modules
+assert "torch" not in sys.modules
+"""
+    seconds, heavy = quickest(code)
+    assert not heavy
+    assert seconds < 1
+
+
 def test_every_public_name_is_there():
     assert fedloom.__all__
     assert len(fedloom.__all__) == len(set(fedloom.__all__))

@@ -52,7 +52,6 @@ def peak(folder: Path, num_clients: int) -> int:
     return int(json.loads((folder / "summary.json").read_text())["peak_memory_bytes"])
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_two_hundred_clients_take_the_memory_of_four(tmp_path: Path) -> None:
     """The same cohort and the same amount of text, Ditto, whose clients keep a model each."""
@@ -60,7 +59,6 @@ def test_two_hundred_clients_take_the_memory_of_four(tmp_path: Path) -> None:
     assert many < 1.05 * few, f"{many / 1e6:.0f} MB against {few / 1e6:.0f} MB"
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_fifty_rounds_do_not_leak(bench, tmp_path: Path) -> None:
     """Issue 775 of the reference: resident memory stays where it was once caches are warm."""

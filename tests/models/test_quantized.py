@@ -318,11 +318,15 @@ def test_a_merged_model_answers_as_the_adapter_on_weights_in_few_bits(
 
 
 def test_a_model_quantised_again_is_one_that_transformers_loads_and_says_what_that_has_moved(
-    tiny_folder: Path, tmp_path: Path
+    tiny_llama: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    base = load_base(ModelSettings(str(tiny_folder), device="cpu", quantize="nf4"))
+    # Where a CPU multiplies bfloat16, bitsandbytes packs rows of 64 and more only.
+    wide = tmp_path / "wide"
+    tiny_llama(hidden=64, vocab=len(tiny_tokenizer)).save_pretrained(wide)
+    tiny_tokenizer.save_pretrained(wide)
+    base = load_base(ModelSettings(str(wide), device="cpu", quantize="nf4"))
     space, there = moved(base, LoRA(rank=4), 0.003)
     drift = space.save_requantized(tmp_path / "again", there)
     assert 0.01 < drift.weights < 0.12
@@ -336,7 +340,7 @@ def test_a_model_quantised_again_is_one_that_transformers_loads_and_says_what_th
     assert 0 < float(far) < 3 * drift.logits + 0.01
     with pytest.raises(ValueError, match="weights that bitsandbytes has quantised"):
         load_base(ModelSettings(str(tmp_path / "again"), device="cpu"))
-    int8 = load_base(ModelSettings(str(tiny_folder), device="cpu", quantize="int8"))
+    int8 = load_base(ModelSettings(str(wide), device="cpu", quantize="int8"))
     other, there = moved(int8, LoRA())
     with pytest.raises(ValueError, match=r"must be nf4 for a model .* again, got int8"):
         other.save_requantized(tmp_path / "never", there)

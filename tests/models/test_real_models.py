@@ -29,7 +29,6 @@ def test_a_header_says_what_the_file_holds(real_model: Find, file: str, holds: s
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("file", "prompt", "begins"),
     [
@@ -49,7 +48,6 @@ def test_auto_is_the_template_of_an_instruction_model_and_plain_of_a_base_model(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_smollm2_is_read_as_it_was_trained(real_model: Find):
     base = load_base(ModelSettings(name=str(real_model("smollm2.gguf"))))
     talk = [{"role": "user", "content": "What is the capital of France?"}]

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.conftest import small_tree
 
 import fedloom
+from fedloom.client.fast.products import fastest
 from fedloom.models.build import ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.recipe import build_recipe
 
-pytestmark = [pytest.mark.realmodel, pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.realmodel, pytest.mark.slow]
 Find = Callable[[str], Path]
 
 
@@ -20,6 +22,8 @@ Find = Callable[[str], Path]
 def tree(real_model: Find) -> Callable[..., dict[str, Any]]:
     """Return a maker of recipes: two clients, two rounds."""
     file = real_model("smollm2.gguf")
+    # What `auto` comes to is measured: once, as what ends alike has to be multiplied alike.
+    kernels = fastest(torch.float32, copies=2)
 
     def make(**sections: Any) -> dict[str, Any]:
         return small_tree(
@@ -27,7 +31,7 @@ def tree(real_model: Find) -> Callable[..., dict[str, Any]]:
             **{
                 "data": {"num_clients": 2, "num_examples": 40},
                 # One by one: a batch of clients rounds differently, and sites have one client each.
-                "local": {"lr": 2e-3, "optimizer": "adamw", "batched": "off"},
+                "local": {"lr": 2e-3, "optimizer": "adamw", "batched": "off", "kernels": kernels},
                 "run": {"rounds": 2, "samples": 1},
                 "evaluation": {"every": 1},
                 **sections,

@@ -66,7 +66,6 @@ def test_the_cost_grows_with_weights_and_seeds(distribution: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.realmodel
 @pytest.mark.parametrize(
     ("file", "expected"), [("smollm2.gguf", "rademacher"), ("gemma3-270m.gguf", "lowrank")]

@@ -8,7 +8,8 @@ from functools import partial
 
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.deploy.greeting import greeting, shared_recipe
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.engine_settings import RaySettings
 from fedloom.engines.ray import Actors, Answer
 from fedloom.engines.remote import Remote

@@ -38,7 +38,7 @@ def connect(
     if session.recipe.worker.num_processes == 1:
         return nullcontext(session)
     from fedloom.deploy.group import grouped
-    from fedloom.deploy.site import SiteSettings
+    from fedloom.deploy.site_settings import SiteSettings
 
     return grouped(session, SiteSettings("here", session.folder.resolve()))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -16,15 +15,16 @@ from rich.console import Console
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.description import describe
 from fedloom.data.federation import Federation
+from fedloom.deploy.beside import resident, supernode
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
 from fedloom.deploy.handover import handed_over
 from fedloom.deploy.listening import Listening, check_free, write_status
-from fedloom.deploy.site import SiteSettings
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.flower.link import Link
 from fedloom.engines.flower.processes import Keeper, Program, free_port, start
-from fedloom.engines.flower.programs import SuperLink, is_stuck, start_supernode, wait_for
+from fedloom.engines.flower.programs import SuperLink, wait_for
 from fedloom.engines.parcels import Parcel
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
@@ -115,48 +115,6 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote.part()
 
 
-@contextmanager
-def resident(settings: SiteSettings, private: Path, logs: Path, console: Console) -> Iterator[Path]:
-    """Keep a site's worker running; yield its socket."""
-    private.mkdir(mode=0o700)
-    file, socket = private / "site.json", private / "worker"
-    settings.write(file)
-    command = [sys.executable, "-m", "fedloom.deploy.worker", str(file), str(socket)]
-    # A node of this run finds the code that its recipe names where this program does.
-    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
-    environment = {"PYTHONPATH": places} if settings.imports is None else {}
-    keeper = Keeper(
-        lambda: start("worker", command, folder=logs / settings.name, environment=environment),
-        on_restart=lambda ended: _say_ended(console, settings.name, ended),
-    )
-    keeper.start()
-    try:
-        yield socket
-    finally:
-        keeper.stop()
-
-
-@contextmanager
-def supernode(folder: Path, server: str, site_key: Path, worker: Path) -> Iterator[Keeper]:
-    """Keep a SuperNode running that hands messages to the worker behind a socket."""
-
-    def launch() -> Program:
-        return start_supernode(
-            folder,
-            server=server,
-            ca=site_key / "ca.crt",
-            key=site_key / "node.key",
-            worker=worker,
-        )
-
-    keeper = Keeper(launch, stuck=is_stuck)
-    keeper.start()
-    try:
-        yield keeper
-    finally:
-        keeper.stop()
-
-
 def _handed_over(session: Session) -> dict[str, Parcel]:
     """Return what sites are handed: an emulator of a model that they may not have, else nothing."""
     space, folder = session.space, session.folder / EMULATOR
@@ -212,8 +170,3 @@ def _proxy(folder: Path, keys: Keys, listening: Listening, port: int) -> Program
     file.write_text(json.dumps(fields))
     command = [sys.executable, "-m", "fedloom.engines.flower.proxy", str(file)]
     return start("proxy", command, folder=folder, environment={})
-
-
-def _say_ended(console: Console, name: str, ended: Program) -> None:
-    message = f"the worker of {name} ended and is started again; {ended.log} has its last words"
-    console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ import torch
 from fedloom.client.fast.kernels import choose_kernels
 from fedloom.core.protocols import ClientError, Done, Job, Trainer
 from fedloom.deploy.rank_messages import RankSettings, read_values, write_values
-from fedloom.deploy.site import SiteSettings
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.flower.pipe import receive, send
 from fedloom.engines.flower.processes import Program, start
 from fedloom.engines.inprocess import InProcess

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedloom.deploy.federation import resident, supernode
-from fedloom.deploy.site import ENDED, SiteSettings
+from fedloom.deploy.beside import resident, supernode
+from fedloom.deploy.site_settings import ENDED, SiteSettings
 from fedloom.engines.flower.keys import check_dates
 from fedloom.engines.flower.processes import Program
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from fedloom.core.protocols import Payload, Reply
-from fedloom.privacy.clipping import clipped
-from fedloom.recipe_text import to_tree
-from fedloom.rounds.recipe_settings import Recipe
+# The process that joins holds limits and no torch: what checks recipes and uploads is loaded where that is done.
+if TYPE_CHECKING:
+    from fedloom.core.protocols import Payload, Reply
+    from fedloom.rounds.recipe_settings import Recipe
 
 MIB = 1 << 20
 
@@ -39,12 +40,14 @@ class Limits:
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"--clip must be positive, got {self.clip}")
 
-    def check_recipe(self, recipe: Recipe) -> None:
+    def check_recipe(self, recipe: "Recipe") -> None:
         """Refuse a recipe that asks for more than this site allows.
 
         Raises:
             ValueError: naming the option that would allow it.
         """
+        from fedloom.recipe_text import to_tree
+
         tree = to_tree(recipe)
         for layer in tree["algorithm"]:
             (name,) = layer
@@ -82,7 +85,7 @@ class Limits:
                 f"this site takes no part with fewer than --min-examples {self.min_examples}"
             )
 
-    def check_upload(self, upload: Payload) -> None:
+    def check_upload(self, upload: "Payload") -> None:
         """Refuse uploads that a clip cannot bound.
 
         Raises:
@@ -97,8 +100,10 @@ class Limits:
                         " cannot be scaled: leave --clip out, or take no part in this recipe"
                     )
 
-    def bounded(self, reply: Reply) -> Reply:
+    def bounded(self, reply: "Reply") -> "Reply":
         """Return the reply with its upload at most `clip` long."""
         if self.clip is None:
             return reply
+        from fedloom.privacy.clipping import clipped
+
         return replace(reply, upload=clipped(reply.upload, self.clip)[0])

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedloom.core.files import write_atomic
-from fedloom.engines.remote import SiteRecord
 from fedloom.engines.requests import Site
+
+if TYPE_CHECKING:
+    from fedloom.engines.remote import SiteRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def is_loopback(host: str) -> bool:
 
 
 def write_status(
-    folder: Path, round: int, records: Mapping[Site, SiteRecord], connected: Mapping[Site, str]
+    folder: Path, round: int, records: "Mapping[Site, SiteRecord]", connected: Mapping[Site, str]
 ) -> None:
     """Write what `fedloom status` shows."""
     sites: dict[str, Any] = {

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.core.protocols import Payload, Reply
-from fedloom.deploy.site import SiteSettings, open_session, rehearsed
+from fedloom.deploy.site import open_session, rehearsed
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_tree
 from fedloom.rounds.session import Session

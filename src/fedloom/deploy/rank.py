@@ -16,7 +16,8 @@ from fedloom.client.references import References
 from fedloom.client.setup import Setup
 from fedloom.core.protocols import ClientError, Fit, Job
 from fedloom.deploy.rank_messages import RankSettings, read_values, write_values
-from fedloom.deploy.site import SiteSettings, open_session
+from fedloom.deploy.site import open_session
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.flower.pipe import serve
 from fedloom.plugins import limited_to
 from fedloom.recipe import load_recipe

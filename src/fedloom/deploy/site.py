@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 
 from fedloom.client.worker import run_tasks
-from fedloom.client.worker_settings import WorkerSettings
-from fedloom.core.protocols import ClientError, ClientFailure, ClientId, Payload, Reply, Task
+from fedloom.core.protocols import ClientError, ClientFailure, Payload, Reply, Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer, lengths
@@ -21,7 +20,7 @@ from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe, versions
 from fedloom.deploy.handover import Handover
-from fedloom.deploy.limits import Limits
+from fedloom.deploy.site_settings import ENDED, SiteSettings
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
@@ -36,53 +35,9 @@ from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.spaces.offsite import Offsite, OffsiteSpace
 from fedloom.wire.format import decode_task, reply_pieces
 
-ENDED = "the run has ended"
-"""Said when the server says goodbye."""
 _LABEL = "site"
 _QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
 """The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteSettings:
-    """What a site is started with."""
-
-    name: str
-    folder: Path
-    """Of the memory, and of the recipe that was agreed on."""
-    data: Path | None = None
-    """This site's text; None: the clients below, with their part of the recipe's data."""
-    clients: Sequence[ClientId] = ()
-    limits: Limits = Limits()
-    recipe: Path | None = None
-    """The only recipe that this site takes part in; None: any that its limits allow."""
-    worker: WorkerSettings | None = None
-    """How many processes train its client; None: as many as the recipe says."""
-
-    @property
-    def imports(self) -> Sequence[str] | None:
-        """Return what a recipe may import here; None, all: on the server's own machine it is the run's own recipe."""
-        return None if self.data is None else self.limits.allow
-
-    def with_worker(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with this site's own number of processes.
-
-        Raises:
-            ValueError: where the recipe cannot be trained by so many.
-        """
-        return recipe if self.worker is None else replace(recipe, worker=self.worker)
-
-    def write(self, file: Path) -> None:
-        """Write it for the worker's process."""
-        file.write_text(json.dumps(asdict(self), default=str))
-
-    @classmethod
-    def read(cls, file: Path) -> "SiteSettings":
-        """Read what `write` wrote."""
-        fields = json.loads(file.read_text())
-        paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe")}
-        worker = fields["worker"] and WorkerSettings(**fields["worker"])
-        return cls(**{**fields, **paths, "limits": Limits(**fields["limits"]), "worker": worker})
 
 
 @dataclass

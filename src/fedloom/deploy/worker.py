@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from fedloom.deploy.group import SharingOut
-from fedloom.deploy.site import Site, SiteSettings
+from fedloom.deploy.site import Site
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.flower.pipe import serve
 
 
