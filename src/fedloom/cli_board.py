@@ -3,6 +3,7 @@
 import os
 import secrets
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ def board(
     ] = False,
 ) -> None:
     """Watch runs in a browser: live, beside each other, their reports, and a chat with two models."""
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise ValueError(f"the board needs the package {package}: pip install 'fedloom[board]'")
     from fedloom.board.app import Board
     from fedloom.board.guard import Door
     from fedloom.board.server import serve

@@ -66,11 +66,12 @@ class Folder:
             ValueError: with the file's name.
         """
         for folder in (run, *self._inner(run)):
-            for entry in os.scandir(folder):
-                if entry.is_symlink() and not self._is_inside(Path(entry.path)):
-                    raise ValueError(f"{entry.path} is a link that leads out of {self.root}")
-                if not (entry.is_file() or entry.is_dir()):
-                    raise ValueError(f"{entry.path} is neither a file nor a folder")
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_symlink() and not self._is_inside(Path(entry.path)):
+                        raise ValueError(f"{entry.path} is a link that leads out of {self.root}")
+                    if not (entry.is_file() or entry.is_dir()):
+                        raise ValueError(f"{entry.path} is neither a file nor a folder")
 
     def _is_inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.root)
@@ -102,12 +103,12 @@ def _listed(folder: Path) -> tuple[set[str], list[Path]]:
     """Return the names of a folder's files, and the folders in it that are neither hidden nor links."""
     files, below = set[str](), list[Path]()
     try:
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("."):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    files.add(entry.name)
+                elif not entry.name.startswith("."):
                     below.append(Path(entry.path))
-            else:
-                files.add(entry.name)
     except OSError:  # it may not be entered, or is gone
         return set(), []
     return files, sorted(below, reverse=True)

@@ -59,7 +59,7 @@ class Generation:
     sampling: Sampling | None = None
     """None: the most likely token each time."""
     told: Callable[[str], object] | None = None
-    """Called with an answer so far, after every token of a greedy one that is asked alone."""
+    """Called with an answer so far, before every further token of a greedy one that is asked alone."""
 
     def answers(
         self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()

@@ -157,7 +157,7 @@ class Evaluator:
     ) -> list[str]:
         """Return what the model answers, greedily or as a class, in the order of the examples.
 
-        `told` is called with the answer so far after every token, where there is one example and no classes.
+        `told` is called with the answer so far before every further token, where there is one example and no classes.
         """
         whole = nullcontext() if self.plugged_in is None else self.plugged_in.whole()
         with whole, evaluating(model):

@@ -87,8 +87,8 @@ def write_greedily(
         max_new_tokens: Longest answer.
         ends: The tokens that end an answer.
         fill: The token behind an answer that has ended.
-        told: Called after every token with what was written so far, (rows, tokens) int64, if there is one prompt; what it
-            raises ends the writing.
+        told: Called before every further token with what was written so far, (1, tokens) int64, if there is one prompt;
+            what it raises ends the writing.
 
     Returns:
         (rows, at most max_new_tokens) int64, and (rows,) int64: the tokens of a row before its first logit that was

@@ -68,7 +68,7 @@ class Chat:
 
         Args:
             text: The message.
-            told: Called with the answer so far after every token; what it raises ends the answer, as if never asked for.
+            told: Called with the answer so far before every further token; what it raises ends the answer, as if never asked for.
 
         Raises:
             ValueError: where the conversation has outgrown data.max_length.
