@@ -31,8 +31,8 @@ def served(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [timeout, "--foreground", "600", *command], stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout
     try:
-        assert process.stdout
         said = process.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+", said)
         assert address, said
@@ -116,5 +116,5 @@ def _is_sent(address: str, folder: Path) -> None:
         assert stream.headers["content-type"].startswith("text/event-stream")
         events = (line for line in stream.iter_lines() if line.startswith("data: "))
         assert set(httpx.Response(200, text=next(events)[6:]).json()) >= {"state", "learning"}
-        (folder / "run.log").write_text("2026-01-01 a word\n")
+        (folder / "log.txt").write_text("2026-01-01 a word\n")
         assert list(httpx.Response(200, text=next(events)[6:]).json()) == ["log"]

@@ -38,7 +38,7 @@ def asked(door: Door, url: str = "http://127.0.0.1:8642") -> Asker:
 def test_a_name_that_somebody_points_here_is_refused(host: str, status: int) -> None:
     answer = asked(Door("127.0.0.1")).get("/", headers={"host": host})
     assert answer.status_code == status
-    assert ("in" == answer.text) == (status == 200)
+    assert (answer.text == "in") == (status == 200)
 
 
 def test_where_others_come_in_an_address_or_the_machines_own_name_is_asked_for() -> None:

@@ -47,7 +47,7 @@ def hostile(runs: Path) -> Path:
     (one / "recipe.yaml").write_text(recipe)
     text = (one / "metrics.jsonl").read_text()
     (one / "metrics.jsonl").write_text(text.replace("test/rougeL", "test/own"))
-    RunLog(one / "run.log").write(f"round 1: {HOSTILE}\nis absent")
+    RunLog(one / "log.txt").write(f"round 1: {HOSTILE}\nis absent")
     record = {"connected": True, "download_bytes": 1, "upload_bytes": 1, "num_absent": 1}
     site = {HOSTILE: {**record, "last_absence": HOSTILE}}
     (one / "status.json").write_text(json.dumps({"sites": site}))
@@ -103,7 +103,7 @@ def test_no_name_leads_out_of_the_folder(runs: Path, fabricate: Make, name: str)
         assert client.get(path).status_code == 404
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "report.html", "run.log", "adapters"])
+@pytest.mark.parametrize("file", ["metrics.jsonl", "report.html", "log.txt", "adapters"])
 def test_a_link_in_a_run_that_leads_out_is_refused(runs: Path, file: str) -> None:
     outside, path = runs.parent / "outside", runs / "one" / file
     if path.exists():
@@ -125,7 +125,7 @@ def test_a_link_in_a_run_that_leads_out_is_refused(runs: Path, file: str) -> Non
 
 
 def test_a_page_of_a_run_shows_curves_clients_absences_and_log(runs: Path) -> None:
-    RunLog(runs / "cut" / "run.log").write("round 2: client-001 is absent: it took too long")
+    RunLog(runs / "cut" / "log.txt").write("round 2: client-001 is absent: it took too long")
     with held(runs / "cut"):
         page = client_of(runs).get("/run?run=cut").text
     for part in ("running", "2 of 9 rounds", "Train loss", "client-002", "4 client-rounds"):
@@ -141,7 +141,9 @@ def test_parts_change_with_the_files_alone(runs: Path) -> None:
     add_round(runs / "cut", 3, **{"train/loss": 0.5, "server/epsilon": 1.25})
     later = board.live.of_run("cut")
     changed = {name for name in first if first[name] != later[name]}
-    assert changed == {"state", "learning", "who"} - ({"who"} if first["who"] == later["who"] else set())
+    assert changed == {"state", "learning", "who"} - (
+        {"who"} if first["who"] == later["who"] else set()
+    )
     assert "epsilon is 1.25" in later["learning"]
 
 

@@ -46,7 +46,10 @@ def test_the_model_before_training_answers_beside_the_trained_one(trained: Path)
     answers = [line["answer"] for line in seen if "answer" in line]
     assert answers[:2] == answers[2:]
     own = open_run(trained / "run")
-    assert answers[:2] == [own.chat("base").answer("What is 2 + 2?"), own.chat().answer("What is 2 + 2?")]
+    assert answers[:2] == [
+        own.chat("base").answer("What is 2 + 2?"),
+        own.chat().answer("What is 2 + 2?"),
+    ]
     assert sum(line.get("state") == "loading the model" for line in seen) == 1
 
 

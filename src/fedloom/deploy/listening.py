@@ -51,7 +51,13 @@ def address(text: str, *, local_only: bool = False, any_port: bool = False) -> t
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not (any_port or int(port)) or int(port) > 65535:
+    if (
+        not colon
+        or not host
+        or not port.isdecimal()
+        or not (any_port or int(port))
+        or int(port) > 65535
+    ):
         raise ValueError(f"an address must look like HOST:PORT, got {text!r}")
     if local_only and not is_loopback(host):
         raise ValueError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console, ConsoleRenderable, RenderHook
 from rich.text import Text
 
-FILE = "run.log"
+FILE = "log.txt"
 
 
 class RunLog(RenderHook):
