@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom import cli_bench, cli_export, cli_recipes, cli_sites, cli_suites
+from fedloom import cli_bench, cli_board, cli_export, cli_recipes, cli_sites, cli_suites
 from fedloom.cli_console import complain, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
@@ -30,6 +30,7 @@ app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.apply):
     app.command()(command)
 app.command()(cli_bench.bench)
+app.command()(cli_board.board)
 app.command()(cli_suites.suite)
 
 PICTURES = (".png", ".svg", ".pdf")

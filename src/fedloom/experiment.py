@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fedloom.baselines import baseline_of
 from fedloom.client.fast.kernels import choose_kernels, slow_type
-from fedloom.core.description import check
+from fedloom.core.description import check, describe
 from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Split
@@ -25,17 +25,19 @@ from fedloom.report.page import write_report
 from fedloom.result import Result
 from fedloom.results.by_label import check_label
 from fedloom.results.evaluate import Evaluation, evaluate
-from fedloom.results.finish import finish, record_setup
+from fedloom.results.finish import finish, record_clusters, record_setup
 from fedloom.results.memory import with_batch_size
 from fedloom.rounds.binding import bind, changed_sites
 from fedloom.rounds.emulation import AlignmentStage, stage_of
+from fedloom.rounds.failure import failure_kept
 from fedloom.rounds.inputs import note_text, write_note
-from fedloom.rounds.lock import held
+from fedloom.rounds.lock import held, root_of
 from fedloom.rounds.loop import Run, begin, draw
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import Standing, standing
 from fedloom.rounds.session import Session, build
 from fedloom.rounds.training import Callback, FinishedRound, Training
+from fedloom.tracking.run_log import logged
 from fedloom.tracking.trackers import check_trackers, make_trackers
 
 
@@ -139,7 +141,9 @@ class RoundLoop:
 
     def rounds(self) -> Iterator[FinishedRound]:
         """Yield each round once it is measured and on the disk; a loop that is left may be taken up again."""
-        return self._training.rounds()
+        for finished in self._training.rounds():
+            record_clusters(self.session, self.run)
+            yield finished
 
     def evaluate(self, split: Split = "test") -> Evaluation:
         """Measure what every client would use now on its held-out data."""
@@ -224,14 +228,19 @@ def _one(
     if not recipe.elsewhere:
         _check_data(built)
     stage = stage_of(built)
-    public = stage.sha256 if stage else None
+    public, quiet = stage.sha256 if stage else None, describe(recipe.algorithm).quiet
     stands = standing(built, _bound(built), anyway=anyway, public=public)
-    with connect(built, console, listening=listening) as connected:
+    with ExitStack() as stack:
+        log = stack.enter_context(logged(console, root_of(folder), quiet=quiet))
+        connected = stack.enter_context(connect(built, console, listening=listening))
         if recipe.elsewhere:
             _check_data(connected)
         _set_up(connected, stands, stage, text, console)
+        stack.enter_context(failure_kept(folder, quiet=quiet))
         trackers = make_trackers(folder, recipe.run.trackers, name=recipe.name)
-        training = Training(connected, stands, trackers=trackers, console=console, stage=stage)
+        training = Training(
+            connected, stands, trackers=trackers, console=console, stage=stage, log=log
+        )
         yield RoundLoop(connected, training, Result(folder, objects))
         if training.begun:
             training.measure_end()

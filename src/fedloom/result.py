@@ -116,14 +116,11 @@ class Result:
         opened = self.open("suite")
         session = opened.session
         model, tokenizer = session.space.model, session.base.tokenizer
-        named = {BASE: None, Chat.open(session, client, run=opened.run).name: client}
+        Chat.open(session, client, run=opened.run)  # refused before anything is asked
         results = list[SuiteResult]()
-        for name in named if base else [*named][1:]:
-            if name == BASE:
-                session.space.load(session.space.start())
-            else:
-                Chat.open(session, client, run=opened.run)
-            results += [run_suite(model, tokenizer, name, each) for each in asked]
+        for name in (BASE, client) if base else (client,):
+            chat = Chat.open(session, name, run=opened.run)
+            results += [run_suite(model, tokenizer, chat.name, each) for each in asked]
         keep(self.folder, results)
         return results
 
@@ -155,7 +152,8 @@ class Result:
         """Return a conversation with a deployed model: `chat().answer("...")`.
 
         Args:
-            client: Whose model, or the model's own name; "auto" lets what is asked choose; the shared one if not given.
+            client: Whose model, or the model's own name; "auto" lets what is asked choose, "base" is the model before
+                training; the shared one if not given.
         """
         opened = self.open("chat")
         return Chat.open(opened.session, client, run=opened.run)

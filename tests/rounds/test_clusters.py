@@ -21,7 +21,7 @@ from fedloom.core.description import Clusters, describe
 from fedloom.evaluation.measure import combine
 from fedloom.results.chat import AUTO, Chat
 from fedloom.results.export import deliverables
-from fedloom.results.finish import clusters_record
+from fedloom.results.finish import clusters_record, record_clusters
 from fedloom.results.route import Router
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
@@ -84,6 +84,13 @@ def test_clusters_are_told_with_what_they_rest_on(opened: Callable[..., Session]
     assert told["changes"] == {"1": told["assignment"]}
     assert told["agreement"]["language"] == {"adjusted_rand": 1.0, "num_values": 2}
     assert read(session.folder / "summary.json")["num_clusters"] == 2
+    # While a run goes on, they are written down in the rounds in which they change.
+    (session.folder / "clusters.json").unlink()
+    run = last_run(session)
+    record_clusters(session, run)
+    assert not (session.folder / "clusters.json").exists()
+    record_clusters(session, dataclasses.replace(run, number=1))
+    assert read(session.folder / "clusters.json") == told
 
 
 def test_clients_without_held_out_data_have_their_cluster_exported_too(

@@ -45,6 +45,7 @@ def test_a_quiet_folder_tells_of_noisy_means_alone(small_recipe: Make, tmp_path:
     assert lines[-1]["server/epsilon"] > 0
     assert not (tmp_path / "clients.jsonl").exists()
     assert not (tmp_path / "samples.json").exists()
+    assert not (tmp_path / "log.txt").exists()
     told = {"upload_bytes", "download_bytes", "num_absent", "train_seconds", "skipped_steps"}
     assert not told & result.summary.keys()
     assert result.summary["final"] == {}

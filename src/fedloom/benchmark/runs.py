@@ -1,7 +1,6 @@
 """The runs of a plan: made where they are missing, gone on with where they were stopped, read where they are done."""
 
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,12 @@ from rich.text import Text
 from fedloom import experiment
 from fedloom.baselines import baseline_of
 from fedloom.benchmark.plan import BenchPlan
-from fedloom.core.files import file_name, write_atomic
+from fedloom.core.files import file_name
 from fedloom.recipe_text import to_yaml
+from fedloom.rounds.failure import read_failure, write_failure
 from fedloom.rounds.reading import read_json
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.tracking.metric_format import duration
-
-_FAILED = "failed.txt"
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,8 @@ def outcomes(plan: BenchPlan, folder: Path) -> Mapping[str, Outcomes]:
             place = _place(folder, row, seed)
             if _is_done(plan, folder, row, seed):
                 folders[seed] = place
-            elif (place / _FAILED).exists():
-                failed[seed] = (place / _FAILED).read_text().partition("\n")[0]
+            elif (reason := read_failure(place)) is not None:
+                failed[seed] = reason
             else:
                 waiting.append(seed)
         found[row] = Outcomes(folders, failed, waiting)
@@ -111,12 +109,8 @@ def _make(plan: BenchPlan, folder: Path, row: str, seed: int, console: Console) 
     place = _place(folder, row, seed)
     try:
         experiment.run(_recipe(plan, folder, row, seed), place, console=console)
-        (place / _FAILED).unlink(missing_ok=True)
     except Exception as error:  # noqa: BLE001 whatever one run meets, the others are made
-        reason = " ".join(str(error).split()) or type(error).__name__
-        place.mkdir(parents=True, exist_ok=True)
-        text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-        write_atomic(place / _FAILED, text.encode())
+        reason = write_failure(place, error)
         console.print(Text(f"{row}, seed {seed} failed: {reason}", style="red"))
 
 

@@ -40,15 +40,26 @@ class Listening:
         return cls(fields["host"], fields["port"], Path(fields["keys"]))
 
 
-def address(text: str, *, local_only: bool = False) -> tuple[str, int]:
+def address(text: str, *, local_only: bool = False, any_port: bool = False) -> tuple[str, int]:
     """Read HOST:PORT.
 
+    Args:
+        text: What was given.
+        local_only: Whether a host that others can reach is refused.
+        any_port: Whether port 0 stands for a free one.
+
     Raises:
-        ValueError: where it is none; `local_only` also refuses a host that others can reach.
+        ValueError: where it is none, or not allowed.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if (
+        not colon
+        or not host
+        or not port.isdecimal()
+        or not (any_port or int(port))
+        or int(port) > 65535
+    ):
         raise ValueError(f"an address must look like HOST:PORT, got {text!r}")
     if local_only and not is_loopback(host):
         raise ValueError(

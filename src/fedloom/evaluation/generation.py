@@ -1,7 +1,8 @@
 """Answers of the model's own: written greedily or drawn, with a cache."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Protocol, cast
 
@@ -57,6 +58,8 @@ class Generation:
     batch_size: int
     sampling: Sampling | None = None
     """None: the most likely token each time."""
+    told: Callable[[str], object] | None = None
+    """Called with an answer so far, before every further token of a greedy one that is asked alone."""
 
     def answers(
         self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()
@@ -96,13 +99,19 @@ class Generation:
             "fill": fill,
         }
         if self.sampling is None:
-            written, sound = write_greedily(cast(Any, model), ids, mask, **how)
+            told = None if self.told is None else partial(self._tell, stops)
+            written, sound = write_greedily(cast(Any, model), ids, mask, **how, told=told)
         else:
             temperature, seed = self.sampling.temperature, derive(self.sampling.seed, first)
             written, sound = write_sampled(
                 cast(Any, model), ids, mask, **how, temperature=temperature, seed=seed
             )
         return written.tolist(), sound.tolist()
+
+    def _tell(self, stops: list[int], written: Tensor) -> None:
+        assert self.told is not None
+        ids = [token for token in written[0].tolist() if token not in stops]
+        self.told(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip())
 
     def _check_room(self, model: _Generates, longest: int) -> None:
         places = positions_of(model.config)

@@ -148,18 +148,31 @@ class Evaluator:
         with evaluating(model):
             return [score.loss for score in self.scores(model, examples)]
 
-    def answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
-        """Return what the model answers, greedily or as a class, in the order of the examples."""
+    def answers(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        *,
+        told: Callable[[str], object] | None = None,
+    ) -> list[str]:
+        """Return what the model answers, greedily or as a class, in the order of the examples.
+
+        `told` is called with the answer so far before every further token, where there is one example and no classes.
+        """
         whole = nullcontext() if self.plugged_in is None else self.plugged_in.whole()
         with whole, evaluating(model):
             scores = self.scores(model, examples) if self.objective.classes else []
-            return self._texts(model, examples, scores)
+            return self._texts(model, examples, scores, told)
 
     def _texts(
-        self, model: nn.Module, examples: Sequence[Example], scores: Sequence[Score]
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        scores: Sequence[Score],
+        told: Callable[[str], object] | None = None,
     ) -> list[str]:
         if not self.objective.classes:
-            return self._answers(model, examples)
+            return self._answers(model, examples, told)
         words = list(self.objective.classes.values())
         return ["" if score.choice == NOTHING else words[score.choice] for score in scores]
 
@@ -188,7 +201,12 @@ class Evaluator:
         counts = {"num_tokens": float(num_tokens), "num_examples": float(len(scores))}
         return {**self.objective.metrics(scores), **counts}
 
-    def _answers(self, model: nn.Module, examples: Sequence[Example]) -> list[str]:
+    def _answers(
+        self,
+        model: nn.Module,
+        examples: Sequence[Example],
+        told: Callable[[str], object] | None,
+    ) -> list[str]:
         if not examples:
             return []
         if any(example.record is None for example in examples):
@@ -199,7 +217,7 @@ class Evaluator:
         prompts = [example.ids[: example.prompt_length] for example in examples]
         rows = {_key(prompt): prompt for prompt in prompts}
         generation = Generation(
-            self.tokenizer, self.settings.max_new_tokens, self.settings.batch_size
+            self.tokenizer, self.settings.max_new_tokens, self.settings.batch_size, told=told
         )
         written = generation.answers(
             model, list(rows.values()), turn_ends(self.tokenizer, examples)

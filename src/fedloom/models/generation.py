@@ -1,7 +1,7 @@
 """Answers, greedy or sampled, whatever a model's files say: of its generation settings only the end tokens are its own."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,7 @@ def write_greedily(
     max_new_tokens: int,
     ends: list[int],
     fill: int,
+    told: Callable[[Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what the model writes behind left-padded prompts, and for how many tokens of it there were numbers.
 
@@ -86,6 +87,8 @@ def write_greedily(
         max_new_tokens: Longest answer.
         ends: The tokens that end an answer.
         fill: The token behind an answer that has ended.
+        told: Called before every further token with what was written so far, (1, tokens) int64, if there is one prompt;
+            what it raises ends the writing.
 
     Returns:
         (rows, at most max_new_tokens) int64, and (rows,) int64: the tokens of a row before its first logit that was
@@ -94,7 +97,7 @@ def write_greedily(
     Raises:
         ValueError: where the model cannot generate.
     """
-    return _alone(model, prompts, mask, _settings(max_new_tokens, ends, fill))
+    return _alone(model, prompts, mask, _settings(max_new_tokens, ends, fill), told)
 
 
 def write_sampled(
@@ -117,7 +120,11 @@ def write_sampled(
 
 
 def _alone(
-    model: "PreTrainedModel", prompts: Tensor, mask: Tensor, settings: "GenerationConfig"
+    model: "PreTrainedModel",
+    prompts: Tensor,
+    mask: Tensor,
+    settings: "GenerationConfig",
+    told: Callable[[Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Write by these settings, the model's own put aside."""
     if not getattr(model, "generate", None):
@@ -127,7 +134,7 @@ def _alone(
     own = model.generation_config
     model.generation_config = fresh()
     try:
-        return _written(model, prompts, mask, settings)
+        return _written(model, prompts, mask, settings, told)
     finally:
         model.generation_config = own
 
@@ -141,7 +148,11 @@ def _settings(max_new_tokens: int, ends: list[int], fill: int) -> "GenerationCon
 
 
 def _written(
-    model: Any, ids: Tensor, mask: Tensor, settings: "GenerationConfig"
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    settings: "GenerationConfig",
+    told: Callable[[Tensor], object] | None,
 ) -> tuple[Tensor, Tensor]:
     """Return answers and for how many of their tokens there were numbers; `generate` goes on where rows have left."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -154,7 +165,8 @@ def _written(
     cache = row_cache(model, most) if len(ids) > 1 else None
     kept = {} if cache is None else {cache_name(): cache}
     while True:
-        watch, leave = _Watch(start, len(ids)), _Leave(start, settings.eos_token_id, cache)
+        watch = _Watch(start, len(ids), told if len(rows) == len(answers) == 1 else None)
+        leave = _Leave(start, settings.eos_token_id, cache)
         ids = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -180,12 +192,14 @@ def _written(
 class _Watch:
     """Notes how many tokens each row had numbers for; a processor of logits that changes none."""
 
-    def __init__(self, start: int, rows: int) -> None:
-        self._start = start
+    def __init__(self, start: int, rows: int, told: Callable[[Tensor], object] | None) -> None:
+        self._start, self._told = start, told
         self.sound = torch.full((rows,), 2**62)
 
     def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
         written = ids.shape[1] - self._start
+        if self._told is not None and written:
+            self._told(ids[:, self._start :].cpu())
         # The largest of numbers of which one is NaN is NaN, which takes one pass over them.
         broken = logits.amax(-1).isnan()
         self.sound = self.sound.to(broken.device)

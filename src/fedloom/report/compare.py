@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,38 @@ _LOG = 20
 _TERMINAL = (0, 1, 2, 4, 6, 7, 8)
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Runs beside each other by one metric."""
+
+    metric: Metric
+    runs: Mapping[str, Results]
+    """By name; those of one name are told apart by their folders."""
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def page(self) -> dict[str, Any]:
+        """Return what the template `section_compare` takes."""
+        return {
+            "name": f"{self.metric.title} of {len(self.runs)} runs",
+            "head": self.head,
+            "rows": self.rows,
+            "legend": [
+                {"label": name, "color": at % len(figures.SERIES)}
+                for at, name in enumerate(self.runs)
+            ],
+            "panels": _panels(self.metric, self.runs),
+        }
+
+
+def compared(folders: Sequence[Path], metric: str | None = None) -> Compared:
+    """Return the runs beside each other; arguments and errors are those of `compare`."""
+    runs = by_name([read_results(folder) for folder in dict.fromkeys(folders)])
+    chosen = _metric(runs, metric)
+    rows = [_row(name, run, chosen, runs) for name, run in runs.items()]
+    return Compared(chosen, runs, _columns(chosen, runs), rows)
+
+
 def compare(
     folders: Sequence[Path], *, out: Path | None = None, metric: str | None = None
 ) -> Table:
@@ -37,24 +70,12 @@ def compare(
     Raises:
         ValueError: where the runs have no metric in common, not the one asked for, or do not mean the same by it.
     """
-    runs = by_name([read_results(folder) for folder in dict.fromkeys(folders)])
-    chosen = _metric(runs, metric)
-    head, rows = (
-        _columns(chosen, runs),
-        [_row(name, run, chosen, runs) for name, run in runs.items()],
-    )
+    found = compared(folders, metric)
+    head, rows = found.head, found.rows
     if out is not None:
-        page = {
-            "name": f"{chosen.title} of {len(runs)} runs",
-            "head": head,
-            "rows": rows,
-            "legend": [
-                {"label": name, "color": at % len(figures.SERIES)} for at, name in enumerate(runs)
-            ],
-            "panels": _panels(chosen, runs),
-        }
-        write_atomic(out, render("compare.html.j2", page).encode())
-    table = Table(title=f"{chosen.title} of {len(runs)} runs", title_justify="left")
+        write_atomic(out, render("compare.html.j2", found.page()).encode())
+    title = f"{found.metric.title} of {len(found.runs)} runs"
+    table = Table(title=title, title_justify="left")
     # What fits a terminal of 80 columns; the page has the rest.
     for at in _TERMINAL:
         style = "bold" if head[at] == "after" else ""

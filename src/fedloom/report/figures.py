@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -92,7 +93,7 @@ def svg(draw: Callable[[], Figure], label: str) -> str:
     text = re.sub(r"font: ([^;\"]*?)(\d+\.?\d*px) [^;\"]*", r"font: \1\2 var(--font)", text)
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable})")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
 def curve(metric: Metric, lines: Sequence[Line]) -> Figure:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ _CURVES = (
     "test/rougeL",
     "test/token_accuracy",
 )
+FILE = "report.html"
+_PAGES = Path(__file__).parent / "pages"
 _SPLITS = ("train", "validation", "test")
 _LONG = 700
 """Characters of a sample that are shown."""
@@ -52,24 +54,50 @@ def write_report(folder: Path, *, others: Sequence[Path] = ()) -> Path:
     Returns:
         The path of the report.
     """
-    own = read_results(folder)
-    runs = by_name([own, *map(read_results, others)], reserved=tuple(own.baselines))
-    beside = {**own.baselines, **dict(list(runs.items())[1:])}
-    path = folder / "report.html"
-    write_atomic(path, render("report.html.j2", _page(own, beside)).encode())
+    path = folder / FILE
+    write_atomic(path, report_html(folder, others=others).encode())
     return path
 
 
-def render(template: str, page: Mapping[str, Any]) -> str:
-    """Return a page of the folder `pages`."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "pages"),
+def report_html(folder: Path, *, others: Sequence[Path] = ()) -> str:
+    """Return the page that `write_report` writes, of a run that may still go on."""
+    own = read_results(folder)
+    runs = by_name([own, *map(read_results, others)], reserved=tuple(own.baselines))
+    beside = {**own.baselines, **dict(list(runs.items())[1:])}
+    return render("report.html.j2", _page(own, beside))
+
+
+def render(template: str, page: Mapping[str, Any], *, folder: Path = _PAGES) -> str:
+    """Return a page whose template is in a folder, or among those of the report; what is on it is escaped."""
+    return _templates(folder).get_template(template).render(page)
+
+
+@cache
+def _templates(folder: Path) -> Environment:
+    return Environment(
+        loader=FileSystemLoader([folder, _PAGES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return pages.get_template(template).render(page)
+
+
+def live_sections(own: Results) -> dict[str, Any]:
+    """Return the sections of a report that say something while a run goes on, as the templates `section_*` take them."""
+    name = quality([own.metrics()])
+    metric = None if name is None else own.metric(name)
+    runs = [(own.name if own.baselines else "this run", own), *own.baselines.items()]
+    return {
+        "tiles": _tiles(own, metric),
+        "legend": _legend(runs),
+        "curves": _curves(runs),
+        "traffic": _traffic(runs, metric),
+        "privacy": server_sections(own)["privacy"],
+        "clusters": clusters_section(own),
+        "influence": influence_section(own),
+        "clients": _clients(own, metric),
+    }
 
 
 def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
@@ -81,9 +109,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "description": own.recipe.get("description") or "",
         "facts": _facts(own),
         "tiles": _tiles(own, metric),
-        "legend": [
-            {"label": name, "color": at % 7, "dashed": at > 0} for at, (name, _) in enumerate(runs)
-        ],
+        "legend": _legend(runs),
         "results": _results(runs),
         "curves": _curves(runs),
         "traffic": _traffic(runs, metric),
@@ -100,6 +126,10 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "recipe": own.recipe_text,
         "machine": machine_rows(own),
     }
+
+
+def _legend(runs: Sequence[tuple[str, Results]]) -> list[dict[str, Any]]:
+    return [{"label": name, "color": at % 7, "dashed": at > 0} for at, (name, _) in enumerate(runs)]
 
 
 def _facts(own: Results) -> list[str]:

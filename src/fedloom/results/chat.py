@@ -1,6 +1,6 @@
 """What a finished run's deployed weights say, in a chat."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from fedloom.data.formats import Message
 from fedloom.data.preparation import question
 from fedloom.results.export import routable
 from fedloom.results.route import Route, Router
+from fedloom.results.suites import BASE
 from fedloom.rounds.loop import Run
 from fedloom.rounds.restore import last_run
 from fedloom.rounds.session import Session
@@ -31,17 +32,29 @@ class Chat:
 
     @classmethod
     def open(cls, session: Session, name: str | None, *, run: Run[Any] | None = None) -> "Chat":
-        """Load the model called so, or that of the client called so; or the shared one; or leave the choice to what is asked, `auto`.
+        """Load the model called so, or that of the client called so; the shared one; that before training, `base`; or leave
+        the choice to what is asked, `auto`.
 
         Raises:
             ValueError: where there is no such model or client, or models differ and none was named.
         """
-        models = routable(session, run or last_run(session))
-        if name != AUTO:
+        if name == BASE:
+            models: Mapping[str, tuple[Params, list[ClientId]]]
+            models = {BASE: (session.space.start(), [])}
+        else:
+            models = routable(session, run or last_run(session))
+        if name not in (AUTO, BASE):
             name = _pick(models, name)
             models = {name: models[name]}
-            session.space.load(models[name][0])
-        return cls(session, models)
+        chat = cls(session, models)
+        chat.load()
+        return chat
+
+    def load(self) -> None:
+        """Put the model into the session, if there is one alone: needed where another one was put there meanwhile."""
+        if len(self.models) == 1:
+            ((params, _),) = self.models.values()
+            self.session.space.load(params)
 
     @property
     def name(self) -> str:
@@ -50,8 +63,12 @@ class Chat:
             return next(iter(self.models))
         return self.route.model if self.route else AUTO
 
-    def answer(self, text: str) -> str:
+    def answer(self, text: str, *, told: Callable[[str], object] | None = None) -> str:
         """Return the model's answer to the next message.
+
+        Args:
+            text: The message.
+            told: Called with the answer so far before every further token; what it raises ends the answer, as if never asked for.
 
         Raises:
             ValueError: where the conversation has outgrown data.max_length.
@@ -72,7 +89,8 @@ class Chat:
             raise ValueError(
                 f"the conversation is longer than data.max_length ({settings.max_length} tokens); begin a new one"
             )
-        (answer,) = self.session.evaluator.answers(self.session.space.model, whole[-1:])
+        model = self.session.space.model
+        (answer,) = self.session.evaluator.answers(model, whole[-1:], told=told)
         self.messages = (*asked, Message("assistant", answer))
         return answer
 

@@ -71,6 +71,14 @@ def _details(session: Session, run: Run[Any]) -> dict[str, Any]:
     return details
 
 
+def record_clusters(session: Session, run: Run[Any]) -> None:
+    """Write down who is where, if that changed in the run's last round."""
+    clusters = describe(session.recipe.algorithm, run.state).clusters
+    if clusters is not None and run.number in clusters.changes:
+        profiles = session.federation.profiles
+        write_json(session.folder / "clusters.json", clusters_record(clusters, profiles))
+
+
 def write_json(file: Path, value: Any) -> None:
     """Write `value` atomically, readable by people; what is not finite becomes null."""
     text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)

@@ -34,7 +34,7 @@ def held(folder: Path) -> Iterator[None]:
         InUse: where another process holds it, with who that is.
         ValueError: where it cannot be written to.
     """
-    root = _root(folder)
+    root = root_of(folder)
     made = [path for path in (root, *root.parents) if not path.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,16 @@ def held(folder: Path) -> Iterator[None]:
                 break
 
 
-def _root(folder: Path) -> Path:
+def holder(folder: Path) -> Mapping[str, Any] | None:
+    """Return who is at work in a run's folder, as far as can be seen without touching it; None for nobody.
+
+    What a killed process left is nobody; one on another host cannot be asked, and counts as at work.
+    """
+    found = _holder(root_of(folder) / FILE)
+    return found if _lives(found) else None
+
+
+def root_of(folder: Path) -> Path:
     """Return the folder of the run that a baseline belongs to, or the folder itself."""
     above = folder.absolute().parent
     return above.parent if above.name == "baselines" else folder

@@ -33,6 +33,7 @@ from fedloom.tracking.environment import phase_memory
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.progress import RoundBar, round_bar
 from fedloom.tracking.records import RECORDS, records, unaccounted
+from fedloom.tracking.run_log import RunLog
 from fedloom.tracking.trackers import Tracker
 
 
@@ -64,6 +65,7 @@ class Training:
         trackers: Take the metrics of every round.
         console: Where progress and notes go.
         stage: What the server does between rounds, if anything.
+        log: Takes what a terminal shows as a bar.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Training:
         trackers: Sequence[Tracker],
         console: Console,
         stage: AlignmentStage | None = None,
+        log: RunLog | None = None,
     ) -> None:
         self.session, self.checkpoints = session, stands.checkpoints
         self.run: Run[Any] = stands.run
@@ -81,6 +84,7 @@ class Training:
         self.begun = False
         self._stands, self._trackers, self._console = stands, trackers, console
         self._stage = stage
+        self._note = log.write if log is not None else lambda _: None
         self._releases = Releases(stands.checkpoints.folder / "releases", session.recipe.algorithm)
         self._unreported: Metrics | None = None
         self._stopped = False
@@ -90,7 +94,8 @@ class Training:
         recipe, recorder = self.session.recipe, self._begin()
         self._stopped = False
         done, total = self.run.number, recipe.run.rounds
-        with round_bar(self._console, recipe.name, done=done, total=total) as bar:
+        console, name = self._console, recipe.name
+        with round_bar(console, name, done=done, total=total, note=self._note) as bar:
             if not recorder.history().lines:
                 self._measure_before(recorder, bar)
             elif self._unreported is not None:
