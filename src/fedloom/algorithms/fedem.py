@@ -87,7 +87,13 @@ class FedEM(Wrapper[State]):
 
     def describe(self, state: FedEMState[State] | None) -> Description:
         inner = Wrapper.describe(self, state)
-        return replace(inner, averages_deltas=False, components=self.components)
+        return replace(
+            inner,
+            averages_deltas=False,
+            replays=False,
+            current="each model of the mixture has updates of its own",
+            components=self.components,
+        )
 
     def init(self, params: Params, seed: int) -> FedEMState[State]:
         if COEFFICIENTS in params:

@@ -103,7 +103,13 @@ class Private(Enclosing[State]):
         inner = Wrapper.describe(self, state)
         notes = (*notes, *inner.notes)
         return replace(
-            inner, privacy=promise, averages_deltas=False, bounds_updates=True, notes=notes
+            inner,
+            privacy=promise,
+            averages_deltas=False,
+            replays=False,
+            current="epsilon is that of cohorts drawn by chance, and who answers first is not",
+            bounds_updates=True,
+            notes=notes,
         )
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:

@@ -10,6 +10,7 @@ from fedloom.client.make_trainer import make_trainer
 from fedloom.client.movement import Watched
 from fedloom.client.references import References
 from fedloom.client.setup import Setup, TrainerParts
+from fedloom.core.description import describe
 from fedloom.core.protocols import (
     ClientId,
     Engine,
@@ -34,6 +35,7 @@ from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length, check_positions
 from fedloom.objectives.objective import Objective
+from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.inputs import located
 from fedloom.rounds.loop import Run, draw
 from fedloom.rounds.reading import manifest_of, read_manifest
@@ -75,6 +77,17 @@ class Session:
         """Return the clients that have something to measure on."""
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
+
+    def durations(self) -> Durations:
+        """Return how long clients train on the event clock, by their tiers and the steps that they take."""
+        recipe, counts = self.recipe, self.counts
+        # Where the algorithm says how far clients go, they go equally far.
+        alike = bool(describe(recipe.algorithm).steps)
+        steps = {
+            client: 1 if alike else recipe.local.num_steps(counts[client].rows, None)
+            for client in self.learners
+        }
+        return Durations(recipe.clock or Clock(), steps)
 
     def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
         """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
