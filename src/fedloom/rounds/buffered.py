@@ -143,9 +143,7 @@ class _Trainings:
             if isinstance(answer, Reply):
                 answer = replayed_by(self.algorithm, self.run.state, self.round, answer)
             began = task.download["params"] if self.mixes_models else {}
-            self.flights[task.client] = Flight(
-                self.run.number, lands[task.client], answer, began
-            )
+            self.flights[task.client] = Flight(self.run.number, lands[task.client], answer, began)
 
 
 def advance_buffered(
@@ -190,15 +188,13 @@ def advance_buffered(
         lambda seed: sampler.draw(population, seed),
         lambda c: durations.of(c, population[c], round_seed=round.seed),
     )
-    trainings = _Trainings(
-        run, algorithm, engine, round, mode.mixes == "models", dict(run.flights)
-    )
+    trainings = _Trainings(run, algorithm, engine, round, mode.mixes == "models", dict(run.flights))
     began: dict[ClientId, float] = {}
     flights = trainings.flights
 
     def train() -> None:
         new = timeline.started[len(began) :]
-        landing = {c: timeline.lands[c] if c in timeline.lands else timeline.now for c in new}
+        landing = {c: timeline.lands.get(c, timeline.now) for c in new}
         began.update(landing)
         trainings.train(landing)
 

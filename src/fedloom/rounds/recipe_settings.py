@@ -183,6 +183,10 @@ class Recipe:
         self._check_ranks()
         self._check_emulator()
         self._check_worker()
+        if self.elsewhere and self.data.left_out:
+            raise ValueError(
+                "data.left_out has no effect where sites join: do not start the site, or take its key out of the server's"
+            )
         self._check_clock()
         self._check_mode()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
@@ -235,9 +239,7 @@ class Recipe:
                 " mixes: updates, or leave out what is around it"
             )
         if self.run.min_replies > mode.size:
-            return (
-                f"steps on {mode.size} answers, got run.min_replies {self.run.min_replies}: lower it"
-            )
+            return f"steps on {mode.size} answers, got run.min_replies {self.run.min_replies}: lower it"
         if count is not None and mode.size > count:
             return f"waits for {mode.size} different clients, got {count}: lower run.mode.buffered.size"
         return None

@@ -219,7 +219,7 @@ def _round(
     with phase_memory("train") as memory:
         terms: dict[str, Any] = {
             "population": session.learners,
-            "sampler": recipe.cohort,
+            "sampler": session.sampler,
             "min_replies": recipe.run.min_replies,
             "max_update_norm": recipe.run.max_update_norm,
             "metrics": recipe.evaluation.table,
@@ -234,7 +234,7 @@ def _round(
             )
         else:
             if recipe.clock is not None:
-                round = draw(run, session.learners, recipe.cohort)
+                round = draw(run, session.learners, session.sampler)
                 timed = {"time/virtual_seconds": clock.of_cohort(round)}
             run, metrics, failures = advance(run, recipe.algorithm, engine, **terms)
         session.store.flush()

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from fedloom.core.description import describe
 from fedloom.core.protocols import ClientFailure, Payload
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
+from fedloom.rounds.buffered import advance_buffered, buffered
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.loop import Run, begin, draw, measure
+from fedloom.server.buffering import Buffered
 from fedloom.server.samplers import Full, Uniform
 from fedloom.testing.bench import SEED, StillTrainer, drawn_start
 from fedloom.testing.compare import distance, same
@@ -204,5 +208,64 @@ def batched(subject: Subject) -> str | None:
         raise BrokenLaw(
             f"clients trained in one batch end {worst:.2g} from clients trained one by one: let each client half work"
             " on its own tensors"
+        )
+    return None
+
+
+def lateness(subject: Subject) -> str | None:
+    """Examine that answers may be taken up late: at once they are a synchronous round's, and late ones resume to the bit."""
+    algorithm = subject.algorithm
+    told = describe(algorithm)
+    if not (told.averages_deltas or told.replays):
+        return told.current or "its server reads more of uploads than the mean of `delta`"
+    bench, sampler = subject.bench(), subject.cohort
+    engines = [
+        bench.engine(InProcess, algorithm, subject.folder / name, wire=subject.wire)
+        for name in ("sync", "buffered", "late")
+    ]
+    population = engines[0].population()
+    fresh = begin(algorithm, bench.space.start(), SEED)
+
+    def steps(run: Any, count: int, engine: Any, size: int, clock: Clock, after: Any) -> Any:
+        while run.number < count:
+            run, _, _ = advance_buffered(
+                run,
+                algorithm,
+                engine,
+                mode=Buffered(size),
+                durations=Durations(clock, dict.fromkeys(population, 1)),
+                population=population,
+                sampler=sampler,
+                max_update_norm=1e9,
+            )
+            after(run)
+        return run
+
+    waited, _ = bench.rounds(algorithm, engines[0], 2, run=fresh, sampler=sampler)
+    alike = steps(buffered(fresh), 2, engines[1], sampler.size, Clock(), lambda _: None)
+    if not same(alike.state, waited.state):
+        raise BrokenLaw(
+            "where all clients take equally long and the server steps once all of them answered, the state is another than"
+            " that of synchronous rounds: let server_update read nothing but the mean of `delta`, or say no averages_deltas"
+        )
+    checkpoints = Checkpoints(subject.folder / "checkpoints", keep=4)
+    seen: dict[int, str] = {}
+
+    def keep(run: Any) -> None:
+        checkpoints.save(run)
+        seen[run.number] = state_sha256(run)
+
+    slow = Clock(tiers={"phone": 3.5}, spread=0.1)
+    ends = steps(buffered(fresh), 4, engines[2], 2, slow, keep)
+    for number in (4, 3):
+        (subject.folder / "checkpoints" / f"round-{number:06d}.ckpt").unlink()
+    middle = checkpoints.load(buffered(fresh)).run
+    if not middle.flights or state_sha256(middle) != seen[middle.number]:
+        raise BrokenLaw("a run with clients in training is not what its checkpoint holds")
+    again = steps(middle, 4, engines[2], 2, slow, lambda _: None)
+    if state_sha256(again) != state_sha256(ends):
+        raise BrokenLaw(
+            "a run whose clients answer late ended otherwise when it went on from its checkpoint: keep all that a round needs"
+            " in the state, and on clients in their client state"
         )
     return None
