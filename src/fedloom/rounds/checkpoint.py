@@ -155,8 +155,10 @@ class Checkpoints:
     def _read(self, path: Path, fresh: object) -> Mapping[str, Any]:
         header, payload = decode_with_header(read_hashed(path), max_bytes=None)
         types = {_type_name(kind): kind for kind in _types(fresh)}
-        trees: Mapping[str, Any] = _Decoder(types, payload, str(path)).decode(header["trees"])
-        self._compare(trees["settings"], path)
+        decoder, written = _Decoder(types, payload, str(path)), dict(header["trees"]["dict"])
+        # What another recipe's run is made of may not be known here.
+        self._compare(decoder.decode(written["settings"]), path)
+        trees: Mapping[str, Any] = decoder.decode(header["trees"])
         return trees
 
     def _path(self, number: int) -> Path:
