@@ -5,7 +5,8 @@
 Twenty clients hold tasks of English polyglot in unequal shares (Dirichlet, alpha 1), one loss is that of their test
 examples, and a fifth of them, drawn by the seed, is ten times as slow. All twenty train in every synchronous round; buffered,
 all twenty train all the while, and the server steps on ten answers, so that two of its steps are the work of a round. Data,
-split, slow clients and start are the same for both modes of a seed. FedAsync is the same with one answer a step, whole
+split, slow clients and start are the same for all modes of a seed. `half` is synchronous with ten clients a round, drawn: as
+many steps of the server on as many answers as buffered ones, so that what is left of a difference is the staleness. FedAsync is the same with one answer a step, whole
 models mixed and the server's lr that its paper has.
 
 A run's line is kept, so that a benchmark that was stopped goes on; `--part i/n` takes every n-th run, `--table` only
@@ -38,16 +39,18 @@ from shares import parser_of, share_of
 from timing import write_page
 
 CLIENTS, SIZE, SLOWER = 20, 10, 10
-SYNCHRONOUS, FEDBUFF, FEDASYNC = "synchronous", "FedBuff", "FedAsync"
+SYNCHRONOUS, HALF, FEDBUFF, FEDASYNC = "synchronous", "half", "FedBuff", "FedAsync"
 MODES: Mapping[str, Any] = {
     SYNCHRONOUS: "synchronous",
+    HALF: "synchronous",
     FEDBUFF: {"buffered": {"size": SIZE}},
     FEDASYNC: {"buffered": {"size": 1, "mixes": "models"}},
 }
 MIXED = 0.6
 """alpha of FedAsync, the server's lr."""
 TOLD = (
-    "`Work` is the trainings of clients that were aggregated. Times are virtual seconds: a training of a fast client takes one"
+    "`Work` is the trainings of clients that were aggregated; `half` waits for ten of twenty clients, drawn for each round, and"
+    " so steps as often as FedBuff does at the same work, on answers that are not old. Times are virtual seconds: a training of a fast client takes one"
     " in the mean, of a slow one ten, times a factor that is drawn (log-normal, spread 0.1). Differences and ratios are taken"
     " seed by seed; behind a mean stands half the 95 % interval by Student's t, which of three seeds is wide. Loss is of the test"
     " examples of all clients, or of the slow ones alone, whose data an asynchronous server hears less often."
@@ -72,6 +75,7 @@ def recipe_of(mode: str, seed: int, rounds: int) -> Any:
             },
             "tune": {"lora": {"rank": 8, "alpha": 16, "targets": "all-linear"}},
             "local": {"optimizer": "adamw", "lr": 4e-3, "steps": 6, "batch_size": 4},
+            "cohort": {"uniform": {"size": SIZE}} if mode == HALF else "full",
             "clock": {"tiers": {"slow": SLOWER}, "spread": 0.1},
             "evaluation": {"generate": False, "validation": False},
             "run": {"seed": seed, "rounds": rounds, "mode": MODES[mode]},
@@ -101,7 +105,8 @@ def play(mode: str, seed: int, rounds: int) -> dict[str, Any]:
     work = rounds * CLIENTS
     recipe = recipe_of(mode, seed, rounds)
     settings, began = recipe.run.mode, time.process_time()
-    per_step = settings.size if isinstance(settings, Buffered) else CLIENTS
+    waits = SIZE if mode == HALF else CLIENTS
+    per_step = settings.size if isinstance(settings, Buffered) else waits
     every = max(SIZE // per_step, 1)
     points, now, ages = [], 0.0, list[float]()
     with tempfile.TemporaryDirectory() as folder:
@@ -154,27 +159,36 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
     others = [mode for mode in modes if mode != SYNCHRONOUS]
     seeds = sorted({line["seed"] for line in lines})
 
-    def both(mode: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    def both(
+        mode: str, other: str = SYNCHRONOUS
+    ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         return [
-            (runs[mode, seed], runs[SYNCHRONOUS, seed])
+            (runs[mode, seed], runs[other, seed])
             for seed in seeds
-            if (mode, seed) in runs and (SYNCHRONOUS, seed) in runs
+            if (mode, seed) in runs and (other, seed) in runs
         ]
 
-    end = [
-        "| mode | seeds | work | virtual seconds | loss | loss beside synchronous, % | slow clients, % | staleness |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    def beside(mode: str, other: str, at: int) -> str:
+        pairs = [(a["points"][-1], b["points"][-1]) for a, b in both(mode, other)]
+        values = [100 * (own[at] / theirs[at] - 1) for own, theirs in pairs]
+        return interval(values, 1) if values and mode != other else ""
+
+    columns = (
+        *("mode", "seeds", "work", "virtual seconds", "loss", "beside synchronous, %"),
+        *("beside half, %", "slow clients, beside half, %", "staleness"),
+    )
+    end = [f"| {' | '.join(columns)} |", f"|---|{'---:|' * (len(columns) - 1)}"]
     for mode in modes:
         pairs = both(mode)
         last = [(own["points"][-1], other["points"][-1]) for own, other in pairs]
-        beside = [[100 * (own[at] / other[at] - 1) for own, other in last] for at in (2, 3)]
         cells = [
             str(len(last)),
             f"{last[0][0][1]:.0f}",
             interval([own[0] for own, _ in last], 1),
             interval([own[2] for own, _ in last]),
-            *(interval(one, 1) if mode != SYNCHRONOUS else "" for one in beside),
+            beside(mode, SYNCHRONOUS, 2),
+            beside(mode, HALF, 2),
+            beside(mode, HALF, 3),
             f"{statistics.fmean(own['staleness'] for own, _ in pairs):.2f}",
         ]
         end.append(f"| {mode} | {' | '.join(cells)} |")
@@ -216,7 +230,7 @@ def main() -> None:
     parser = parser_of(__doc__, "runs/buffered-benchmark")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--modes", default=f"{SYNCHRONOUS},{FEDBUFF}", help="some of them")
+    parser.add_argument("--modes", default=f"{SYNCHRONOUS},{FEDBUFF},{HALF}", help="some of them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     share = share_of(arguments)

@@ -284,7 +284,7 @@ def test_a_plan_counts_steps_and_not_cohorts(whole: tuple[Recipe, Path]) -> None
     )
     plan = make_plan(replace(recipe, run=replace(recipe.run, baselines=())))
     # What the clients that are still in training were sent is not in it.
-    assert plan.total_bytes == pytest.approx(sent * 12 / 14, rel=0.05)
+    assert plan.total_bytes == pytest.approx(sent * 12 / 14, rel=0.1)
 
 
 def test_an_old_checkpoint_is_no_buffered_run(whole: tuple[Recipe, Path], tmp_path: Path) -> None:
