@@ -82,11 +82,8 @@ class Prune(Enclosing[State]):
 
     def describe(self, state: PruneState[State] | None) -> Description:
         # Values travel without positions, which only those who share a mask have in common.
-        return replace(
-            Wrapper.describe(self, state),
-            averages_deltas=False,
-            replays=False,
-            current="values travel without positions, in the mask of the round",
+        return Wrapper.describe(self, state).current_only(
+            "values travel without positions, in the mask of the round"
         )
 
     def init(self, params: Params, seed: int) -> PruneState[State]:

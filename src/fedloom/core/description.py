@@ -5,7 +5,7 @@ An algorithm without these members runs as any other: nothing is known of it, an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -115,6 +115,10 @@ class Description:
     """The setting that says how far clients go in the place of `local.steps`, as in fedkseed.steps; empty where that does."""
     notes: Sequence[str] = ()
     """What whoever runs it should read first, a sentence each, without a full stop."""
+
+    def current_only(self, why: str) -> "Description":
+        """Return the same of an algorithm whose server reads more than a mean, of replies to its newest state alone."""
+        return replace(self, averages_deltas=False, replays=False, current=why)
 
     @property
     def quiet(self) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from fedloom.core.description import replayed_by
-from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
     ClientFailure,
@@ -118,32 +117,95 @@ class Timeline:
 
 
 @dataclass
-class _Trainings:
-    """The answers of those who train, those of this step computed when they are asked for."""
+class _Step:
+    """What happens before one step of the server: who begins, trains, answers, and what an answer counts."""
 
     run: BufferedRun[Any]
     algorithm: Algorithm[Any]
     engine: Engine
-    round: Round
-    mixes_models: bool
+    mode: Buffered
+    timeline: Timeline
     flights: dict[ClientId, Flight]
-    bytes: dict[str, int] = field(default_factory=lambda: {"download": 0, "upload": 0})
+    """Those before, and those of this step once they are computed."""
+    trained: set[ClientId] = field(default_factory=set)
+    """Of those who began in this step."""
+    download_bytes: int = 0
+    upload_bytes: int = 0
 
-    def train(self, lands: Mapping[ClientId, float]) -> None:
-        """Let clients that began in this step train, together."""
-        cohort = tuple(sorted(lands))
-        if not cohort:
+    def gather(self) -> list[ClientId]:
+        """Return who answers in this step and is not too old, in order; fewer than `size` where nobody is left."""
+        counted, landed = 0, self.timeline.landed
+        while counted < self.mode.size and self.timeline.next() is not None:
+            counted = sum(map(self._counts, landed))
+            if counted == self.mode.size:
+                # Those who turn out to be lost leave room for others.
+                self._train()
+                counted = sum(map(self._counts, landed))
+        self._train()
+        return [client for client in landed if self.mode.takes(self.age(client))]
+
+    def age(self, client: ClientId) -> int:
+        """Return the steps that the server took since a client was sent the model."""
+        new = client in self.timeline.started
+        return 0 if new else self.run.number - self.flights[client].began
+
+    def _counts(self, client: ClientId) -> bool:
+        known = client not in self.timeline.started or client in self.trained
+        lost = known and isinstance(self.flights[client].answer, ClientFailure)
+        return self.mode.takes(self.age(client)) and not lost
+
+    def _train(self) -> None:
+        """Let clients that began since the last time train, together."""
+        timeline, run = self.timeline, self.run
+        new = [client for client in timeline.started if client not in self.trained]
+        if not new:
             return
-        sent = self.algorithm.broadcast(self.run.state, replace(self.round, cohort=cohort))
-        asked = tasks("train", self.round, sent)
+        self.trained |= set(new)
+        round = replace(timeline.round, cohort=tuple(sorted(new)))
+        asked = tasks("train", round, self.algorithm.broadcast(run.state, round))
         for task, delivery in zip(asked, self.engine.run(asked), strict=True):
-            self.bytes["download"] += delivery.download_bytes
-            self.bytes["upload"] += delivery.upload_bytes
+            self.download_bytes += delivery.download_bytes
+            self.upload_bytes += delivery.upload_bytes
             answer = delivery.answer
             if isinstance(answer, Reply):
-                answer = replayed_by(self.algorithm, self.run.state, self.round, answer)
-            began = task.download["params"] if self.mixes_models else {}
-            self.flights[task.client] = Flight(self.run.number, lands[task.client], answer, began)
+                answer = replayed_by(self.algorithm, run.state, round, answer)
+            began = task.download["params"] if self.mode.mixes == "models" else {}
+            lands = timeline.lands.get(task.client, timeline.now)
+            self.flights[task.client] = Flight(run.number, lands, answer, began)
+
+    def shaped(self, round: Round) -> Callable[[Reply], Reply]:
+        """Return what makes of a reply what it counts."""
+        mixes = self.mode.mixes == "models"
+        now = self.algorithm.broadcast(self.run.state, round) if mixes else {}
+
+        def aged(reply: Reply) -> Reply:
+            client = reply.client
+            delta = self.mode.aged(
+                reply.upload["delta"],
+                self.age(client),
+                began=self.flights[client].sent,
+                now=now[client]["params"] if mixes else {},
+            )
+            return replace(reply, upload={**reply.upload, "delta": delta})
+
+        return aged
+
+    def metrics(self, answered: Sequence[ClientId]) -> Metrics:
+        """Return what is told of bytes, time and staleness."""
+        timeline = self.timeline
+        told = {
+            "comm/download_bytes": float(self.download_bytes),
+            "comm/upload_bytes": float(self.upload_bytes),
+            "comm/num_stale": float(len(timeline.landed) - len(answered)),
+            "comm/num_training": float(len(timeline.lands)),
+            "time/virtual_seconds": timeline.now - self.run.seconds,
+        }
+        ages = [self.age(c) for c in answered if isinstance(self.flights[c].answer, Reply)]
+        if ages:
+            told["server/staleness"] = sum(ages) / len(ages)
+            told["server/max_staleness"] = float(max(ages))
+            told["server/num_versions"] = float(len(set(ages)))
+        return told
 
 
 def advance_buffered(
@@ -155,10 +217,7 @@ def advance_buffered(
     durations: Durations,
     population: Mapping[ClientId, Profile],
     sampler: Sampler,
-    min_replies: int = 0,
-    max_update_norm: float,
-    metrics: MetricTable = METRICS,
-    say: Callable[[str], None] | None = None,
+    **terms: Any,
 ) -> tuple[BufferedRun[State], Metrics, Sequence[ClientFailure]]:
     """Let clients train until `mode.size` of them answered, and take the server's step.
 
@@ -172,13 +231,9 @@ def advance_buffered(
         durations: How long clients train.
         population: Who may.
         sampler: Who does, and how many at once.
-        min_replies: As in `advance`, like the others.
-        max_update_norm: Of one client and of the model.
-        metrics: What clients may report.
-        say: Told why a step is not kept.
+        **terms: `min_replies`, `max_update_norm`, `metrics` and `say`, as in `advance`.
     """
-    round = draw(run, population, sampler)
-    places = sampler.largest(len(population))
+    round, places = draw(run, population, sampler), sampler.largest(len(population))
     assert places is not None, "samplers of independent draws are refused"
     timeline = Timeline(
         round,
@@ -188,69 +243,13 @@ def advance_buffered(
         lambda seed: sampler.draw(population, seed),
         lambda c: durations.of(c, population[c], round_seed=round.seed),
     )
-    trainings = _Trainings(run, algorithm, engine, round, mode.mixes == "models", dict(run.flights))
-    began: dict[ClientId, float] = {}
-    flights = trainings.flights
-
-    def train() -> None:
-        new = timeline.started[len(began) :]
-        landing = {c: timeline.lands.get(c, timeline.now) for c in new}
-        began.update(landing)
-        trainings.train(landing)
-
-    def age(client: ClientId) -> int:
-        begun_now = client in timeline.started
-        return 0 if begun_now else run.number - flights[client].began
-
-    def counts(client: ClientId) -> bool:
-        trained = client not in timeline.started or client in began
-        lost = trained and isinstance(flights[client].answer, ClientFailure)
-        return mode.takes(age(client)) and not lost
-
-    num_counted = 0
-    while num_counted < mode.size and timeline.next() is not None:
-        num_counted = sum(map(counts, timeline.landed))
-        if num_counted == mode.size:
-            train()
-            num_counted = sum(map(counts, timeline.landed))
-    train()
-    answered = [client for client in timeline.landed if mode.takes(age(client))]
-    ages = {client: age(client) for client in answered}
-    step = replace(round, cohort=tuple(sorted(answered)))
-    now = algorithm.broadcast(run.state, step) if mode.mixes == "models" else {}
-
-    def aged(reply: Reply) -> Reply:
-        client = reply.client
-        delta = mode.aged(
-            reply.upload["delta"],
-            ages[client],
-            began=flights[client].sent,
-            now=now[client]["params"] if client in now else {},
-        )
-        return replace(reply, upload={**reply.upload, "delta": delta})
-
+    step = _Step(run, algorithm, engine, mode, timeline, dict(run.flights))
+    answered = step.gather()
+    taken = replace(round, cohort=tuple(sorted(answered)))
+    answers = [Delivery(step.flights[client].answer) for client in answered]
     after, line, failures = take_up(
-        run,
-        algorithm,
-        step,
-        [Delivery(flights[client].answer) for client in answered],
-        shaped=aged,
-        min_replies=min_replies,
-        max_update_norm=max_update_norm,
-        metrics=metrics,
-        say=say,
+        run, algorithm, taken, answers, shaped=step.shaped(taken), **terms
     )
-    replied = [ages[c] for c in answered if isinstance(flights[c].answer, Reply)]
-    told = {
-        **line,
-        **{f"comm/{way}_bytes": float(count) for way, count in trainings.bytes.items()},
-        "comm/num_stale": float(len(timeline.landed) - len(answered)),
-        "comm/num_training": float(len(timeline.lands)),
-        "time/virtual_seconds": timeline.now - run.seconds,
-    }
-    if replied:
-        told["server/staleness"] = sum(replied) / len(replied)
-        told["server/max_staleness"] = float(max(replied))
-        told["server/num_versions"] = float(len(set(replied)))
-    left = {client: flights[client] for client in sorted(timeline.lands)}
+    left = {client: step.flights[client] for client in sorted(timeline.lands)}
+    told = {**line, **step.metrics(answered)}
     return replace(after, seconds=timeline.now, flights=left), told, failures

@@ -4,6 +4,7 @@ Each law is a function that returns why it does not apply, or None where it hold
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedloom.core.description import describe
 from fedloom.core.protocols import ClientFailure, Payload
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
-from fedloom.rounds.buffered import advance_buffered, buffered
+from fedloom.rounds.buffered import BufferedRun, advance_buffered, buffered
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
 from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.loop import Run, begin, draw, measure
@@ -214,58 +215,65 @@ def batched(subject: Subject) -> str | None:
 
 def lateness(subject: Subject) -> str | None:
     """Examine that answers may be taken up late: at once they are a synchronous round's, and late ones resume to the bit."""
-    algorithm = subject.algorithm
+    algorithm, sampler = subject.algorithm, subject.cohort
     told = describe(algorithm)
     if not (told.averages_deltas or told.replays):
         return told.current or "its server reads more of uploads than the mean of `delta`"
-    bench, sampler = subject.bench(), subject.cohort
-    engines = [
-        bench.engine(InProcess, algorithm, subject.folder / name, wire=subject.wire)
-        for name in ("sync", "buffered", "late")
-    ]
-    population = engines[0].population()
+    bench = subject.bench()
     fresh = begin(algorithm, bench.space.start(), SEED)
-
-    def steps(run: Any, count: int, engine: Any, size: int, clock: Clock, after: Any) -> Any:
-        while run.number < count:
-            run, _, _ = advance_buffered(
-                run,
-                algorithm,
-                engine,
-                mode=Buffered(size),
-                durations=Durations(clock, dict.fromkeys(population, 1)),
-                population=population,
-                sampler=sampler,
-                max_update_norm=1e9,
-            )
-            after(run)
-        return run
-
-    waited, _ = bench.rounds(algorithm, engines[0], 2, run=fresh, sampler=sampler)
-    alike = steps(buffered(fresh), 2, engines[1], sampler.size, Clock(), lambda _: None)
+    engine = bench.engine(InProcess, algorithm, subject.folder / "waited", wire=subject.wire)
+    waited, _ = bench.rounds(algorithm, engine, 2, run=fresh, sampler=sampler)
+    alike = _steps(subject, buffered(fresh), 2, sampler.size, Clock(), lambda _: None)
     if not same(alike.state, waited.state):
         raise BrokenLaw(
             "where all clients take equally long and the server steps once all of them answered, the state is another than"
             " that of synchronous rounds: let server_update read nothing but the mean of `delta`, or say no averages_deltas"
         )
     checkpoints = Checkpoints(subject.folder / "checkpoints", keep=4)
-    seen: dict[int, str] = {}
+    files, seen = dict[int, Path](), dict[int, str]()
 
-    def keep(run: Any) -> None:
-        checkpoints.save(run)
-        seen[run.number] = state_sha256(run)
+    def keep(run: Run[Any]) -> None:
+        files[run.number], seen[run.number] = checkpoints.save(run), state_sha256(run)
 
     slow = Clock(tiers={"phone": 3.5}, spread=0.1)
-    ends = steps(buffered(fresh), 4, engines[2], 2, slow, keep)
+    _steps(subject, buffered(fresh), 4, 2, slow, keep)
     for number in (4, 3):
-        (subject.folder / "checkpoints" / f"round-{number:06d}.ckpt").unlink()
+        files[number].unlink()
     middle = checkpoints.load(buffered(fresh)).run
-    if not middle.flights or state_sha256(middle) != seen[middle.number]:
+    if not middle.flights or state_sha256(middle) != seen[2]:
         raise BrokenLaw("a run with clients in training is not what its checkpoint holds")
-    again = steps(middle, 4, engines[2], 2, slow, lambda _: None)
-    if state_sha256(again) != state_sha256(ends):
+    again = _steps(subject, middle, 4, 2, slow, lambda _: None)
+    if state_sha256(again) != seen[4]:
         raise BrokenLaw(
             "a run whose clients answer late ended otherwise when it went on from its checkpoint: keep all that a round needs"
             " in the state, and on clients in their client state"
         )
     return None
+
+
+def _steps(
+    subject: Subject,
+    run: BufferedRun[Any],
+    count: int,
+    size: int,
+    clock: Clock,
+    after: Callable[[Run[Any]], object],
+) -> BufferedRun[Any]:
+    """Return a run after so many steps of the server, each on `size` answers."""
+    name = "late" if clock.tiers else "alike"
+    engine = subject.bench().engine(
+        InProcess, subject.algorithm, subject.folder / name, wire=subject.wire
+    )
+    population = engine.population()
+    while run.number < count:
+        run, *_ = advance_buffered(
+            run,
+            subject.algorithm,
+            engine,
+            mode=Buffered(size),
+            durations=Durations(clock, dict.fromkeys(population, 1)),
+            population=population,
+            sampler=subject.cohort,
+        )
+        after(run)
+    return run
