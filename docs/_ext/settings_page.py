@@ -142,8 +142,11 @@ def page() -> str:
     for field in dataclasses.fields(Recipe):
         if field.name not in ("name", "description", "algorithm", "objects"):
             lines.append(f"## {field.name}\n")
-            table = table_of(hints[field.name])
-            for name, cls in (table or {"": hints[field.name]}).items():
+            hint = hints[field.name]
+            table = table_of(hint)
+            # A section that may be left out is the one it is where it is there.
+            known = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
+            for name, cls in (table or {"": known[0] if known else hint}).items():
                 section(
                     f"{field.name}: {name}" if name else f"settings of {field.name}",
                     field.name,

@@ -14,6 +14,7 @@ from fedloom.data.mixtures import Clusters, MultiDomain
 from fedloom.data.partition import stratum
 from fedloom.engines.engine_settings import FlowerSettings, InProcessSettings, RaySettings
 from fedloom.rounds.recipe_settings import Baseline, Recipe
+from fedloom.server.buffering import Buffered, Synchronous
 from fedloom.server.samplers import SAMPLERS
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.offsite import Offsite
@@ -28,7 +29,8 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
 
     `local` shares nothing; `centralised` trains one model on everybody's data, taking as many steps a round as the
     expected cohort takes together; `fedavg` is the recipe's own fedavg without what is around it, or a plain one;
-    `oracle` and `random` are the recipe with clusters by a label, and with as many as it found by chance.
+    `oracle` and `random` are the recipe with clusters by a label, and with as many as it found by chance; `synchronous`
+    is that of `run.mode: buffered`, with as many rounds as the whole cohort makes of the same work.
 
     Args:
         recipe: Of the run.
@@ -43,8 +45,12 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
     if isinstance(recipe.engine, FlowerSettings | RaySettings):
         # Its clients are on this machine as they are in the run; only the messages are spared.
         shared = dataclasses.replace(shared, engine=InProcessSettings())
+    if kind == "synchronous":
+        return _synchronous(shared, summary["num_clients"])
     if kind == "centralised":
         return _centralised(shared, summary["num_clients"])
+    if kind == "local":
+        shared = _waiting(shared)
     make: dict[Baseline, Callable[[], Any]] = {
         "local": ALGORITHMS["local"],
         "fedavg": lambda: next(
@@ -59,7 +65,12 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
 
 
 def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
-    cohort = max(1, round(recipe.cohort.rate(num_clients) * num_clients))
+    mode = recipe.run.mode
+    if isinstance(mode, Buffered):
+        cohort = mode.size
+    else:
+        cohort = max(1, round(recipe.cohort.rate(num_clients) * num_clients))
+    recipe = _waiting(recipe)
     steps = None if recipe.local.steps is None else recipe.local.steps * cohort
     return dataclasses.replace(
         recipe,
@@ -70,6 +81,29 @@ def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
         local=dataclasses.replace(recipe.local, steps=steps),
         # It goes as far in a round as a cohort would, and has no stranger to fear.
         run=dataclasses.replace(recipe.run, max_update_norm=_UNBOUNDED),
+    )
+
+
+def _waiting(recipe: Recipe) -> Recipe:
+    """Return the recipe with a server that waits for its cohort."""
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, mode=Synchronous()))
+
+
+def _synchronous(recipe: Recipe, num_clients: int) -> Recipe:
+    """Return the recipe with a server that waits, measured after the same work as before."""
+    mode, cohort = recipe.run.mode, recipe.cohort.largest(num_clients)
+    if not isinstance(mode, Buffered) or cohort is None:
+        raise ValueError(
+            "run.baselines takes synchronous with run.mode buffered, beside which it stands"
+        )
+    share, every = mode.size / cohort, recipe.evaluation.every
+    waiting = _waiting(recipe)
+    return dataclasses.replace(
+        waiting,
+        run=dataclasses.replace(waiting.run, rounds=max(1, round(recipe.run.rounds * share))),
+        evaluation=dataclasses.replace(
+            recipe.evaluation, every=max(1, round(every * share)) if every else 0
+        ),
     )
 
 

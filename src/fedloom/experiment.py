@@ -265,7 +265,7 @@ def _check_data(session: Session) -> None:
     draw(
         begin(session.recipe.algorithm, session.space.start(), 0),
         session.learners,
-        session.recipe.cohort,
+        session.sampler,
     )
 
 

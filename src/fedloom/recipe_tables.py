@@ -10,6 +10,7 @@ from fedloom.data.partition import PARTITIONS, Partition
 from fedloom.engines.engine_settings import ENGINES, EngineSettings
 from fedloom.objectives import OBJECTIVES
 from fedloom.objectives.objective import Objective
+from fedloom.server.buffering import RUN_MODES, STALENESS, RunMode, Staleness
 from fedloom.server.combine import COMBINES, Combine
 from fedloom.server.factors.rules import AGGREGATES, Aggregate
 from fedloom.server.importance import SEED_SAMPLINGS, SeedSampling
@@ -29,6 +30,8 @@ TABLES: dict[Any, Mapping[str, type]] = {
     Sampler: SAMPLERS,
     EngineSettings: ENGINES,
     Mode: MODES,
+    RunMode: RUN_MODES,
+    Staleness: STALENESS,
     SeedSampling: SEED_SAMPLINGS,
 }
 

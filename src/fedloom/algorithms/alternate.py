@@ -51,7 +51,7 @@ class Alternate(Wrapper[State]):
 
     def describe(self, state: State | None) -> Description:
         # Another mean in the place of all would have to leave out the same names.
-        return replace(Wrapper.describe(self, state), averages_deltas=False)
+        return Wrapper.describe(self, state).current_only("tensors take turns by the round")
 
     def init(self, params: Params, seed: int) -> State:
         for part in self.names:

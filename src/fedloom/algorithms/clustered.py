@@ -101,7 +101,8 @@ class Clustered(Wrapper[State]):
 
     def describe(self, state: ClusteredState[State] | None) -> Description:
         clusters = None if state is None else clusters_of(state.grouping, state.variances)
-        return replace(Wrapper.describe(self, state), clusters=clusters, averages_deltas=False)
+        why = "clients are compared by updates that begin at one model"
+        return replace(Wrapper.describe(self, state).current_only(why), clusters=clusters)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         self.mode.check(recipe, num_clients=num_clients)

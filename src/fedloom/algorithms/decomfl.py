@@ -85,7 +85,9 @@ class DeComFL:
         return "each" if self.votes else "mean"
 
     def describe(self, state: DeComFLState | None) -> Description:
-        return Description(steps="decomfl.steps")
+        return Description(
+            steps="decomfl.steps", current="the whole cohort measures along the seeds of one round"
+        )
 
     def init(self, params: Params, seed: int) -> DeComFLState:
         if NAME not in params:

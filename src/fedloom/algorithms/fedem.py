@@ -86,8 +86,8 @@ class FedEM(Wrapper[State]):
         return state.components[0]
 
     def describe(self, state: FedEMState[State] | None) -> Description:
-        inner = Wrapper.describe(self, state)
-        return replace(inner, averages_deltas=False, components=self.components)
+        inner = Wrapper.describe(self, state).current_only("each model of the mixture learns apart")
+        return replace(inner, components=self.components)
 
     def init(self, params: Params, seed: int) -> FedEMState[State]:
         if COEFFICIENTS in params:

@@ -88,8 +88,14 @@ class FedKSeed:
     def describe(self, state: FedKSeedState | None) -> Description:
         chances = None if state is None else self.sampling.chances(state.sizes, state.draws)
         seeds = None if chances is None else Seeds(chances)
-        averages = self.uploads == "delta"
-        return Description(seeds=seeds, steps="fedkseed.steps", averages_deltas=averages)
+        alike = isinstance(self.sampling, Alike)
+        return Description(
+            seeds=seeds,
+            steps="fedkseed.steps",
+            averages_deltas=self.uploads == "delta",
+            replays=alike,
+            current="" if alike else "its clients draw seeds by chances that every step changes",
+        )
 
     def init(self, params: Params, seed: int) -> FedKSeedState:
         if NAME not in params:
@@ -134,17 +140,15 @@ class FedKSeed:
         chances = self.sampling.chances(state.sizes, state.draws)
         sizes, draws, num_seeds = state.sizes.clone(), state.draws.clone(), len(state.sizes)
 
-        def replayed(reply: Reply) -> Reply:
-            sequence = self._sequence(derive(round.seed, reply.client), chances, num_seeds)
-            scalars, lr = reply.upload["scalars"][NAME].double(), reply.upload["scalars"]["lr"]
+        def added(reply: Reply) -> Reply:
             if chances is not None:
+                sequence = self._sequence(derive(round.seed, reply.client), chances, num_seeds)
+                scalars = reply.upload["scalars"][NAME].double()
                 sizes.index_add_(0, sequence, scalars.abs().clamp(max=self.sampling.clip))
                 draws.index_add_(0, sequence, (scalars != 0).double())
-            return replace(
-                reply, upload={"delta": {NAME: landed(sequence, -lr * scalars, num_seeds)}}
-            )
+            return self.replayed(state, round, reply)
 
-        delta = mean_upload(replies if self.uploads == "delta" else map(replayed, replies))["delta"]
+        delta = mean_upload(map(added, replies))["delta"]
         metrics: Metrics = {}
         if chances is not None:
             metrics = {"effective_seeds": 1 / float(chances.square().sum())}
@@ -152,6 +156,14 @@ class FedKSeed:
                 delta = {NAME: delta[NAME] / (chances * num_seeds)}
         params, moments = self.server.step(state.params, delta, state.moments)
         return FedKSeedState(params, moments, sizes, draws), metrics
+
+    def replayed(self, state: FedKSeedState, round: Round, reply: Reply) -> Reply:
+        if "delta" in reply.upload:
+            return reply
+        chances, num_seeds = self.sampling.chances(state.sizes, state.draws), len(state.sizes)
+        sequence = self._sequence(derive(round.seed, reply.client), chances, num_seeds)
+        scalars, lr = reply.upload["scalars"][NAME].double(), reply.upload["scalars"]["lr"]
+        return replace(reply, upload={"delta": {NAME: landed(sequence, -lr * scalars, num_seeds)}})
 
     def _sequence(self, seed: int, chances: Tensor | None, num_seeds: int) -> Tensor:
         """Return the seed sequence of the task of that seed; without chances as its first work would draw it."""

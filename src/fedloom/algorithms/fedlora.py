@@ -80,7 +80,9 @@ class FedLoRA:
     def describe(self, state: object) -> Description:
         ranks = self.ranks
         return Description(
-            multiplies_factors=True, slices=ranks is not None and bool(ranks.tiers or ranks.side)
+            multiplies_factors=True,
+            slices=ranks is not None and bool(ranks.tiers or ranks.side),
+            current="the products that are added up are of factors that begin alike",
         )
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:

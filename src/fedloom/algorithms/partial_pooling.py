@@ -106,7 +106,9 @@ class PartialPooling(Enclosing[State]):
         return "each in full" if self.inner.server_sees == "each in full" else "each"
 
     def describe(self, state: PartialPoolingState[State] | None) -> Description:
-        return replace(Enclosing.describe(self, state), averages_deltas=False)
+        return Enclosing.describe(self, state).current_only(
+            "how much clients share is estimated from updates that begin at one model"
+        )
 
     def init(self, params: Params, seed: int) -> PartialPoolingState[State]:
         return PartialPoolingState(self.inner.init(params, seed), 0, Variances())

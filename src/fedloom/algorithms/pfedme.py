@@ -70,7 +70,8 @@ class PFedMe:
 
     def describe(self, state: object) -> Description:
         averages = self.combine.sees == "mean"
-        return Description(min_replies=self.combine.least, averages_deltas=averages)
+        why = "" if averages else "a robust rule compares updates that begin at one model"
+        return Description(min_replies=self.combine.least, averages_deltas=averages, current=why)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_quorum(self.combine, recipe.cohort.largest(num_clients))

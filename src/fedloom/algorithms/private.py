@@ -102,9 +102,8 @@ class Private(Enclosing[State]):
         notes = () if self.noise_seed is None else (promise.explanation,)
         inner = Wrapper.describe(self, state)
         notes = (*notes, *inner.notes)
-        return replace(
-            inner, privacy=promise, averages_deltas=False, bounds_updates=True, notes=notes
-        )
+        why = "epsilon is that of cohorts drawn by chance, and who answers first is not"
+        return replace(inner.current_only(why), privacy=promise, bounds_updates=True, notes=notes)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_recipe(recipe, quiet=self.quiet)

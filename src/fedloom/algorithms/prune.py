@@ -82,7 +82,9 @@ class Prune(Enclosing[State]):
 
     def describe(self, state: PruneState[State] | None) -> Description:
         # Values travel without positions, which only those who share a mask have in common.
-        return replace(Wrapper.describe(self, state), averages_deltas=False)
+        return Wrapper.describe(self, state).current_only(
+            "values travel without positions, in the mask of the round"
+        )
 
     def init(self, params: Params, seed: int) -> PruneState[State]:
         return PruneState(self.inner.init(params, seed), self._shrunk({}, params, 1))

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fedloom.core.description import Description
 from fedloom.core.params import axpy, sub, zeros_like
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -57,6 +58,9 @@ class Scaffold:
             raise ValueError(
                 f"scaffold.weighting must be examples or uniform, got {self.weighting!r}"
             )
+
+    def describe(self, state: ScaffoldState | None) -> Description:
+        return Description(current="control variates are gradients at the model of the round")
 
     def init(self, params: Params, seed: int) -> ScaffoldState:
         return ScaffoldState(params, zeros_like(params))

@@ -5,12 +5,12 @@ An algorithm without these members runs as any other: nothing is known of it, an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fedloom.core.protocols import Algorithm, ClientId, Params, Payload
+from fedloom.core.protocols import Algorithm, ClientId, Params, Payload, Reply, Round
 
 GLOBAL = "global"
 """What the model of clients without a cluster is called."""
@@ -96,6 +96,11 @@ class Description:
     averages_deltas: bool = False
     """Whether the server reads nothing of uploads but the weighted mean of `delta`, so that one reply with it may stand
     for all of them, or with another mean for other clients."""
+    replays: bool = False
+    """Whether the server can make such a `delta` of every reply by itself, see `Replays`."""
+    current: str = ""
+    """Why a reply says nothing once the server has stepped on, for the sentence that refuses `run.mode: buffered`; empty
+    where nothing but `averages_deltas` tells."""
     bounds_updates: bool = False
     """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
     multiplies_factors: bool = False
@@ -110,6 +115,10 @@ class Description:
     """The setting that says how far clients go in the place of `local.steps`, as in fedkseed.steps; empty where that does."""
     notes: Sequence[str] = ()
     """What whoever runs it should read first, a sentence each, without a full stop."""
+
+    def current_only(self, why: str) -> "Description":
+        """Return the same of an algorithm whose server reads more than a mean, of replies to its newest state alone."""
+        return replace(self, averages_deltas=False, replays=False, current=why)
 
     @property
     def quiet(self) -> bool:
@@ -293,6 +302,23 @@ class Masks(Protocol):
 def mask_of(algorithm: Algorithm[Any], download: Payload) -> Params | None:
     """Return what of a model learns, see `Masks.mask`."""
     return algorithm.mask(download) if isinstance(algorithm, Masks) else None
+
+
+# --- what clients send in the place of a delta ---------------------------------------------------
+
+
+@runtime_checkable
+class Replays(Protocol):
+    """An algorithm that makes a delta of what a client sends, given the state and the round that it was asked in."""
+
+    def replayed(self, state: Any, round: Round, reply: Reply) -> Reply:
+        """Return the reply with `delta` in the place of what was sent; a pure function, which `server_update` takes too."""
+        ...
+
+
+def replayed_by(algorithm: Algorithm[Any], state: Any, round: Round, reply: Reply) -> Reply:
+    """Return a reply as one whose `delta` may be added up whenever it arrives, see `Replays`; as it is where it is one."""
+    return algorithm.replayed(state, round, reply) if isinstance(algorithm, Replays) else reply
 
 
 # --- several models that answer together ---------------------------------------------------------

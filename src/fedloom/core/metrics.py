@@ -114,7 +114,7 @@ WRITTEN: Mapping[str, Metric] = _named(
     *(Metric(name, reduce="sum") for name in ("num_replies", "round_kept")),
     *(
         Metric(name, reduce="sum", better="lower")
-        for name in ("num_absent", "num_rejected", "num_clipped", "num_too_small")
+        for name in ("num_absent", "num_rejected", "num_clipped", "num_too_small", "num_stale")
     ),
     *(
         Metric(name, unit="B", reduce="sum", better="lower")
@@ -129,6 +129,12 @@ WRITTEN: Mapping[str, Metric] = _named(
         Metric(name, unit="s", reduce="sum", better="lower")
         for name in ("seconds", "train_seconds", "evaluation_seconds", "round_seconds")
     ),
+    # Of the event clock of a simulation.
+    Metric("virtual_seconds", "virtual time", "s", reduce="sum", better="lower"),
+    Metric("staleness", "staleness of the answers"),
+    Metric("max_staleness", "largest staleness"),
+    Metric("num_versions", "versions in a step"),
+    Metric("num_training", "clients in training at a step"),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
     Metric("align_hidden", "distance of the emulator's states", better="lower"),
     Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),

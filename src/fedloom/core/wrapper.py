@@ -16,9 +16,10 @@ from fedloom.core.description import (
     check,
     describe,
     mask_of,
+    replayed_by,
 )
 from fedloom.core.params import zeros_like
-from fedloom.core.protocols import Algorithm, Fit, Params, Payload, Reply, Sees, State, Work
+from fedloom.core.protocols import Algorithm, Fit, Params, Payload, Reply, Round, Sees, State, Work
 
 
 class Wrapper(Generic[State]):
@@ -64,6 +65,10 @@ class Wrapper(Generic[State]):
     def mask(self, download: Payload) -> Params | None:
         """Return what of the inner algorithm's model learns."""
         return mask_of(self.inner, download)
+
+    def replayed(self, state: Any, round: Round, reply: Reply) -> Reply:
+        """Return a reply as the inner algorithm makes a delta of it."""
+        return replayed_by(self.inner, self.inner_state(state), round, reply)
 
     def released(self, state: Any) -> Iterable[Release] | None:
         """Return what is on the inner algorithm's account."""

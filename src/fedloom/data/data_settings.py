@@ -136,6 +136,9 @@ class DataSettings:
     """Training examples of a client, counted once all rows are read, cut to length and split. One with fewer is left
     out, neither learnt from nor measured, and reported; the others hold what they would hold beside it. Clients that
     are there to be measured only need none."""
+    left_out: Sequence[str] = ()
+    """Clients whose rows are not used: they neither train nor are measured. The others hold what they would hold beside
+    them, and are drawn when they would be, as in a run in which these never answer."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
     fractions: tuple[float, float, float] = _FRACTIONS
@@ -154,6 +157,10 @@ class DataSettings:
         ):
             raise ValueError(
                 f"data.tiers must be shares above 0 that sum to 1, got {dict(self.tiers)}"
+            )
+        if self.left_out and self.pooled:
+            raise ValueError(
+                "data.left_out is not for run.baselines centralised, which puts all rows in one place: leave one of them out"
             )
         _check_rows(self)
         _check_natural(self)

@@ -106,6 +106,17 @@ def curve(metric: Metric, lines: Sequence[Line]) -> Figure:
     return figure
 
 
+def quality_by_time(metric: Metric, lines: Sequence[Line]) -> Figure:
+    """Draw a metric over the seconds of an event clock."""
+    figure, axes = panel()
+    _draw(axes, lines)
+    heading(figure, f"{metric.title} by virtual time")
+    axes.set_xlabel("virtual seconds, all rounds so far")
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS))
+    quality_axis(axes, metric)
+    return figure
+
+
 def quality_by_bytes(metric: Metric, lines: Sequence[Line], *, log: bool = False) -> Figure:
     """Draw a metric over the bytes it took."""
     figure, axes = panel()

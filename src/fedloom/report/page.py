@@ -15,6 +15,7 @@ from fedloom.data.preview import split_figure
 from fedloom.evaluation.text_metrics import extract
 from fedloom.report import figures
 from fedloom.report.clusters import clusters_section
+from fedloom.report.event_clock import clock_section
 from fedloom.report.figures import Line
 from fedloom.report.influence import influence_section
 from fedloom.report.labels import labels_section
@@ -113,6 +114,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "results": _results(runs),
         "curves": _curves(runs),
         "traffic": _traffic(runs, metric),
+        "clock": clock_section(runs, metric),
         **server_sections(own),
         "seeds": seeds_section(own),
         "clusters": clusters_section(own),
@@ -301,10 +303,12 @@ def _short(text: str) -> str:
 
 def _notes(own: Results) -> list[str]:
     absent = int(own.history.total("comm/num_absent"))
+    stale = int(own.history.total("comm/num_stale"))
     skipped = int(own.history.total("train/skipped_steps"))
     broken = sum(math.isnan(line.get("test/loss", 0.0)) for line in own.history.lines)
     notes = [
         (absent, "client-rounds brought no reply"),
+        (stale, "updates were older than run.mode.buffered.max_staleness and were dropped"),
         (broken, "evaluations found a loss that is not finite: the model gave no numbers"),
         (skipped, "training steps were skipped because their loss was not finite"),
     ]

@@ -85,7 +85,7 @@ def forecast(
     """
     recipe = session.recipe
     begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    cohort = len(draw(begun, session.learners, recipe.cohort).cohort)
+    cohort = len(draw(begun, session.learners, session.asked).cohort)
     probes, fit = Probes(session, shards, cohort), first_fit(session)
     cost = probes.training(fit) if fit else _NOTHING
     evaluations, judging = _evaluations(session, probes), probes.judging()

@@ -76,7 +76,7 @@ def _largest(session: Session, shards: dict[ClientId, Shard]) -> int:
     most = max(len(shard.train) for shard in shards.values())
     longest = max(row.num_tokens for row in rows)
     begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
-    cohort = len(draw(begun, session.learners, recipe.cohort).cohort)
+    cohort = len(draw(begun, session.learners, session.asked).cohort)
     fit = first_fit(session)
     if fit is None:
         raise ValueError("local.batch_size auto has no effect: nobody trains in round 1")

@@ -70,7 +70,7 @@ class PlayedRound:
 def first_fit(session: Session) -> Fit | None:
     """Return the first training that is asked of anybody, None where the first client has none to do."""
     algorithm, run = session.recipe.algorithm, _begun(session)
-    round = draw(run, session.learners, session.recipe.cohort)
+    round = draw(run, session.learners, session.asked)
     for task in tasks("train", round, algorithm.broadcast(run.state, round))[:1]:
         return next(iter(_played(session, task, None).fits), None)
     return None
@@ -83,7 +83,7 @@ def play(session: Session, trained: Trained | None) -> list[PlayedRound]:
     """
     recipe, run = session.recipe, _begun(session)
     size = sum(t.numel() for t in session.space.start().values())
-    cohort = len(draw(run, session.learners, recipe.cohort).cohort)
+    cohort = len(draw(run, session.learners, session.asked).cohort)
     each = size * cohort * recipe.run.rounds <= FEW
     grows = describe(recipe.algorithm).multiplies_factors
     found = list[PlayedRound]()
@@ -127,7 +127,7 @@ def _next(
     """Play one more round; unless `each` client is played, one answers for all who are sent the same kind of thing."""
     began = time.perf_counter()
     algorithm, wire = session.recipe.algorithm, session.recipe.wire
-    round = draw(run, session.learners, session.recipe.cohort)
+    round = draw(run, session.learners, session.asked)
     sent = tasks("train", round, algorithm.broadcast(run.state, round))
     played, halves = dict[str, _Half](), list[_Half]()
     for task in sent:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -31,6 +31,16 @@ class Numbered(Protocol):
     @property
     def number(self) -> int:
         """Return the last finished round."""
+        ...
+
+
+@runtime_checkable
+class Holds(Protocol):
+    """A dataclass that comes to hold others than it begins with."""
+
+    @property
+    def holds(self) -> tuple[type, ...]:
+        """Return their types."""
         ...
 
 
@@ -145,8 +155,10 @@ class Checkpoints:
     def _read(self, path: Path, fresh: object) -> Mapping[str, Any]:
         header, payload = decode_with_header(read_hashed(path), max_bytes=None)
         types = {_type_name(kind): kind for kind in _types(fresh)}
-        trees: Mapping[str, Any] = _Decoder(types, payload, str(path)).decode(header["trees"])
-        self._compare(trees["settings"], path)
+        decoder, written = _Decoder(types, payload, str(path)), dict(header["trees"]["dict"])
+        # What another recipe's run is made of may not be known here.
+        self._compare(decoder.decode(written["settings"]), path)
+        trees: Mapping[str, Any] = decoder.decode(header["trees"])
         return trees
 
     def _path(self, number: int) -> Path:
@@ -282,6 +294,8 @@ def _type_name(kind: type) -> str:
 def _types(value: Any) -> Iterator[type]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield type(value)
+        if isinstance(value, Holds):
+            yield from value.holds
         for item in _fields(value).values():
             yield from _types(item)
     elif isinstance(value, Mapping | tuple | list):

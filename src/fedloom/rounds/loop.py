@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from fedloom.core.description import describe
 from fedloom.core.metrics import METRICS, MetricTable, Reduction, has_diverged
@@ -35,6 +35,9 @@ class Run(Generic[State]):
     number: int
     seed: int
     state: State
+
+
+R = TypeVar("R", bound=Run[Any])
 
 
 @dataclass
@@ -99,16 +102,54 @@ def advance(
     new one is simply not kept. `say` is told why. What clients report is reduced as `metrics` says.
     """
     round = draw(run, population, sampler)
+    deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
+    return take_up(
+        run,
+        algorithm,
+        round,
+        deliveries,
+        min_replies=min_replies,
+        max_update_norm=max_update_norm,
+        metrics=metrics,
+        say=say,
+    )
+
+
+def take_up(
+    run: R,
+    algorithm: Algorithm[Any],
+    round: Round,
+    deliveries: Iterable[Delivery],
+    *,
+    shaped: Callable[[Reply], Reply] = lambda reply: reply,
+    min_replies: int = 0,
+    max_update_norm: float = math.inf,
+    metrics: MetricTable = METRICS,
+    say: Callable[[str], None] | None = None,
+) -> tuple[R, Metrics, Sequence[ClientFailure]]:
+    """Take the server's step on what clients answered, see `advance`.
+
+    Args:
+        run: Before the step.
+        algorithm: Whose step it is.
+        round: The step's.
+        deliveries: What became of its tasks, in the order in which replies are reduced.
+        shaped: Makes of a reply that is believed what is aggregated.
+        min_replies: As in `advance`, like the others.
+        max_update_norm: Of one client and of the model.
+        metrics: What clients may report.
+        say: Told why a step is not kept.
+    """
     bounds_updates = describe(algorithm).bounds_updates
     most = math.inf if bounds_updates else max_update_norm
     # A rule that compares uploads is to see all that it counts on.
     believed = bounds_updates or algorithm.server_sees == "each in full"
-    plausibility = Plausibility(population, None if believed else max_update_norm)
+    plausibility = Plausibility(round.population, None if believed else max_update_norm)
     tally = RoundTally(plausibility=plausibility, reported=Reduction(metrics))
-    deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
     state, server, is_updated, why = run.state, dict[str, float](), False, ""
     try:
-        updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
+        replies = map(shaped, tally.replies(deliveries))
+        updated, reported = algorithm.server_update(run.state, round, replies)
         flaw = state_fault(run.state, updated, most=most)
         if flaw:
             why = (

@@ -11,7 +11,7 @@ from fedloom.core.emulation import Aligns, HasEmulator
 from fedloom.core.metrics import MetricTable
 from fedloom.core.protocols import Algorithm
 from fedloom.core.ranks import HasRanks
-from fedloom.core.wrapper import layers
+from fedloom.core.wrapper import layers, spelled
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.preferences import check_unpacked
 from fedloom.engines.engine_settings import (
@@ -27,14 +27,16 @@ from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import Comparing, PreferenceObjective
 from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
+from fedloom.rounds.clock import Clock
+from fedloom.server.buffering import Buffered, RunMode, Synchronous
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces import full
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.tune import Tune
 from fedloom.wire.wire_settings import WireSettings
 
-Baseline = Literal["local", "centralised", "fedavg", "oracle", "random"]
-"""Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance."""
+Baseline = Literal["local", "centralised", "fedavg", "oracle", "random", "synchronous"]
+"""Nothing shared; all data in one place; one model for all; clusters by a label; clusters by chance; everybody waited for."""
 
 
 _PATIENCE = 600.0
@@ -45,7 +47,9 @@ class RunSettings:
     """Section `run`: how long, from which seed, and what is kept."""
 
     rounds: int = 20
-    """How many there are."""
+    """How many there are: of `mode: buffered`, steps of the server."""
+    mode: RunMode = Synchronous()
+    """Whether the server waits for the whole cohort, or steps once so many clients answered."""
     seed: int = 0
     """Of everything drawn in the run: adapter, cohorts, data order, dropout."""
     min_replies: int = 0
@@ -109,6 +113,8 @@ class Recipe:
     """How a client learns."""
     cohort: Sampler = Full()
     """Who takes part in a round."""
+    clock: Clock | None = None
+    """How long clients train in virtual seconds; None: nothing tells, and in `run.mode: buffered` all take one."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When the model is measured, and by what."""
     wire: WireSettings = WireSettings()
@@ -177,9 +183,66 @@ class Recipe:
         self._check_ranks()
         self._check_emulator()
         self._check_worker()
+        if self.elsewhere and self.data.left_out:
+            raise ValueError(
+                "data.left_out has no effect where sites join: do not start the site, or take its key out of the server's"
+            )
+        self._check_clock()
+        self._check_mode()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
+
+    def _check_clock(self) -> None:
+        if self.clock is None:
+            return
+        if self.elsewhere:
+            raise ValueError(
+                "clock has no effect where sites join, whose time is their own: leave it out"
+            )
+        unknown = sorted(self.clock.tiers.keys() - self.data.tiers.keys())
+        if unknown:
+            known = ", ".join(self.data.tiers) or "none"
+            raise ValueError(
+                f"clock.tiers must be tiers of data.tiers ({known}), got {', '.join(unknown)}"
+            )
+
+    def _check_mode(self) -> None:
+        mode = self.run.mode
+        if isinstance(mode, Buffered) and (why := self._waits(mode)):
+            raise ValueError(f"run.mode buffered {why}")
+
+    def _waits(self, mode: Buffered) -> str | None:
+        """Return why the server has to wait for the cohort, None where it has not."""
+        told, count = describe(self.algorithm), self.num_clients
+        if self.elsewhere:
+            return (
+                "steps by the event clock of a simulation, got engine flower with nodes 0, whose sites are asked a round at a"
+                " time: set run.mode synchronous"
+            )
+        if self.cohort.independent:
+            return (
+                "keeps as many clients in training as cohort says, got poisson, which says none: take uniform, weighted,"
+                " fixed or full"
+            )
+        if not (told.averages_deltas or told.replays):
+            why = f" ({told.current})" if told.current else ""
+            return (
+                "adds up what clients learnt from models of different steps, so it needs an algorithm whose server reads the"
+                f" mean of `delta` and nothing else, got {spelled(self.algorithm)}{why}"
+            )
+        if isinstance(self.algorithm, Aligns):
+            return f"trains beside an emulator that has moved on, got {spelled(self.algorithm)}"
+        if mode.mixes == "models" and len([*layers(self.algorithm)]) > 1:
+            return (
+                f"with mixes: models needs an algorithm that sends its model as it is, got {spelled(self.algorithm)}: take"
+                " mixes: updates, or leave out what is around it"
+            )
+        if self.run.min_replies > mode.size:
+            return f"steps on {mode.size} answers, got run.min_replies {self.run.min_replies}: lower it"
+        if count is not None and mode.size > count:
+            return f"waits for {mode.size} different clients, got {count}: lower run.mode.buffered.size"
+        return None
 
     def _check_monitor(self) -> None:
         name, table = self.run.monitor, self.evaluation.table

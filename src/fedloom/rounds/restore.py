@@ -7,10 +7,12 @@ from typing import Any
 from fedloom.core.files import DamagedFile
 from fedloom.core.protocols import ClientError, Metrics
 from fedloom.rounds.binding import compare, meaning_of
+from fedloom.rounds.buffered import buffered
 from fedloom.rounds.checkpoint import Checkpoints, Resumed
 from fedloom.rounds.inputs import FILE, Difference, read_notes
 from fedloom.rounds.loop import Run, begin
 from fedloom.rounds.session import Session
+from fedloom.server.buffering import Buffered
 from fedloom.tracking.records import RECORDS, records
 
 _MEANT = ("model", "tune", "data", "algorithm", "wire")
@@ -111,7 +113,8 @@ def last_run(session: Session) -> Run[Any]:
 
 def _fresh(session: Session) -> Run[Any]:
     recipe = session.recipe
-    return begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    fresh = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
+    return buffered(fresh) if isinstance(recipe.run.mode, Buffered) else fresh
 
 
 def _check_records(rounds: Mapping[str, list[int]], number: int, lines: Mapping[str, int]) -> None:

@@ -1,7 +1,7 @@
 """Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from fedloom.client.make_trainer import make_trainer
 from fedloom.client.movement import Watched
 from fedloom.client.references import References
 from fedloom.client.setup import Setup, TrainerParts
+from fedloom.core.description import describe
 from fedloom.core.protocols import (
     ClientId,
     Engine,
@@ -25,6 +26,7 @@ from fedloom.core.rehearsal import Deployed
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
+from fedloom.data.leaving_out import leave_out
 from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
@@ -34,10 +36,13 @@ from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
 from fedloom.models.positions import check_length, check_positions
 from fedloom.objectives.objective import Objective
+from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.inputs import located
 from fedloom.rounds.loop import Run, draw
 from fedloom.rounds.reading import manifest_of, read_manifest
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.server.buffering import Buffered
+from fedloom.server.samplers import Sampler, Uniform, Without
 from fedloom.spaces.live import Live
 from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.spaces.seed_space import SeedSpace
@@ -59,6 +64,23 @@ class Session:
     """The same with a guard against training nothing: what the engine trains clients by."""
     engine: Engine
     store: ClientStateStore
+    absent: Mapping[ClientId, Profile] = field(default_factory=dict)
+    """Clients that `data.left_out` names, who are drawn and do not come."""
+
+    @property
+    def sampler(self) -> Sampler:
+        """Return who takes part in a round; of `run.mode: buffered`, who trains at once."""
+        cohort = self.recipe.cohort
+        return Without(cohort, self.absent) if self.absent else cohort
+
+    @property
+    def asked(self) -> Sampler:
+        """Return a sampler of as many clients as a round asks in the mean, for forecasts."""
+        mode = self.recipe.run.mode
+        if isinstance(mode, Buffered):
+            # Who begins before a step is as many as were taken up at the last.
+            return Uniform(min(mode.size, len(self.learners)))
+        return self.sampler
 
     @property
     def counts(self) -> Mapping[ClientId, ClientCounts]:
@@ -75,6 +97,17 @@ class Session:
         """Return the clients that have something to measure on."""
         population, counts = self.engine.population(), self.counts
         return [c for c in population if counts[c].test or counts[c].validation]
+
+    def durations(self) -> Durations:
+        """Return how long clients train on the event clock, by their tiers and the steps that they take."""
+        recipe, counts = self.recipe, self.counts
+        # Where the algorithm says how far clients go, they go equally far.
+        alike = bool(describe(recipe.algorithm).steps)
+        steps = {
+            client: 1 if alike else recipe.local.num_steps(counts[client].rows, None)
+            for client in self.learners
+        }
+        return Durations(recipe.clock or Clock(), steps)
 
     def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
         """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
@@ -167,6 +200,10 @@ def build(
         federation = _remembered(recipe, folder, base.tokenizer)
     else:
         federation = (makers.federation or federate)(source, base.tokenizer, recipe.objective)
+    absent, gone = dict[ClientId, Profile](), recipe.data.left_out
+    if gone and federation.shards:
+        whole, federation = federation, leave_out(federation, gone)
+        absent = {c: p for c, p in _profiles(whole).items() if c in gone}
     if federation.manifest.source == source.source:
         # However it was found: what a run writes down is the name that the recipe has for it.
         manifest = replace(federation.manifest, source=recipe.data.source)
@@ -188,14 +225,20 @@ def build(
     guarded = watched(trainer, space, federation, recipe)
     store = ClientStateStore(folder / "client_state")
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
-    profiles = {
-        c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
-        for c, profile in federation.profiles.items()
-    }
+    profiles = _profiles(federation)
     engine = make(recipe.algorithm, guarded, store, profiles, recipe.wire, metrics=recipe.metrics)
     return Session(
-        recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
+        recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store, absent
     )
+
+
+def _profiles(federation: Federation) -> dict[ClientId, Profile]:
+    """Return what is known of every client, and how much it holds."""
+    counts = federation.manifest.clients
+    return {
+        client: {**profile, "num_examples": str(counts[client].rows)}
+        for client, profile in federation.profiles.items()
+    }
 
 
 def watched(

@@ -19,9 +19,10 @@ from fedloom.core.description import describe
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
+from fedloom.rounds.buffered import BufferedRun, advance_buffered
 from fedloom.rounds.checkpoint import Checkpoints
 from fedloom.rounds.emulation import AlignmentStage
-from fedloom.rounds.loop import Run, advance, measure
+from fedloom.rounds.loop import Run, advance, draw, measure
 from fedloom.rounds.plausibility import implausible_evaluation
 from fedloom.rounds.privacy import Releases, covered
 from fedloom.rounds.recipe_settings import RunSettings
@@ -29,6 +30,7 @@ from fedloom.rounds.restore import Standing
 from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
 from fedloom.rounds.server_metrics import seed_metrics, split_influence
 from fedloom.rounds.session import Session
+from fedloom.server.buffering import Buffered
 from fedloom.tracking.environment import phase_memory
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.tracking.progress import RoundBar, round_bar
@@ -220,21 +222,30 @@ def _round(
     """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
     with phase_memory("train") as memory:
-        run, metrics, failures = advance(
-            run,
-            recipe.algorithm,
-            session.engine,
-            population=session.learners,
-            sampler=recipe.cohort,
-            min_replies=recipe.run.min_replies,
-            max_update_norm=recipe.run.max_update_norm,
-            metrics=recipe.evaluation.table,
-            say=lambda message: recorder.say(f"round {number}: {message}"),
-        )
+        terms: dict[str, Any] = {
+            "population": session.learners,
+            "sampler": session.sampler,
+            "min_replies": recipe.run.min_replies,
+            "max_update_norm": recipe.run.max_update_norm,
+            "metrics": recipe.evaluation.table,
+            "say": lambda message: recorder.say(f"round {number}: {message}"),
+        }
+        clock, mode, engine = session.durations(), recipe.run.mode, session.engine
+        timed: Metrics = {}
+        if isinstance(mode, Buffered):
+            assert isinstance(run, BufferedRun)
+            run, metrics, failures = advance_buffered(
+                run, recipe.algorithm, engine, mode=mode, durations=clock, **terms
+            )
+        else:
+            if recipe.clock is not None:
+                round = draw(run, session.learners, session.sampler)
+                timed = {"time/virtual_seconds": clock.of_cohort(round)}
+            run, metrics, failures = advance(run, recipe.algorithm, engine, **terms)
         session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, failures)
-    return run, {**seed_metrics(session, run), **metrics, **spent}
+    return run, {**seed_metrics(session, run), **metrics, **timed, **spent}
 
 
 class _Recorder:

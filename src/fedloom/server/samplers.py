@@ -191,6 +191,29 @@ class Poisson:
         return [client for client, u in zip(clients, chances.tolist(), strict=True) if u < self.q]
 
 
+@dataclass(frozen=True, slots=True)
+class Without:
+    """The cohorts that another sampler draws among more clients, less those who are never there."""
+
+    inner: Sampler
+    absent: Mapping[ClientId, Profile]
+    """Who is drawn and does not come."""
+
+    @property
+    def independent(self) -> bool:
+        return self.inner.independent
+
+    def largest(self, num_clients: int | None) -> int | None:
+        return self.inner.largest(None if num_clients is None else num_clients + len(self.absent))
+
+    def rate(self, num_clients: int) -> float:
+        return self.inner.rate(num_clients + len(self.absent))
+
+    def draw(self, population: Mapping[ClientId, Profile], seed: int) -> Sequence[ClientId]:
+        drawn = self.inner.draw({**population, **self.absent}, seed)
+        return [client for client in drawn if client not in self.absent]
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "fixed": Fixed,

@@ -31,6 +31,7 @@ LAWS: Mapping[str, Law] = {
     "resume": runs.resume,
     "engines": runs.engines,
     "batched": runs.batched,
+    "lateness": runs.lateness,
 }
 """Every law by name, in the order in which they are examined."""
 BASIC = ("protocol", "number of replies", "checkpoint")

@@ -4,16 +4,21 @@ Each law is a function that returns why it does not apply, or None where it hold
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedloom.core.description import describe
 from fedloom.core.protocols import ClientFailure, Payload
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
+from fedloom.rounds.buffered import BufferedRun, advance_buffered, buffered
 from fedloom.rounds.checkpoint import Checkpoints, state_sha256
+from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.loop import Run, begin, draw, measure
+from fedloom.server.buffering import Buffered
 from fedloom.server.samplers import Full, Uniform
 from fedloom.testing.bench import SEED, StillTrainer, drawn_start
 from fedloom.testing.compare import distance, same
@@ -206,3 +211,69 @@ def batched(subject: Subject) -> str | None:
             " on its own tensors"
         )
     return None
+
+
+def lateness(subject: Subject) -> str | None:
+    """Examine that answers may be taken up late: at once they are a synchronous round's, and late ones resume to the bit."""
+    algorithm, sampler = subject.algorithm, subject.cohort
+    told = describe(algorithm)
+    if not (told.averages_deltas or told.replays):
+        return told.current or "its server reads more of uploads than the mean of `delta`"
+    bench = subject.bench()
+    fresh = begin(algorithm, bench.space.start(), SEED)
+    engine = bench.engine(InProcess, algorithm, subject.folder / "waited", wire=subject.wire)
+    waited, _ = bench.rounds(algorithm, engine, 2, run=fresh, sampler=sampler)
+    alike = _steps(subject, buffered(fresh), 2, sampler.size, Clock(), lambda _: None)
+    if not same(alike.state, waited.state):
+        raise BrokenLaw(
+            "where all clients take equally long and the server steps once all of them answered, the state is another than"
+            " that of synchronous rounds: let server_update read nothing but the mean of `delta`, or say no averages_deltas"
+        )
+    checkpoints = Checkpoints(subject.folder / "checkpoints", keep=4)
+    files, seen = dict[int, Path](), dict[int, str]()
+
+    def keep(run: Run[Any]) -> None:
+        files[run.number], seen[run.number] = checkpoints.save(run), state_sha256(run)
+
+    slow = Clock(tiers={"phone": 3.5}, spread=0.1)
+    _steps(subject, buffered(fresh), 4, 2, slow, keep)
+    for number in (4, 3):
+        files[number].unlink()
+    middle = checkpoints.load(buffered(fresh)).run
+    if not middle.flights or state_sha256(middle) != seen[2]:
+        raise BrokenLaw("a run with clients in training is not what its checkpoint holds")
+    again = _steps(subject, middle, 4, 2, slow, lambda _: None)
+    if state_sha256(again) != seen[4]:
+        raise BrokenLaw(
+            "a run whose clients answer late ended otherwise when it went on from its checkpoint: keep all that a round needs"
+            " in the state, and on clients in their client state"
+        )
+    return None
+
+
+def _steps(
+    subject: Subject,
+    run: BufferedRun[Any],
+    count: int,
+    size: int,
+    clock: Clock,
+    after: Callable[[Run[Any]], object],
+) -> BufferedRun[Any]:
+    """Return a run after so many steps of the server, each on `size` answers."""
+    name = "late" if clock.tiers else "alike"
+    engine = subject.bench().engine(
+        InProcess, subject.algorithm, subject.folder / name, wire=subject.wire
+    )
+    population = engine.population()
+    while run.number < count:
+        run, *_ = advance_buffered(
+            run,
+            subject.algorithm,
+            engine,
+            mode=Buffered(size),
+            durations=Durations(clock, dict.fromkeys(population, 1)),
+            population=population,
+            sampler=subject.cohort,
+        )
+        after(run)
+    return run
