@@ -130,6 +130,9 @@ WRITTEN: Mapping[str, Metric] = _named(
         for name in ("seconds", "train_seconds", "evaluation_seconds", "round_seconds")
     ),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
+    # Of hyper-parameters that clients try in turns.
+    Metric("arm_entropy", "entropy of the arms' chances", "nats"),
+    *(Metric(f"arm_{k}", f"chance of arm {k}", "%", bounds=_SHARE) for k in range(1, 17)),
     Metric("align_hidden", "distance of the emulator's states", better="lower"),
     Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),
     Metric("aggregation_error", "aggregation error", "%", better="lower"),
