@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedloom import cli_bench, cli_export, cli_recipes, cli_sites, cli_suites
+from fedloom import cli_bench, cli_export, cli_recipes, cli_sites, cli_suites, cli_tune
 from fedloom.cli_console import complain, open_terminal, show_outcome
 from fedloom.cli_console import console as _console
 from fedloom.cli_errors import about, guard
@@ -31,6 +31,7 @@ for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.ap
     app.command()(command)
 app.command()(cli_bench.bench)
 app.command()(cli_suites.suite)
+app.command()(cli_tune.tune)
 
 PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"
