@@ -5,12 +5,12 @@ Smith, Talwalkar, NeurIPS 2021 (arXiv:2106.04502), Algorithm 2. Every client dra
 that all share, trains the shared model so and reports its validation loss; the server makes arms by which that fell less
 likely, by exponentiated gradient. FedEx-LoRA (`fedlora`) is another method.
 
-Deviations: the baseline of the first round is its own mean score, where the code of the paper and FederatedScope
-(arXiv:2204.05011) take 0, so that an arm which alone was drawn becomes less likely however good it is. A score is the loss after
-training over the one before it, as clients differ in how hard their text is; `score: loss` is the paper's. Chances have a
-floor, without which one client divides by nearly nothing; a score beyond 10, or not finite, counts 10. Arms are multiples of
-the recipe's rates, so that its schedule holds, in one list in the place of a distribution for each setting. There are no
-two levels: what the server does is searched by `fedloom tune`.
+Deviations: the baseline is the round's own mean score, in the first round whatever is chosen: the code of FederatedScope
+(arXiv:2204.05011) begins at 0, so that an arm which alone was drawn becomes less likely however good it is. `baseline: past` is
+the paper's mean of earlier rounds, which after a round that went wrong calls every arm good. A score is the loss after training
+over that before it, as clients differ in how hard their text is; `score: loss` is the paper's. Chances have a floor, without which
+one client divides by nearly nothing; a score beyond 10, or not finite, counts 10. Arms are multiples of the recipe's rates, so
+that its schedule holds, in one list. What the server does is no arm: `fedloom tune` searches that.
 """
 
 import math

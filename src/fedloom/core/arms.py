@@ -22,6 +22,7 @@ from fedloom.core.protocols import (
 from fedloom.core.randomness import generator
 
 Schedule = Literal["adaptive", "aggressive", "decaying", "constant"]
+Baseline = Literal["round", "past"]
 ScoreKind = Literal["ratio", "difference", "loss"]
 _WORST = 10.0
 Told = tuple[int, float, float]
@@ -135,11 +136,14 @@ class ArmRule:
 
     step: float | None = None
     """eta_0 of exponentiated gradient; None: the root of twice the logarithm of the number of arms."""
-    schedule: Schedule = "adaptive"
-    """What eta_0 is divided by: adaptive, the root of the sum of squared gradients; aggressive, the round's own gradient (both
+    schedule: Schedule = "aggressive"
+    """What eta_0 is divided by: aggressive, the round's own gradient; adaptive, the root of the sum of squared gradients (both
     by the largest entry); decaying, the root of the number of rounds; constant, nothing."""
+    baseline: Baseline = "round"
+    """What scores are compared with: round, their own mean, so that nothing moves where one arm alone was drawn; past, the
+    discounted mean of earlier rounds, as in the paper."""
     discount: float = 0.9
-    """gamma, [0, 1]: what a round counts in the baseline, beside the one after it."""
+    """gamma, [0, 1]: what a round counts in the mean of past ones, beside the one after it."""
     floor: float = 0.01
     """Share of draws in which all arms are as likely, [0, 1)."""
     settled: float = 0.0
@@ -150,6 +154,12 @@ class ArmRule:
         if self.schedule not in get_args(Schedule):
             raise ValueError(
                 f"fedex.rule.schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}"
+            )
+        if self.baseline not in get_args(Baseline):
+            raise ValueError(f"fedex.rule.baseline must be round or past, got {self.baseline!r}")
+        if self.baseline == "round" and self.discount != 0.9:
+            raise ValueError(
+                f"fedex.rule.discount has no effect with baseline round, got {self.discount}: take baseline past"
             )
         if self.step is not None and not 0 < self.step < math.inf:
             raise ValueError(f"fedex.rule.step must be positive or left out, got {self.step}")
@@ -173,13 +183,14 @@ class ArmRule:
     def after(self, known: Chances, told: Sequence[Told]) -> Chances:
         """Return the chances after a round.
 
-        The first round's baseline is its own mean: beside nothing, whatever was drawn would be made less likely.
+        Its own mean is the first round's baseline in any case: beside nothing, whatever was drawn would be made less likely.
         """
         total = math.fsum(weight for *_, weight in told)
         if not total or self.is_settled(known):
             return known
         mean = math.fsum(weight * score for _, score, weight in told) / total
-        baseline = known.score / known.weight if known.weight else mean
+        is_past = self.baseline == "past" and known.weight > 0
+        baseline = known.score / known.weight if is_past else mean
         slope = gradient(self.drawn_by(known), told, baseline)
         largest = float(slope.abs().max())
         squares, rounds = known.squares + largest**2, known.rounds + 1
