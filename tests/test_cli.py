@@ -66,7 +66,9 @@ def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
     text = plan.read_text().replace("seeds: [0, 1, 2]", "seeds: [0]")
     (tmp_path / "examples/methods.yaml").write_text(text)
     space = (README.parent / "examples/space.yaml").read_text()
-    few = space.replace("successive_halving: {eta: 3}", "trials: 2").replace("rounds: 40", "rounds: 2")
+    few = space.replace("successive_halving: {eta: 3}", "trials: 2").replace(
+        "rounds: 40", "rounds: 2"
+    )
     (tmp_path / "examples/space.yaml").write_text(few)
     (tmp_path / "newcomer.jsonl").write_text('{"prompt": "¿Y el plural?", "completion": "gatos"}\n')
     for command in ran:

@@ -136,11 +136,11 @@ def test_the_example_is_a_search(tmp_path: Path) -> None:
         ),
         (
             {"space": LR, "trials": 1, "budget": {"rounds": 13}},
-            "budget.rounds has 13 rounds, and what is asked for takes 14",
+            "budget.rounds is enough for 13 rounds, and what is asked for takes 14",
         ),
         (
             {"space": LR, "budget": {"rounds": 13}},
-            "budget.rounds has 13 rounds, and the least search takes 14",
+            "budget.rounds is enough for 13 rounds, and the least search takes 14",
         ),
         (
             {"space": LR, "budget": {"rounds": 13}, "successive_halving": None},
@@ -168,7 +168,7 @@ def test_a_space_that_cannot_be_searched_is_one_sentence(
     with pytest.raises(ValueError, match=message) as caught:
         fedloom.tune("quickstart", file, tmp_path / "search")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "search/trials").exists()
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_recipe_without_validation_is_refused(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 import fedloom
 from fedloom import cli
 from fedloom.experiment import session
-from fedloom.search import tune as searching
+from fedloom.search.trials import go_on
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
 
 PLANTED = "0.02"
+GO_ON = "fedloom.search.tune.go_on"
 SPACE = {
     "description": "One of nine rates is good",
     "space": {"local.lr": [1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 0.02, 3.0, 10.0, 30.0]},
@@ -104,17 +105,17 @@ def test_the_best_recipe_runs_to_the_same_bits(done: fedloom.Tuned, tmp_path: Pa
 def test_a_search_that_was_killed_goes_on_to_the_same_bytes(
     done: fedloom.Tuned, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = searching.go_on, itertools.count()
+    calls = itertools.count()
 
     def killed(recipe: Any, folder: Path, *, until: int, console: Any) -> None:
         if next(calls) not in (4, 11):
-            real(recipe, folder, until=until, console=console)
+            go_on(recipe, folder, until=until, console=console)
             return
         with session(recipe, folder, console=console) as going:
             for _ in going.rounds(until):
                 raise KeyboardInterrupt  # in the middle of the trial
 
-    monkeypatch.setattr(searching, "go_on", killed)
+    monkeypatch.setattr(GO_ON, killed)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             fedloom.tune(recipe_file, SPACE, tmp_path / "again")
@@ -137,7 +138,7 @@ def test_the_command_reads_what_is_done_and_refuses_another_search(
     def never(*args: Any, **more: Any) -> None:
         raise AssertionError("it is done")
 
-    monkeypatch.setattr(searching, "go_on", never)
+    monkeypatch.setattr(GO_ON, never)
     file, folder = tmp_path / "search.yaml", done.files["search.md"].parent
     file.write_text(yaml.safe_dump(SPACE, sort_keys=False))
     asked = ["tune", str(recipe_file), "--space", str(file), "--out", str(folder)]
@@ -193,7 +194,9 @@ def test_a_budget_of_bytes_ends_a_search_and_is_too_small_for_one(
         budget={"bytes": most},
         overrides=short,
     )
-    with pytest.raises(ValueError, match=r"budget\.bytes has 0 rounds, and the least search takes 2"):
+    with pytest.raises(
+        ValueError, match=r"budget\.bytes is enough for 0 rounds, and the least search takes 2"
+    ):
         make(1000, "small")
     made = make(60_000, "large")
     spent = sum(trial.bytes for trial in made.outcome.trials)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from fedloom.benchmark.plan import as_override
 from fedloom.recipe import (
     RecipeError,
     apply_overrides,
@@ -54,7 +53,7 @@ class Range:
                 f"space.{path} has no end of values for sampler grid: list them, or give a step without log"
             )
         count = math.floor((self.high - self.low) / step * (1 + 1e-12)) + 1
-        return [text_of(self.low + at * step) for at in range(count)]
+        return [as_override(self.low + at * step) for at in range(count)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class Search:
         """Yield each setting alone with each of its values, of ranges their two ends."""
         for path, values in self.settings.items():
             ends = (
-                [text_of(values.low), text_of(values.high)]
+                [as_override(values.low), as_override(values.high)]
                 if isinstance(values, Range)
                 else values.values
             )
@@ -172,7 +171,7 @@ def _values(path: str, given: Any) -> Range | Choice:
             " trials have the same model, data, cohorts, rounds and measures, so that they can be compared"
         )
     if isinstance(given, list):
-        texts = tuple(map(text_of, given))
+        texts = tuple(map(as_override, given))
         if len({*texts}) < 2 or len({*texts}) < len(texts):
             raise RecipeError(f"{where} must list two or more different values, got {brief(given)}")
         return Choice(texts)
@@ -190,12 +189,6 @@ def _values(path: str, given: Any) -> Range | Choice:
             f"{where}.step must be above 0 and at most high - low ({found.high - found.low:g}), got {found.step}"
         )
     return found
-
-
-def text_of(value: Any) -> str:
-    """Return a value as an override has it: YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
-    return str(text).removesuffix("...\n").strip()
 
 
 def read_search(

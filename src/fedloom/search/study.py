@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedloom.benchmark.plan import as_override
 from fedloom.core.randomness import derive
-from fedloom.search.space import Choice, Range, Search, text_of
+from fedloom.search.space import Choice, Range, Search
 
 FILE = "search.db"
 _NAME = "search"
@@ -156,4 +157,4 @@ def _distribution(optuna: Any, values: Range | Choice) -> Any:
 
 
 def _text(values: Range | Choice, value: Any) -> str:
-    return str(value) if isinstance(values, Choice) else text_of(value)
+    return str(value) if isinstance(values, Choice) else as_override(value)

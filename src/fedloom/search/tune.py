@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from fedloom.core.description import describe
 from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.recipe import apply_overrides, read_tree
@@ -18,7 +19,7 @@ from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.reopen import flatten
 from fedloom.results.memory import open_to_probes
 from fedloom.results.played import play
-from fedloom.rounds.lock import held
+from fedloom.rounds.lock import InUse, held
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.search.brackets import Bracket, affordable, halved, hyperband, plain
 from fedloom.search.outcome import Outcome, Trial
@@ -81,8 +82,14 @@ def tune(
     home = folder_at(Path(folder or Path("runs") / name), "the search's folder")
     console = console or Console(quiet=True)
     _check_size(search, tried.recipe)
+    of_bytes = search.budget is not None and search.budget.bytes is not None
+    if not of_bytes:
+        # Nothing is made where the budget is too small; what bytes are enough for is not known so soon.
+        _brackets(search, tried.recipe, 0.0)
     with held(home), opened(home, search) as study:
-        brackets = _brackets(search, tried.recipe, study)
+        if of_bytes and _BYTES not in study.noted:
+            study.note(_BYTES, _bytes_a_round(tried.recipe))
+        brackets = _brackets(search, tried.recipe, study.noted.get(_BYTES, 0.0))
         _check_same(study, home, search, tried.recipe, brackets)
         going = _Going(search, tried, study, home, brackets, console)
         if not only_table:
@@ -97,6 +104,10 @@ def tune(
 
 
 def _check_objective(recipe: Recipe, search: Search) -> None:
+    if describe(recipe.algorithm).quiet:
+        raise ValueError(
+            "a search goes by what clients measure, which private.quiet keeps out of runs' folders: set it to false"
+        )
     metric = recipe.evaluation.table.of(search.objective)
     if metric.better == "none":
         raise ValueError(
@@ -117,8 +128,8 @@ def _check_size(search: Search, recipe: Recipe) -> None:
         )
 
 
-def _brackets(search: Search, recipe: Recipe, study: Study) -> list[Bracket]:
-    """Return what is run, in this order.
+def _brackets(search: Search, recipe: Recipe, bytes_a_round: float) -> list[Bracket]:
+    """Return what is run, in this order; what a round takes is asked of a budget in bytes only.
 
     Raises:
         ValueError: where the budget has no rounds for it.
@@ -126,7 +137,7 @@ def _brackets(search: Search, recipe: Recipe, study: Study) -> list[Bracket]:
     rounds, sizes = recipe.run.rounds, search.trials
     if search.sampler == "grid":
         sizes = len(search.grid())
-    available, unit = _rounds(search, recipe, study)
+    available, unit = _rounds(search, bytes_a_round)
     if search.hyperband:
         wanted = hyperband(search.hyperband, rounds)
     elif search.successive_halving and (sizes is not None or available is None):
@@ -144,7 +155,7 @@ def _brackets(search: Search, recipe: Recipe, study: Study) -> list[Bracket]:
             else (wanted or [Bracket(1, (rounds,))])[0].cost
         )
         raise ValueError(
-            f"budget.{unit} has {available} rounds, and {'what is asked for' if asked else 'the least search'} takes {least}:"
+            f"budget.{unit} is enough for {available} rounds, and {'what is asked for' if asked else 'the least search'} takes {least}:"
             " raise it, or lower run.rounds or the number of trials"
         )
     return found
@@ -159,7 +170,7 @@ def _largest(search: Search, rounds: int, available: int) -> list[Bracket]:
     return [halved(search.successive_halving, rounds, size=max(size, 1))]
 
 
-def _rounds(search: Search, recipe: Recipe, study: Study) -> tuple[int | None, str]:
+def _rounds(search: Search, bytes_a_round: float) -> tuple[int | None, str]:
     """Return the rounds that the budget is enough for, None without one, and what it counts.
 
     Of bytes as many as the forecast of the recipe's messages says; the trials' own are looked at as they come.
@@ -168,9 +179,7 @@ def _rounds(search: Search, recipe: Recipe, study: Study) -> tuple[int | None, s
         return None, ""
     if search.budget.rounds is not None:
         return search.budget.rounds, "rounds"
-    if _BYTES not in study.noted:
-        study.note(_BYTES, _bytes_a_round(recipe))
-    return int((search.budget.bytes or 0) // study.noted[_BYTES]), "bytes"
+    return int((search.budget.bytes or 0) // bytes_a_round), "bytes"
 
 
 def _bytes_a_round(recipe: Recipe) -> float:
@@ -265,6 +274,9 @@ class _Going:
         try:
             if self.course(number).value(rung) is None:
                 go_on(recipe, folder, until=rung, console=self.console)
+        except (OSError, InUse):
+            # Of the machine, not of the settings: the trial is gone on with next time.
+            raise
         except Exception as error:  # noqa: BLE001 whatever one trial meets, the others are made
             self._fail(number, " ".join(str(error).split()) or type(error).__name__, error)
             return
