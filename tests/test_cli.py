@@ -65,10 +65,15 @@ def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
     # One seed, as eighteen runs are for readers.
     text = plan.read_text().replace("seeds: [0, 1, 2]", "seeds: [0]")
     (tmp_path / "examples/methods.yaml").write_text(text)
+    space = (README.parent / "examples/space.yaml").read_text()
+    few = space.replace("successive_halving: {eta: 3}", "trials: 2").replace(
+        "rounds: 40", "rounds: 2"
+    )
+    (tmp_path / "examples/space.yaml").write_text(few)
     (tmp_path / "newcomer.jsonl").write_text('{"prompt": "¿Y el plural?", "completion": "gatos"}\n')
     for command in ran:
         words = shlex.split(command)[1:]
-        if words[0] in ("run", "plan", "data", "bench"):
+        if words[0] in ("run", "plan", "data", "bench", "tune"):
             words[2:2] = SMALL
         said = typed(shlex.join(words))
         assert said.strip(), command
@@ -76,6 +81,7 @@ def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
     assert (tmp_path / "runs/prox/merged/global/config.json").exists()
     assert (tmp_path / "compare.html").exists()
     assert (tmp_path / "runs/methods/table.tex").exists()
+    assert (tmp_path / "runs/quickstart-space/best.yaml").exists()
 
 
 def test_the_readmes_python_is_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from fedloom.results.suites import Asked, SuiteResult
     from fedloom.rounds.recipe_settings import Recipe
     from fedloom.rounds.training import Callback, FinishedRound
+    from fedloom.search.tune import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -67,6 +68,7 @@ _HOMES = {
     "fedloom.results.suites": ("Asked", "SuiteResult"),
     "fedloom.rounds.recipe_settings": ("Recipe",),
     "fedloom.rounds.training": ("Callback", "FinishedRound"),
+    "fedloom.search.tune": ("Tuned", "tune"),
 }
 
 __all__ = [
@@ -98,6 +100,7 @@ __all__ = [
     "Task",
     "Trainer",
     "TrainerParts",
+    "Tuned",
     "__version__",
     "bench",
     "hf_trainer",
@@ -105,6 +108,7 @@ __all__ = [
     "open_run",
     "run",
     "session",
+    "tune",
 ]
 
 

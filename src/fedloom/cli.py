@@ -16,6 +16,7 @@ from fedloom import (
     cli_recipes,
     cli_sites,
     cli_suites,
+    cli_tune,
     cli_unlearn,
 )
 from fedloom.cli_console import complain, open_terminal, show_outcome
@@ -41,6 +42,7 @@ app.command()(cli_bench.bench)
 app.command()(cli_board.board)
 app.command()(cli_suites.suite)
 app.command()(cli_unlearn.unlearn)
+app.command()(cli_tune.tune)
 
 PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"

@@ -139,9 +139,13 @@ class RoundLoop:
         """Return whether rounds were asked for."""
         return self._training.begun
 
-    def rounds(self) -> Iterator[FinishedRound]:
-        """Yield each round once it is measured and on the disk; a loop that is left may be taken up again."""
-        for finished in self._training.rounds():
+    def rounds(self, until: int | None = None) -> Iterator[FinishedRound]:
+        """Yield each round once it is measured and on the disk; a loop that is left may be taken up again.
+
+        Args:
+            until: The round to end after, if that is before the recipe's last; where it is done, none is made.
+        """
+        for finished in self._training.rounds(until):
             record_clusters(self.session, self.run)
             yield finished
 
@@ -278,8 +282,8 @@ def _set_up(
 ) -> None:
     """Say how the data was read, and write down what the run is made of."""
     folder = session.folder
-    # A baseline has the same data and model.
-    if folder.parent.name != "baselines":
+    # A baseline has the same data and model, and so has what follows a search's first trial.
+    if folder.parent.name not in ("baselines", "trials") or folder.name == "0000":
         _say_how_read(session, console)
     if differences := (*stands.differences, *changed_sites(session)):
         note = write_note(folder, f"resume after round {stands.run.number}", differences)

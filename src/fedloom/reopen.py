@@ -65,6 +65,10 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
             for k, v in flatten(item, f"{path}.{key}" if path else str(key)).items()
         }
     if isinstance(tree, list) and any(isinstance(item, Mapping) for item in tree):
+        if any(isinstance(item, Mapping) and len(item) > 1 for item in tree):
+            # Settings in a list, which are told apart by their places, as layers and metrics are by their names.
+            places = {str(at): item for at, item in enumerate(tree)}
+            return flatten(places, path)
         named = (item if isinstance(item, Mapping) else {item: True} for item in tree)
         return {k: v for item in named for k, v in flatten(item, path).items()}
     return {path: tree}

@@ -63,10 +63,12 @@ class Descent:
             each = torch.full((loss.num_examples,), found, dtype=torch.float64)
             return Done({}, loss.num_examples, record={"losses": {"losses": each}})
         if isinstance(work, Evaluate):
-            return Done({}, loss.num_examples)
+            found = sum(float(loss.value(value).sum()) for value in work.params.values())
+            return Done({}, loss.num_examples, metrics={"loss": found})
         weight = 1.0 if work.example_weights is None else float(work.example_weights.mean())
         values = {name: t.clone() for name, t in work.start.items()}
         steps = work.steps or self.steps
+        lr = self.lr * work.lr_factor
         for _ in range(steps):
             for name, value in values.items():
                 g = weight * loss.gradient(value)
@@ -76,8 +78,8 @@ class Descent:
                     g = g + work.gradient_offset[name]
                 if work.mask:
                     g = g * work.mask[name]
-                values[name] = value - self.lr * g
-        lr_sum = self.lr * steps if self.gradient else None
+                values[name] = value - lr * g
+        lr_sum = lr * steps if self.gradient else None
         return Done(values, loss.num_examples, steps, lr_sum, metrics={"loss": float(steps)})
 
     def _walk(self, loss: Parabola, work: Fit, seed: int) -> Done:

@@ -18,24 +18,27 @@ from fedloom.algorithms import ALGORITHMS, WRAPPERS
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedbiot import FedBiOT
+from fedloom.algorithms.fedex import FedEx
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.partial_pooling import PartialPooling
 from fedloom.algorithms.private import Private
+from fedloom.core.arms import Arm
 from fedloom.core.params import params_map
-from fedloom.core.protocols import Algorithm, Done, Fit, Losses, Payload, Task, Work
+from fedloom.core.protocols import Algorithm, Done, Evaluate, Fit, Losses, Payload, Task, Work
 from fedloom.server.public import PublicText
 from fedloom.testing.compare import same
 
 # All of a cohort are asked the same, so that they are sent the same.
 POOLING = PartialPooling(FedAvg(), replicates=1.0)
 PRIVATE = Private(FedAvg(), 1.0, noise_multiplier=0.5, quantile=0.5, delta=0.1, noise_seed=1)
+TRYING = FedEx(FedAvg(), (Arm(0.5), Arm(1.0, steps=3)))
 ALIGNED = FedBiOT(FedAvg(), PublicText("builtin:polyglot"))
 EVERY: dict[str, Algorithm[Any]] = {
     name: kind(FedAvg()) if name in WRAPPERS else kind()  # type: ignore[call-arg] # a protocol has no fields
     for name, kind in ALGORITHMS.items()
-    if kind not in (Private, PartialPooling, FedBiOT)
-} | {"private": PRIVATE, "partial_pooling": POOLING, "fedbiot": ALIGNED}
+    if kind not in (Private, PartialPooling, FedBiOT, FedEx)
+} | {"private": PRIVATE, "partial_pooling": POOLING, "fedbiot": ALIGNED, "fedex": TRYING}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(fedloom.algorithms.__path__))
 PAPERS = Path(__file__).parents[2] / "PAPERS.md"
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
@@ -113,6 +116,8 @@ def test_an_uploads_table_depends_on_neither_data_nor_memory(
         if isinstance(work, Losses):
             each = torch.full((9,), push, dtype=torch.float64)
             return Done({}, 9, record={"losses": {"losses": each}})
+        if isinstance(work, Evaluate):
+            return Done({}, 9, metrics={"loss": push})
         assert isinstance(work, Fit)
         moved = params_map(lambda t: t + push, work.start)
         scalars = params_map(lambda t: t * push, work.seed_sequence or {})

@@ -15,6 +15,7 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.algorithms.fedem import FedEM
+from fedloom.algorithms.fedex import FedEx
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
@@ -31,6 +32,7 @@ from fedloom.clustering.balanced import Balanced
 from fedloom.clustering.given import Random
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
+from fedloom.core.arms import Arm, ArmRule
 from fedloom.core.description import describe
 from fedloom.core.phases import Phase
 from fedloom.core.protocols import Algorithm
@@ -52,6 +54,8 @@ from fedloom.testing.subject import Subject
 BY_TIER = Density(0.5, decay=0.5, every=2, tiers={"phone": 0.25})
 
 PHASES = (Phase("local", 1), Phase("shared"), Phase("all", 1, from_round=2))
+
+ARMS = (Arm(0.1), Arm(1.0, 2.0), Arm(2.0, steps=2))
 
 BY_RANK = Ranks(4, {"phone": 2}, 0, {2: 2.0, 4: 1.0})
 BESIDE = Ranks(2, {"phone": 1}, 2, {1: 2.0, 2: 1.0})
@@ -163,6 +167,13 @@ CASES: dict[str, Algorithm[Any]] = {
     "flasc(fedem(fedavg))": Flasc(FedEM(FedAvg()), BY_TIER, BY_TIER),
     "private(fedem(fedavg))": Private(FedEM(FedAvg()), **SEEDED),
     "fedem(flasc(fedadam))": FedEM(Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER)),
+    "fedex(fedavg)": FedEx(FedAvg(), ARMS, rule=ArmRule(schedule="constant")),
+    "fedex(ditto(scaffold))": FedEx(Ditto(Scaffold(), 0.1, 2), ARMS, "loss"),
+    "fedex(flasc(fedadam)) by tier": FedEx(
+        Flasc(FedAvg(Adam(0.1)), BY_TIER, BY_TIER), ARMS, by_tier=True
+    ),
+    "clustered(fedex(fedavg))": Clustered(FedEx(FedAvg(), ARMS), Auto(2, enough=0.25)),
+    "fedem(fedex(fedavg))": FedEM(FedEx(FedAvg(), ARMS, "difference")),
     "clustered as in the paper": Clustered(FedAvg(), Paper(2, at_round=2)),
     "clustered balanced(fedavg)": Clustered(FedAvg(), Balanced(2, every=2)),
     "clustered balanced(scaffold)": Clustered(Scaffold(), Balanced(2, every=1)),

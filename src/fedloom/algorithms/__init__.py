@@ -10,6 +10,7 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.algorithms.fedem import FedEM
+from fedloom.algorithms.fedex import FedEx
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.algorithms.flasc import Flasc
@@ -31,6 +32,7 @@ ALGORITHMS: dict[str, type[Algorithm[Any]]] = {
     "local": LocalOnly,
     "clustered": Clustered,
     "fedem": FedEM,
+    "fedex": FedEx,
     "fedkseed": FedKSeed,
     "decomfl": DeComFL,
     "ditto": Ditto,

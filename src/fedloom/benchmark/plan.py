@@ -125,7 +125,7 @@ class BenchPlan:
         try:
             for path in settings.keys() & _FIXED.keys():
                 raise RecipeError(f"{path} is set by the plan's key `{_FIXED[path]}`")
-            overrides = [f"{path}={_text(value)}" for path, value in settings.items()]
+            overrides = [f"{path}={as_override(value)}" for path, value in settings.items()]
             tree = apply_overrides(read_tree(method.recipe or self.recipe), overrides)
             data, run = tree.get("data") or {}, tree.get("run") or {}
             return build_recipe(
@@ -165,7 +165,7 @@ _FIXED = {
 }
 
 
-def _text(value: Any) -> str:
+def as_override(value: Any) -> str:
     """Return a value as an override has it: YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
     return str(text).removesuffix("...\n").strip()

@@ -41,11 +41,11 @@ def write_all(
     title, notes = plan.name, notes_of(table)
     machine = f"{environment['cpu']}, {environment['os']}, {environment['num_threads']} threads"
     written = {
-        "table.md": _markdown(title, plan.description, head, cells, notes),
+        "table.md": markdown(title, plan.description, head, cells, notes),
         "table.tex": _latex(title, head, cells, notes),
         "table.csv": _csv(table),
         "table.json": _json(table),
-        "costs.md": _markdown(f"{title}: costs", machine, cost_head, costs, []),
+        "costs.md": markdown(f"{title}: costs", machine, cost_head, costs, []),
         "table.html": bench_page(
             title,
             plan.description,
@@ -180,13 +180,15 @@ def _points(table: BenchTable) -> list[Point]:
     ]
 
 
-def _markdown(
+def markdown(
     title: str,
     about: str,
     head: Sequence[str],
     rows: Sequence[Sequence[Cell]],
     notes: Sequence[str],
 ) -> str:
+    """Return a table with its title, what it is about and the notes under it."""
+
     def escaped(text: str) -> str:
         return text.replace("\\", "\\\\").replace("|", "\\|")
 

@@ -69,7 +69,8 @@ def fit(
     lr = local.lr_at(jobs[0].round, setup.num_rounds)
     clients = [_client(job, setup) for job in jobs]
     edits = GradientTransforms.of([client.fit for client in clients], space)
-    optimizer = Optimizer(local, lr, lanes.values, edits.mask, norms)
+    factors = [(client.fit.lr_factor, client.fit.decay_factor) for client in clients]
+    optimizer = Optimizer(local, lr, lanes.values, edits.mask, norms, factors)
     linear = local.optimizer == "sgd" and not local.momentum and not local.weight_decay
     out: dict[int, Done] = {}
     active = list(range(len(jobs)))
@@ -77,9 +78,8 @@ def fit(
         staying = [lane for lane, i in enumerate(active) if clients[i].num_steps > step]
         for lane, i in enumerate(active):
             if clients[i].num_steps == step:
-                out[i] = clients[i].done(
-                    space.coordinates(lanes.values[lane]), lr if linear else None
-                )
+                own = lr * clients[i].fit.lr_factor if linear else None
+                out[i] = clients[i].done(space.coordinates(lanes.values[lane]), own)
         if len(staying) < len(active):
             active = [active[lane] for lane in staying]
             if not active:

@@ -61,7 +61,7 @@ class LocalRound:
     seed: int
     """Below 2^32: the trainer's `seed`."""
     lr: float
-    """The recipe's learning rate in this round."""
+    """The recipe's learning rate in this round, times what the algorithm asks for."""
     batch_size: int
     """Of `local.batch_size`."""
     folder: Path
@@ -138,7 +138,7 @@ class HuggingFaceTrainer:
                 [_row(example) for example in examples],
                 steps,
                 job.seed % 2**32,
-                local.lr_at(job.round, self.setup.num_rounds),
+                local.lr_at(job.round, self.setup.num_rounds) * work.lr_factor,
                 local.rows,
                 Path(folder),
             )
@@ -175,6 +175,11 @@ def refuse(work: Fit) -> None:
         ),
         ("a seed sequence", work.seed_sequence, "FedKSeed and DeComFL ask"),
         ("weights of examples", work.example_weights, "FedEM asks"),
+        (
+            "another weight decay",
+            None if work.decay_factor == 1.0 else work.decay_factor,
+            "FedEx asks",
+        ),
     ):
         if asked is not None:
             raise ValueError(

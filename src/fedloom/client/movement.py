@@ -108,7 +108,8 @@ class Watched:
         edits.apply_(gradient, lane.values)
         norms = {n: float(g.norm()) for n, g in space.layout.split(gradient[0]).items()}
         after = lane.values.clone()
-        (sound,) = Optimizer(local, lr, after, edits.mask).step_(after, gradient, losses)
+        optimizer = Optimizer(local, lr, after, edits.mask, factors=[(work.lr_factor, 1.0)])
+        (sound,) = optimizer.step_(after, gradient, losses)
         if not sound or not lr or not bool(losses.any()):
             return None
         least = _ROUNDING * torch.finfo(after.dtype).eps

@@ -8,6 +8,8 @@ from torch import Tensor
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.moments import held
 
+Factors = tuple[float, float]
+"""What the learning rate and the weight decay of a lane are multiplied by."""
 Norms = Callable[[Tensor], Tensor]
 """(lanes, numel) gradients to the norm (lanes,) of each, which may be a part of a longer one."""
 
@@ -28,8 +30,10 @@ class Optimizer:
         values: Tensor,
         mask: Tensor | None,
         norms: Norms = joint_norms,
+        factors: Sequence[Factors] = (),
     ) -> None:
         self._local, self._lr, self._norms = local, lr, norms
+        self._factors = list(factors) or [(1.0, 1.0)] * len(values)
         number = 2 if local.optimizer == "adamw" else int(local.momentum > 0)
         self._held = [held(local.moments, is_square=at == 1) for at in range(number)]
         # The tensors of each moment, one moment after another.
@@ -49,20 +53,21 @@ class Optimizer:
             gradients.mul_(shrink.clamp(max=1.0).unsqueeze(1))
         self._counts = [n + good for n, good in zip(self._counts, sound, strict=True)]
         state = [values, gradients, *self._moments, *self._decaying]
-        for count in sorted({n for n, good in zip(self._counts, sound, strict=True) if good}):
-            lanes = [i for i, n in enumerate(self._counts) if n == count and sound[i]]
+        kinds = list(zip(self._counts, self._factors, strict=True))
+        for kind in sorted({kind for kind, good in zip(kinds, sound, strict=True) if good}):
+            lanes = [i for i, other in enumerate(kinds) if other == kind and sound[i]]
             if len(lanes) == len(sound):
-                self._move_(count, state)
+                self._move_(*kind, state)
                 continue
-            # Bias corrections differ by the steps behind a lane, so equals move together.
+            # Bias corrections differ by the steps behind a lane, and rates may, so equals move together.
             index = torch.tensor(lanes, device=values.device)
             part = [t[index] for t in state]
-            self._move_(count, part)
+            self._move_(*kind, part)
             for whole, moved in zip(state, part, strict=True):
                 whole[index] = moved
         return sound
 
-    def _move_(self, count: int, state: Sequence[Tensor]) -> None:
+    def _move_(self, count: int, factors: Factors, state: Sequence[Tensor]) -> None:
         values, gradients = state[:2]
         parts = state[2 : 2 + len(self._moments)]
         each = len(parts) // max(len(self._held), 1)
@@ -75,43 +80,44 @@ class Optimizer:
             moments = [
                 one.read(parts[at * each :], own, first) for at, one in enumerate(self._held)
             ]
-            self._step_(
-                count, own, gradients[:, some], moments, None if where is None else where[:, some]
-            )
+            decays = None if where is None else where[:, some]
+            self._step_(count, factors, own, gradients[:, some], moments, decays)
             for at, one in enumerate(self._held):
                 one.write_(parts[at * each :], moments[at], first, count)
 
     def _step_(
         self,
         count: int,
+        factors: Factors,
         values: Tensor,
         gradients: Tensor,
         moments: Sequence[Tensor],
         where: Tensor | None,
     ) -> None:
-        rate = self._local.weight_decay
+        lr, rate = self._lr * factors[0], self._local.weight_decay * factors[1]
         if self._local.optimizer == "adamw":
             if rate:
-                values.mul_(1 - self._lr * rate if where is None else 1 - self._lr * rate * where)
-            self._adam_(count, values, gradients, moments)
+                values.mul_(1 - lr * rate if where is None else 1 - lr * rate * where)
+            self._adam_(count, lr, values, gradients, moments)
             return
         if rate:
             gradients.add_(values if where is None else values * where, alpha=rate)
         if moments:
             gradients = moments[0].mul_(self._local.momentum).add_(gradients)
-        values.add_(gradients, alpha=-self._lr)
+        values.add_(gradients, alpha=-lr)
 
     def _adam_(
-        self, count: int, values: Tensor, gradients: Tensor, moments: Sequence[Tensor]
+        self, count: int, lr: float, values: Tensor, gradients: Tensor, moments: Sequence[Tensor]
     ) -> None:
         first, second = self._local.betas
         mean, square = moments
         mean.lerp_(gradients, 1 - first)
         square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
         root = (square.sqrt() / (1 - second**count) ** 0.5).add_(1e-8)
-        values.addcdiv_(mean, root, value=-self._lr / (1 - first**count))
+        values.addcdiv_(mean, root, value=-lr / (1 - first**count))
 
     def keep(self, lanes: Tensor) -> None:
         self._moments = [t[lanes] for t in self._moments]
         self._decaying = [t[lanes] for t in self._decaying]
         self._counts = [self._counts[lane] for lane in lanes.tolist()]
+        self._factors = [self._factors[lane] for lane in lanes.tolist()]

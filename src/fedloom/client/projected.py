@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedloom.client.fit import fit
-from fedloom.client.setup import Setup
+from fedloom.client.setup import Setup, refuse_factors
 from fedloom.client.trainer import OneByOne, OneLane, training
 from fedloom.client.zo_trajectory import drawn_seeds
 from fedloom.core.protocols import Done, Fit, Job, Params
@@ -27,6 +27,7 @@ class Projected(OneByOne[SeedSpace]):
     """One client at a time trains all weights and keeps their projection on the directions of its seed sequence."""
 
     def train(self, job: Job, work: Fit) -> Done:
+        refuse_factors(work)
         if work.proximal or work.gradient_offset or work.mask or work.at_start:
             raise ValueError(
                 "local.order must be zeroth where tune is seeds for an algorithm that edits gradients or measures"

@@ -73,6 +73,19 @@ def check_by_token(examples: Sequence[Example]) -> None:
         )
 
 
+def refuse_factors(work: Fit) -> None:
+    """Refuse other rates than the recipe's, where steps are along seeds.
+
+    Raises:
+        ValueError: naming who asks for them.
+    """
+    if (work.lr_factor, work.decay_factor) != (1.0, 1.0):
+        raise ValueError(
+            "algorithm fedex with arms of other learning rates or weight decays needs adapters or weights to be tuned,"
+            " got tune: seeds"
+        )
+
+
 def _weighed(examples: Sequence[Example], job: Job) -> Sequence[Example]:
     """Return the examples with what each counts in the loss."""
     weights = job.work.example_weights if isinstance(job.work, Fit) else None

@@ -15,7 +15,7 @@ import torch
 
 from fedloom.client.perturbed_lowrank import PerturbedLowRank
 from fedloom.client.perturbed_weights import Ground, PerturbedWeight, perturbed_weights_of
-from fedloom.client.setup import Step
+from fedloom.client.setup import Step, refuse_factors
 from fedloom.client.trainer import OneByOne
 from fedloom.client.zo_trajectory import Trajectory, drawn_seeds
 from fedloom.core.protocols import ClientError, Done, Fit, Job
@@ -37,6 +37,7 @@ class ZerothOrder(OneByOne[SeedSpace]):
         return perturbed_weights_of(self.setup.space)
 
     def train(self, job: Job, work: Fit) -> Done:
+        refuse_factors(work)
         local, space = self.setup.local, self.setup.space
         examples = self.setup.examples(job.client)
         num_steps = local.num_steps(len(examples), work.steps)

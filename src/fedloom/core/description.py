@@ -188,6 +188,15 @@ class EvaluationView(Protocol):
         ...
 
 
+class LocalView(Protocol):
+    """Section `local`."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Return how far tuned tensors are pulled to zero."""
+        ...
+
+
 class RunView(Protocol):
     """Section `run`."""
 
@@ -243,6 +252,11 @@ class RecipeView(Protocol):
     @property
     def evaluation(self) -> EvaluationView:
         """Return what is measured."""
+        ...
+
+    @property
+    def local(self) -> LocalView:
+        """Return how clients learn."""
         ...
 
     @property

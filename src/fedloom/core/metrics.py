@@ -136,6 +136,9 @@ WRITTEN: Mapping[str, Metric] = _named(
     Metric("num_versions", "versions in a step"),
     Metric("num_training", "clients in training at a step"),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
+    # Of hyper-parameters that clients try in turns.
+    Metric("arm_entropy", "entropy of the arms' chances", "nats"),
+    *(Metric(f"arm_{k}", f"chance of arm {k}", "%", bounds=_SHARE) for k in range(1, 17)),
     Metric("align_hidden", "distance of the emulator's states", better="lower"),
     Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),
     Metric("aggregation_error", "aggregation error", "%", better="lower"),

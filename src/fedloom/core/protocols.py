@@ -125,6 +125,10 @@ class Fit:
     """Multiplies the scale of low-rank adapters while they train: that of a smaller rank than the space's is larger."""
     example_weights: Tensor | None = None
     """(examples,) float64, what the loss of each training example is multiplied by, in their order; None: 1 each."""
+    lr_factor: float = 1.0
+    """Multiplies the recipe's learning rate."""
+    decay_factor: float = 1.0
+    """Multiplies the recipe's weight decay."""
 
 
 @dataclass(frozen=True)

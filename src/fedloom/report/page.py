@@ -14,6 +14,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text_metrics import extract
 from fedloom.report import figures
+from fedloom.report.arms import arms_section
 from fedloom.report.clusters import clusters_section
 from fedloom.report.event_clock import clock_section
 from fedloom.report.figures import Line
@@ -119,6 +120,7 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "seeds": seeds_section(own),
         "clusters": clusters_section(own),
         "mixture": mixture_section(own),
+        "arms": arms_section(own),
         "influence": influence_section(own),
         "by_label": labels_section(runs),
         "clients": _clients(own, metric),

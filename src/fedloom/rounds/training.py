@@ -91,11 +91,15 @@ class Training:
         self._unreported: Metrics | None = None
         self._stopped = False
 
-    def rounds(self) -> Iterator[FinishedRound]:
-        """Yield each round once it is finished, until the recipe's last one, early stopping or `stop`."""
+    def rounds(self, until: int | None = None) -> Iterator[FinishedRound]:
+        """Yield each round once it is finished, until the recipe's last one, early stopping or `stop`.
+
+        Args:
+            until: The round to end after, if that is before the recipe's last.
+        """
         recipe, recorder = self.session.recipe, self._begin()
         self._stopped = False
-        done, total = self.run.number, recipe.run.rounds
+        done, total = self.run.number, min(recipe.run.rounds, until or recipe.run.rounds)
         console, name = self._console, recipe.name
         with round_bar(console, name, done=done, total=total, note=self._note) as bar:
             if not recorder.history().lines:
