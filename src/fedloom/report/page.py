@@ -14,6 +14,7 @@ from fedloom.data.manifest import Manifest
 from fedloom.data.preview import split_figure
 from fedloom.evaluation.text_metrics import extract
 from fedloom.report import figures
+from fedloom.report.client_figures import cost_rows, fairness_rows
 from fedloom.report.clusters import clusters_section
 from fedloom.report.figures import Line
 from fedloom.report.influence import influence_section
@@ -94,6 +95,8 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "influence": influence_section(own),
         "by_label": labels_section(runs),
         "clients": _clients(own, metric),
+        "fairness": fairness_rows(own),
+        "costs": cost_rows(own),
         "split": _split(own),
         "samples": _samples(own),
         "notes": _notes(own),
