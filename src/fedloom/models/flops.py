@@ -18,10 +18,9 @@ def forward_flops(model: "PreTrainedModel", length: float) -> float:
     al. 2020, arXiv:2001.08361, table 1). A table of embeddings is looked up; where the head shares it, it is multiplied
     once. A mixture of experts is counted as if all of them worked.
     """
-    looked_up = embedding(model).weight
-    head: nn.Module | None = model.get_output_embeddings()
-    tied = head is not None and head.weight is looked_up
-    weights = num_weights(model) - (0 if tied else looked_up.numel())
+    table, head = embedding(model), model.get_output_embeddings()
+    tied = isinstance(head, nn.Module) and next(head.parameters()) is next(table.parameters())
+    weights = num_weights(model) - (0 if tied else num_weights(table))
     config = model.config.get_text_config()
     attention = 2 * 2 * length * config.hidden_size * config.num_hidden_layers
     return float(2 * weights + attention)
