@@ -30,6 +30,7 @@ app.add_typer(cli_sites.keys_app, name="keys")
 for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.apply):
     app.command()(command)
 app.command()(cli_bench.bench)
+app.command()(cli_bench.reproduce)
 app.command()(cli_suites.suite)
 
 PICTURES = (".png", ".svg", ".pdf")
