@@ -47,7 +47,7 @@ def test_figures_of_papers_are_of_tables_that_there_are_and_say_where_they_stand
         assert table.papers
         assert all(re.search(r"arXiv:\d{4}\.\d{5}|notebook", paper.where) for paper in table.papers)
         assert len(table.said()) > len(table.papers)
-    assert "  FedKSeed, K=4096: 22.33 ± 1.72 (DataJuicer 1.3B), 29.77 ± 0.75 (LLaMA 3B)" in (
+    assert "  FedKSeed, K=4096: 22.33 ± 1.72 (1.3B model), 29.77 ± 0.75 (3B model)" in (
         papers["real_kseed"].said()
     )
 

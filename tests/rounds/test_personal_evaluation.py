@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +17,7 @@ from fedloom.core.finetune import FineTune
 from fedloom.core.metrics import METRICS
 from fedloom.core.randomness import derive
 from fedloom.data.data_settings import DataSettings
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.fairness import fairness
 from fedloom.models.flops import forward_flops, step_flops
 from fedloom.recipe import RecipeError, build_recipe
@@ -73,7 +75,10 @@ def test_clients_never_train_and_are_told_apart(done: Path, small_recipe: Make) 
     seen = sum(held[client]["train"] for client in measured["test"])
     assert other["clients"]["pool"]["train"] == seen
     assert "unseen/finetuned/loss" in (done / "baselines/centralised/metrics.jsonl").read_text()
-    told = evaluate(build(recipe(small_recipe), done), last_run(build(recipe(small_recipe), done)))
+    session = build(recipe(small_recipe), done)
+    run, before = last_run(session), torch.get_rng_state()
+    told = evaluate(session, run)
+    assert torch.equal(before, torch.get_rng_state())
     assert set(told.clients) == measured["test"] | unseen
     assert told.unseen is not None
     assert told.unseen["loss"] != told.metrics["loss"]
@@ -109,10 +114,15 @@ def test_what_is_fine_tuned_is_what_a_loop_by_hand_makes_of_it(
 
 
 def test_nothing_of_it_reaches_a_round(done: Path, small_recipe: Make, tmp_path: Path) -> None:
-    plain = experiment.run(recipe(small_recipe, finetune=0, batched="off"), tmp_path).summary
+    plain = experiment.run(recipe(small_recipe, finetune=0, batched="off"), tmp_path / "plain").summary
     assert plain["state_sha256"] == json.loads((done / "summary.json").read_text())["state_sha256"]
     own = [{n: v for n, v in r["metrics"].items() if "finetuned" not in n} for r in rows(done)]
-    assert [row["metrics"] for row in rows(tmp_path)] == own
+    assert [row["metrics"] for row in rows(tmp_path / "plain")] == own
+    # Nor does any of an evaluation.
+    rarely = recipe(small_recipe, finetune=0, batched="off")
+    rarely = replace(rarely, evaluation=EvaluationSettings(0, max_new_tokens=2))
+    seldom = experiment.run(rarely, tmp_path / "seldom").summary
+    assert seldom["state_sha256"] == plain["state_sha256"]
 
 
 def test_it_is_the_same_over_messages(done: Path, small_recipe: Make, tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def _tuned(session: Session, probes: Probes) -> list[Asked]:
 
 
 def _measured(
-    session: Session, probes: Probes, number: int, split: Judged, *, alone: bool
+    session: Session, probes: Probes, number: int, split: Judged, *, alone: bool = False
 ) -> Measured:
     """Return what is measured of a split after a round, where as many clients share a model as a trainer takes at once.
 
