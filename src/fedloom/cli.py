@@ -40,6 +40,7 @@ for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.ap
     app.command()(command)
 app.command()(cli_bench.bench)
 app.command()(cli_board.board)
+app.command()(cli_bench.reproduce)
 app.command()(cli_suites.suite)
 app.command()(cli_unlearn.unlearn)
 app.command()(cli_tune.tune)

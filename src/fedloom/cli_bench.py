@@ -50,3 +50,44 @@ def bench(
         console.print(f"{name}: {file}", markup=False, highlight=False)
     if any(row.failed for row in made.table.rows):
         sys.exit(2)
+
+
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(help="A table's name, that of its file in benchmarks/results.")
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Run nothing: list all tables, or show the one named.")
+    ] = False,
+) -> None:
+    """Make a table of the pages anew: its command, our figures, and the papers' beside them where they are known."""
+    from fedloom.benchmark.published import WHERE, benchmarks, find, published
+    from fedloom.benchmark.published import reproduce as make
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    folder, console = benchmarks(), _console()
+    if name is None:
+        if not listed:
+            raise ValueError("name a table, or give --list for all of them")
+        for table in published(folder).values():
+            beside = ", with figures of papers" if table.papers else ""
+            say(f"{table.name}: {table.title}{beside}")
+        if folder is None:
+            say(WHERE)
+        return
+    table = find(name, folder)
+    if folder is not None:
+        for script, *words in table.commands():
+            say(f"command: python {' '.join([script, *words])}")
+        say(f"\nour figures, {table.file}:\n\n{table.text}\n")
+    if table.papers:
+        say("\n".join(["papers, on other models and data than ours:", *table.said()]))
+    else:
+        say("papers: no figures of theirs were found that are of the same")
+    if folder is None:
+        raise ValueError(f"{name} cannot be made here: {WHERE}")
+    if not listed:
+        say("\nmade anew:\n")
+        sys.exit(make(table))

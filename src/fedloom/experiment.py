@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Split
 from fedloom.deploy.connect import connect
 from fedloom.deploy.listening import Listening
+from fedloom.models.build import Base, ModelSettings
 from fedloom.objects import Objects, recipe_with, require_objects, to_yaml
 from fedloom.recipe import load_recipe
 from fedloom.reopen import binding_of
@@ -55,6 +56,7 @@ def run(
     console: Console | None = None,
     anyway: bool = False,
     listening: Listening | None = None,
+    bases: Callable[[ModelSettings], Base] | None = None,
 ) -> Result:
     """Run a recipe with its baselines, or go on with a run that is in the folder already.
 
@@ -80,6 +82,8 @@ def run(
         console: Where progress and notes go; nowhere if not given.
         anyway: Go on although the data, or beneath adapters the base model, is not what the run was begun with.
         listening: Where sites from elsewhere come in; where they did before if not given.
+        bases: Loads the model that the recipe names, such as `models.shared.SharedBases` for many runs; as any run does
+            if not given.
 
     Returns:
         What came of it, read from the folder.
@@ -87,7 +91,9 @@ def run(
     Raises:
         ValueError: where an object, the data, the model or a checkpoint does not fit the recipe.
     """
-    objects = Objects(algorithm, data, model, trainer, tuple(metrics), tuple(callbacks))
+    objects = Objects(
+        algorithm, data, model, trainer, tuple(metrics), tuple(callbacks), bases=bases
+    )
     with _experiment(recipe, folder, overrides, objects, console, anyway, listening) as going:
         for finished in going.rounds():
             for callback in callbacks:

@@ -1,7 +1,7 @@
 """Objects given from Python in the place of a recipe's sections: looked at, named in the recipe, and made parts of a session."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class Objects:
     trainer: Any = None
     metrics: Sequence[Metric] = ()
     callbacks: Sequence[Callback] = ()
+    bases: Callable[[ModelSettings], Base] | None = None
+    """Loads the model that the recipe names; None: as any run does."""
 
     def __post_init__(self) -> None:
         if self.algorithm is not None:
@@ -104,7 +106,7 @@ class Objects:
         """Return what makes a session's parts of the objects."""
         return Makers(
             federation=None if self.data is None else self._federation,
-            base=None if self.model is None else self._base,
+            base=self.bases if self.model is None else self._base,
             trainer=None if self.trainer is None else self._trainer,
         )
 

@@ -12,6 +12,12 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom import cli, experiment
+from fedloom.benchmark.plan import read_plan
+from fedloom.core.files import file_name
+from fedloom.models.shared import SharedBases
+from fedloom.recipe import build_recipe
+from fedloom.results.suites import mcnemar, read_results
+from fedloom.spaces.tune import leaves_weights
 
 pytestmark = pytest.mark.slow
 
@@ -25,12 +31,19 @@ SETTINGS = {
     "run.rounds": 2,
     "run.samples": 0,
 }
+QUESTIONS = [
+    {"passage": "It is cold.", "question": f"is ice {word}", "answer": word == "cold"}
+    for word in ("cold", "hot", "red", "old", "wet")
+]
 TABLE = ("table.md", "table.tex", "table.csv", "table.json")
 
 
 @pytest.fixture(scope="module")
 def plan_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a maker of a plan's file; without arguments two methods, one that fails, two seeds."""
+
+    questions = tmp_path_factory.mktemp("suites") / "questions.jsonl"
+    questions.write_text("\n".join(map(json.dumps, QUESTIONS)))
 
     def make(**keys: Any) -> Path:
         file = tmp_path_factory.mktemp("plan") / "small.yaml"
@@ -45,6 +58,7 @@ def plan_file(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
             },
             "seeds": [0, 1],
             "baselines": ["local"],
+            "suites": {"boolq": {"file": str(questions), "limit": 4}},
         }
         file.write_text(yaml.safe_dump({**tree, **keys}, sort_keys=False))
         return file
@@ -86,6 +100,67 @@ def test_the_table_has_every_row_and_says_what_failed(done: tuple[Path, fedloom.
     assert rows["FedAvg"].bytes == sum(sent) / 2
     assert rows["local"].bytes is None
     assert rows["FedAvg"].fewer == 1.0
+
+
+def test_public_tests_are_columns_compared_item_by_item(done: tuple[Path, fedloom.Bench]) -> None:
+    _, made = done
+    folder = made.files["table.md"].parent
+    rows = {row.name: row for row in made.table.rows}
+    answers = {
+        (row, seed): read_results(folder / "runs" / file_name(row) / str(seed))
+        for row in ("FedAvg", "FedProx | 50 % & more", "local")
+        for seed in (0, 1)
+    }
+    assert [len(answers[row, 1]) for row in ("FedAvg", "FedProx | 50 % & more", "local")] == [
+        1,
+        1,
+        0,
+    ]
+    # The model before training is asked once for the whole table.
+    assert [result.model == "base" for result in answers["FedAvg", 0]] == [True, False]
+    own, other = answers["FedProx | 50 % & more", 1][0], answers["FedAvg", 1][0]
+    assert rows["FedProx | 50 % & more"].values["suite/boolq"][1] == own.score
+    assert own.num == 4
+    assert rows["FedProx | 50 % & more"].mcnemar["suite/boolq"][1] == mcnemar(
+        own.right, other.right
+    )
+    assert rows["before training"].estimates["suite/boolq"].low is not None
+    assert not rows["local"].values["suite/boolq"]
+    text = made.files["table.md"].read_text()
+    assert "McNemar's exact test on the same items, seed by seed" in text
+    assert "local: clients have models of their own, of which none is asked" in text
+    assert ", p 1, 1" in text
+
+
+def test_one_base_is_loaded_for_all_runs_and_none_writes_to_it(
+    done: tuple[Path, fedloom.Bench], tmp_path: Path
+) -> None:
+    """The runs of a table are those of single commands, to the bit; weights that were written to are found."""
+    file, made = done
+    alone = read_plan(file).recipe_of("FedAvg", 1)
+    summary = experiment.run(alone, tmp_path / "alone").summary
+    told = json.loads((made.files["table.md"].parent / "runs/FedAvg/1/summary.json").read_text())
+    assert told["state_sha256"] == summary["state_sha256"]
+    bases = SharedBases()
+    again = experiment.run(alone, tmp_path / "shared", bases=bases).summary
+    assert again["state_sha256"] == summary["state_sha256"]
+    one, other = bases(alone.model), bases(alone.model)
+    assert bases.num_loaded == 1
+    bases.check()
+    places = [{p.data_ptr() for p in base.model.parameters()} for base in (one, other)]
+    assert places[0] == places[1]
+    next(one.model.parameters()).data.add_(1.0)
+    with pytest.raises(ValueError, match="are not as they were before this run"):
+        bases.check()
+    bases(alone.model)
+    assert bases.num_loaded == 2
+    kinds = {"lora": True, "full": False, "ia3": True, "offsite": False}
+    found = {kind: leaves_weights(build_recipe({**TREE, "tune": kind}).tune) for kind in kinds}
+    assert found == kinds
+    assert not leaves_weights(build_recipe({**TREE, "tune": {"lora": {"init": "pissa"}}}).tune)
+
+
+TREE = {"name": "x", "algorithm": "fedavg"}
 
 
 def test_each_form_says_the_same(done: tuple[Path, fedloom.Bench]) -> None:

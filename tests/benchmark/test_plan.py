@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fedloom.benchmark.plan import BenchPlan, read_plan
+from fedloom.engines.engine_settings import InProcessSettings, RaySettings
 from fedloom.recipe import RecipeError
 
 
@@ -92,6 +93,10 @@ def test_values_are_those_of_a_recipe_whatever_their_kind(plan: Any) -> None:
         ({"methods": {"a": {"run.baselines": []}}}, "set by the plan's key `baselines`"),
         ({"methods": {"a": 5}}, "methods.a must hold settings by name, got 5"),
         ({"methods": {"a": {"recipe": "flasc", "sets": {}}}}, "unknown key 'sets' in `methods.a`"),
+        ({"methods": {"a": None}, "suites": {"boolq": {"limit": 3}}}, "suites.boolq must be a file, or have the key file"),
+        ({"methods": {"a": None}, "suites": {"trivia": "x"}}, "suites.trivia: a suite must be one of"),
+        ({"methods": {"a": None}, "suites": {"boolq": "x.jsonl"}}, "suites.boolq: the suite's file x.jsonl does not exist"),
+        ({"methods": {"a": None}, "suites": {"boolq": {"file": "x", "limits": 1}}}, "unknown key 'limits' in `suites.boolq`"),
         ({"methods": {"a": {"engine": {"flower": {"nodes": 0}}}}}, "its clients are at sites that join"),
     ],
 )  # fmt: skip
@@ -119,6 +124,12 @@ def test_runs_of_another_task_do_not_pair(plan: Any) -> None:
     made = plan(methods={"a": None, "b": {"data.num_examples": 400}, "c": {"local.steps": 3}})
     assert made.unlike("b", "a") == ["data"]
     assert made.unlike("c", "a") == []
+
+
+def test_runs_go_where_a_plan_sends_them(plan: Any) -> None:
+    made = plan(settings={"engine": "ray"}, methods={"a": None, "b": {"engine": "inprocess"}})
+    assert isinstance(made.recipe_of("a", 0).engine, RaySettings)
+    assert isinstance(made.recipe_of("b", 0).engine, InProcessSettings)
 
 
 def test_the_plan_that_is_shown_can_be_run() -> None:

@@ -114,6 +114,8 @@ def test_a_site_trains_and_keeps_its_clip(recipe: Make, tmp_path: Path):
     asked = recipe(engine=REMOTE)
     head, pieces, _ = envelope(asked, "work", tmp_path)
     said, free = Site(settings(asked, tmp_path)).answer(head, pieces)
+    ((seconds, steps),) = said.pop("spent")
+    assert (seconds > 0, steps) == (True, asked.local.steps)
     assert said == {"answers": [None]}
     _, bounded = Site(settings(asked, tmp_path, clip=1e-3)).answer(head, pieces)
     assert norm(decode_reply(free[0]).upload) > 1e-3

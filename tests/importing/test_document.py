@@ -85,6 +85,13 @@ def test_federatedscope_becomes_what_it_means():
             [{"ditto": {"strength": 0.1}}, "fedavg"],
         ),
         ("type: llmtrainer", "type: mezotrainer", "local.order", "zeroth"),
+        ("client_num: 5", "client_num: 5\n  unseen_clients_rate: 0.4", "data.unseen", 0.4),
+        (
+            "early_stop:",
+            "finetune: {before_eval: True, batch_or_epoch: batch, local_update_steps: 6}\nearly_stop:",
+            "evaluation.finetune.steps",
+            6,
+        ),
         ("batch_or_epoch: batch", "batch_or_epoch: epoch", "local.epochs", 7),
         ("    use: True\n    args", "    use: False\n    args", "tune", "full"),
         ("'lora', 'r': 4", "'prefix', 'num_virtual_tokens': 9", "tune.prefix.tokens", 9),

@@ -12,6 +12,7 @@ from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.freeze import Freeze
+from fedloom.algorithms.local import LocalOnly
 from fedloom.core.protocols import Algorithm, Round
 from fedloom.engines.inprocess import InProcess
 from fedloom.rounds.checkpoint import state_sha256
@@ -158,6 +159,23 @@ def test_four_equal_clients_with_one_full_step_are_one_centralised_step(
         shared.update(shards)
         ends.append(it.final(FedAvg(), tmp_path / str(len(shards)), 1, sampler=Full()))
     assert distance(ends[0].state.params, ends[1].state.params)[0] < 1e-15
+
+
+def test_a_client_alone_is_moved_by_its_own_rows_only(
+    bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    ends = []
+    for name in ("whole", "changed"):
+        it = bench()
+        if name == "changed":
+            others = {c: it.federation.shards["c7"] for c in it.federation.shards if c != "c1"}
+            it.federation.shards.update(others)
+        engine = it.engine(InProcess, LocalOnly(), tmp_path / name, alike=True)
+        it.rounds(LocalOnly(), engine, 2, sampler=Full())
+        ends.append([state_sha256(engine.store.load(client, 9)) for client in ("c1", "c2")])
+    (own, other), (same, moved) = ends
+    assert own == same
+    assert other != moved
 
 
 def test_a_round_never_travels() -> None:

@@ -21,6 +21,7 @@ from fedloom.recipe import (
     split_override,
 )
 from fedloom.recipe_yaml import suggest
+from fedloom.results.suites import Asked, shown_sha256
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 
 _SHARED = ("model", "data", "objective", "evaluation")
@@ -61,6 +62,9 @@ class BenchPlan:
     """The row that others are compared with, seed by seed; the first, if empty."""
     metrics: Sequence[str] = ()
     """Columns, such as test/loss; accuracy or exact match and the loss, if empty."""
+    suites: Mapping[str, Any] = field(default_factory=dict)
+    """Public tests that every run's model is asked, by name: a file, or {file, limit, shots, examples, sha256,
+    allow_code}. A column each; the rows are compared item by item, by McNemar's test."""
 
     def __post_init__(self) -> None:
         if not self.methods:
@@ -83,6 +87,29 @@ class BenchPlan:
             raise ValueError(
                 f"beside must be one of {', '.join(names)}, got {self.beside!r}{suggest(self.beside, names)}"
             )
+
+    def asked(self) -> Sequence[Asked]:
+        """Return the suites, and how each is asked."""
+        return [self._suite(str(name), given) for name, given in self.suites.items()]
+
+    @staticmethod
+    def _suite(name: str, given: Any) -> Asked:
+        settings = {"file": given} if isinstance(given, str) else given
+        if not isinstance(settings, Mapping) or "file" not in settings:
+            raise RecipeError(f"suites.{name} must be a file, or have the key file, got {given!r}")
+        paths = {
+            key: Path(str(settings[key])).expanduser()
+            for key in ("file", "examples")
+            if settings.get(key) is not None
+        }
+        rest = {key: value for key, value in settings.items() if key not in paths}
+        where = f"suites.{name}"
+        try:
+            asked: Asked = dataclass_of(Asked, rest, where, suite=name, **paths)
+            shown_sha256(asked)
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+        return asked
 
     @property
     def reference(self) -> str:
@@ -145,6 +172,7 @@ class BenchPlan:
         Raises:
             RecipeError: naming the row.
         """
+        self.asked()
         for row in self.rows():
             if self.recipe_of(row, self.seeds[0]).elsewhere:
                 raise RecipeError(

@@ -12,11 +12,14 @@ from rich.text import Text
 from fedloom import experiment
 from fedloom.baselines import baseline_of
 from fedloom.benchmark.plan import BenchPlan
+from fedloom.benchmark.suites import ask, is_asked
 from fedloom.core.files import file_name
+from fedloom.models.shared import SharedBases
 from fedloom.recipe_text import to_yaml
 from fedloom.rounds.failure import read_failure, write_failure
 from fedloom.rounds.reading import read_json
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.spaces.tune import leaves_weights
 from fedloom.tracking.metric_format import duration
 
 
@@ -42,7 +45,7 @@ def run_all(plan: BenchPlan, folder: Path, *, part: int, parts: int, console: Co
         parts: Among how many processes runs are shared.
         console: Where progress goes.
     """
-    asked = list(_wanted(plan))[part::parts]
+    asked, bases = list(_wanted(plan))[part::parts], SharedBases()
     spent = list[float]()
     for at, (row, seed) in enumerate(asked):
         place = _place(folder, row, seed)
@@ -57,7 +60,7 @@ def run_all(plan: BenchPlan, folder: Path, *, part: int, parts: int, console: Co
             )
         )
         began = time.perf_counter()
-        _make(plan, folder, row, seed, console)
+        _make(plan, folder, row, seed, console, bases)
         spent.append(time.perf_counter() - began)
 
 
@@ -94,21 +97,32 @@ def _is_done(plan: BenchPlan, folder: Path, row: str, seed: int) -> bool:
     place = _place(folder, row, seed)
     if not (place / "summary.json").exists():
         return False
-    if row not in plan.rows():
-        return True
-    asked = to_yaml(plan.recipe_of(row, seed))
-    if (place / "recipe.yaml").read_text() != asked:
+    is_method = row in plan.rows()
+    asked = to_yaml(plan.recipe_of(row, seed)) if is_method else ""
+    if is_method and (place / "recipe.yaml").read_text() != asked:
         raise ValueError(
             f"{place} was made with other settings than the plan has for {row!r}: take another folder with --out, or"
             " remove that one"
         )
-    return True
+    return is_asked(plan, place, base=_asks_base(plan, row, seed))
 
 
-def _make(plan: BenchPlan, folder: Path, row: str, seed: int, console: Console) -> None:
+def _asks_base(plan: BenchPlan, row: str, seed: int) -> bool:
+    """Return whether a run asks the model before training too, which is one for the whole table."""
+    return (row, seed) == (plan.reference, plan.seeds[0])
+
+
+def _make(
+    plan: BenchPlan, folder: Path, row: str, seed: int, console: Console, bases: SharedBases
+) -> None:
     place = _place(folder, row, seed)
     try:
-        experiment.run(_recipe(plan, folder, row, seed), place, console=console)
+        recipe = _recipe(plan, folder, row, seed)
+        shares = leaves_weights(recipe.tune) and recipe.model.quantize == "none"
+        if not (place / "summary.json").exists():
+            experiment.run(recipe, place, console=console, bases=bases if shares else None)
+            bases.check()
+        ask(plan, place, bases if shares else None, base=_asks_base(plan, row, seed))
     except Exception as error:  # noqa: BLE001 whatever one run meets, the others are made
         reason = write_failure(place, error)
         console.print(Text(f"{row}, seed {seed} failed: {reason}", style="red"))

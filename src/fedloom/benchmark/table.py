@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from fedloom.benchmark.plan import BenchPlan
 from fedloom.benchmark.runs import Outcomes
 from fedloom.benchmark.statistics import Estimate, of_share, over_seeds, paired
+from fedloom.benchmark.suites import by_chance, columns_of, results_of
 from fedloom.core.metrics import METRICS, Metric, MetricTable
 from fedloom.report.run_folder import Results, read_results
+from fedloom.results.suites import SuiteResult
 from fedloom.rounds.reading import metrics_of
 from fedloom.tracking.metric_format import measures
 
@@ -38,6 +40,9 @@ class Row:
     """Why runs failed, by seed."""
     waiting: Sequence[int] = ()
     """Seeds whose runs are missing."""
+    mcnemar: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Of each suite, by seed, how likely so uneven a split of the items that only one of the compared rows has right is by
+    chance."""
     unlike: Sequence[str] = ()
     """Sections in which it is another task than the compared row, so that nothing is paired."""
     is_method: bool = False
@@ -80,28 +85,26 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
         row: {seed: read_results(folder) for seed, folder in found.folders.items()}
         for row, found in outcomes.items()
     }
-    metrics = _metrics(plan, runs, outcomes)
+    metrics = [*_metrics(plan, runs, outcomes), *columns_of(plan)]
     reference = runs[plan.reference]
-    rows = [_before(reference, metrics)] if reference else []
-    base = _values(reference, metrics, "final")
+    suites = {row: _answered(plan, found) for row, found in outcomes.items()}
+    before = _answered(plan, outcomes[plan.reference], base=True)
+    rows = [_before(reference, metrics, before)] if reference else []
+    base = _values(reference, metrics, "final", suites[plan.reference])
     spent = _bytes(reference)
     for name, by_seed in runs.items():
-        values = _values(by_seed, metrics, "final")
+        answered = suites[name]
+        values = _values(by_seed, metrics, "final", answered)
         # Messages of these are of nobody to nobody.
         total = None if name in ("local", "centralised") else _bytes(by_seed)
         unlike = plan.unlike(name, plan.reference) if _pairs_by_recipe(plan, name) else ()
-        beside = {
-            metric.name: found
-            for metric in metrics
-            if name != plan.reference
-            and not unlike
-            and (found := paired(values[metric.name], base[metric.name])) is not None
-        }
+        pairs = name != plan.reference and not unlike
+        beside = _beside(values, base) if pairs else {}
         rows.append(
             Row(
                 name,
                 values,
-                _estimates(by_seed, values, metrics),
+                _estimates(by_seed, values, metrics, answered),
                 beside,
                 bytes=total,
                 fewer=spent / total if spent and total else None,
@@ -111,6 +114,9 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
                 ),
                 failed=outcomes[name].failed,
                 waiting=outcomes[name].waiting,
+                mcnemar={}
+                if name == plan.reference
+                else by_chance(answered, suites[plan.reference]),
                 unlike=unlike,
                 is_method=name in plan.rows(),
             )
@@ -147,12 +153,29 @@ def _metrics(
     return [table.of(name) for name in chosen or names[:1]]
 
 
+Answered = Mapping[int, Mapping[str, SuiteResult]]
+"""By seed and column, what a row's runs answered."""
+
+
+def _answered(plan: BenchPlan, found: Outcomes, *, base: bool = False) -> Answered:
+    return {seed: results_of(plan, folder, base=base) for seed, folder in found.folders.items()}
+
+
+def _beside(
+    own: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
+) -> dict[str, Estimate]:
+    """Return how far values are above others, seed by seed, of each metric that both have at a seed."""
+    found = {name: paired(own[name], other[name]) for name in own}
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
+
+
 def _values(
-    runs: Mapping[int, Results], metrics: Sequence[Metric], when: str
+    runs: Mapping[int, Results], metrics: Sequence[Metric], when: str, answered: Answered
 ) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for metric in metrics:
         known = {seed: run.summary[when].get(metric.name) for seed, run in runs.items()}
+        known |= {s: one[metric.name].score for s, one in answered.items() if metric.name in one}
         found[metric.name] = {s: float(v) for s, v in known.items() if v is not None}
     return found
 
@@ -161,6 +184,7 @@ def _estimates(
     runs: Mapping[int, Results],
     values: Mapping[str, Mapping[int, float]],
     metrics: Sequence[Metric],
+    answered: Answered,
 ) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for metric in metrics:
@@ -170,15 +194,20 @@ def _estimates(
         found[metric.name] = over_seeds(list(by_seed.values()))
         if len(by_seed) == 1 and metric.is_share and metric.reduce == "examples":
             (seed,) = by_seed
-            num = runs[seed].history.ends("test/num_examples")[1]
+            asked = answered.get(seed, {}).get(metric.name)
+            num = asked.num if asked else runs[seed].history.ends("test/num_examples")[1]
             if num:
                 found[metric.name] = of_share(by_seed[seed], round(num))
     return found
 
 
-def _before(runs: Mapping[int, Results], metrics: Sequence[Metric]) -> Row:
-    values = _values(runs, metrics, "before")
+def _before(runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered) -> Row:
+    values = _values(runs, metrics, "before", answered)
     measured = {m.name: over_seeds(list(v.values())) for m in metrics if (v := values[m.name])}
+    for seed, results in answered.items():
+        # One model for the whole table.
+        for name, result in results.items():
+            measured[name] = of_share(values[name][seed], result.num)
     return Row(BEFORE, values, measured)
 
 

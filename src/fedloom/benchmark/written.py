@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedloom.benchmark.statistics import Estimate
+from fedloom.benchmark.suites import PREFIX
 from fedloom.benchmark.table import BEFORE, BenchTable, Row
 from fedloom.core.files import write_atomic
 from fedloom.core.metrics import Metric
@@ -104,7 +105,10 @@ def row_cells(table: BenchTable, row: Row) -> list[Cell]:
         difference = row.beside.get(metric.name)
         best = table.best(metric) == row.name
         cells.append((estimated(metric, value) if value else "", best))
-        cells.append((differing(metric, difference) if difference else "", False))
+        told = differing(metric, difference) if difference else ""
+        if (chances := row.mcnemar.get(metric.name)) and told:
+            told += f", p {', '.join(f'{chances[seed]:.2g}' for seed in sorted(chances))}"
+        cells.append((told, False))
     cells.append((human_bytes(row.bytes) if row.bytes else "", False))
     cells.append((f"{row.fewer:.1f}x" if row.fewer and row.name != BEFORE else "", False))
     return cells
@@ -142,6 +146,20 @@ def notes_of(table: BenchTable) -> list[str]:
         if many
         else "One seed: shares have Wilson's 95 % interval, what more test rows alike would show."
     ]
+    if any(row.mcnemar for row in table.rows):
+        each = ", seed by seed" if many else ""
+        notes.append(f"p is that of McNemar's exact test on the same items{each}.")
+    if table.plan.suites:
+        apart = [
+            row.name
+            for row in table.rows
+            if row.seeds
+            and not any(name.startswith(PREFIX) and v for name, v in row.values.items())
+        ]
+        if apart:
+            notes.append(
+                f"{', '.join(apart)}: clients have models of their own, of which none is asked public tests."
+            )
     for row in table.rows:
         for seed, reason in sorted(row.failed.items()):
             notes.append(f"{row.name}, seed {seed}, failed: {reason}")
@@ -258,6 +276,7 @@ def _json(table: BenchTable) -> str:
             "values": {m: {str(s): v for s, v in by.items()} for m, by in row.values.items()},
             "estimates": {m: estimate(v) for m, v in row.estimates.items()},
             "beside": {m: estimate(v) for m, v in row.beside.items()},
+            "mcnemar": {m: {str(s): p for s, p in by.items()} for m, by in row.mcnemar.items()},
             "bytes": row.bytes,
             "failed": {str(s): reason for s, reason in row.failed.items()},
             "missing": list(row.waiting),

@@ -127,7 +127,9 @@ class LocalSettings:
         return self.batch_size
 
     def lr_at(self, round: int, num_rounds: int) -> float:
-        """Return the learning rate of a round, counted from 1."""
+        """Return the learning rate of a round, counted from 1; 0 is outside of all schedules."""
+        if round < 1:
+            return self.lr
         done, warmup = round - 1, self.warmup_rounds
         if done < warmup:
             return self.lr * (done + 1) / (warmup + 1)

@@ -20,8 +20,12 @@ _SHARE = (0.0, 1.0)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
 PLUGIN = "plugin/"
 """In front of what is measured of a whole model, into which what was learnt around an emulator is put."""
-PREFIXES = ("personal/", PLUGIN)
-"""What may stand in front of a name, for a second model that is measured."""
+FINETUNED = "finetuned/"
+"""In front of what is measured of a model after a client's own steps on it, see `core.finetune`."""
+PREFIXES = ("personal/", FINETUNED, PLUGIN)
+"""What may stand in front of a name, for a second model that is measured; of several in this order."""
+MEASURED_SPLITS = ("validation/", "test/", "unseen/")
+"""Of evaluations, in metrics.jsonl; the last is the test split of clients that never train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,10 @@ class MetricTable:
         """Return a metric by its name in metrics.jsonl, its title whole: test/exact_match -> Test exact match."""
         split, _, base = name.rpartition("/")
         metric = self.entry(name)
-        where = split.replace(f"/{PLUGIN[:-1]}", " plug-in")
+        where = split.replace(f"/{PLUGIN[:-1]}", " plug-in").replace(
+            f"/{FINETUNED[:-1]}", " fine-tuned"
+        )
+        where = where.replace("unseen", "unseen clients'")
         title = f"{where} {metric.title or base.replace('_', ' ')}".strip()
         return replace(metric, name=name, title=title[:1].upper() + title[1:])
 
@@ -327,8 +334,9 @@ def _check_measured(metrics: Metrics) -> None:
 
 
 def _value(name: str, value: object, known: Mapping[str, Metric], *, unsure: bool) -> float:
-    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
-    base = name.removeprefix(prefix)
+    base = name
+    for prefix in PREFIXES:
+        base = base.removeprefix(prefix)
     if base not in known:
         raise ValueError(
             f"got a metric {ascii(name)[:60]}, which must be one of {', '.join(known)}"

@@ -78,6 +78,16 @@ class ClientFailure:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one task took at its client."""
+
+    seconds: float = 0.0
+    """Of its work; clients that are trained in one batch share its time equally."""
+    steps: int = 0
+    """Optimizer steps."""
+
+
 @dataclass(frozen=True)
 class Delivery:
     """What became of one task, and the length of its two messages."""
@@ -85,6 +95,7 @@ class Delivery:
     answer: Reply | ClientFailure
     download_bytes: int = 0
     upload_bytes: int = 0
+    spent: Spent = Spent()
 
 
 class ClientError(Exception):
@@ -185,7 +196,7 @@ class Job:
 
     client: ClientId
     round: int
-    """From 1; learning-rate schedules by round are the trainer's."""
+    """From 1; learning-rate schedules by round are the trainer's. 0 outside of them: at the whole learning rate."""
     seed: int
     """derive(task.seed, turn): a second yield draws other batches."""
     work: Work

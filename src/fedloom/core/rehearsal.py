@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from fedloom.core.description import Mixture, deployed_of, mixture_of
+from fedloom.core.finetune import NO_FINETUNE, FineTune
+from fedloom.core.metrics import FINETUNED, WEIGHTS
 from fedloom.core.params import equal, params_map
 from fedloom.core.protocols import (
     Algorithm,
@@ -37,6 +39,8 @@ class Deployed:
     """What clients would use: one object, measured once, for those who share a download or its tensors."""
 
     algorithm: Algorithm[Any]
+    finetune: FineTune = NO_FINETUNE
+    """What clients do with it before they measure it a second time."""
     _shared: dict[int, tuple[Payload, Params]] = field(default_factory=dict)
     _chosen: dict[tuple[int, ...], Params] = field(default_factory=dict)
     """By its tensors' ids, what those with a client state use: one of several models that all were sent."""
@@ -60,10 +64,13 @@ def half_of(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpda
     if task.kind == "train":
         return deployed.algorithm.client_update(task, client_state)
     mixture = mixture_of(deployed.algorithm, task.download, client_state)
-    return _measure(deployed.of(task.download, client_state), mixture, task, client_state)
+    params = deployed.of(task.download, client_state)
+    return _measure(params, mixture, task, client_state, deployed.finetune)
 
 
-def _measure(params: Params, mixture: Mixture, task: Task, client_state: Payload) -> ClientUpdate:
+def _measure(
+    params: Params, mixture: Mixture, task: Task, client_state: Payload, finetune: FineTune
+) -> ClientUpdate:
     split: Any = "test" if task.kind == "test" else "validation"
     work = Evaluate(params, split)
     if mixture:
@@ -71,8 +78,16 @@ def _measure(params: Params, mixture: Mixture, task: Task, client_state: Payload
         beside = [one for at, one in enumerate(mixture) if at != top]
         work = Evaluate(params, split, mixture[top][0], beside)
     done = yield work
-    shares = {f"mixture_{at}": share for at, (share, _) in enumerate(mixture, 1)}
-    return Reply(task.client, {}, done.num_examples, {**done.metrics, **shares}), client_state
+    metrics = {
+        **done.metrics,
+        **{f"mixture_{at}": share for at, (share, _) in enumerate(mixture, 1)},
+    }
+    if finetune.concerns(task):
+        tuned = yield Fit(params, mask=finetune.mask(params), steps=finetune.steps)
+        after = yield Evaluate(tuned.params, split)
+        own = {f"{FINETUNED}{n}": v for n, v in after.metrics.items() if n not in WEIGHTS}
+        metrics |= own
+    return Reply(task.client, {}, done.num_examples, metrics), client_state
 
 
 def rehearse(algorithm: Algorithm[Any], task: Task, *, noise: float = 0.0) -> Reply:

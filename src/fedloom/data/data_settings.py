@@ -139,6 +139,9 @@ class DataSettings:
     left_out: Sequence[str] = ()
     """Clients whose rows are not used: they neither train nor are measured. The others hold what they would hold beside
     them, and are drawn when they would be, as in a run in which these never answer."""
+    unseen: float = 0.0
+    """Share of the clients that never train, drawn with `seed` among those with training and test rows: what is measured of
+    them is told apart, as `unseen/*`. Their training rows are for `evaluation.finetune` alone. Below 1; 0: none."""
     pooled: bool = False
     """Give all training examples to one more client, `pool`: the centralised baseline on the same split."""
     fractions: tuple[float, float, float] = _FRACTIONS
@@ -249,6 +252,10 @@ def _check_numbers(settings: DataSettings) -> None:
         raise ValueError(f"data.num_clients must be at least 1, got {settings.num_clients}")
     if settings.min_examples < 1:
         raise ValueError(f"data.min_examples must be at least 1, got {settings.min_examples}")
+    if not 0 <= settings.unseen < 1:
+        raise ValueError(
+            f"data.unseen must be a share of the clients from 0 to below 1, got {settings.unseen}"
+        )
     if settings.num_examples is not None and settings.num_examples < 1:
         raise ValueError(f"data.num_examples must be at least 1, got {settings.num_examples}")
 

@@ -26,7 +26,7 @@ class Excluded:
         """Return a line for each kind of client that is left out."""
         lines = []
         if self.clients:
-            named = _few([f"{client} ({count:,})" for client, count in self.clients.items()])
+            named = listed([f"{client} ({count:,})" for client, count in self.clients.items()])
             rows = f", and {self.num_rows:,} rows with them" if self.num_rows else ""
             lines.append(
                 f"{len(self.clients):,} clients left out{rows}: fewer training examples than data.min_examples "
@@ -34,12 +34,13 @@ class Excluded:
             )
         if self.judges:
             lines.append(
-                f"{len(self.judges):,} clients of data.held_out left out, without an example: {_few(self.judges)}"
+                f"{len(self.judges):,} clients of data.held_out left out, without an example: {listed(self.judges)}"
             )
         return lines
 
 
-def _few(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,11 +87,12 @@ def divide(
     held = [records[i] for i in usable]
     labels = [record.labels for record in held]
     cuts, judges, excluded = _cuts(held, examples, rows, settings)
-    leaked = leaks(cuts, [hashes[chosen[i]] for i in usable])
+    unseen = _unseen(cuts, judges, settings)
+    leaked = leaks(_learnt(cuts, unseen), [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
-        cuts = _pooled(cuts)
+        cuts = _pooled(cuts, unseen)
     shards = {c: _shard(parts, examples, settings, objective) for c, parts in cuts.items()}
     by = stratum(settings.partition)
     hidden = hidden_labels(labels, named=_named(settings), known=objective.classes)
@@ -115,6 +117,7 @@ def divide(
         losses=read.losses.more(num_empty=tokenised.num_empty, num_equal=tokenised.num_equal),
         prompt=tokenised.prompt,
         excluded=excluded,
+        unseen=unseen,
     )
     profiles = profiles_of(cuts, held, settings, judges=judges, excluded=excluded.clients)
     shown = {client: manifest.shown_labels(profile) for client, profile in profiles.items()}
@@ -229,6 +232,29 @@ def _num_untested(cuts: Mapping[ClientId, Cut], settings: DataSettings) -> int:
     return sum(wanted and bool(parts.train) and not parts.test for parts in cuts.values())
 
 
+def _unseen(
+    cuts: Mapping[ClientId, Cut], judges: Collection[ClientId], settings: DataSettings
+) -> tuple[ClientId, ...]:
+    """Return the clients that never train, as `data.unseen` asks, sorted by id."""
+    if not settings.unseen:
+        return ()
+    learners = [c for c, parts in cuts.items() if parts.train and c not in judges]
+    able = [client for client in learners if cuts[client].test]
+    wanted = math.floor(settings.unseen * len(learners) + 0.5)
+    if not 0 < wanted <= min(len(able), len(learners) - 1):
+        raise ValueError(
+            f"data.unseen is {settings.unseen:g} of {len(learners)} clients that learn, {len(able)} of which have test rows:"
+            f" that must come to at least one client and leave one to train, got {wanted}"
+        )
+    seed = derive(settings.seed, "unseen")
+    return tuple(sorted(sorted(able, key=lambda client: derive(seed, client))[:wanted]))
+
+
+def _learnt(cuts: Mapping[ClientId, Cut], unseen: Collection[ClientId]) -> dict[ClientId, Cut]:
+    """Return the cuts without what clients that never train hold to learn from."""
+    return {c: replace(parts, train=()) if c in unseen else parts for c, parts in cuts.items()}
+
+
 def _together(
     learners: Mapping[ClientId, Cut], judges: Mapping[ClientId, Cut]
 ) -> dict[ClientId, Cut]:
@@ -239,11 +265,12 @@ def _together(
     return dict(sorted({**learners, **judges}.items()))
 
 
-def _pooled(cuts: Mapping[ClientId, Cut]) -> dict[ClientId, Cut]:
-    train = tuple(sorted(i for parts in cuts.values() for i in parts.train))
+def _pooled(cuts: Mapping[ClientId, Cut], unseen: Collection[ClientId]) -> dict[ClientId, Cut]:
+    """Return all training rows at one more client, but for those of clients that never train, which keep them."""
+    train = tuple(sorted(i for parts in _learnt(cuts, unseen).values() for i in parts.train))
     # A natural client may be called like it.
     name = POOL if POOL not in cuts else f"{POOL}-of-all"
-    judges = {client: replace(parts, train=()) for client, parts in cuts.items()}
+    judges = {c: parts if c in unseen else replace(parts, train=()) for c, parts in cuts.items()}
     return dict(sorted({**judges, name: Cut(train, (), ())}.items()))
 
 

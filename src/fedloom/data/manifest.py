@@ -6,7 +6,7 @@ from typing import Any
 
 from fedloom.core.protocols import ClientId, Profile
 from fedloom.data.duplicates import Duplicates, Leak
-from fedloom.data.exclusion import Excluded
+from fedloom.data.exclusion import Excluded, listed
 from fedloom.data.labels import HiddenLabel, shown_labels
 from fedloom.data.losses import Losses
 from fedloom.data.sharding import UNKNOWN
@@ -74,6 +74,8 @@ class Manifest:
     """The prompt that conversations are written in, in words: what `data.prompt` came to."""
     excluded: Excluded = field(default_factory=Excluded)
     """Clients left out with too few training examples."""
+    unseen: Sequence[ClientId] = ()
+    """Clients that never train and are measured apart."""
 
     @property
     def num_empty(self) -> int:
@@ -115,6 +117,11 @@ class Manifest:
             *lines,
             *files,
             *self.excluded.lines(),
+            *(
+                [f"{len(self.unseen):,} clients never train: {listed(self.unseen)}"]
+                if self.unseen
+                else []
+            ),
             *self.notes,
             *self.duplicates.lines(),
             *hidden,
@@ -147,6 +154,7 @@ class Manifest:
             "losses": Losses(**data.get("losses", {})),
             "files_unread": tuple(data.get("files_unread", ())),
             "notes": tuple(data.get("notes", ())),
+            "unseen": tuple(data.get("unseen", ())),
             "hidden": {
                 name: HiddenLabel(**label) for name, label in data.get("hidden", {}).items()
             },

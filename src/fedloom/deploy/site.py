@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from fedloom.client.worker import run_tasks
-from fedloom.core.protocols import ClientError, ClientFailure, Payload, Reply, Task
+from fedloom.client.worker import Meter, run_tasks
+from fedloom.core.protocols import ClientError, ClientFailure, Payload, Reply, Spent, Task
 from fedloom.core.rehearsal import rehearse
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.encoding import Tokenizer, lengths
@@ -161,7 +161,9 @@ class Site:
         tasks = self._tasks(header, pieces, session)
         reasons: list[str | None] = []
         out: list[Piece] = []
-        for task, answer in zip(tasks, self._answers(tasks, session), strict=True):
+        spent: list[list[float]] = []
+        for task, (answer, took) in zip(tasks, self._answers(tasks, session), strict=True):
+            spent.append([took.seconds, took.steps])
             try:
                 out.append(self._message(task, answer, session))
                 reasons.append(None)
@@ -172,7 +174,7 @@ class Site:
         for task, reason in zip(tasks, reasons, strict=True):
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")
         said, own = self._handover.left(out)
-        return {"answers": reasons, **said}, own
+        return {"answers": reasons, "spent": spent, **said}, own
 
     @staticmethod
     def _tasks(header: Mapping[str, Any], pieces: Sequence[Piece], session: Session) -> list[Task]:
@@ -187,13 +189,24 @@ class Site:
             tasks.append(task)
         return tasks
 
-    def _answers(self, tasks: Sequence[Task], session: Session) -> Iterator[Reply | ClientFailure]:
+    def _answers(
+        self, tasks: Sequence[Task], session: Session
+    ) -> Iterator[tuple[Reply | ClientFailure, Spent]]:
         hosted = self.settings.clients or list(session.engine.population())
         if strangers := [task.client for task in tasks if task.client not in hosted]:
             raise ValueError(f"{strangers[0]} is no client of {self.settings.name}")
         algorithm, width = session.recipe.algorithm, session.watched.width
         for at in range(0, len(tasks), width):
-            yield from run_tasks(algorithm, session.watched, session.store, tasks[at : at + width])
+            meter = Meter()
+            answers = run_tasks(
+                algorithm,
+                session.watched,
+                session.store,
+                tasks[at : at + width],
+                finetune=session.recipe.evaluation.finetune,
+                meter=meter,
+            )
+            yield from ((answer, meter.of(i)) for i, answer in enumerate(answers))
 
     def _message(self, task: Task, answer: Reply | ClientFailure, session: Session) -> Piece:
         if isinstance(answer, ClientFailure):

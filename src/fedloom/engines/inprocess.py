@@ -1,11 +1,12 @@
 """Clients in this process, as many side by side as the trainer likes, on one base model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedloom.client.client_state import ClientStateStore
-from fedloom.client.worker import run_tasks
+from fedloom.client.worker import Meter, run_tasks
+from fedloom.core.finetune import NO_FINETUNE, FineTune
 from fedloom.core.metrics import METRICS, MetricTable
 from fedloom.core.protocols import (
     Algorithm,
@@ -33,6 +34,8 @@ class InProcess:
     wire: WireSettings = WireSettings()
     metrics: MetricTable = METRICS
     """What clients may report."""
+    finetune: FineTune = NO_FINETUNE
+    """What clients do with a model before they measure it a second time."""
 
     def population(self) -> Mapping[ClientId, Profile]:
         """Return all clients."""
@@ -45,9 +48,18 @@ class InProcess:
         for at in range(0, len(tasks), width):
             chunk = delivered[at : at + width]
             read = [task for task, _ in chunk]
-            answers = run_tasks(self.algorithm, self.trainer, self.store, read)
-            for (task, size), answer in zip(chunk, answers, strict=True):
-                yield self.delivery(codec, task, answer, download_bytes=size)
+            meter = Meter()
+            answers = run_tasks(
+                self.algorithm,
+                self.trainer,
+                self.store,
+                read,
+                finetune=self.finetune,
+                meter=meter,
+            )
+            for i, ((task, size), answer) in enumerate(zip(chunk, answers, strict=True)):
+                made = self.delivery(codec, task, answer, download_bytes=size)
+                yield replace(made, spent=meter.of(i))
 
     def delivery(
         self,

@@ -2,11 +2,11 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from fedloom.client.worker import run_tasks
+from fedloom.client.worker import Meter, run_tasks
 from fedloom.core.protocols import ClientFailure, ClientId, Delivery, Task
 from fedloom.core.randomness import generator
 from fedloom.engines.codec import MessageCodec
@@ -40,5 +40,9 @@ class Loopback(InProcess):
         except WireError as refusal:
             return Delivery(ClientFailure(task.client, str(refusal)), size)
         client_side = copy.deepcopy(self.algorithm)
-        (answer,) = run_tasks(client_side, self.trainer, self.store, [read])
-        return self.delivery(codec, task, answer, download_bytes=size)
+        meter = Meter()
+        (answer,) = run_tasks(
+            client_side, self.trainer, self.store, [read], finetune=self.finetune, meter=meter
+        )
+        made = self.delivery(codec, task, answer, download_bytes=size)
+        return replace(made, spent=meter.of(0))

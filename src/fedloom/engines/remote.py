@@ -18,6 +18,7 @@ from fedloom.core.protocols import (
     ClientId,
     Delivery,
     Profile,
+    Spent,
     Task,
 )
 from fedloom.data.manifest import ClientCounts
@@ -145,11 +146,13 @@ class Remote:
         # What has arrived is mapped, and stays until it is read.
         shutil.rmtree(self.folder, ignore_errors=True)
         arrived: dict[int, Piece | str] = {}
+        spent: dict[int, Spent] = {}
         for site, mine in at.items():
             if isinstance(answers[site], NotSent):
                 for i in mine:
                     sizes[i] = 0
             arrived |= dict(zip(mine, _answers(answers[site], len(mine)), strict=True))
+            spent |= dict(zip(mine, _spent(answers[site], len(mine)), strict=True))
             self._note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
         self.on_change(self, tasks[0].round if tasks else 0)
         for i, task in enumerate(tasks):
@@ -159,7 +162,8 @@ class Remote:
                     ClientFailure(task.client, self._named(task.client, answer)), sizes[i]
                 )
             else:
-                yield codec.receive(task, answer, download_bytes=sizes[i])
+                read = codec.receive(task, answer, download_bytes=sizes[i])
+                yield replace(read, spent=spent[i])
 
     def _exchange(self, transfers: Mapping[Site, Transfer]) -> dict[Site, Envelope | str]:
         """Return every site's answer; while too few are there, wait, and send again what nobody answered."""
@@ -316,3 +320,24 @@ def _answers(answer: Envelope | str, number: int) -> list[Piece | str]:
     if len(wanted) != number or wanted.count(None) != len(answer.pieces):
         return [f"sent {len(answer.pieces)} replies to {number} tasks"] * number
     return [next(pieces) if reason is None else plain(reason) for reason in wanted]
+
+
+_LONGEST = 1e9
+"""Seconds, and steps, beyond which what a site says of itself is not believed."""
+
+
+def _spent(answer: Envelope | str, number: int) -> list[Spent]:
+    """Return what each of so many tasks took, as its site says; nothing where it says nothing that can be."""
+    told = None if isinstance(answer, str) else answer.header.get("spent")
+    if not isinstance(told, list) or len(told) != number:
+        return [Spent()] * number
+    return [_believed(one) for one in told]
+
+
+def _believed(told: object) -> Spent:
+    match told:
+        case [float() | int() as seconds, int() as steps] if (
+            0 <= seconds <= _LONGEST and 0 <= steps <= _LONGEST
+        ):
+            return Spent(float(seconds), steps)
+    return Spent()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
+from fedloom.core.finetune import FineTune
 from fedloom.core.metrics import METRICS, Metric, MetricTable
 
 Extract = Literal["text", "number", "first_line", "last_line"]
@@ -37,6 +38,8 @@ class EvaluationSettings:
     by: str | None = None
     """A label, such as language: after the last round, test results are also told by its values, and those of
     models that several clients share by model and value."""
+    finetune: FineTune = FineTune()
+    """What each client does with the model it was sent before its test rows are measured a second time."""
     extract: Extract = "text"
     """What exact match compares: the whole text, its number, its first or its last line."""
 

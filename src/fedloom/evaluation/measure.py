@@ -260,7 +260,7 @@ def combine(metrics: Iterable[Metrics], table: MetricTable = METRICS) -> Metrics
         raise ValueError("there are no metrics to combine: no client was measured")
     # A loss of pairs is no likelihood of tokens.
     by_token = "loss" in found and "num_pairs" not in found
-    losses = [name for name in ("loss", f"{PLUGIN}loss") if by_token and name in found]
+    losses = [name for name in found if by_token and name.rpartition("/")[2] == "loss"]
     return found | {f"{name[:-4]}perplexity": perplexity(found[name]) for name in losses}
 
 

@@ -211,7 +211,11 @@ _RUN = (
         "federate.make_global_eval",
         "every client measures on its own data; `fedloom evaluate` all of them",
     ),
-    none("federate.unseen_clients_rate", "data.held_out keeps values of a label from all clients"),
+    Counterpart(
+        "federate.unseen_clients_rate",
+        "data.unseen",
+        convert=lambda value, _: Becomes({"data.unseen": number(value)} if number(value) else {}),
+    ),
     none(
         "federate.use_ss", "secret sharing; algorithm private keeps single clients out of the mean"
     ),
@@ -279,9 +283,24 @@ _TRAINING = (
         to("local.accumulation", whole),
     ),
     none("llm.retry_on_nan_loss", "a state that is not finite is not kept (run.max_update_norm)"),
+    Counterpart(
+        "finetune.before_eval",
+        "evaluation.finetune.steps",
+        "measured beside the model as it was sent, and by the section local's own optimizer and rate",
+        _when(True, "switched off, as without it", values.finetuned),
+    ),
+    *(
+        read_by(
+            f"finetune.{key}",
+            "evaluation.finetune.steps",
+            where=lambda given: truth(given.get("finetune.before_eval", False)),
+            else_="read only where finetune.before_eval is true",
+        )
+        for key in ("local_update_steps", "batch_or_epoch")
+    ),
     none(
         "finetune.*",
-        "models are measured as they are; algorithm ditto and personal are personal ones",
+        "evaluation.finetune trains as the section local says; algorithm ditto and personal are personal models",
     ),
     none(
         "llm.chat.*",
@@ -339,8 +358,13 @@ _EVALUATION = (
         convert=lambda value, _: Becomes({"evaluation.validation": "val" in value}),
     ),
     Counterpart("eval.best_res_update_round_wise_key", "run.monitor", convert=values.monitor),
-    none("eval.report", "means over clients, and each client's values beside them, always"),
-    none("eval.count_flops", "`fedloom plan` counts what a run asks before it is begun"),
+    none(
+        "eval.report",
+        "means over clients, each client's values, deciles and spread of them (fairness), always",
+    ),
+    none(
+        "eval.count_flops", "costs.jsonl has every client's operations, by formula, of each round"
+    ),
     none("eval.monitoring", "curves of all metrics are in the report"),
 )
 

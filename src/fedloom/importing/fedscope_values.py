@@ -354,3 +354,13 @@ def quantisation(value: Any, values: Values) -> Becomes:
     bits = whole(values.get("quantization.nbits", 8))
     remark = "all tensors; it rounds only those with fc or conv in their name, of LoRA none"
     return Becomes({"wire.upload": {8: "int8", 16: "float16"}[bits]}, remark)
+
+
+def finetuned(_: Any, values: Values) -> Becomes:
+    """Return the steps that clients fine-tune for before they are measured."""
+    steps = whole(values.get("finetune.local_update_steps", 1))
+    if values.get("finetune.batch_or_epoch", "epoch") != "batch":
+        raise NoCounterpart(
+            "evaluation.finetune.steps counts steps, not epochs of every client: set it yourself"
+        )
+    return Becomes({"evaluation.finetune.steps": steps})

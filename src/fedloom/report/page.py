@@ -15,6 +15,7 @@ from fedloom.data.preview import split_figure
 from fedloom.evaluation.text_metrics import extract
 from fedloom.report import figures
 from fedloom.report.arms import arms_section
+from fedloom.report.client_figures import cost_rows, fairness_rows
 from fedloom.report.clusters import clusters_section
 from fedloom.report.event_clock import clock_section
 from fedloom.report.figures import Line
@@ -124,6 +125,8 @@ def _page(own: Results, beside: Mapping[str, Results]) -> dict[str, Any]:
         "influence": influence_section(own),
         "by_label": labels_section(runs),
         "clients": _clients(own, metric),
+        "fairness": fairness_rows(own),
+        "costs": cost_rows(own),
         "split": _split(own),
         "samples": _samples(own),
         "notes": _notes(own),

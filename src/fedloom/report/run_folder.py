@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fedloom.core.description import Privacy
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import ClientId
+from fedloom.rounds.costs import FILE as COSTS_FILE
 from fedloom.rounds.inputs import read_notes
 from fedloom.rounds.privacy import read_promise
 from fedloom.rounds.reading import metrics_of, read_json, read_recipe_text
@@ -44,6 +45,8 @@ class Results:
     """Of runs that group their clients: clusters.json."""
     influence: Sequence[Mapping[str, Any]]
     """Of runs whose server may leave clients out: lines of influence.jsonl."""
+    costs: Sequence[Mapping[str, Any]]
+    """Lines of costs.jsonl: what every client spent on each round."""
     by_label: Mapping[str, Any]
     """Of runs with evaluation.by: by_label.json."""
     anyway: Sequence[Mapping[str, Any]]
@@ -59,7 +62,8 @@ class Results:
         """Return how many clients each evaluation draws, and of how many; None where all are measured."""
         section = self.recipe.get("evaluation")
         wanted = section.get("clients") if isinstance(section, Mapping) else None
-        able = sum(bool(counts.get(split)) for counts in self.manifest.get("clients", {}).values())
+        clients, unseen = self.manifest.get("clients", {}), self.manifest.get("unseen", ())
+        able = sum(bool(counts.get(split)) for c, counts in clients.items() if c not in unseen)
         return (wanted, able) if isinstance(wanted, int) and wanted < able else None
 
     def metric(self, name: str) -> Metric:
@@ -135,6 +139,7 @@ def read_results(folder: Path) -> Results:
         seeds=_json(folder / "seeds.json", dict),
         clusters=_json(folder / "clusters.json", dict),
         influence=records(folder / INFLUENCE_FILE).rows(),
+        costs=records(folder / COSTS_FILE).rows(),
         by_label=_json(folder / "by_label.json", dict),
         anyway=read_notes(folder),
         baselines={file.parent.name: read_results(file.parent) for file in below},

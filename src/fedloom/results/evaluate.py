@@ -23,8 +23,10 @@ class Evaluation:
     round: int
     split: Split
     metrics: Metrics
-    """Over the examples of all clients."""
+    """Over the examples of all clients, but for those that never train."""
     clients: Mapping[ClientId, Metrics]
+    unseen: Metrics | None = None
+    """Over those of clients that never train; None where there are none."""
 
     def table(self) -> Table:
         """Return a row per client and one over all."""
@@ -37,7 +39,10 @@ class Evaluation:
         for name in ("num_examples", *names):
             table.add_column(name.replace("_", " "), justify="right")
         last = list(self.clients)[-1]
-        for client, metrics in {**self.clients, "all": self.metrics}.items():
+        rows = {**self.clients, "all": self.metrics}
+        if self.unseen is not None:
+            rows["all that never train"] = self.unseen
+        for client, metrics in rows.items():
             cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
             count = f"{metrics['num_examples']:.0f}"
             table.add_row(Text(client), count, *cells, end_section=client == last)
@@ -76,5 +81,10 @@ def evaluate(session: Session, run: Run[Any], split: Split = "test") -> Evaluati
     )
     if not measured:
         raise ValueError(f"no client could be measured: {failures[0].reason}")
-    total = combine(measured.values(), session.recipe.evaluation.table)
-    return Evaluation(session.recipe.name, run.number, split, total, measured)
+    known, apart = session.recipe.evaluation.table, set(session.unseen)
+    seen = [metrics for client, metrics in measured.items() if client not in apart]
+    others = [metrics for client, metrics in measured.items() if client in apart]
+    # Where none of those that train could be measured, what there is is told.
+    total = combine(seen or others, known)
+    unseen = combine(others, known) if others else None
+    return Evaluation(session.recipe.name, run.number, split, total, measured, unseen)

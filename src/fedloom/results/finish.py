@@ -17,9 +17,12 @@ from fedloom.core.protocols import ClientId, Params, Profile
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.data.exclusion import Excluded
 from fedloom.data.tokens import Example
+from fedloom.evaluation.fairness import fairness
 from fedloom.results.by_label import metrics_by_label
 from fedloom.results.export import deliverables, export_models
 from fedloom.rounds.checkpoint import state_sha256
+from fedloom.rounds.costs import FILE as COSTS_FILE
+from fedloom.rounds.costs import KINDS, totals
 from fedloom.rounds.loop import Run
 from fedloom.rounds.privacy import FILE as PRIVACY_FILE
 from fedloom.rounds.privacy import privacy_record
@@ -33,8 +36,9 @@ from fedloom.tracking.environment import (
     peak_memory_bytes,
     phase_memory,
 )
+from fedloom.tracking.metric_format import measures
 from fedloom.tracking.metrics_log import MetricsLog
-from fedloom.tracking.records import finite
+from fedloom.tracking.records import finite, records
 
 
 def finish(session: Session, run: Run[Any], *, began: float) -> Mapping[str, Any]:
@@ -95,7 +99,9 @@ def record_setup(session: Session) -> None:
         # For later commands, which have to know the clients of a run whose data is elsewhere.
         text = json.dumps(manifest.to_json()).encode()
         write_atomic(session.folder / QUIET_MANIFEST, text, private=session.folder / "checkpoints")
-        manifest = dataclasses.replace(manifest, clients={}, profiles={}, excluded=Excluded())
+        manifest = dataclasses.replace(
+            manifest, clients={}, profiles={}, excluded=Excluded(), unseen=()
+        )
     write_json(session.folder / "manifest.json", manifest.to_json())
     write_json(session.folder / "environment.json", collect())
 
@@ -118,11 +124,14 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
         "final": {m: final for m, (_, final) in ends.items()},
         "best": best,
         **totals,
+        "fairness": {} if described.quiet else _fairness(session),
+        "client_costs": {} if described.quiet else _client_costs(session),
         "wall_seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
         "peak_gpu_memory_bytes": peak_gpu_memory_bytes(),
         "num_trainable": sum(t.numel() for t in session.space.start().values()),
         "num_clients": len(session.learners),
+        "num_unseen": len(session.unseen),
         "num_clusters": _num_clusters(described),
         "state_sha256": state_sha256(run),
         **_drawn(session),
@@ -132,9 +141,36 @@ def summarise(session: Session, run: Run[Any], *, seconds: float) -> dict[str, A
     }
 
 
+def _fairness(session: Session) -> dict[str, Mapping[str, float]]:
+    """Return how evenly clients are served by what was measured last, by metric, see `evaluation.fairness`."""
+    rows = records(session.folder / "clients.jsonl").rows()
+    last = max((row["round"] for row in rows), default=0)
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["round"] == last and row["split"] != "validation":
+            for name, value in row["metrics"].items():
+                if value is not None:
+                    values.setdefault(f"{row['split']}/{name}", []).append(value)
+    table = session.recipe.evaluation.table
+    return {
+        name: fairness(table.of(name), values[name])
+        for name in measures(values, table)
+        if table.of(name).better != "none"
+    }
+
+
+def _client_costs(session: Session) -> dict[str, dict[str, float]]:
+    """Return of each kind of cost what clients took in all rounds together, and what the one took that took most."""
+    spent = totals(records(session.folder / COSTS_FILE).rows()).values()
+    return {
+        kind: {"total": sum(own[kind] for own in spent), "most": max(own[kind] for own in spent)}
+        for kind in (KINDS if spent else ())
+    }
+
+
 def _drawn(session: Session) -> dict[str, Any]:
     """Return how many clients each evaluation drew, and of how many; nothing where all were measured."""
-    able = sum(bool(session.counts[client].test) for client in session.judges)
+    able = sum(bool(session.counts[c].test) for c in session.judges if c not in session.unseen)
     wanted = session.recipe.evaluation.clients
     return {"evaluated": {"clients": wanted, "of": able}} if wanted and wanted < able else {}
 

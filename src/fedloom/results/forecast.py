@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
+from typing import Literal
 
 from fedloom.client.setup import Step, batches
 from fedloom.core.description import describe
-from fedloom.core.protocols import ClientId, Split, Task
+from fedloom.core.protocols import ClientId, Fit, Split, Task
 from fedloom.core.randomness import derive
 from fedloom.data.federation import Shard
 from fedloom.data.tokens import Example
@@ -87,9 +88,13 @@ def forecast(
     begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     cohort = len(draw(begun, session.learners, session.asked).cohort)
     probes, fit = Probes(session, shards, cohort), first_fit(session)
+    tuned = _tuned(session, probes)
+    if fit is None and tuned:
+        fit = Fit(session.space.start())
     cost = probes.training(fit) if fit else _NOTHING
     evaluations, judging = _evaluations(session, probes), probes.judging()
     judged, most = _judged(probes, judging, evaluations)
+    judged += sum(cost.piece * one.pieces + cost.seconds.at(one.tokens, one.steps) for one in tuned)
     aligned, held = _aligned(stage)
     memory, loads = max(most, held, peak_memory_bytes()), probes.loads()
     # Made up only now, so that what that takes is not counted as the run's.
@@ -247,28 +252,75 @@ def _steps(session: Session, task: Task, turn: int, num_steps: int) -> Iterator[
 def _evaluations(session: Session, probes: Probes) -> dict[int, list[Measured]]:
     """Return what is measured after each round, 0 before the first, of each split."""
     recipe = session.recipe
-    splits: tuple[Split, ...] = (
-        ("validation", "test") if recipe.evaluation.validation else ("test",)
-    )
-    due = [n for n in range(recipe.run.rounds + 1) if recipe.measures_after(n)]
-    return {n: [_measured(session, probes, n, split) for split in splits] for n in due}
+    again = bool(recipe.evaluation.finetune.steps)
+    splits: list[Judged] = ["validation"] if recipe.evaluation.validation else []
+    splits += _tested(session)
+    asked = [(split, False) for split in splits]
+    # What was fine-tuned is a client's own.
+    asked += [(split, True) for split in splits if again and split != "validation"]
+    return {
+        n: [_measured(session, probes, n, split, alone=alone) for split, alone in asked]
+        for n in _due(recipe)
+    }
 
 
-def _measured(session: Session, probes: Probes, number: int, split: Split) -> Measured:
-    """Return what is measured of a split after a round, where as many clients share a model as a trainer takes at once."""
-    recipe, shards, width = session.recipe, session.federation.shards, session.trainer.width
+Judged = Split | Literal["unseen"]
+
+
+def _tested(session: Session) -> list[Judged]:
+    return ["test", "unseen"] if session.unseen else ["test"]
+
+
+def _due(recipe: Recipe) -> list[int]:
+    return [n for n in range(recipe.run.rounds + 1) if recipe.measures_after(n)]
+
+
+def _tuned(session: Session, probes: Probes) -> list[Asked]:
+    """Return what clients train before they are measured a second time, by evaluation."""
+    recipe, steps, found = session.recipe, session.recipe.evaluation.finetune.steps, list[Asked]()
+    for number in _due(recipe) if steps else ():
+        clients = [
+            client
+            for split in _tested(session)
+            for client in session.drawn_judges(number, split)
+            if session.counts[client].rows
+        ]
+        sent = [Task("test", number + 1, c, derive(recipe.run.seed, c), {}, {}) for c in clients]
+        round = PlayedRound(sent, {c: [steps] for c in clients}, {}, 0, 0, 0, 0.0)
+        found.append(_asked(session, round, probes))
+    return found
+
+
+def _measured(
+    session: Session, probes: Probes, number: int, split: Judged, *, alone: bool = False
+) -> Measured:
+    """Return what is measured of a split after a round, where as many clients share a model as a trainer takes at once.
+
+    Args:
+        session: The recipe, built.
+        probes: What a batch is.
+        number: Of the round.
+        split: Whose rows.
+        alone: Whether every client is measured on a model of its own.
+    """
+    recipe, shards = session.recipe, session.federation.shards
+    width = 1 if alone else session.trainer.width
     # A mixture is a client's own, and the losses of all its models are taken.
     models = describe(recipe.algorithm).components
     width = width if models == 1 else 1
     clients = session.drawn_judges(number, split)
+    if alone:
+        clients = [client for client in clients if session.counts[client].rows]
     found = Measured()
-    written = split == "test" and recipe.evaluation.generate and not recipe.objective.classes
+    written = split != "validation" and recipe.evaluation.generate and not recipe.objective.classes
     for at in range(0, len(clients), width):
         held = [shards[client] for client in clients[at : at + width]]
         rows = distinct(
             row
             for shard in held
-            for row in session.evaluator.drawn(shard.test if split == "test" else shard.validation)
+            for row in session.evaluator.drawn(
+                shard.validation if split == "validation" else shard.test
+            )
         )
         found.calls += 1
         found.batches += probes.judged_tokens(rows) * models

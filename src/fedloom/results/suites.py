@@ -125,7 +125,6 @@ def run_suite(
     seconds = time.perf_counter() - began
     first = next(iter(right.values()))
     interval = binomtest(sum(first), len(first)).proportion_ci(0.95, method="wilson")
-    shown = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
     return SuiteResult(
         asked.suite,
         name,
@@ -135,7 +134,7 @@ def run_suite(
         float(interval.high),
         first,
         protocol.shots if asked.shots is None else asked.shots,
-        shown,
+        _sha256(prompts),
         found,
         seconds,
     )
@@ -158,6 +157,21 @@ def _dealt(protocol: Protocol, asked: Asked) -> tuple[list[Item], Callable[[Item
             f"{asked.file} has no items left besides the {count} worked examples: give others, or fewer shots"
         )
     return items[: asked.limit], lambda item: examples.get(_subject(protocol, item), [])
+
+
+def shown_sha256(asked: Asked) -> str:
+    """Return the hash of everything a model is shown, without one: that of a result of the same questions.
+
+    Raises:
+        ValueError: where the file is not of the suite.
+    """
+    protocol = SUITES[asked.suite]
+    items, shots = _dealt(protocol, asked)
+    return _sha256([protocol.prompt(item, shots(item)) for item in items])
+
+
+def _sha256(prompts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(prompts).encode()).hexdigest()
 
 
 def _subject(protocol: Protocol, item: Item) -> str:

@@ -177,9 +177,15 @@ class Recipe:
             raise ValueError(
                 "run.patience_seconds has no effect where no site joins: it is for `fedloom serve`"
             )
+        if self.data.unseen and self.elsewhere:
+            raise ValueError(
+                "data.unseen draws among all clients before round 1, but sites may join at any time: leave it out, or let a"
+                " site join with data that has no training rows"
+            )
         for layer in layers(self.algorithm):
             check_accounts(layer)
         self._check_steps()
+        self._check_finetune()
         self._check_ranks()
         self._check_emulator()
         self._check_worker()
@@ -259,6 +265,19 @@ class Recipe:
             raise ValueError(
                 f"evaluation.metrics {', '.join(named)} score written answers, which objectives classification and"
                 " selector have none of: leave them out; accuracy is always measured"
+            )
+
+    def _check_finetune(self) -> None:
+        if not self.evaluation.finetune.steps:
+            return
+        if self.tune.is_seed_space:
+            raise ValueError(
+                "evaluation.finetune trains by gradients of the model's own tensors, which tune: seeds has none of: leave"
+                " it out"
+            )
+        if describe(self.algorithm).components > 1:
+            raise ValueError(
+                "evaluation.finetune trains one model of a client, and fedem's clients answer with several: leave one out"
             )
 
     def _check_ranks(self) -> None:

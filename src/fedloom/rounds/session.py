@@ -1,9 +1,9 @@
 """Everything a recipe needs to run here: model, space, clients' data, trainer and engine, built once."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedloom.client.client_state import ClientStateStore
 from fedloom.client.make_trainer import make_trainer
@@ -90,7 +90,16 @@ class Session:
     @property
     def learners(self) -> Mapping[ClientId, Profile]:
         """Return the clients that have something to learn from."""
-        return {c: p for c, p in self.engine.population().items() if self.counts[c].rows}
+        return {
+            c: p
+            for c, p in self.engine.population().items()
+            if self.counts[c].rows and c not in self.unseen
+        }
+
+    @property
+    def unseen(self) -> Sequence[ClientId]:
+        """Return the clients that never train, see `data.unseen`."""
+        return self.federation.manifest.unseen
 
     @property
     def judges(self) -> list[ClientId]:
@@ -109,13 +118,18 @@ class Session:
         }
         return Durations(recipe.clock or Clock(), steps)
 
-    def drawn_judges(self, number: int, split: Split) -> list[ClientId]:
+    def drawn_judges(self, number: int, split: Split | Literal["unseen"]) -> list[ClientId]:
         """Return the clients that are measured after round `number`: all that hold something, or `evaluation.clients`.
 
-        Who is drawn depends on the run's seed, the round and the clients' names, so baselines draw alike.
+        Who is drawn depends on the run's seed, the round and the clients' names, so baselines draw alike. `unseen` is the
+        test split of clients that never train, which the others are without.
         """
-        counts, wanted = self.counts, self.recipe.evaluation.clients
-        held = {c: counts[c].test if split == "test" else counts[c].validation for c in self.judges}
+        counts, wanted, apart = self.counts, self.recipe.evaluation.clients, set(self.unseen)
+        held = {
+            c: counts[c].validation if split == "validation" else counts[c].test
+            for c in self.judges
+            if (c in apart) == (split == "unseen")
+        }
         able = [client for client, examples in held.items() if examples]
         if wanted is None or wanted >= len(able):
             return able
@@ -224,11 +238,24 @@ def build(
         trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
     guarded = watched(trainer, space, federation, recipe)
     store = ClientStateStore(folder / "client_state")
-    make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
-    profiles = _profiles(federation)
-    engine = make(recipe.algorithm, guarded, store, profiles, recipe.wire, metrics=recipe.metrics)
+    engine = _engine(recipe, guarded, store, federation)
     return Session(
         recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store, absent
+    )
+
+
+def _engine(
+    recipe: Recipe, trainer: Trainer, store: ClientStateStore, federation: Federation
+) -> InProcess:
+    make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
+    return make(
+        recipe.algorithm,
+        trainer,
+        store,
+        _profiles(federation),
+        recipe.wire,
+        metrics=recipe.metrics,
+        finetune=recipe.evaluation.finetune,
     )
 
 

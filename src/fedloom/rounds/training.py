@@ -10,17 +10,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
 from fedloom.core.description import describe
+from fedloom.core.metrics import MEASURED_SPLITS
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.rounds.buffered import BufferedRun, advance_buffered
 from fedloom.rounds.checkpoint import Checkpoints
+from fedloom.rounds.costs import FILE as COSTS_FILE
+from fedloom.rounds.costs import Metered, split_costs
 from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.loop import Run, advance, draw, measure
 from fedloom.rounds.plausibility import implausible_evaluation
@@ -156,7 +159,10 @@ class Training:
         """Measure the model after a round, if that is due, and write down the round."""
         run, due = self.run, self.session.recipe.measures_after(self.run.number)
         measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
+        reported, costs = split_costs(reported)
         metrics, influence = split_influence(reported)
+        if costs:
+            recorder.append(COSTS_FILE, [{"round": run.number, "costs": costs}])
         if influence:
             recorder.append(INFLUENCE_FILE, [{"round": run.number, "influence": dict(influence)}])
         line = recorder.record(run, {**metrics, **measured})
@@ -174,7 +180,7 @@ class Training:
         recorder = _Recorder(self.session, self._trackers, self._console)
         log = records(self.session.folder / "metrics.jsonl")
         *_, line = log.rows()
-        if recorder.quiet or any(name.startswith(("validation/", "test/")) for name in line):
+        if recorder.quiet or any(name.startswith(MEASURED_SPLITS) for name in line):
             return
         recorder.last -= line["time/round_seconds"]
         measured = recorder.evaluate(self.run, kinds=("validate", "test"))
@@ -225,6 +231,7 @@ def _round(
 ) -> tuple[Run[Any], dict[str, float]]:
     """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
+    metered = Metered(session.engine)
     with phase_memory("train") as memory:
         terms: dict[str, Any] = {
             "population": session.learners,
@@ -234,22 +241,26 @@ def _round(
             "metrics": recipe.evaluation.table,
             "say": lambda message: recorder.say(f"round {number}: {message}"),
         }
-        clock, mode, engine = session.durations(), recipe.run.mode, session.engine
+        clock, mode = session.durations(), recipe.run.mode
         timed: Metrics = {}
         if isinstance(mode, Buffered):
             assert isinstance(run, BufferedRun)
             run, metrics, failures = advance_buffered(
-                run, recipe.algorithm, engine, mode=mode, durations=clock, **terms
+                run, recipe.algorithm, metered, mode=mode, durations=clock, **terms
             )
         else:
             if recipe.clock is not None:
                 round = draw(run, session.learners, session.sampler)
                 timed = {"time/virtual_seconds": clock.of_cohort(round)}
-            run, metrics, failures = advance(run, recipe.algorithm, engine, **terms)
+            run, metrics, failures = advance(run, recipe.algorithm, metered, **terms)
         session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, failures)
-    return run, {**seed_metrics(session, run), **metrics, **timed, **spent}
+    costs = {} if recorder.quiet else metered.costs(session)
+    return run, {**seed_metrics(session, run), **metrics, **timed, **spent, **costs}
+
+
+_SPLITS: Mapping[str, Split | Literal["unseen"]] = {"validate": "validation", "test": "test"}
 
 
 class _Recorder:
@@ -286,11 +297,15 @@ class _Recorder:
     def _measured(self, run: Run[Any], kinds: Sequence[str]) -> dict[str, float]:
         out: dict[str, float] = {}
         counts = self.session.counts
-        for kind in kinds:
-            split: Split = "test" if kind == "test" else "validation"
+        asked = [_SPLITS[kind] for kind in kinds]
+        if "test" in asked and self.session.unseen:
+            asked.append("unseen")
+        for split in asked:
             if split == "validation" and not self.session.recipe.evaluation.validation:
                 continue
-            held_out = {c: n.test if split == "test" else n.validation for c, n in counts.items()}
+            held_out = {
+                c: n.validation if split == "validation" else n.test for c, n in counts.items()
+            }
             clients = self.session.drawn_judges(run.number, split)
             if not clients:
                 continue
@@ -298,7 +313,7 @@ class _Recorder:
                 run,
                 self.session.recipe.algorithm,
                 self.session.engine,
-                kind="test" if kind == "test" else "validate",
+                kind="validate" if split == "validation" else "test",
                 population=self.session.engine.population(),
                 clients=clients,
             )

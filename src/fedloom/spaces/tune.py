@@ -64,3 +64,9 @@ TUNES: Mapping[str, type[Tune]] = {
     "full": Full,
     "seeds": Seeds,
 }
+
+
+def leaves_weights(tune: Tune) -> bool:
+    """Return whether the weights of a base model stay as they are while this is learnt of it, so that others may share them."""
+    pissa = isinstance(tune, LoRA) and tune.init == "pissa"
+    return tune.is_adapter and not pissa and not isinstance(tune, Offsite)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from fedloom.core.metrics import PLUGIN, QUALITY, Metric, MetricTable
+from fedloom.core.metrics import FINETUNED, PLUGIN, QUALITY, Metric, MetricTable
 
 
 def human_bytes(count: float) -> str:
@@ -32,9 +32,11 @@ MINUS = "\u2212"
 def measures(found: Iterable[str], table: MetricTable) -> list[str]:
     """Return those metrics that tables show of a model, in their order: the test split's, then validation loss.
 
-    What is measured around an emulator comes before what is measured with the whole model in its place.
+    What is measured around an emulator comes before what is measured with the whole model in its place, that before what
+    is measured after a client's own steps, and last come clients that never train.
     """
-    splits = ("test/", f"test/{PLUGIN}")
+    kinds = ("", PLUGIN, FINETUNED, f"{FINETUNED}{PLUGIN}")
+    splits = [f"{split}{kind}" for split in ("test/", "unseen/") for kind in kinds]
     names = [f"{split}{name}" for split in splits for name in (*QUALITY, *table.own)]
     names += ["validation/loss", f"validation/{PLUGIN}loss"]
     there = set(found)

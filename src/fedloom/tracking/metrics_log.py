@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedloom.core.metrics import METRICS, WEIGHTS, MetricTable
+from fedloom.core.metrics import MEASURED_SPLITS, METRICS, WEIGHTS, MetricTable
 from fedloom.tracking.records import JsonLines, not_numbers
 
 
@@ -54,8 +54,8 @@ class MetricsLog:
     def measured(self) -> list[str]:
         """Return the names of the evaluation metrics."""
         names = dict.fromkeys(n for line in self.lines for n in line)
-        weights = {f"{split}{name}" for split in ("validation/", "test/") for name in WEIGHTS}
-        return [n for n in names if n.startswith(("validation/", "test/")) and n not in weights]
+        weights = {f"{split}{name}" for split in MEASURED_SPLITS for name in WEIGHTS}
+        return [n for n in names if n.startswith(MEASURED_SPLITS) and n not in weights]
 
     def best(self, metric: str) -> tuple[int, float] | None:
         """Return the (round, value) that is best, the earliest of equals; the first where none is finite.

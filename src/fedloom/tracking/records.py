@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.files import write_atomic
+from fedloom.core.metrics import MEASURED_SPLITS
 from fedloom.core.protocols import Metrics
 
 Wrong = Callable[[Mapping[str, Any]], str | None]
@@ -97,12 +98,20 @@ def _no_influence(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _no_costs(row: Mapping[str, Any]) -> str | None:
+    costs = row.get("costs")
+    if not isinstance(costs, dict) or not all(isinstance(own, dict) for own in costs.values()):
+        return "has no costs as a run writes them"
+    return next(filter(None, map(not_numbers, costs.values())), None)
+
+
 RECORDS: Mapping[str, Wrong] = {
     "metrics.jsonl": not_numbers,
     "clients.jsonl": _no_client,
+    "costs.jsonl": _no_costs,
     "influence.jsonl": _no_influence,
 }
-"""A line a round; a line a client and evaluation; a line a round of a robust rule."""
+"""A line a round; a line a client and evaluation; a line a round of what clients spent; one of a robust rule."""
 
 
 def records(file: Path) -> JsonLines:
@@ -119,7 +128,7 @@ def unaccounted(
         line: Of a round, in metrics.jsonl.
         clients: The lines of that round in clients.jsonl.
     """
-    found = dict.fromkeys(("validation", "test"), 0.0)
+    found = dict.fromkeys((split[:-1] for split in MEASURED_SPLITS), 0.0)
     for row in clients:
         if row["split"] in found:
             found[row["split"]] += row["metrics"].get("num_examples") or 0
