@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-import fedloom
 from fedloom.recipe_yaml import suggest
 
 WHERE = (
@@ -89,9 +88,8 @@ class Published:
 
 def benchmarks() -> Path | None:
     """Return the folder of the scripts: where this package is a clone's, or where the command is started; None elsewhere."""
-    package = fedloom.__file__
-    places = [Path(package).resolve().parents[2]] if package else []
-    for place in (*places, Path.cwd()):
+    # src/fedloom/benchmark/published.py of a clone.
+    for place in (Path(__file__).resolve().parents[3], Path.cwd()):
         if (place / "benchmarks" / "results").is_dir():
             return place / "benchmarks"
     return None
