@@ -3,12 +3,11 @@
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
 
 from fedloom.client.hf_trainer import HuggingFaceTrainer, LocalRound, hf_trainer
 from fedloom.client.setup import Setup, TrainerParts
@@ -16,6 +15,10 @@ from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Prox
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import IGNORED
 from fedloom.models.introspection import forgets_activations
+
+# Takes seconds to import, which every process that collects tests would pay.
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def collate(rows: Any) -> dict[str, torch.Tensor]:
@@ -27,7 +30,9 @@ def collate(rows: Any) -> dict[str, torch.Tensor]:
     return {"input_ids": padded("input_ids", 0), "labels": padded("labels", IGNORED)}
 
 
-def arguments(local: LocalRound, **changes: Any) -> TrainingArguments:
+def arguments(local: LocalRound, **changes: Any) -> "TrainingArguments":
+    from transformers import TrainingArguments
+
     known: dict[str, Any] = {
         "output_dir": str(local.folder),
         "max_steps": local.steps,
@@ -46,6 +51,8 @@ def arguments(local: LocalRound, **changes: Any) -> TrainingArguments:
 
 
 def made(local: LocalRound, *, model: Any = None, **changes: Any) -> Any:
+    from transformers import Trainer
+
     return Trainer(
         model=local.model if model is None else model,
         args=arguments(local, **changes),
