@@ -229,7 +229,9 @@ def bytes_line(name: str, run: Results, metric: str, color: int) -> Line | None:
     total = run.total_bytes()
     points = [(total[number], value) for number, value in run.history.of(metric)]
     # A baseline's bytes are an artefact: nobody sends anything alone, and in one place only data moves.
-    level = run.folder.parent.name == "baselines" or not points or not points[-1][0]
+    # The one that waits sends what it would anywhere.
+    artefact = run.folder.parent.name == "baselines" and run.folder.name != "synchronous"
+    level = artefact or not points or not points[-1][0]
     return Line(name, points, color, dashed=color > 0 and level, level=level) if points else None
 
 
