@@ -156,3 +156,22 @@ def test_moments_in_fewer_bits_are_the_same_in_windows_and_beside_other_lanes(
     assert torch.equal(values[1], alone[0])
     assert all(torch.equal(a, b) for a, b in zip(together._moments, single._moments, strict=True))
     assert values.isfinite().all()
+
+
+def test_lanes_with_rates_of_their_own_move_as_each_would_alone() -> None:
+    local = replace(LOCALS["decayed adamw"], max_grad_norm=0.7)
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 50, generator=draw, dtype=torch.float64)
+    gradients = torch.randn(5, 3, 50, generator=draw, dtype=torch.float64)
+    factors = [(1.0, 1.0), (0.1, 2.0), (1.0, 0.0)]
+    values = start.clone()
+    together = Optimizer(local, local.lr, values, None, factors=factors)
+    for g in gradients:
+        together.step_(values, g.clone(), torch.zeros(3))
+    for lane, (lr, decay) in enumerate(factors):
+        own = replace(local, weight_decay=local.weight_decay * decay)
+        alone = start[lane : lane + 1].clone()
+        optimizer = Optimizer(own, local.lr * lr, alone, None)
+        for g in gradients:
+            optimizer.step_(alone, g[lane : lane + 1].clone(), torch.zeros(1))
+        assert torch.equal(alone[0], values[lane])

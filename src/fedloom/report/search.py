@@ -55,7 +55,9 @@ def by_bytes(
     metric: Metric, courses: Sequence[Course], front: Sequence[tuple[float, float]]
 ) -> Figure:
     """Draw every trial's course, and as steps what was best for no more bytes."""
-    figure = Figure(figsize=(WIDE, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDE, 3.4))
+    # Room for the heading, which no point is to lie under.
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 0.9))
     axes = figure.add_subplot()
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())

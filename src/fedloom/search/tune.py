@@ -88,7 +88,7 @@ def tune(
         _brackets(search, tried.recipe, 0.0)
     with held(home), opened(home, search) as study:
         if of_bytes and _BYTES not in study.noted:
-            study.note(_BYTES, _bytes_a_round(tried.recipe))
+            study.note(_BYTES, sum(_forecast(tried.recipe)) / tried.recipe.run.rounds)
         brackets = _brackets(search, tried.recipe, study.noted.get(_BYTES, 0.0))
         _check_same(study, home, search, tried.recipe, brackets)
         going = _Going(search, tried, study, home, brackets, console)
@@ -182,10 +182,12 @@ def _rounds(search: Search, bytes_a_round: float) -> tuple[int | None, str]:
     return int((search.budget.bytes or 0) // bytes_a_round), "bytes"
 
 
-def _bytes_a_round(recipe: Recipe) -> float:
+def _forecast(recipe: Recipe) -> list[int]:
+    """Return the bytes of every round's messages, both ways; later ones are like the last that was played."""
     with tempfile.TemporaryDirectory() as folder:
         rounds = play(open_to_probes(recipe, Path(folder))[0], None)
-    return sum(each.download_bytes + each.upload_bytes for each in rounds) / len(rounds)
+    found = [each.download_bytes + each.upload_bytes for each in rounds]
+    return found + found[-1:] * (recipe.run.rounds - len(found))
 
 
 def _check_same(
@@ -267,7 +269,7 @@ class _Going:
             return
         settings = self.study.asked(number)
         recipe, folder = self.tried.trial(number, settings), self.folder(number)
-        self._check_bytes(number, rung)
+        self._check_bytes(number, recipe, rung)
         self.console.print(
             Text.assemble((f"trial {number}", "bold"), f", to round {rung}: {told(settings)}")
         )
@@ -308,17 +310,13 @@ class _Going:
         self.console.print(Text(f"trial {number} failed: {reason}", style="red"))
         self.study.end(number, reason)
 
-    def _check_bytes(self, number: int, rung: int) -> None:
+    def _check_bytes(self, number: int, recipe: Recipe, rung: int) -> None:
         """End the search where what comes next would pass the budget of bytes."""
         if self.search.budget is None or self.search.budget.bytes is None:
             return
-        courses = {n: self.course(n) for n in range(len(self.study))}
-        spent = sum(course.bytes for course in courses.values())
-        own = courses[number]
-        rounds = own.rounds or sum(course.rounds for course in courses.values())
-        sent = own.bytes if own.rounds else spent
-        each = sent / rounds if rounds else self.study.noted[_BYTES]
-        if spent + each * (rung - own.rounds) > self.search.budget.bytes:
+        spent = sum(self.course(each).bytes for each in range(len(self.study)))
+        ahead = _forecast(recipe)[self.course(number).rounds : rung]
+        if spent + sum(ahead) > self.search.budget.bytes:
             raise _Spent(
                 f"the search ended before trial {number} went on to round {rung}, for which the budget of bytes is not enough"
             )
