@@ -111,13 +111,19 @@ def test_public_tests_are_columns_compared_item_by_item(done: tuple[Path, fedloo
         for row in ("FedAvg", "FedProx | 50 % & more", "local")
         for seed in (0, 1)
     }
-    assert [len(answers[row, 1]) for row in ("FedAvg", "FedProx | 50 % & more", "local")] == [1, 1, 0]
+    assert [len(answers[row, 1]) for row in ("FedAvg", "FedProx | 50 % & more", "local")] == [
+        1,
+        1,
+        0,
+    ]
     # The model before training is asked once for the whole table.
     assert [result.model == "base" for result in answers["FedAvg", 0]] == [True, False]
     own, other = answers["FedProx | 50 % & more", 1][0], answers["FedAvg", 1][0]
     assert rows["FedProx | 50 % & more"].values["suite/boolq"][1] == own.score
     assert own.num == 4
-    assert rows["FedProx | 50 % & more"].mcnemar["suite/boolq"][1] == mcnemar(own.right, other.right)
+    assert rows["FedProx | 50 % & more"].mcnemar["suite/boolq"][1] == mcnemar(
+        own.right, other.right
+    )
     assert rows["before training"].estimates["suite/boolq"].low is not None
     assert not rows["local"].values["suite/boolq"]
     text = made.files["table.md"].read_text()
@@ -146,7 +152,7 @@ def test_one_base_is_loaded_for_all_runs_and_none_writes_to_it(
     next(one.model.parameters()).data.add_(1.0)
     with pytest.raises(ValueError, match="are not as they were before this run"):
         bases.check()
-    assert bases(alone.model)
+    bases(alone.model)
     assert bases.num_loaded == 2
     kinds = {"lora": True, "full": False, "ia3": True, "offsite": False}
     found = {kind: leaves_weights(build_recipe({**TREE, "tune": kind}).tune) for kind in kinds}

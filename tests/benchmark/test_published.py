@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import fedloom
 from fedloom import cli
-from fedloom.benchmark import published as module
 from fedloom.benchmark.published import benchmarks, find, published, reproduce
 
 ROOT = Path(__file__).parents[2]
@@ -66,14 +66,16 @@ def test_a_table_is_shown_and_its_script_is_run(
     head = "command   python echo.py --data rows.jsonl\n"
     (folder / "results" / "echo.txt").write_text(head)
     table = find("echo", folder)
-    with pytest.raises(ValueError, match=r"the command reads rows\.jsonl, which is not here: start"):
+    with pytest.raises(
+        ValueError, match=r"the command reads rows\.jsonl, which is not here: start"
+    ):
         reproduce(table)
     (tmp_path / "rows.jsonl").touch()
     monkeypatch.setenv("FEDLOOM_DATA", str(tmp_path))
     assert reproduce(table) == 3
     assert table.commands() == [[str(folder / "echo.py"), "--data", "rows.jsonl"]]
     (folder / "echo.py").unlink()
-    with pytest.raises(ValueError, match="was made by echo.py, which is not in"):
+    with pytest.raises(ValueError, match=r"was made by echo\.py, which is not in"):
         table.commands()
 
 
@@ -81,7 +83,7 @@ def test_outside_of_a_clone_it_says_where_to_get_the_scripts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "lib" / "site-packages" / "fedloom" / "__init__.py"
-    monkeypatch.setattr(module.fedloom, "__file__", str(package))
+    monkeypatch.setattr(fedloom, "__file__", str(package))
     monkeypatch.chdir(tmp_path)
     assert benchmarks() is None
     listed = CliRunner().invoke(cli.app, ["reproduce", "--list"])

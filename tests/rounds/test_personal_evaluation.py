@@ -114,7 +114,9 @@ def test_what_is_fine_tuned_is_what_a_loop_by_hand_makes_of_it(
 
 
 def test_nothing_of_it_reaches_a_round(done: Path, small_recipe: Make, tmp_path: Path) -> None:
-    plain = experiment.run(recipe(small_recipe, finetune=0, batched="off"), tmp_path / "plain").summary
+    plain = experiment.run(
+        recipe(small_recipe, finetune=0, batched="off"), tmp_path / "plain"
+    ).summary
     assert plain["state_sha256"] == json.loads((done / "summary.json").read_text())["state_sha256"]
     own = [{n: v for n, v in r["metrics"].items() if "finetuned" not in n} for r in rows(done)]
     assert [row["metrics"] for row in rows(tmp_path / "plain")] == own

@@ -15,12 +15,14 @@ from fedloom.results.suites import Asked, run_suite
 from fedloom.spaces.lora import LoRA
 from fedloom.suites.likelihood import Continuation, Likelihood, likelihoods
 
-SUMS = [{"question": f"{x} and 1?", "answer": f"One more. #### {x + 1}"} for x in range(10)]
-QUESTIONS = [
+SUMS: list[dict[str, Any]] = [
+    {"question": f"{x} and 1?", "answer": f"One more. #### {x + 1}"} for x in range(10)
+]
+QUESTIONS: list[dict[str, Any]] = [
     {"question": f"{x}?", "subject": "sums", "choices": ["a", "b", "c", "d"], "answer": x % 4}
     for x in range(10)
 ]
-PROGRAMS = [
+PROGRAMS: list[dict[str, Any]] = [
     {
         "task_id": str(x),
         "prompt": f"def add{x}(n):\n",
@@ -29,7 +31,7 @@ PROGRAMS = [
     }
     for x in range(5)
 ]
-ITEMS = {"gsm8k": SUMS, "mmlu": QUESTIONS, "humaneval": PROGRAMS}
+ITEMS: dict[str, list[dict[str, Any]]] = {"gsm8k": SUMS, "mmlu": QUESTIONS, "humaneval": PROGRAMS}
 
 
 @pytest.mark.parametrize("right", [True, False])

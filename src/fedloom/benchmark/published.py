@@ -106,9 +106,7 @@ def published(folder: Path | None) -> dict[str, Published]:
     papers = {name: [_said(one) for one in given] for name, given in _papers().items()}
     files = {} if folder is None else {f.stem: f for f in sorted((folder / "results").iterdir())}
     names = papers if folder is None else files
-    return {
-        name: Published(name, papers.get(name, ()), files.get(name)) for name in sorted(names)
-    }
+    return {name: Published(name, papers.get(name, ()), files.get(name)) for name in sorted(names)}
 
 
 def find(name: str, folder: Path | None) -> Published:

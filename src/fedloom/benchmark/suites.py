@@ -40,7 +40,9 @@ def ask(plan: BenchPlan, folder: Path, bases: SharedBases | None, *, base: bool)
     """
     result = Result(folder, Objects(bases=bases))
     for model in (BASE, None) if base else (None,):
-        missing = [asked for asked in plan.asked() if not _result(folder, asked, base=model == BASE)]
+        missing = [
+            asked for asked in plan.asked() if not _result(folder, asked, base=model == BASE)
+        ]
         if missing and (model == BASE or is_shared(folder)):
             result.suites(missing, base=model == BASE)
             if bases is not None:
@@ -73,9 +75,9 @@ def results_of(plan: BenchPlan, folder: Path, *, base: bool = False) -> dict[str
 def _result(folder: Path, asked: Asked, *, base: bool) -> SuiteResult | None:
     wanted = shown_sha256(asked)
     for result in read_results(folder):
-        if (result.suite, result.prompts_sha256) == (asked.suite, wanted):
-            if (result.model == BASE) == base:
-                return result
+        known = result.suite, result.prompts_sha256, result.model == BASE
+        if known == (asked.suite, wanted, base):
+            return result
     return None
 
 

@@ -200,9 +200,7 @@ def _estimates(
     return found
 
 
-def _before(
-    runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered
-) -> Row:
+def _before(runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered) -> Row:
     values = _values(runs, metrics, "before", answered)
     measured = {m.name: over_seeds(list(v.values())) for m in metrics if (v := values[m.name])}
     for seed, results in answered.items():

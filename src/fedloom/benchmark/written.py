@@ -153,7 +153,8 @@ def notes_of(table: BenchTable) -> list[str]:
         apart = [
             row.name
             for row in table.rows
-            if row.seeds and not any(name.startswith(PREFIX) and v for name, v in row.values.items())
+            if row.seeds
+            and not any(name.startswith(PREFIX) and v for name, v in row.values.items())
         ]
         if apart:
             notes.append(
