@@ -137,15 +137,18 @@ def make_plan(recipe: Recipe) -> Plan:
         taken = forecast(session, shards, stage_of(session))
         begun = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
         local = describe(recipe.algorithm, begun.state).local
-    params, model, last = session.space.start(), session.space.model, taken.rounds[-1]
+    params, model = session.space.start(), session.space.model
+    # The last in which anybody is asked: a Poisson cohort may be empty.
+    last = next((one for one in reversed(taken.rounds) if one.sent), taken.rounds[-1])
+    asked = max(len(last.sent), 1)
     kernels = choose_kernels(recipe.local, model)
     return Plan(
         recipe,
         num_trainable=sum(t.numel() for t in params.values()),
         num_total=_num_total(session),
         cohort=taken.cohort,
-        download_bytes=round(last.download_bytes / taken.cohort),
-        upload_bytes=round(last.upload_bytes / taken.cohort),
+        download_bytes=round(last.download_bytes / asked),
+        upload_bytes=round(last.upload_bytes / asked),
         total_bytes=taken.total_bytes,
         train_seconds=taken.train_seconds + taken.message_seconds,
         evaluate_seconds=taken.evaluate_seconds,

@@ -13,6 +13,7 @@ import torch
 
 from fedloom.core.description import describe
 from fedloom.core.params import add, equal
+from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
     ClientId,
     Done,
@@ -142,7 +143,11 @@ def _next(
     replies = [
         replace(half.reply, client=task.client) for task, half in zip(sent, halves, strict=True)
     ]
-    state, _ = algorithm.server_update(run.state, round, replies)
+    try:
+        state, _ = algorithm.server_update(run.state, round, replies)
+    except NoReplies:
+        # A Poisson cohort may be empty.
+        state = run.state
     steps = {
         task.client: [_num_steps(session, task, work) for work in half.fits]
         for task, half in zip(sent, halves, strict=True)
@@ -154,7 +159,7 @@ def _next(
         sum(_num_seeds(work) for half in halves for work in half.fits),
         sum(sizes[id(half)][0] for half in halves),
         sum(sizes[id(half)][1] for half in halves),
-        (time.perf_counter() - began) / len(played),
+        (time.perf_counter() - began) / max(len(played), 1),
     )
 
 

@@ -107,6 +107,8 @@ def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
     return replace(
         recipe.data,
         **text,
+        path=None,
+        unseen=0.0,
         held_out={},
         held_out_sample=Sample(),
         sample=Sample(),
