@@ -87,14 +87,8 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
     }
     metrics = [*_metrics(plan, runs, outcomes), *columns_of(plan)]
     reference = runs[plan.reference]
-    suites = {
-        row: {seed: results_of(plan, folder) for seed, folder in found.folders.items()}
-        for row, found in outcomes.items()
-    }
-    before = {
-        seed: results_of(plan, folder, base=True)
-        for seed, folder in outcomes[plan.reference].folders.items()
-    }
+    suites = {row: _answered(plan, found) for row, found in outcomes.items()}
+    before = _answered(plan, outcomes[plan.reference], base=True)
     rows = [_before(reference, metrics, before)] if reference else []
     base = _values(reference, metrics, "final", suites[plan.reference])
     spent = _bytes(reference)
@@ -104,13 +98,8 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
         # Messages of these are of nobody to nobody.
         total = None if name in ("local", "centralised") else _bytes(by_seed)
         unlike = plan.unlike(name, plan.reference) if _pairs_by_recipe(plan, name) else ()
-        beside = {
-            metric.name: found
-            for metric in metrics
-            if name != plan.reference
-            and not unlike
-            and (found := paired(values[metric.name], base[metric.name])) is not None
-        }
+        pairs = name != plan.reference and not unlike
+        beside = _beside(values, base) if pairs else {}
         rows.append(
             Row(
                 name,
@@ -166,6 +155,18 @@ def _metrics(
 
 Answered = Mapping[int, Mapping[str, SuiteResult]]
 """By seed and column, what a row's runs answered."""
+
+
+def _answered(plan: BenchPlan, found: Outcomes, *, base: bool = False) -> Answered:
+    return {seed: results_of(plan, folder, base=base) for seed, folder in found.folders.items()}
+
+
+def _beside(
+    own: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
+) -> dict[str, Estimate]:
+    """Return how far values are above others, seed by seed, of each metric that both have at a seed."""
+    found = {name: paired(own[name], other[name]) for name in own}
+    return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
 def _values(

@@ -88,13 +88,11 @@ def divide(
     labels = [record.labels for record in held]
     cuts, judges, excluded = _cuts(held, examples, rows, settings)
     unseen = _unseen(cuts, judges, settings)
-    learnt = {c: replace(parts, train=()) if c in unseen else parts for c, parts in cuts.items()}
-    leaked = leaks(learnt, [hashes[chosen[i]] for i in usable])
+    leaked = leaks(_learnt(cuts, unseen), [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
     if settings.pooled:
-        cuts = {**_pooled(learnt), **{c: cuts[c] for c in unseen}}
-        cuts = dict(sorted(cuts.items()))
+        cuts = _pooled(cuts, unseen)
     shards = {c: _shard(parts, examples, settings, objective) for c, parts in cuts.items()}
     by = stratum(settings.partition)
     hidden = hidden_labels(labels, named=_named(settings), known=objective.classes)
@@ -252,6 +250,11 @@ def _unseen(
     return tuple(sorted(sorted(able, key=lambda client: derive(seed, client))[:wanted]))
 
 
+def _learnt(cuts: Mapping[ClientId, Cut], unseen: Collection[ClientId]) -> dict[ClientId, Cut]:
+    """Return the cuts without what clients that never train hold to learn from."""
+    return {c: replace(parts, train=()) if c in unseen else parts for c, parts in cuts.items()}
+
+
 def _together(
     learners: Mapping[ClientId, Cut], judges: Mapping[ClientId, Cut]
 ) -> dict[ClientId, Cut]:
@@ -262,11 +265,12 @@ def _together(
     return dict(sorted({**learners, **judges}.items()))
 
 
-def _pooled(cuts: Mapping[ClientId, Cut]) -> dict[ClientId, Cut]:
-    train = tuple(sorted(i for parts in cuts.values() for i in parts.train))
+def _pooled(cuts: Mapping[ClientId, Cut], unseen: Collection[ClientId]) -> dict[ClientId, Cut]:
+    """Return all training rows at one more client, but for those of clients that never train, which keep them."""
+    train = tuple(sorted(i for parts in _learnt(cuts, unseen).values() for i in parts.train))
     # A natural client may be called like it.
     name = POOL if POOL not in cuts else f"{POOL}-of-all"
-    judges = {client: replace(parts, train=()) for client, parts in cuts.items()}
+    judges = {c: parts if c in unseen else replace(parts, train=()) for c, parts in cuts.items()}
     return dict(sorted({**judges, name: Cut(train, (), ())}.items()))
 
 

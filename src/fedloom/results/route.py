@@ -196,7 +196,7 @@ def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
         found: Probe = [line.strip() for line in lines if line.strip()]
     else:
         # Whoever asks need not know the labels that the run was dealt out by.
-        settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=(), unseen=0.0)
+        settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=())
         rows = list(read_file(file))
         found = session.recipe.objective.records(rows, settings).records
     if not found:

@@ -201,22 +201,28 @@ def build(
         trainer = makers.trainer(TrainerParts(setup, base.tokenizer, trainer))
     guarded = watched(trainer, space, federation, recipe)
     store = ClientStateStore(folder / "client_state")
+    engine = _engine(recipe, guarded, store, federation)
+    return Session(
+        recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
+    )
+
+
+def _engine(
+    recipe: Recipe, trainer: Trainer, store: ClientStateStore, federation: Federation
+) -> InProcess:
     make = Loopback if isinstance(recipe.engine, LoopbackSettings) else InProcess
     profiles = {
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(
+    return make(
         recipe.algorithm,
-        guarded,
+        trainer,
         store,
         profiles,
         recipe.wire,
         metrics=recipe.metrics,
         finetune=recipe.evaluation.finetune,
-    )
-    return Session(
-        recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
     )
 
 
