@@ -83,16 +83,14 @@ def divide(
     usable = [i for i, examples in enumerate(tokenised.examples) if examples]
     if not usable:
         raise ValueError(_nothing_left(settings, len(rows), len(records), read.losses.lines()))
-    examples = [tokenised.examples[i] for i in usable]
-    held = [records[i] for i in usable]
+    examples, held = [tokenised.examples[i] for i in usable], [records[i] for i in usable]
     labels = [record.labels for record in held]
     cuts, judges, excluded = _cuts(held, examples, rows, settings)
     unseen = _unseen(cuts, judges, settings)
     leaked = leaks(_learnt(cuts, unseen), [hashes[chosen[i]] for i in usable])
     # Pooling moves training examples; what they are, and what is held out, stays the same.
     sha256, untested = _hash(cuts, examples), _num_untested(cuts, settings)
-    if settings.pooled:
-        cuts = _pooled(cuts, unseen)
+    cuts = _pooled(cuts, unseen) if settings.pooled else cuts
     shards = {c: _shard(parts, examples, settings, objective) for c, parts in cuts.items()}
     by = stratum(settings.partition)
     hidden = hidden_labels(labels, named=_named(settings), known=objective.classes)
