@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import fedloom
 from fedloom import cli
 from fedloom.benchmark.published import benchmarks, find, published, reproduce
 
@@ -82,8 +81,7 @@ def test_a_table_is_shown_and_its_script_is_run(
 def test_outside_of_a_clone_it_says_where_to_get_the_scripts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "lib" / "site-packages" / "fedloom" / "__init__.py"
-    monkeypatch.setattr(fedloom, "__file__", str(package))
+    monkeypatch.setattr("fedloom.benchmark.published._CLONE", tmp_path / "lib")
     monkeypatch.chdir(tmp_path)
     assert benchmarks() is None
     listed = CliRunner().invoke(cli.app, ["reproduce", "--list"])

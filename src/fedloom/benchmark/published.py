@@ -20,6 +20,8 @@ WHERE = (
 )
 _COMMAND = re.compile(r"^command +python (\S.*)$", re.M)
 _DATA = "FEDLOOM_DATA"
+_CLONE = Path(__file__).resolve().parents[3]
+"""Where this file is a clone's src/fedloom/benchmark/published.py."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ class Published:
 
 def benchmarks() -> Path | None:
     """Return the folder of the scripts: where this package is a clone's, or where the command is started; None elsewhere."""
-    # src/fedloom/benchmark/published.py of a clone.
-    for place in (Path(__file__).resolve().parents[3], Path.cwd()):
+    for place in (_CLONE, Path.cwd()):
         if (place / "benchmarks" / "results").is_dir():
             return place / "benchmarks"
     return None
