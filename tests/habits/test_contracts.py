@@ -23,6 +23,7 @@ BREACHES = {
     "core needs torch and the standard library only": ("core/params.py", "import numpy"),
     "transformers, peft and gguf stay in models": ("client/fit.py", "import peft"),
     "dp-accounting stays in privacy": ("server/samplers.py", "import dp_accounting"),
+    "optuna stays in search.study": ("search/tune.py", "import optuna"),
     "datasets stays in data.sources": ("data/federation.py", "import datasets"),
     "pictures and pages stay in the report and the preview": (
         "client/fit.py",

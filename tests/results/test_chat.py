@@ -110,10 +110,10 @@ def asked(talk: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     session, prompts = talk.session, []
     answers = type(session.evaluator).answers
 
-    def noted(self: Any, model: Any, examples: Any) -> list[str]:
+    def noted(self: Any, model: Any, examples: Any, **rest: Any) -> list[str]:
         (example,) = examples
         prompts.append(session.base.tokenizer.decode(example.ids[: example.prompt_length].tolist()))
-        return answers(self, model, examples)
+        return answers(self, model, examples, **rest)
 
     monkeypatch.setattr(type(session.evaluator), "answers", noted)
     return prompts
