@@ -145,6 +145,9 @@ class FedEM(Wrapper[State]):
         models = map(self.inner.deployed, self._split(download), self._memories(client_state))
         return list(zip(self._shares(client_state).tolist(), models, strict=True))
 
+    def support(self, download: Payload) -> Payload:
+        return {}  # groups are those of all components
+
     def server_update(
         self, state: FedEMState[State], round: Round, replies: Iterable[Reply]
     ) -> tuple[FedEMState[State], Metrics]:

@@ -242,6 +242,11 @@ class RecipeView(Protocol):
         ...
 
     @property
+    def secure(self) -> object | None:
+        """Return how uploads are added up so that nobody sees one; None where they are not."""
+        ...
+
+    @property
     def tune(self) -> object:
         """Return what is learnt, see `core.ranks.HasRanks`."""
         ...
@@ -293,6 +298,24 @@ class Masks(Protocol):
 def mask_of(algorithm: Algorithm[Any], download: Payload) -> Params | None:
     """Return what of a model learns, see `Masks.mask`."""
     return algorithm.mask(download) if isinstance(algorithm, Masks) else None
+
+
+# --- what uploads have in common -----------------------------------------------------------------
+
+
+@runtime_checkable
+class Supports(Protocol):
+    """An algorithm whose clients may all leave out the same entries of an upload."""
+
+    def support(self, download: Payload) -> Payload:
+        """Return where entries of an upload may be other than 0, as bool by group and name; everywhere where it says
+        nothing. It is the same for all who share a download."""
+        ...
+
+
+def support_of(algorithm: Algorithm[Any], download: Payload) -> Payload:
+    """Return where uploads are not 0, see `Supports.support`."""
+    return algorithm.support(download) if isinstance(algorithm, Supports) else {}
 
 
 # --- several models that answer together ---------------------------------------------------------

@@ -20,7 +20,11 @@ _SHARE = (0.0, 1.0)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,59}")
 PLUGIN = "plugin/"
 """In front of what is measured of a whole model, into which what was learnt around an emulator is put."""
-PREFIXES = ("personal/", PLUGIN)
+PERSONAL = "personal/"
+"""In front of what is measured of a client's own model, beside the shared one."""
+MIXTURE = "mixture_"
+"""In front of the number of a mixture's model, of whose share an evaluation tells."""
+PREFIXES = (PERSONAL, PLUGIN)
 """What may stand in front of a name, for a second model that is measured."""
 
 
@@ -105,7 +109,7 @@ REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),
     # What each model of a mixture counts at a client.
-    *(Metric(f"mixture_{k}", f"share of component {k}", "%", bounds=_SHARE) for k in range(1, 9)),
+    *(Metric(f"{MIXTURE}{k}", f"share of component {k}", "%", bounds=_SHARE) for k in range(1, 9)),
 )
 """What clients may report, besides metrics of users' own."""
 WEIGHTS = ("num_examples", "num_tokens")
@@ -130,6 +134,7 @@ WRITTEN: Mapping[str, Metric] = _named(
         for name in ("seconds", "train_seconds", "evaluation_seconds", "round_seconds")
     ),
     *(Metric(name, better="lower") for name in ("epsilon", "download_density")),
+    Metric("entries_cut", "entries cut to secure.clip", reduce="sum", better="lower"),
     Metric("align_hidden", "distance of the emulator's states", better="lower"),
     Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),
     Metric("aggregation_error", "aggregation error", "%", better="lower"),
@@ -249,6 +254,16 @@ class Reduction:
             weight = _weight(self.table.entry(name).reduce, metrics)
             self._sums[name] = self._sums.get(name, 0.0) + weight * value
             self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    @classmethod
+    def of(cls, parts: Mapping[str, tuple[float, float]], table: MetricTable) -> "Reduction":
+        """Return the reduction of values that were added up elsewhere, see `parts`."""
+        sums = {name: total for name, (total, _) in parts.items()}
+        return cls(table, sums, {name: weight for name, (_, weight) in parts.items()})
+
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """Return of every metric the sum of its weighed values and that of its weights: both may be added up further."""
+        return {name: (total, self._weights[name]) for name, total in self._sums.items()}
 
     def result(self) -> dict[str, float]:
         """Return the metrics of all together; one that only some have is of those."""

@@ -68,6 +68,9 @@ class Reply:
     """In a weighted mean; the algorithm's choice."""
     metrics: Metrics = field(default_factory=dict)
     """For the run's record; no algorithm reads them."""
+    count: int = 1
+    """Never sent. Where an engine adds uploads up, how many the upload is the weighted mean of: `weight` is the sum of
+    theirs, and `client` one of them."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Delivery:
     answer: Reply | ClientFailure
     download_bytes: int = 0
     upload_bytes: int = 0
+    num_cut: int = 0
+    """Entries of uploads that were too large for a secure sum, and were cut to its clip."""
 
 
 class ClientError(Exception):
@@ -254,5 +259,5 @@ class Engine(Protocol):
         ...
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
-        """Yield one delivery a task, in task order."""
+        """Yield one delivery a task, in task order; of tasks whose uploads were added up, one with a reply for all of them."""
         ...

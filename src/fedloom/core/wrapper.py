@@ -16,6 +16,7 @@ from fedloom.core.description import (
     check,
     describe,
     mask_of,
+    support_of,
 )
 from fedloom.core.params import zeros_like
 from fedloom.core.protocols import Algorithm, Fit, Params, Payload, Reply, Sees, State, Work
@@ -64,6 +65,10 @@ class Wrapper(Generic[State]):
     def mask(self, download: Payload) -> Params | None:
         """Return what of the inner algorithm's model learns."""
         return mask_of(self.inner, download)
+
+    def support(self, download: Payload) -> Payload:
+        """Return where the inner algorithm's uploads are not 0."""
+        return support_of(self.inner, download)
 
     def released(self, state: Any) -> Iterable[Release] | None:
         """Return what is on the inner algorithm's account."""

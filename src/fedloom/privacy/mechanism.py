@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from fedloom.core.description import Release
+from fedloom.core.params import scale
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Round
 from fedloom.privacy.accountant import Ledger
@@ -73,7 +74,7 @@ class Mechanism:
 
     def release(
         self,
-        uploads: Iterable[Payload],
+        uploads: Iterable[tuple[Payload, int]],
         round: Round,
         *,
         mask: Params,
@@ -83,7 +84,7 @@ class Mechanism:
         """Return a noisy mean of clipped uploads, the mechanism after it, and its metrics.
 
         Args:
-            uploads: Of those that replied; clipped again.
+            uploads: Of those that replied, clipped again; or the mean of so many whose single uploads nobody has seen.
             round: Says how many were expected, by which the sum is divided.
             mask: Where uploads and noise may be, by name; everywhere for other names.
             quantile: Of the clients' norms, for the clip to follow; None keeps it.
@@ -94,9 +95,15 @@ class Mechanism:
         """
         expected, z = round.rate * len(round.population), self.noise_multiplier or 0.0
         total, num_replies, num_below = NoisySum(), 0, 0
-        for upload in uploads:
+        for upload, count in uploads:
             numbers = {group: params for group, params in upload.items() if group != SIGNAL}
-            total.add(clipped(within(numbers, mask), self.clip)[0])
+            numbers = within(numbers, mask)
+            if count > 1:
+                # Each was clipped by its client, and rounded so that it did not grow.
+                total.add({group: scale(params, count) for group, params in numbers.items()})
+                num_replies += count
+                continue
+            total.add(clipped(numbers, self.clip)[0])
             num_replies += 1
             num_below += quantile is not None and bool(upload[SIGNAL]["below"])
         if not num_replies:

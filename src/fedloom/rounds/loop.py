@@ -44,6 +44,8 @@ class RoundTally:
     download_bytes: int = 0
     upload_bytes: int = 0
     num_replies: int = 0
+    num_cut: int | None = None
+    """Entries that clients cut to the clip of a secure sum; None where there was no such sum."""
     failures: list[ClientFailure] = field(default_factory=list)
     plausibility: Plausibility | None = None
     """Holds every reply against what its client declared; None takes all as they are."""
@@ -61,13 +63,17 @@ class RoundTally:
             if isinstance(answer, ClientFailure):
                 self.failures.append(answer)
                 continue
-            self.num_replies += 1
+            self.num_replies += answer.count
+            if answer.count > 1:
+                self.num_cut = (self.num_cut or 0) + delivery.num_cut
             self.reported.add(answer.metrics)
             yield answer
 
     def metrics(self) -> Metrics:
         """Return `train/*` (reduced as the metric table says) and `comm/*` (bytes of encoded messages)."""
+        cut = {} if self.num_cut is None else {"comm/entries_cut": float(self.num_cut)}
         return {f"train/{name}": value for name, value in self.reported.result().items()} | {
+            **cut,
             "comm/download_bytes": float(self.download_bytes),
             "comm/upload_bytes": float(self.upload_bytes),
             "comm/num_replies": float(self.num_replies),

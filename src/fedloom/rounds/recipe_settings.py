@@ -11,7 +11,7 @@ from fedloom.core.emulation import Aligns, HasEmulator
 from fedloom.core.metrics import MetricTable
 from fedloom.core.protocols import Algorithm
 from fedloom.core.ranks import HasRanks
-from fedloom.core.wrapper import layers
+from fedloom.core.wrapper import layers, spelled
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.preferences import check_unpacked
 from fedloom.engines.engine_settings import (
@@ -27,6 +27,8 @@ from fedloom.objectives.objective import Objective
 from fedloom.objectives.preference import Comparing, PreferenceObjective
 from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
+from fedloom.secure.ciphers import check_installed
+from fedloom.secure.settings import SecureSettings
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces import full
 from fedloom.spaces.lora import LoRA
@@ -111,6 +113,8 @@ class Recipe:
     """Who takes part in a round."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When the model is measured, and by what."""
+    secure: SecureSettings | None = None
+    """Sums of uploads of which nobody sees a single one; None: the server receives each."""
     wire: WireSettings = WireSettings()
     """How tensors become bytes."""
     engine: EngineSettings = InProcessSettings()
@@ -177,6 +181,7 @@ class Recipe:
         self._check_ranks()
         self._check_emulator()
         self._check_worker()
+        self._check_secure()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
@@ -265,6 +270,33 @@ class Recipe:
             why = f"shares out the rows of a batch: local.batch_size must be as much at least, got {local.batch_size}"
         if why:
             raise ValueError(f"{worker.setting} {why}")
+
+    def _check_secure(self) -> None:
+        secure, reads = self.secure, self.algorithm.server_sees
+        if secure is None:
+            return
+        if reads not in ("mean", "noisy mean"):
+            raise ValueError(
+                f"secure hides single uploads, got {spelled(self.algorithm)}, whose server reads {reads} of them: leave"
+                " secure out, or take what reads their mean alone, such as fedavg with combine: mean"
+            )
+        most = self.cohort.largest(self.num_clients)
+        if most is not None and most < secure.threshold:
+            raise ValueError(
+                f"secure.threshold must be at most the clients of a round ({most}), got {secure.threshold}"
+            )
+        if self.wire.upload != "float32":
+            raise ValueError(
+                f"wire.upload has no effect beside secure, whose sums are of secure.bits, got {self.wire.upload}"
+            )
+        if isinstance(self.engine, RaySettings) or (
+            isinstance(self.engine, FlowerSettings) and self.engine.nodes
+        ):
+            raise ValueError(
+                "secure needs clients that hold their own keys, got an engine whose clients are all this machine's: set"
+                " engine inprocess, which plays all of them, or let sites join (`fedloom serve`)"
+            )
+        check_installed()
 
     def _not_split(self) -> str | None:
         """Return why the weights cannot be split over processes, None where they can."""

@@ -29,6 +29,7 @@ from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
+from fedloom.engines.sums import Played
 from fedloom.evaluation.measure import Evaluator, PluggedIn
 from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
@@ -192,7 +193,16 @@ def build(
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    engine = make(recipe.algorithm, guarded, store, profiles, recipe.wire, metrics=recipe.metrics)
+    sums = recipe.secure and Played(recipe.secure)
+    engine = make(
+        recipe.algorithm,
+        guarded,
+        store,
+        profiles,
+        recipe.wire,
+        metrics=recipe.metrics,
+        sums=sums,
+    )
     return Session(
         recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
     )
