@@ -50,6 +50,11 @@ def keys_add(
 
     folder = Keys(keys).add(site)
     _console().print(f"wrote {folder}; hand it to {site} and keep it secret", soft_wrap=True)
+    if others := [name for name in Keys(keys).sites() if name != site]:
+        _console().print(
+            f"for secure sums hand {', '.join(others)} the folder `peers` of theirs again: it holds the key of {site} now",
+            soft_wrap=True,
+        )
 
 
 @keys_app.command("renew")
@@ -124,6 +129,9 @@ def join(
     columns: Words = None,
     min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
+    min_cohort: Annotated[
+        int, typer.Option(help="Take part in secure sums of so many clients or more only.")
+    ] = 0,
     allow: Annotated[str | None, typer.Option(help="Modules whose code a recipe may name.")] = None,
     shards: Shards = None,
     replicas: Replicas = None,
@@ -145,10 +153,19 @@ def join(
         min_examples,
         clip,
         _listed(allow),
+        min_cohort,
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     agreed, worker = recipe and recipe.resolve(), _worker(shards, replicas)
-    settings = SiteSettings(name, home, data.resolve(), limits=limits, recipe=agreed, worker=worker)
+    settings = SiteSettings(
+        name,
+        home,
+        data.resolve(),
+        limits=limits,
+        recipe=agreed,
+        keys=keys.resolve(),
+        worker=worker,
+    )
     if dry_run:
         _show_dry_run(settings)
         return

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -19,12 +19,14 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
-from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe, versions
+from fedloom.deploy.greeting import EMULATOR, greeting, recipe_sha256, shared_recipe, versions
 from fedloom.deploy.handover import Handover
 from fedloom.deploy.limits import Limits
+from fedloom.engines.codec import MessageCodec
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
+from fedloom.engines.sums import words_of
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import limited_to
 from fedloom.recipe import build_recipe, load_recipe
@@ -32,6 +34,11 @@ from fedloom.recipe_text import to_tree
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
+from fedloom.secure.ciphers import Directory, Signer
+from fedloom.secure.client import Party
+from fedloom.secure.fixed_point import Words
+from fedloom.secure.messages import Step
+from fedloom.secure.terms import Terms, hash_of
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.spaces.offsite import Offsite, OffsiteSpace
 from fedloom.wire.format import decode_task, reply_pieces
@@ -56,6 +63,8 @@ class SiteSettings:
     limits: Limits = Limits()
     recipe: Path | None = None
     """The only recipe that this site takes part in; None: any that its limits allow."""
+    keys: Path | None = None
+    """The folder that `fedloom keys add` made for it: its own key, and the others' public ones; for secure sums."""
     worker: WorkerSettings | None = None
     """How many processes train its client; None: as many as the recipe says."""
 
@@ -80,7 +89,7 @@ class SiteSettings:
     def read(cls, file: Path) -> "SiteSettings":
         """Read what `write` wrote."""
         fields = json.loads(file.read_text())
-        paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe")}
+        paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe", "keys")}
         worker = fields["worker"] and WorkerSettings(**fields["worker"])
         return cls(**{**fields, **paths, "limits": Limits(**fields["limits"]), "worker": worker})
 
@@ -95,6 +104,8 @@ class Site:
     """Returns a session whose clients are trained by as many processes as its recipe says."""
     _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
     _handover: Handover = field(init=False)
+    _party: Party | None = None
+    """This site in secure sums, under the recipe that is ready."""
 
     def __post_init__(self) -> None:
         """Name the folders of what comes in frames."""
@@ -127,6 +138,9 @@ class Site:
             if header["kind"] == "hello":
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
+            if header["kind"] == "sum":
+                answer = self._member(header, session).answer(_step(header), pieces[0])
+                return {"answers": [None]}, [answer]
             own = self._handover.take(header, pieces)
             if wanted := self._handover.lacking(header, "parcels"):
                 return {"asks": wanted}, []
@@ -172,6 +186,7 @@ class Site:
             for note in session.federation.manifest.left_out() if self.settings.data else ():
                 self.say(note)
             self._ready = {text: (session, greeting(text, session)["identity"])}
+            self._party = None
         session, own = self._ready[text]
         agree(asked, own, where=SERVER_AND_SITE)
         return session
@@ -204,6 +219,8 @@ class Site:
         self, header: Mapping[str, Any], pieces: Sequence[Piece], session: Session
     ) -> tuple[dict[str, Any], Sequence[Piece]]:
         tasks = self._tasks(header, pieces, session)
+        if session.recipe.secure is not None and any(task.kind == "train" for task in tasks):
+            return self._masked(header, pieces, tasks, session)
         reasons: list[str | None] = []
         out: list[Piece] = []
         for task, answer in zip(tasks, self._answers(tasks, session), strict=True):
@@ -218,6 +235,67 @@ class Site:
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")
         said, own = self._handover.left(out)
         return {"answers": reasons, **said}, own
+
+    def _masked(
+        self,
+        header: Mapping[str, Any],
+        pieces: Sequence[Piece],
+        tasks: Sequence[Task],
+        session: Session,
+    ) -> tuple[dict[str, Any], Sequence[Piece]]:
+        """Return a masked upload; one without a mask is not sent, whoever asks for it."""
+        if len(tasks) != 1 or "sum" not in header:
+            raise ValueError(
+                "the recipe adds uploads up under masks, but the server asks for one by itself: nothing is sent"
+            )
+        (task,), ((_, body),) = tasks, header["tasks"]
+        party, recipe = self._member(header, session), session.recipe
+
+        def vector(terms: Terms) -> Words:
+            if hash_of(pieces[body]) != terms.task:
+                raise ClientError("the task is not the one that the keys of this sum are bound to")
+            (answer,) = self._answers(tasks, session)
+            if isinstance(answer, ClientFailure):
+                raise ClientError(answer.reason)
+            assert recipe.secure is not None
+            if terms.round != task.round:
+                raise ClientError("the keys of this sum are bound to another round")
+            codec = MessageCodec(recipe.algorithm, recipe.wire, recipe.metrics)
+            bounded = self.settings.limits.bounded(answer)
+            words = words_of(codec, task, bounded, recipe.secure, terms.heaviest)
+            if isinstance(words, str):
+                raise ClientError(words)
+            return words
+
+        upload = party.answer("upload", pieces[header["sum"]], vector)
+        self.settings.limits.check_size(len(upload), "the reply")
+        session.store.flush()
+        self._forget(tasks, session)
+        self.say(f"round {task.round}: {task.kind}, done and masked")
+        said, own = self._handover.left([self._handover.spool.joined([upload])])
+        return {"answers": [None], **said}, own
+
+    def _member(self, header: Mapping[str, Any], session: Session) -> Party:
+        """Return this site in secure sums.
+
+        Raises:
+            ValueError: where the recipe has none, or this site no keys for them.
+        """
+        secure, keys = session.recipe.secure, self.settings.keys
+        if secure is None or keys is None:
+            raise ValueError("the server asks for a secure sum, of which the recipe has none")
+        if self._party is None:
+            own, peers = keys / "node.key", sorted((keys / "peers").glob("*.pub"))
+            public = {path.stem: path.read_bytes() for path in peers}
+            if self.settings.name not in public:
+                raise ValueError(
+                    f"{keys / 'peers'} does not hold the public keys of those that take part, which secure sums are signed"
+                    " by: copy the site's folder from the server's keys again"
+                )
+            run, least = recipe_sha256(header["recipe"]), self.settings.limits.min_cohort
+            signer, directory = Signer.read(own.read_bytes()), Directory(public)
+            self._party = Party(self.settings.name, secure, signer, directory, run, least)
+        return self._party
 
     @staticmethod
     def _tasks(header: Mapping[str, Any], pieces: Sequence[Piece], session: Session) -> list[Task]:
@@ -291,6 +369,15 @@ def open_session(settings: SiteSettings, recipe: Recipe, *, device: str | None =
         settings.limits.check_examples(counts.train + counts.validation + counts.test)
     settings.limits.check_upload(rehearsed(session)[1].upload)
     return session
+
+
+def _step(header: Mapping[str, Any]) -> Step:
+    """Return the step of a secure sum that is asked for by itself."""
+    for step in get_args(Step):
+        if header.get("step") == step != "upload":
+            found: Step = step
+            return found
+    raise ValueError(f"a secure sum has no step {ascii(header.get('step'))[:40]}")
 
 
 class _OwnData(ValueError):

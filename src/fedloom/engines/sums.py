@@ -32,6 +32,8 @@ from fedloom.wire.body import Piece, decode_body
 
 RUN = "here"
 """What sums of this process are bound to in the place of a recipe that was agreed on."""
+_BESIDE = 1 << 16
+"""Bytes of an upload beside its entries: weight and metrics, at most."""
 Post = Callable[[Step, Mapping[ClientId, bytes]], Mapping[ClientId, bytes | memoryview | str]]
 
 
@@ -87,6 +89,11 @@ class Sum:
             sum(self.uploaded.get(c, 0) for c in server.survivors),
             num_cut,
         )
+
+    def most_bytes(self) -> int:
+        """Return a length that no upload exceeds: coordinates take 32 bits at most."""
+        entries = sum(shape.numel() for _, shape in self.codec.expected(self.tasks[0]).values())
+        return 4 * entries + _BESIDE
 
     def _counted(self, post: Post) -> Exchange:
         def exchange(
