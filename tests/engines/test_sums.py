@@ -80,9 +80,7 @@ def played(
     start = SEEDS if isinstance(algorithm, FedKSeed) else LAYERS
     run, lines, lost = run or begin(algorithm, start, 0), [], []
     for _ in range(rounds):
-        run, line, failures = advance(
-            run, algorithm, engine, population=profiles, sampler=cohort
-        )
+        run, line, failures = advance(run, algorithm, engine, population=profiles, sampler=cohort)
         lines.append(line)
         lost += [failure.reason for failure in failures]
     return run, lines, lost

@@ -25,7 +25,12 @@ def replies() -> list[Reply]:
             "delta": {"w": torch.randn(6, 5, generator=source).clamp(-3, 3)},
             "control": {"w": torch.randn(4, generator=source, dtype=torch.float64) / 9},
         }
-        told = {"loss": loss, "num_tokens": 3 * weight, "num_examples": weight, "skipped_steps": 1.0}
+        told = {
+            "loss": loss,
+            "num_tokens": 3 * weight,
+            "num_examples": weight,
+            "skipped_steps": 1.0,
+        }
         return Reply(client, upload, weight, told)
 
     return [one("alba", 7.0, 2.5), one("brno", 40.0, 1.25), one("cork", 13.0, 3.0)]
@@ -81,7 +86,9 @@ def test_only_what_a_common_mask_leaves_travels():
     sent = [Reply(c, {"delta": {"w": torch.where(mask["delta"]["w"], 0.5, 0.0)}}) for c in "ab"]
     whole, masked = layout(sent, heaviest=1.0), layout(sent, heaviest=1.0, support=mask)
     assert whole.size - masked.size == 6
-    assert torch.allclose(summed(sent, masked)[0].upload["delta"]["w"], sent[0].upload["delta"]["w"])
+    assert torch.allclose(
+        summed(sent, masked)[0].upload["delta"]["w"], sent[0].upload["delta"]["w"]
+    )
     stray = Reply("a", {"delta": {"w": torch.ones(10)}})
     with pytest.raises(ClientError, match="delta/w of its upload has entries where the cohort's"):
         masked.coordinates(stray, seed=0, towards_zero=False)

@@ -44,7 +44,9 @@ def test_a_sum_takes_one_bit_more_than_all_at_their_largest(number: int, bits: i
 
 def test_more_clients_than_a_sum_has_room_for_are_refused():
     assert width(127, 24) == 32
-    with pytest.raises(ValueError, match=r"secure.bits 24 leaves room for sums of 127 clients, got 128"):
+    with pytest.raises(
+        ValueError, match=r"secure.bits 24 leaves room for sums of 127 clients, got 128"
+    ):
         width(128, 24)
 
 
@@ -63,14 +65,14 @@ def test_a_sum_is_within_a_step_of_each_client(number: int, bits: int, seed: int
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.floats(-(2.0**60), 2.0**60), min_size=1, max_size=9), st.integers(8, 28)
-)
+@given(st.lists(st.floats(-(2.0**60), 2.0**60), min_size=1, max_size=9), st.integers(8, 28))
 def test_wide_numbers_add_up_over_their_coordinates(values: list[float], bits: int):
     total = sum(torch.tensor(limbs(value, bits)) for value in values)
     assert isinstance(total, torch.Tensor)
     assert int(total.abs().max()) < len(values) << bits
-    assert unlimbed(total, bits) == pytest.approx(sum(values), rel=1e-12, abs=len(values) * 2.0**-32)
+    assert unlimbed(total, bits) == pytest.approx(
+        sum(values), rel=1e-12, abs=len(values) * 2.0**-32
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -(2.0**64)])

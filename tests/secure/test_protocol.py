@@ -189,7 +189,9 @@ def test_a_server_that_tells_clients_of_different_survivors_has_one_sum_of_them(
 
 
 def test_a_server_that_forges_agreement_is_refused():
-    few = changed("reveal", lambda told, parts: ({**told, "signers": told["signers"][:2]}, parts[:2]))
+    few = changed(
+        "reveal", lambda told, parts: ({**told, "signers": told["signers"][:2]}, parts[:2])
+    )
     table = Table(meddle=few)
     with pytest.raises(NotOpened):
         table.run()

@@ -139,8 +139,7 @@ class Site:
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             if header["kind"] == "sum":
-                answer = self._member(header, session).answer(_step(header), pieces[0])
-                return {"answers": [None]}, [answer]
+                return self._in_sum(header, pieces, session)
             own = self._handover.take(header, pieces)
             if wanted := self._handover.lacking(header, "parcels"):
                 return {"asks": wanted}, []
@@ -235,6 +234,16 @@ class Site:
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")
         said, own = self._handover.left(out)
         return {"answers": reasons, **said}, own
+
+    def _in_sum(
+        self, header: Mapping[str, Any], pieces: Sequence[Piece], session: Session
+    ) -> tuple[dict[str, Any], Sequence[Piece]]:
+        """Return the answer to a step of a secure sum that asks for no upload."""
+        party, step = self._member(header, session), _step(header)
+        answer = party.answer(step, pieces[0])
+        if step == "share":
+            self.say(f"agreed on masks with {', '.join(party.others)}")
+        return {"answers": [None]}, [answer]
 
     def _masked(
         self,

@@ -213,7 +213,9 @@ class Remote:
             transfers[site] = Transfer(
                 letter, {"parcels": parcels}, self.folder / site, one.most_bytes
             )
-            sizes[site] = sum(map(len, letter.pieces)) + sum(p.listing.size for p in parcels.values())
+            sizes[site] = sum(map(len, letter.pieces)) + sum(
+                p.listing.size for p in parcels.values()
+            )
         seconds = self.deadline if step == "upload" else min(self.deadline, _ASIDE)
         answers = dict[ClientId, Piece | str]()
         for site, answer in self._transferred(transfers, seconds=seconds).items():

@@ -90,6 +90,11 @@ class Party:
         """
         return self._attempt().terms.task
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Return whose masks its upload has in common, of the attempt that goes on."""
+        return self._attempt().graph.get(self.name, ())
+
     def answer(
         self, step: Step, data: bytes | memoryview, vector: Callable[[Terms], Words] | None = None
     ) -> bytes:
