@@ -8,6 +8,7 @@ messages over; its bytes are those of the arrays and values in them.
 """
 
 import argparse
+import copy
 import logging
 import os
 import time
@@ -18,10 +19,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
 
 import numpy as np
 import torch
+
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Reply, Round, Task
 from fedloom.engines.codec import MessageCodec
-from fedloom.engines.sums import Played, Sum, sums_of, words_of
+from fedloom.engines.sums import Played, sums_of, words_of
 from fedloom.secure.messages import Step
 from fedloom.secure.settings import SecureSettings
 from fedloom.wire.format import encode_reply
@@ -95,7 +97,10 @@ def flowers(sent: list[Reply]) -> dict[str, float]:
     from flwr.server.compat.legacy_context import LegacyContext
     from flwr.server.strategy import FedAvg as FlowerAvg
     from flwr.server.workflow import SecAggPlusWorkflow
+    from flwr.supercore.task_identity import TaskIdentity
 
+    # Of the program that Flower would start for the server.
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
     logging.getLogger("flwr").setLevel(logging.ERROR)
     contexts = {n: Context(1, n, {}, RecordDict(), {}) for n in range(1, len(sent) + 1)}
     up, down = dict.fromkeys(contexts, 0), dict.fromkeys(contexts, 0)
@@ -111,7 +116,8 @@ def flowers(sent: list[Reply]) -> dict[str, float]:
             for message in messages:
                 node = message.metadata.dst_node_id
                 down[node] += size_of(message.content)
-                message.metadata._src_node_id = 0
+                # As if it had travelled: the mod takes out of it what it reads.
+                message.content = copy.deepcopy(message.content)
                 answer = secaggplus_mod(message, contexts[node], trained)
                 up[node] += size_of(answer.content)
                 answers.append(answer)
@@ -189,7 +195,11 @@ def main() -> None:
     cases: list[tuple[str, int, Any]] = [
         ("all others, 20 bits", 10, lambda: ours(ten, SecureSettings(6), 0)),
         ("all others, 16 bits", 10, lambda: ours(ten, SecureSettings(6, bits=16), 0)),
-        ("all others, 20 bits, one gone before and one after", 10, lambda: ours(ten, SecureSettings(6), 1)),
+        (
+            "all others, 20 bits, one gone before and one after",
+            10,
+            lambda: ours(ten, SecureSettings(6), 1),
+        ),
         ("6 neighbours, 20 bits", 10, lambda: ours(ten, SecureSettings(6, 6), 0)),
         ("Flower's SecAgg+", 10, lambda: flowers(ten)),
     ]

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedkseed import FedKSeed
@@ -21,9 +22,7 @@ from fedloom.algorithms.prune import Prune
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.client_state import ClientStateStore
 from fedloom.clustering.given import Given
-from fedloom.clustering.modes import Auto
 from fedloom.clustering.sharing import Sharing
-from fedloom.core.metrics import Reduction
 from fedloom.core.protocols import Done, Fit, Job
 from fedloom.core.randomness import generator
 from fedloom.core.seed_sequences import COEFFICIENTS
@@ -36,6 +35,7 @@ from fedloom.secure.messages import read
 from fedloom.secure.settings import SecureSettings
 from fedloom.server.samplers import Full, Poisson, Sampler
 
+EVERYBODY = Full()
 LANGUAGES = ("cs", "cs", "cs", "pt", "pt", "pt")
 NUMBERS = {f"site{at}": 10 + 7 * at for at in range(6)}
 LAYERS = {"layer.lora_A": torch.zeros(20, 3), "layer.lora_B": torch.zeros(17)}
@@ -59,7 +59,13 @@ class Drift:
             for n, t in job.work.start.items()
         }
         told = {"loss": 2 + number / 7, "num_tokens": 9.0 * number, "num_examples": float(number)}
-        return Done(moved, number, 3, 0.3, {}, told)
+        record = {}
+        if job.work.seed_sequence:
+            met = {
+                n: torch.randn(len(s), generator=source) for n, s in job.work.seed_sequence.items()
+            }
+            record = {"scalars": met}
+        return Done(moved, number, 3, 0.3, record, told)
 
 
 def played(
@@ -70,14 +76,14 @@ def played(
     make: type[InProcess] = InProcess,
     rounds: int = 2,
     run: Run[Any] | None = None,
-    cohort: Sampler = Full(),
+    cohort: Sampler = EVERYBODY,
 ) -> tuple[Run[Any], list[Mapping[str, float]], list[str]]:
     profiles = {
         name: {"num_examples": str(number), "language": language}
         for (name, number), language in zip(NUMBERS.items(), LANGUAGES, strict=True)
     }
     engine = make(algorithm, Drift(), ClientStateStore(folder), profiles, sums=sums)
-    start = SEEDS if isinstance(algorithm, FedKSeed) else LAYERS
+    start = SEEDS if isinstance(algorithm, FedKSeed | DeComFL) else LAYERS
     run, lines, lost = run or begin(algorithm, start, 0), [], []
     for _ in range(rounds):
         run, line, failures = advance(run, algorithm, engine, population=profiles, sampler=cohort)
@@ -89,7 +95,8 @@ def played(
 def apart(one: Any, other: Any) -> float:
     """Return the largest difference of two states' tensors."""
     if isinstance(one, torch.Tensor):
-        return float((one.double() - other.double()).abs().max())
+        assert one.shape == other.shape
+        return float((one.double() - other.double()).abs().max()) if one.numel() else 0.0
     if isinstance(one, Mapping):
         assert one.keys() == other.keys()
         return max((apart(one[key], other[key]) for key in one), default=0.0)
@@ -178,6 +185,51 @@ def test_no_upload_can_be_told_from_all_bytes_a_server_received(tmp_path: Path):
         assert len({*uploads}) == 4
         together = torch.frombuffer(bytearray(b"".join(uploads)), dtype=torch.uint8)
         assert chisquare(torch.bincount(together.long(), minlength=256).numpy()).pvalue > 1e-6
+
+
+def test_private_adds_its_noise_to_a_sum_that_it_cannot_open(tmp_path: Path):
+    """Without noise the two are one; with it the account counts the release as ever, and its seal differs."""
+    everybody = Poisson(1.0)
+    private = Private(FedAvg(weighting="uniform"), clip=0.3, noise_multiplier=0.0, noise_seed=1)
+    plain, *_ = played(private, tmp_path / "plain", None, cohort=everybody)
+    sums = Played(SecureSettings(4, bits=24))
+    hidden, (line, _), _ = played(private, tmp_path / "sums", sums, cohort=everybody)
+    # Clients' entries are rounded towards zero: up to a step each, and never beyond the clip.
+    assert 0 < apart(plain.state.inner, hidden.state.inner) <= 2 * 2.0**-24
+    assert line["comm/num_replies"] == 6
+    # Too few for a sum: with noise the model moves by noise alone, and nothing tells how many there were.
+    noisy = replace(private, noise_multiplier=1.0)
+    few = Played(SecureSettings(6), before=frozenset({"site0"}))
+    alone, (line,), _ = played(noisy, tmp_path / "few", few, cohort=everybody, rounds=1)
+    assert line["comm/num_replies"] == 0
+    assert apart(alone.state.inner.params, LAYERS) > 0
+    assert len(tuple(noisy.released(alone.state))) == 1
+
+
+def test_given_clusters_have_a_sum_each_and_one_that_is_too_small_none(tmp_path: Path):
+    given = Clustered(FedAvg(), mode=Given("language"), share=Sharing(pool="off"))
+    assert given.server_sees == "mean of each cluster"
+    sums = Played(SecureSettings(3, bits=24))
+    plain, before, _ = played(given, tmp_path / "plain", None, rounds=3)
+    hidden, lines, lost = played(given, tmp_path / "sums", sums, rounds=3)
+    assert apart(plain.state, hidden.state) <= 3 * 6 * 2.0**-24
+    assert not lost
+    assert apart(*(hidden.state.cluster_states[k].params for k in (0, 1))) > 0.01
+    assert lines[-1]["server/num_clusters"] == before[-1]["server/num_clusters"] == 2
+    gone = Played(SecureSettings(3), before=frozenset({"site0"}))
+    _, (line,), lost = played(given, tmp_path / "gone", gone, rounds=1)
+    assert (line["comm/num_replies"], line["comm/num_absent"]) == (3, 3)
+    assert "lost on the way" in lost
+
+
+def test_votes_are_added_up_to_the_same_majority(tmp_path: Path):
+    sums, votes = Played(SecureSettings(4)), DeComFL(votes=True, steps=5)
+    plain, before, _ = played(votes, tmp_path / "plain", None)
+    hidden, lines, _ = played(replace(votes, added_up=True), tmp_path / "sums", sums)
+    assert apart(plain.state, hidden.state) == 0
+    assert apart(plain.state.params, SEEDS) > 0
+    agreed = [[line["server/agreement"] for line in told] for told in (before, lines)]
+    assert agreed[0] == pytest.approx(agreed[1])
 
 
 def test_an_entry_that_is_too_large_is_cut_and_counted(tmp_path: Path):

@@ -50,13 +50,13 @@ def test_one_is_gone_before_its_upload_and_one_after():
 @pytest.mark.parametrize("step", STEPS)
 def test_below_the_threshold_the_sum_stays_closed(step: Step):
     table = Table(SecureSettings(4), gone={"alba": step, "brno": step})
-    with pytest.raises(NotOpened, match="a secure sum needs 4 clients .*, 3 are left|shares that"):
+    with pytest.raises(NotOpened, match=r"a secure sum needs 4 clients .*, 3 are left|shares that"):
         table.run()
 
 
 def test_no_less_than_half_open_a_sum_whatever_the_threshold_is():
     table = Table(SecureSettings(2), gone=dict.fromkeys(NAMES[:3], "upload"))
-    with pytest.raises(NotOpened, match="needs 3 clients .*, 2 are left"):
+    with pytest.raises(NotOpened, match=r"needs 3 clients .*, 2 are left"):
         table.run()
 
 
@@ -337,7 +337,7 @@ def test_a_wrong_share_is_found_out_and_not_added_up():
         told, parts = read(answers["alba"])
         return {**answers, "alba": message(told, [bytes(33), *parts[1:]])}
 
-    with pytest.raises(NotOpened, match="are not those of its secret|do not belong together"):
+    with pytest.raises(NotOpened, match=r"are not those of its secret|do not belong together"):
         table.server.run(NAMES, altered)
 
 

@@ -47,7 +47,6 @@ from fedloom.core.sparsity import (
 )
 from fedloom.core.wrapper import Wrapper
 
-
 _On = Literal["own", "download"]
 
 

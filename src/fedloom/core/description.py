@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fedloom.core.protocols import Algorithm, ClientId, Params, Payload
+from fedloom.core.protocols import Algorithm, ClientId, Params, Payload, Round
 
 GLOBAL = "global"
 """What the model of clients without a cluster is called."""
@@ -316,6 +316,20 @@ class Supports(Protocol):
 def support_of(algorithm: Algorithm[Any], download: Payload) -> Payload:
     """Return where uploads are not 0, see `Supports.support`."""
     return algorithm.support(download) if isinstance(algorithm, Supports) else {}
+
+
+@runtime_checkable
+class KeepsApart(Protocol):
+    """An algorithm whose server reads a mean for each of several groups of clients."""
+
+    def groups(self, state: Any, round: Round) -> Mapping[ClientId, str]:
+        """Return whose uploads may be added up: those of clients of one group."""
+        ...
+
+
+def groups_of(algorithm: Algorithm[Any], state: Any, round: Round) -> Mapping[ClientId, str]:
+    """Return the group of each client, see `KeepsApart.groups`; nobody's where all are one."""
+    return algorithm.groups(state, round) if isinstance(algorithm, KeepsApart) else {}
 
 
 # --- several models that answer together ---------------------------------------------------------

@@ -14,8 +14,9 @@ Payload = Mapping[str, Params]
 Metrics = Mapping[str, float]
 Profile = Mapping[str, str]
 """What both sides may know of a client: tier, language."""
-Sees = Literal["each", "each in full", "mean", "noisy mean"]
-"""What a server half reads of the uploads; in full where it compares all of their entries."""
+Sees = Literal["each", "each in full", "mean", "mean of each cluster", "noisy mean"]
+"""What a server half reads of the uploads; in full where it compares all of their entries, of each cluster where who is in
+it is known beforehand."""
 State = TypeVar("State")
 """A frozen dataclass of Params, tensors, numbers, tuples and dicts."""
 Split = Literal["validation", "test"]
@@ -55,6 +56,8 @@ class Task:
     """What both sides may know of it."""
     download: Payload
     """What `broadcast` returned for it."""
+    group: str = ""
+    """Never sent. Uploads of one group may be added up before anybody reads them."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import task_head
 from fedloom.wire.wire_settings import WireSettings
 
-
 _ASIDE = 60.0
 """Seconds for what a site answers without training."""
 

@@ -138,7 +138,7 @@ def sums_of(
     settings: SecureSettings,
     run: str,
 ) -> list[Sum]:
-    """Return the sums of a round's tasks: one for each download, in the order of their first tasks.
+    """Return the sums of a round's tasks: one for each download and group, in the order of their first tasks.
 
     Args:
         tasks: Of one round.
@@ -147,11 +147,11 @@ def sums_of(
         settings: The recipe's.
         run: The hash of the recipe.
     """
-    together: dict[str, list[Task]] = {}
-    encoded: dict[str, Piece] = {}
+    together: dict[tuple[str, str], list[Task]] = {}
+    encoded: dict[tuple[str, str], Piece] = {}
     hashes = {key: hash_of(body) for key, body in bodies.items()}
     for task in tasks:
-        key = hashes[id(task.download)]
+        key = (hashes[id(task.download)], task.group)
         together.setdefault(key, []).append(task)
         encoded[key] = bodies[id(task.download)]
     return [Sum(found, encoded[key], codec, settings, run) for key, found in together.items()]

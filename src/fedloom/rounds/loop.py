@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, Literal
 
-from fedloom.core.description import describe
+from fedloom.core.description import describe, groups_of
 from fedloom.core.metrics import METRICS, MetricTable, Reduction, has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
@@ -111,7 +112,9 @@ def advance(
     believed = bounds_updates or algorithm.server_sees == "each in full"
     plausibility = Plausibility(population, None if believed else max_update_norm)
     tally = RoundTally(plausibility=plausibility, reported=Reduction(metrics))
-    deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
+    sent = algorithm.broadcast(run.state, round)
+    groups = groups_of(algorithm, run.state, round)
+    deliveries = engine.run(tasks("train", round, sent, groups=groups))
     state, server, is_updated, why = run.state, dict[str, float](), False, ""
     try:
         updated, reported = algorithm.server_update(run.state, round, tally.replies(deliveries))
@@ -173,10 +176,22 @@ def draw(run: Run[Any], population: Mapping[ClientId, Profile], sampler: Sampler
 
 
 def tasks(
-    kind: Literal["train", "validate", "test"], round: Round, downloads: Mapping[ClientId, Payload]
+    kind: Literal["train", "validate", "test"],
+    round: Round,
+    downloads: Mapping[ClientId, Payload],
+    *,
+    groups: Mapping[ClientId, str] = MappingProxyType({}),
 ) -> list[Task]:
-    """Return a task for everybody who is sent something."""
+    """Return a task for everybody who is sent something.
+
+    Args:
+        kind: Of all of them.
+        round: Whose.
+        downloads: What each client is sent.
+        groups: Whose uploads may be added up, by client; all in one where nobody is named.
+    """
+    number, seed, population = round.number, round.seed, round.population
     return [
-        Task(kind, round.number, c, derive(round.seed, c), round.population[c], download)
+        Task(kind, number, c, derive(seed, c), population[c], download, groups.get(c, ""))
         for c, download in downloads.items()
     ]

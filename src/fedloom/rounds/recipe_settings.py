@@ -181,10 +181,10 @@ class Recipe:
         self._check_ranks()
         self._check_emulator()
         self._check_worker()
-        self._check_secure()
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
+        self._check_secure()
 
     def _check_monitor(self) -> None:
         name, table = self.run.monitor, self.evaluation.table
@@ -275,10 +275,11 @@ class Recipe:
         secure, reads = self.secure, self.algorithm.server_sees
         if secure is None:
             return
-        if reads not in ("mean", "noisy mean"):
+        if not reads.startswith(("mean", "noisy mean")):
             raise ValueError(
                 f"secure hides single uploads, got {spelled(self.algorithm)}, whose server reads {reads} of them: leave"
-                " secure out, or take what reads their mean alone, such as fedavg with combine: mean"
+                " secure out, or take what reads means alone (combine: mean; clustered with mode given or random, and"
+                " share.pool off)"
             )
         most = self.cohort.largest(self.num_clients)
         if most is not None and most < secure.threshold:

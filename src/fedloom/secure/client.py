@@ -280,11 +280,8 @@ class Party:
             raise ValueError(
                 f"only {len(signers)} clients agree on who is in the sum, {max(quorum, self.least)} are needed"
             )
-        shares = []
-        for kind, names in (("alive", alive), ("dead", dead)):
-            for name in names:
-                shares.append(self._share_of(now, name, kind))
-        return message({}, shares)
+        kinds = [*((name, "alive") for name in alive), *((name, "dead") for name in dead)]
+        return message({}, [self._share_of(now, name, kind) for name, kind in kinds])
 
     def _refuse_both(self, now: _Attempt, alive: Sequence[str], dead: Sequence[str]) -> None:
         """Refuse to reveal anything but one kind of share of each: which one follows from who is in the sum.
