@@ -323,9 +323,9 @@ def test_a_site_has_conditions_of_its_own(five: Met, home: Path, tmp_path: Path)
     for peer in ("brno", "alba"):
         (alone / "peers" / f"{peer}.pub").unlink()
     site = sites.hosts["alba"]
-    site.settings, site._party = replace(site.settings, keys=alone), None
+    site.settings, site._in_sums = replace(site.settings, keys=alone), None
     _, line, failures = one_round(asked, remote, server)
-    site.settings, site._party = sites.settings["alba"], None
+    site.settings, site._in_sums = sites.settings["alba"], None
     (why,) = [failure.reason for failure in failures if failure.client == "alba"]
     assert "copy the site's folder from the server's keys again" in why
     assert line["comm/num_replies"] == 0

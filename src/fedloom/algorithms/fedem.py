@@ -20,7 +20,7 @@ from typing import Generic
 import torch
 from torch import Tensor
 
-from fedloom.core.description import Description, Mixture, deployed_of, describe, groups_of
+from fedloom.core.description import Description, Mixture, deployed_of, describe
 from fedloom.core.numbered import joined, separated
 from fedloom.core.params import axpy, params_map
 from fedloom.core.protocols import (
@@ -144,12 +144,6 @@ class FedEM(Wrapper[State]):
             return ()
         models = map(self.inner.deployed, self._split(download), self._memories(client_state))
         return list(zip(self._shares(client_state).tolist(), models, strict=True))
-
-    def support(self, download: Payload) -> Payload:
-        return {}  # groups are those of all components
-
-    def groups(self, state: FedEMState[State], round: Round) -> Mapping[ClientId, str]:
-        return groups_of(self.inner, state.components[0], round)
 
     def server_update(
         self, state: FedEMState[State], round: Round, replies: Iterable[Reply]

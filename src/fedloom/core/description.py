@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from fedloom.core.protocols import Algorithm, ClientId, Params, Payload, Round
+from fedloom.core.protocols import Algorithm, ClientId, Params, Payload
 
 GLOBAL = "global"
 """What the model of clients without a cluster is called."""
@@ -298,38 +298,6 @@ class Masks(Protocol):
 def mask_of(algorithm: Algorithm[Any], download: Payload) -> Params | None:
     """Return what of a model learns, see `Masks.mask`."""
     return algorithm.mask(download) if isinstance(algorithm, Masks) else None
-
-
-# --- what uploads have in common -----------------------------------------------------------------
-
-
-@runtime_checkable
-class Supports(Protocol):
-    """An algorithm whose clients may all leave out the same entries of an upload."""
-
-    def support(self, download: Payload) -> Payload:
-        """Return where entries of an upload may be other than 0, as bool by group and name; everywhere where it says
-        nothing. It is the same for all who share a download."""
-        ...
-
-
-def support_of(algorithm: Algorithm[Any], download: Payload) -> Payload:
-    """Return where uploads are not 0, see `Supports.support`."""
-    return algorithm.support(download) if isinstance(algorithm, Supports) else {}
-
-
-@runtime_checkable
-class KeepsApart(Protocol):
-    """An algorithm whose server reads a mean for each of several groups of clients."""
-
-    def groups(self, state: Any, round: Round) -> Mapping[ClientId, str]:
-        """Return whose uploads may be added up: those of clients of one group."""
-        ...
-
-
-def groups_of(algorithm: Algorithm[Any], state: Any, round: Round) -> Mapping[ClientId, str]:
-    """Return the group of each client, see `KeepsApart.groups`; nobody's where all are one."""
-    return algorithm.groups(state, round) if isinstance(algorithm, KeepsApart) else {}
 
 
 # --- several models that answer together ---------------------------------------------------------

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from fedloom.core.description import support_of
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     ClientId,
@@ -18,6 +17,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
+from fedloom.core.together import support_of
 from fedloom.core.wrapper import Enclosing, extended, without
 
 

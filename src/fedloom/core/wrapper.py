@@ -15,9 +15,7 @@ from fedloom.core.description import (
     Release,
     check,
     describe,
-    groups_of,
     mask_of,
-    support_of,
 )
 from fedloom.core.params import zeros_like
 from fedloom.core.protocols import (
@@ -32,6 +30,7 @@ from fedloom.core.protocols import (
     State,
     Work,
 )
+from fedloom.core.together import groups_of, support_of
 
 
 class Wrapper(Generic[State]):
@@ -80,7 +79,8 @@ class Wrapper(Generic[State]):
 
     def support(self, download: Payload) -> Payload:
         """Return where the inner algorithm's uploads are not 0."""
-        return support_of(self.inner, download)
+        # In a mixture, names are those of all models.
+        return {} if self.describe(None).components > 1 else support_of(self.inner, download)
 
     def groups(self, state: Any, round: Round) -> Mapping[ClientId, str]:
         """Return whose uploads the inner algorithm's server reads the mean of."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
@@ -19,26 +19,19 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
+from fedloom.deploy.asked import asked_of
 from fedloom.deploy.greeting import EMULATOR, greeting, recipe_sha256, shared_recipe, versions
 from fedloom.deploy.handover import Handover
 from fedloom.deploy.limits import Limits
-from fedloom.engines.codec import MessageCodec
+from fedloom.deploy.sums import Member, member_of
 from fedloom.engines.engine_settings import FlowerSettings
-from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
-from fedloom.engines.sums import words_of
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import limited_to
 from fedloom.recipe import build_recipe, load_recipe
-from fedloom.recipe_text import to_tree
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
-from fedloom.secure.ciphers import Directory, Signer
-from fedloom.secure.client import Party
-from fedloom.secure.fixed_point import Words
-from fedloom.secure.messages import Step
-from fedloom.secure.terms import Terms, hash_of
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.spaces.offsite import Offsite, OffsiteSpace
 from fedloom.wire.format import decode_task, reply_pieces
@@ -104,8 +97,7 @@ class Site:
     """Returns a session whose clients are trained by as many processes as its recipe says."""
     _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
     _handover: Handover = field(init=False)
-    _party: Party | None = None
-    """This site in secure sums, under the recipe that is ready."""
+    _in_sums: Member | None = None
 
     def __post_init__(self) -> None:
         """Name the folders of what comes in frames."""
@@ -139,7 +131,8 @@ class Site:
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             if header["kind"] == "sum":
-                return self._in_sum(header, pieces, session)
+                member = self._member(header, session)
+                return {"answers": [None]}, [member.answer(header, pieces[0], self.say)]
             own = self._handover.take(header, pieces)
             if wanted := self._handover.lacking(header, "parcels"):
                 return {"asks": wanted}, []
@@ -178,14 +171,14 @@ class Site:
         text, asked = header["recipe"], header["identity"]
         if text not in self._ready:
             self._check_asked(header)
-            self.say(f"asked for {_asked(text)}")
+            self.say(f"asked for {asked_of(text)}")
             recipe = self.settings.with_worker(build_recipe(yaml.safe_load(text)))
             device = recipe.worker.device_of_whole
             session = self.shared_out(open_session(self.settings, recipe, device=device))
             for note in session.federation.manifest.left_out() if self.settings.data else ():
                 self.say(note)
             self._ready = {text: (session, greeting(text, session)["identity"])}
-            self._party = None
+            self._in_sums = None
         session, own = self._ready[text]
         agree(asked, own, where=SERVER_AND_SITE)
         return session
@@ -235,16 +228,6 @@ class Site:
         said, own = self._handover.left(out)
         return {"answers": reasons, **said}, own
 
-    def _in_sum(
-        self, header: Mapping[str, Any], pieces: Sequence[Piece], session: Session
-    ) -> tuple[dict[str, Any], Sequence[Piece]]:
-        """Return the answer to a step of a secure sum that asks for no upload."""
-        party, step = self._member(header, session), _step(header)
-        answer = party.answer(step, pieces[0])
-        if step == "share":
-            self.say(f"agreed on masks with {', '.join(party.others)}")
-        return {"answers": [None]}, [answer]
-
     def _masked(
         self,
         header: Mapping[str, Any],
@@ -258,25 +241,15 @@ class Site:
                 "the recipe adds uploads up under masks, but the server asks for one by itself: nothing is sent"
             )
         (task,), ((_, body),) = tasks, header["tasks"]
-        party, recipe = self._member(header, session), session.recipe
 
-        def vector(terms: Terms) -> Words:
-            if hash_of(pieces[body]) != terms.task:
-                raise ClientError("the task is not the one that the keys of this sum are bound to")
+        def trained() -> Reply:
             (answer,) = self._answers(tasks, session)
             if isinstance(answer, ClientFailure):
                 raise ClientError(answer.reason)
-            assert recipe.secure is not None
-            if terms.round != task.round:
-                raise ClientError("the keys of this sum are bound to another round")
-            codec = MessageCodec(recipe.algorithm, recipe.wire, recipe.metrics)
-            bounded = self.settings.limits.bounded(answer)
-            words = words_of(codec, task, bounded, recipe.secure, terms.heaviest)
-            if isinstance(words, str):
-                raise ClientError(words)
-            return words
+            return self.settings.limits.bounded(answer)
 
-        upload = party.answer("upload", pieces[header["sum"]], vector)
+        member, asked = self._member(header, session), pieces[header["sum"]]
+        upload = member.upload(asked, task, pieces[body], trained)
         self.settings.limits.check_size(len(upload), "the reply")
         session.store.flush()
         self._forget(tasks, session)
@@ -284,27 +257,14 @@ class Site:
         said, own = self._handover.left([self._handover.spool.joined([upload])])
         return {"answers": [None], **said}, own
 
-    def _member(self, header: Mapping[str, Any], session: Session) -> Party:
-        """Return this site in secure sums.
-
-        Raises:
-            ValueError: where the recipe has none, or this site no keys for them.
-        """
-        secure, keys = session.recipe.secure, self.settings.keys
-        if secure is None or keys is None:
-            raise ValueError("the server asks for a secure sum, of which the recipe has none")
-        if self._party is None:
-            own, peers = keys / "node.key", sorted((keys / "peers").glob("*.pub"))
-            public = {path.stem: path.read_bytes() for path in peers}
-            if self.settings.name not in public:
-                raise ValueError(
-                    f"{keys / 'peers'} does not hold the public keys of those that take part, which secure sums are signed"
-                    " by: copy the site's folder from the server's keys again"
-                )
-            run, least = recipe_sha256(header["recipe"]), self.settings.limits.min_cohort
-            signer, directory = Signer.read(own.read_bytes()), Directory(public)
-            self._party = Party(self.settings.name, secure, signer, directory, run, least)
-        return self._party
+    def _member(self, header: Mapping[str, Any], session: Session) -> Member:
+        """Return this site in secure sums, under the recipe that is ready."""
+        if self._in_sums is None:
+            settings, run = self.settings, recipe_sha256(header["recipe"])
+            self._in_sums = member_of(
+                settings.name, settings.keys, session.recipe, run, settings.limits.min_cohort
+            )
+        return self._in_sums
 
     @staticmethod
     def _tasks(header: Mapping[str, Any], pieces: Sequence[Piece], session: Session) -> list[Task]:
@@ -380,15 +340,6 @@ def open_session(settings: SiteSettings, recipe: Recipe, *, device: str | None =
     return session
 
 
-def _step(header: Mapping[str, Any]) -> Step:
-    """Return the step of a secure sum that is asked for by itself."""
-    for step in get_args(Step):
-        if header.get("step") == step != "upload":
-            found: Step = step
-            return found
-    raise ValueError(f"a secure sum has no step {ascii(header.get('step'))[:40]}")
-
-
 class _OwnData(ValueError):
     """An error in this site's data, whose sentence may quote it."""
 
@@ -441,19 +392,6 @@ def own_data(
         for client, profile in federation.profiles.items()
     }
     return replace(federation, profiles=profiles)
-
-
-def _asked(recipe_text: str) -> str:
-    """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults, and its objective."""
-    tree = yaml.safe_load(recipe_text)
-    default = to_tree(build_recipe({"name": "default", "algorithm": "fedavg"}))
-    tree = tree if isinstance(tree, dict) else {}
-    odd = {k: v for k, v in (tree.get("data") or {}).items() if v != default["data"].get(k)}
-    asked = f"data: {json.dumps(odd, ensure_ascii=False, default=str)}"
-    objective = tree.get("objective", default["objective"])
-    if objective != default["objective"]:
-        asked += f", objective: {json.dumps(objective, ensure_ascii=False, default=str)}"
-    return plain(asked)
 
 
 def agreed_recipe(file: Path) -> str:

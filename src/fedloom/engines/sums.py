@@ -5,25 +5,29 @@ An upload of a sum is never a reply: the site refuses to send one. What is measu
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from fedloom.core.description import support_of
+import numpy as np
+
 from fedloom.core.protocols import (
     ClientError,
     ClientFailure,
     ClientId,
     Delivery,
+    Payload,
     Reply,
     Task,
 )
 from fedloom.core.rehearsal import rehearse
+from fedloom.core.together import support_of
 from fedloom.engines.codec import MessageCodec
 from fedloom.engines.introductions import plain
 from fedloom.secure.ciphers import Directory, Signer
 from fedloom.secure.client import Party
 from fedloom.secure.coordinates import Layout
-from fedloom.secure.fixed_point import Words
+from fedloom.secure.fixed_point import Words, width
 from fedloom.secure.messages import Step
 from fedloom.secure.server import Exchange, NotOpened, SumServer
 from fedloom.secure.settings import SecureSettings
@@ -62,7 +66,7 @@ class Sum:
             directory: Public keys of the clients, where the server has them.
         """
         clients = [task.client for task in self.tasks]
-        read = replace(self.tasks[0], download=self._download())
+        read = replace(self.tasks[0], download=self.download)
         terms = Terms(
             self.run,
             read.round,
@@ -117,7 +121,9 @@ class Sum:
                 sizes = (found.get(task.client, 0) for found in (self.downloaded, self.uploaded))
                 yield Delivery(failure, *sizes)
 
-    def _download(self) -> Mapping[str, Mapping[str, object]]:
+    @cached_property
+    def download(self) -> Payload:
+        """Return it as clients read it."""
         return decode_body(self.body, max_bytes=self.codec.wire.max_bytes)
 
     @cached_property
@@ -169,6 +175,42 @@ def layout_of(codec: MessageCodec, task: Task, settings: SecureSettings, heavies
     support = support_of(codec.algorithm, task.download)
     expected = codec.expected(task)
     return Layout(expected, support, codec.metrics, settings.bits, settings.clip, heaviest)
+
+
+def forecast(every: Sequence[Sum]) -> tuple[int, int]:
+    """Return the bytes that go to and come from all clients of some sums, beside their tasks, without training any."""
+    down, up = 0, 0
+    for one in every:
+        number, task = len(one.tasks), one.tasks[0]
+        size = layout_of(one.codec, replace(task, download=one.download), one.settings, 1.0).size
+        beside = _protocol_bytes(number, one.settings)
+        down += beside[0]
+        up += beside[1] + number * -(-size * width(number, one.settings.bits) // 8)
+    return down, up
+
+
+@lru_cache(maxsize=64)
+def _protocol_bytes(number: int, settings: SecureSettings) -> tuple[int, int]:
+    """Return the bytes to and from so many clients whose uploads hold nothing, by a sum that is played."""
+    names = [f"client-{at}" for at in range(number)]
+    signers = {name: Signer.fresh() for name in names}
+    directory = Directory({name: signer.public for name, signer in signers.items()})
+    parties = {n: Party(n, settings, signers[n], directory, RUN) for n in names}
+    nothing: Words = np.zeros(0, np.uint32)
+    sizes = [0, 0]
+
+    def exchange(step: Step, messages: Mapping[ClientId, bytes]) -> dict[ClientId, bytes]:
+        answers = {
+            n: parties[n].answer(step, data, lambda _: nothing) for n, data in messages.items()
+        }
+        sizes[0] += sum(map(len, messages.values()))
+        sizes[1] += sum(map(len, answers.values()))
+        return answers
+
+    terms = Terms(RUN, 1, secrets.token_hex(16), hash_of(b""), 1.0)
+    with suppress(NotOpened):
+        SumServer(terms, settings, 0, directory).run(names, exchange)
+    return sizes[0], sizes[1]
 
 
 def words_of(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Literal
 
-from fedloom.core.description import describe, groups_of
+from fedloom.core.description import describe
 from fedloom.core.metrics import METRICS, MetricTable, Reduction, has_diverged
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
@@ -24,6 +24,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
+from fedloom.core.together import groups_of
 from fedloom.rounds.plausibility import Plausibility
 from fedloom.rounds.state_checks import state_fault
 from fedloom.server.samplers import Sampler

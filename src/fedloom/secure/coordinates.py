@@ -107,14 +107,15 @@ class Layout:
             count: How many replies are in it.
         """
         sums = signed(total, number_bits)
-        steps, numbers = sums.split([sum(self._sizes), self.size - sum(self._sizes)])
+        entries = sum(self._sizes)
+        steps, numbers = sums[:entries], sums[entries:]
         weight, num_clipped, *wide = (
             unlimbed(part, self.bits) for part in numbers.view(-1, num_limbs(self.bits))
         )
         scale = self.clip * 2.0**-self.bits * self.heaviest
         means = steps.double().mul_(scale / weight if weight else 0.0)
         upload: dict[str, dict[str, Tensor]] = {}
-        for key, values in zip(self._keys, means.split(self._sizes), strict=True):
+        for key, values in zip(self._keys, torch.split(means, self._sizes), strict=True):
             upload.setdefault(key[0], {})[key[1]] = self._placed(key, values)
         parts = zip(self._names, zip(wide[::2], wide[1::2], strict=True), strict=True)
         reported = Reduction.of({name: part for name, part in parts if part[1]}, self.metrics)

@@ -71,8 +71,9 @@ def limbs(value: float, bits: int) -> list[int]:
 
 def unlimbed(sums: Tensor, bits: int) -> float:
     """Return the number whose coordinates were added up."""
-    whole = sum(int(part) << bits * at for at, part in enumerate(sums.tolist()))
-    return whole / 2**FRACTION
+    parts: list[int] = sums.tolist()
+    whole = sum(part << bits * at for at, part in enumerate(parts))
+    return whole / (1 << FRACTION)
 
 
 def words(steps: Tensor) -> Words:
