@@ -157,15 +157,8 @@ def join(
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
     agreed, worker = recipe and recipe.resolve(), _worker(shards, replicas)
-    settings = SiteSettings(
-        name,
-        home,
-        data.resolve(),
-        limits=limits,
-        recipe=agreed,
-        keys=keys.resolve(),
-        worker=worker,
-    )
+    own = {"recipe": agreed, "keys": keys.resolve(), "worker": worker}
+    settings = SiteSettings(name, home, data.resolve(), limits=limits, **own)
     if dry_run:
         _show_dry_run(settings)
         return

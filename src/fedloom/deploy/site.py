@@ -39,6 +39,9 @@ from fedloom.wire.format import decode_task, reply_pieces
 ENDED = "the run has ended"
 """Said when the server says goodbye."""
 _LABEL = "site"
+_UNMASKED = (
+    "the recipe adds uploads up under masks, but the server asks for one by itself: nothing is sent"
+)
 _QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
 """The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
 
@@ -131,8 +134,8 @@ class Site:
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             if header["kind"] == "sum":
-                member = self._member(header, session)
-                return {"answers": [None]}, [member.answer(header, pieces[0], self.say)]
+                answer = self._member(header, session).answer(header, pieces[0], self.say)
+                return {"answers": [None]}, [answer]
             own = self._handover.take(header, pieces)
             if wanted := self._handover.lacking(header, "parcels"):
                 return {"asks": wanted}, []
@@ -237,9 +240,7 @@ class Site:
     ) -> tuple[dict[str, Any], Sequence[Piece]]:
         """Return a masked upload; one without a mask is not sent, whoever asks for it."""
         if len(tasks) != 1 or "sum" not in header:
-            raise ValueError(
-                "the recipe adds uploads up under masks, but the server asks for one by itself: nothing is sent"
-            )
+            raise ValueError(_UNMASKED)
         (task,), ((_, body),) = tasks, header["tasks"]
 
         def trained() -> Reply:
@@ -260,10 +261,9 @@ class Site:
     def _member(self, header: Mapping[str, Any], session: Session) -> Member:
         """Return this site in secure sums, under the recipe that is ready."""
         if self._in_sums is None:
-            settings, run = self.settings, recipe_sha256(header["recipe"])
-            self._in_sums = member_of(
-                settings.name, settings.keys, session.recipe, run, settings.limits.min_cohort
-            )
+            own, run = self.settings, recipe_sha256(header["recipe"])
+            limits = own.limits
+            self._in_sums = member_of(own.name, own.keys, session.recipe, run, limits.min_cohort)
         return self._in_sums
 
     @staticmethod

@@ -97,14 +97,8 @@ class Mechanism:
         total, num_replies, num_below = NoisySum(), 0, 0
         for upload, count in uploads:
             numbers = {group: params for group, params in upload.items() if group != SIGNAL}
-            numbers = within(numbers, mask)
-            if count > 1:
-                # Each was clipped by its client, and rounded so that it did not grow.
-                total.add({group: scale(params, count) for group, params in numbers.items()})
-                num_replies += count
-                continue
-            total.add(clipped(numbers, self.clip)[0])
-            num_replies += 1
+            total.add(_bounded(within(numbers, mask), count, self.clip))
+            num_replies += count
             num_below += quantile is not None and bool(upload[SIGNAL]["below"])
         if not num_replies:
             if not z:
@@ -136,3 +130,10 @@ class Mechanism:
         share = 0.5 + (num_below - num_replies / 2 + noise) / expected
         clip = self.clip * math.exp(-_CLIP_LR * (share - quantile))
         return mean, replace(after, clip=clip), {**metrics, "below_clip": share}
+
+
+def _bounded(upload: Payload, count: int, clip: float) -> Payload:
+    """Return an upload of at most `clip`; the mean of several is their sum, each clipped by its own client."""
+    if count == 1:
+        return clipped(upload, clip)[0]
+    return {group: scale(params, count) for group, params in upload.items()}

@@ -193,16 +193,8 @@ def build(
         c: {**profile, "num_examples": str(federation.manifest.clients[c].rows)}
         for c, profile in federation.profiles.items()
     }
-    sums = recipe.secure and Played(recipe.secure)
-    engine = make(
-        recipe.algorithm,
-        guarded,
-        store,
-        profiles,
-        recipe.wire,
-        metrics=recipe.metrics,
-        sums=sums,
-    )
+    parts = (recipe.algorithm, guarded, store, profiles, recipe.wire, recipe.metrics)
+    engine = make(*parts, sums=recipe.secure and Played(recipe.secure))
     return Session(
         recipe, folder, base, space, federation, evaluator, trainer, guarded, engine, store
     )
