@@ -19,7 +19,7 @@ the download is, itself made of noisy means (until something has moved, everywhe
 (arXiv:2406.05233) adds noise to all entries, and its code also divides the sum by C.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Literal, Self
 
@@ -170,14 +170,27 @@ class Private(Enclosing[State]):
             task = Task("train", round.number, client, 0, round.population[client], payload)
             return play(self.inner.client_update(task, {}), task).upload
 
-        uploads = ((reply.upload, reply.count) for reply in replies)
+        sums = list[tuple[Payload, int]]()
+
+        def single() -> Iterator[Payload]:
+            for reply in replies:
+                if reply.count == 1:
+                    yield reply.upload
+                else:
+                    sums.append((reply.upload, reply.count))
+
         sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
         mean, mechanism, clip_metrics = self.terms.fund(state.mechanism, round).release(
-            uploads, round, mask=self._mask(sent.values()), quantile=self.quantile, nobodys=nobodys
+            single(),
+            round,
+            mask=self._mask(sent.values()),
+            quantile=self.quantile,
+            nobodys=nobodys,
+            sums=sums,
         )
         spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
-        replies = [Reply("mean of the cohort", mean)]
-        inner, metrics = self.inner.server_update(state.inner, everybody, replies)
+        noisy = [Reply("mean of the cohort", mean)]
+        inner, metrics = self.inner.server_update(state.inner, everybody, noisy)
         return PrivateState(inner, mechanism), {**metrics, **clip_metrics, **spent}
 
     def _mask(self, downloads: Iterable[Payload]) -> Params:

@@ -1,12 +1,16 @@
-"""What a recipe asks of a site's data, in one line for the site's log."""
+"""What a recipe asks of a site's data, in one line for the site's log; what the server is told of an error in that data."""
 
 import json
+import re
 
 import yaml
 
 from fedloom.engines.introductions import plain
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_tree
+
+_QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
+"""The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
 
 
 def asked_of(recipe_text: str) -> str:
@@ -20,3 +24,10 @@ def asked_of(recipe_text: str) -> str:
     if objective != default["objective"]:
         asked += f", objective: {json.dumps(objective, ensure_ascii=False, default=str)}"
     return plain(asked)
+
+
+def discreet(sentence: str) -> str:
+    """Return what the server is told of an error in the data: where it is and what is wanted, not what stands there."""
+    return _QUOTED.sub(
+        lambda found: "got (see the site)" if found[1] else "(see the site)", sentence
+    )

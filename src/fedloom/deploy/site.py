@@ -1,7 +1,6 @@
 """A site: its own data, its limits, and the answers to the server's envelopes."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
-from fedloom.deploy.asked import asked_of
+from fedloom.deploy.asked import asked_of, discreet
 from fedloom.deploy.greeting import EMULATOR, greeting, recipe_sha256, shared_recipe, versions
 from fedloom.deploy.handover import Handover
 from fedloom.deploy.limits import Limits
@@ -42,8 +41,6 @@ _LABEL = "site"
 _UNMASKED = (
     "the recipe adds uploads up under masks, but the server asks for one by itself: nothing is sent"
 )
-_QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
-"""The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +140,7 @@ class Site:
         except (ValueError, OSError, ClientError) as error:
             self.say(f"refused: {error}")
             mine = isinstance(error, _OwnData)
-            return {"refusal": _discreet(str(error)) if mine else str(error)}, []
+            return {"refusal": discreet(str(error)) if mine else str(error)}, []
 
     def _check_name(self, header: Mapping[str, Any]) -> None:
         known = header.get("site", self.settings.name)
@@ -241,7 +238,6 @@ class Site:
         """Return a masked upload; one without a mask is not sent, whoever asks for it."""
         if len(tasks) != 1 or "sum" not in header:
             raise ValueError(_UNMASKED)
-        (task,), ((_, body),) = tasks, header["tasks"]
 
         def trained() -> Reply:
             (answer,) = self._answers(tasks, session)
@@ -249,8 +245,8 @@ class Site:
                 raise ClientError(answer.reason)
             return self.settings.limits.bounded(answer)
 
-        member, asked = self._member(header, session), pieces[header["sum"]]
-        upload = member.upload(asked, task, pieces[body], trained)
+        task, (_, body), asked = tasks[0], header["tasks"][0], pieces[header["sum"]]
+        upload = self._member(header, session).upload(asked, task, pieces[body], trained)
         self.settings.limits.check_size(len(upload), "the reply")
         session.store.flush()
         self._forget(tasks, session)
@@ -262,8 +258,9 @@ class Site:
         """Return this site in secure sums, under the recipe that is ready."""
         if self._in_sums is None:
             own, run = self.settings, recipe_sha256(header["recipe"])
-            limits = own.limits
-            self._in_sums = member_of(own.name, own.keys, session.recipe, run, limits.min_cohort)
+            self._in_sums = member_of(
+                own.name, own.keys, session.recipe, run, own.limits.min_cohort
+            )
         return self._in_sums
 
     @staticmethod
@@ -342,13 +339,6 @@ def open_session(settings: SiteSettings, recipe: Recipe, *, device: str | None =
 
 class _OwnData(ValueError):
     """An error in this site's data, whose sentence may quote it."""
-
-
-def _discreet(sentence: str) -> str:
-    """Return what the server is told of an error in the data: where it is and what is wanted, not what stands there."""
-    return _QUOTED.sub(
-        lambda found: "got (see the site)" if found[1] else "(see the site)", sentence
-    )
 
 
 def rehearsed(session: Session) -> tuple[Task, Reply]:

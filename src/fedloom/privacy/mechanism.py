@@ -23,7 +23,7 @@ from what was released.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedloom.core.description import Release
@@ -74,32 +74,37 @@ class Mechanism:
 
     def release(
         self,
-        uploads: Iterable[tuple[Payload, int]],
+        uploads: Iterable[Payload],
         round: Round,
         *,
         mask: Params,
         quantile: float | None,
         nobodys: Callable[[], Payload],
+        sums: Sequence[tuple[Payload, int]] = (),
     ) -> tuple[Payload, "Mechanism", Metrics]:
         """Return a noisy mean of clipped uploads, the mechanism after it, and its metrics.
 
         Args:
-            uploads: Of those that replied, clipped again; or the mean of so many whose single uploads nobody has seen.
+            uploads: Of those that replied; clipped again.
             round: Says how many were expected, by which the sum is divided.
             mask: Where uploads and noise may be, by name; everywhere for other names.
             quantile: Of the clients' norms, for the clip to follow; None keeps it.
             nobodys: Makes an upload of the right shape: the mean of nobody is noise.
+            sums: Means of so many uploads each, which nobody has seen and their clients clipped; read after `uploads`.
 
         Raises:
             NoReplies: without noise, where nobody replied.
         """
         expected, z = round.rate * len(round.population), self.noise_multiplier or 0.0
         total, num_replies, num_below = NoisySum(), 0, 0
-        for upload, count in uploads:
+        for upload in uploads:
             numbers = {group: params for group, params in upload.items() if group != SIGNAL}
-            total.add(_bounded(within(numbers, mask), count, self.clip))
-            num_replies += count
+            total.add(clipped(within(numbers, mask), self.clip)[0])
+            num_replies += 1
             num_below += quantile is not None and bool(upload[SIGNAL]["below"])
+        for mean, count in sums:
+            total.add({group: scale(params, count) for group, params in within(mean, mask).items()})
+            num_replies += count
         if not num_replies:
             if not z:
                 raise NoReplies("no client replied")
@@ -130,10 +135,3 @@ class Mechanism:
         share = 0.5 + (num_below - num_replies / 2 + noise) / expected
         clip = self.clip * math.exp(-_CLIP_LR * (share - quantile))
         return mean, replace(after, clip=clip), {**metrics, "below_clip": share}
-
-
-def _bounded(upload: Payload, count: int, clip: float) -> Payload:
-    """Return an upload of at most `clip`; the mean of several is their sum, each clipped by its own client."""
-    if count == 1:
-        return clipped(upload, clip)[0]
-    return {group: scale(params, count) for group, params in upload.items()}
