@@ -317,6 +317,8 @@ def test_a_site_has_conditions_of_its_own(five: Met, home: Path, tmp_path: Path)
     limits.check_recipe(asked)
     with pytest.raises(ValueError, match="--min-cohort must be 0 or at least 2, got 1"):
         Limits(min_cohort=1)
+    peers = home / "keys" / "sites" / "alba" / "peers"
+    assert sorted(path.stem for path in peers.iterdir()) == list(SITES)
     # Its folder was copied before the others had keys.
     alone = tmp_path / "alone"
     shutil.copytree(home / "keys" / "sites" / "alba", alone)
