@@ -142,8 +142,12 @@ def page() -> str:
     for field in dataclasses.fields(Recipe):
         if field.name not in ("name", "description", "algorithm", "objects"):
             lines.append(f"## {field.name}\n")
-            table = table_of(hints[field.name])
-            for name, cls in (table or {"": hints[field.name]}).items():
+            hint = hints[field.name]
+            table = table_of(hint)
+            if table is None and type(None) in typing.get_args(hint):
+                # A section that may be left out.
+                hint = next(one for one in typing.get_args(hint) if one is not type(None))
+            for name, cls in (table or {"": hint}).items():
                 section(
                     f"{field.name}: {name}" if name else f"settings of {field.name}",
                     field.name,

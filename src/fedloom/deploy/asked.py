@@ -26,7 +26,7 @@ def asked_of(recipe_text: str) -> str:
     return plain(asked)
 
 
-def discreet(sentence: str) -> str:
+def unquoted(sentence: str) -> str:
     """Return what the server is told of an error in the data: where it is and what is wanted, not what stands there."""
     return _QUOTED.sub(
         lambda found: "got (see the site)" if found[1] else "(see the site)", sentence

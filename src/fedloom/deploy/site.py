@@ -18,7 +18,7 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
-from fedloom.deploy.asked import asked_of, discreet
+from fedloom.deploy.asked import asked_of, unquoted
 from fedloom.deploy.greeting import EMULATOR, greeting, recipe_sha256, shared_recipe, versions
 from fedloom.deploy.handover import Handover
 from fedloom.deploy.limits import Limits
@@ -140,7 +140,7 @@ class Site:
         except (ValueError, OSError, ClientError) as error:
             self.say(f"refused: {error}")
             mine = isinstance(error, _OwnData)
-            return {"refusal": discreet(str(error)) if mine else str(error)}, []
+            return {"refusal": unquoted(str(error)) if mine else str(error)}, []
 
     def _check_name(self, header: Mapping[str, Any]) -> None:
         known = header.get("site", self.settings.name)
