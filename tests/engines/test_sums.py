@@ -23,17 +23,19 @@ from fedloom.algorithms.scaffold import Scaffold
 from fedloom.client.client_state import ClientStateStore
 from fedloom.clustering.given import Given
 from fedloom.clustering.sharing import Sharing
-from fedloom.core.protocols import Done, Fit, Job
+from fedloom.core.protocols import Done, Fit, Job, Round, Task
 from fedloom.core.randomness import generator
 from fedloom.core.seed_sequences import COEFFICIENTS
 from fedloom.core.sparsity import Density
+from fedloom.engines.codec import MessageCodec
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
-from fedloom.engines.sums import Played
+from fedloom.engines.sums import RUN, Played, forecast, sums_of
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.secure.messages import read
 from fedloom.secure.settings import SecureSettings
 from fedloom.server.samplers import Full, Poisson, Sampler
+from fedloom.wire.wire_settings import WireSettings
 
 EVERYBODY = Full()
 LANGUAGES = ("cs", "cs", "cs", "pt", "pt", "pt")
@@ -275,3 +277,16 @@ def test_clients_that_declare_nothing_have_no_heaviest(tmp_path: Path):
             population=engine.population(),
             sampler=Full(),
         )
+
+
+def test_the_forecast_of_a_sum_is_what_it_sends(tmp_path: Path):
+    algorithm, settings = FedAvg(), SecureSettings(4, 4)
+    _, (line,), _ = played(algorithm, tmp_path, Played(settings), rounds=1)
+    profiles = {name: {"num_examples": str(number)} for name, number in NUMBERS.items()}
+    state = algorithm.init(LAYERS, 0)
+    sent = algorithm.broadcast(state, Round(1, 0, profiles, tuple(profiles), 1.0))
+    tasks = [Task("train", 1, name, 0, profile, sent[name]) for name, profile in profiles.items()]
+    codec = MessageCodec(algorithm, WireSettings())
+    _, up = forecast(sums_of(tasks, codec.bodies(tasks), codec, settings, RUN))
+    # Names and signatures differ by a few bytes.
+    assert up == pytest.approx(line["comm/upload_bytes"], abs=6 * 40)

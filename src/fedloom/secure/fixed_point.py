@@ -99,5 +99,5 @@ def unpacked(data: bytes | memoryview, number_bits: int, count: int) -> Words:
     Raises:
         ValueError: where there are more or fewer bytes than they take.
     """
-    read = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    read = torch.from_numpy(np.frombuffer(bytearray(data), np.uint8))
     return words(unpack(read, 1 << number_bits, count))
