@@ -42,7 +42,7 @@ from fedloom.wire.format import task_head
 
 SITES = ("alba", "brno", "cork", "daru", "esch")
 SECURE = {"threshold": 3, "bits": 24}
-PATIENCE = 400.0
+PATIENCE = 800.0
 """Seconds for what takes ten on a machine that has nothing else to do."""
 Make = Callable[..., Recipe]
 METHODS: dict[str, dict[str, Any]] = {
