@@ -22,6 +22,9 @@ Shards = Annotated[int | None, typer.Option(help="Processes that the model is sp
 Replicas = Annotated[
     int | None, typer.Option(help="Processes that share a batch out here, a whole model each.")
 ]
+MinCohort = Annotated[
+    int, typer.Option(help="Take part in secure sums of so many clients or more only.")
+]
 Words = Annotated[str | None, typer.Option(help="Comma-separated; all if not given.")]
 
 
@@ -50,6 +53,11 @@ def keys_add(
 
     folder = Keys(keys).add(site)
     _console().print(f"wrote {folder}; hand it to {site} and keep it secret", soft_wrap=True)
+    if others := [name for name in Keys(keys).sites() if name != site]:
+        _console().print(
+            f"for secure sums hand {', '.join(others)} the folder `peers` of theirs again: it holds the key of {site} now",
+            soft_wrap=True,
+        )
 
 
 @keys_app.command("renew")
@@ -124,6 +132,7 @@ def join(
     columns: Words = None,
     min_examples: Annotated[int, typer.Option(help="Take no part with fewer.")] = 20,
     clip: Annotated[float | None, typer.Option(help="Largest joint norm of an upload.")] = None,
+    min_cohort: MinCohort = 0,
     allow: Annotated[str | None, typer.Option(help="Modules whose code a recipe may name.")] = None,
     shards: Shards = None,
     replicas: Replicas = None,
@@ -145,10 +154,11 @@ def join(
         min_examples,
         clip,
         _listed(allow),
+        min_cohort,
     )
     home = folder_at(folder or Path("sites") / name, "--folder").resolve()
-    agreed, worker = recipe and recipe.resolve(), _worker(shards, replicas)
-    settings = SiteSettings(name, home, data.resolve(), limits=limits, recipe=agreed, worker=worker)
+    agreed, worker, own = recipe and recipe.resolve(), _worker(shards, replicas), keys.resolve()
+    settings = SiteSettings(name, home, data.resolve(), (), limits, agreed, own, worker)
     if dry_run:
         _show_dry_run(settings)
         return

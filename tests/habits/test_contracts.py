@@ -30,6 +30,10 @@ BREACHES = {
         "import matplotlib.pyplot",
     ),
     "flwr stays in engines.flower, ray in engines.ray": ("engines/inprocess.py", "import flwr"),
+    "cryptography stays with keys: secure.ciphers and engines.flower.keys": (
+        "wire/frame.py",
+        "import cryptography",
+    ),
 }
 
 

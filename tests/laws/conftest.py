@@ -122,6 +122,7 @@ CASES: dict[str, Algorithm[Any]] = {
     "ditto(freeze(fedavg))": Ditto(Freeze(FedAvg()), 0.1),
     "freeze(ditto(fedadam))": Freeze(Ditto(FedAvg(Adam(0.1)), 0.1)),
     "flasc(fedadam)": Flasc(FedAvg(Adam(0.1), weighting="uniform"), BY_TIER, BY_TIER),
+    "flasc on the download(fedavg)": Flasc(FedAvg(), Density(0.5), upload_on="download"),
     "flasc(scaffold)": Flasc(Scaffold(), Density(0.5), Density(0.25), error_feedback=True),
     "prune(fedavg)": Prune(FedAvg(), Density(0.5, warm=1)),
     "prune(scaffold)": Prune(Scaffold(), BY_TIER, regrow=True),

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from fedloom.clustering.balanced import Balanced
+from fedloom.clustering.given import Given, Random
 from fedloom.clustering.groups import adjusted_rand
-from fedloom.clustering.members import Grouping, clusters_of
+from fedloom.clustering.members import Grouping, cluster_name, clusters_of
 from fedloom.clustering.modes import Auto, Mode, Paper
 from fedloom.clustering.pooling import Variances
 from fedloom.clustering.sharing import ClusteredState, Sharing
@@ -91,7 +92,16 @@ class Clustered(Wrapper[State]):
 
     @property
     def server_sees(self) -> Sees:
-        return "each in full" if self.inner.server_sees == "each in full" else "each"
+        if self.inner.server_sees == "each in full":
+            return "each in full"
+        known = isinstance(self.mode, Given | Random) and not self.pools
+        return "mean of each cluster" if known and self.inner.server_sees == "mean" else "each"
+
+    def groups(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, str]:
+        if not isinstance(self.mode, Given | Random):
+            return {}
+        assigned = self.mode.assigned(state.grouping, round)
+        return {client: cluster_name(k) for client, k in assigned.items()}
 
     def inner_state(self, state: ClusteredState[State]) -> State:
         return state.global_state

@@ -21,13 +21,13 @@ step down as a bit; it has no word for a skipped step, which votes against its d
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import torch
 
 from fedloom.core.bitpacking import pack, unpack
-from fedloom.core.description import Description
+from fedloom.core.description import FILLED, Description, RecipeView
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -70,6 +70,8 @@ class DeComFL:
     """Measure all of them at the model that was sent; False: each where the last one led."""
     votes: bool = False
     """Send signs instead of scalars; measured at the start."""
+    added_up: bool = field(default=False, metadata=FILLED)
+    """Whether votes travel as numbers, as `secure` adds them up."""
 
     def __post_init__(self) -> None:
         if self.weighting not in ("examples", "uniform"):
@@ -82,12 +84,16 @@ class DeComFL:
 
     @property
     def server_sees(self) -> Sees:
-        return "each" if self.votes else "mean"
+        return "each" if self.votes and not self.added_up else "mean"
 
     def describe(self, state: DeComFLState | None) -> Description:
         return Description(
             steps="decomfl.steps", current="the whole cohort measures along the seeds of one round"
         )
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        added_up = self.votes and recipe.secure is not None
+        return self if added_up == self.added_up else replace(self, added_up=added_up)
 
     def init(self, params: Params, seed: int) -> DeComFLState:
         if NAME not in params:
@@ -111,6 +117,9 @@ class DeComFL:
         )
         weight = done.num_examples if self.weighting == "examples" else 1.0
         scalars = done.record["scalars"][NAME]
+        if self.added_up:
+            votes = torch.where(scalars < 0, 1.0, -1.0).float()
+            return Reply(task.client, {"votes": {NAME: votes}}, weight), {}
         if self.votes:  # and nothing else: metrics would be longer than they are
             return Reply(task.client, {"votes": {NAME: pack(scalars < 0, 2)}}, weight), {}
         moves = -pace(sub(done.params, start), sequence, scalars) * scalars
@@ -125,6 +134,8 @@ class DeComFL:
         def read(reply: Reply) -> Reply:
             if not self.votes:
                 moves = reply.upload["moves"][NAME].double()
+            elif self.added_up:
+                moves = reply.upload["votes"][NAME].double()
             else:
                 moves = 2 * unpack(reply.upload["votes"][NAME], 2, self.steps).double() - 1
             return replace(reply, upload={"moves": {NAME: moves}})

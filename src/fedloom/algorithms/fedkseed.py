@@ -14,13 +14,13 @@ clients walk without. `uploads: delta` sends K numbers, for wrappers.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
 from fedloom.core.bitpacking import pack, unpack
-from fedloom.core.description import Description, Seeds
+from fedloom.core.description import Description, RecipeView, Seeds
 from fedloom.core.params import sub
 from fedloom.core.payloads import mean_upload, to_all
 from fedloom.core.protocols import (
@@ -96,6 +96,14 @@ class FedKSeed:
             replays=alike,
             current="" if alike else "its clients draw seeds by chances that every step changes",
         )
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        if recipe.secure is not None and self.uploads == "scalars":
+            raise ValueError(
+                "fedkseed.uploads must be delta with secure, as scalars of steps along clients' own seeds do not add up,"
+                " got scalars"
+            )
+        return self
 
     def init(self, params: Params, seed: int) -> FedKSeedState:
         if NAME not in params:

@@ -12,14 +12,15 @@ evaluated and exported is that of the vector itself; the paper's code evaluates 
 round before. Of equal entries the first are sent. Error feedback (Seide, Fu, Droppo, Li, Yu,
 Interspeech 2014), off as in the paper, is lost with a reply that is lost. Only `params` and `delta`
 are thinned; what else an inner algorithm sends stays dense. Write `freeze` around `flasc`, so that
-frozen tensors do not compete.
+frozen tensors do not compete. With `upload_on: download` clients send what lies where they were sent something, one mask
+for all, in the place of their own largest entries; of the others only the server optimizer moves any.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Literal, Self, get_args
 
-from fedloom.core.description import Mixture, mixture_of
+from fedloom.core.description import Mixture, RecipeView, mixture_of
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -34,8 +35,19 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.sparsity import Density, Scope, check_comparable, densities, keep_largest
+from fedloom.core.sparsity import (
+    Density,
+    Scope,
+    check_comparable,
+    densities,
+    keep_largest,
+    num_nonzero,
+    restrict,
+    support,
+)
 from fedloom.core.wrapper import Wrapper
+
+_On = Literal["own", "download"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,34 @@ class Flasc(Wrapper[State]):
     """Add what a client did not send to its next delta; for clients that come back often."""
     scope: Scope = "global"
     """Whether all tensors compete for places, or each has its own."""
+    upload_on: _On = "own"
+    """Where a client's delta may lie: at its `own` largest entries, or where its `download` lies, as a secure sum needs."""
 
     def __post_init__(self) -> None:
+        if self.upload_on not in get_args(_On):
+            raise ValueError(f"flasc.upload_on must be own or download, got {self.upload_on!r}")
+        if self.upload_on == "download" and self.upload != Density():
+            raise ValueError("flasc.upload has no effect with upload_on: download: leave it out")
         if self.scope not in get_args(Scope):
             raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
-        check_comparable(self.inner, "flasc.upload", apart=self.upload.thins)
+        apart = self.upload.thins if self.upload_on == "own" else bool(self.download.tiers)
+        check_comparable(self.inner, "flasc.upload", apart=apart)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
+        if recipe.secure is not None and self.upload_on == "own" and self.upload.thins:
+            raise ValueError(
+                "flasc.upload gives every client a mask of its own, of which a secure sum would send all entries: set"
+                " flasc.upload_on to download, one mask for all, or flasc.upload to 1"
+            )
+        return Wrapper.check(self, recipe, num_clients=num_clients)
+
+    def support(self, download: Payload) -> Payload:
+        inner = Wrapper.support(self, download)
+        if self.upload_on == "own":
+            return inner
+        mask = support(download["params"])
+        # What begins at the origin has moved nowhere yet: then everything may.
+        return {**inner, "delta": mask} if num_nonzero(mask) else inner
 
     def init(self, params: Params, seed: int) -> State:
         return self.inner.init(params, seed)
@@ -78,7 +113,13 @@ class Flasc(Wrapper[State]):
         delta = reply.upload["delta"]
         if self.error_feedback and "unsent" in client_state:
             delta = add(delta, client_state["unsent"])
-        sent = keep_largest(delta, self.upload.at(task.round, task.profile), scope=self.scope)
+        mask = self.support(task.download).get("delta")
+        if mask is not None:
+            sent = restrict(delta, {name: mask[name] for name in delta})
+        elif self.upload_on == "download":
+            sent = delta
+        else:
+            sent = keep_largest(delta, self.upload.at(task.round, task.profile), scope=self.scope)
         if self.error_feedback:
             new_state = {**new_state, "unsent": sub(delta, sent)}
         return replace(reply, upload={**reply.upload, "delta": sent}), new_state

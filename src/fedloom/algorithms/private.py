@@ -12,13 +12,14 @@ counts, bytes, failures, evaluations, samples), nor what a wrapper around `priva
 
 Deviations: privacy loss is counted by its distribution, not by moments. The cohort is drawn here,
 from the secret key and with the recipe's chance: one that follows from a published seed amplifies
-nothing. The server clips again. The noise on the count of norms below C is max(q N / 20, z), not
+nothing. The server clips again, unless secure sums hide single uploads from it: then all rests on the clients' own
+clip, and what the server adds up, without noise yet, is seen by it alone (the central model). The noise on the count of norms below C is max(q N / 20, z), not
 q N / 20, so that it always fits into z. With `noise_on: support` uploads and noise are zero where
 the download is, itself made of noisy means (until something has moved, everywhere); FLASC
 (arXiv:2406.05233) adds noise to all entries, and its code also divides the sum by C.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Literal, Self
 
@@ -107,6 +108,11 @@ class Private(Enclosing[State]):
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_recipe(recipe, quiet=self.quiet)
+        if recipe.secure is not None and self.quantile is not None:
+            raise ValueError(
+                "private.quantile needs to know of single clients whether they were below the clip, which secure sums hide:"
+                " leave private.quantile out, or secure"
+            )
         rounds = self.terms.over(recipe.run.rounds)
         planned = Wrapper.check(self, recipe, num_clients=num_clients)
         return planned if rounds == self.rounds else replace(planned, rounds=rounds)
@@ -163,14 +169,27 @@ class Private(Enclosing[State]):
             task = Task("train", round.number, client, 0, round.population[client], payload)
             return play(self.inner.client_update(task, {}), task).upload
 
-        uploads = (reply.upload for reply in replies)
+        sums = list[tuple[Payload, int]]()
+
+        def single() -> Iterator[Payload]:
+            for reply in replies:
+                if reply.count == 1:
+                    yield reply.upload
+                else:
+                    sums.append((reply.upload, reply.count))
+
         sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
         mean, mechanism, clip_metrics = self.terms.fund(state.mechanism, round).release(
-            uploads, round, mask=self._mask(sent.values()), quantile=self.quantile, nobodys=nobodys
+            single(),
+            round,
+            mask=self._mask(sent.values()),
+            quantile=self.quantile,
+            nobodys=nobodys,
+            sums=sums,
         )
         spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
-        replies = [Reply("mean of the cohort", mean)]
-        inner, metrics = self.inner.server_update(state.inner, everybody, replies)
+        noisy = [Reply("mean of the cohort", mean)]
+        inner, metrics = self.inner.server_update(state.inner, everybody, noisy)
         return PrivateState(inner, mechanism), {**metrics, **clip_metrics, **spent}
 
     def _mask(self, downloads: Iterable[Payload]) -> Params:

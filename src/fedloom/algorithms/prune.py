@@ -118,6 +118,9 @@ class Prune(Enclosing[State]):
     def mask(self, download: Payload) -> Params | None:
         return mask_of(self.inner, _whole(download))
 
+    def support(self, download: Payload) -> Payload:
+        return {}  # values travel without positions
+
     def server_update(
         self, state: PruneState[State], round: Round, replies: Iterable[Reply]
     ) -> tuple[PruneState[State], Metrics]:

@@ -265,6 +265,11 @@ class RecipeView(Protocol):
         ...
 
     @property
+    def secure(self) -> object | None:
+        """Return how uploads are added up so that nobody sees one; None where they are not."""
+        ...
+
+    @property
     def tune(self) -> object:
         """Return what is learnt, see `core.ranks.HasRanks`."""
         ...

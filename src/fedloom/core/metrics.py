@@ -22,7 +22,11 @@ PLUGIN = "plugin/"
 """In front of what is measured of a whole model, into which what was learnt around an emulator is put."""
 FINETUNED = "finetuned/"
 """In front of what is measured of a model after a client's own steps on it, see `core.finetune`."""
-PREFIXES = ("personal/", FINETUNED, PLUGIN)
+PERSONAL = "personal/"
+"""In front of what is measured of a client's own model, beside the shared one."""
+MIXTURE = "mixture_"
+"""In front of the number of a mixture's model, of whose share an evaluation tells."""
+PREFIXES = (PERSONAL, FINETUNED, PLUGIN)
 """What may stand in front of a name, for a second model that is measured; of several in this order."""
 MEASURED_SPLITS = ("validation/", "test/", "unseen/")
 """Of evaluations, in metrics.jsonl; the last is the test split of clients that never train."""
@@ -109,7 +113,7 @@ REPORTED: Mapping[str, Metric] = {**QUALITY} | _named(
     Metric("length_ratio", "length of preferred answers beside others", bounds=_COUNT),
     Metric("skipped_steps", reduce="sum", better="lower", bounds=_COUNT),
     # What each model of a mixture counts at a client.
-    *(Metric(f"mixture_{k}", f"share of component {k}", "%", bounds=_SHARE) for k in range(1, 9)),
+    *(Metric(f"{MIXTURE}{k}", f"share of component {k}", "%", bounds=_SHARE) for k in range(1, 9)),
 )
 """What clients may report, besides metrics of users' own."""
 WEIGHTS = ("num_examples", "num_tokens")
@@ -143,6 +147,7 @@ WRITTEN: Mapping[str, Metric] = _named(
     # Of hyper-parameters that clients try in turns.
     Metric("arm_entropy", "entropy of the arms' chances", "nats"),
     *(Metric(f"arm_{k}", f"chance of arm {k}", "%", bounds=_SHARE) for k in range(1, 17)),
+    Metric("entries_cut", "entries cut to secure.clip", reduce="sum", better="lower"),
     Metric("align_hidden", "distance of the emulator's states", better="lower"),
     Metric("align_kl", "KL of the emulator's tokens", "nats", better="lower"),
     Metric("aggregation_error", "aggregation error", "%", better="lower"),
@@ -267,6 +272,16 @@ class Reduction:
             weight = _weight(self.table.entry(name).reduce, metrics)
             self._sums[name] = self._sums.get(name, 0.0) + weight * value
             self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    @classmethod
+    def of(cls, parts: Mapping[str, tuple[float, float]], table: MetricTable) -> "Reduction":
+        """Return the reduction of values that were added up elsewhere, see `parts`."""
+        sums = {name: total for name, (total, _) in parts.items()}
+        return cls(table, sums, {name: weight for name, (_, weight) in parts.items()})
+
+    def parts(self) -> dict[str, tuple[float, float]]:
+        """Return of every metric the sum of its weighed values and that of its weights: both may be added up further."""
+        return {name: (total, self._weights[name]) for name, total in self._sums.items()}
 
     def result(self) -> dict[str, float]:
         """Return the metrics of all together; one that only some have is of those."""

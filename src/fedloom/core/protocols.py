@@ -14,8 +14,9 @@ Payload = Mapping[str, Params]
 Metrics = Mapping[str, float]
 Profile = Mapping[str, str]
 """What both sides may know of a client: tier, language."""
-Sees = Literal["each", "each in full", "mean", "noisy mean"]
-"""What a server half reads of the uploads; in full where it compares all of their entries."""
+Sees = Literal["each", "each in full", "mean", "mean of each cluster", "noisy mean"]
+"""What a server half reads of the uploads; in full where it compares all of their entries, of each cluster where who is in
+it is known beforehand."""
 State = TypeVar("State")
 """A frozen dataclass of Params, tensors, numbers, tuples and dicts."""
 Split = Literal["validation", "test"]
@@ -55,6 +56,8 @@ class Task:
     """What both sides may know of it."""
     download: Payload
     """What `broadcast` returned for it."""
+    group: str = ""
+    """Never sent. Uploads of one group may be added up before anybody reads them."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,9 @@ class Reply:
     """In a weighted mean; the algorithm's choice."""
     metrics: Metrics = field(default_factory=dict)
     """For the run's record; no algorithm reads them."""
+    count: int = 1
+    """Never sent. Where an engine adds uploads up, how many the upload is the weighted mean of: `weight` is the sum of
+    theirs, and `client` one of them."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class Delivery:
     download_bytes: int = 0
     upload_bytes: int = 0
     spent: Spent = Spent()
+    num_cut: int = 0
+    """Entries of uploads that were too large for a secure sum, and were cut to its clip."""
 
 
 class ClientError(Exception):
@@ -269,5 +277,5 @@ class Engine(Protocol):
         ...
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
-        """Yield one delivery a task, in task order."""
+        """Yield one delivery a task, in task order; of tasks whose uploads were added up, one with a reply for all of them."""
         ...

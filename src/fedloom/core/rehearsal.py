@@ -4,7 +4,7 @@ Because work is data, it can be answered with stand-ins. The result is the schem
 forecast of `plan`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -90,9 +90,19 @@ def _measure(
     return Reply(task.client, {}, done.num_examples, metrics), client_state
 
 
-def rehearse(algorithm: Algorithm[Any], task: Task, *, noise: float = 0.0) -> Reply:
-    """Return the reply of a client without memory whose training moves by `noise` (a standard deviation)."""
-    return play(client_half(algorithm, task, {}), task, noise=noise)
+def rehearse(
+    algorithm: Algorithm[Any], task: Task, *, noise: float = 0.0, num_examples: int = 1
+) -> Reply:
+    """Return the reply of a client without memory that has so many examples.
+
+    Args:
+        algorithm: Any.
+        task: Of the client.
+        noise: Standard deviation of what its training moves by.
+        num_examples: What it says it has.
+    """
+    half = client_half(algorithm, task, {})
+    return play_out(half, task, noise=noise, num_examples=num_examples)[0]
 
 
 def play(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> Reply:
@@ -100,12 +110,15 @@ def play(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> Reply:
     return play_out(half, task, noise=noise)[0]
 
 
-def play_out(half: ClientUpdate, task: Task, *, noise: float = 0.0) -> tuple[Reply, Payload]:
+def play_out(
+    half: ClientUpdate, task: Task, *, noise: float = 0.0, num_examples: int = 1
+) -> tuple[Reply, Payload]:
     """Return the reply and the client state of a half whose training moves by `noise` (a standard deviation)."""
     try:
         work = next(half)
         while True:
-            work = half.send(stand_in(work, task.seed, noise=noise))
+            done = stand_in(work, task.seed, noise=noise)
+            work = half.send(replace(done, num_examples=num_examples))
     except StopIteration as stop:
         result: tuple[Reply, Payload] = stop.value
         return result

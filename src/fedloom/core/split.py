@@ -17,6 +17,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
+from fedloom.core.together import support_of
 from fedloom.core.wrapper import Enclosing, extended, without
 
 
@@ -44,6 +45,11 @@ class Split(Enclosing[State]):
             return {**payload, "params": {**payload["params"], **state.others}}
 
         return once_each(self.inner.broadcast(state.inner, round), lambda _: 0.0, complete)
+
+    def support(self, download: Payload) -> Payload:
+        """Return where the inner algorithm's uploads are not 0."""
+        known, _ = self.split(download["params"])
+        return support_of(self.inner, {**download, "params": known})
 
     def server_update(
         self, state: SplitState[State], round: Round, replies: Iterable[Reply]

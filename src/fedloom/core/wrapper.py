@@ -1,7 +1,7 @@
 """What wrappers have in common: an algorithm inside, and that they hand on what it tells and asks."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Generic, Protocol, Self, runtime_checkable
 
@@ -19,7 +19,19 @@ from fedloom.core.description import (
     replayed_by,
 )
 from fedloom.core.params import zeros_like
-from fedloom.core.protocols import Algorithm, Fit, Params, Payload, Reply, Round, Sees, State, Work
+from fedloom.core.protocols import (
+    Algorithm,
+    ClientId,
+    Fit,
+    Params,
+    Payload,
+    Reply,
+    Round,
+    Sees,
+    State,
+    Work,
+)
+from fedloom.core.together import groups_of, support_of
 
 
 class Wrapper(Generic[State]):
@@ -69,6 +81,15 @@ class Wrapper(Generic[State]):
     def replayed(self, state: Any, round: Round, reply: Reply) -> Reply:
         """Return a reply as the inner algorithm makes a delta of it."""
         return replayed_by(self.inner, self.inner_state(state), round, reply)
+
+    def support(self, download: Payload) -> Payload:
+        """Return where the inner algorithm's uploads are not 0."""
+        # In a mixture, names are those of all models.
+        return {} if self.describe(None).components > 1 else support_of(self.inner, download)
+
+    def groups(self, state: Any, round: Round) -> Mapping[ClientId, str]:
+        """Return whose uploads the inner algorithm's server reads the mean of."""
+        return groups_of(self.inner, self.inner_state(state), round)
 
     def released(self, state: Any) -> Iterable[Release] | None:
         """Return what is on the inner algorithm's account."""

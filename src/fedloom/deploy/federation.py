@@ -30,6 +30,7 @@ from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Requests
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
+from fedloom.secure.ciphers import Directory
 from fedloom.spaces.offsite import OffsiteSpace
 
 
@@ -104,7 +105,12 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         remote = _remote(session, session.recipe, link, console, files=_handed_over(session))
         remote.one_client = True
         recipe = session.recipe
-        remote.min_sites = max(recipe.run.min_replies, describe(recipe.algorithm).min_replies)
+        least = 0 if recipe.secure is None else recipe.secure.threshold
+        remote.min_sites = max(
+            recipe.run.min_replies, describe(recipe.algorithm).min_replies, least
+        )
+        public = {site: path.read_bytes() for site, path in keys.sites().items()}
+        remote.secure, remote.directory = recipe.secure, Directory(public)
         remote.patience = session.recipe.run.patience_seconds
         remote.meet(names, seconds=settings.patience, patient=True)
         manifest = dataclasses.replace(

@@ -30,6 +30,8 @@ class Limits:
     """Largest joint norm of an upload; a larger one is scaled down to it."""
     allow: Sequence[str] = ()
     """Modules outside of fedloom (all that lies below them too), or classes (`module:Class`), that a recipe may name."""
+    min_cohort: int = 0
+    """Fewest clients, itself counted, that this site's uploads are added up with before anybody reads them; 0: also none."""
 
     def __post_init__(self) -> None:
         """Refuse what allows nothing."""
@@ -37,6 +39,8 @@ class Limits:
             raise ValueError(f"--max-message-mb must be positive, got {self.max_message_mb}")
         if self.min_examples < 0:
             raise ValueError(f"--min-examples must be at least 0, got {self.min_examples}")
+        if self.min_cohort < 0 or self.min_cohort == 1:
+            raise ValueError(f"--min-cohort must be 0 or at least 2, got {self.min_cohort}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"--clip must be positive, got {self.clip}")
 
@@ -59,6 +63,12 @@ class Limits:
         if self.spaces and kind not in self.spaces:
             raise ValueError(
                 f"this site allows --spaces {','.join(self.spaces)}, the recipe tunes {kind}"
+            )
+        least = recipe.secure.threshold if recipe.secure is not None else 1
+        if self.min_cohort and least < self.min_cohort:
+            raise ValueError(
+                f"this site's uploads are read only in sums of at least --min-cohort {self.min_cohort}, the recipe has"
+                f" {'secure.threshold ' + str(least) if recipe.secure else 'no section secure'}"
             )
         if recipe.model.trust_remote_code:
             raise ValueError("this site runs no code of a model: set model.trust_remote_code false")

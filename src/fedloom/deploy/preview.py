@@ -14,9 +14,12 @@ from rich.text import Text
 from fedloom.core.protocols import Payload, Reply
 from fedloom.deploy.site import open_session, rehearsed
 from fedloom.deploy.site_settings import SiteSettings
+from fedloom.engines.codec import MessageCodec
+from fedloom.engines.sums import layout_of
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_tree
 from fedloom.rounds.session import Session
+from fedloom.secure.fixed_point import width
 from fedloom.tracking.metric_format import human_bytes
 from fedloom.tracking.metrics_log import MetricsLog
 from fedloom.wire.format import encode_reply, encode_task
@@ -24,6 +27,7 @@ from fedloom.wire.format import encode_reply, encode_task
 _SEEN = {
     "each": "the server reads every upload by itself",
     "each in full": "the server compares the uploads, entry by entry",
+    "mean of each cluster": "the server needs only the means of given clusters, and receives each upload",
     "mean": "the server needs only the mean of the uploads, and receives each of them",
     "noisy mean": "the server adds noise to the mean; it receives each upload, clipped at the site",
 }
@@ -45,8 +49,15 @@ def site_preview(settings: SiteSettings, recipe_text: str) -> Iterator[Renderabl
     yield _introduction(session)
     received = len(encode_task(task, settings=wire))
     yield _payload("received in a round", task.download, received, wire.download)
-    sent = len(encode_reply(settings.limits.bounded(reply), settings=wire))
-    yield _payload("sent in a round", reply.upload, sent, wire.upload)
+    if (secure := session.recipe.secure) is None:
+        sent = len(encode_reply(settings.limits.bounded(reply), settings=wire))
+        yield _payload("sent in a round", reply.upload, sent, wire.upload)
+    else:
+        codec = MessageCodec(session.recipe.algorithm, wire, session.recipe.metrics)
+        size = layout_of(codec, task, secure, 1.0).size
+        bits = width(secure.threshold, secure.bits)
+        title = f"sent in a round under masks, {bits} bits a number or more"
+        yield _payload(title, reply.upload, -(-size * bits // 8), f"{bits} bits")
     yield _privacy(session, settings, reply)
 
 
@@ -81,7 +92,14 @@ def _payload(title: str, payload: Payload, size: int, values: str) -> Table:
 def _privacy(session: Session, settings: SiteSettings, reply: Reply) -> Table:
     recipe, limits = session.recipe, settings.limits
     table = Table("privacy", "value", title_justify="left")
-    table.add_row("the server", _SEEN[recipe.algorithm.server_sees])
+    secure = recipe.secure
+    table.add_row(
+        "the server",
+        _SEEN[recipe.algorithm.server_sees]
+        if secure is None
+        else f"the server receives uploads under masks, and opens sums of {secure.threshold} or more, weights and metrics"
+        " in them",
+    )
     for layer in to_tree(recipe)["algorithm"]:
         for name, fields in layer.items():
             text = ", ".join(f"{k} {v}" for k, v in fields.items() if not isinstance(v, dict))

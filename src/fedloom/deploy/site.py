@@ -1,7 +1,5 @@
 """A site: its own data, its limits, and the answers to the server's envelopes."""
 
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,16 +16,16 @@ from fedloom.data.federation import Federation, divide
 from fedloom.data.formats import KNOWN_LABELS
 from fedloom.data.partition import Natural
 from fedloom.data.sources import take_rows
-from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe, versions
+from fedloom.deploy.asked import asked_of, unquoted
+from fedloom.deploy.greeting import EMULATOR, greeting, recipe_sha256, shared_recipe, versions
 from fedloom.deploy.handover import Handover
 from fedloom.deploy.site_settings import ENDED, SiteSettings
+from fedloom.deploy.sums import Member, member_of
 from fedloom.engines.engine_settings import FlowerSettings
-from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
 from fedloom.objectives.objective import Objective
 from fedloom.plugins import limited_to
 from fedloom.recipe import build_recipe, load_recipe
-from fedloom.recipe_text import to_tree
 from fedloom.rounds.loop import begin, draw, tasks
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, Session, build
@@ -36,8 +34,9 @@ from fedloom.spaces.offsite import Offsite, OffsiteSpace
 from fedloom.wire.format import decode_task, reply_pieces
 
 _LABEL = "site"
-_QUOTED = re.compile(r"""(got ).*|'.*'|".*\"""", re.DOTALL)
-"""The parts of a sentence that may be data; from the first quotation mark to the last, as text has marks of its own."""
+_UNMASKED = (
+    "the recipe adds uploads up under masks, but the server asks for one by itself: nothing is sent"
+)
 
 
 @dataclass
@@ -50,6 +49,7 @@ class Site:
     """Returns a session whose clients are trained by as many processes as its recipe says."""
     _ready: dict[str, tuple[Session, Mapping[str, str]]] = field(default_factory=dict)
     _handover: Handover = field(init=False)
+    _in_sums: Member | None = None
 
     def __post_init__(self) -> None:
         """Name the folders of what comes in frames."""
@@ -82,6 +82,9 @@ class Site:
             if header["kind"] == "hello":
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
+            if header["kind"] == "sum":
+                answer = self._member(header, session).answer(header, pieces[0], self.say)
+                return {"answers": [None]}, [answer]
             own = self._handover.take(header, pieces)
             if wanted := self._handover.lacking(header, "parcels"):
                 return {"asks": wanted}, []
@@ -89,7 +92,7 @@ class Site:
         except (ValueError, OSError, ClientError) as error:
             self.say(f"refused: {error}")
             mine = isinstance(error, _OwnData)
-            return {"refusal": _discreet(str(error)) if mine else str(error)}, []
+            return {"refusal": unquoted(str(error)) if mine else str(error)}, []
 
     def _check_name(self, header: Mapping[str, Any]) -> None:
         known = header.get("site", self.settings.name)
@@ -120,13 +123,14 @@ class Site:
         text, asked = header["recipe"], header["identity"]
         if text not in self._ready:
             self._check_asked(header)
-            self.say(f"asked for {_asked(text)}")
+            self.say(f"asked for {asked_of(text)}")
             recipe = self.settings.with_worker(build_recipe(yaml.safe_load(text)))
             device = recipe.worker.device_of_whole
             session = self.shared_out(open_session(self.settings, recipe, device=device))
             for note in session.federation.manifest.left_out() if self.settings.data else ():
                 self.say(note)
             self._ready = {text: (session, greeting(text, session)["identity"])}
+            self._in_sums = None
         session, own = self._ready[text]
         agree(asked, own, where=SERVER_AND_SITE)
         return session
@@ -159,6 +163,8 @@ class Site:
         self, header: Mapping[str, Any], pieces: Sequence[Piece], session: Session
     ) -> tuple[dict[str, Any], Sequence[Piece]]:
         tasks = self._tasks(header, pieces, session)
+        if session.recipe.secure is not None and any(task.kind == "train" for task in tasks):
+            return self._masked(header, pieces, tasks, session)
         reasons: list[str | None] = []
         out: list[Piece] = []
         spent: list[list[float]] = []
@@ -175,6 +181,41 @@ class Site:
             self.say(f"round {task.round}: {task.kind}, {reason or 'done'}")
         said, own = self._handover.left(out)
         return {"answers": reasons, "spent": spent, **said}, own
+
+    def _masked(
+        self,
+        header: Mapping[str, Any],
+        pieces: Sequence[Piece],
+        tasks: Sequence[Task],
+        session: Session,
+    ) -> tuple[dict[str, Any], Sequence[Piece]]:
+        """Return a masked upload; one without a mask is not sent, whoever asks for it."""
+        if len(tasks) != 1 or "sum" not in header:
+            raise ValueError(_UNMASKED)
+
+        def trained() -> Reply:
+            ((answer, _),) = self._answers(tasks, session)
+            if isinstance(answer, ClientFailure):
+                raise ClientError(answer.reason)
+            return self.settings.limits.bounded(answer)
+
+        task, (_, body), asked = tasks[0], header["tasks"][0], pieces[header["sum"]]
+        upload = self._member(header, session).upload(asked, task, pieces[body], trained)
+        self.settings.limits.check_size(len(upload), "the reply")
+        session.store.flush()
+        self._forget(tasks, session)
+        self.say(f"round {task.round}: {task.kind}, done and masked")
+        said, own = self._handover.left([self._handover.spool.joined([upload])])
+        return {"answers": [None], **said}, own
+
+    def _member(self, header: Mapping[str, Any], session: Session) -> Member:
+        """Return this site in secure sums, under the recipe that is ready."""
+        if self._in_sums is None:
+            own, run = self.settings, recipe_sha256(header["recipe"])
+            self._in_sums = member_of(
+                own.name, own.keys, session.recipe, run, own.limits.min_cohort
+            )
+        return self._in_sums
 
     @staticmethod
     def _tasks(header: Mapping[str, Any], pieces: Sequence[Piece], session: Session) -> list[Task]:
@@ -265,13 +306,6 @@ class _OwnData(ValueError):
     """An error in this site's data, whose sentence may quote it."""
 
 
-def _discreet(sentence: str) -> str:
-    """Return what the server is told of an error in the data: where it is and what is wanted, not what stands there."""
-    return _QUOTED.sub(
-        lambda found: "got (see the site)" if found[1] else "(see the site)", sentence
-    )
-
-
 def rehearsed(session: Session) -> tuple[Task, Reply]:
     """Return the task of a client here in round 1, and a stand-in for its reply."""
     algorithm = session.recipe.algorithm
@@ -313,19 +347,6 @@ def own_data(
         for client, profile in federation.profiles.items()
     }
     return replace(federation, profiles=profiles)
-
-
-def _asked(recipe_text: str) -> str:
-    """Return what a recipe asks of a site's rows, in one line: its section data, less the defaults, and its objective."""
-    tree = yaml.safe_load(recipe_text)
-    default = to_tree(build_recipe({"name": "default", "algorithm": "fedavg"}))
-    tree = tree if isinstance(tree, dict) else {}
-    odd = {k: v for k, v in (tree.get("data") or {}).items() if v != default["data"].get(k)}
-    asked = f"data: {json.dumps(odd, ensure_ascii=False, default=str)}"
-    objective = tree.get("objective", default["objective"])
-    if objective != default["objective"]:
-        asked += f", objective: {json.dumps(objective, ensure_ascii=False, default=str)}"
-    return plain(asked)
 
 
 def agreed_recipe(file: Path) -> str:

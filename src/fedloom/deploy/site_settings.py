@@ -33,6 +33,8 @@ class SiteSettings:
     limits: Limits = Limits()
     recipe: Path | None = None
     """The only recipe that this site takes part in; None: any that its limits allow."""
+    keys: Path | None = None
+    """The folder that `fedloom keys add` made for it: its own key, and the others' public ones; for secure sums."""
     worker: WorkerSettings | None = None
     """How many processes train its client; None: as many as the recipe says."""
 
@@ -57,6 +59,6 @@ class SiteSettings:
     def read(cls, file: Path) -> "SiteSettings":
         """Read what `write` wrote."""
         fields = json.loads(file.read_text())
-        paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe")}
+        paths = {k: fields[k] and Path(fields[k]) for k in ("folder", "data", "recipe", "keys")}
         worker = fields["worker"] and WorkerSettings(**fields["worker"])
         return cls(**{**fields, **paths, "limits": Limits(**fields["limits"]), "worker": worker})

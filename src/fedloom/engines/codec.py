@@ -80,7 +80,7 @@ class MessageCodec:
 
     def most_bytes(self, tasks: Sequence[Task]) -> int:
         """Return a length that no sound replies to tasks exceed."""
-        return sum(most_reply_bytes(self._expected(task)) for task in tasks)
+        return sum(most_reply_bytes(self.expected(task)) for task in tasks)
 
     def send(self, reply: Reply) -> bytes:
         """Return the message of a reply.
@@ -98,7 +98,7 @@ class MessageCodec:
         try:
             reply = decode_reply(
                 message,
-                expected=self._expected(task),
+                expected=self.expected(task),
                 measured=task.kind != "train",
                 metrics=self.metrics,
                 max_bytes=self.wire.max_bytes,
@@ -110,7 +110,8 @@ class MessageCodec:
             return Delivery(ClientFailure(task.client, plain(reason)), download_bytes, len(message))
         return Delivery(reply, download_bytes, len(message))
 
-    def _expected(self, task: Task) -> Schema:
+    def expected(self, task: Task) -> Schema:
+        """Return the tensors that a reply to a task must hold."""
         shape = frozenset(schema(task.download).items())
         key = (task.kind, task.round, tuple(task.profile.items()), shape)
         if key not in self._schemas:

@@ -20,6 +20,8 @@ from fedloom.core.protocols import (
     Trainer,
 )
 from fedloom.engines.codec import MessageCodec
+from fedloom.engines.sums import RUN, Played, sums_of, words_of
+from fedloom.secure.fixed_point import Words
 from fedloom.wire.wire_settings import WireSettings
 
 
@@ -36,13 +38,46 @@ class InProcess:
     """What clients may report."""
     finetune: FineTune = NO_FINETUNE
     """What clients do with a model before they measure it a second time."""
+    sums: Played | None = None
+    """How uploads are added up so that the server sees none; None: it receives each."""
 
     def population(self) -> Mapping[ClientId, Profile]:
         """Return all clients."""
         return {client: self.clients[client] for client in sorted(self.clients)}
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
-        """Run the tasks `trainer.width` at a time."""
+        """Run the tasks, and add their uploads up where the recipe says so."""
+        if self.sums is None or not tasks or tasks[0].kind != "train":
+            return self.each(tasks)
+        return self._summed(self.sums, tasks)
+
+    def _summed(self, sums: Played, tasks: Sequence[Task]) -> Iterator[Delivery]:
+        codec = MessageCodec(self.algorithm, self.wire, self.metrics)
+        bodies = codec.bodies(tasks)
+        # What a client reads, as the wire may round it.
+        read = dict(
+            zip((t.client for t in tasks), (t for t, _ in codec.deliver(tasks)), strict=True)
+        )
+        every = sums_of(tasks, bodies, codec, sums.settings, RUN)
+        heaviest = {task.client: one.heaviest for one in every for task in one.tasks}
+        each, words = list[Delivery](), dict[ClientId, Words | str]()
+        for delivery in self.each(tasks):
+            answer = delivery.answer
+            client = answer.client
+            words[client] = (
+                answer.reason
+                if isinstance(answer, ClientFailure)
+                else words_of(codec, read[client], answer, sums.settings, heaviest[client])
+            )
+            # No upload is kept.
+            each.append(Delivery(ClientFailure(client, ""), delivery.download_bytes))
+        for one in every:
+            mine = {task.client for task in one.tasks}
+            own = [delivery for delivery in each if delivery.answer.client in mine]
+            yield from sums.deliveries(own, one, words)
+
+    def each(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
+        """Run the tasks `trainer.width` at a time; yield the delivery of each."""
         codec, width = MessageCodec(self.algorithm, self.wire, self.metrics), self.trainer.width
         delivered = codec.deliver(tasks)
         for at in range(0, len(tasks), width):

@@ -21,7 +21,7 @@ class Loopback(InProcess):
     lost: frozenset[ClientId] = frozenset()
     """Clients whose messages never arrive."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
+    def each(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Deliver the tasks in a shuffled order."""
         codec = MessageCodec(self.algorithm, self.wire, self.metrics)
         bodies = codec.bodies(tasks)

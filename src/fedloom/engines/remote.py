@@ -25,11 +25,19 @@ from fedloom.data.manifest import ClientCounts
 from fedloom.engines.codec import MessageCodec
 from fedloom.engines.introductions import introduced, plain
 from fedloom.engines.parcels import Parcel, Piece, Spool
+from fedloom.engines.reported import spent_of
 from fedloom.engines.requests import Envelope, NotSent, Requests, Site, TransportDown
+from fedloom.engines.sums import Sum, sums_of
 from fedloom.engines.transfer import Transfer
+from fedloom.secure.ciphers import Directory
+from fedloom.secure.messages import Step
+from fedloom.secure.settings import SecureSettings
 from fedloom.spaces.handshake import SERVER_AND_SITE, agree
 from fedloom.wire.format import task_head
 from fedloom.wire.wire_settings import WireSettings
+
+_ASIDE = 60.0
+"""Seconds for what a site answers without training."""
 
 
 @dataclass
@@ -63,6 +71,10 @@ class Remote:
     """Seconds that it waits."""
     metrics: MetricTable = METRICS
     """What clients may report."""
+    secure: SecureSettings | None = None
+    """How uploads are added up so that nobody sees one; None: the server receives each."""
+    directory: Directory | None = None
+    """The sites' public keys, which what they say in a secure sum is signed by."""
     on_change: Callable[["Remote", int], None] = lambda *_: None
     files: Mapping[str, Parcel] = field(default_factory=dict)
     """What each site is handed before it joins, by name; listed in the greeting."""
@@ -124,6 +136,9 @@ class Remote:
         codec = MessageCodec(self.algorithm, self.wire, self.metrics)
         self._welcome()
         spool = Spool(self.folder / "sent")
+        if self.secure is not None and tasks and tasks[0].kind == "train":
+            yield from self._summed(self.secure, tasks, codec, spool)
+            return
         bodies = codec.bodies(tasks, joined=spool.joined)
         heads, sizes = list[bytes](), list[int]()
         at: dict[Site, list[int]] = {}
@@ -152,7 +167,7 @@ class Remote:
                 for i in mine:
                     sizes[i] = 0
             arrived |= dict(zip(mine, _answers(answers[site], len(mine)), strict=True))
-            spent |= dict(zip(mine, _spent(answers[site], len(mine)), strict=True))
+            spent |= dict(zip(mine, spent_of(answers[site], len(mine)), strict=True))
             self._note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
         self.on_change(self, tasks[0].round if tasks else 0)
         for i, task in enumerate(tasks):
@@ -164,6 +179,56 @@ class Remote:
             else:
                 read = codec.receive(task, answer, download_bytes=sizes[i])
                 yield replace(read, spent=spent[i])
+
+    def _summed(
+        self, secure: SecureSettings, tasks: Sequence[Task], codec: MessageCodec, spool: Spool
+    ) -> Iterator[Delivery]:
+        """Yield who is absent from the round's sums, and the sums."""
+        if self.min_sites:
+            sites = [self._host[task.client] for task in tasks]
+            needed = min(self.min_sites, len(sites))
+            self.requests.wait(sites, needed, seconds=self.patience)
+        bodies = codec.bodies(tasks, joined=spool.joined)
+        try:
+            for one in sums_of(tasks, bodies, codec, secure, self.greeting["identity"]["recipe"]):
+                yield from one.deliveries(partial(self._post, one, spool), self.directory)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.on_change(self, tasks[0].round)
+
+    def _post(
+        self, one: Sum, spool: Spool, step: Step, messages: Mapping[ClientId, bytes]
+    ) -> dict[ClientId, Piece | str]:
+        """Return the clients' answers to the messages of one step; a task goes with that which asks for its upload."""
+        tasks = {task.client: task for task in one.tasks}
+        transfers, sizes = dict[Site, Transfer](), dict[Site, int]()
+        for client, message in messages.items():
+            site = self._host[client]
+            header = {**self.greeting, "kind": "sum", "site": site, "step": step}
+            letter, parcels = Envelope(header, [message]), dict[str, Parcel]()
+            if step == "upload":
+                head = task_head(tasks[client], one.body)
+                letter = self._letter(site, [(head, one.body)])
+                own, parcels = spool.parted(letter.pieces)
+                header = {**letter.header, "sum": len(own)}
+                letter = Envelope(header, [*own, message])
+                size = len(head) + len(one.body)
+                one.downloaded[client] = one.downloaded.get(client, 0) + size
+            transfers[site] = Transfer(
+                letter, {"parcels": parcels}, self.folder / site, one.most_bytes
+            )
+            sizes[site] = sum(map(len, letter.pieces)) + sum(
+                p.listing.size for p in parcels.values()
+            )
+        seconds = self.deadline if step == "upload" else min(self.deadline, _ASIDE)
+        answers = dict[ClientId, Piece | str]()
+        for site, answer in self._transferred(transfers, seconds=seconds).items():
+            (found,) = _answers(answer, 1)
+            (client,) = (c for c in messages if self._host[c] == site)
+            answers[client] = self._named(client, found) if isinstance(found, str) else found
+            if step == "upload" or isinstance(found, str):
+                self._note(site, [found], sizes[site])
+        return answers
 
     def _exchange(self, transfers: Mapping[Site, Transfer]) -> dict[Site, Envelope | str]:
         """Return every site's answer; while too few are there, wait, and send again what nobody answered."""
@@ -320,24 +385,3 @@ def _answers(answer: Envelope | str, number: int) -> list[Piece | str]:
     if len(wanted) != number or wanted.count(None) != len(answer.pieces):
         return [f"sent {len(answer.pieces)} replies to {number} tasks"] * number
     return [next(pieces) if reason is None else plain(reason) for reason in wanted]
-
-
-_LONGEST = 1e9
-"""Seconds, and steps, beyond which what a site says of itself is not believed."""
-
-
-def _spent(answer: Envelope | str, number: int) -> list[Spent]:
-    """Return what each of so many tasks took, as its site says; nothing where it says nothing that can be."""
-    told = None if isinstance(answer, str) else answer.header.get("spent")
-    if not isinstance(told, list) or len(told) != number:
-        return [Spent()] * number
-    return [_believed(one) for one in told]
-
-
-def _believed(told: object) -> Spent:
-    match told:
-        case [float() | int() as seconds, int() as steps] if (
-            0 <= seconds <= _LONGEST and 0 <= steps <= _LONGEST
-        ):
-            return Spent(float(seconds), steps)
-    return Spent()

@@ -23,10 +23,11 @@ from what was released.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedloom.core.description import Release
+from fedloom.core.params import scale
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Round
 from fedloom.privacy.accountant import Ledger
@@ -79,6 +80,7 @@ class Mechanism:
         mask: Params,
         quantile: float | None,
         nobodys: Callable[[], Payload],
+        sums: Sequence[tuple[Payload, int]] = (),
     ) -> tuple[Payload, "Mechanism", Metrics]:
         """Return a noisy mean of clipped uploads, the mechanism after it, and its metrics.
 
@@ -88,6 +90,7 @@ class Mechanism:
             mask: Where uploads and noise may be, by name; everywhere for other names.
             quantile: Of the clients' norms, for the clip to follow; None keeps it.
             nobodys: Makes an upload of the right shape: the mean of nobody is noise.
+            sums: Means of so many uploads each, which nobody has seen and their clients clipped; read after `uploads`.
 
         Raises:
             NoReplies: without noise, where nobody replied.
@@ -99,6 +102,9 @@ class Mechanism:
             total.add(clipped(within(numbers, mask), self.clip)[0])
             num_replies += 1
             num_below += quantile is not None and bool(upload[SIGNAL]["below"])
+        for mean, count in sums:
+            total.add({group: scale(params, count) for group, params in within(mean, mask).items()})
+            num_replies += count
         if not num_replies:
             if not z:
                 raise NoReplies("no client replied")

@@ -28,6 +28,9 @@ from fedloom.core.protocols import (
     Work,
 )
 from fedloom.core.rehearsal import client_half, stand_in
+from fedloom.core.together import groups_of
+from fedloom.engines.codec import MessageCodec
+from fedloom.engines.sums import RUN, forecast, sums_of
 from fedloom.rounds.loop import Run, begin, draw, tasks
 from fedloom.rounds.session import Session
 from fedloom.wire.format import encode_reply, encode_task
@@ -129,7 +132,11 @@ def _next(
     began = time.perf_counter()
     algorithm, wire = session.recipe.algorithm, session.recipe.wire
     round = draw(run, session.learners, session.asked)
-    sent = tasks("train", round, algorithm.broadcast(run.state, round))
+    downloads, groups = (
+        algorithm.broadcast(run.state, round),
+        groups_of(algorithm, run.state, round),
+    )
+    sent = tasks("train", round, downloads, groups=groups)
     played, halves = dict[str, _Half](), list[_Half]()
     for task in sent:
         kind = task.client if each else f"{_tier(round, task)} {sorted(task.download)}"
@@ -140,6 +147,7 @@ def _next(
     down = {k: len(encode_task(half.task, settings=wire)) for k, half in played.items()}
     up = {k: len(encode_reply(half.reply, settings=wire)) for k, half in played.items()}
     sizes = {id(half): (down[kind], up[kind]) for kind, half in played.items()}
+    to_all, from_all = _summed(session, sent)
     replies = [
         replace(half.reply, client=task.client) for task, half in zip(sent, halves, strict=True)
     ]
@@ -157,10 +165,19 @@ def _next(
         steps,
         {task.client: half.looks for task, half in zip(sent, halves, strict=True)},
         sum(_num_seeds(work) for half in halves for work in half.fits),
-        sum(sizes[id(half)][0] for half in halves),
-        sum(sizes[id(half)][1] for half in halves),
+        sum(sizes[id(half)][0] for half in halves) + to_all,
+        from_all or sum(sizes[id(half)][1] for half in halves),
         (time.perf_counter() - began) / max(len(played), 1),
     )
+
+
+def _summed(session: Session, sent: Sequence[Task]) -> tuple[int, int]:
+    """Return the bytes of secure sums to all clients, beside their tasks, and from them; 0 where there are none."""
+    recipe = session.recipe
+    if recipe.secure is None or not sent:
+        return 0, 0
+    codec = MessageCodec(recipe.algorithm, recipe.wire, recipe.metrics)
+    return forecast(sums_of(sent, codec.bodies(sent), codec, recipe.secure, RUN))
 
 
 def _tier(round: Round, task: Task) -> str:

@@ -3,7 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedloom.core.protocols import ClientId, Delivery, Engine, Metrics, Profile, Spent, Task
+from fedloom.core.protocols import (
+    ClientId,
+    Delivery,
+    Engine,
+    Metrics,
+    Profile,
+    Reply,
+    Spent,
+    Task,
+)
 from fedloom.models.flops import step_flops
 from fedloom.rounds.session import Session
 
@@ -27,9 +36,11 @@ class Metered:
         return self.engine.population()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
-        """Yield the engine's deliveries, in task order."""
-        for task, delivery in zip(tasks, self.engine.run(tasks), strict=True):
-            self.seen.append((task.client, delivery))
+        """Yield the engine's deliveries; of a sum of several clients nothing is noted, as nobody is told apart in it."""
+        for delivery in self.engine.run(tasks):
+            answer = delivery.answer
+            if not isinstance(answer, Reply) or answer.count == 1:
+                self.seen.append((answer.client, delivery))
             yield delivery
 
     def costs(self, session: Session) -> Metrics:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from fedloom.core.description import describe
@@ -23,6 +24,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.randomness import derive
+from fedloom.core.together import groups_of
 from fedloom.rounds.plausibility import Plausibility
 from fedloom.rounds.state_checks import state_fault
 from fedloom.server.samplers import Sampler
@@ -47,6 +49,8 @@ class RoundTally:
     download_bytes: int = 0
     upload_bytes: int = 0
     num_replies: int = 0
+    num_cut: int | None = None
+    """Entries that clients cut to the clip of a secure sum; None where there was no such sum."""
     failures: list[ClientFailure] = field(default_factory=list)
     plausibility: Plausibility | None = None
     """Holds every reply against what its client declared; None takes all as they are."""
@@ -64,13 +68,17 @@ class RoundTally:
             if isinstance(answer, ClientFailure):
                 self.failures.append(answer)
                 continue
-            self.num_replies += 1
+            self.num_replies += answer.count
+            if answer.count > 1:
+                self.num_cut = (self.num_cut or 0) + delivery.num_cut
             self.reported.add(answer.metrics)
             yield answer
 
     def metrics(self) -> Metrics:
         """Return `train/*` (reduced as the metric table says) and `comm/*` (bytes of encoded messages)."""
+        cut = {} if self.num_cut is None else {"comm/entries_cut": float(self.num_cut)}
         return {f"train/{name}": value for name, value in self.reported.result().items()} | {
+            **cut,
             "comm/download_bytes": float(self.download_bytes),
             "comm/upload_bytes": float(self.upload_bytes),
             "comm/num_replies": float(self.num_replies),
@@ -102,7 +110,9 @@ def advance(
     new one is simply not kept. `say` is told why. What clients report is reduced as `metrics` says.
     """
     round = draw(run, population, sampler)
-    deliveries = engine.run(tasks("train", round, algorithm.broadcast(run.state, round)))
+    sent = algorithm.broadcast(run.state, round)
+    groups = groups_of(algorithm, run.state, round)
+    deliveries = engine.run(tasks("train", round, sent, groups=groups))
     return take_up(
         run,
         algorithm,
@@ -208,10 +218,22 @@ def draw(run: Run[Any], population: Mapping[ClientId, Profile], sampler: Sampler
 
 
 def tasks(
-    kind: Literal["train", "validate", "test"], round: Round, downloads: Mapping[ClientId, Payload]
+    kind: Literal["train", "validate", "test"],
+    round: Round,
+    downloads: Mapping[ClientId, Payload],
+    *,
+    groups: Mapping[ClientId, str] = MappingProxyType({}),
 ) -> list[Task]:
-    """Return a task for everybody who is sent something."""
+    """Return a task for everybody who is sent something.
+
+    Args:
+        kind: Of all of them.
+        round: Whose.
+        downloads: What each client is sent.
+        groups: Whose uploads may be added up, by client; all in one where nobody is named.
+    """
+    number, seed, population = round.number, round.seed, round.population
     return [
-        Task(kind, round.number, c, derive(round.seed, c), round.population[c], download)
+        Task(kind, number, c, derive(seed, c), population[c], download, groups.get(c, ""))
         for c, download in downloads.items()
     ]

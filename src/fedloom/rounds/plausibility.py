@@ -35,6 +35,8 @@ class Plausibility:
 
     def of(self, reply: Reply) -> Reply | ClientFailure:
         """Return the reply, its weight within the cap, or why it is not one."""
+        if reply.count > 1:
+            return self._of_sum(reply)
         declared = _declared(self.profiles.get(reply.client, {}))
         most = _UNDECLARED if declared is None else max(declared, 1.0)
         weight = reply.weight
@@ -44,14 +46,26 @@ class Plausibility:
             reason = f"its weight must be a number from 0 to the {most:g} {whose}"
             return ClientFailure(reply.client, f"{reason}, got {ascii(weight)[:40]}")
         size = _norm(reply)
-        bound = self.max_update_norm
-        if bound is not None and "delta" in reply.upload and not size <= bound:
-            reason = f"its update has norm {size:.3g}, above run.max_update_norm"
-            return ClientFailure(reply.client, f"{reason} ({bound:g})")
+        if why := self._too_large(reply, size):
+            return ClientFailure(reply.client, f"its update has norm {why}")
         if weight > self._heaviest:
             weight, reply = self._heaviest, replace(reply, weight=self._heaviest)
         self.pulls[reply.client] = weight * size
         return reply
+
+    def _of_sum(self, reply: Reply) -> Reply | ClientFailure:
+        """Return a sum's mean: what single weights may be is the engine's to see to, who weighs what is not known."""
+        size = _norm(reply)
+        if why := self._too_large(reply, size):
+            return ClientFailure(reply.client, f"the mean of {reply.count} updates has norm {why}")
+        self.pulls[f"a sum of {reply.count} clients"] = reply.weight * size
+        return reply
+
+    def _too_large(self, reply: Reply, size: float) -> str:
+        bound = self.max_update_norm
+        if bound is None or "delta" not in reply.upload or size <= bound:
+            return ""
+        return f"{size:.3g}, above run.max_update_norm ({bound:g})"
 
     def suspects(self) -> list[ClientId]:
         """Return who pulled much harder than most, the hardest first; at least one where anybody replied."""

@@ -28,6 +28,9 @@ from fedloom.objectives.preference import Comparing, PreferenceObjective
 from fedloom.objectives.selector import Selector
 from fedloom.objectives.sft import DEFAULT
 from fedloom.rounds.clock import Clock
+from fedloom.rounds.waiting import waits
+from fedloom.secure.ciphers import check_installed
+from fedloom.secure.settings import SecureSettings
 from fedloom.server.buffering import Buffered, RunMode, Synchronous
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces import full
@@ -117,6 +120,8 @@ class Recipe:
     """How long clients train in virtual seconds; None: nothing tells, and in `run.mode: buffered` all take one."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """When the model is measured, and by what."""
+    secure: SecureSettings | None = None
+    """Sums of uploads of which nobody sees a single one; None: the server receives each."""
     wire: WireSettings = WireSettings()
     """How tensors become bytes."""
     engine: EngineSettings = InProcessSettings()
@@ -198,6 +203,7 @@ class Recipe:
         # What the algorithm leaves to the recipe is filled in, however the recipe was made.
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
+        self._check_secure()
 
     def _check_clock(self) -> None:
         if self.clock is None:
@@ -215,40 +221,8 @@ class Recipe:
 
     def _check_mode(self) -> None:
         mode = self.run.mode
-        if isinstance(mode, Buffered) and (why := self._waits(mode)):
+        if isinstance(mode, Buffered) and (why := waits(self, mode)):
             raise ValueError(f"run.mode buffered {why}")
-
-    def _waits(self, mode: Buffered) -> str | None:
-        """Return why the server has to wait for the cohort, None where it has not."""
-        told, count = describe(self.algorithm), self.num_clients
-        if self.elsewhere:
-            return (
-                "steps by the event clock of a simulation, got engine flower with nodes 0, whose sites are asked a round at a"
-                " time: set run.mode synchronous"
-            )
-        if self.cohort.independent:
-            return (
-                "keeps as many clients in training as cohort says, got poisson, which says none: take uniform, weighted,"
-                " fixed or full"
-            )
-        if not (told.averages_deltas or told.replays):
-            why = f" ({told.current})" if told.current else ""
-            return (
-                "adds up what clients learnt from models of different steps, so it needs an algorithm whose server reads the"
-                f" mean of `delta` and nothing else, got {spelled(self.algorithm)}{why}"
-            )
-        if isinstance(self.algorithm, Aligns):
-            return f"trains beside an emulator that has moved on, got {spelled(self.algorithm)}"
-        if mode.mixes == "models" and len([*layers(self.algorithm)]) > 1:
-            return (
-                f"with mixes: models needs an algorithm that sends its model as it is, got {spelled(self.algorithm)}: take"
-                " mixes: updates, or leave out what is around it"
-            )
-        if self.run.min_replies > mode.size:
-            return f"steps on {mode.size} answers, got run.min_replies {self.run.min_replies}: lower it"
-        if count is not None and mode.size > count:
-            return f"waits for {mode.size} different clients, got {count}: lower run.mode.buffered.size"
-        return None
 
     def _check_monitor(self) -> None:
         name, table = self.run.monitor, self.evaluation.table
@@ -347,6 +321,34 @@ class Recipe:
             why = f"shares out the rows of a batch: local.batch_size must be as much at least, got {local.batch_size}"
         if why:
             raise ValueError(f"{worker.setting} {why}")
+
+    def _check_secure(self) -> None:
+        secure, reads = self.secure, self.algorithm.server_sees
+        if secure is None:
+            return
+        if not reads.startswith(("mean", "noisy mean")):
+            raise ValueError(
+                f"secure hides single uploads, got {spelled(self.algorithm)}, whose server reads {reads} of them: leave"
+                " secure out, or take what reads means alone (combine: mean; clustered with mode given or random, and"
+                " share.pool off)"
+            )
+        most = self.cohort.largest(self.num_clients)
+        if most is not None and most < secure.threshold:
+            raise ValueError(
+                f"secure.threshold must be at most the clients of a round ({most}), got {secure.threshold}"
+            )
+        if self.wire.upload != "float32":
+            raise ValueError(
+                f"wire.upload has no effect beside secure, whose sums are of secure.bits, got {self.wire.upload}"
+            )
+        if isinstance(self.engine, RaySettings) or (
+            isinstance(self.engine, FlowerSettings) and self.engine.nodes
+        ):
+            raise ValueError(
+                "secure needs clients that hold their own keys, got an engine whose clients are all this machine's: set"
+                " engine inprocess, which plays all of them, or let sites join (`fedloom serve`)"
+            )
+        check_installed()
 
     def _not_split(self) -> str | None:
         """Return why the weights cannot be split over processes, None where they can."""

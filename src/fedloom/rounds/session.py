@@ -31,6 +31,7 @@ from fedloom.data.manifest import ClientCounts, Manifest
 from fedloom.engines.engine_settings import LoopbackSettings
 from fedloom.engines.inprocess import InProcess
 from fedloom.engines.loopback import Loopback
+from fedloom.engines.sums import Played
 from fedloom.evaluation.measure import Evaluator, PluggedIn
 from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.models.identity import identity
@@ -256,6 +257,7 @@ def _engine(
         recipe.wire,
         metrics=recipe.metrics,
         finetune=recipe.evaluation.finetune,
+        sums=None if recipe.secure is None else Played(recipe.secure),
     )
 
 

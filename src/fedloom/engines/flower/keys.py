@@ -90,7 +90,16 @@ class Keys:
         _write(folder / "ca.crt", self.ca.read_bytes())
         # Last: a folder with it is complete.
         _write(folder / "node.pub", public + b"\n")
+        self._introduce()
         return folder
+
+    def _introduce(self) -> None:
+        """Put the public keys of all sites into each one's folder: what they sign for one another is checked by them."""
+        for site in self.sites():
+            peers = self.folder / "sites" / site / "peers"
+            peers.mkdir(exist_ok=True)
+            for other, public in self.sites().items():
+                _write(peers / f"{other}.pub", public.read_bytes())
 
     def renew(self, hosts: Sequence[str] = ()) -> None:
         """Make a new server certificate of the same authority, so that no site needs another folder.
