@@ -9,8 +9,10 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.algorithms.fedem import FedEM
+from fedloom.algorithms.fedex import FedEx
 from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.private import Private
+from fedloom.core.arms import Arm
 from fedloom.rounds.state_checks import models_in, state_fault
 from fedloom.server.public import PublicText
 
@@ -38,6 +40,8 @@ def test_the_model_of_every_algorithm_is_found_in_its_state(name: str) -> None:
         algorithm: Any = Private(FedAvg(), 1.0, noise_multiplier=1.0, noise_seed=1, delta=0.1)
     elif kind is FedBiOT:
         algorithm = FedBiOT(FedAvg(), PublicText("builtin:polyglot"))
+    elif kind is FedEx:
+        algorithm = FedEx(FedAvg(), [Arm(lr=1.0), Arm(lr=0.5)])
     else:
         algorithm = kind(FedAvg()) if name in WRAPPERS else kind()
     seeds = kind in (FedKSeed, DeComFL)
