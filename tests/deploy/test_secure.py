@@ -23,7 +23,8 @@ from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site, SiteSettings, own_data
+from fedloom.deploy.site import Site, own_data
+from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
@@ -63,7 +64,7 @@ class Sites:
     settings: Mapping[str, SiteSettings]
     gone: dict[str, str] = field(default_factory=dict)
     """At which step a site stops answering."""
-    meddle: Callable[[str, dict[str, Any], list[bytes]], None] = lambda site, header, pieces: None
+    meddle: Callable[[str, dict[str, Any], list[Any]], None] = lambda site, header, pieces: None
     received: list[tuple[str, str, bytes]] = field(default_factory=list)
     said: dict[str, list[str]] = field(default_factory=dict)
     _answers: dict[str, Envelope | str] = field(default_factory=dict)
@@ -87,9 +88,10 @@ class Sites:
                 self._answers[site] = "gone"
                 continue
             self.meddle(site, header, pieces)
-            told, parts = self.hosts[site].answer(header, pieces)
-            self.received += [(step, site, bytes(part)) for part in parts]
-            self._answers[site] = Envelope(json.loads(json.dumps(told)), parts)
+            told, answered = self.hosts[site].answer(header, pieces)
+            parts = [bytes(part) for part in answered]
+            self.received += [(step, site, part) for part in parts]
+            self._answers[site] = Envelope(json.loads(json.dumps(told)), [*parts])
         return {site: site for site in envelopes}
 
     def collect(self, tickets: Collection[str]) -> Mapping[str, Envelope | str]:
@@ -368,8 +370,8 @@ def test_five_sites_over_flower_lose_one_before_its_upload_and_one_after(
             program.wait(60)
     log = (tmp_path / "server.log").read_text()
     line = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    told = [line[f"comm/{name}"] for name in ("num_replies", "num_absent", "round_kept")]
-    assert told == [4, 1, 1], log
+    counted = [line[f"comm/{name}"] for name in ("num_replies", "num_absent", "round_kept")]
+    assert counted == [4, 1, 1], log
     assert "brno is absent" in log
     start = build(replace(asked, secure=None), tmp_path / "fresh").space.start()
     fresh = begin(asked.algorithm, start, asked.run.seed)

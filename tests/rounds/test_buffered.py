@@ -20,6 +20,7 @@ from fedloom.rounds.buffered import BufferedRun, advance_buffered, buffered
 from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.loop import begin, draw
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.training import FinishedRound
 from fedloom.server.buffering import Buffered, Synchronous
 from fedloom.server.optimizers import SGD
 from fedloom.server.samplers import Full, Sampler, Uniform
@@ -113,7 +114,11 @@ def test_a_step_divides_by_the_size_of_the_buffer() -> None:
 def test_one_answer_a_step_mixing_models_is_fedasync() -> None:
     """w = (1 - alpha s) w + alpha s w_i, step by step, in whatever order clients answer."""
     ends = {"a": 3.0, "b": -2.0, "c": 10.0}
-    engine = Numbers({c: (lambda w, at=at: w + 0.5 * (at - w)) for c, at in ends.items()})
+
+    def halfway(to: float) -> Callable[[float], float]:
+        return lambda w: w + 0.5 * (to - w)
+
+    engine = Numbers({c: halfway(at) for c, at in ends.items()})
     seconds, alpha, steps = {"b": 1.7, "c": 3.1}, 0.6, 7
     run, told = play(engine, Buffered(1, mixes="models"), steps, seconds=seconds, lr=alpha)
     w, versions = 0.0, [0.0]
@@ -243,7 +248,7 @@ def test_a_run_that_dies_with_clients_in_training_goes_on_to_the_bit(
     class Death(Exception):
         pass
 
-    def dies(finished: experiment.FinishedRound) -> None:
+    def dies(finished: FinishedRound) -> None:
         if finished.number in (2, 5):
             raise Death
 

@@ -41,7 +41,7 @@ def test_the_model_of_every_algorithm_is_found_in_its_state(name: str) -> None:
     elif kind is FedBiOT:
         algorithm = FedBiOT(FedAvg(), PublicText("builtin:polyglot"))
     elif kind is FedEx:
-        algorithm = FedEx(FedAvg(), [Arm(lr=1.0), Arm(lr=0.5)])
+        algorithm = FedEx(FedAvg(), (Arm(lr=1.0), Arm(lr=0.5)))
     else:
         algorithm = kind(FedAvg()) if name in WRAPPERS else kind()
     seeds = kind in (FedKSeed, DeComFL)

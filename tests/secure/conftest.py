@@ -78,7 +78,7 @@ class Table:
 
     def sum_of(self, *names: str) -> Words:
         """Return what these add up to, modulo 2^R."""
-        whole = sum(self.vectors[name] for name in names)
+        whole: Words = np.stack([self.vectors[name] for name in names]).sum(axis=0, dtype=np.uint32)
         return self.low(whole)
 
     def low(self, words: Words) -> Words:

@@ -100,7 +100,8 @@ def test_every_attempt_has_fresh_keys_and_the_same_sum():
         keys += [data for step, _, data in table.received if step == "advertise"]
         table.received.clear()
     assert len({*keys}) == 10
-    assert np.array_equal(*sums)
+    first, second = sums
+    assert np.array_equal(first, second)
 
 
 def test_the_same_question_gets_the_same_answer_and_another_one_none():
@@ -309,7 +310,7 @@ def test_survivors_that_fall_apart_are_not_told_apart():
     around = list(table.server._graph)
     first = around[0]
     # The two beside one are gone: it stands alone.
-    gone = dict.fromkeys(table.server._graph[first], "upload")
+    gone: dict[str, Step] = dict.fromkeys(table.server._graph[first], "upload")
     again = Table(SecureSettings(6, 2), names=names)
     again.parties = table.parties
 
@@ -334,6 +335,7 @@ def test_a_wrong_share_is_found_out_and_not_added_up():
         answers = exchange(step, messages)
         if step != "reveal":
             return answers
+        assert isinstance(answers["alba"], bytes)
         told, parts = read(answers["alba"])
         return {**answers, "alba": message(told, [bytes(33), *parts[1:]])}
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedloom import experiment
+from fedloom.result import Result
 from fedloom.results.chat import Chat
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.training import FinishedRound
@@ -74,5 +75,5 @@ def test_a_run_keeps_its_rounds_and_why_it_failed_until_it_is_finished(
     rounds = [line for line in said(tmp_path) if line.startswith("round")]
     assert [line.partition(":")[0] for line in rounds] == [f"round {n} of 3" for n in (1, 2, 3)]
     assert "going on after round 2" in said(tmp_path)
-    opened = experiment.Result(tmp_path).open("chat")
+    opened = Result(tmp_path).open("chat")
     assert Chat.open(opened.session, "base").name == "base"
