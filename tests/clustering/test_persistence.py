@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.flasc import Flasc
 from fedloom.clustering.pace import Pace, paced
 from fedloom.clustering.persistence import SAMPLE, Heard, Memory, remembered, sample_of
 from fedloom.clustering.pooling import Variances, pool
+from fedloom.core.description import describe
 from fedloom.core.protocols import Reply
+from fedloom.server.optimizers import Adam, Momentum
 
 PAIRS = {"a": 0, "b": 0, "c": 1, "d": 1}
 SIZE = 400
@@ -193,3 +197,20 @@ def test_what_clients_want_for_themselves_is_no_reason_to_go_further() -> None:
             known = replace(known, pace=replace(known.pace, went=0.2))
         gains.append(known.pace.gain)
     assert sum(gain > 1 for gain in gains) <= 5
+
+
+def test_where_the_server_makes_another_step_of_it_nothing_is_learnt_of_how_far_to_go() -> None:
+    deviation = torch.randn(SIZE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    own = {"a": 0.1, "b": -0.1, "c": 0.1, "d": -0.1}
+    gains = {}
+    for rescaled in (False, True):
+        known = Variances()
+        for _ in range(3):
+            replies = sent(
+                {c: (1 - 2 * k) * deviation + own[c] * deviation.roll(1) for c, k in PAIRS.items()}
+            )
+            known = pool(replies, PAIRS, known, rescaled=rescaled).variances
+        gains[rescaled] = known.pace.gain
+    assert gains == {False: pytest.approx(4), True: 1}
+    assert describe(FedAvg(server=Adam(0.01))).rescales
+    assert not describe(Flasc(FedAvg(server=Momentum()))).rescales

@@ -37,7 +37,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.server.combine import Combine, Mean, check_quorum
-from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
+from fedloom.server.optimizers import SGD, Moments, Momentum, ServerOptimizer
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,12 @@ class FedAvg:
     def describe(self, state: object) -> Description:
         averages = self.combine.sees == "mean"
         why = "" if averages else "a robust rule compares updates that begin at one model"
-        return Description(min_replies=self.combine.least, averages_deltas=averages, current=why)
+        return Description(
+            min_replies=self.combine.least,
+            averages_deltas=averages,
+            rescales=not isinstance(self.server, SGD | Momentum),
+            current=why,
+        )
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_quorum(self.combine, recipe.cohort.largest(num_clients))

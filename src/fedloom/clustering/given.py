@@ -10,7 +10,7 @@ from fedloom.clustering.groups import Groups
 from fedloom.clustering.members import Grouping, cluster_name
 from fedloom.clustering.pooling import pool
 from fedloom.clustering.sharing import ClusteredState, Sharing, downloads, update_clusters
-from fedloom.core.description import RecipeView
+from fedloom.core.description import RecipeView, describe
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -126,7 +126,9 @@ def _pooled(
     assert state.variances is not None
     changed = round.number in state.grouping.changes
     deciding = changed and any("probe" in reply.upload for reply in replies)
-    pooled = pool(replies, state.grouping.assignment, state.variances, deciding=deciding)
+    rescaled = describe(inner).rescales
+    assignment, known = state.grouping.assignment, state.variances
+    pooled = pool(replies, assignment, known, deciding=deciding, rescaled=rescaled)
 
     def taught(model: State, delta: Params) -> tuple[State, Metrics]:
         # The inner algorithm reads the mean alone, so one reply stands for all.

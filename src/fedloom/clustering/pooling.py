@@ -187,6 +187,7 @@ def pool(
     known: Variances,
     *,
     deciding: bool = False,
+    rescaled: bool = False,
 ) -> Pooled:
     """Return what a round's replies teach, and the variances with it.
 
@@ -196,6 +197,8 @@ def pool(
         known: Of the rounds before.
         deciding: Whether these very replies decided who is where. Clusters are then apart by choice, noise and all, so the
             spread stays what other rounds say.
+        rescaled: Whether a server's step is another than what it is taught times a number. How far clusters went is then not
+            known, so the gain stays what it is.
 
     Raises:
         NoReplies: where nobody replied, or all weights are zero.
@@ -220,6 +223,7 @@ def pool(
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = known.with_spread(name, raw)
     memory, pace = _later(known, told, owners, whole, means, shares)
+    pace = known.pace if rescaled else pace
     variances = Variances(noise, spread, memory=memory, pace=pace)
     found = Pooled(whole, means, shares, variances, variances.tau2())
     if not means:

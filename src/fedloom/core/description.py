@@ -96,6 +96,8 @@ class Description:
     averages_deltas: bool = False
     """Whether the server reads nothing of uploads but the weighted mean of `delta`, so that one reply with it may stand
     for all of them, or with another mean for other clients."""
+    rescales: bool = False
+    """Whether the server's step is another than that mean times a number, as that of Adam is."""
     replays: bool = False
     """Whether the server can make such a `delta` of every reply by itself, see `Replays`."""
     current: str = ""
