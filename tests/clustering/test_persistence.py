@@ -212,5 +212,6 @@ def test_where_the_server_makes_another_step_of_it_nothing_is_learnt_of_how_far_
             known = pool(replies, PAIRS, known, rescaled=rescaled).variances
         gains[rescaled] = known.pace.gain
     assert gains == {False: pytest.approx(4), True: 1}
+    assert known.memory == Memory(), "and each round is judged by itself"
     assert describe(FedAvg(server=Adam(0.01))).rescales
     assert not describe(Flasc(FedAvg(server=Momentum()))).rescales

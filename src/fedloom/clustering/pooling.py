@@ -148,7 +148,8 @@ class Pooled:
     def keeps(self, cluster: int, name: str) -> float:
         """Return lambda of a cluster that replied, the share of its own deviation that it keeps of a tensor."""
         tau2, noise = self.tau2.get(name, 0.0), self.variances.noise.get(name, 0.0)
-        noise *= self.variances.memory.noise(cluster)
+        memory, once = self.variances.memory, self.shares.concentration[cluster]
+        noise *= memory.noise(cluster) if cluster in memory.rounds else once
         return own_share(tau2 * self.variances.pace.gain, noise)
 
     def move(self, cluster: int) -> Params:
@@ -197,8 +198,8 @@ def pool(
         known: Of the rounds before.
         deciding: Whether these very replies decided who is where. Clusters are then apart by choice, noise and all, so the
             spread stays what other rounds say.
-        rescaled: Whether a server's step is another than what it is taught times a number. How far clusters went is then not
-            known, so the gain stays what it is.
+        rescaled: Whether a server's step is another than what it is taught times a number. Moves are then no sums of updates,
+            so each round is judged by itself.
 
     Raises:
         NoReplies: where nobody replied, or all weights are zero.
@@ -222,8 +223,9 @@ def pool(
             between = sum(_squared(own[k] - whole[name]) for k in means)
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = known.with_spread(name, raw)
-    memory, pace = _later(known, told, owners, whole, means, shares)
-    pace = known.pace if rescaled else pace
+    memory, pace = known.memory, known.pace
+    if not rescaled:
+        memory, pace = _later(known, told, owners, whole, means, shares)
     variances = Variances(noise, spread, memory=memory, pace=pace)
     found = Pooled(whole, means, shares, variances, variances.tau2())
     if not means:
