@@ -369,7 +369,8 @@ def test_a_smaller_rank_in_a_wider_space_is_that_rank_alone(bench, distance, rsl
         for name, t in found.params.items():
             dim = 0 if "lora_A" in name else 1
             assert not bool(t.narrow(dim, 2, 6).any())
-            assert float((t.narrow(dim, 0, 2) - alone.params[name]).abs().max()) < 1e-11
+            # AdamW enlarges how the last bits of products round, which CPUs do not do alike.
+            assert float((t.narrow(dim, 0, 2) - alone.params[name]).abs().max()) < 1e-8
 
 
 def test_a_scale_is_refused_where_no_adapter_has_one(bench):

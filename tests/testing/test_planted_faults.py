@@ -94,8 +94,9 @@ def test_a_sound_method_passes_every_law() -> None:
     report = check_algorithm(
         Plain(), local=LocalSettings(optimizer="adamw", lr=1e-2), num_clients=5
     )
-    assert report.passed == tuple(LAWS)
-    assert not report.inapplicable
+    # It does not tell that its server reads the mean alone.
+    assert report.passed == tuple(law for law in LAWS if law != "lateness")
+    assert [*report.inapplicable] == ["lateness"]
 
 
 # --- what it reads --------------------------------------------------------------------------------
