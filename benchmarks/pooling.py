@@ -9,7 +9,7 @@ language; `turnout`: four of the ten a round; `adam`: the server steps by Adam; 
 chance. Modes: one model for all (`fedavg`), a model for each cluster found (`apart`), the same mixed with three quarters of
 the model for all (`fixed`), and pooled (`pooled`); `oracle` and `pooled oracle` are told the languages. Of `iid`, where nobody
 should be apart, clusters are drawn by chance in all modes. Runs of a seed have the same data and local training, so that differences are paired. A
-finished run is not repeated, nor one that `results/pooling.json` has; `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with
+finished run is not repeated, nor one that `kept/pooling.json` has; `--part i/n` takes every n-th run; `--table` only writes the table: means over the seeds with
 95 % confidence intervals (Student's t).
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-_RESULTS = Path(__file__).parent / "results"
+_KEPT = Path(__file__).parent / "kept"
 
 
 def parser_of(doc: str, runs: str) -> argparse.ArgumentParser:
@@ -50,8 +50,8 @@ def share_of(asked: argparse.Namespace) -> Share:
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """Return what earlier runs of a table came to, as `results/NAME.json` keeps it; empty where there is none."""
-    file = _RESULTS / f"{name}.json"
+    """Return what earlier runs of a table came to, as `kept/NAME.json` keeps it; empty where there is none."""
+    file = _KEPT / f"{name}.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     return found
 
@@ -59,4 +59,4 @@ def recorded(name: str) -> dict[str, Any]:
 def record(name: str, values: Mapping[str, Any]) -> None:
     """Keep what runs came to, so that the table can go on elsewhere; a change of what is measured deletes the file."""
     lines = (f"{json.dumps(key)}: {json.dumps(values[key])}" for key in sorted(values))
-    (_RESULTS / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (_KEPT / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -136,12 +136,12 @@ def arms(source: str, model: str) -> Mapping[str, Tree]:
 def page(lines: Lines) -> str:
     """Return the tables of what was run."""
     parts = [f"Seeds: {', '.join(f'{name} {len(runs)}' for name, runs in lines.items())}."]
+    about = (
+        "Before training rewards are 0, and so a half of the pairs counts as right. The loss of KTO is another than that of"
+        " DPO; the other columns compare. KL is estimated on the given answers."
+    )
     if any(not name.startswith("two") for name in lines):
-        parts += [
-            "Before training rewards are 0, and so a half of the pairs counts as right. The loss of KTO is another than that"
-            " of DPO; the other columns compare. KL is estimated on the given answers.",
-            objectives(lines),
-        ]
+        parts += [about, objectives(lines)]
     return "\n\n".join([*parts, "## Tastes that differ", tastes(lines)])
 
 

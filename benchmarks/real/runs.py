@@ -1,6 +1,6 @@
 """Tables of whole runs on real models: arms that differ in a few settings, the same seeds for all, what they cost.
 
-A run that was finished is kept, so that a table that was stopped goes on, and what it came to is beside the table, so that it
+A run that was finished is kept, so that a table that was stopped goes on, and what it came to is in `kept`, so that it
 goes on elsewhere; `--part i/n` takes every n-th run, so that n processes share the work; `--table` only writes the table, of
 whatever there is.
 """
