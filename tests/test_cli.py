@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -54,8 +55,12 @@ def commands() -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
-    """Those that name a Hub model or the reader's own file are run on stand-ins, in another test."""
+def test_every_command_of_the_readme_runs(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that name a Hub model or the reader's own file are run on stand-ins, in another test; the board ends at once."""
+    served: list[Any] = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: served.append(sockets[0]))
     own = [c for c in commands() if "Qwen" in c or "mine.jsonl" in c]
     assert len(own) == 2
     ran = [c for c in commands() if c not in own]
@@ -82,6 +87,7 @@ def test_every_command_of_the_readme_runs(typed: Typed, tmp_path: Path) -> None:
     assert (tmp_path / "compare.html").exists()
     assert (tmp_path / "runs/methods/table.tex").exists()
     assert (tmp_path / "runs/quickstart-space/best.yaml").exists()
+    assert len(served) == 1
 
 
 def test_the_readmes_python_is_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
