@@ -52,7 +52,9 @@ def test_every_example_is_run_here_and_named_in_the_readme():
 @pytest.mark.slow
 def test_a_method_of_ones_own_keeps_the_laws_and_is_run_beside_fedavg(ran: Ran):
     printed = ran("own_algorithm")
-    assert printed.startswith("laws that hold: " + ", ".join(examination.LAWS))
+    # Its server reads more than a mean, so nothing is said of answers that are late.
+    held = [law for law in examination.LAWS if law != "lateness"]
+    assert printed.startswith("laws that hold: " + ", ".join(held) + "\n")
     steps = re.search(r"server steps \[(.+)\]", printed)
     assert steps
     assert all(float(step) >= 1 for step in steps[1].split(", "))
