@@ -94,15 +94,13 @@ class Description:
     min_replies: int = 1
     """Replies without which a round changes nothing."""
     averages_deltas: bool = False
-    """Whether the server reads nothing of uploads but the weighted mean of `delta`, so that one reply with it may stand
-    for all of them, or with another mean for other clients."""
+    """Whether the server reads nothing of uploads but the weighted mean of `delta`: one reply with it may stand for all."""
     rescales: bool = False
     """Whether the server's step is another than that mean times a number, as that of Adam is."""
     replays: bool = False
     """Whether the server can make such a `delta` of every reply by itself, see `Replays`."""
     current: str = ""
-    """Why a reply says nothing once the server has stepped on, for the sentence that refuses `run.mode: buffered`; empty
-    where nothing but `averages_deltas` tells."""
+    """Why a reply says nothing once the server has stepped on, for the sentence that refuses `run.mode: buffered`."""
     bounds_updates: bool = False
     """Whether it bounds by itself what one client adds, so that `run.max_update_norm` is not asked."""
     multiplies_factors: bool = False
