@@ -152,7 +152,7 @@ def test_a_gradient_on_a_bfloat16_base_is_float32s_and_a_cohorts_is_its_clients(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_thirty_steps_the_loss_is_within_two_hundredths_of_float32s(bench, tiny_llama, kind):
+def test_after_thirty_steps_the_loss_is_within_a_hundredth_of_float32s(bench, tiny_llama, kind):
     works_here(kind)
     ends = []
     for dtype, chosen in ((torch.float32, "reference"), (BF16, kind)):
@@ -162,16 +162,16 @@ def test_after_thirty_steps_the_loss_is_within_two_hundredths_of_float32s(bench,
         one = bench(model=model, tune={"rank": 8}, kernels=chosen, lr=0.005, steps=5)
         params, losses = one.space.start(), []
         for number in range(1, 7):
-            jobs = [Job(c, number, derive(number, c), Fit(params)) for c in ("c3", "c5")]
+            # All of them: how two clients end says by 1 to 3 % how bits were rounded on the way.
+            jobs = [Job(f"c{i}", number, derive(number, f"c{i}"), Fit(params)) for i in range(6)]
             done = one.trainer.run(jobs)
-            losses.append(sum(d.metrics["loss"] for d in done) / 2)
+            losses.append(sum(d.metrics["loss"] for d in done) / len(done))
             for d in done:
-                params = add(params, scale(sub(d.params, params), 1 / 2))
+                params = add(params, scale(sub(d.params, params), 1 / len(done)))
         ends.append((losses[0], losses[-1]))
     (before, exact), (_, low) = ends
     assert exact < 0.8 * before  # it learns
-    # CPUs with instructions for bfloat16 round products otherwise: 1.1 % on one of them.
-    assert low == pytest.approx(exact, rel=0.02)
+    assert low == pytest.approx(exact, rel=0.01)
 
 
 def test_where_bfloat16_is_slow_the_whole_model_computes_in_float32(tiny_llama):

@@ -348,7 +348,8 @@ def test_packed_rows_need_a_model_that_keeps_them_apart(bench, tiny_llama, rows,
 @pytest.mark.parametrize("rslora", [False, True])
 def test_a_smaller_rank_in_a_wider_space_is_that_rank_alone(bench, distance, rslora):
     """Zeros on both sides of a column get no gradient, and the scale is each lane's own; AdamW with decay."""
-    settings = {"lr": 0.01, "weight_decay": 0.1, "steps": 50}
+    # Norms are float32 in any Llama, so that in more steps last bits come to a rounding that they fall on either side of.
+    settings = {"lr": 0.01, "weight_decay": 0.1, "steps": 20}
     lora = {"alpha": 16, "rslora": rslora, "origin": "zero"}
     narrow = bench(tune={"rank": 2, **lora}, batched="off", **settings)
     start = narrow.space.start()
@@ -369,8 +370,7 @@ def test_a_smaller_rank_in_a_wider_space_is_that_rank_alone(bench, distance, rsl
         for name, t in found.params.items():
             dim = 0 if "lora_A" in name else 1
             assert not bool(t.narrow(dim, 2, 6).any())
-            # AdamW enlarges how the last bits of products round, which CPUs do not do alike.
-            assert float((t.narrow(dim, 0, 2) - alone.params[name]).abs().max()) < 1e-8
+            assert float((t.narrow(dim, 0, 2) - alone.params[name]).abs().max()) < 1e-11
 
 
 def test_a_scale_is_refused_where_no_adapter_has_one(bench):
