@@ -215,3 +215,10 @@ def test_where_the_server_makes_another_step_of_it_nothing_is_learnt_of_how_far_
     assert known.memory == Memory(), "and each round is judged by itself"
     assert describe(FedAvg(server=Adam(0.01))).rescales
     assert not describe(Flasc(FedAvg(server=Momentum()))).rescales
+
+
+def test_lambda_follows_the_gain_that_is_known() -> None:
+    known = Variances(noise={"w": 2.0}, spread={"w": 7.0}, pace=Pace(gain=4.0, went=0.5))
+    found = pool(sent(four(1, 3, -1, -3)), PAIRS, known)
+    assert found.keeps(0, "w") == pytest.approx(28 / (28 + 2 / 2))
+    assert found.variances.pace.went == pytest.approx(28 / 29), "the next round asks how far"

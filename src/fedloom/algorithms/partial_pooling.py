@@ -6,14 +6,14 @@ Self-Aware Personalized Federated Learning. Chen, Ding, Tramel, Wu, Sahu, Avesti
 Stein's Estimation Rule and Its Competitors: An Empirical Bayes Approach. Efron, Morris, Journal of the American Statistical
 Association 68, 1973: the shrinkage.
 
-Deviations: neither estimates from updates, nor in clusters; that is ours. A client is a cluster of its own inside its cluster,
-as that is one inside all, and the rule is that of `clustered.share.pool` a level down, tensor by tensor. With D_c the mean
-update of its cluster (of all clients where there are none) and u_i its own, its model moves by D_c + mu (u_i - D_c), mu =
-spread / (spread + noise): spread is the variance of clients' true updates about their cluster's, noise that of one update
-about the client's true one. Updates tell the sum of both only, so some of the cohort train a second time from the same start
-on other batches: |u - u'|^2 / 2 estimates the noise without bias, and is sent as a number a tensor. Halves of one training
-would cost nothing and say another thing: drift from the first to the second looks like noise, and AdamW's momentum makes
-them alike (over ten steps, they have a third of the noise).
+Deviations: neither estimates from updates, nor in clusters; that is ours. A client is a cluster of its own inside its
+cluster, as that is one inside all, and the rule is that of `clustered.share.pool` a level down, tensor by tensor, each round
+judged by itself. With D_c the mean update of its cluster (of all clients where there are none) and u_i its own, its model
+moves by D_c + mu (u_i - D_c), mu = spread / (spread + noise): spread is the variance of clients' true updates about their
+cluster's, noise that of one update about the client's true one. Updates tell the sum of both only, so some of the cohort
+train a second time from the same start on other batches: |u - u'|^2 / 2 estimates the noise without bias, and is sent as a
+number a tensor. Halves of one training would cost nothing and say another thing: drift from the first to the second looks
+like noise, and AdamW's momentum makes them alike (over ten steps, they have a third of the noise).
 
 A client trains from its own model: the shared one and a deviation that it keeps, so that the server has no state of it. D_c is
 read from the next download as the move of the shared model, per round where the client missed some; with a server optimizer

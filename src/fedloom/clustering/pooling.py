@@ -1,4 +1,4 @@
-"""Partial pooling: how much of its own way each cluster goes, decided from a round's uploads, tensor by tensor.
+"""Partial pooling: how much of its own way each cluster goes, decided from rounds' uploads, tensor by tensor.
 
 The model is one of random effects. A client's update is its cluster's mean plus noise of expected squared length s2 (`noise`),
 a cluster's mean is everybody's plus a deviation of expected squared length tau2 (`spread`). Both are estimated by moments
@@ -13,7 +13,11 @@ all, h_c = sum q_i^2, h = sum p_i^2 and S = sum P_c^2:
     raw    = (sum_c |D_c - D|^2 - noise sum_c (h_c (1 - 2 P_c) + h)) / sum_c (1 - 2 P_c + S)
     spread = (spread + raw) / 2
     tau2   = max(0, spread) max(0, sum spread) / sum max(0, spread),  the sums over tensors
-    lambda_c = tau2 / (tau2 + noise h_c),  and c moves by D + lambda_c (D_c - D)
+    lambda_c = gain tau2 / (gain tau2 + noise H_c),  and c moves by D + lambda_c (D_c - D)
+
+H_c is how often the noise of one client is in the mean of all of the cluster's moves (`clustering.persistence`): h_c in its first
+round, and less the more of the noise is new in each. The gain is 1 or more (`clustering.pace`). Under a server that makes another
+step of the mean than the mean times a number, H_c is h_c and the gain 1.
 
 Who replied and has no cluster counts as a cluster of its own in D, h and S only. A spread is unbiased as long as it may be
 negative; cut off at 0, those of clusters made by chance would be above it in half of the tensors. So the cut ones are scaled
