@@ -203,14 +203,14 @@ def test_where_the_server_makes_another_step_of_it_nothing_is_learnt_of_how_far_
     deviation = torch.randn(SIZE, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     own = {"a": 0.1, "b": -0.1, "c": 0.1, "d": -0.1}
     gains = {}
-    for rescaled in (False, True):
+    for by_itself in (False, True):
         known = Variances()
         for _ in range(3):
             replies = sent(
                 {c: (1 - 2 * k) * deviation + own[c] * deviation.roll(1) for c, k in PAIRS.items()}
             )
-            known = pool(replies, PAIRS, known, rescaled=rescaled).variances
-        gains[rescaled] = known.pace.gain
+            known = pool(replies, PAIRS, known, by_itself=by_itself).variances
+        gains[by_itself] = known.pace.gain
     assert gains == {False: pytest.approx(4), True: 1}
     assert known.memory == Memory(), "and each round is judged by itself"
     assert describe(FedAvg(server=Adam(0.01))).rescales

@@ -126,9 +126,9 @@ def _pooled(
     assert state.variances is not None
     changed = round.number in state.grouping.changes
     deciding = changed and any("probe" in reply.upload for reply in replies)
-    rescaled = describe(inner).rescales
+    by_itself = describe(inner).rescales
     assignment, known = state.grouping.assignment, state.variances
-    pooled = pool(replies, assignment, known, deciding=deciding, rescaled=rescaled)
+    pooled = pool(replies, assignment, known, deciding=deciding, by_itself=by_itself)
 
     def taught(model: State, delta: Params) -> tuple[State, Metrics]:
         # The inner algorithm reads the mean alone, so one reply stands for all.

@@ -192,7 +192,7 @@ def pool(
     known: Variances,
     *,
     deciding: bool = False,
-    rescaled: bool = False,
+    by_itself: bool = False,
 ) -> Pooled:
     """Return what a round's replies teach, and the variances with it.
 
@@ -202,8 +202,8 @@ def pool(
         known: Of the rounds before.
         deciding: Whether these very replies decided who is where. Clusters are then apart by choice, noise and all, so the
             spread stays what other rounds say.
-        rescaled: Whether a server's step is another than what it is taught times a number. Moves are then no sums of updates,
-            so each round is judged by itself.
+        by_itself: Whether nothing is asked of other rounds but the spread: where a server's step is another than what it is
+            taught times a number, moves are no sums of updates.
 
     Raises:
         NoReplies: where nobody replied, or all weights are zero.
@@ -228,7 +228,7 @@ def pool(
             raw = (between - noise[name] * shares.leaked) / shares.apart
             spread[name] = known.with_spread(name, raw)
     memory, pace = known.memory, known.pace
-    if not rescaled:
+    if not by_itself:
         memory, pace = _later(known, told, owners, whole, means, shares)
     variances = Variances(noise, spread, memory=memory, pace=pace)
     found = Pooled(whole, means, shares, variances, variances.tau2())
@@ -285,7 +285,7 @@ def pool_clients(
         told: Estimates of the noise of one client's update, by tensor, of whoever made one.
         known: Of the rounds before.
     """
-    both = pool(replies, cluster_of, Variances()).variances.noise
+    both = pool(replies, cluster_of, Variances(), by_itself=True).variances.noise
     noise, spread = dict(known.noise), dict(known.spread)
     for name in dict.fromkeys(name for one in told for name in one):
         values = [one[name] for one in told if name in one]
