@@ -16,19 +16,16 @@ import numpy as np
 import psutil
 import pytest
 from scipy.stats import chisquare
+from tests.deploy.conftest import all_own
 
 from fedloom.core.protocols import Task
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.encoding import Tokenizer
-from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site, own_data
+from fedloom.deploy.site import Site
 from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
-from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_yaml
 from fedloom.result import open_run
@@ -180,20 +177,9 @@ def federation(
 
 def in_the_open(recipe: Recipe, home: Path, folder: Path, *, without: Collection[str] = ()) -> Any:
     """Return the params after a round over the same sites' uploads, added up as they are."""
-
-    def own(asked: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
-        of = settings_of(home, folder).values()
-        parts = [own_data(site, asked, tokenizer, objective) for site in of]
-        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
-        return replace(
-            parts[0],
-            shards={c: shard for part in parts for c, shard in part.shards.items()},
-            profiles={c: p for part in parts for c, p in part.profiles.items()},
-            manifest=replace(parts[0].manifest, clients=counts),
-        )
-
     plain = replace(recipe, secure=None)
-    session = build(plain, folder, makers=Makers(federation=own))
+    everybody = settings_of(home, folder).values()
+    session = build(plain, folder, makers=Makers(federation=all_own(everybody)))
     run = begin(plain.algorithm, session.space.start(), plain.run.seed)
     there = {c: p for c, p in session.learners.items() if c not in without}
     # Who takes part says nothing of the seeds of the others.
