@@ -327,6 +327,28 @@ def test_survivors_that_fall_apart_are_not_told_apart():
     assert any("alone could be told: raise secure.neighbours" in why for why in refused.values())
 
 
+def test_a_server_that_keeps_shares_back_until_the_graph_falls_apart_has_no_sums_of_its_parts():
+    """Twelve in threes, each given the shares of its own three: masks would cancel in sums of three, below the threshold."""
+    names = tuple(f"site{at:02}" for at in range(12))
+
+    def in_threes(step: Step, name: str, data: bytes) -> bytes:
+        if step != "upload":
+            return data
+        told, parts = read(data)
+        around = graph.ring(names, context=table.server._context)
+        at = around.index(name) // 3 * 3
+        mine = [
+            (n, p) for n, p in zip(told["names"], parts, strict=True) if n in around[at : at + 3]
+        ]
+        return message({"names": [n for n, _ in mine]}, [part for _, part in mine])
+
+    table = Table(SecureSettings(6, 4), names=names, meddle=in_threes)
+    with pytest.raises(NotOpened):
+        table.run()
+    assert {*table.refused} == {*names}
+    assert all("is in the sum, whose shares it kept from" in why for why in table.refused.values())
+
+
 def test_a_wrong_share_is_found_out_and_not_added_up():
     table = Table(gone={"brno": "upload"})
     exchange = table.exchange

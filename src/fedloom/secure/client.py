@@ -255,6 +255,11 @@ class Party:
             raise ValueError(
                 f"a secure sum of {len(names)} clients would be opened, {least} are needed at least"
             )
+        # Without a mask in common the graph is not what it seems: it may fall apart into sums of a few.
+        if unmasked := {*names} & {*now.graph[self.name]} - now.held.keys():
+            raise ValueError(
+                f"the server says that {min(unmasked)} is in the sum, whose shares it kept from {self.name}"
+            )
         for piece in graph.pieces(now.graph, names):
             if len(piece) < max(self.settings.threshold, self.least):
                 raise ValueError(
