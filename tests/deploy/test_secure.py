@@ -313,12 +313,52 @@ def test_a_site_has_conditions_of_its_own(five: Met, home: Path, tmp_path: Path)
     for peer in ("brno", "alba"):
         (alone / "peers" / f"{peer}.pub").unlink()
     site = sites.hosts["alba"]
-    site.settings, site._in_sums = replace(site.settings, keys=alone), None
+    site.settings = replace(site.settings, keys=alone)
     _, line, failures = one_round(asked, remote, server)
-    site.settings, site._in_sums = sites.settings["alba"], None
     (why,) = [failure.reason for failure in failures if failure.client == "alba"]
     assert "copy the site's folder from the server's keys again" in why
     assert line["comm/num_replies"] == 0
+    shutil.copy(peers / "alba.pub", alone / "peers")
+    _, line, failures = one_round(asked, remote, server)
+    (why,) = [failure.reason for failure in failures if failure.client == "alba"]
+    assert "brno would take part in the sum, whose key this site was not given" in why
+    # What is copied while it runs is read.
+    shutil.copy(peers / "brno.pub", alone / "peers")
+    _, line, failures = one_round(asked, remote, server)
+    site.settings = sites.settings["alba"]
+    assert (line["comm/num_replies"], failures) == (5, [])
+
+
+def test_envelopes_without_a_message_of_a_sum_are_refused_in_one_sentence(five: Met):
+    asked, remote, sites, server = five
+    site, head = sites.hosts["alba"], {**remote.greeting, "site": "alba"}
+    body = encode_body({"params": server.space.start()})
+    work = [task_head(Task("train", 1, "alba", 7, {}, {}), body), body]
+    empty = {**head, "kind": "sum", "step": "share"}
+    for header, pieces in (
+        (empty, []),
+        ({**head, "kind": "work", "tasks": [[0, 1]], "sum": 7}, work),
+        ({**head, "kind": "work", "tasks": [[0, 1]], "sum": "x"}, work),
+    ):
+        told, sent = site.answer(header, pieces)
+        assert (told, sent) == (
+            {"refusal": "the envelope is malformed: no message of a secure sum is in it"},
+            [],
+        )
+    told, _ = site.answer({**empty, "step": "upload"}, [b""])
+    assert told == {"refusal": "a secure sum has no step 'upload'"}
+    before = bytes_of(remote)
+    _, line, failures = one_round(asked, remote, server)
+    assert (line["comm/num_replies"], failures) == (5, [])
+    # All five exchanges are in the sites' own counts.
+    down, up = (now - was for now, was in zip(bytes_of(remote), before, strict=True))
+    assert (down, up) == (line["comm/download_bytes"], line["comm/upload_bytes"])
+
+
+def bytes_of(remote: Remote) -> tuple[int, int]:
+    """Return what went to all sites so far, and what came of them."""
+    records = remote.sites.values()
+    return sum(r.download_bytes for r in records), sum(r.upload_bytes for r in records)
 
 
 @pytest.mark.slow
