@@ -23,6 +23,7 @@ from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.site import Site
 from fedloom.deploy.site_settings import SiteSettings
+from fedloom.engines import parcels
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
@@ -322,11 +323,15 @@ def test_a_site_has_conditions_of_its_own(five: Met, home: Path, tmp_path: Path)
     _, line, failures = one_round(asked, remote, server)
     (why,) = [failure.reason for failure in failures if failure.client == "alba"]
     assert "brno would take part in the sum, whose key this site was not given" in why
-    # What is copied while it runs is read.
+    # What is copied while it runs is read. No site's own clip is lost under a mask.
     shutil.copy(peers / "brno.pub", alone / "peers")
-    _, line, failures = one_round(asked, remote, server)
-    site.settings = sites.settings["alba"]
+    for host in sites.hosts.values():
+        host.settings = replace(host.settings, limits=Limits(min_examples=4, clip=2e-6))
+    run, line, failures = one_round(asked, remote, server)
+    for name, host in sites.hosts.items():
+        host.settings = sites.settings[name]
     assert (line["comm/num_replies"], failures) == (5, [])
+    assert 0 < apart(run.state.params, server.space.start()) <= 4e-6
 
 
 def test_envelopes_without_a_message_of_a_sum_are_refused_in_one_sentence(five: Met):
@@ -351,6 +356,19 @@ def test_envelopes_without_a_message_of_a_sum_are_refused_in_one_sentence(five: 
     _, line, failures = one_round(asked, remote, server)
     assert (line["comm/num_replies"], failures) == (5, [])
     # All five exchanges are in the sites' own counts.
+    down, up = (now - was for now, was in zip(bytes_of(remote), before, strict=True))
+    assert (down, up) == (line["comm/download_bytes"], line["comm/upload_bytes"])
+
+
+def test_uploads_of_a_sum_that_are_too_large_for_one_message_come_in_frames(
+    five: Met, monkeypatch: pytest.MonkeyPatch
+):
+    asked, remote, sites, server = five
+    monkeypatch.setattr(parcels, "FRAME", 512)
+    before = bytes_of(remote)
+    _, line, failures = one_round(asked, remote, server)
+    assert (line["comm/num_replies"], failures) == (5, [])
+    assert {site for step, site, _ in sites.received if step == "fetch"} == {*SITES}
     down, up = (now - was for now, was in zip(bytes_of(remote), before, strict=True))
     assert (down, up) == (line["comm/download_bytes"], line["comm/upload_bytes"])
 

@@ -305,6 +305,16 @@ def test_a_server_that_changes_the_terms_for_some_has_no_sum_of_them():
     assert any("in the name of cork is not signed" in why for why in table.refused.values())
 
 
+@pytest.mark.parametrize("own", [{"run": "another"}, {"settings": SecureSettings(3, clip=2.0)}])
+def test_a_site_under_another_recipe_has_no_sum_with_the_others(own):
+    table = Table()
+    table.server.directory = None
+    table.parties["cork"] = replace(table.parties["cork"], **own)
+    with pytest.raises(NotOpened):
+        table.run()
+    assert "in the name of cork is not signed" in table.refused["alba"]
+
+
 def test_a_site_has_a_minimum_of_its_own():
     table = Table(least=6)
     with pytest.raises(NotOpened):

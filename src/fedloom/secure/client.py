@@ -8,8 +8,9 @@ Secure Single-Server Aggregation with (Poly)Logarithmic Overhead. Bell, Bonawitz
 (eprint 2020/704): masks and shares among neighbours only.
 
 Deviations: the graph follows from the hash of all fresh keys and not from a server's draw; everybody holds a share of
-its own; the survivors' graph must not fall apart into pieces below the threshold; the seed of a client's own mask is
-committed to, so that wrong shares are found out; the private key that is shared is X25519's.
+its own; the survivors' graph must not fall apart into pieces below the threshold, be it by shares that the server kept
+back; the seed of a client's own mask is committed to, so that wrong shares are found out; the private key that is shared
+is X25519's.
 """
 
 import hashlib
