@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,13 +146,13 @@ def _pairs(held: bytes, step: int, width: int) -> "np.ndarray[Any, np.dtype[np.u
     return np.ascontiguousarray(windows[::step]).view(np.uint64).ravel()
 
 
-def in_one_process(recipe: Recipe, folder: Path) -> str:
-    """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
+def all_own(
+    sites: Collection[SiteSettings],
+) -> Callable[[DataSettings, Tokenizer, Objective], Federation]:
+    """Return a maker of one federation of all sites' own data, each cut as its site cuts it."""
 
-    def own(settings: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
-        source = Path(settings.source)
-        sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
-        parts = [own_data(site, settings, tokenizer, objective) for site in sites]
+    def own(asked: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
+        parts = [own_data(site, asked, tokenizer, objective) for site in sites]
         counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
         return replace(
             parts[0],
@@ -161,7 +161,15 @@ def in_one_process(recipe: Recipe, folder: Path) -> str:
             manifest=replace(parts[0].manifest, clients=counts),
         )
 
-    session = build(recipe, folder, makers=Makers(federation=own))
+    return own
+
+
+def in_one_process(recipe: Recipe, folder: Path) -> str:
+    """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
+
+    source = Path(recipe.data.source)
+    sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
+    session = build(recipe, folder, makers=Makers(federation=all_own(sites)))
     run = begin(recipe.algorithm, session.space.start(), recipe.run.seed)
     stage = stage_of(session)
     run = stage.before(run) if stage else run

@@ -16,19 +16,17 @@ import numpy as np
 import psutil
 import pytest
 from scipy.stats import chisquare
+from tests.deploy.conftest import all_own
 
 from fedloom.core.protocols import Task
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.encoding import Tokenizer
-from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site, own_data
+from fedloom.deploy.site import Site
 from fedloom.deploy.site_settings import SiteSettings
+from fedloom.engines import parcels
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
-from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_yaml
 from fedloom.result import open_run
@@ -180,20 +178,9 @@ def federation(
 
 def in_the_open(recipe: Recipe, home: Path, folder: Path, *, without: Collection[str] = ()) -> Any:
     """Return the params after a round over the same sites' uploads, added up as they are."""
-
-    def own(asked: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
-        of = settings_of(home, folder).values()
-        parts = [own_data(site, asked, tokenizer, objective) for site in of]
-        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
-        return replace(
-            parts[0],
-            shards={c: shard for part in parts for c, shard in part.shards.items()},
-            profiles={c: p for part in parts for c, p in part.profiles.items()},
-            manifest=replace(parts[0].manifest, clients=counts),
-        )
-
     plain = replace(recipe, secure=None)
-    session = build(plain, folder, makers=Makers(federation=own))
+    everybody = settings_of(home, folder).values()
+    session = build(plain, folder, makers=Makers(federation=all_own(everybody)))
     run = begin(plain.algorithm, session.space.start(), plain.run.seed)
     there = {c: p for c, p in session.learners.items() if c not in without}
     # Who takes part says nothing of the seeds of the others.
@@ -327,12 +314,69 @@ def test_a_site_has_conditions_of_its_own(five: Met, home: Path, tmp_path: Path)
     for peer in ("brno", "alba"):
         (alone / "peers" / f"{peer}.pub").unlink()
     site = sites.hosts["alba"]
-    site.settings, site._in_sums = replace(site.settings, keys=alone), None
+    site.settings = replace(site.settings, keys=alone)
     _, line, failures = one_round(asked, remote, server)
-    site.settings, site._in_sums = sites.settings["alba"], None
     (why,) = [failure.reason for failure in failures if failure.client == "alba"]
     assert "copy the site's folder from the server's keys again" in why
     assert line["comm/num_replies"] == 0
+    shutil.copy(peers / "alba.pub", alone / "peers")
+    _, line, failures = one_round(asked, remote, server)
+    (why,) = [failure.reason for failure in failures if failure.client == "alba"]
+    assert "brno would take part in the sum, whose key this site was not given" in why
+    # What is copied while it runs is read. No site's own clip is lost under a mask.
+    shutil.copy(peers / "brno.pub", alone / "peers")
+    for host in sites.hosts.values():
+        host.settings = replace(host.settings, limits=Limits(min_examples=4, clip=2e-6))
+    run, line, failures = one_round(asked, remote, server)
+    for name, host in sites.hosts.items():
+        host.settings = sites.settings[name]
+    assert (line["comm/num_replies"], failures) == (5, [])
+    assert 0 < apart(run.state.params, server.space.start()) <= 4e-6
+
+
+def test_envelopes_without_a_message_of_a_sum_are_refused_in_one_sentence(five: Met):
+    asked, remote, sites, server = five
+    site, head = sites.hosts["alba"], {**remote.greeting, "site": "alba"}
+    body = encode_body({"params": server.space.start()})
+    work = [task_head(Task("train", 1, "alba", 7, {}, {}), body), body]
+    empty = {**head, "kind": "sum", "step": "share"}
+    for header, pieces in (
+        (empty, []),
+        ({**head, "kind": "work", "tasks": [[0, 1]], "sum": 7}, work),
+        ({**head, "kind": "work", "tasks": [[0, 1]], "sum": "x"}, work),
+    ):
+        told, sent = site.answer(header, pieces)
+        assert (told, sent) == (
+            {"refusal": "the envelope is malformed: no message of a secure sum is in it"},
+            [],
+        )
+    told, _ = site.answer({**empty, "step": "upload"}, [b""])
+    assert told == {"refusal": "a secure sum has no step 'upload'"}
+    before = bytes_of(remote)
+    _, line, failures = one_round(asked, remote, server)
+    assert (line["comm/num_replies"], failures) == (5, [])
+    # All five exchanges are in the sites' own counts.
+    down, up = (now - was for now, was in zip(bytes_of(remote), before, strict=True))
+    assert (down, up) == (line["comm/download_bytes"], line["comm/upload_bytes"])
+
+
+def test_uploads_of_a_sum_that_are_too_large_for_one_message_come_in_frames(
+    five: Met, monkeypatch: pytest.MonkeyPatch
+):
+    asked, remote, sites, server = five
+    monkeypatch.setattr(parcels, "FRAME", 512)
+    before = bytes_of(remote)
+    _, line, failures = one_round(asked, remote, server)
+    assert (line["comm/num_replies"], failures) == (5, [])
+    assert {site for step, site, _ in sites.received if step == "fetch"} == {*SITES}
+    down, up = (now - was for now, was in zip(bytes_of(remote), before, strict=True))
+    assert (down, up) == (line["comm/download_bytes"], line["comm/upload_bytes"])
+
+
+def bytes_of(remote: Remote) -> tuple[int, int]:
+    """Return what went to all sites so far, and what came of them."""
+    records = remote.sites.values()
+    return sum(r.download_bytes for r in records), sum(r.upload_bytes for r in records)
 
 
 @pytest.mark.slow

@@ -107,6 +107,10 @@ def apart(one: Any, other: Any) -> float:
     return 0.0
 
 
+def flat(params: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in params.values()])
+
+
 ALGORITHMS = {
     "fedavg": FedAvg(),
     "fedkseed": FedKSeed(uploads="delta", steps=4),
@@ -199,6 +203,12 @@ def test_private_adds_its_noise_to_a_sum_that_it_cannot_open(tmp_path: Path):
     # Clients' entries are rounded towards zero: up to a step each, and never beyond the clip.
     assert 0 < apart(plain.state.inner, hidden.state.inner) <= 2 * 2.0**-24
     assert line["comm/num_replies"] == 6
+    # In coarse steps it shows that what was clipped is no longer than its clip.
+    coarse = Played(SecureSettings(4, bits=8, clip=4.0))
+    cut, *_ = played(private, tmp_path / "coarse", coarse, cohort=everybody, rounds=1)
+    open_, *_ = played(private, tmp_path / "open", None, cohort=everybody, rounds=1)
+    lengths = [float(flat(run.state.inner.params).norm()) for run in (cut, open_)]
+    assert 0 < lengths[0] < 0.8 * lengths[1]
     # Too few for a sum: with noise the model moves by noise alone, and nothing tells how many there were.
     noisy = replace(private, noise_multiplier=1.0)
     few = Played(SecureSettings(6), before=frozenset({"site0"}))

@@ -75,6 +75,16 @@ def test_entries_beyond_the_clip_are_cut_and_counted():
     assert num_cut == 2
 
 
+def test_what_no_replies_add_up_to_is_no_sum():
+    """As of a site that uploads anything: nobody can look at a single one."""
+    sent = [Reply("alba", {"delta": {"w": torch.ones(3)}}, 2.0)] * 2
+    it = layout(sent, heaviest=2.0)
+    honest = it.coordinates(sent[0], seed=0, towards_zero=False)
+    for lie in (honest * np.uint32(9), np.zeros(it.size, np.uint32) - honest * np.uint32(2)):
+        with pytest.raises(ValueError, match="is no sum of 2 replies: its weight is"):
+            it.read(honest + lie, width(2, it.bits), client="alba", count=2)
+
+
 def test_towards_zero_no_norm_grows():
     sent = [Reply("alba", {"delta": {"w": torch.full((50,), 0.1234567)}})]
     found, _ = summed(sent, layout(sent, heaviest=1.0), towards_zero=True)

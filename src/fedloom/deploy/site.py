@@ -83,7 +83,7 @@ class Site:
                 self.say(f"joined {session.recipe.name}")
                 return self._introduction(header, session), []
             if header["kind"] == "sum":
-                answer = self._member(header, session).answer(header, pieces[0], self.say)
+                answer = self._member(header, session).answer(header, _piece(pieces, 0), self.say)
                 return {"answers": [None]}, [answer]
             own = self._handover.take(header, pieces)
             if wanted := self._handover.lacking(header, "parcels"):
@@ -199,7 +199,7 @@ class Site:
                 raise ClientError(answer.reason)
             return self.settings.limits.bounded(answer)
 
-        task, (_, body), asked = tasks[0], header["tasks"][0], pieces[header["sum"]]
+        task, (_, body), asked = tasks[0], header["tasks"][0], _piece(pieces, header["sum"])
         upload = self._member(header, session).upload(asked, task, pieces[body], trained)
         self.settings.limits.check_size(len(upload), "the reply")
         session.store.flush()
@@ -209,7 +209,9 @@ class Site:
         return {"answers": [None], **said}, own
 
     def _member(self, header: Mapping[str, Any], session: Session) -> Member:
-        """Return this site in secure sums, under the recipe that is ready."""
+        """Return this site in secure sums, under the recipe that is ready; it reads its keys for every attempt."""
+        if header.get("step") == "advertise":
+            self._in_sums = None
         if self._in_sums is None:
             own, run = self.settings, recipe_sha256(header["recipe"])
             self._in_sums = member_of(
@@ -300,6 +302,17 @@ def open_session(settings: SiteSettings, recipe: Recipe, *, device: str | None =
         settings.limits.check_examples(counts.train + counts.validation + counts.test)
     settings.limits.check_upload(rehearsed(session)[1].upload)
     return session
+
+
+def _piece(pieces: Sequence[Piece], at: object) -> Piece:
+    """Return a message of a secure sum.
+
+    Raises:
+        ValueError: where the envelope has none there.
+    """
+    if type(at) is not int or not 0 <= at < len(pieces):
+        raise ValueError("the envelope is malformed: no message of a secure sum is in it")
+    return pieces[at]
 
 
 class _OwnData(ValueError):

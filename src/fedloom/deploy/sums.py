@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from fedloom.core.protocols import ClientError, Reply, Task
 from fedloom.engines.codec import MessageCodec
+from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
 from fedloom.engines.sums import words_of
 from fedloom.rounds.recipe_settings import Recipe
@@ -32,7 +33,7 @@ class Member:
             ValueError: where there is no such step.
         """
         step = _step(header)
-        answer = self.party.answer(step, data)
+        answer = self._answer(step, data)
         if step == "share":
             say(f"agreed on masks with {', '.join(self.party.others)}")
         return answer
@@ -62,7 +63,16 @@ class Member:
                 raise ClientError(words)
             return words
 
-        return self.party.answer("upload", data, vector)
+        return self._answer("upload", data, vector)
+
+    def _answer(
+        self, step: Step, data: Piece, vector: Callable[[Terms], Words] | None = None
+    ) -> bytes:
+        try:
+            return self.party.answer(step, data, vector)
+        except ClientError as refusal:
+            # Names in it are the server's words.
+            raise ClientError(plain(refusal)) from refusal
 
 
 def member_of(name: str, keys: Path | None, recipe: Recipe, run: str, least: int) -> Member:

@@ -226,8 +226,7 @@ class Remote:
             (found,) = _answers(answer, 1)
             (client,) = (c for c in messages if self._host[c] == site)
             answers[client] = self._named(client, found) if isinstance(found, str) else found
-            if step == "upload" or isinstance(found, str):
-                self._note(site, [found], sizes[site])
+            self._note(site, [found], sizes[site])
         return answers
 
     def _exchange(self, transfers: Mapping[Site, Transfer]) -> dict[Site, Envelope | str]:

@@ -76,17 +76,15 @@ class Sum:
         )
         layout = layout_of(self.codec, read, self.settings, terms.heaviest)
         server = SumServer(terms, self.settings, layout.size, directory)
-        reasons: dict[ClientId, str] = {}
         try:
             total = server.run(clients, self._counted(post))
-        except NotOpened as error:
-            reasons = dict.fromkeys(clients, str(error)) | server.failures
-            yield from self._failed(reasons)
+            first = next(c for c in clients if c in server.survivors)
+            number = len(server.survivors)
+            reply, num_cut = layout.read(total, server.number_bits, client=first, count=number)
+        except ValueError as error:
+            yield from self._failed(dict.fromkeys(clients, str(error)) | server.failures)
             return
         yield from self._failed(server.failures)
-        first = next(c for c in clients if c in server.survivors)
-        number = len(server.survivors)
-        reply, num_cut = layout.read(total, server.number_bits, client=first, count=number)
         yield Delivery(
             reply,
             sum(self.downloaded.get(c, 0) for c in server.survivors),

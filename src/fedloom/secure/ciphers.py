@@ -52,7 +52,10 @@ def agreed(own: "X25519PrivateKey", other: bytes) -> bytes:
     """
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
-    return own.exchange(X25519PublicKey.from_public_bytes(other))
+    try:
+        return own.exchange(X25519PublicKey.from_public_bytes(other))
+    except ValueError as error:
+        raise ValueError("a public key of a secure sum gives no shared key") from error
 
 
 def derived(secret: bytes, *, salt: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
@@ -121,10 +124,15 @@ class Signer:
         Raises:
             ValueError: where that is no key of an elliptic curve.
         """
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-        key = load_ssh_private_key(private, None)
+        try:
+            key = load_ssh_private_key(private, None)
+        # TypeError where it is under a password.
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
         if not isinstance(key, EllipticCurvePrivateKey):
             raise ValueError("a site's node.key must be what `fedloom keys add` made")
         return cls(key)
@@ -158,7 +166,7 @@ class Directory:
         Raises:
             ValueError: with the name.
         """
-        from cryptography.exceptions import InvalidSignature
+        from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
         from cryptography.hazmat.primitives.hashes import SHA384
         from cryptography.hazmat.primitives.serialization import load_ssh_public_key
@@ -171,7 +179,10 @@ class Directory:
         seen = hashlib.sha256(repr((name, self.public[name], signature)).encode() + text).digest()
         if seen in self._sound:
             return
-        key = load_ssh_public_key(self.public[name])
+        try:
+            key = load_ssh_public_key(self.public[name])
+        except (ValueError, UnsupportedAlgorithm):
+            key = None
         if not isinstance(key, EllipticCurvePublicKey):
             raise ValueError(f"the public key of {name} is not one that `fedloom keys add` makes")
         try:

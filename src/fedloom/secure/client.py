@@ -8,8 +8,9 @@ Secure Single-Server Aggregation with (Poly)Logarithmic Overhead. Bell, Bonawitz
 (eprint 2020/704): masks and shares among neighbours only.
 
 Deviations: the graph follows from the hash of all fresh keys and not from a server's draw; everybody holds a share of
-its own; the survivors' graph must not fall apart into pieces below the threshold; the seed of a client's own mask is
-committed to, so that wrong shares are found out; the private key that is shared is X25519's.
+its own; the survivors' graph must not fall apart into pieces below the threshold, be it by shares that the server kept
+back; the seed of a client's own mask is committed to, so that wrong shares are found out; the private key that is shared
+is X25519's.
 """
 
 import hashlib
@@ -31,13 +32,14 @@ from fedloom.secure.ciphers import (
     opened,
     sealed,
 )
-from fedloom.secure.fixed_point import Words, packed, width
+from fedloom.secure.fixed_point import LARGEST_WIDE, Words, packed, width
 from fedloom.secure.messages import Step, message, names_in, read
 from fedloom.secure.settings import SecureSettings
 from fedloom.secure.shamir import SHARE_BYTES, split
 from fedloom.secure.terms import Advert, Terms, context_of
 
-_BOX = 2 * SHARE_BYTES + TAG_BYTES
+BOX_BYTES = 2 * SHARE_BYTES + TAG_BYTES
+"""What one client seals for another: a share of either kind."""
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Party:
                 "attempt": str(attempt),
                 "task": str(task),
                 "heaviest": int() | float() as heaviest,
-            } if len(attempt) == 32:
+            } if len(attempt) == 32 and 0 < heaviest < LARGEST_WIDE:
                 terms = Terms(self.run, round, attempt, task, heaviest)
             case _:
                 raise ValueError("a message of a secure sum is malformed: it has no terms")
@@ -228,7 +230,7 @@ class Party:
             raise ValueError(
                 f"only {len(names)} neighbours of {self.name} shared their secrets, {needed - 1} are needed"
             )
-        if any(len(part) != _BOX for part in parts):
+        if any(len(part) != BOX_BYTES for part in parts):
             raise ValueError("a sealed share is of the wrong length")
         now.held = dict(zip(names, parts, strict=True))
         _, number_bits = now.numbers(self.settings)
@@ -254,6 +256,11 @@ class Party:
         if len(names) < least:
             raise ValueError(
                 f"a secure sum of {len(names)} clients would be opened, {least} are needed at least"
+            )
+        # Without a mask in common the graph is not what it seems: it may fall apart into sums of a few.
+        if unmasked := {*names} & {*now.graph[self.name]} - now.held.keys():
+            raise ValueError(
+                f"the server says that {min(unmasked)} is in the sum, whose shares it kept from {self.name}"
             )
         for piece in graph.pieces(now.graph, names):
             if len(piece) < max(self.settings.threshold, self.least):
@@ -307,19 +314,24 @@ class Party:
         Raises:
             ValueError: always; it says whose share of the other kind is wanted.
         """
-        if step in ("consent", "reveal"):
+        others, here = set[str](), {*now.survivors}
+        if step == "consent":
+            others = here ^ {*names_in(read(data)[0], "names")}
+        elif step == "reveal":
             told, _ = read(data)
-            named = {*told.get("names", ()), *told.get("alive", ())}
-            others = {*now.survivors} ^ named if named else {*told.get("dead", ())}
-            if others := {str(name) for name in others}:
-                raise ValueError(_both(min(others)))
+            others = here & {*names_in(told, "dead")} | {*names_in(told, "alive")} - here
+        if others:
+            raise ValueError(_both(min(others)))
         raise ValueError(f"the server asks {self.name} twice for {step} in one secure sum")
 
     def _share_of(self, now: _Attempt, name: str, kind: str) -> bytes:
         if name == self.name:
             return now.own_shares[kind]
         key = self._sealing_key(now, name, self.name, name)
-        both = opened(key, now.held[name], about=now.context)
+        try:
+            both = opened(key, now.held[name], about=now.context)
+        except ValueError as error:
+            raise ValueError(f"{error}: that of {name}") from error
         return both[:SHARE_BYTES] if kind == "alive" else both[SHARE_BYTES:]
 
 

@@ -12,7 +12,16 @@ from fedloom.core.metrics import MIXTURE, PERSONAL, MetricTable, Reduction, chec
 from fedloom.core.protocols import ClientError, Payload, Reply
 from fedloom.core.randomness import generator
 from fedloom.core.schema import Schema
-from fedloom.secure.fixed_point import Words, limbs, num_limbs, rounded, signed, unlimbed, words
+from fedloom.secure.fixed_point import (
+    FRACTION,
+    Words,
+    limbs,
+    num_limbs,
+    rounded,
+    signed,
+    unlimbed,
+    words,
+)
 
 _COUNTS = ("weight", "clipped")
 """What is summed beside the tensors and the metrics: weights, and the entries that were clipped."""
@@ -105,6 +114,9 @@ class Layout:
             number_bits: R.
             client: In whose name it stands.
             count: How many replies are in it.
+
+        Raises:
+            ValueError: where no such replies add up to it.
         """
         sums = signed(total, number_bits)
         entries = sum(self._sizes)
@@ -112,6 +124,13 @@ class Layout:
         weight, num_clipped, *wide = (
             unlimbed(part, self.bits) for part in numbers.view(-1, num_limbs(self.bits))
         )
+        # Each weight is a whole number of the smallest steps of a wide number.
+        most = count * (self.heaviest + 2.0**-FRACTION)
+        if not (0 <= weight <= most and 0 <= num_clipped <= count * entries):
+            raise ValueError(
+                f"what was added up is no sum of {count} replies: its weight is {weight:g} of at most {most:g}, and"
+                f" {num_clipped:g} entries were cut"
+            )
         scale = self.clip * 2.0**-self.bits * self.heaviest
         means = steps.double().mul_(scale / weight if weight else 0.0)
         upload: dict[str, dict[str, Tensor]] = {}

@@ -21,16 +21,21 @@ def neighbours(
     """
     if number is None or number + number % 2 >= len(names) - 1:
         return {name: tuple(sorted({*names} - {name})) for name in names}
-    ring = sorted(
-        names, key=lambda name: hashlib.sha256(context + b"ring" + name.encode()).digest()
-    )
+    around = ring(names, context=context)
     reach = range(1, (number + 1) // 2 + 1)
     return {
         name: tuple(
-            sorted({ring[(at + step * side) % len(ring)] for step in reach for side in (-1, 1)})
+            sorted({around[(at + step * side) % len(around)] for step in reach for side in (-1, 1)})
         )
-        for at, name in enumerate(ring)
+        for at, name in enumerate(around)
     }
+
+
+def ring(names: Sequence[str], *, context: bytes) -> list[str]:
+    """Return the names in the order of their hashes."""
+    return sorted(
+        names, key=lambda name: hashlib.sha256(context + b"ring" + name.encode()).digest()
+    )
 
 
 def quorum(threshold: int, number: int) -> int:

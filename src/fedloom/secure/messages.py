@@ -37,6 +37,18 @@ def read(data: bytes | memoryview) -> tuple[dict[str, Any], list[bytes]]:
     return told, parts
 
 
+def only_part(data: bytes | memoryview) -> bytes:
+    """Return the one byte string of a message.
+
+    Raises:
+        ValueError: where it is damaged, or has none or several.
+    """
+    _, parts = read(data)
+    if len(parts) != 1:
+        raise WireError(f"a message of a secure sum must have one part, got {len(parts)}")
+    return parts[0]
+
+
 def names_in(told: Mapping[str, Any], key: str, number: int | None = None) -> tuple[str, ...]:
     """Return the names under a key of a message, each once.
 

@@ -9,19 +9,17 @@ import numpy as np
 
 from fedloom.core.protocols import ClientId
 from fedloom.secure import graph
-from fedloom.secure.ciphers import Directory, derived, key_of, mask
-from fedloom.secure.client import consent_words, pair_key
+from fedloom.secure.ciphers import Directory, agreed, derived, fresh_key, key_of, mask
+from fedloom.secure.client import BOX_BYTES, consent_words, pair_key
 from fedloom.secure.fixed_point import Words, unpacked, width
-from fedloom.secure.messages import Step, message, names_in, read
+from fedloom.secure.messages import Step, message, names_in, only_part, read
 from fedloom.secure.settings import SecureSettings
-from fedloom.secure.shamir import combine
+from fedloom.secure.shamir import combine, element
 from fedloom.secure.terms import Advert, Terms, context_of
 
 Exchange = Callable[[Step, Mapping[ClientId, bytes]], Mapping[ClientId, bytes | memoryview | str]]
 """Brings a message to each, and returns the answers, or the reason why there is none."""
 T = TypeVar("T")
-_FRAME = 64
-"""Bytes that a message takes beside what is in it, at most."""
 
 
 class NotOpened(ValueError):
@@ -73,19 +71,22 @@ class SumServer:
         """Return the clients without which the sum stays closed."""
         return graph.quorum(self.settings.threshold, len(self._adverts))
 
-    def most_upload_bytes(self, number: int) -> int:
-        """Return a length that no upload exceeds where so many take part."""
-        return -(-self.size * width(number, self.settings.bits) // 8) + _FRAME
-
     def _introduce(self, clients: Sequence[ClientId], exchange: Exchange) -> None:
         invitation = message(self.terms.told())
+        # What others would refuse to take part with costs its sender its own place alone.
+        own, shown = fresh_key(), set[bytes]()
 
         def advert(client: ClientId, data: bytes | memoryview) -> Advert:
-            _, (part,) = read(data)
-            found = Advert.read(part)
+            found = Advert.read(only_part(data))
+            keys = {found.cipher, found.mask}
+            if len(keys) < 2 or keys & shown:
+                raise ValueError(f"{client} shows a key that was shown before")
+            for key in keys:
+                agreed(own, key)
             if self.directory is not None:
                 words = self.terms.words("advert", self.settings, found.said(client))
                 self.directory.check(client, words, found.signature)
+            shown.update(keys)
             return found
 
         self._adverts = self._asked(
@@ -105,6 +106,8 @@ class SumServer:
             receivers = names_in(told, "names", len(parts))
             if {*receivers} != {*self._graph[client]}:
                 raise ValueError(f"{client} sealed shares for others than its neighbours")
+            if any(len(part) != BOX_BYTES for part in parts):
+                raise ValueError(f"{client} sealed shares of the wrong length")
             return dict(zip(receivers, parts, strict=True))
 
         self._boxes = self._asked("share", dict.fromkeys(names, roster), exchange, boxes)
@@ -120,8 +123,7 @@ class SumServer:
 
         def added(_: ClientId, data: bytes | memoryview) -> bool:
             # Added up as it comes: no upload is kept.
-            _told, (part,) = read(data)
-            self._total += unpacked(part, self.number_bits, self.size)
+            self._total += unpacked(only_part(data), self.number_bits, self.size)
             return True
 
         self.survivors = tuple(sorted(self._asked("upload", asked, exchange, added)))
@@ -132,7 +134,7 @@ class SumServer:
         words = consent_words(self._context, self.survivors)
 
         def signature(client: ClientId, data: bytes | memoryview) -> bytes:
-            _, (part,) = read(data)
+            part = only_part(data)
             if self.directory is not None:
                 self.directory.check(client, words, part)
             return part
@@ -158,6 +160,8 @@ class SumServer:
             _, parts = read(data)
             if len(parts) != len(order[client]):
                 raise ValueError(f"{client} revealed {len(parts)} shares of {len(order[client])}")
+            for part in parts:
+                element(part)
             return parts
 
         shares: dict[tuple[str, ClientId], dict[int, bytes]] = {}

@@ -39,17 +39,25 @@ def shares_of(polynomial: Sequence[int], holders: int) -> list[bytes]:
     return values
 
 
+def element(share: bytes) -> int:
+    """Return the value of a share.
+
+    Raises:
+        ValueError: where it is none.
+    """
+    value = int.from_bytes(share, "big")
+    if len(share) != SHARE_BYTES or value >= PRIME:
+        raise ValueError(f"a share must be an element of the field in {SHARE_BYTES} bytes")
+    return value
+
+
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """Return the secret of as many shares as its threshold, by place.
 
     Raises:
         ValueError: where they are shares of nothing of 32 bytes.
     """
-    points = {place: int.from_bytes(share, "big") for place, share in shares.items()}
-    if any(len(share) != SHARE_BYTES for share in shares.values()) or any(
-        value >= PRIME for value in points.values()
-    ):
-        raise ValueError(f"a share must be an element of the field in {SHARE_BYTES} bytes")
+    points = {place: element(share) for place, share in shares.items()}
     secret = 0
     for place, value in points.items():
         top, bottom = 1, 1
