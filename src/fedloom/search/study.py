@@ -120,11 +120,15 @@ def opened(folder: Path, search: Search) -> Iterator[Study]:
         ValueError: where Optuna is not installed, or the file is not a study's.
     """
     optuna = _optuna()
+    from sqlalchemy import URL  # Optuna's own
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{folder / FILE}")
+            # A folder's name may hold what an address takes for its own: ? and %.
+            place = URL.create("sqlite", database=str(folder / FILE))
+            storage = optuna.storages.RDBStorage(place.render_as_string())
             study = Study(optuna, storage, search)
         except Exception as error:
             raise ValueError(
