@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fedloom.benchmark.plan import as_override
 from fedloom.core.randomness import derive
@@ -120,15 +121,12 @@ def opened(folder: Path, search: Search) -> Iterator[Study]:
         ValueError: where Optuna is not installed, or the file is not a study's.
     """
     optuna = _optuna()
-    from sqlalchemy import URL  # Optuna's own
-
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         try:
             # A folder's name may hold what an address takes for its own: ? and %.
-            place = URL.create("sqlite", database=str(folder / FILE))
-            storage = optuna.storages.RDBStorage(place.render_as_string())
+            storage = optuna.storages.RDBStorage(f"sqlite:///{quote(str(folder / FILE))}")
             study = Study(optuna, storage, search)
         except Exception as error:
             raise ValueError(
