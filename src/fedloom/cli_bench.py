@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from fedloom.cli_console import console as _console
+from fedloom.cli_console import show_files
+from fedloom.cli_options import OnlyTable
 
 
 def bench(
@@ -21,9 +23,7 @@ def bench(
     part: Annotated[
         str, typer.Option(help="i/n: every n-th run from the i-th on, for n processes at once.")
     ] = "0/1",
-    table: Annotated[
-        bool, typer.Option("--table", help="Run nothing, write the table of what is there.")
-    ] = False,
+    table: OnlyTable = False,
 ) -> None:
     """Run methods times seeds, and write one table; called again, it goes on where it was stopped."""
     from fedloom.benchmark.bench import bench as run_plan
@@ -46,8 +46,7 @@ def bench(
     for row in made.table.rows:
         for seed, reason in row.failed.items():
             console.print(f"{row.name}, seed {seed}, failed: {reason}", style="red", markup=False)
-    for name, file in made.files.items():
-        console.print(f"{name}: {file}", markup=False, highlight=False)
+    show_files(made.files, console=console)
     if any(row.failed for row in made.table.rows):
         sys.exit(2)
 

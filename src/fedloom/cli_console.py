@@ -6,6 +6,9 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from rich.console import Console
 
     from fedloom.result import Result
@@ -53,6 +56,12 @@ def _stand_in(error: UnicodeError) -> tuple[str | bytes, int]:
         for letter in letters
     )
     return plain, error.end
+
+
+def show_files(files: "Mapping[str, Path]", *, console: "Console") -> None:
+    """Print where each file is that was written."""
+    for name, file in files.items():
+        console.print(f"{name}: {file}", markup=False, highlight=False, soft_wrap=True)
 
 
 def show_outcome(result: "Result", *, console: "Console") -> None:

@@ -1,4 +1,4 @@
-"""What commands about a run have in common: its folder, and what they go on in spite of."""
+"""What commands have in common: a run's folder, what they go on in spite of, and tables of what is there already."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,9 @@ Anyway = Annotated[
         "--anyway",
         help="Go on although data or model are not what the run was begun with; the report says so.",
     ),
+]
+OnlyTable = Annotated[
+    bool, typer.Option("--table", help="Run nothing, write the table of what is there.")
 ]
 ModelPath = Annotated[
     Path | None, typer.Option("--model", help="Where the base model is now, if it has moved.")

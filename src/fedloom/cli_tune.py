@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from fedloom.cli_console import console as _console
+from fedloom.cli_console import show_files
+from fedloom.cli_options import OnlyTable
 
 
 def tune(
@@ -29,9 +31,7 @@ def tune(
     budget: Annotated[
         str | None, typer.Option(help="rounds=N or bytes=N of all trials, whatever the file says.")
     ] = None,
-    table: Annotated[
-        bool, typer.Option("--table", help="Run nothing, write the table of what is there.")
-    ] = False,
+    table: OnlyTable = False,
 ) -> None:
     """Search for the settings that are best on validation data; called again, it goes on where it was stopped."""
     from fedloom.search.tune import tune as search
@@ -55,8 +55,7 @@ def tune(
     console.print(shown_trials(made.outcome))
     for note in notes_of(made.outcome):
         console.print(note, markup=False, highlight=False)
-    for name, file in made.files.items():
-        console.print(f"{name}: {file}", markup=False, highlight=False)
+    show_files(made.files, console=console)
     if made.recipe is None:
         sys.exit(2)
 

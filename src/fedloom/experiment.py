@@ -114,13 +114,14 @@ def session(
     metrics: Sequence[Metric] = (),
     console: Console | None = None,
     anyway: bool = False,
+    bases: Callable[[ModelSettings], Base] | None = None,
 ) -> Iterator["RoundLoop"]:
     """Give a recipe round by round, as in `for round in s.rounds(): ...`, to a with statement.
 
     The arguments are those of `run`, and so are folder, lock, checkpoints and resume. Where the block ends without an
     error after a round was begun, what is left is done: the models are delivered, baselines run, the report is written.
     """
-    objects = Objects(algorithm, data, model, trainer, tuple(metrics))
+    objects = Objects(algorithm, data, model, trainer, tuple(metrics), bases=bases)
     with _experiment(recipe, folder, overrides, objects, console, anyway, None) as going:
         yield going
 

@@ -183,7 +183,8 @@ def test_each_tier_has_chances_of_its_own() -> None:
 
 def test_no_arm_that_is_none_and_no_weight_beyond_what_was_declared() -> None:
     algorithm = FedEx(FedAvg(), (Arm(), Arm(2.0)), rule=ArmRule(schedule="constant"))
-    population = {c: {"num_examples": "2"} for c in "abc"}
+    population: dict[str, dict[str, str]] = {c: {"num_examples": "2"} for c in "abc"}
+    population["d"] = {}  # has declared nothing
     round = Round(1, 1, population, tuple(population), 1.0)
     state = algorithm.init({"w": torch.zeros(1)}, 0)
 
@@ -210,6 +211,8 @@ def test_no_arm_that_is_none_and_no_weight_beyond_what_was_declared() -> None:
     plain = after(("a", 0, 0.5, 2.0), ("b", 1, 1.0, 2.0))
     assert plain[0] > 0.5
     assert after(("a", 0, 0.5, 2.0), ("b", 1, 1.0, 1e9), ("c", 7, 0.0, 2.0)) == plain
+    for weight in (math.inf, math.nan, -1.0):
+        assert after(("a", 0, 0.5, 2.0), ("b", 1, 1.0, 2.0), ("d", 0, 0.1, weight)) == plain
     assert after(("a", 0, float("nan"), 2.0), ("b", 1, 1.0, 2.0))[0] < 0.01
 
 

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 import fedloom
 from fedloom import cli, experiment
 from fedloom.benchmark.plan import read_plan
+from fedloom.benchmark.runs import outcomes, run_all
 from fedloom.core.files import file_name
 from fedloom.models.shared import SharedBases
 from fedloom.recipe import build_recipe
+from fedloom.recipe_text import to_yaml
 from fedloom.results.suites import mcnemar, read_results
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.spaces.tune import leaves_weights
 
 pytestmark = pytest.mark.slow
@@ -158,6 +162,40 @@ def test_one_base_is_loaded_for_all_runs_and_none_writes_to_it(
     found = {kind: leaves_weights(build_recipe({**TREE, "tune": kind}).tune) for kind in kinds}
     assert found == kinds
     assert not leaves_weights(build_recipe({**TREE, "tune": {"lora": {"init": "pissa"}}}).tune)
+
+
+def test_a_run_that_wrote_to_shared_weights_leaves_nothing_that_the_next_call_would_believe(
+    plan_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = "[{private: {clip: 1.0, noise_multiplier: 1.0, quiet: true}}, fedavg]"
+    methods = {
+        "stains": {},
+        "fails too": {"local.steps": 3},
+        "sound": {"local.steps": 1},
+        "quiet": {"algorithm": yaml.safe_load(private), "cohort": {"poisson": {"q": 0.5}}},
+    }
+    plan = read_plan(plan_file(methods=methods, seeds=[0], baselines=[], suites={}))
+
+    def run(recipe: Recipe, place: Path, *, console: Any, bases: SharedBases) -> None:
+        parameter = next(bases(recipe.model).model.parameters())
+        if recipe.name in ("stains", "fails too"):
+            parameter.data.add_(1.0)
+        if recipe.name in ("fails too", "quiet"):
+            raise ValueError("client 3 holds the word Aya")
+        place.mkdir(parents=True)
+        (place / "summary.json").write_text("{}")
+        (place / "recipe.yaml").write_text(to_yaml(recipe))
+
+    monkeypatch.setattr(experiment, "run", run)
+    run_all(plan, tmp_path, part=0, parts=1, console=Console(quiet=True))
+    found = outcomes(plan, tmp_path)
+    for name in ("stains", "fails too"):
+        assert "are not as they were before this run" in found[name].failed[0]
+        assert not (tmp_path / "runs" / file_name(name) / "0" / "summary.json").exists()
+    assert [*found["sound"].folders] == [0]
+    # A run that is to tell nothing of its clients tells nothing by failing.
+    assert found["quiet"].failed[0] == "ValueError"
+    assert "Aya" not in (tmp_path / "runs/quiet/0/failed.txt").read_text()
 
 
 TREE = {"name": "x", "algorithm": "fedavg"}

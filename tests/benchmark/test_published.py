@@ -64,6 +64,8 @@ def test_a_table_is_shown_and_its_script_is_run(
     (folder / "echo.py").write_text("import sys; print(*sys.argv[1:]); sys.exit(3)")
     head = "command   python echo.py --data rows.jsonl\n"
     (folder / "results" / "echo.txt").write_text(head)
+    (folder / "results" / ".DS_Store").write_bytes(b"\xff")
+    assert [*published(folder)] == ["echo"]
     table = find("echo", folder)
     with pytest.raises(
         ValueError, match=r"the command reads rows\.jsonl, which is not here: start"

@@ -82,8 +82,10 @@ def job(plain: Any, client: str = "c3", **work: Any) -> Job:
 def test_steps_of_all_rows_end_where_our_own_trainer_ends(
     plain: Any, distance: Callable[[Params, Params], float]
 ) -> None:
-    (ours,) = plain.trainer.run([job(plain)])
-    (theirs,) = wrapped(plain).run([job(plain)])
+    # FedEx's arms multiply the learning rate.
+    (ours,) = plain.trainer.run([job(plain, lr_factor=0.5)])
+    (theirs,) = wrapped(plain).run([job(plain, lr_factor=0.5)])
+    assert ours.lr_sum == 3 * 0.5 * 0.5
     assert distance(ours.params, plain.space.start()) > 1e-3
     assert distance(ours.params, theirs.params) < 1e-7  # its losses are float32
     assert (theirs.num_examples, theirs.num_steps, theirs.lr_sum) == (9, 3, None)
@@ -181,6 +183,7 @@ def test_a_trainer_that_lets_more_learn_is_refused(plain: Any) -> None:
         ({"gradient_offset": {}}, "a gradient offset, for which SCAFFOLD"),
         ({"mask": {}}, "a mask of the gradient, for which freeze"),
         ({"seed_sequence": {}}, "a seed sequence, for which FedKSeed"),
+        ({"decay_factor": 0.0}, "another weight decay, for which FedEx"),
     ],
 )
 def test_work_that_it_has_no_place_for_is_refused(plain: Any, asked: Any, whose: str) -> None:

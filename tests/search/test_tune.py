@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import fedloom
 from fedloom import cli
 from fedloom.experiment import session
+from fedloom.rounds.failure import read_failure
 from fedloom.search.trials import go_on
 
 pytest.importorskip("optuna")
@@ -105,11 +106,12 @@ def test_the_best_recipe_runs_to_the_same_bits(done: fedloom.Tuned, tmp_path: Pa
 def test_a_search_that_was_killed_goes_on_to_the_same_bytes(
     done: fedloom.Tuned, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = itertools.count()
+    calls, lent = itertools.count(), list[Any]()
 
-    def killed(recipe: Any, folder: Path, *, until: int, console: Any) -> None:
+    def killed(recipe: Any, folder: Path, *, until: int, console: Any, bases: Any) -> None:
+        lent.append(bases)
         if next(calls) not in (4, 11):
-            go_on(recipe, folder, until=until, console=console)
+            go_on(recipe, folder, until=until, console=console, bases=bases)
             return
         with session(recipe, folder, console=console) as going:
             for _ in going.rounds(until):
@@ -122,6 +124,8 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bytes(
     again = fedloom.tune(recipe_file, SPACE, tmp_path / "again")
     # Thirteen pieces of work, of which two were begun twice.
     assert next(calls) == 13 + 2
+    # Each search read the model once, however many trials and rungs it made.
+    assert {bases.num_loaded for bases in (lent[5], lent[-1])} == {1}
     for name in RESULT:
         assert again.files[name].read_bytes() == done.files[name].read_bytes(), name
     for one, other in zip(again.outcome.trials, done.outcome.trials, strict=True):
@@ -169,12 +173,17 @@ def test_a_trial_that_fails_stops_no_other_and_a_search_may_be_made_longer(
         "seed": 1,
     }
     short = ["run.rounds=1"]
-    one = fedloom.tune(recipe_file, space, tmp_path / "search", trials=1, overrides=short)
-    both = fedloom.tune(recipe_file, space, tmp_path / "search", trials=2, overrides=short)
+    # What an address of a database would take for its own.
+    folder = tmp_path / "rank? 50%25"
+    one = fedloom.tune(recipe_file, space, folder, trials=1, overrides=short)
+    both = fedloom.tune(recipe_file, space, folder, trials=2, overrides=short)
     assert one.outcome.trials[0].settings == both.outcome.trials[0].settings
     failed = {t.settings["tune.lora.targets"]: t.failed for t in both.outcome.trials}
     assert failed["[q_proj]"] == ""
     assert "no_proj" in failed["[no_proj]"]
+    (number,) = (t.number for t in both.outcome.trials if t.failed)
+    assert read_failure(both.outcome.trials[number].folder) == failed["[no_proj]"]
+    assert (folder / "search.db").is_file()
     assert "failed: " in both.files["search.md"].read_text()
 
 

@@ -166,7 +166,7 @@ class FedEx(Enclosing[State]):
                 # As elsewhere, no client weighs more than the examples it declared.
                 most = float(profile.get("num_examples", math.inf))
                 weight = min(float(own["num_examples"]), most)
-                if 0 <= arm < len(self.arms) and weight > 0:
+                if 0 <= arm < len(self.arms) and 0 < weight < math.inf:
                     one = (arm, believed(float(own["score"])), weight)
                     told.setdefault(self._tier(profile), []).append(one)
                 yield replace(reply, upload=_without(reply.upload))

@@ -20,6 +20,7 @@ WHERE = (
 )
 _COMMAND = re.compile(r"^command +python (\S.*)$", re.M)
 _DATA = "FEDLOOM_DATA"
+_TABLES = (".md", ".txt")
 _CLONE = Path(__file__).resolve().parents[3]
 """Where this file is a clone's src/fedloom/benchmark/published.py."""
 
@@ -103,7 +104,8 @@ def published(folder: Path | None) -> dict[str, Published]:
         folder: Of the scripts; None: those of which papers say something.
     """
     papers = {name: [_said(one) for one in given] for name, given in _papers().items()}
-    files = {} if folder is None else {f.stem: f for f in sorted((folder / "results").iterdir())}
+    found = [] if folder is None else sorted((folder / "results").iterdir())
+    files = {file.stem: file for file in found if file.suffix in _TABLES}
     names = papers if folder is None else files
     return {name: Published(name, papers.get(name, ()), files.get(name)) for name in sorted(names)}
 

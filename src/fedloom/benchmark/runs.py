@@ -1,5 +1,6 @@
 """The runs of a plan: made where they are missing, gone on with where they were stopped, read where they are done."""
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,13 @@ from fedloom import experiment
 from fedloom.baselines import baseline_of
 from fedloom.benchmark.plan import BenchPlan
 from fedloom.benchmark.suites import ask, is_asked
+from fedloom.core.description import describe
 from fedloom.core.files import file_name
-from fedloom.models.shared import SharedBases
+from fedloom.models.shared import SharedBases, WeightsChanged
 from fedloom.recipe_text import to_yaml
 from fedloom.rounds.failure import read_failure, write_failure
 from fedloom.rounds.reading import read_json
 from fedloom.rounds.recipe_settings import Recipe
-from fedloom.spaces.tune import leaves_weights
 from fedloom.tracking.metric_format import duration
 
 
@@ -116,15 +117,19 @@ def _make(
     plan: BenchPlan, folder: Path, row: str, seed: int, console: Console, bases: SharedBases
 ) -> None:
     place = _place(folder, row, seed)
+    quiet = False
     try:
         recipe = _recipe(plan, folder, row, seed)
-        shares = leaves_weights(recipe.tune) and recipe.model.quantize == "none"
-        if not (place / "summary.json").exists():
-            experiment.run(recipe, place, console=console, bases=bases if shares else None)
-            bases.check()
-        ask(plan, place, bases if shares else None, base=_asks_base(plan, row, seed))
+        quiet = describe(recipe.algorithm).quiet
+        with bases.lent(recipe.shares_base) as load:
+            if not (place / "summary.json").exists():
+                experiment.run(recipe, place, console=console, bases=load)
+            ask(plan, place, load, base=_asks_base(plan, row, seed))
     except Exception as error:  # noqa: BLE001 whatever one run meets, the others are made
-        reason = write_failure(place, error)
+        if isinstance(error, WeightsChanged):
+            # It is done and yet of no model that anybody has: not even its checkpoints stand.
+            shutil.rmtree(place, ignore_errors=True)
+        reason = write_failure(place, error, quiet=quiet)
         console.print(Text(f"{row}, seed {seed} failed: {reason}", style="red"))
 
 

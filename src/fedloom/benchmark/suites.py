@@ -1,11 +1,11 @@
 """Public tests of a plan's runs: asked after each run, found again in its folder, compared item by item."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedloom.benchmark.plan import BenchPlan
 from fedloom.core.metrics import Metric
-from fedloom.models.shared import SharedBases
+from fedloom.models.build import Base, ModelSettings
 from fedloom.objects import Objects
 from fedloom.result import Result
 from fedloom.results.suites import BASE, Asked, SuiteResult, mcnemar, read_results, shown_sha256
@@ -29,24 +29,24 @@ def columns_of(plan: BenchPlan) -> list[Metric]:
     ]
 
 
-def ask(plan: BenchPlan, folder: Path, bases: SharedBases | None, *, base: bool) -> None:
+def ask(
+    plan: BenchPlan, folder: Path, load: Callable[[ModelSettings], Base] | None, *, base: bool
+) -> None:
     """Ask a run's model what it has not been asked yet.
 
     Args:
         plan: Which suites.
         folder: Of the run.
-        bases: Loads the base model; None: as any command does.
+        load: Loads the base model; None: as any command does.
         base: Whether the model before training is asked too.
     """
-    result = Result(folder, Objects(bases=bases))
+    result = Result(folder, Objects(bases=load))
     for model in (BASE, None) if base else (None,):
         missing = [
             asked for asked in plan.asked() if not _result(folder, asked, base=model == BASE)
         ]
         if missing and (model == BASE or is_shared(folder)):
             result.suites(missing, base=model == BASE)
-            if bases is not None:
-                bases.check()
 
 
 def is_asked(plan: BenchPlan, folder: Path, *, base: bool) -> bool:

@@ -85,8 +85,9 @@ def hf_trainer(make: Make) -> Callable[[TrainerParts], Trainer]:
 class HuggingFaceTrainer:
     """Runs Fit by a trainer that `make` returns, one client after another; what is measured, `measuring` measures.
 
-    Honoured: start, examples, steps, seed and the result. Refused, because a Hugging Face trainer has no place for it:
-    a proximal term (FedProx, pFedMe, Ditto), a gradient offset (SCAFFOLD), a mask (freeze, prune), a seed sequence (FedKSeed).
+    Honoured: start, examples, steps, another learning rate, seed and the result. Refused, because a Hugging Face trainer has no place for it:
+    a proximal term (FedProx, pFedMe, Ditto), a gradient offset (SCAFFOLD), a mask (freeze, prune), a seed sequence (FedKSeed),
+    another weight decay (FedEx).
     """
 
     make: Make

@@ -1,7 +1,8 @@
 """One base model for many runs of one process: loaded once, its frozen tensors shared, and looked at afterwards."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ from fedloom.models.build import Base, ModelSettings, fingerprint, load_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class WeightsChanged(ValueError):
+    """A run wrote to the weights that it shares: what it found is not of the model that its recipe names."""
 
 
 @dataclass
@@ -38,16 +43,36 @@ class SharedBases:
             base, model=_with_weights_of(base.model), tokenizer=copy.deepcopy(base.tokenizer)
         )
 
-    def check(self) -> None:
-        """Look at the weights after a run; they are read anew next time where it has changed them.
+    @contextmanager
+    def lent(self, shares: bool) -> Iterator["SharedBases | None"]:
+        """Lend the bases to a run, and look at the weights after it, failed or not.
+
+        Args:
+            shares: Whether the run leaves weights as they are; if not it is lent None, and loads as any run does.
 
         Raises:
-            ValueError: where it has: what it found is not of the model that its recipe names.
+            WeightsChanged: where they are not as they were; they are read anew next time.
+        """
+        if not shares:
+            yield None
+            return
+        try:
+            yield self
+        except Exception:
+            self.check()
+            raise
+        self.check()
+
+    def check(self) -> None:
+        """Look at the weights; they are read anew next time where they were written to.
+
+        Raises:
+            WeightsChanged: where they were.
         """
         for settings, (base, before) in list(self._kept.items()):
             if fingerprint(base.model) != before:
                 del self._kept[settings]
-                raise ValueError(
+                raise WeightsChanged(
                     f"the frozen weights of model.name {settings.name} are not as they were before this run: it has written"
                     " to them"
                 )

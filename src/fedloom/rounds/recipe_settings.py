@@ -35,7 +35,7 @@ from fedloom.server.buffering import Buffered, RunMode, Synchronous
 from fedloom.server.samplers import Full, Sampler
 from fedloom.spaces import full
 from fedloom.spaces.lora import LoRA
-from fedloom.spaces.tune import Tune
+from fedloom.spaces.tune import Tune, leaves_weights
 from fedloom.wire.wire_settings import WireSettings
 
 Baseline = Literal["local", "centralised", "fedavg", "oracle", "random", "synchronous"]
@@ -142,6 +142,11 @@ class Recipe:
     def num_clients(self) -> int | None:
         """Return how many clients the data is dealt out to; None where that is known at joining only."""
         return None if self.elsewhere else self.data.num_clients
+
+    @property
+    def shares_base(self) -> bool:
+        """Return whether other runs of this process may hold the same tensors of the base model."""
+        return leaves_weights(self.tune) and self.model.quantize == "none"
 
     @property
     def metrics(self) -> MetricTable:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fedloom.benchmark.plan import as_override
 from fedloom.core.randomness import derive
@@ -124,7 +125,8 @@ def opened(folder: Path, search: Search) -> Iterator[Study]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         try:
-            storage = optuna.storages.RDBStorage(f"sqlite:///{folder / FILE}")
+            # A folder's name may hold what an address takes for its own: ? and %.
+            storage = optuna.storages.RDBStorage(f"sqlite:///{quote(str(folder / FILE))}")
             study = Study(optuna, storage, search)
         except Exception as error:
             raise ValueError(

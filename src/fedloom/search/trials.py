@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedloom.experiment import session
+from fedloom.models.shared import SharedBases
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.tracking.metrics_log import MetricsLog
 
@@ -70,8 +71,13 @@ class Course:
         return found[0].get(self.objective) if found else None
 
 
-def go_on(recipe: Recipe, folder: Path, *, until: int, console: Console) -> None:
+def go_on(
+    recipe: Recipe, folder: Path, *, until: int, console: Console, bases: SharedBases
+) -> None:
     """Train a trial to a round, from where its folder stands, and measure it there."""
-    with session(recipe, folder, console=console) as going:
+    with (
+        bases.lent(recipe.shares_base) as load,
+        session(recipe, folder, console=console, bases=load) as going,
+    ):
         for _ in going.rounds(until):
             pass

@@ -2,7 +2,6 @@
 
 import math
 import tempfile
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,16 @@ from rich.text import Text
 from fedloom.core.description import describe
 from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
+from fedloom.models.shared import SharedBases
 from fedloom.recipe import apply_overrides, read_tree
 from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.reopen import flatten
 from fedloom.results.memory import open_to_probes
 from fedloom.results.played import play
+from fedloom.rounds.failure import write_failure
 from fedloom.rounds.lock import InUse, held
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.session import Makers
 from fedloom.search.brackets import Bracket, affordable, halved, hyperband, plain
 from fedloom.search.outcome import Outcome, Trial
 from fedloom.search.space import Search, Tried, read_search, told
@@ -86,12 +88,13 @@ def tune(
     if not of_bytes:
         # Nothing is made where the budget is too small; what bytes are enough for is not known so soon.
         _brackets(search, tried.recipe, 0.0)
+    bases = SharedBases()
     with held(home), opened(home, search) as study:
         if of_bytes and _BYTES not in study.noted:
-            study.note(_BYTES, sum(_forecast(tried.recipe)) / tried.recipe.run.rounds)
+            study.note(_BYTES, sum(_forecast(tried.recipe, bases)) / tried.recipe.run.rounds)
         brackets = _brackets(search, tried.recipe, study.noted.get(_BYTES, 0.0))
         _check_same(study, home, search, tried.recipe, brackets)
-        going = _Going(search, tried, study, home, brackets, console)
+        going = _Going(search, tried, study, home, brackets, console, bases)
         if not only_table:
             going.run()
         outcome = going.outcome()
@@ -182,10 +185,10 @@ def _rounds(search: Search, bytes_a_round: float) -> tuple[int | None, str]:
     return int((search.budget.bytes or 0) // bytes_a_round), "bytes"
 
 
-def _forecast(recipe: Recipe) -> list[int]:
+def _forecast(recipe: Recipe, bases: SharedBases) -> list[int]:
     """Return the bytes of every round's messages, both ways; later ones are like the last that was played."""
-    with tempfile.TemporaryDirectory() as folder:
-        rounds = play(open_to_probes(recipe, Path(folder))[0], None)
+    with tempfile.TemporaryDirectory() as folder, bases.lent(recipe.shares_base) as load:
+        rounds = play(open_to_probes(recipe, Path(folder), Makers(base=load))[0], None)
     found = [each.download_bytes + each.upload_bytes for each in rounds]
     return found + found[-1:] * (recipe.run.rounds - len(found))
 
@@ -227,9 +230,10 @@ class _Going:
         home: Path,
         brackets: Sequence[Bracket],
         console: Console,
+        bases: SharedBases,
     ) -> None:
         self.search, self.tried, self.study, self.home = search, tried, study, home
-        self.brackets, self.console = brackets, console
+        self.brackets, self.console, self.bases = brackets, console, bases
         self.metric: Metric = tried.recipe.evaluation.table.of(search.objective)
         self.spent = ""
 
@@ -275,12 +279,12 @@ class _Going:
         )
         try:
             if self.course(number).value(rung) is None:
-                go_on(recipe, folder, until=rung, console=self.console)
+                go_on(recipe, folder, until=rung, console=self.console, bases=self.bases)
         except (OSError, InUse):
             # Of the machine, not of the settings: the trial is gone on with next time.
             raise
         except Exception as error:  # noqa: BLE001 whatever one trial meets, the others are made
-            self._fail(number, " ".join(str(error).split()) or type(error).__name__, error)
+            self._fail(number, write_failure(folder, error))
             return
         # A trial may have ended before the rung by itself, by run.patience.
         value = self.course(number).value()
@@ -296,17 +300,11 @@ class _Going:
             self._fail(
                 number,
                 f"{self.search.objective} was not finite after round {self.course(number).rounds}",
-                None,
             )
             return
         self.study.report(number, rung, self.metric.cost(value))
 
-    def _fail(self, number: int, reason: str, error: Exception | None) -> None:
-        folder = self.folder(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        if error is not None:
-            text = f"{reason}\n\n{''.join(traceback.format_exception(error))}"
-            write_atomic(folder / "failed.txt", text.encode())
+    def _fail(self, number: int, reason: str) -> None:
         self.console.print(Text(f"trial {number} failed: {reason}", style="red"))
         self.study.end(number, reason)
 
@@ -315,7 +313,7 @@ class _Going:
         if self.search.budget is None or self.search.budget.bytes is None:
             return
         spent = sum(self.course(each).bytes for each in range(len(self.study)))
-        ahead = _forecast(recipe)[self.course(number).rounds : rung]
+        ahead = _forecast(recipe, self.bases)[self.course(number).rounds : rung]
         if spent + sum(ahead) > self.search.budget.bytes:
             raise _Spent(
                 f"the search ended before trial {number} went on to round {rung}, for which the budget of bytes is not enough"
