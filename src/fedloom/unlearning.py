@@ -5,6 +5,9 @@ answered: everything that is random follows from seeds in the recipe, so that al
 the same batches and draws, and only what they are sent differs. No row of a client that was left out is trained on or
 measured, in any round.
 
+Of a buffered run that holds of the recipe without them, not of its rounds: who answers first decides what the server steps
+on and who begins next, so that without a client the others may begin at other steps than they did, from other models.
+
 What is not. A sum of recorded uploads without a client's own is no such run: the others' uploads after its first one were
 learnt from models that it had moved. So nothing is taken out here; runs keep no uploads of single clients, and need none for this.
 How the data was dealt out, which may depend on labels of all rows, stays as it was.

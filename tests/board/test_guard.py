@@ -67,6 +67,24 @@ def test_what_another_sites_page_sends_is_refused(headers: dict[str, str], statu
     assert asked(Door("127.0.0.1")).post("/chat", headers=headers).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("site", "dest", "status"),
+    [
+        ("cross-site", "image", 403),
+        ("cross-site", "iframe", 403),
+        ("same-site", "empty", 403),
+        ("cross-site", "document", 200),
+        ("same-origin", "empty", 200),
+        ("none", "document", 200),
+    ],
+)
+def test_another_sites_page_may_lead_here_but_load_nothing(
+    site: str, dest: str, status: int
+) -> None:
+    headers = {"sec-fetch-site": site, "sec-fetch-dest": dest}
+    assert asked(Door("127.0.0.1")).get("/events", headers=headers).status_code == status
+
+
 def test_a_board_that_others_reach_must_have_a_token_that_nobody_guesses() -> None:
     with pytest.raises(ValueError, match="a board at 0\\.0\\.0\\.0 needs a token"):
         Door("0.0.0.0")
@@ -80,9 +98,9 @@ def test_without_the_token_nothing_is_shown_and_with_it_it_leaves_the_address() 
         assert client.get("/", headers=headers).status_code == 401
     assert client.get("/?token=wrong").status_code == 401
     assert client.get("/", headers={"authorization": f"Bearer {TOKEN}"}).text == "in"
-    answer = client.get(f"http://10.0.0.3//evil.example/run?run=a%26b&token={TOKEN}")
+    answer = client.get(f"http://10.0.0.3//evil.example/run?run=a%26b&run=c&token={TOKEN}")
     assert answer.status_code == 303
-    assert answer.headers["location"] == "/evil.example/run?run=a%26b"
+    assert answer.headers["location"] == "/evil.example/run?run=a%26b&run=c"
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedloom.board.beside import beside
-from fedloom.board.folder import HERE, Folder, Unknown
+from fedloom.board.folder import HERE, Folder, Unknown, told
 from fedloom.board.guard import INERT, Door, Guard, refusal
 from fedloom.board.listing import Line, Listing
 from fedloom.board.live import Live, Parts, title_of
@@ -40,6 +40,21 @@ _STREAMS = 64
 """Pages that are told of changes at once."""
 
 
+class _Stream(StreamingResponse):
+    """Server-sent events; `ended` is called however they end, begun or not."""
+
+    def __init__(self, events: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
 @dataclass
 class Board:
     """Everything behind the pages."""
@@ -50,6 +65,7 @@ class Board:
     closing: Event = field(default_factory=Event)
     """Set when the server ends: streams end then."""
     streams: int = 0
+    """Pages that are told of changes now: counted when they ask, so that many at once are no more than allowed."""
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8))
 
     @classmethod
@@ -70,7 +86,7 @@ class Board:
             Route("/events", self.events),
             *(Route(f"/{name}", self.asset) for name in ASSETS),
         ]
-        handlers: dict[Any, Any] = {ValueError: _told, Unknown: _told, HTTPException: _missing}
+        handlers: dict[Any, Any] = {ValueError: _told, OSError: _told, HTTPException: _missing}
         return Guard(Starlette(routes=routes, exception_handlers=handlers), door)
 
     async def runs(self, request: Request) -> Response:
@@ -94,7 +110,7 @@ class Board:
         headers = {"content-security-policy": INERT}
         if line.state == "finished" and file.exists():
             return FileResponse(file, media_type="text/html", headers=headers)
-        text = await run_in_threadpool(self._drawn, lambda: report_html(path))
+        text = await run_in_threadpool(self._drawn, path, lambda: report_html(path))
         return HTMLResponse(text, headers=headers)
 
     async def compare(self, request: Request) -> Response:
@@ -107,24 +123,30 @@ class Board:
             return _page("compare_board.html.j2", {**page, "found": None, "reason": ""})
         paths = [self.folder.run(name) for name in names]
         try:
-            found = await run_in_threadpool(self._drawn, lambda: beside(paths, metric))
-        except ValueError as error:
+            found = await run_in_threadpool(
+                self._drawn, self.folder.root, lambda: beside(paths, metric)
+            )
+        except (ValueError, OSError) as error:
             return _page("compare_board.html.j2", {**page, "found": None, "reason": str(error)})
         return _page("compare_board.html.j2", {**page, "found": found, "reason": "", **found})
 
     async def chat(self, request: Request) -> Response:
         """Show the page on which two models are asked."""
-        lines = await run_in_threadpool(self.live.lines)
-        seats = [
-            (line, model, said)
-            for line in lines
-            if line.done or line.state == "finished"
-            for model, said in _models(self.folder, line.id)
-        ]
+        seats = await run_in_threadpool(self._seats)
         first = request.query_params.getlist("run")
         sides = _sides(seats, first) if seats else []
         page = {"name": "Chat", **self._shared, "seats": seats, "sides": sides}
         return _page("chat.html.j2", page)
+
+    def _seats(self) -> list[Seat]:
+        """Return every model of every run that has any."""
+        runs = self.folder.runs()
+        return [
+            (line, model, said)
+            for line in self.live.lines()
+            if line.id in runs and (line.done or line.state == "finished")
+            for model, said in _models(self.folder, runs[line.id])
+        ]
 
     async def answer(self, request: Request) -> Response:
         """Answer one question by one model, a line of JSON for everything that is told of it."""
@@ -170,29 +192,30 @@ class Board:
         if self.streams >= _STREAMS:
             return refusal(503, f"{_STREAMS} pages are open already: close some.")
         parts = self.live.of_list if name is None else lambda: self.live.of_run(name)
-        return StreamingResponse(self._changes(parts), media_type="text/event-stream")
+        self.streams += 1
+        return _Stream(self._changes(parts), self._ended)
+
+    def _ended(self) -> None:
+        self.streams -= 1
 
     async def _changes(self, parts: Callable[[], Parts]) -> AsyncIterator[str]:
         sent: Parts = {}
-        told, self.streams = time.monotonic(), self.streams + 1
-        try:
-            while not self.closing.is_set():
-                began = time.monotonic()
-                try:
-                    found = await run_in_threadpool(parts)
-                except (ValueError, OSError) as error:
-                    found = {"state": rendered("damaged.html.j2", {"reason": str(error)})}
-                now = time.monotonic()
-                changed = {name: html for name, html in found.items() if sent.get(name) != html}
-                if changed:
-                    sent |= changed
-                    yield f"data: {json.dumps(changed)}\n\n"
-                elif now - told > _ALIVE:
-                    yield ": nothing new\n\n"
-                told = now if changed or now - told > _ALIVE else told
-                await asyncio.sleep(max(PERIOD, 4 * (now - began)))
-        finally:
-            self.streams -= 1
+        told = time.monotonic()
+        while not self.closing.is_set():
+            began = time.monotonic()
+            try:
+                found = await run_in_threadpool(parts)
+            except (ValueError, OSError) as error:
+                found = {"state": rendered("damaged.html.j2", {"reason": str(error)})}
+            now = time.monotonic()
+            changed = {name: html for name, html in found.items() if sent.get(name) != html}
+            if changed:
+                sent |= changed
+                yield f"data: {json.dumps(changed)}\n\n"
+            elif now - told > _ALIVE:
+                yield ": nothing new\n\n"
+            told = now if changed or now - told > _ALIVE else told
+            await asyncio.sleep(max(PERIOD, 4 * (now - began)))
 
     async def asset(self, request: Request) -> Response:
         """Send what pages load."""
@@ -203,15 +226,16 @@ class Board:
     def _shared(self) -> Mapping[str, str]:
         return {"root": str(self.folder.root), "command": self.folder.command()}
 
-    def _drawn(self, draw: Callable[[], Any]) -> Any:
-        with self.live.drawing:
+    def _drawn(self, what: Path, draw: Callable[[], Any]) -> Any:
+        with self.live.drawing, told(what):
             return draw()
 
 
-def _models(folder: Folder, name: str) -> list[tuple[str, str]]:
+def _models(folder: Folder, run: Path) -> list[tuple[str, str]]:
     try:
-        return list(models_of(folder.run(name)))
-    except ValueError:  # what is wrong with it stands on its own page
+        folder.check(run)
+        return list(models_of(run))
+    except (ValueError, OSError):  # what is wrong with it stands on its own page
         return []
 
 
@@ -230,7 +254,7 @@ def _page(template: str, page: Mapping[str, Any]) -> Response:
 
 
 async def _told(_: Request, error: Exception) -> Response:
-    return refusal(404 if isinstance(error, Unknown) else 400, str(error))
+    return refusal(404 if isinstance(error, Unknown | FileNotFoundError) else 400, str(error))
 
 
 async def _missing(_: Request, error: Exception) -> Response:

@@ -2,21 +2,48 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-_MARKS = {"metrics.jsonl", "environment.json", "listen.json", "failed.txt", "lock"}
+from fedloom.rounds.failure import FILE as FAILED
+from fedloom.rounds.lock import FILE as LOCK
+from fedloom.tracking.metric_format import human_bytes
+
+_MARKS = {"metrics.jsonl", "environment.json", "listen.json", FAILED, LOCK}
 """A folder with one of these files is a run's, or becomes one."""
 _DEPTH = 6
 _VISITED = 20_000
 """Folders that are looked into."""
+_WHOLE = (".json", ".jsonl", ".yaml", LOCK, FAILED)
+"""How names of files end that are read at once."""
+_LARGEST = 1 << 28
+"""Bytes of such a file."""
 HERE = "."
 """What the folder itself is called, where it is a run's."""
 
 
 class Unknown(ValueError):
     """No run of that name."""
+
+
+@contextmanager
+def told(what: Path) -> Iterator[None]:
+    """Make a sentence of whatever is met in records that no run writes: a run is somebody else's folder.
+
+    Raises:
+        ValueError: in the place of every error but those of files.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise ValueError(
+            f"{what} holds what no run writes ({f'{kind}: {error}'.rstrip(': ')[:200]})"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -72,9 +99,15 @@ class Folder:
                         raise ValueError(f"{entry.path} is a link that leads out of {self.root}")
                     if not (entry.is_file() or entry.is_dir()):
                         raise ValueError(f"{entry.path} is neither a file nor a folder")
+                    if entry.name.endswith(_WHOLE) and entry.stat().st_size > _LARGEST:
+                        raise ValueError(
+                            f"{entry.path} has {human_bytes(entry.stat().st_size)}, and the board reads files of at most"
+                            f" {human_bytes(_LARGEST)}"
+                        )
 
     def _is_inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root)
+        # Path.resolve has no answer where a link leads to itself.
+        return Path(os.path.realpath(path)).is_relative_to(self.root)
 
     def _inner(self, run: Path) -> Iterator[Path]:
         """Yield the folders in a run that pages read."""
@@ -94,7 +127,9 @@ class Folder:
             visited += 1
             files, below = _listed(folder)
             if files & _MARKS:
-                yield str(folder.relative_to(self.root)), folder
+                # A name is bytes, and what of them is no UTF-8 has no place on a page.
+                name = os.fsencode(folder.relative_to(self.root))
+                yield name.decode(errors="backslashreplace"), folder
             elif depth < _DEPTH:
                 waiting += [(path, depth + 1) for path in below]
 

@@ -8,7 +8,7 @@ board, whoever asks has its token.
 import hmac
 import ipaddress
 import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
@@ -97,18 +97,19 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.door.answers_to(hosts[0]):
             return refusal(421, "This address is not the board's: open the one it printed.")
-        if scope["method"] not in ("GET", "HEAD") and _is_foreign(headers, hosts[0]):
+        asks = scope["method"] in ("GET", "HEAD")
+        if _is_embedded(headers) if asks else _is_foreign(headers, hosts[0]):
             return refusal(403, "This was sent by a page of another site.")
         if self.door.token is None:
             return None
-        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        if "token" in query and self.door.admits(query.pop("token")):
-            return self._welcome(scope, query)
+        query = parse_qsl(scope["query_string"].decode("latin-1"))
+        if any(name == "token" and self.door.admits(value) for name, value in query):
+            return self._welcome(scope, [pair for pair in query if pair[0] != "token"])
         if any(map(self.door.admits, _given(headers, self._cookie(scope)))):
             return None
         return refusal(401, "This board is opened by its token: open the address it printed.")
 
-    def _welcome(self, scope: Scope, query: Mapping[str, str]) -> Response:
+    def _welcome(self, scope: Scope, query: Sequence[tuple[str, str]]) -> Response:
         """Return a redirection that leaves the token out of the address, and keeps it in a cookie."""
         # One slash: two would be the beginning of another host.
         path = "/" + scope["path"].lstrip("/")
@@ -137,6 +138,12 @@ def _is_foreign(headers: Headers, host: str) -> bool:
         return True
     # What a form can send, a browser sends without asking first.
     return headers.get("content-type", "").partition(";")[0].strip() != "application/json"
+
+
+def _is_embedded(headers: Headers) -> bool:
+    """Return whether a browser says that a page of another site loads this as a part of itself; links may lead here."""
+    foreign = headers.get("sec-fetch-site", "none") in ("cross-site", "same-site")
+    return foreign and headers.get("sec-fetch-dest") != "document"
 
 
 def _given(headers: Headers, cookie: str) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from fedloom.board.folder import HERE, Folder
+from fedloom.board.folder import HERE, Folder, told
 from fedloom.rounds.failure import FILE as FAILED
 from fedloom.rounds.failure import read_failure
 from fedloom.rounds.lock import FILE as LOCK
@@ -22,6 +22,8 @@ _READ = (
     *(FAILED, LOCK),
 )
 _GONE = "remove it to go on without it"
+_LONG = 500
+"""Characters of a name or a note."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,15 @@ class Line:
     @property
     def date(self) -> str:
         """Return the day and the minute it was begun; of one that did not say, of its last change."""
-        if self.began:
-            try:
-                when = datetime.fromisoformat(self.began)
-            except ValueError:
-                return self.began[:16]
-        else:
-            when = datetime.fromtimestamp(self.at, UTC)
-        return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+        try:
+            when = (
+                datetime.fromisoformat(self.began)
+                if self.began
+                else datetime.fromtimestamp(self.at, UTC)
+            )
+            return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+        except (ValueError, OverflowError, OSError):  # of no year that there is
+            return self.began[:16]
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Listing:
     def line(self, name: str, path: Path) -> Line:
         """Return the line of one run."""
         stamp, at = stamp_of(path)
-        at_work = holder(path) if LOCK in stamp else None
+        at_work = self._holder(path) if LOCK in stamp else None
         # Who is gone leaves no trace in a file.
         key = (stamp, at_work is not None)
         known = self._known.get(name)
@@ -96,14 +99,24 @@ class Listing:
             self._known[name] = known = (key, line)
         return known[1]
 
+    def _holder(self, path: Path) -> Mapping[str, Any] | None:
+        try:
+            self.folder.check(path)
+        except (ValueError, OSError):  # said in its line
+            return None
+        return holder(path)
+
     def _read(self, name: str, path: Path, at_work: Mapping[str, Any] | None, at: float) -> Line:
         try:
             self.folder.check(path)
-            return _line(name, path, at_work, at)
+            with told(path):
+                return _line(name, path, at_work, at)
         except (ValueError, OSError) as error:
             title = path.name if name == HERE else name.rpartition("/")[2]
             state: State = "stopped" if at_work is None else "running"
-            return Line(name, title, state, str(error), 0, 0, "", "", "", "", "", "", "", at)
+            return Line(
+                name, title, state, _short(str(error)), 0, 0, "", "", "", "", "", "", "", at
+            )
 
 
 def stamp_of(path: Path, names: Sequence[str] = _READ) -> tuple[Mapping[str, object], float]:
@@ -137,9 +150,9 @@ def _line(name: str, path: Path, at_work: Mapping[str, Any] | None, at: float) -
     title = path.name if name == HERE else name.rpartition("/")[2]
     return Line(
         id=name,
-        name=str(summary.get("name") or recipe.get("name") or title),
+        name=_short(str(summary.get("name") or recipe.get("name") or title)),
         state=state,
-        note=_note(path, state, summary, history, done, total),
+        note=_short(_note(path, state, summary, history, done, total)),
         done=done,
         total=total,
         left=_left(history, total - done) if state == "running" else "",
@@ -192,6 +205,11 @@ def _note(
         waiting = (path / "listen.json").exists() and not (path / "recipe.yaml").exists()
         return "waiting for sites" if waiting else "before round 1"
     return "baselines, then its report" if total and done >= total and summary else ""
+
+
+def _short(text: str) -> str:
+    """Return what of a text goes into a line."""
+    return text if len(text) <= _LONG else f"{text[:_LONG]} \u2026"
 
 
 _LATEST = 10

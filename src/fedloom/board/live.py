@@ -7,7 +7,7 @@ from shlex import quote
 from threading import Lock
 from typing import Any
 
-from fedloom.board.folder import Folder
+from fedloom.board.folder import Folder, told
 from fedloom.board.listing import Line, Listing, stamp_of
 from fedloom.board.markup import rendered
 from fedloom.report.page import live_sections
@@ -86,12 +86,13 @@ def _sections(path: Path) -> Parts:
     if not (path / "metrics.jsonl").exists():
         return empty
     try:
-        own = read_results(path)
-        if not own.history.lines:
-            return empty
-        page = live_sections(own)
-        page |= {"absences": _absences(own), "sites": _sites(path)}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        with told(path):
+            own = read_results(path)
+            if not own.history.lines:
+                return empty
+            page = live_sections(own)
+            page |= {"absences": _absences(own), "sites": _sites(path)}
+    except (ValueError, OSError) as error:
         return {**empty, "learning": rendered("damaged.html.j2", {"reason": str(error)})}
     return {
         "learning": rendered("run_learning.html.j2", page),

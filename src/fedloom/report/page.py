@@ -71,8 +71,12 @@ def report_html(folder: Path, *, others: Sequence[Path] = ()) -> str:
 
 
 def render(template: str, page: Mapping[str, Any], *, folder: Path = _PAGES) -> str:
-    """Return a page whose template is in a folder, or among those of the report; what is on it is escaped."""
-    return _templates(folder).get_template(template).render(page)
+    """Return a page whose template is in a folder, or among those of the report; what is on it is escaped.
+
+    Halves of characters, which JSON and names of files may hold and UTF-8 does not, are spelled out.
+    """
+    text = _templates(folder).get_template(template).render(page)
+    return text.encode(errors="backslashreplace").decode()
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +112,13 @@ def read_results(folder: Path) -> Results:
     Raises:
         ValueError: where the folder holds no run, or a file in it is damaged.
     """
+    results = _read(folder)
+    below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
+    # A baseline has none: what a link makes of a run's own folder does not go on without end.
+    return replace(results, baselines={file.parent.name: _read(file.parent) for file in below})
+
+
+def _read(folder: Path) -> Results:
     if folder.is_file():
         raise ValueError(f"{folder} is a file: give the folder of a run")
     if not (folder / "metrics.jsonl").exists():
@@ -119,7 +126,6 @@ def read_results(folder: Path) -> Results:
             f"{folder} is no run directory: it holds no metrics.jsonl; give the folder of a run"
         )
     text, recipe = ("", {}) if not (folder / "recipe.yaml").exists() else read_recipe_text(folder)
-    below = sorted((folder / "baselines").glob("*/metrics.jsonl"))
     samples = _json(folder / "samples.json", list)
     if not all(isinstance(one, dict) and one.keys() >= _SAMPLE for one in samples):
         raise ValueError(
@@ -142,7 +148,7 @@ def read_results(folder: Path) -> Results:
         costs=records(folder / COSTS_FILE).rows(),
         by_label=_json(folder / "by_label.json", dict),
         anyway=read_notes(folder),
-        baselines={file.parent.name: read_results(file.parent) for file in below},
+        baselines={},
     )
     _check_whole(results)
     return results

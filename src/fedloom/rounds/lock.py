@@ -120,7 +120,7 @@ def _patiently(file: Path) -> Mapping[str, Any]:
 def _holder(file: Path) -> Mapping[str, Any]:
     try:
         holder = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return holder if isinstance(holder, dict) else {}
 
@@ -142,5 +142,5 @@ def _lives(holder: Mapping[str, Any]) -> bool:
         # A process that began later has the number of one that is gone; the clock of either may be a second off.
         began = psutil.Process(holder["pid"]).create_time()
         return began < datetime.fromisoformat(holder["since"]).timestamp() + 2
-    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
+    except (psutil.NoSuchProcess, KeyError, TypeError, ValueError, OverflowError):
         return False

@@ -13,6 +13,8 @@ from fedloom.data.manifest import Manifest
 T = TypeVar("T")
 # Several times faster where PyYAML is built with it; what it makes of a file is the same.
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_MOST = 100_000
+"""Values in a run's recipe, far more than one may hold that is begun."""
 QUIET_MANIFEST = Path("checkpoints") / "manifest.json"
 """Below a run's folder: the whole manifest of a run that tells others little."""
 
@@ -45,9 +47,10 @@ def read_text(file: Path, *, remedy: str) -> str:
 
 def read_json(file: Path, kind: type[T], *, remedy: str) -> T:
     """Return what a JSON file holds, a dict or a list as `kind` says; `remedy` ends the sentence of an error."""
+    text = read_text(file, remedy=remedy)
     try:
-        value = json.loads(read_text(file, remedy=remedy))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also of numbers with too many digits
         raise ValueError(f"{file} is not JSON ({error}): {remedy}") from error
     if not isinstance(value, kind):
         wanted = "an object" if kind is dict else "a list"
@@ -71,10 +74,24 @@ def read_recipe_text(folder: Path) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(tree, dict):
         what = type(tree).__name__ if text.strip() else "an empty file"
         raise ValueError(f"{file} must hold the sections of a recipe, got {what}: {remedy}")
+    _check_size(tree, file, remedy)
     for name in ("model", "tune", "data", "evaluation"):
         if not isinstance(tree.get(name) or {}, dict):
             raise ValueError(f"{file}: {name} must hold settings, got {tree[name]!r}: {remedy}")
     return text, tree
+
+
+def _check_size(tree: Any, file: Path, remedy: str) -> None:
+    """Refuse what aliases blow up, or turn into itself, before anybody walks through it."""
+    waiting, met = [tree], 0
+    while waiting:
+        value, met = waiting.pop(), met + 1
+        if met > _MOST:
+            raise ValueError(f"{file} has more than {_MOST} values, with its aliases: {remedy}")
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def metrics_of(folder: Path) -> MetricTable:

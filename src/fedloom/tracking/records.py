@@ -49,7 +49,7 @@ class JsonLines:
                 continue
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):
                     raise ValueError(
                         f"line {number} of {self.path} is not JSON: remove it, or the file"
