@@ -1,6 +1,8 @@
 """Pages over runs as they are found: escaped, inside the folder, and with what to type where there is nothing."""
 
+import io
 import json
+import logging
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +12,8 @@ from tests.board.conftest import Make, add_round, client_of
 
 from fedloom.board.app import Board
 from fedloom.board.beside import beside
+from fedloom.board.guard import Door
+from fedloom.board.server import server
 from fedloom.rounds.lock import held
 from fedloom.tracking.run_log import RunLog
 
@@ -182,3 +186,14 @@ def test_the_folder_of_a_server_that_waits_and_of_a_run_without_records_has_a_pa
         page = client_of(tmp_path).get("/run").text
     assert "waiting for sites" in page
     assert "There is none" in page
+
+
+def test_a_board_leaves_the_logging_of_its_process_alone(runs: Path) -> None:
+    class Closing(logging.StreamHandler[io.StringIO]):
+        def close(self) -> None:
+            self.stream.close()
+            super().close()
+
+    theirs = Closing(io.StringIO())
+    server(Board.of(runs), Door("127.0.0.1"))
+    assert not theirs.stream.closed

@@ -26,6 +26,8 @@ def server(board: Board, door: Door) -> BoardServer:
     """Return a server that runs once it is given a socket."""
     config = uvicorn.Config(
         board.application(door),
+        # Its own settings would close every handler that the process has.
+        log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
