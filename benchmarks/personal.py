@@ -7,7 +7,8 @@
 Settings, from where clients differ most to where nobody does. `tasks`: FOLDER holds tasks of Natural Instructions, a file each,
 of which every file is a client (`--tasks` of them, evenly over all kinds); `languages`: ten clients of five languages of
 builtin:polyglot, two each; `iid`: ten clients that all have all of them. Everybody takes part in every round and is judged by the
-loss on own test rows. Runs of a seed have the same data, so that differences are paired; a finished run is not repeated.
+loss on own test rows. Runs of a seed have the same data, so that differences are paired; a finished run is not repeated, nor one that
+`kept/personal.json` has.
 The table has the mean over clients and the mean of the tenth that is served worst, over the
 seeds with 95 % confidence intervals (Student's t), and how far both are from those of three levels, seed by seed; with
 `--strengths` from those of two levels.
@@ -28,7 +29,7 @@ import torch
 import fedloom
 from fedloom.recipe import build_recipe
 from intervals import interval
-from shares import parser_of, share_of
+from shares import parser_of, record, recorded, share_of
 from timing import write_page
 
 OURS = "three levels"
@@ -201,25 +202,23 @@ def main() -> None:
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     arms = asked.arms.split(";") if asked.arms else list(compared)
     settings = asked.settings.split(",")
-    places = {
-        (arm, setting, seed): place(asked, setting) / arm / str(seed)
-        for setting in SETTINGS
-        for arm in compared
-        for seed in seeds
-    }
     share = share_of(asked)
+    known = ended(asked.runs)
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
-    for run_of in share.of([(a, s, seed) for seed in seeds for s in settings for a in arms]):
+    runs = [(a, s, seed) for seed in seeds for s in settings for a in arms]
+    for run_of in share.of([one for one in runs if key_of(*one, asked) not in known]):
         print(", ".join(map(str, run_of)), flush=True)
-        run(*run_of, asked, places[run_of])
+        run(*run_of, asked, asked.runs / key_of(*run_of, asked))
+    known = ended(asked.runs)
     found: dict[str, dict[str, dict[int, Line]]] = {}
-    for (arm, setting, seed), folder in places.items():
-        if (folder / "line.json").exists():
-            line = json.loads((folder / "line.json").read_text())
+    for arm, setting, seed in ((a, s, seed) for s in SETTINGS for a in compared for seed in seeds):
+        line = known.get(key_of(arm, setting, seed, asked))
+        if line is not None:
             found.setdefault(setting, {}).setdefault(arm, {})[seed] = line
     text = "\n\n".join(f"## {setting}\n\n{table(runs, ours)}" for setting, runs in found.items())
     print(text)
     if share.writes:
+        record("personal", known)
         model = Path(asked.model).stem
         kind = "_strength" if asked.strengths else ""
         of = "" if asked.model.startswith("builtin:") else f"_{model}"
@@ -229,11 +228,18 @@ def main() -> None:
         write_page(name, title, f"{ABOUT.strip()}\n\n{text}")
 
 
-def place(asked: Any, setting: str) -> Path:
-    """Return the folder of a setting's runs."""
+def key_of(arm: str, setting: str, seed: int, asked: Any) -> str:
+    """Return what a run is called in the record, and where it is kept below `--runs`."""
     model = Path(asked.model).stem.replace(":", "-")
     named = f"{setting}-{asked.tasks}" if setting == "tasks" else setting
-    found: Path = asked.runs / f"{model}-{asked.rounds}" / named
+    return f"{model}-{asked.rounds}/{named}/{arm}/{seed}"
+
+
+def ended(folder: Path) -> dict[str, Line]:
+    """Return the lines of all runs that have ended: of earlier ones by the record, and of those in a folder."""
+    found: dict[str, Line] = dict(recorded("personal"))
+    for kept in folder.glob("*/*/*/*/line.json"):
+        found["/".join(kept.parts[-5:-1])] = json.loads(kept.read_text())
     return found
 
 
