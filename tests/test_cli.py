@@ -321,7 +321,7 @@ def test_the_readmes_pooled_clusters_are_the_benchmarks() -> None:
     for setting, cells in zip(("conflict", "own", "iid"), rows, strict=True):
         part = page.split(f"## {setting}\n")[1].split("\n## ")[0]
         for mode, cell in zip(("fedavg", "apart", "pooled"), cells, strict=True):
-            assert f"\n| {mode} | 3 | {cell} |" in part
+            assert f"\n| {mode} | 5 | {cell} |" in part
 
 
 def test_the_readmes_languages_in_conflict_are_the_benchmarks() -> None:
