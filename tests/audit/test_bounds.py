@@ -48,7 +48,7 @@ def test_the_best_share_pays_for_its_choice() -> None:
 def test_counts_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="got 3, 2 and 4"):
         epsilon_low(4, 2, 3)
-    with pytest.raises(ValueError, match="got delta 1 and alpha 0.05"):
+    with pytest.raises(ValueError, match=r"got delta 1 and alpha 0\.05"):
         epsilon_low(4, 2, 2, delta=1)
     with pytest.raises(ValueError, match="got 1 and 1 scores"):
         best_guesses([0.0], [True], delta=0.0)

@@ -1,1 +1,1 @@
-"""What a run's own messages and models reveal, measured by attacks on them."""
+"""What our own wire reveals: attacks on a simulated run, with what the server of that run received and no more."""
