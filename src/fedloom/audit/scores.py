@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fedloom.core.randomness import derive
 
@@ -20,6 +21,8 @@ RESAMPLES = 1000
 """Of each bootstrap."""
 _LEVEL = 0.95
 
+Scores = Sequence[float] | Tensor
+"""Any number of them, on the CPU."""
 _Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -48,7 +51,7 @@ class Separation:
     num_second: int
 
 
-def auc(first: Sequence[float], second: Sequence[float]) -> float:
+def auc(first: Scores, second: Scores) -> float:
     """Return the chance that a score of the first group is above one of the second, ties counted as half.
 
     Raises:
@@ -57,9 +60,7 @@ def auc(first: Sequence[float], second: Sequence[float]) -> float:
     return _auc(*_checked(first, second))
 
 
-def true_positives(
-    first: Sequence[float], second: Sequence[float], *, at: float = FALSE_POSITIVES
-) -> float:
+def true_positives(first: Scores, second: Scores, *, at: float = FALSE_POSITIVES) -> float:
     """Return the share of the first group above the lowest threshold that at most a share `at` of the second passes.
 
     Of `n` scores of the second group at most floor(n * at) pass; ties with the threshold do not.
@@ -67,7 +68,7 @@ def true_positives(
     return _true_positives(*_checked(first, second), at)
 
 
-def separation(first: Sequence[float], second: Sequence[float], *, seed: int) -> Separation:
+def separation(first: Scores, second: Scores, *, seed: int) -> Separation:
     """Return both measures with their intervals.
 
     Args:
@@ -98,7 +99,7 @@ def separation(first: Sequence[float], second: Sequence[float], *, seed: int) ->
     )
 
 
-def _checked(first: Sequence[float], second: Sequence[float]) -> tuple[_Array, _Array]:
+def _checked(first: Scores, second: Scores) -> tuple[_Array, _Array]:
     groups = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     for name, group in zip(("first", "second"), groups, strict=True):
         if not group.size:
