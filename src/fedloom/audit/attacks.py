@@ -1,9 +1,12 @@
 """What an attack on a run is, and the table of them by name."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from fedloom.audit.canaries import Canaries
 from fedloom.audit.findings import Finding
+from fedloom.audit.mechanism import Promise
+from fedloom.audit.membership import Membership
 from fedloom.audit.records import Case
 
 
@@ -29,5 +32,18 @@ class Attack(Protocol):
         ...
 
 
-ATTACKS: Mapping[str, Attack] = {}
+@runtime_checkable
+class Costly(Protocol):
+    """An attack that is made only where it is named, and says before it begins what it takes."""
+
+    def cost(self, case: Case) -> str:
+        """Return what it does and about how long that takes, in one sentence."""
+        ...
+
+
+ATTACKS: Mapping[str, Attack] = {
+    "membership": Membership(),
+    "promise": Promise(),
+    "canary": Canaries(),
+}
 """By name, in the order in which they are run."""

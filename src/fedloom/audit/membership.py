@@ -152,7 +152,7 @@ def record_scores(
         delta: What it sent back, as a move of `before`.
         rows: The candidates.
     """
-    old, new = (_losses(session, at, rows) for at in (before, add(before, delta)))
+    old, new = (row_losses(session, at, rows) for at in (before, add(before, delta)))
     pairs = list(zip(old, new, strict=True))
     found = {
         "loss": [-after for after in new],
@@ -164,7 +164,8 @@ def record_scores(
     return found
 
 
-def _losses(session: Session, params: Params, rows: Sequence[Example]) -> list[float]:
+def row_losses(session: Session, params: Params, rows: Sequence[Example]) -> list[float]:
+    """Return the mean loss of each row's target tokens at a point in the space, nats."""
     with session.space.standing_at(params):
         sums = session.evaluator.losses(session.space.model, rows)
     return [total / max(row.num_targets, 1) for total, row in zip(sums, rows, strict=True)]
