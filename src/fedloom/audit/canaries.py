@@ -2,8 +2,8 @@
 
 The Secret Sharer. Carlini, Liu, Erlingsson, Kos, Song, USENIX Security 2019 (arXiv:1802.08232): canaries are random strings,
 and exposure is log2 of how many random strings there are less log2 of a canary's rank among them by loss. Understanding
-Unintended Memorization in Language Models Under Federated Learning. Thakkar, Ramaswamy, Mathews, Beaufays, 2021
-(arXiv:2006.07490): whole users hold them. Privacy Auditing with One (1) Training Run. Steinke, Nasr, Jagielski, NeurIPS 2023
+Unintended Memorization in Federated Learning. Thakkar, Ramaswamy, Mathews, Beaufays 2020 (arXiv:2006.07490): whole users
+hold them. Privacy Auditing with One (1) Training Run. Steinke, Nasr, Jagielski, NeurIPS 2023
 (arXiv:2305.08846): each is in or out by a coin, and guesses at the coins bound epsilon of one client more or less from below.
 
 A canary is a client that has one random string of tokens, as often as the median client has rows, so that it counts as much
@@ -39,6 +39,7 @@ from fedloom.rounds.inputs import located
 from fedloom.rounds.loop import Run, advance, begin
 from fedloom.rounds.session import Makers, Session, build
 from fedloom.server.buffering import Buffered
+from fedloom.server.samplers import Fixed
 from fedloom.tracking.metric_format import duration
 from fedloom.tracking.metrics_log import MetricsLog
 
@@ -74,6 +75,8 @@ class Canaries:
             return "its rounds wait for nobody, and canaries are trained in rounds that do"
         if isinstance(recipe.algorithm, Aligns):
             return "its server trains an emulator between rounds, which training anew would have to repeat"
+        if isinstance(recipe.cohort, Fixed):
+            return "cohort.fixed names who takes part, so that no canary is ever drawn"
         if recipe.objects.keys() & {"model", "trainer"}:
             return "its model or trainer was given from Python, and training anew needs them"
         return None

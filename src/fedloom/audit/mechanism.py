@@ -63,6 +63,8 @@ class Promise:
         "whoever attacks sees every model of the run, and puts users into it whose uploads point wherever they like; nobody"
         " else takes part, which hides them less than a run does"
     )
+    rounds: int = 20
+    """The most rounds that are made; their noise is that of the whole run."""
 
     def silent(self, case: Case) -> str | None:
         if _private(case) is None:
@@ -72,8 +74,10 @@ class Promise:
     def findings(self, case: Case) -> Iterator[Finding]:
         private = _private(case)
         assert private is not None
-        known = replace(private, noise_seed=derive(case.seed, "mechanism"))
-        rate, rounds = case.recipe.cohort.rate(len(case.session.learners)), case.recipe.run.rounds
+        planned = private.rounds or case.recipe.run.rounds
+        known = replace(private, noise_seed=derive(case.seed, "mechanism"), rounds=planned)
+        rate = case.recipe.cohort.rate(len(case.session.learners))
+        rounds = min(self.rounds, case.recipe.run.rounds)
         for view, repeated in (("models", False), ("models, rounds repeated", True)):
             found = audit_mechanism(
                 known,
@@ -84,7 +88,7 @@ class Promise:
                 repeated=repeated,
             )
             measure, value = "epsilon proved", found.guesses.epsilon_low
-            says = f"{found.guesses.text()}; {found.text()}"
+            says = f"{found.releases} noisy means: {found.guesses.text()}; {found.text()}"
             yield Finding("promise", case.space, case.link, view, measure, value, 0.0, says)
 
 

@@ -7,7 +7,8 @@ Four scores of a candidate row, each larger for rows that were learnt from:
 - loss drop: how much smaller it is than at the download; loss ratio: how many times. Both compare with a model that the
   client had not moved, as Watson, Guo, Cormode, Sablayrolles, ICLR 2022 (arXiv:2111.08440) do.
 - gradient cosine: how well the row's own descent direction at the download agrees with the upload. Li, Li, Ribeiro,
-  Effective Passive Membership Inference Attacks in Federated Learning, AAAI 2023 (arXiv:2206.13033).
+  Effective Passive Membership Inference Attacks in Federated Learning Against Overparameterized Models, ICLR 2023
+  (earlier as arXiv:2111.00430).
 
 Losses are means over a row's target tokens, since answers differ in length. Members are a client's training rows, whether
 the round's batches held them or not. The others are its held-out rows, so that both groups come from one distribution; rows
