@@ -5,6 +5,7 @@ from typing import Protocol
 
 from fedloom.audit.findings import Finding
 from fedloom.audit.records import Case
+from fedloom.audit.span import Span
 
 
 class Attack(Protocol):
@@ -29,5 +30,7 @@ class Attack(Protocol):
         ...
 
 
-ATTACKS: Mapping[str, Attack] = {}
+ATTACKS: Mapping[str, Attack] = {
+    "span": Span(),
+}
 """By name, in the order in which they are run."""
