@@ -8,6 +8,7 @@ from fedloom.audit.findings import Finding
 from fedloom.audit.mechanism import Promise
 from fedloom.audit.membership import Membership
 from fedloom.audit.records import Case
+from fedloom.audit.span import Span
 
 
 class Attack(Protocol):
@@ -42,6 +43,7 @@ class Costly(Protocol):
 
 
 ATTACKS: Mapping[str, Attack] = {
+    "span": Span(),
     "membership": Membership(),
     "promise": Promise(),
     "canary": Canaries(),
