@@ -29,7 +29,7 @@ from fedloom.audit.blind import blind_scores
 from fedloom.audit.findings import Finding
 from fedloom.audit.records import Case, seen
 from fedloom.audit.scores import FALSE_POSITIVES, Interval, Separation, separation
-from fedloom.core.params import add
+from fedloom.core.params import add, zeros_like
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive, generator
 from fedloom.data.tokens import Example
@@ -150,10 +150,11 @@ def record_scores(
     Args:
         session: Of the run.
         before: What the client was sent.
-        delta: What it sent back, as a move of `before`.
+        delta: What it sent back, as a move of `before`; tensors that it lacks stay.
         rows: The candidates.
     """
-    old, new = (row_losses(session, at, rows) for at in (before, add(before, delta)))
+    moved = {**zeros_like(before), **delta}
+    old, new = (row_losses(session, at, rows) for at in (before, add(before, moved)))
     pairs = list(zip(old, new, strict=True))
     found = {
         "loss": [-after for after in new],
@@ -161,7 +162,7 @@ def record_scores(
         "loss ratio": [first / max(after, 1e-12) for first, after in pairs],
     }
     if isinstance(session.space, Live) and session.evaluator.references is None:
-        found["gradient cosine"] = list(_cosines(session, session.space, before, delta, rows))
+        found["gradient cosine"] = list(_cosines(session, session.space, before, moved, rows))
     return found
 
 
