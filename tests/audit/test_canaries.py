@@ -49,6 +49,7 @@ def by_measure(found: Sequence[Finding]) -> Mapping[str, Finding]:
     return {one.measure: one for one in found}
 
 
+@pytest.mark.slow
 def test_without_noise_the_model_tells_who_took_part(plain: Case) -> None:
     assert SMALL.silent(plain) is None
     found = by_measure(list(SMALL.findings(plain)))
@@ -59,6 +60,7 @@ def test_without_noise_the_model_tells_who_took_part(plain: Case) -> None:
     assert "of 10 that 1023 other strings can show" in found["exposure, bits"].says
 
 
+@pytest.mark.slow
 def test_with_noise_they_are_hidden_and_the_accountant_stands_beside_it(private: Case) -> None:
     found = by_measure(list(SMALL.findings(private)))
     assert found["epsilon proved"].value <= 1
@@ -66,6 +68,7 @@ def test_with_noise_they_are_hidden_and_the_accountant_stands_beside_it(private:
     assert found["exposure, bits"].value < 4
 
 
+@pytest.mark.slow
 def test_the_promise_of_a_private_run_is_examined_with_its_own_settings(
     private: Case, plain: Case
 ) -> None:
@@ -100,6 +103,7 @@ def test_exposure_is_the_rank_in_bits() -> None:
     assert exposure(2000.0, references) == 0
 
 
+@pytest.mark.slow
 def test_training_anew_waits_until_it_is_asked_for_and_says_what_it_takes(
     plain: Case, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
