@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from fedloom.audit.findings import Finding
+from fedloom.audit.inversion import Inversion
 from fedloom.audit.records import Case
 from fedloom.audit.span import Span
 
@@ -32,5 +33,6 @@ class Attack(Protocol):
 
 ATTACKS: Mapping[str, Attack] = {
     "span": Span(),
+    "inversion": Inversion(),
 }
 """By name, in the order in which they are run."""
