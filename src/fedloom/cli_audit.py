@@ -10,7 +10,10 @@ from fedloom.cli_options import Anyway, RunFolder
 
 Attacks = Annotated[
     list[str] | None,
-    typer.Option("--attack", help="Which attack; give it again for another. All if not given."),
+    typer.Option(
+        "--attack",
+        help="Which attack; give it again for another. All but those that train anew if not given.",
+    ),
 ]
 Number = Annotated[
     int | None,

@@ -21,7 +21,7 @@ honest_mean = NoisySum.mean
 
 
 def audited(seed: int, rate: float = 1.0, rounds: int = 1, **settings: Any) -> MechanismAudit:
-    budget = {} if "noise_multiplier" in settings else {"epsilon": 1.0}
+    budget: dict[str, Any] = {} if "noise_multiplier" in settings else {"epsilon": 1.0}
     repeated = settings.pop("repeated", False)
     private = Private(FedAvg(), clip=0.5, delta=1e-5, noise_seed=seed, **budget, **settings)
     return audit_mechanism(private, rate=rate, rounds=rounds, seed=seed, repeated=repeated)

@@ -1,10 +1,13 @@
 """What an attack on a run is, and the table of them by name."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from fedloom.audit.canaries import Canaries
 from fedloom.audit.findings import Finding
 from fedloom.audit.inversion import Inversion
+from fedloom.audit.mechanism import Promise
+from fedloom.audit.membership import Membership
 from fedloom.audit.records import Case
 from fedloom.audit.span import Span
 
@@ -31,8 +34,20 @@ class Attack(Protocol):
         ...
 
 
+@runtime_checkable
+class Costly(Protocol):
+    """An attack that is made only where it is named, and says before it begins what it takes."""
+
+    def cost(self, case: Case) -> str:
+        """Return what it does and about how long that takes, in one sentence."""
+        ...
+
+
 ATTACKS: Mapping[str, Attack] = {
     "span": Span(),
     "inversion": Inversion(),
+    "membership": Membership(),
+    "promise": Promise(),
+    "canary": Canaries(),
 }
 """By name, in the order in which they are run."""

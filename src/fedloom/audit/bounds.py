@@ -40,6 +40,28 @@ class Guesses:
     most: float
     """The bound had every guess been right: no more can be proved with so many canaries."""
 
+    def text(self) -> str:
+        """Return it in words."""
+        proved = (
+            f"epsilon is at least {self.epsilon_low:.2f}"
+            if self.epsilon_low
+            else "nothing is proved of epsilon"
+        )
+        return (
+            f"{self.correct} of {self.guesses} guesses at {self.canaries} canaries are right, so that {proved} with"
+            f" confidence {1 - self.alpha:.0%} (at most {self.most:.2f} can be, with so many)"
+        )
+
+
+def promised(epsilon: float, found: Guesses) -> str:
+    """Return what an accountant says beside what is proved, in words."""
+    if math.isinf(epsilon):
+        return "no noise is added, so nothing is promised"
+    said = f"the accountant says {epsilon:.2f} at delta {found.delta:g}"
+    if found.epsilon_low <= epsilon:
+        return f"{said}, which stands"
+    return f"{said}, which is refuted: the mechanism is broken"
+
 
 def p_value(canaries: int, guesses: int, correct: int, *, epsilon: float, delta: float) -> float:
     """Return the largest chance of so many correct guesses that an (epsilon, delta)-private mechanism allows."""

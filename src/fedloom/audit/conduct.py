@@ -1,12 +1,12 @@
 """An audit: attacks on a recorded run, and what they found."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from fedloom.audit.attacks import ATTACKS, Attack
+from fedloom.audit.attacks import ATTACKS, Attack, Costly
 from fedloom.audit.findings import Finding
 from fedloom.audit.records import Case, open_case
 from fedloom.core.protocols import ClientId
@@ -45,7 +45,7 @@ def audit(
 
     Args:
         folder: Of the run.
-        attacks: By their names in the table; all if none are named.
+        attacks: By their names in the table; if none are named, all but those that are costly.
         console: Where notes go; nowhere if not given.
         round: Which is looked at.
         client: Whose uploads are looked at.
@@ -57,10 +57,21 @@ def audit(
     for name in attacks:
         if name not in ATTACKS:
             raise ValueError(f"--attack must be one of {', '.join(ATTACKS)}, got {name!r}")
-    chosen = {name: ATTACKS[name] for name in ATTACKS if not attacks or name in attacks}
+    chosen = {
+        name: attack
+        for name, attack in ATTACKS.items()
+        if name in attacks or not (attacks or isinstance(attack, Costly))
+    }
     console = console or Console(quiet=True)
     case = open_case(folder, console=console, round=round, client=client, anyway=anyway)
-    return audited(case, chosen, console=console)
+    found = audited(case, chosen, console=console)
+    if attacks:
+        return found
+    left = {
+        name: f"it takes longer, so ask for it with --attack {name}"
+        for name in ATTACKS.keys() - chosen.keys()
+    }
+    return replace(found, silent={**found.silent, **dict(sorted(left.items()))})
 
 
 def audited(case: Case, attacks: Mapping[str, Attack], *, console: Console) -> Audit:
@@ -77,6 +88,8 @@ def audited(case: Case, attacks: Mapping[str, Attack], *, console: Console) -> A
             silent[name] = why
             continue
         console.print(f"{name}: {attack.title}", highlight=False)
+        if isinstance(attack, Costly):
+            console.print(f"{name}: {attack.cost(case)}", highlight=False)
         assumes[name] = attack.assumes
         findings += attack.findings(case)
     state = state_sha256(case.run.state)

@@ -24,7 +24,9 @@ from typing import Any, ClassVar
 import torch
 
 from fedloom.algorithms.private import Private, PrivateState
-from fedloom.audit.bounds import Guesses, best_guesses
+from fedloom.audit.bounds import Guesses, best_guesses, promised
+from fedloom.audit.findings import Finding
+from fedloom.audit.records import Case
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import to_all
 from fedloom.core.protocols import (
@@ -41,6 +43,8 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.randomness import derive, generator
 from fedloom.core.rehearsal import play
+from fedloom.core.wrapper import layers
+from fedloom.privacy.accountant import calibrate
 
 CANARIES = 200
 """Enough to prove an epsilon of 3 to 4, where nothing hides them."""
@@ -48,6 +52,50 @@ TENSORS = 16
 """Even, so that the signs of a direction cancel; as many as a small adapter has."""
 _FAR = 10.0
 """Norm of a canary's upload, in clips: a clip that does not hold shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Examines what the run's own settings of `private` promise, over as many rounds as it has."""
+
+    title: str = "whether private's noise is worth its epsilon"
+    assumes: str = (
+        "whoever attacks sees every model of the run, and puts users into it whose uploads point wherever they like; nobody"
+        " else takes part, which hides them less than a run does"
+    )
+    rounds: int = 20
+    """The most rounds that are made; their noise is that of the whole run."""
+
+    def silent(self, case: Case) -> str | None:
+        if _private(case) is None:
+            return "the recipe has no algorithm private, so nothing is promised"
+        return None
+
+    def findings(self, case: Case) -> Iterator[Finding]:
+        private = _private(case)
+        assert private is not None
+        planned = private.rounds or case.recipe.run.rounds
+        known = replace(private, noise_seed=derive(case.seed, "mechanism"), rounds=planned)
+        rate = case.recipe.cohort.rate(len(case.session.learners))
+        rounds = min(self.rounds, case.recipe.run.rounds)
+        for view, repeated in (("models", False), ("models, rounds repeated", True)):
+            found = audit_mechanism(
+                known,
+                rate=rate,
+                rounds=rounds,
+                seed=case.seed,
+                canaries=most_canaries(private.delta),
+                repeated=repeated,
+            )
+            measure, value = "epsilon proved", found.guesses.epsilon_low
+            says = f"{found.releases} noisy means: {found.guesses.text()}; {found.text()}"
+            yield Finding("promise", case.space, case.link, view, measure, value, 0.0, says)
+
+
+def _private(case: Case) -> Private[Any] | None:
+    """Return the layer of the run's algorithm that adds noise."""
+    found = (layer for layer in layers(case.recipe.algorithm) if isinstance(layer, Private))
+    return next(found, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +112,10 @@ class MechanismAudit:
     def holds(self) -> bool:
         """Return whether what is proved is within what is promised."""
         return self.guesses.epsilon_low <= self.epsilon
+
+    def text(self) -> str:
+        """Return what is promised, and whether that is refuted."""
+        return promised(self.epsilon, self.guesses)
 
 
 def audit_mechanism(
@@ -89,6 +141,11 @@ def audit_mechanism(
     Raises:
         ValueError: where delta is no promise to so many users.
     """
+    if repeated and private.epsilon is not None:
+        # A budget would refuse the second of two means, which is how it is kept; here both are looked at.
+        total = private.rounds or rounds
+        z = calibrate(private.epsilon, private.delta, rate=rate, rounds=total)
+        private = replace(private, epsilon=None, noise_multiplier=z)
     names = [f"canary-{i:04}" for i in range(canaries)]
     numbers = {name: i for i, name in enumerate(names)}
     tossed = torch.rand(canaries, generator=generator(seed, "coins"))
