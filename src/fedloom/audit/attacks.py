@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 
 from fedloom.audit.canaries import Canaries
 from fedloom.audit.findings import Finding
+from fedloom.audit.inversion import Inversion
 from fedloom.audit.mechanism import Promise
 from fedloom.audit.membership import Membership
 from fedloom.audit.records import Case
@@ -44,6 +45,7 @@ class Costly(Protocol):
 
 ATTACKS: Mapping[str, Attack] = {
     "span": Span(),
+    "inversion": Inversion(),
     "membership": Membership(),
     "promise": Promise(),
     "canary": Canaries(),
