@@ -148,6 +148,7 @@ def main() -> None:
         "| epsilon promised | proved, mean | least | most | within the promise |",
         "|---|---|---|---|---|",
         *examined,
+        "\n<!-- promises end -->",
         (
             "\nRecipe `quickstart` with 1,200 rows, 4 clients, LoRA of rank 8, 4 rounds of 24 steps with batches of 8, the last round"
             " looked at; 200 rows that were learnt from, 200 that nobody learns. Areas under the curve and the share of members found"
@@ -157,11 +158,13 @@ def main() -> None:
         f"| run | seen | {' | '.join(SHOWN.values())} | rows alone |",
         f"|---|---|{'---|' * len(SHOWN)}---|",
         *(line for name, (found, _) in audits.items() for line in membership_rows(name, found)),
+        "\n<!-- members end -->",
         "\nThe same recipes trained anew with 40 canary clients, each in by a coin; exposure is in bits, of 10.\n",
         "<!-- canaries -->\n",
         "| run | epsilon proved | promised | AUC of canaries | exposure |",
         "|---|---|---|---|---|",
         *(canary_row(name, found) for name, (found, _) in audits.items()),
+        "\n<!-- canaries end -->",
         f"\nCPU seconds on one thread, training of the run included: {spent}.",
     ]
     packages = ["torch", "dp-accounting"]

@@ -31,6 +31,7 @@ def test_without_noise_canaries_prove_a_large_epsilon() -> None:
     found = audited(1, noise_multiplier=0.0)
     assert found.guesses.canaries == 200
     assert found.guesses.epsilon_low > 2
+    assert 3.8 < found.guesses.most < 3.9, "no more can be proved by so many"
     assert found.holds, "an infinite epsilon promises nothing"
 
 

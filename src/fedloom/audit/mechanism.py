@@ -151,9 +151,8 @@ def audit_mechanism(
     tossed = torch.rand(canaries, generator=generator(seed, "coins"))
     coins = [bool(coin) for coin in tossed < 0.5]
     in_run = frozenset(name for name, coin in zip(names, coins, strict=True) if coin)
-    examined = replace(
-        private, inner=_Canaries(canaries, _FAR * private.clip), rounds=private.rounds or rounds
-    )
+    norm = _FAR * private.clip if math.isfinite(private.clip) else 1.0
+    examined = replace(private, inner=_Canaries(canaries, norm), rounds=private.rounds or rounds)
     state = examined.init({name: torch.ones(canaries) for name in _tensors()}, seed)
     population: Mapping[ClientId, Profile] = {name: {} for name in names}
     seen: Params = {}
