@@ -112,8 +112,9 @@ def test_training_anew_waits_until_it_is_asked_for_and_says_what_it_takes(
     found = audit(folder)
     assert found.silent["canary"] == "it takes longer, so ask for it with --attack canary"
     assert not found.findings
-    assert "1 rounds are trained anew with about 12 clients more, 16 of them a round" in SMALL.cost(
-        plain
+    assert (
+        "1 round is trained anew with about 12 clients more, so that 16 train in a round"
+        in SMALL.cost(plain)
     )
     before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
     audit(folder, ["canary"])

@@ -90,8 +90,9 @@ class Canaries:
         size, larger = (n * cohort.rate(n) for n in (before, before + round(more)))
         rounds = case.recipe.run.rounds
         share = rounds / max(case.run.number, 1) * larger / size
+        said = "1 round is" if rounds == 1 else f"{rounds} rounds are"
         return (
-            f"{rounds} rounds are trained anew with about {more:.0f} clients more, {larger:.0f} of them a round: up to"
+            f"{said} trained anew with about {more:.0f} clients more, so that {larger:.0f} train in a round: up to"
             f" {duration(took * share)}, as the run's own {case.run.number} took {duration(took)}"
         )
 
