@@ -106,3 +106,14 @@ def test_a_run_that_leaves_nothing_to_compare_is_passed_over(case: Case) -> None
     federation = replace(case.session.federation, shards=shards)
     without = replace(case, session=replace(case.session, federation=federation))
     assert "no held-out rows that nobody learns" in (Membership().silent(without) or "")
+
+
+def test_tensors_that_an_upload_lacks_stay_where_they_were(case: Case) -> None:
+    one = next(case.uploads())
+    before, delta = one.download["params"], dict(case.delta(one))
+    name, rows = next(iter(delta)), case.session.federation.shards["c0"].test[:4]
+    still = {**delta, name: torch.zeros_like(delta[name])}
+    del delta[name]
+    assert record_scores(case.session, before, delta, rows) == record_scores(
+        case.session, before, still, rows
+    )
