@@ -33,12 +33,15 @@ def audit(
 ) -> None:
     """Attack a run made with `audit=record` as its own server could, and tell what that reveals of clients' data."""
     from fedloom.audit.conduct import audit as conduct
-    from fedloom.audit.written import markdown, write_audit
+    from fedloom.audit.written import shown, write_audit
 
     about(folder)
     console = _console()
     found = conduct(
         folder, attack or [], console=console, round=number, client=client, anyway=anyway
     )
-    console.print(markdown(found), highlight=False)
-    console.print(f"audit: {write_audit(folder, found)}", highlight=False)
+    console.print(shown(found))
+    for name, why in found.silent.items():
+        console.print(f"{name} says nothing: {why}", highlight=False)
+    home = write_audit(folder, found)
+    console.print(f"what each number says, what is assumed, and a picture: {home}", highlight=False)

@@ -68,7 +68,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedloom.audit.conduct.ATTACKS", {"length": Length()})
 
 
-def run(*words: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def run(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr("sys.argv", ["fedloom", *map(str, words)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -85,8 +85,8 @@ def test_a_run_keeps_every_upload_as_the_server_read_it_and_what_it_answers(fold
     total = sum(one.weight for one in received)
     (release,) = case.releases()
     for name, moved in release.upload["delta"].items():
-        mean = sum(one.weight / total * case.delta(one)[name].double() for one in received)
-        assert torch.allclose(moved.double(), mean, atol=1e-6)
+        parts = [one.weight / total * case.delta(one)[name].double() for one in received]
+        assert torch.allclose(moved.double(), torch.stack(parts).sum(0), atol=1e-6)
     assert release.clients == [name for one in received for name in one.clients]
     assert all(
         one.num_bytes < 4 * sum(t.numel() for t in case.delta(one).values()) for one in received
@@ -110,7 +110,10 @@ def test_the_command_writes_a_table_a_picture_and_numbers(
 ):
     client = next(read_round(folder, 3)).clients[0]
     assert run("audit", folder, "--client", client, "--round", 3, monkeypatch=monkeypatch) == 0
-    assert f"| length | {client} | 3 | upload | norm |" in capsys.readouterr().out
+    assert "what each number says" in capsys.readouterr().out
+    table = (folder / "audit/audit.md").read_text()
+    assert f"| length | {client} | 3 | upload | norm |" in table
+    assert "- length assumes: whoever reads uploads." in table
     content = json.loads((folder / "audit/audit.json").read_text())
     (finding,) = content["findings"]
     assert finding["value"] == pytest.approx(norm(next(read_round(folder, 3)).upload))

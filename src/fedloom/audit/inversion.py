@@ -67,7 +67,7 @@ class Inversion:
         return None
 
     def findings(self, case: Case) -> Iterator[Finding]:
-        """Yield how much of the text of one upload is found: the first that is of one short row."""
+        """Yield how much of the text of one upload is found."""
         target = self._target(case)
         assert target is not None
         received, example, near = target
@@ -100,6 +100,8 @@ class Inversion:
             )
 
     def _target(self, case: Case) -> tuple[Received, Example, Tensor] | None:
+        """Return the upload of one short row of which the span tells most words, with how far each word is from it."""
+        best: tuple[Received, Example, Tensor] | None = None
         for received in case.uploads():
             if len(received.clients) > 1:
                 continue
@@ -109,9 +111,12 @@ class Inversion:
             if examples[0].rejected is not None:
                 continue
             for window in windows(case, received.download["params"], case.delta(received)):
-                if window.parts and not window.is_still:
-                    return received, examples[0], distances(window)
-        return None
+                if not window.parts or window.is_still:
+                    continue
+                near = distances(window)
+                if best is None or _told(near) > _told(best[2]):
+                    best = received, examples[0], near
+        return best
 
     def invert(self, case: Case, received: Received, example: Example, near: Tensor) -> Tensor:
         """Return the tokens whose gradient is nearest to an upload's, (length,) int64.
@@ -197,6 +202,11 @@ def _learning(space: Live, download: Params, delta: Params) -> Iterator[dict[str
         finally:
             for name, p in chosen.items():
                 p.requires_grad_(learnt_before[name])
+
+
+def _told(near: Tensor) -> int:
+    """Return how many words are hardly away from a span."""
+    return int((near < 0.05).sum())
 
 
 def f1(guess: Tensor, truth: Tensor) -> float:

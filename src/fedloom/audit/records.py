@@ -15,7 +15,6 @@ from fedloom.core.description import replayed_by
 from fedloom.core.params import sub
 from fedloom.core.protocols import ClientId, Params, Reply, Round
 from fedloom.core.wrapper import spelled
-from fedloom.data.tokens import Example
 from fedloom.reopen import open_session, recipe_of
 from fedloom.rounds.loop import Run, draw
 from fedloom.rounds.received import Received, read_round, recorded_rounds
@@ -124,11 +123,6 @@ class Case:
         )
         sent = {id(download): download for download in downloads.values()}
         return next(iter(sent.values())).get("params") if len(sent) == 1 else None
-
-    def batches(self, received: Received) -> list[Example]:
-        """Return the examples of all clients of an upload, each client's in its own order: what may have been learnt from."""
-        shards = self.session.federation.shards
-        return [example for client in received.clients for example in shards[client].train]
 
 
 def open_case(

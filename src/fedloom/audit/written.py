@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.table import Table
+from rich.text import Text
+
 from fedloom.audit.conduct import Audit
 from fedloom.audit.findings import Finding
 from fedloom.core.files import write_atomic
@@ -42,6 +45,18 @@ def markdown(audit: Audit) -> str:
         *(f"- {name} says nothing: {why}." for name, why in audit.silent.items()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def shown(audit: Audit) -> Table:
+    """Return the table as a terminal shows it; what else is told of an audit is in audit.md."""
+    drawn = Table(title=f"what the wire of {audit.name} reveals", title_justify="left")
+    for name in _HEAD:
+        drawn.add_column(
+            name, justify="left" if name in ("attack", "client", "seen", "measure") else "right"
+        )
+    for one in audit.findings:
+        drawn.add_row(*map(Text, row(one)))
+    return drawn
 
 
 def row(finding: Finding) -> list[str]:
