@@ -313,6 +313,31 @@ def test_the_readmes_bytes_are_the_benchmarks() -> None:
         assert f"| {loss.removesuffix(' |')} |" in line
 
 
+def test_what_the_readme_says_our_wire_reveals_is_the_benchmarks() -> None:
+    page = (README.parent / "benchmarks/results/audit.md").read_text()
+    told = README.read_text().split("<!-- audit:begin -->")[1].split("<!-- audit:end -->")[0]
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in page.splitlines()]
+    measured = {row[0]: row for row in cells if row}
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in told.splitlines() if "%" in line]
+    assert len(rows) == 13
+    for name, through, found, area in rows:
+        assert measured[name][4:6] == [through, found]
+        assert measured[name][7] == area
+    # What the pages say falls does: with steps, sparsity, clients summed and noise.
+    areas = {name: float(row[7].split()[0]) for name, row in measured.items() if "(0." in row[-1]}
+    for kind in ("all weights", "LoRA r8"):
+        steps = [areas[kind], *(areas[f"{kind}, {count} SGD steps"] for count in (4, 16))]
+        assert steps == sorted(steps, reverse=True)
+        assert areas[kind] > areas[f"{kind}, FLASC 1/4 up"]
+        sums = [areas[kind], *(areas[f"{kind}, secure sum of {count}"] for count in (2, 8))]
+        assert sums == sorted(sums, reverse=True)
+    noises = [
+        areas[f"all weights, mean of 4 clients, noise {noise} of the clip"]
+        for noise in ("0", "0.02", "0.5")
+    ]
+    assert noises == sorted(noises, reverse=True)
+
+
 def test_the_readmes_pooled_clusters_are_the_benchmarks() -> None:
     page = (README.parent / "benchmarks/results/pooling.md").read_text()
     told = README.read_text().split("<!-- pooling:begin -->")[1].split("<!-- pooling:end -->")[0]

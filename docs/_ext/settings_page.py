@@ -146,6 +146,10 @@ def page() -> str:
             table = table_of(hint)
             # A section that may be left out is the one it is where it is there.
             known = [part for part in typing.get_args(hint) if dataclasses.is_dataclass(part)]
+            if table is None and not known and not dataclasses.is_dataclass(hint):
+                said = field_docs(Recipe)[field.name]
+                lines.append(f"{said} *{type_name(hint)}*, {default_of(field)} by default.\n")
+                continue
             for name, cls in (table or {"": known[0] if known else hint}).items():
                 section(
                     f"{field.name}: {name}" if name else f"settings of {field.name}",

@@ -41,7 +41,7 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
         ValueError: where there are no clusters to put others in place of, or no label to make them by.
     """
     quiet = dataclasses.replace(recipe.run, baselines=(), trackers=(), samples=0, min_replies=0)
-    shared = dataclasses.replace(recipe, name=f"{recipe.name}-{kind}", run=quiet)
+    shared = dataclasses.replace(recipe, name=f"{recipe.name}-{kind}", run=quiet, audit="off")
     if isinstance(recipe.engine, FlowerSettings | RaySettings):
         # Its clients are on this machine as they are in the run; only the messages are spared.
         shared = dataclasses.replace(shared, engine=InProcessSettings())

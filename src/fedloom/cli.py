@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedloom import (
+    cli_audit,
     cli_bench,
     cli_board,
     cli_export,
@@ -43,6 +44,7 @@ app.command()(cli_board.board)
 app.command()(cli_bench.reproduce)
 app.command()(cli_suites.suite)
 app.command()(cli_unlearn.unlearn)
+app.command()(cli_audit.audit)
 app.command()(cli_tune.tune)
 
 PICTURES = (".png", ".svg", ".pdf")

@@ -44,6 +44,7 @@ _FREE = (
     "engine.flower.deadline",
     "engine.flower.patience",
     "evaluation.by",
+    "audit",
 )
 """Settings that may differ at resume because no number of the run depends on them."""
 

@@ -234,6 +234,34 @@ def test_a_setting_that_is_named_is_one(name: str):
     assert "rank" not in keys(get_type_hints(Recipe)["tune"]), "as it once was"
 
 
+def test_what_the_page_on_sums_says_of_settings_is_measured():
+    measured = {
+        row[0]: row
+        for line in page("benchmarks/results/audit.md").splitlines()
+        if len(row := [cell.strip() for cell in line.split("|")[1:-1]]) == 8
+    }
+    lines = page("docs/secure.md").split("changes, measured")[1].split("## What is assumed")[0]
+    settings = dict(re.findall(r"^\| (.+?) \| (.+) \|$", lines, re.M))
+    whole, lora = "all weights", "LoRA r8"
+    said = {
+        "none, all weights": (whole,),
+        "LoRA of rank 8": (lora,),
+        "more local steps": (f"{lora}, 4 SGD steps", f"{lora}, 16 SGD steps"),
+        "an upload of the largest quarter (`flasc`)": (
+            f"{whole}, FLASC 1/4 up",
+            f"{lora}, FLASC 1/4 up",
+        ),
+        "`secure`, sums of 8 clients": (f"{whole}, secure sum of 8", f"{lora}, secure sum of 8"),
+        "`private`, noise 0.5 of the clip": (f"{whole}, mean of 4 clients, noise 0.5 of the clip",),
+        "`tune: seeds`": ("seeds, K = 1024 (FedKSeed)",),
+    }
+    for setting, names in said.items():
+        shares = re.findall(r"(\d+) %", settings[setting])
+        assert [f"{share} %" for share in shares] == [measured[name][5] for name in names]
+        for area in re.findall(r"0\.\d\d", settings[setting]):
+            assert [area] == [measured[name][7].split()[0] for name in names]
+
+
 def test_every_public_name_is_in_the_reference():
     text = page("docs/api.md")
     listed = set(re.findall(r"^\.\. (?:auto|py:)\w+:: fedloom\.(\w+)\b(?!\.)", text, re.M))

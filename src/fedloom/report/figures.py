@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import StringIO
+from io import BytesIO, StringIO
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
@@ -94,6 +94,15 @@ def svg(draw: Callable[[], Figure], label: str) -> str:
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var({variable})")
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """Return what `draw` returns as a picture of its own, on white."""
+    with rc_context({**_STYLE, "savefig.facecolor": "white"}), catch_warnings():
+        filterwarnings("ignore", message="Glyph .* missing from font")
+        out = BytesIO()
+        draw().savefig(out, format="png", dpi=150, metadata={"Software": None})
+    return out.getvalue()
 
 
 def curve(metric: Metric, lines: Sequence[Line]) -> Figure:

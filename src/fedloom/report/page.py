@@ -26,6 +26,7 @@ from fedloom.report.run_folder import Results, by_name, read_results
 from fedloom.report.seed_space import seeds_section
 from fedloom.report.server import server_sections
 from fedloom.rounds.inputs import note_text
+from fedloom.rounds.received import NOTE as UPLOADS_KEPT
 from fedloom.tracking.metric_format import change, duration, human_bytes, measures, quality, shown
 
 _CURVES = (
@@ -333,7 +334,8 @@ def _notes(own: Results) -> list[str]:
         if some
     ]
     sentences = [f"{line[0].upper()}{line[1:]}." for line in early + lines]
-    return [*sentences, *(note_text(row) for row in own.anyway)]
+    kept = [UPLOADS_KEPT] if own.recipe.get("audit") == "record" else []
+    return [*kept, *sentences, *(note_text(row) for row in own.anyway)]
 
 
 _PHASES = {"train": "training", "evaluate": "evaluation", "rebuild": "rebuilding the model"}

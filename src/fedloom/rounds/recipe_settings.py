@@ -122,6 +122,8 @@ class Recipe:
     """When the model is measured, and by what."""
     secure: SecureSettings | None = None
     """Sums of uploads of which nobody sees a single one; None: the server receives each."""
+    audit: Literal["off", "record"] = "off"
+    """Whether the run's folder keeps what the server received, for `fedloom audit`; of clients on this machine alone."""
     wire: WireSettings = WireSettings()
     """How tensors become bytes."""
     engine: EngineSettings = InProcessSettings()
@@ -209,6 +211,7 @@ class Recipe:
         found = check(self.algorithm, self, num_clients=self.num_clients)
         object.__setattr__(self, "algorithm", found)
         self._check_secure()
+        self._check_audit()
 
     def _check_clock(self) -> None:
         if self.clock is None:
@@ -354,6 +357,22 @@ class Recipe:
                 " engine inprocess, which plays all of them, or let sites join (`fedloom serve`)"
             )
         check_installed()
+
+    def _check_audit(self) -> None:
+        if self.audit not in ("off", "record"):
+            raise ValueError(f"audit must be off or record, got {self.audit!r}")
+        if self.audit == "off":
+            return
+        if self.elsewhere:
+            raise ValueError(
+                "audit: record keeps clients' uploads, which sites send to be added up and not to be kept: set it to off,"
+                " or run the recipe with engine inprocess"
+            )
+        if describe(self.algorithm).quiet:
+            raise ValueError(
+                "audit: record keeps clients' uploads in the run's folder, out of which private.quiet keeps what is told of"
+                " them: set algorithm.private.quiet to false, or audit to off"
+            )
 
     def _not_split(self) -> str | None:
         """Return why the weights cannot be split over processes, None where they can."""

@@ -28,6 +28,7 @@ from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.loop import Run, advance, draw, measure
 from fedloom.rounds.plausibility import implausible_evaluation
 from fedloom.rounds.privacy import Releases, covered
+from fedloom.rounds.received import NOTE, keeping
 from fedloom.rounds.recipe_settings import RunSettings
 from fedloom.rounds.restore import Standing
 from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
@@ -123,6 +124,8 @@ class Training:
         """Return who writes down the rounds; before the first, bring the folder to where the run stands."""
         if not self.begun:
             _say_where(self.session.recipe.algorithm, self._stands, self._console)
+            if self.session.recipe.audit == "record":
+                self._console.print(Text(NOTE, "yellow"))
             self.run = self._releases.charge(self.run, fresh=self._stands.fresh)
             # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
             self.session.store.rewind(self.run.number)
@@ -231,7 +234,7 @@ def _round(
 ) -> tuple[Run[Any], dict[str, float]]:
     """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
-    metered = Metered(session.engine)
+    metered = Metered(keeping(session.engine, recipe, session.folder, number))
     with phase_memory("train") as memory:
         terms: dict[str, Any] = {
             "population": session.learners,
