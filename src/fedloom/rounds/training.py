@@ -131,7 +131,10 @@ class Training:
             if 0 <= recorded < self.run.number:
                 self._unreported = self._stands.metrics
             self.begun = True
-        return _Recorder(self.session, self._trackers, self._console)
+        return self._recorder()
+
+    def _recorder(self) -> "_Recorder":
+        return _Recorder(self.session, self._trackers, self._console, self._stage)
 
     def _measure_before(self, recorder: "_Recorder", bar: RoundBar) -> None:
         if self._stage is not None:
@@ -177,7 +180,7 @@ class Training:
         """Measure the last round's model where a run ends in a round in which that was not due."""
         if self.session.recipe.measures_after(self.run.number):
             return
-        recorder = _Recorder(self.session, self._trackers, self._console)
+        recorder = self._recorder()
         log = records(self.session.folder / "metrics.jsonl")
         *_, line = log.rows()
         if recorder.quiet or any(name.startswith(MEASURED_SPLITS) for name in line):
@@ -266,8 +269,15 @@ _SPLITS: Mapping[str, Split | Literal["unseen"]] = {"validate": "validation", "t
 class _Recorder:
     """Measures the model and writes down what came of each round."""
 
-    def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
+    def __init__(
+        self,
+        session: Session,
+        trackers: Sequence[Tracker],
+        console: Console,
+        stage: AlignmentStage | None,
+    ) -> None:
         self.session, self.trackers, self.console = session, trackers, console
+        self.stage = stage
         self.failures: list[ClientFailure] = []
         self.quiet = describe(session.recipe.algorithm).quiet
         self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
@@ -286,10 +296,15 @@ class _Recorder:
         return replace(history, lines=due).should_stop(recipe.run.monitor, recipe.run.patience)
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
-        """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""
+        """Measure the judging clients, or those of them that are drawn; return the means over them, by split.
+
+        Where the server measures on text of its own, what it finds is with it.
+        """
         began = time.perf_counter()
         with phase_memory("evaluate") as memory:
             out = self._measured(run, kinds)
+            if kinds and self.stage is not None:
+                out |= self.stage.measured(run)
         if not out:
             return {}
         return {**out, **memory, "time/evaluation_seconds": time.perf_counter() - began}
