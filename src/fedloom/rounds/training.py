@@ -20,10 +20,11 @@ from fedloom.core.metrics import MEASURED_SPLITS
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
-from fedloom.rounds.buffered import BufferedRun, advance_buffered
+from fedloom.rounds.arrivals import step_on
+from fedloom.rounds.buffered import BufferedRun
 from fedloom.rounds.checkpoint import Checkpoints
 from fedloom.rounds.costs import FILE as COSTS_FILE
-from fedloom.rounds.costs import Metered, split_costs
+from fedloom.rounds.costs import metered, split_costs
 from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.loop import Run, advance, draw, measure
 from fedloom.rounds.plausibility import implausible_evaluation
@@ -234,7 +235,7 @@ def _round(
 ) -> tuple[Run[Any], dict[str, float]]:
     """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
-    metered = Metered(session.engine)
+    engine = metered(session.engine)
     with phase_memory("train") as memory:
         terms: dict[str, Any] = {
             "population": session.learners,
@@ -248,18 +249,18 @@ def _round(
         timed: Metrics = {}
         if isinstance(mode, Buffered):
             assert isinstance(run, BufferedRun)
-            run, metrics, failures = advance_buffered(
-                run, recipe.algorithm, metered, mode=mode, durations=clock, **terms
+            run, metrics, failures = step_on(
+                run, recipe.algorithm, engine, mode=mode, durations=clock, **terms
             )
         else:
             if recipe.clock is not None:
                 round = draw(run, session.learners, session.sampler)
                 timed = {"time/virtual_seconds": clock.of_cohort(round)}
-            run, metrics, failures = advance(run, recipe.algorithm, metered, **terms)
+            run, metrics, failures = advance(run, recipe.algorithm, engine, **terms)
         session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, failures)
-    costs = {} if recorder.quiet else metered.costs(session)
+    costs = {} if recorder.quiet else engine.costs(session)
     return run, {**seed_metrics(session, run), **metrics, **timed, **spent, **costs}
 
 
