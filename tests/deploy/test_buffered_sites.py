@@ -241,3 +241,6 @@ def test_a_site_that_is_gone_costs_its_place_and_a_server_that_was_ended_asks_an
     # An evaluation waits until everybody has answered, and so does the end.
     assert lines[-1]["test/num_examples"] == lines[0]["test/num_examples"]
     assert not [*(folder / "flower").rglob("*")]
+    page = (folder / "report.html").read_text()
+    assert "<h2>Staleness</h2>" in page
+    assert "irtual time" not in page
