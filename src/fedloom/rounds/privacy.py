@@ -58,7 +58,7 @@ def privacy_record(promised: Privacy | None, history: MetricsLog) -> dict[str, A
     number, epsilon = points[-1]
     at = f" at delta {terms.delta:g}" if terms.delta else ""
     value = shown(METRICS.of(EPSILON), epsilon)
-    sentence = f"After round {number}, epsilon is {value}{at}. {_COVERED}"
+    sentence = f"After round {number}, epsilon is {value}{at}. {terms.explanation or _COVERED}"
     return _record(epsilon, terms, f"epsilon {value}{at}", sentence)
 
 
