@@ -237,7 +237,7 @@ SHARED = Private(
     ids=["everybody", "gone after its upload", "as many gone as may be"],
 )
 def test_shares_of_noise_add_up_to_what_is_accounted_for_whoever_drops_out(
-    gone: dict[str, frozenset[str]], number: int, tmp_path: Path
+    gone: dict[str, Any], number: int, tmp_path: Path
 ) -> None:
     """20 rounds of 77 entries: their mean square is known to 4 %; of four, the fewest, it is (z C / 6)^2."""
     sums, noise, run = Played(SecureSettings(4, bits=20, clip=0.2), **gone), [], None
