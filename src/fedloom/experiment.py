@@ -29,7 +29,7 @@ from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.finish import finish, record_clusters, record_setup
 from fedloom.results.memory import with_batch_size
 from fedloom.rounds.binding import bind, changed_sites
-from fedloom.rounds.emulation import AlignmentStage, stage_of
+from fedloom.rounds.emulation import AlignmentStage, stage_of, unmeasured
 from fedloom.rounds.failure import failure_kept
 from fedloom.rounds.inputs import note_text, write_note
 from fedloom.rounds.lock import held, root_of
@@ -292,6 +292,8 @@ def _set_up(
     # A baseline has the same data and model, and so has what follows a search's first trial.
     if folder.parent.name not in ("baselines", "trials") or folder.name == "0000":
         _say_how_read(session, console)
+    if why := unmeasured(session, stage):
+        console.print(why, style="yellow", markup=False, highlight=False)
     if differences := (*stands.differences, *changed_sites(session)):
         note = write_note(folder, f"resume after round {stands.run.number}", differences)
         console.print(note_text(note), style="yellow", markup=False, highlight=False)

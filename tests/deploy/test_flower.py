@@ -14,7 +14,8 @@ import psutil
 import pytest
 from tests.deploy.conftest import KINDS, SITES, in_one_process, seen_of, write_pairs
 
-from fedloom.deploy.listening import check_free
+from fedloom import experiment
+from fedloom.deploy.listening import Listening, check_free
 from fedloom.models.build import load_base
 from fedloom.models.emulator import cut
 from fedloom.recipe import build_recipe
@@ -168,6 +169,46 @@ def test_three_sites_whose_server_was_killed_end_with_the_bytes_of_one_process(
         for site in SITES:
             held = [p.read_bytes() for p in (tmp_path / "sites" / site).rglob("*") if p.is_file()]
             assert seen_of(model, held) == layers
+
+
+@pytest.mark.slow
+def test_three_sites_that_nobody_waits_for_answer_as_they_are_done(
+    recipe: Make, tmp_path: Path, nothing_left: None
+):
+    from fedloom.engines.flower.processes import free_port
+
+    asked = recipe(
+        engine={"flower": {"nodes": 0}},
+        run={"rounds": 3, "samples": 0, "mode": {"buffered": {"size": 2}}},
+    )
+    serve, *joins = commands(asked, tmp_path, free_port())
+    program = [sys.executable, "-m", "fedloom.cli"]
+    server, *sites = [subprocess.Popen([*program, *words], text=True) for words in (serve, *joins)]
+    try:
+        assert [process.wait(PATIENCE) for process in (server, *sites)] == [0] * 4
+    finally:
+        for process in (server, *sites):
+            process.terminate()
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["comm/num_replies"] for line in lines[1:]] == [2, 2, 2]
+    assert [line["comm/num_training"] for line in lines[1:]] == [1, 1, 1]
+    # Whoever trained on while the others' answers were taken up is late.
+    assert max(line["server/max_staleness"] for line in lines[1:]) >= 1
+    assert lines[-1]["test/num_examples"] == lines[0]["test/num_examples"]
+
+
+def test_a_server_that_waits_for_more_answers_than_there_are_sites_is_refused(
+    recipe: Make, tmp_path: Path
+):
+    mode = {"buffered": {"size": 4}}
+    asked = recipe(engine={"flower": {"nodes": 0}}, run={"rounds": 3, "samples": 0, "mode": mode})
+    commands(asked, tmp_path, 1)
+    listening = Listening("127.0.0.1", 1, tmp_path / "keys")
+    with pytest.raises(
+        ValueError, match=r"size 4 waits for so many different sites, and .*keys has 3: lower it"
+    ):
+        experiment.run(asked, tmp_path / "run", listening=listening)
 
 
 def commands(recipe: Recipe, folder: Path, port: int) -> list[list[str]]:

@@ -1,14 +1,22 @@
 """What a site has of a model that it may not have: handed over piece by piece, and no more than that."""
 
+import dataclasses
+import io
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
 from tests.deploy.conftest import SITES, seen_of
 
+from fedloom import experiment
+from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
 from fedloom.deploy.handover import Handover, handed_over
 from fedloom.deploy.limits import Limits
@@ -20,15 +28,17 @@ from fedloom.engines.parcels import Listing, Parcel
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
 from fedloom.engines.transfer import Transfer
+from fedloom.models.build import load_base
 from fedloom.models.emulator import cut
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_tree
-from fedloom.rounds.emulation import stage_of
+from fedloom.rounds.emulation import stage_of, unmeasured
 from fedloom.rounds.loop import advance, begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session, build
 from fedloom.server.samplers import Full
 from fedloom.spaces.offsite import OffsiteSpace
+from fedloom.tracking.records import records
 
 Make = Callable[..., Recipe]
 PUBLIC = {"source": "builtin:polyglot", "num_examples": 20}
@@ -172,6 +182,79 @@ def test_an_aligned_emulator_travels_as_its_factors(offsite: Make, tmp_path: Pat
     assert_nothing_of_the_rest(server, wires, tmp_path, layers)
     # Which text the server has is not said.
     assert all(b"polyglot" not in piece for piece in wires.bytes)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[Recipe, Path], str]:
+    """Return what runs a recipe as `fedloom serve` does, with sites in this process; it returns what was printed."""
+
+    @contextmanager
+    def joined(session: Session, console: Console, *, listening: Any) -> Iterator[Session]:
+        _, remote, _, _ = federation(session.recipe, session.folder.parent)
+        remote.meet(SITES, seconds=60)
+        manifest = dataclasses.replace(
+            session.federation.manifest, clients=remote.counts, profiles=remote.profiles
+        )
+        held = Federation({}, remote.profiles, manifest)
+        yield dataclasses.replace(session, engine=remote, federation=held)
+
+    def serve(recipe: Recipe, folder: Path) -> str:
+        monkeypatch.setattr(experiment, "connect", joined)
+        out = io.StringIO()
+        experiment.run(recipe, folder / "run", console=Console(file=out, width=200))
+        return out.getvalue()
+
+    return serve
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_a_server_of_sites_measures_the_whole_model_on_its_own_text(
+    offsite: Make, served: Callable[[Recipe, Path], str], tmp_path: Path
+) -> None:
+    recipe = offsite(factors=2)
+    said = served(recipe, tmp_path)
+    assert "the whole model is not measured" not in said
+    run = tmp_path / "run"
+    before, _, last = records(run / "metrics.jsonl").rows()
+    # What sites measure has a name of its own, and is of the emulator.
+    assert before["test/loss"] > 0 < last["test/loss"]
+    assert not any(name.startswith("test/plugin") for name in last)
+    assert 0 < last["public/loss"] != last["public/plugin/loss"] != before["public/plugin/loss"]
+    stage = stage_of(build(recipe, tmp_path / "other"))
+    assert stage is not None
+    model = PeftModel.from_pretrained(
+        load_base(recipe.model).model, str(run / "adapters" / "global")
+    ).eval()
+    losses, number = 0.0, 0
+    for row in stage.examples:
+        with torch.no_grad():
+            logits = model(row.ids[None]).logits[0, :-1]
+        losses += float(torch.nn.functional.cross_entropy(logits, row.labels[1:], reduction="sum"))
+        number += row.num_targets
+    assert last["public/plugin/loss"] == pytest.approx(losses / number, rel=1e-5)
+    assert last["public/num_tokens"] == number
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["final"]["public/plugin/loss"] == last["public/plugin/loss"]
+    assert "Public text plug-in loss" in (run / "report.html").read_text()
+
+
+def test_without_text_of_its_own_a_server_of_sites_says_that_it_cannot(
+    offsite: Make, served: Callable[[Recipe, Path], str], tmp_path: Path
+) -> None:
+    said = " ".join(served(offsite(), tmp_path).split())
+    assert (
+        "the whole model is not measured: sites have the emulator alone, and there is no text of the server's own, which"
+        " algorithm fedbiot names as public"
+    ) in said
+    assert "public/" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_text_that_the_objective_cannot_read_is_named(offsite: Make, tmp_path: Path) -> None:
+    tree = {**to_tree(offsite(factors=2)), "objective": "dpo"}
+    session = build(build_recipe(tree), tmp_path)
+    said = unmeasured(session, stage_of(session))
+    assert said is not None
+    assert "fedbiot.public holds nothing that the objective can be judged by" in said
 
 
 def test_a_file_that_was_cut_off_goes_on_from_there(

@@ -211,7 +211,7 @@ def at_one_site(tmp_path: Path, talk: Talk) -> Remote:
         folder=tmp_path / "messages",
         sites={"a": SiteRecord(("a",))},
     )
-    remote._host = {"a": "a"}
+    remote.host = {"a": "a"}
     return remote
 
 

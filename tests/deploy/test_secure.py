@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from scipy.stats import chisquare
 from tests.deploy.conftest import all_own
 
@@ -221,6 +222,28 @@ def test_five_sites_have_the_model_of_uploads_in_the_open(
     assert len(uploads) == 4
     counts = np.bincount(np.frombuffer(b"".join(uploads), np.uint8), minlength=256)
     assert chisquare(counts).pvalue > 1e-6
+
+
+def test_sites_add_shares_of_noise_to_as_many_sums_as_are_accounted_for(
+    recipe: Make, home: Path, tmp_path: Path
+):
+    private = {"clip": 0.05, "noise_multiplier": 1.0, "delta": 0.1, "noise": "distributed"}
+    asked = recipe(
+        algorithm=[{"private": private}, "fedavg"],
+        cohort={"poisson": {"q": 1.0}},
+        tune={"lora": {"rank": 2, "targets": ["q_proj"], "origin": "initial"}},
+    )
+    remote, _, server = federation(asked, home, tmp_path)
+    run, line, failures = one_round(asked, remote, server)
+    assert not failures
+    noise = torch.cat([t.double().flatten() for t in run.state.inner.params.values()])
+    # Of five, where three would do: z C sqrt(5 / 3) / 5, and what was learnt of norm 0.05 in it.
+    assert float(noise.std()) == pytest.approx(0.05 * (5 / 3) ** 0.5 / 5, rel=0.25)
+    assert line["server/epsilon"] > 0
+    # A server that goes back and asks for the round again gets no second sum: the recipe has one round.
+    _, line, failures = one_round(asked, remote, server)
+    assert line["comm/round_kept"] == 0
+    assert "this site has added its noise to 1 sums" in " ".join(f.reason for f in failures)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import exp
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, norm
 
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
@@ -216,6 +217,53 @@ def test_private_adds_its_noise_to_a_sum_that_it_cannot_open(tmp_path: Path):
     assert line["comm/num_replies"] == 0
     assert apart(alone.state.inner.params, LAYERS) > 0
     assert len(tuple(noisy.released(alone.state))) == 1
+
+
+SHARED = Private(
+    FedAvg(weighting="uniform"),
+    clip=0.01,
+    noise_multiplier=5.0,
+    noise="distributed",
+    delta=0.1,
+    rounds=20,
+    threshold=4,
+)
+"""Its noise is so much more than what clients send that a mean's entries are noise."""
+
+
+@pytest.mark.parametrize(
+    ("gone", "number"),
+    [({}, 6), ({"after": frozenset({"site0"})}, 6), ({"before": frozenset({"site0", "site3"})}, 4)],
+    ids=["everybody", "gone after its upload", "as many gone as may be"],
+)
+def test_shares_of_noise_add_up_to_what_is_accounted_for_whoever_drops_out(
+    gone: dict[str, Any], number: int, tmp_path: Path
+) -> None:
+    """20 rounds of 77 entries: their mean square is known to 4 %; of four, the fewest, it is (z C / 6)^2."""
+    sums, noise, run = Played(SecureSettings(4, bits=20, clip=0.2), **gone), [], None
+    for _ in range(20):
+        before = LAYERS if run is None else run.state.inner.params
+        run, (line,), _ = played(SHARED, tmp_path, sums, cohort=Poisson(1.0), rounds=1, run=run)
+        assert (line["comm/num_replies"], line["comm/entries_cut"]) == (number, 0)
+        noise.append(flat(run.state.inner.params).double() - flat(before).double())
+    assert run is not None
+    square = float(torch.cat(noise).square().mean()) / (5.0 * 0.01 / 6) ** 2
+    assert square == pytest.approx(number / 4, rel=0.2)
+    # As often as a client takes part, and not by the chance of being drawn: the curve of Balle and Wang 2018, theorem 8.
+    assert [(number, q, z) for number, _, q, z in SHARED.released(run.state)] == [
+        (at, 1.0, 5.0) for at in range(1, 21)
+    ]
+    mu, found = 20**0.5 / 5.0, line["server/epsilon"]
+    delta = norm.cdf(mu / 2 - found / mu) - exp(found) * norm.cdf(-mu / 2 - found / mu)
+    assert delta == pytest.approx(0.1, rel=0.01)
+
+
+def test_without_a_sum_shares_make_no_step_and_nothing_is_spent(tmp_path: Path) -> None:
+    few = Played(SecureSettings(6, clip=0.2), before=frozenset({"site0"}))
+    alone, (line,), _ = played(SHARED, tmp_path, few, cohort=Poisson(1.0), rounds=1)
+    assert line["comm/round_kept"] == 0
+    assert not SHARED.released(alone.state)
+    assert apart(alone.state.inner.params, LAYERS) == 0
 
 
 def test_given_clusters_have_a_sum_each_and_one_that_is_too_small_none(tmp_path: Path):

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from fedloom import experiment
+from fedloom.rounds.privacy import covered
 from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
@@ -122,3 +123,13 @@ def test_what_would_tell_all_the_same_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         quiet(small_recipe, **sections)
+
+
+def test_what_follows_from_noisy_means_and_public_text_alone_is_told() -> None:
+    line = {
+        "server/epsilon": 1.0,
+        "public/plugin/loss": 2.0,
+        "test/loss": 3.0,
+        "comm/num_absent": 0,
+    }
+    assert covered(line) == {"server/epsilon": 1.0, "public/plugin/loss": 2.0}

@@ -7,6 +7,7 @@ import pytest
 from fedloom.recipe import RecipeError, build_recipe
 
 PRIVATE = {"private": {"clip": 1.0, "noise_multiplier": 1.0}}
+SHARED = {"private": {"clip": 0.1, "noise_multiplier": 1.0, "noise": "distributed"}}
 POISSON = {"poisson": {"q": 0.5}}
 SEEDS = {"tune": {"seeds": {"num_seeds": 64}}, "local": {"optimizer": "sgd"}}
 OFFSITE = {"tune": {"offsite": {"left": 1, "right": 1}}}
@@ -26,6 +27,8 @@ def made(algorithm: Any = "fedavg", **sections: Any) -> Any:
         ({"fedavg": {"mu": 0.1, "server": "adam"}}, {}),
         ([PRIVATE, "fedavg"], {"cohort": POISSON}),
         ([PRIVATE, {"flasc": {"upload_on": "download"}}, "fedavg"], {"cohort": POISSON}),
+        ([SHARED, {"flasc": {"upload_on": "download"}}, "fedavg"], {"cohort": POISSON}),
+        ([SHARED, "scaffold"], {"cohort": POISSON, "local": {"optimizer": "sgd"}}),
         ([{"flasc": {"upload_on": "download"}}, "fedavg"], {}),
         ([{"flasc": {"upload": 1}}, "fedavg"], {}),
         ([{"prune": {}}, "fedavg"], {}),

@@ -13,19 +13,19 @@ counts, bytes, failures, evaluations, samples), nor what a wrapper around `priva
 Deviations: privacy loss is counted by its distribution, not by moments. The cohort is drawn here,
 from the secret key and with the recipe's chance: one that follows from a published seed amplifies
 nothing. The server clips again, unless secure sums hide single uploads from it: then all rests on the clients' own
-clip, and what the server adds up, without noise yet, is seen by it alone (the central model). The noise on the count of norms below C is max(q N / 20, z), not
-q N / 20, so that it always fits into z. With `noise_on: support` uploads and noise are zero where
-the download is, itself made of noisy means (until something has moved, everywhere); FLASC
-(arXiv:2406.05233) adds noise to all entries, and its code also divides the sum by C.
+clip, and what it adds up is seen by it alone, without noise yet (the central model), or with shares of it that clients added
+(`noise: distributed`), where no chance of being drawn is counted. The noise on the count of norms below C is
+max(q N / 20, z), not q N / 20, so that it always fits into z. With `noise_on: support` uploads and noise are zero where
+the download is, itself made of noisy means (until something has moved, everywhere); FLASC's code adds it to all entries.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Generic, Literal, Self
 
 import torch
 
-from fedloom.core.description import Description, Mixture, RecipeView, Release, mixture_of
+from fedloom.core.description import FILLED, Description, Mixture, RecipeView, Release, mixture_of
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -41,10 +41,11 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.rehearsal import play
+from fedloom.core.shares import NoiseShares
 from fedloom.core.wrapper import Enclosing, Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
-from fedloom.privacy.terms import Terms, check_recipe
+from fedloom.privacy.terms import Terms, check_recipe, check_sums
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,19 @@ class Private(Enclosing[State]):
     noise_multiplier: float | None = None
     """z: standard deviation of the noise on the sum, in units of C."""
     rounds: int | None = None
-    """Rounds that `epsilon` is for; in a recipe `run.rounds` if left out."""
+    """Rounds that `epsilon` is for, or sums a client adds shares of noise to; in a recipe `run.rounds` if left out."""
     quantile: float | None = None
     """Let C follow this quantile of the clients' norms."""
     noise_on: Literal["everywhere", "support"] = "everywhere"
     """Where uploads and noise may be: everywhere, or where the download is not zero."""
+    noise: Literal["central", "distributed"] = "central"
+    """Who adds it: the server, or with `secure` each client a share, see `privacy.shares`; then also against the server."""
     noise_seed: int | None = None
     """For tests: a known seed gives cohorts and noise away, so it protects nobody; there is no epsilon then."""
-
     quiet: bool = False
     """Keep metrics, counts, sizes and samples out of the run's folder; the terminal shows them."""
+    threshold: int = field(default=0, metadata=FILLED)
+    """secure.threshold"""
 
     def __post_init__(self) -> None:
         if (reads := self.inner.server_sees) != "mean":
@@ -89,33 +93,32 @@ class Private(Enclosing[State]):
                 f"private needs an algorithm whose server reads the mean of uploads, got"
                 f" {type(self.inner).__name__}, which reads {reads}: only a mean bounds each one's part"
             )
-        if (on := self.noise_on) not in ("everywhere", "support"):
-            raise ValueError(f"private.noise_on must be everywhere or support, got {on!r}")
         _ = self.terms  # refuses what it could not keep
 
     @property
     def terms(self) -> Terms:
         budget = (self.epsilon, self.delta, self.noise_multiplier, self.rounds)
-        return Terms(self.clip, *budget, self.quantile)
+        return Terms(self.clip, *budget, self.quantile, self.noise, self.noise_on)
+
+    @property
+    def shares(self) -> NoiseShares | None:
+        """Return what clients add of the noise."""
+        return self.terms.shares(self.threshold)
 
     def describe(self, state: PrivateState[State] | None) -> Description:
         promise = self.terms.promise(secret=self.noise_seed is None, quiet=self.quiet)
-        notes = () if self.noise_seed is None else (promise.explanation,)
         inner = Wrapper.describe(self, state)
-        notes = (*notes, *inner.notes)
+        notes = [*([] if self.noise_seed is None else [promise.explanation]), *inner.notes]
         why = "epsilon is that of cohorts drawn by chance, and who answers first is not"
         return replace(inner.current_only(why), privacy=promise, bounds_updates=True, notes=notes)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         check_recipe(recipe, quiet=self.quiet)
-        if recipe.secure is not None and self.quantile is not None:
-            raise ValueError(
-                "private.quantile needs to know of single clients whether they were below the clip, which secure sums hide:"
-                " leave private.quantile out, or secure"
-            )
         rounds = self.terms.over(recipe.run.rounds)
+        threshold = check_sums(self.terms, recipe)
         planned = Wrapper.check(self, recipe, num_clients=num_clients)
-        return planned if rounds == self.rounds else replace(planned, rounds=rounds)
+        same = (rounds, threshold) == (self.rounds, self.threshold)
+        return planned if same else replace(planned, rounds=rounds, threshold=threshold)
 
     def released(self, state: PrivateState[State]) -> Iterable[Release]:
         return state.mechanism.released
@@ -186,6 +189,7 @@ class Private(Enclosing[State]):
             quantile=self.quantile,
             nobodys=nobodys,
             sums=sums,
+            distributed=self.terms.distributed,
         )
         spent = self.terms.settle(mechanism, secret=self.noise_seed is None)
         noisy = [Reply("mean of the cohort", mean)]

@@ -1,7 +1,6 @@
 """What an algorithm may tell of itself and ask of a recipe, beyond its protocol. All of it is optional.
 
-An algorithm without these members runs as any other: nothing is known of it, and nothing is asked. A wrapper derives from
-`core.wrapper.Wrapper`, which hands all of them on to the algorithm inside.
+Without these members an algorithm runs as any other. A wrapper derives from `core.wrapper.Wrapper`, which hands them on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fedloom.core.protocols import Algorithm, ClientId, Params, Payload, Reply, Round
+from fedloom.core.shares import SecureView
 
 GLOBAL = "global"
 """What the model of clients without a cluster is called."""
@@ -79,7 +79,7 @@ class Privacy:
     void: str = ""
     """Why nothing is promised, in a few words; empty where something is."""
     explanation: str = ""
-    """The same as a sentence without its full stop."""
+    """The same as a sentence without its full stop; of a promise, what it is of if not of the models."""
     quiet: bool = False
     """Whether to keep out of the run's folder what no epsilon covers and what tells of single clients."""
 
@@ -94,7 +94,7 @@ class Description:
     min_replies: int = 1
     """Replies without which a round changes nothing."""
     averages_deltas: bool = False
-    """Whether the server reads nothing of uploads but the weighted mean of `delta`: one reply with it may stand for all."""
+    """Whether the server reads of uploads the weighted mean of `delta` alone: one reply with it may stand for all."""
     rescales: bool = False
     """Whether the server's step is another than that mean times a number, as that of Adam is."""
     replays: bool = False
@@ -265,7 +265,7 @@ class RecipeView(Protocol):
         ...
 
     @property
-    def secure(self) -> object | None:
+    def secure(self) -> SecureView | None:
         """Return how uploads are added up so that nobody sees one; None where they are not."""
         ...
 

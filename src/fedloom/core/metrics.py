@@ -28,8 +28,12 @@ MIXTURE = "mixture_"
 """In front of the number of a mixture's model, of whose share an evaluation tells."""
 PREFIXES = (PERSONAL, FINETUNED, PLUGIN)
 """What may stand in front of a name, for a second model that is measured; of several in this order."""
-MEASURED_SPLITS = ("validation/", "test/", "unseen/")
-"""Of evaluations, in metrics.jsonl; the last is the test split of clients that never train."""
+PUBLIC = "public/"
+"""In front of what a server measures on text of its own."""
+CLIENT_SPLITS = ("validation/", "test/", "unseen/")
+"""What clients measure, in metrics.jsonl and clients.jsonl; the last is the test split of clients that never train."""
+MEASURED_SPLITS = (*CLIENT_SPLITS, PUBLIC)
+"""All evaluations, in metrics.jsonl."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +247,7 @@ class MetricTable:
         where = split.replace(f"/{PLUGIN[:-1]}", " plug-in").replace(
             f"/{FINETUNED[:-1]}", " fine-tuned"
         )
-        where = where.replace("unseen", "unseen clients'")
+        where = where.replace("unseen", "unseen clients'").replace("public", "public text")
         title = f"{where} {metric.title or base.replace('_', ' ')}".strip()
         return replace(metric, name=name, title=title[:1].upper() + title[1:])
 

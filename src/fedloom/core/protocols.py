@@ -1,8 +1,8 @@
 """What a federated algorithm is, and the only things it may touch."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -278,4 +278,26 @@ class Engine(Protocol):
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Yield one delivery a task, in task order; of tasks whose uploads were added up, one with a reply for all of them."""
+        ...
+
+
+@runtime_checkable
+class Arriving(Engine, Protocol):
+    """An engine whose clients are asked one by one, and answer in their own time."""
+
+    @property
+    def training(self) -> Collection[ClientId]:
+        """Return who was asked and whose answer was not taken yet."""
+        ...
+
+    def begin(self, tasks: Sequence[Task], made: Callable[[Reply], Reply]) -> None:
+        """Ask clients that are not in training, and wait for nobody; `made` makes of a reply what is delivered."""
+        ...
+
+    def arrival(self) -> Delivery:
+        """Return what came of the task that was done first of those that were not taken yet."""
+        ...
+
+    def too_few(self, num_replies: int) -> bool:
+        """Return whether a step has too few replies as clients were gone; it has waited until enough were back."""
         ...

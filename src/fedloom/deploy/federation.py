@@ -20,6 +20,7 @@ from fedloom.deploy.greeting import EMULATOR, greeting, shared_recipe
 from fedloom.deploy.handover import handed_over
 from fedloom.deploy.listening import Listening, check_free, write_status
 from fedloom.deploy.site_settings import SiteSettings
+from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.engine_settings import FlowerSettings
 from fedloom.engines.flower.keys import Keys
 from fedloom.engines.flower.link import Link
@@ -31,6 +32,7 @@ from fedloom.engines.requests import Requests
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
 from fedloom.secure.ciphers import Directory
+from fedloom.server.buffering import Buffered
 from fedloom.spaces.offsite import OffsiteSpace
 
 
@@ -87,6 +89,12 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
         raise ValueError(
             f"{listening.keys} has no site: `fedloom keys add SITE` makes a key for one"
         )
+    mode = session.recipe.run.mode
+    if isinstance(mode, Buffered) and mode.size > len(names):
+        raise ValueError(
+            f"run.mode.buffered.size {mode.size} waits for so many different sites, and {listening.keys} has {len(names)}:"
+            " lower it, or make keys for more with `fedloom keys add`"
+        )
     check_free(listening.host, listening.port)
     folder = session.folder.resolve() / "flower" / "server"
     with ExitStack() as stack:
@@ -117,8 +125,9 @@ def sites(session: Session, console: Console, listening: Listening) -> Iterator[
             session.federation.manifest, clients=remote.counts, profiles=remote.profiles
         )
         federation = Federation({}, remote.profiles, manifest)
-        yield dataclasses.replace(session, engine=remote, federation=federation)
-        remote.part()
+        engine = Arrivals(remote) if isinstance(mode, Buffered) else remote
+        yield dataclasses.replace(session, engine=engine, federation=federation)
+        engine.part()
 
 
 def _handed_over(session: Session) -> dict[str, Parcel]:

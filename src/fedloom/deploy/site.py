@@ -214,9 +214,8 @@ class Site:
             self._in_sums = None
         if self._in_sums is None:
             own, run = self.settings, recipe_sha256(header["recipe"])
-            self._in_sums = member_of(
-                own.name, own.keys, session.recipe, run, own.limits.min_cohort
-            )
+            least, recipe = own.limits.min_cohort, session.recipe
+            self._in_sums = member_of(own.name, own.keys, recipe, run, least, folder=own.folder)
         return self._in_sums
 
     @staticmethod

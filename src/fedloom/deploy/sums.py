@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from fedloom.core.files import write_atomic
 from fedloom.core.protocols import ClientError, Reply, Task
 from fedloom.engines.codec import MessageCodec
 from fedloom.engines.introductions import plain
 from fedloom.engines.parcels import Piece
-from fedloom.engines.sums import words_of
+from fedloom.engines.sums import shares_of, words_of
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.secure.ciphers import Directory, Signer
 from fedloom.secure.client import Party
@@ -18,12 +19,41 @@ from fedloom.secure.messages import Step
 from fedloom.secure.terms import Terms, hash_of
 
 
+@dataclass(frozen=True)
+class NoisySums:
+    """How many sums a site gave an upload to with its share of the noise, on its own disk: no server gets more than is accounted for."""
+
+    file: Path
+    most: int
+
+    def charge(self) -> None:
+        """Count one more; on the disk when this returns.
+
+        Raises:
+            ClientError: where that were too many, or nobody knows how many there were.
+        """
+        try:
+            count = int(self.file.read_text()) if self.file.exists() else 0
+        except ValueError as error:
+            raise ClientError(
+                f"{self.file} says in how many noisy sums this site took part, and cannot be read: put it back"
+            ) from error
+        if count >= self.most:
+            raise ClientError(
+                f"this site has added its noise to {count} sums, which is all that the recipe accounts for (private.rounds, or"
+                " run.rounds): one more would tell more of its data than was promised"
+            )
+        write_atomic(self.file, f"{count + 1}\n".encode(), private=self.file.parent)
+
+
 @dataclass
 class Member:
     """One site, under one recipe."""
 
     recipe: Recipe
     party: Party
+    noisy: "NoisySums | None" = None
+    """Where the site adds noise of its own."""
 
     def answer(self, header: Mapping[str, Any], data: Piece, say: Callable[[str], None]) -> bytes:
         """Return the answer to a step that asks for no upload.
@@ -61,6 +91,8 @@ class Member:
             words = words_of(codec, task, trained(), secure, terms.heaviest)
             if isinstance(words, str):
                 raise ClientError(words)
+            if self.noisy is not None:
+                self.noisy.charge()
             return words
 
         return self._answer("upload", data, vector)
@@ -75,7 +107,9 @@ class Member:
             raise ClientError(plain(refusal)) from refusal
 
 
-def member_of(name: str, keys: Path | None, recipe: Recipe, run: str, least: int) -> Member:
+def member_of(
+    name: str, keys: Path | None, recipe: Recipe, run: str, least: int, *, folder: Path
+) -> Member:
     """Return a site in secure sums.
 
     Args:
@@ -84,6 +118,7 @@ def member_of(name: str, keys: Path | None, recipe: Recipe, run: str, least: int
         recipe: That it takes part in.
         run: The recipe's hash.
         least: Fewest clients that it is summed with, itself counted.
+        folder: The site's own.
 
     Raises:
         ValueError: where the recipe has no such sums, or the site not the keys for them.
@@ -97,7 +132,10 @@ def member_of(name: str, keys: Path | None, recipe: Recipe, run: str, least: int
             " the site's folder from the server's keys again"
         )
     signer = Signer.read((keys / "node.key").read_bytes())
-    return Member(recipe, Party(name, recipe.secure, signer, Directory(public), run, least))
+    party = Party(name, recipe.secure, signer, Directory(public), run, least)
+    shares = shares_of(recipe.algorithm)
+    counted = NoisySums(folder / "noisy_sums" / name / run, shares.num_sums) if shares else None
+    return Member(recipe, party, counted)
 
 
 def _step(header: Mapping[str, Any]) -> Step:

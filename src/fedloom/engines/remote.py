@@ -88,7 +88,8 @@ class Remote:
     profiles: dict[ClientId, Profile] = field(default_factory=dict)
     counts: dict[ClientId, ClientCounts] = field(default_factory=dict)
     """What each client holds, in numbers."""
-    _host: dict[ClientId, Site] = field(default_factory=dict)
+    host: dict[ClientId, Site] = field(default_factory=dict)
+    """Where each client is."""
     _refused: dict[Site, tuple[str, str]] = field(default_factory=dict)
     """The connection at which a site was refused, and why: it is greeted again when it connects anew."""
 
@@ -125,7 +126,7 @@ class Remote:
         bye = Envelope({**self.greeting, "kind": "bye"})
         # Who hears it is gone at once, which is no trouble now.
         last = replace(self.requests, grace=0.0, on_trouble=lambda _: None)
-        last.exchange(dict.fromkeys(self._look(), bye), seconds=20.0)
+        last.exchange(dict.fromkeys(self.look(), bye), seconds=20.0)
 
     def population(self) -> Mapping[ClientId, Profile]:
         """Return all clients that ever joined; the tasks of one that is gone become failures with its name."""
@@ -134,7 +135,7 @@ class Remote:
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Send each site its tasks in one envelope and yield the answers in task order."""
         codec = MessageCodec(self.algorithm, self.wire, self.metrics)
-        self._welcome()
+        self.welcome()
         spool = Spool(self.folder / "sent")
         if self.secure is not None and tasks and tasks[0].kind == "train":
             yield from self._summed(self.secure, tasks, codec, spool)
@@ -146,10 +147,10 @@ class Remote:
             body = bodies[id(task.download)]
             heads.append(task_head(task, body))
             sizes.append(len(heads[i]) + len(body))
-            at.setdefault(self._host[task.client], []).append(i)
+            at.setdefault(self.host[task.client], []).append(i)
         transfers = {}
         for site, mine in at.items():
-            letter = self._letter(site, [(heads[i], bodies[id(tasks[i].download)]) for i in mine])
+            letter = self.letter(site, [(heads[i], bodies[id(tasks[i].download)]) for i in mine])
             pieces, parcels = spool.parted(letter.pieces)
             transfers[site] = Transfer(
                 replace(letter, pieces=pieces),
@@ -166,15 +167,15 @@ class Remote:
             if isinstance(answers[site], NotSent):
                 for i in mine:
                     sizes[i] = 0
-            arrived |= dict(zip(mine, _answers(answers[site], len(mine)), strict=True))
+            arrived |= dict(zip(mine, answers_of(answers[site], len(mine)), strict=True))
             spent |= dict(zip(mine, spent_of(answers[site], len(mine)), strict=True))
-            self._note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
+            self.note(site, [arrived[i] for i in mine], sum(sizes[i] for i in mine))
         self.on_change(self, tasks[0].round if tasks else 0)
         for i, task in enumerate(tasks):
             answer = arrived.pop(i)
             if isinstance(answer, str):
                 yield Delivery(
-                    ClientFailure(task.client, self._named(task.client, answer)), sizes[i]
+                    ClientFailure(task.client, self.named(task.client, answer)), sizes[i]
                 )
             else:
                 read = codec.receive(task, answer, download_bytes=sizes[i])
@@ -185,7 +186,7 @@ class Remote:
     ) -> Iterator[Delivery]:
         """Yield who is absent from the round's sums, and the sums."""
         if self.min_sites:
-            sites = [self._host[task.client] for task in tasks]
+            sites = [self.host[task.client] for task in tasks]
             needed = min(self.min_sites, len(sites))
             self.requests.wait(sites, needed, seconds=self.patience)
         bodies = codec.bodies(tasks, joined=spool.joined)
@@ -203,12 +204,12 @@ class Remote:
         tasks = {task.client: task for task in one.tasks}
         transfers, sizes = dict[Site, Transfer](), dict[Site, int]()
         for client, message in messages.items():
-            site = self._host[client]
+            site = self.host[client]
             header = {**self.greeting, "kind": "sum", "site": site, "step": step}
             letter, parcels = Envelope(header, [message]), dict[str, Parcel]()
             if step == "upload":
                 head = task_head(tasks[client], one.body)
-                letter = self._letter(site, [(head, one.body)])
+                letter = self.letter(site, [(head, one.body)])
                 own, parcels = spool.parted(letter.pieces)
                 header = {**letter.header, "sum": len(own)}
                 letter = Envelope(header, [*own, message])
@@ -223,10 +224,10 @@ class Remote:
         seconds = self.deadline if step == "upload" else min(self.deadline, _ASIDE)
         answers = dict[ClientId, Piece | str]()
         for site, answer in self._transferred(transfers, seconds=seconds).items():
-            (found,) = _answers(answer, 1)
-            (client,) = (c for c in messages if self._host[c] == site)
-            answers[client] = self._named(client, found) if isinstance(found, str) else found
-            self._note(site, [found], sizes[site])
+            (found,) = answers_of(answer, 1)
+            (client,) = (c for c in messages if self.host[c] == site)
+            answers[client] = self.named(client, found) if isinstance(found, str) else found
+            self.note(site, [found], sizes[site])
         return answers
 
     def _exchange(self, transfers: Mapping[Site, Transfer]) -> dict[Site, Envelope | str]:
@@ -243,7 +244,7 @@ class Remote:
             }
             answers |= self._transferred(due, seconds=self.deadline)
             arrived = sum(isinstance(answer, Envelope) for answer in answers.values())
-            here = sum(site in self._look() for site in transfers) if arrived < needed else needed
+            here = sum(site in self.look() for site in transfers) if arrived < needed else needed
             if here >= needed:
                 # Who is there and says no will say so again.
                 return answers
@@ -259,7 +260,7 @@ class Remote:
 
     def _new(self, sites: Sequence[Site]) -> list[Site]:
         """Return who is here and was not met, nor refused since it connected."""
-        here = self._look()
+        here = self.look()
         return [
             site
             for site in sites
@@ -278,7 +279,8 @@ class Remote:
             )
         return "; ".join(reasons)
 
-    def _look(self) -> Mapping[Site, str]:
+    def look(self) -> Mapping[Site, str]:
+        """Return who is connected now."""
         try:
             self.connected = self.requests.transport.sites()
         except TransportDown:
@@ -286,7 +288,7 @@ class Remote:
             self.connected = {}
         return self.connected
 
-    def _letter(self, site: Site, parts: Sequence[tuple[bytes, Piece]]) -> Envelope:
+    def letter(self, site: Site, parts: Sequence[tuple[bytes, Piece]]) -> Envelope:
         """Return one envelope of several tasks; a body they share is in it once."""
         pieces: list[Piece] = []
         where: dict[int, int] = {}
@@ -299,9 +301,9 @@ class Remote:
             pieces.append(head)
         return Envelope({**self.greeting, "kind": "work", "site": site, "tasks": tasks}, pieces)
 
-    def _welcome(self) -> None:
+    def welcome(self) -> None:
         """Shake hands with who joined since; one that does not fit is told so and left out."""
-        new = self._new(list(self._look()))
+        new = self._new(list(self.look()))
         for site, why in (self._greet(new, seconds=self.deadline) if new else {}).items():
             self.requests.on_trouble(f"{site} cannot join: {why}")
 
@@ -348,20 +350,22 @@ class Remote:
                 f" start `fedloom join` there with --name {site}"
             )
         for client in clients:
-            if self._host.get(client, site) != site:
+            if self.host.get(client, site) != site:
                 raise ValueError(
-                    f"client {client} is at {self._host[client]} already: give the site another --name"
+                    f"client {client} is at {self.host[client]} already: give the site another --name"
                 )
         self.sites[site] = SiteRecord(tuple(clients), time.time())
         for client, (profile, counts) in clients.items():
-            self._host[client] = site
+            self.host[client] = site
             self.profiles[client], self.counts[client] = profile, counts
 
-    def _named(self, client: ClientId, reason: str) -> str:
-        site = self._host[client]
+    def named(self, client: ClientId, reason: str) -> str:
+        """Return a reason with the site that it is of, where that has another name than the client."""
+        site = self.host[client]
         return reason if site == client else f"{site}: {reason}"
 
-    def _note(self, site: Site, answers: Sequence[Piece | str], download_bytes: int) -> None:
+    def note(self, site: Site, answers: Sequence[Piece | str], download_bytes: int) -> None:
+        """Add to what is known of a site what it was sent and has answered."""
         record = self.sites[site]
         lost = [answer for answer in answers if isinstance(answer, str)]
         record.num_absent += len(lost)
@@ -373,7 +377,7 @@ class Remote:
             record.last_seen = time.time()
 
 
-def _answers(answer: Envelope | str, number: int) -> list[Piece | str]:
+def answers_of(answer: Envelope | str, number: int) -> list[Piece | str]:
     """Return one answer a task."""
     if isinstance(answer, str):
         return [plain(answer)] * number

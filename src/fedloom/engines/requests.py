@@ -77,7 +77,9 @@ class _Sent:
 
 
 @dataclass
-class _Exchange:
+class Exchange:
+    """An envelope to each of some sites, and what became of it so far."""
+
     envelopes: dict[Site, Envelope]
     """What is to be said to each now."""
     then: Then
@@ -87,14 +89,16 @@ class _Exchange:
     """Until then, who is not connected is waited for."""
     sent: dict[Site, _Sent] = field(default_factory=dict)
     out: dict[Site, Envelope | str] = field(default_factory=dict)
+    """Last answers, or the reasons why there are none."""
 
     def open(self) -> list[Site]:
+        """Return who has not given its last answer, nor was given up."""
         return [site for site in self.envelopes if site not in self.out]
 
 
 @dataclass
 class Requests:
-    """Exchanges one envelope with each of many sites, by a deadline."""
+    """Exchanges envelopes with many sites, each by a deadline."""
 
     transport: Transport
     grace: float = 90.0
@@ -103,6 +107,8 @@ class Requests:
     sleep: Callable[[float], None] = time.sleep
     on_trouble: Callable[[str], None] = lambda _: None
     _late: dict[Site, _Sent] = field(default_factory=dict)
+    _open: list[Exchange] = field(default_factory=list)
+    """All that are not ended: a link that is made anew knows none of their tickets."""
 
     def exchange(
         self,
@@ -120,26 +126,49 @@ class Requests:
             seconds: By when each has given its last answer.
             then: What each answer leads to.
         """
-        now = self.clock()
-        it, pause = _Exchange(dict(envelopes), then, seconds, now + seconds, now), 0.02
+        it, pause = self.begin(envelopes, seconds=seconds, then=then), 0.02
         while it.open():
-            try:
-                self._send(it, self._connected(it))
-                if self._collect(it):
-                    pause = 0.02
-            except TransportDown as error:
-                self.on_trouble(f"{error}; making a new link")
-                self.transport.reopen()
-                it.sent.clear()
-                self._late.clear()
-                it.missing_until = self.clock() + self.grace
-                continue
-            now = self.clock()
-            self._give_up(it, now)
+            pause = 0.02 if self.turn([it]) else pause
             if it.open():
-                self.sleep(min(pause, max(it.end - now, 0.01)))
+                self.sleep(min(pause, max(it.end - self.clock(), 0.01)))
                 pause = min(pause * 1.5, 0.5)
         return it.out
+
+    def begin(
+        self,
+        envelopes: Mapping[Site, Envelope],
+        *,
+        seconds: float,
+        then: Then = lambda _, answer: answer,
+    ) -> Exchange:
+        """Return an exchange that goes on at every `turn`; its arguments are those of `exchange`."""
+        now = self.clock()
+        self._open.append(Exchange(dict(envelopes), then, seconds, now + seconds, now))
+        return self._open[-1]
+
+    def turn(self, exchanges: Sequence[Exchange]) -> bool:
+        """Send what is due, take what is there and give up what is overdue; return whether anything arrived."""
+        arrived = False
+        try:
+            for it in exchanges:
+                self._send(it, self._connected(it))
+                arrived |= self._collect(it)
+        except TransportDown as error:
+            self._reopen(error)
+            return False
+        now = self.clock()
+        for it in exchanges:
+            self._give_up(it, now)
+        self._open[:] = [it for it in self._open if it.open()]
+        return arrived
+
+    def _reopen(self, error: TransportDown) -> None:
+        self.on_trouble(f"{error}; making a new link")
+        self.transport.reopen()
+        self._late.clear()
+        for it in self._open:
+            it.sent.clear()
+            it.missing_until = self.clock() + self.grace
 
     def wait(self, wanted: Collection[Site], number: int, *, seconds: float) -> None:
         """Return when so many of `wanted` are connected.
@@ -166,13 +195,11 @@ class Requests:
         try:
             connected = self.transport.sites()
         except TransportDown as error:
-            self.on_trouble(f"{error}; making a new link")
-            self.transport.reopen()
-            self._late.clear()
+            self._reopen(error)
             return list(wanted)
         return [site for site in wanted if site not in connected]
 
-    def _connected(self, it: _Exchange) -> Mapping[Site, str]:
+    def _connected(self, it: Exchange) -> Mapping[Site, str]:
         connected = self.transport.sites()
         for waiting in (it.sent, self._late):
             for site, one in list(waiting.items()):
@@ -181,7 +208,7 @@ class Requests:
                     del waiting[site]
         return connected
 
-    def _send(self, it: _Exchange, connected: Mapping[Site, str]) -> None:
+    def _send(self, it: Exchange, connected: Mapping[Site, str]) -> None:
         self._forget_answered()
         ready = {}
         for site in it.open():
@@ -198,7 +225,7 @@ class Requests:
             for site, ticket in self.transport.send(ready, seconds=seconds).items():
                 it.sent[site] = _Sent(ticket, connected[site])
 
-    def _collect(self, it: _Exchange) -> bool:
+    def _collect(self, it: Exchange) -> bool:
         of = {one.ticket: site for site, one in it.sent.items() if site not in it.out}
         arrived = self.transport.collect(list(of)) if of else {}
         for ticket, answer in arrived.items():
@@ -222,7 +249,7 @@ class Requests:
         for ticket in self.transport.collect(list(of)) if of else {}:
             del self._late[of[ticket]]
 
-    def _give_up(self, it: _Exchange, now: float) -> None:
+    def _give_up(self, it: Exchange, now: float) -> None:
         for site in it.open():
             if site not in it.sent and now >= min(it.missing_until, it.end):
                 it.out[site] = NotSent(

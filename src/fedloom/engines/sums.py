@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from fedloom.core.protocols import (
+    Algorithm,
     ClientError,
     ClientFailure,
     ClientId,
@@ -21,7 +23,9 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.rehearsal import rehearse
+from fedloom.core.shares import AddsShares, NoiseShares
 from fedloom.core.together import support_of
+from fedloom.core.wrapper import layers
 from fedloom.engines.codec import MessageCodec
 from fedloom.engines.introductions import plain
 from fedloom.secure.ciphers import Directory, Signer
@@ -226,10 +230,22 @@ def words_of(
     layout = layout_of(codec, task, settings, heaviest)
     # Rounded so, what `private` clipped is no longer than its clip.
     towards_zero = codec.algorithm.server_sees == "noisy mean"
+    shares = shares_of(codec.algorithm)
     try:
-        return layout.coordinates(reply, seed=task.seed, towards_zero=towards_zero)
+        return layout.coordinates(
+            reply,
+            seed=task.seed,
+            towards_zero=towards_zero,
+            noise=shares.std if shares else 0.0,
+        )
     except ClientError as refusal:
         return str(refusal)
+
+
+def shares_of(algorithm: Algorithm[Any]) -> NoiseShares | None:
+    """Return the noise that clients add to their uploads; None where they add none."""
+    found = (layer.shares for layer in layers(algorithm) if isinstance(layer, AddsShares))
+    return next(filter(None, found), None)
 
 
 @dataclass(frozen=True)

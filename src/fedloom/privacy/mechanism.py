@@ -81,6 +81,7 @@ class Mechanism:
         quantile: float | None,
         nobodys: Callable[[], Payload],
         sums: Sequence[tuple[Payload, int]] = (),
+        distributed: bool = False,
     ) -> tuple[Payload, "Mechanism", Metrics]:
         """Return a noisy mean of clipped uploads, the mechanism after it, and its metrics.
 
@@ -91,9 +92,11 @@ class Mechanism:
             quantile: Of the clients' norms, for the clip to follow; None keeps it.
             nobodys: Makes an upload of the right shape: the mean of nobody is noise.
             sums: Means of so many uploads each, which nobody has seen and their clients clipped; read after `uploads`.
+            distributed: Whether clients have added the noise. A release then counts as one of everybody's: whoever has the
+                sums knows who is in them, so that chance hides nobody.
 
         Raises:
-            NoReplies: without noise, where nobody replied.
+            NoReplies: without noise of its own, where nobody replied.
         """
         expected, z = round.rate * len(round.population), self.noise_multiplier or 0.0
         total, num_replies, num_below = NoisySum(), 0, 0
@@ -106,29 +109,22 @@ class Mechanism:
             total.add({group: scale(params, count) for group, params in within(mean, mask).items()})
             num_replies += count
         if not num_replies:
-            if not z:
+            if not z or distributed:
                 raise NoReplies("no client replied")
             total.add(clipped(nobodys(), 0.0)[0])
         # Andrew et al., theorem 1: bits less a half have sensitivity 1/2, and share z with the sum.
         bit_std = max(expected / 20, z) if z and quantile is not None else 0.0
         shared = z / math.sqrt(1 - (z / (2 * bit_std)) ** 2) if bit_std else z
         std = shared * self.clip if z else 0.0
-        used = (
-            round.number,
-            num_replies,
-            num_below,
-            expected,
-            self.clip,
-            z,
-            std,
-            quantile,
-            bit_std,
-        )
+        counts, widths = (num_replies, num_below, expected), (self.clip, z, std, quantile, bit_std)
+        used = (round.number, *counts, *widths)
         seal = total.seal(self.key, used, mask=mask)
         path = ("noise", round.number, seal)
-        mean = total.mean(expected, std=std, key=self.key, path=path, mask=mask)
+        mean = total.mean(
+            expected, std=0.0 if distributed else std, key=self.key, path=path, mask=mask
+        )
         metrics = {"clip": self.clip, "noise_std": std / expected}
-        after = self.charge([(round.number, seal, round.rate, z)])
+        after = self.charge([(round.number, seal, 1.0 if distributed else round.rate, z)])
         if quantile is None:
             return mean, after, metrics
         noise = bit_std * float(normals(self.key, "bits", round.number, seal, shape=(1,)))

@@ -5,13 +5,20 @@ from dataclasses import dataclass, replace
 
 from fedloom.core.description import MAX_UPDATE_NORM, Privacy, RecipeView
 from fedloom.core.protocols import Metrics, Round
+from fedloom.core.shares import NoiseShares
 from fedloom.privacy.accountant import calibrate, check_installed
 from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
+from fedloom.privacy.shares import check_room, share_of
 
 KNOWN_SEED = (
     "private.noise_seed is set: a known seed gives the noise away, so it protects nobody; leave it out where that is not a"
     " test"
+)
+
+OF_SUMS = (
+    "It is of the models of all rounds and of the sums that the server opens, for one client's updates or none in their place, as"
+    " long as no client tells its share of the noise; who took part, metrics, counts and samples are not covered."
 )
 
 
@@ -29,6 +36,8 @@ class Terms:
     noise_multiplier: float | None
     rounds: int | None
     quantile: float | None
+    noise: str = "central"
+    noise_on: str = "everywhere"
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) == (self.noise_multiplier is None):
@@ -47,8 +56,29 @@ class Terms:
                 raise ValueError(f"private.{name} must be above 0 and below {top}, got {value}")
         if self.noise_multiplier is not None and not 0 <= self.noise_multiplier < math.inf:
             raise ValueError(f"private.noise_multiplier must be >= 0, got {self.noise_multiplier}")
+        if (on := self.noise_on) not in ("everywhere", "support"):
+            raise ValueError(f"private.noise_on must be everywhere or support, got {on!r}")
+        if self.noise not in ("central", "distributed"):
+            raise ValueError(f"private.noise must be central or distributed, got {self.noise!r}")
+        if self.distributed and not (self.noise_multiplier and self.quantile is None):
+            raise ValueError(
+                "private.noise distributed needs a noise_multiplier above 0, and neither epsilon nor quantile: what a client"
+                " adds must follow from the recipe alone, as the server is not trusted with it"
+            )
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"private.rounds must be at least 1, got {self.rounds}")
+
+    @property
+    def distributed(self) -> bool:
+        """Return whether clients add the noise, each a share."""
+        return self.noise == "distributed"
+
+    def shares(self, threshold: int) -> NoiseShares | None:
+        """Return what a client adds in a sum of at least so many; None where it adds nothing."""
+        if not (self.distributed and threshold):
+            return None
+        std = (self.noise_multiplier or 0.0) * self.clip
+        return NoiseShares(share_of(std, threshold), self.rounds or 0)
 
     @property
     def noisy(self) -> bool:
@@ -62,7 +92,7 @@ class Terms:
         if not self.noisy:
             said = "private.noise_multiplier is 0, so no noise is added"
             return Privacy(self.delta, "noise_multiplier is 0", said, quiet)
-        return Privacy(self.delta, quiet=quiet)
+        return Privacy(self.delta, explanation=OF_SUMS if self.distributed else "", quiet=quiet)
 
     def over(self, rounds: int) -> int | None:
         """Return over how many of a run's rounds a budget is spread; None where there is no budget.
@@ -71,7 +101,8 @@ class Terms:
             ValueError: where there are more than it was planned for.
         """
         if self.epsilon is None:
-            return self.rounds
+            # Of the shares that a client adds: it takes part in no more sums.
+            return self.rounds or rounds if self.distributed else self.rounds
         if self.rounds is not None and self.rounds < rounds:
             raise ValueError(
                 f"private.rounds must be at least run.rounds ({rounds}), got {self.rounds}"
@@ -126,6 +157,44 @@ class Terms:
             f"private.epsilon {self.epsilon} is spent after {len(mechanism.released) - 1} noisy means,"
             " those of repeated rounds included: raise it, or plan for more with private.rounds"
         )
+
+
+def check_sums(terms: Terms, recipe: RecipeView) -> int:
+    """Return the fewest clients of a secure sum; 0 where there are no such sums.
+
+    Args:
+        terms: Of the noise.
+        recipe: That the algorithm is part of.
+
+    Raises:
+        ValueError: where the terms and the sums do not go together.
+    """
+    secure = recipe.secure
+    if secure is None:
+        if terms.distributed:
+            raise ValueError(
+                "private.noise distributed is for secure sums, which hide the shares of single clients: add a section secure,"
+                " or leave the noise to the server (central)"
+            )
+        return 0
+    if terms.quantile is not None:
+        raise ValueError(
+            "private.quantile needs to know of single clients whether they were below the clip, which secure sums hide:"
+            " leave private.quantile out, or secure"
+        )
+    if terms.distributed:
+        if terms.noise_on != "everywhere":
+            raise ValueError(
+                f"private.noise_on must be everywhere where noise is distributed, got {terms.noise_on}"
+            )
+        check_room(
+            terms.noise_multiplier or 0.0,
+            norm=terms.clip,
+            threshold=secure.threshold,
+            bits=secure.bits,
+            entry=secure.clip,
+        )
+    return secure.threshold
 
 
 def check_recipe(recipe: RecipeView, *, quiet: bool) -> None:

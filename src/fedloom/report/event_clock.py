@@ -1,4 +1,4 @@
-"""Pictures of the event clock: quality over virtual time beside other runs, and how old the answers were."""
+"""Pictures of rounds without waiting: quality over virtual time beside other runs, and how old the answers were."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,15 +15,15 @@ _SECONDS = "time/virtual_seconds"
 def clock_section(
     runs: Sequence[tuple[str, Results]], metric: Metric | None
 ) -> dict[str, Any] | None:
-    """Return what is told of virtual time; None for a run without a clock."""
-    own = runs[0][1]
-    if not own.history.of(_SECONDS):
+    """Return what is told of virtual time and of staleness; None for a run with neither."""
+    own, drawn = runs[0][1], list[str]()
+    if not (own.history.of(_SECONDS) or own.history.of("server/staleness")):
         return None
-    drawn = []
+    # Sites have a time of their own.
     names = dict.fromkeys(
         name
         for name in ("validation/loss", "test/loss", metric and metric.name)
-        if name and own.history.of(name)
+        if name and own.history.of(name) and own.history.of(_SECONDS)
     )
     for name in names:
         known = own.metric(name)

@@ -36,6 +36,8 @@ _CURVES = (
     "test/accuracy",
     "test/loss",
     "test/plugin/loss",
+    "public/loss",
+    "public/plugin/loss",
     "validation/loss",
     "train/loss",
     "test/rougeL",

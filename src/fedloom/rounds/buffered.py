@@ -1,11 +1,12 @@
 """Rounds in which nobody waits: the server steps on the first answers that are there, see `server.buffering`.
 
-In a simulation an event clock says who answers when. It looks at recipe and seed only, so that the clients that begin before
+Here an event clock says who answers when, that of a simulation; `rounds.arrivals` has rounds over sites, whose clock is their own. It looks at recipe and seed only, so that the clients that begin before
 one step of the server can train together, in one batch, though they begin one after another; what came of it lies in the
 run, and in its checkpoint, until its time has come. A state that clients keep is written when its training is computed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from fedloom.core.protocols import (
     Reply,
     Round,
     State,
+    Task,
 )
 from fedloom.core.randomness import derive
 from fedloom.rounds.clock import Durations
@@ -66,23 +68,57 @@ def buffered(run: Run[State]) -> BufferedRun[State]:
 
 
 @dataclass
-class Timeline:
-    """Who begins and who answers before one step of the server, in order; nothing that clients learn changes it."""
+class Timeline(ABC):
+    """Who begins and who answers before one step of the server, in order."""
 
     round: Round
-    now: float
-    lands: dict[ClientId, float]
-    """When those who train answer."""
     places: int
     """How many train at once."""
     cohort: Callable[[int], Sequence[ClientId]]
     """Draws the cohort of a seed."""
-    duration: Callable[[ClientId], float]
     landed: list[ClientId] = field(default_factory=list)
     """Who answered, in order."""
     started: list[ClientId] = field(default_factory=list)
     """Who began."""
     _draws: int = 0
+
+    @property
+    @abstractmethod
+    def training(self) -> Collection[ClientId]:
+        """Return who trains."""
+
+    def fill(self) -> list[ClientId]:
+        """Return clients of the next cohorts, who begin in all places that are free; who answered does not begin again."""
+        training, new = {*self.training}, list[ClientId]()
+        able = self.round.population.keys() - training - set(self.landed)
+        while able and len(training) < self.places and self._draws < _DRAWS:
+            seed = self.round.seed
+            seed = derive(seed, "again", self._draws) if self._draws else seed
+            self._draws += 1
+            drawn = [client for client in self.cohort(seed) if client in able]
+            free = self.places - len(training)
+            # Cohorts are sorted by name, which is to favour nobody.
+            if len(drawn) > free:
+                drawn = sorted(drawn, key=lambda client: derive(seed, client))[:free]
+            new += drawn
+            training |= set(drawn)
+            able -= set(drawn)
+        self.started += new
+        return new
+
+
+@dataclass(kw_only=True)
+class EventClock(Timeline):
+    """The order of a simulation; nothing that clients learn changes it."""
+
+    now: float
+    lands: dict[ClientId, float]
+    """When those who train answer."""
+    duration: Callable[[ClientId], float]
+
+    @property
+    def training(self) -> Collection[ClientId]:
+        return self.lands
 
     def next(self) -> ClientId | None:
         """Return who answers next; None where nobody trains and nobody can begin.
@@ -90,7 +126,7 @@ class Timeline:
         All who answer at one instant do before anybody begins, and who answered begins again after the step alone.
         """
         if min(self.lands.values(), default=float("inf")) > self.now:
-            self._fill()
+            self.lands |= {client: self.now + self.duration(client) for client in self.fill()}
         if not self.lands:
             return None
         client = min(self.lands, key=lambda client: (self.lands[client], client))
@@ -98,31 +134,13 @@ class Timeline:
         self.landed.append(client)
         return client
 
-    def _fill(self) -> None:
-        """Let clients of the next cohorts begin in all places that are free."""
-        able = self.round.population.keys() - self.lands.keys() - set(self.landed)
-        while able and len(self.lands) < self.places and self._draws < _DRAWS:
-            seed = self.round.seed
-            seed = derive(seed, "again", self._draws) if self._draws else seed
-            self._draws += 1
-            drawn = [client for client in self.cohort(seed) if client in able]
-            free = self.places - len(self.lands)
-            # Cohorts are sorted by name, which is to favour nobody.
-            if len(drawn) > free:
-                drawn = sorted(drawn, key=lambda client: derive(seed, client))[:free]
-            for client in drawn:
-                self.lands[client] = self.now + self.duration(client)
-                self.started.append(client)
-            able -= set(drawn)
-
 
 @dataclass
-class _Step:
+class Step(ABC):
     """What happens before one step of the server: who begins, trains, answers, and what an answer counts."""
 
     run: BufferedRun[Any]
     algorithm: Algorithm[Any]
-    engine: Engine
     mode: Buffered
     timeline: Timeline
     flights: dict[ClientId, Flight]
@@ -135,13 +153,13 @@ class _Step:
     def gather(self) -> list[ClientId]:
         """Return who answers in this step and is not too old, in order; fewer than `size` where nobody is left."""
         counted, landed = 0, self.timeline.landed
-        while counted < self.mode.size and self.timeline.next() is not None:
+        while counted < self.mode.size and self.next() is not None:
             counted = sum(map(self._counts, landed))
             if counted == self.mode.size:
                 # Those who turn out to be lost leave room for others.
-                self._train()
+                self.train()
                 counted = sum(map(self._counts, landed))
-        self._train()
+        self.train()
         return [client for client in landed if self.mode.takes(self.age(client))]
 
     def age(self, client: ClientId) -> int:
@@ -154,24 +172,22 @@ class _Step:
         lost = known and isinstance(self.flights[client].answer, ClientFailure)
         return self.mode.takes(self.age(client)) and not lost
 
-    def _train(self) -> None:
-        """Let clients that began since the last time train, together."""
-        timeline, run = self.timeline, self.run
-        new = [client for client in timeline.started if client not in self.trained]
-        if not new:
-            return
-        self.trained |= set(new)
-        round = replace(timeline.round, cohort=tuple(sorted(new)))
-        asked = tasks("train", round, self.algorithm.broadcast(run.state, round))
-        for task, delivery in zip(asked, self.engine.run(asked), strict=True):
-            self.download_bytes += delivery.download_bytes
-            self.upload_bytes += delivery.upload_bytes
-            answer = delivery.answer
-            if isinstance(answer, Reply):
-                answer = replayed_by(self.algorithm, run.state, round, answer)
-            began = task.download["params"] if self.mode.mixes == "models" else {}
-            lands = timeline.lands.get(task.client, timeline.now)
-            self.flights[task.client] = Flight(run.number, lands, answer, began)
+    @abstractmethod
+    def next(self) -> ClientId | None:
+        """Return who answers next; None where nobody trains and nobody can begin."""
+
+    @abstractmethod
+    def train(self) -> None:
+        """Let clients that began since the last time train, where they do not yet."""
+
+    def asked(self, new: Sequence[ClientId]) -> tuple[Round, list[Task]]:
+        """Return the round of clients that begin together, and their tasks."""
+        round = replace(self.timeline.round, cohort=tuple(sorted(new)))
+        return round, tasks("train", round, self.algorithm.broadcast(self.run.state, round))
+
+    def sent(self, task: Task) -> Params:
+        """Return what is kept of a task's download until its answer counts."""
+        return task.download["params"] if self.mode.mixes == "models" else {}
 
     def shaped(self, round: Round) -> Callable[[Reply], Reply]:
         """Return what makes of a reply what it counts."""
@@ -197,8 +213,7 @@ class _Step:
             "comm/download_bytes": float(self.download_bytes),
             "comm/upload_bytes": float(self.upload_bytes),
             "comm/num_stale": float(len(timeline.landed) - len(answered)),
-            "comm/num_training": float(len(timeline.lands)),
-            "time/virtual_seconds": timeline.now - self.run.seconds,
+            "comm/num_training": float(len(timeline.training)),
         }
         ages = [self.age(c) for c in answered if isinstance(self.flights[c].answer, Reply)]
         if ages:
@@ -206,6 +221,44 @@ class _Step:
             told["server/max_staleness"] = float(max(ages))
             told["server/num_versions"] = float(len(set(ages)))
         return told
+
+    def taken(self, **terms: Any) -> tuple[BufferedRun[Any], Metrics, Sequence[ClientFailure]]:
+        """Gather answers and take the step, as `take_up` does; who trains still is left in the run."""
+        answered = self.gather()
+        round = replace(self.timeline.round, cohort=tuple(sorted(answered)))
+        answers = [Delivery(self.flights[client].answer) for client in answered]
+        after, line, failures = take_up(
+            self.run, self.algorithm, round, answers, shaped=self.shaped(round), **terms
+        )
+        left = {client: self.flights[client] for client in sorted(self.timeline.training)}
+        return replace(after, flights=left), {**line, **self.metrics(answered)}, failures
+
+
+@dataclass(kw_only=True)
+class _Simulated(Step):
+    """A step of the event clock."""
+
+    engine: Engine
+    clock: EventClock
+
+    def next(self) -> ClientId | None:
+        return self.clock.next()
+
+    def train(self) -> None:
+        """Let them train together."""
+        new = [client for client in self.clock.started if client not in self.trained]
+        if not new:
+            return
+        self.trained |= set(new)
+        round, asked = self.asked(new)
+        for task, delivery in zip(asked, self.engine.run(asked), strict=True):
+            self.download_bytes += delivery.download_bytes
+            self.upload_bytes += delivery.upload_bytes
+            answer = delivery.answer
+            if isinstance(answer, Reply):
+                answer = replayed_by(self.algorithm, self.run.state, round, answer)
+            lands = self.clock.lands.get(task.client, self.clock.now)
+            self.flights[task.client] = Flight(self.run.number, lands, answer, self.sent(task))
 
 
 def advance_buffered(
@@ -235,21 +288,15 @@ def advance_buffered(
     """
     round, places = draw(run, population, sampler), sampler.largest(len(population))
     assert places is not None, "samplers of independent draws are refused"
-    timeline = Timeline(
+    clock = EventClock(
         round,
-        run.seconds,
-        {client: flight.lands for client, flight in run.flights.items()},
         places,
         lambda seed: sampler.draw(population, seed),
-        lambda c: durations.of(c, population[c], round_seed=round.seed),
+        now=run.seconds,
+        lands={client: flight.lands for client, flight in run.flights.items()},
+        duration=lambda c: durations.of(c, population[c], round_seed=round.seed),
     )
-    step = _Step(run, algorithm, engine, mode, timeline, dict(run.flights))
-    answered = step.gather()
-    taken = replace(round, cohort=tuple(sorted(answered)))
-    answers = [Delivery(step.flights[client].answer) for client in answered]
-    after, line, failures = take_up(
-        run, algorithm, taken, answers, shaped=step.shaped(taken), **terms
-    )
-    left = {client: step.flights[client] for client in sorted(timeline.lands)}
-    told = {**line, **step.metrics(answered)}
-    return replace(after, seconds=timeline.now, flights=left), told, failures
+    step = _Simulated(run, algorithm, mode, clock, dict(run.flights), engine=engine, clock=clock)
+    after, line, failures = step.taken(**terms)
+    line = {**line, "time/virtual_seconds": clock.now - run.seconds}
+    return replace(after, seconds=clock.now), line, failures

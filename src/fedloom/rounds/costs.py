@@ -1,9 +1,10 @@
 """What a round took of every client: seconds, bytes both ways, and operations by formula; FederatedScope's monitor."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.core.protocols import (
+    Arriving,
     ClientId,
     Delivery,
     Engine,
@@ -29,6 +30,7 @@ class Metered:
     """An engine whose deliveries are noted as they go by."""
 
     engine: Engine
+    """One of sites that nobody waits for is metered by `MeteredArrivals`, see `metered`."""
     seen: list[tuple[ClientId, Delivery]] = field(default_factory=list)
 
     def population(self) -> Mapping[ClientId, Profile]:
@@ -38,10 +40,14 @@ class Metered:
     def run(self, tasks: Sequence[Task]) -> Iterator[Delivery]:
         """Yield the engine's deliveries; of a sum of several clients nothing is noted, as nobody is told apart in it."""
         for delivery in self.engine.run(tasks):
-            answer = delivery.answer
-            if not isinstance(answer, Reply) or answer.count == 1:
-                self.seen.append((answer.client, delivery))
+            self.note(delivery)
             yield delivery
+
+    def note(self, delivery: Delivery) -> None:
+        """Keep what a delivery says of its client."""
+        answer = delivery.answer
+        if not isinstance(answer, Reply) or answer.count == 1:
+            self.seen.append((answer.client, delivery))
 
     def costs(self, session: Session) -> Metrics:
         """Return every client's numbers, under names that `split_costs` takes apart."""
@@ -50,6 +56,37 @@ class Metered:
             for client, delivery in self.seen
             for kind, value in _of(client, delivery, session).items()
         }
+
+
+@dataclass
+class MeteredArrivals(Metered):
+    """The same of an engine whose clients answer in their own time."""
+
+    engine: Arriving
+
+    @property
+    def training(self) -> Collection[ClientId]:
+        """Return the engine's own."""
+        return self.engine.training
+
+    def begin(self, tasks: Sequence[Task], made: Callable[[Reply], Reply]) -> None:
+        """Ask the engine's clients."""
+        self.engine.begin(tasks, made)
+
+    def arrival(self) -> Delivery:
+        """Return the engine's next delivery, which belongs to the round in which it is taken."""
+        delivery = self.engine.arrival()
+        self.note(delivery)
+        return delivery
+
+    def too_few(self, num_replies: int) -> bool:
+        """Return the engine's own."""
+        return self.engine.too_few(num_replies)
+
+
+def metered(engine: Engine) -> Metered:
+    """Return an engine, of whichever kind, that notes its deliveries."""
+    return MeteredArrivals(engine) if isinstance(engine, Arriving) else Metered(engine)
 
 
 def _of(client: ClientId, delivery: Delivery, session: Session) -> dict[str, float]:

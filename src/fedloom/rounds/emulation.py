@@ -2,6 +2,9 @@
 
 The emulator and what its optimizer remembers are in the state of algorithm `fedbiot`, so that a round's alignment is in its
 checkpoint or done again, to the same bits. Rows of a step follow from the run's seed, the round and the step.
+
+Where sites join, nobody has both a client's text and the whole model: there what was learnt is measured on the server's own
+text, around the emulator and plugged in.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +14,11 @@ from typing import Any
 import torch
 
 from fedloom.core.emulation import Aligns
+from fedloom.core.metrics import PUBLIC
 from fedloom.core.protocols import Metrics, Params
 from fedloom.core.randomness import derive, generator
 from fedloom.data.data_settings import DataSettings, Sample
-from fedloom.data.federation import federate
+from fedloom.data.federation import Federation, federate
 from fedloom.data.partition import Iid
 from fedloom.data.tokens import Example
 from fedloom.rounds.inputs import located_text
@@ -34,6 +38,10 @@ class AlignmentStage:
     """Public rows."""
     sha256: str
     """Hash of what they say."""
+    judged: Sequence[Example] = ()
+    """The same as the objective reads them, where nobody else can measure the whole model."""
+    unjudged: str = ""
+    """Why there are none, where there might be."""
 
     @property
     def source(self) -> str:
@@ -47,6 +55,16 @@ class AlignmentStage:
     def after(self, run: Run[Any]) -> tuple[Run[Any], Metrics]:
         """Return a run after a round's alignment, and how far the emulator was on its last batch."""
         return self._aligned(run, self._algorithm.steps)
+
+    def measured(self, run: Run[Any]) -> Metrics:
+        """Return how good what a newcomer would use is on the rows that are judged, around the emulator and plugged in."""
+        if not self.judged:
+            return {}
+        session = self.session
+        session.space.load(session.newcomer(run))
+        # Answers are not written: public text may have many rows.
+        found = session.evaluator.measure(session.space.model, self.judged, split="validation")
+        return {f"{PUBLIC}{name}": value for name, value in found.items()}
 
     @property
     def _algorithm(self) -> Aligns:
@@ -99,7 +117,21 @@ def stage_of(session: Session) -> AlignmentStage | None:
     """
     if not isinstance(session.recipe.algorithm, Aligns):
         return None
-    return AlignmentStage(session, *_public_rows(session))
+    return _public(session)
+
+
+def unmeasured(session: Session, stage: AlignmentStage | None) -> str | None:
+    """Return in a sentence why nobody measures the whole model; None where somebody does, or clients have all of it."""
+    space = session.space
+    if not session.recipe.elsewhere or not isinstance(space, OffsiteSpace) or not space.disclosed:
+        return None
+    if stage is None:
+        why = "there is no text of the server's own, which algorithm fedbiot names as public"
+    elif stage.unjudged:
+        why = f"fedbiot.public holds nothing that the objective can be judged by ({stage.unjudged})"
+    else:
+        return None
+    return f"the whole model is not measured: sites have the emulator alone, and {why}"
 
 
 def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
@@ -125,8 +157,8 @@ def public_data(recipe: Recipe, text: Mapping[str, Any]) -> DataSettings:
     )
 
 
-def _public_rows(session: Session) -> tuple[list[Example], str]:
-    """Return the server's own rows, tokenised, and a hash of what they say.
+def _public(session: Session) -> AlignmentStage:
+    """Return the stage with the server's own rows, tokenised.
 
     Raises:
         ValueError: where a client holds one of them.
@@ -141,10 +173,11 @@ def _public_rows(session: Session) -> tuple[list[Example], str]:
     text = dict(recipe.algorithm.text)
     text["source"] = located_text(text["source"], session.folder)
     try:
-        held = federate(public_data(recipe, text), session.base.tokenizer)
+        settings = public_data(recipe, text)
+        held = federate(settings, session.base.tokenizer)
     except ValueError as error:
         raise ValueError(f"fedbiot.public, read as a section data: {error}") from error
-    examples = [row for shard in held.shards.values() for row in shard.train]
+    examples = _rows(held)
     known = {_text(row) for row in examples}
     for client, shard in session.federation.shards.items():
         if any(_text(row) in known for row in (*shard.train, *shard.validation, *shard.test)):
@@ -152,7 +185,18 @@ def _public_rows(session: Session) -> tuple[list[Example], str]:
                 f"fedbiot.public must be text that no client holds, got rows that {client} has too: name other rows, or"
                 " leave them out of data with where"
             )
-    return examples, held.manifest.sha256
+    stage = AlignmentStage(session, examples, held.manifest.sha256)
+    if not recipe.elsewhere:
+        return stage
+    try:
+        judged = _rows(federate(settings, session.base.tokenizer, recipe.objective))
+    except ValueError as error:
+        return replace(stage, unjudged=str(error))
+    return replace(stage, judged=judged)
+
+
+def _rows(held: Federation) -> list[Example]:
+    return [row for shard in held.shards.values() for row in shard.train]
 
 
 def _text(row: Example) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedloom.core.description import Accounts, Privacy, Release
 from fedloom.core.files import DamagedFile, read_hashed, write_hashed
-from fedloom.core.metrics import METRICS
+from fedloom.core.metrics import METRICS, PUBLIC
 from fedloom.core.protocols import Algorithm, Metrics
 from fedloom.rounds.loop import Run
 from fedloom.rounds.reading import read_json
@@ -58,13 +58,13 @@ def privacy_record(promised: Privacy | None, history: MetricsLog) -> dict[str, A
     number, epsilon = points[-1]
     at = f" at delta {terms.delta:g}" if terms.delta else ""
     value = shown(METRICS.of(EPSILON), epsilon)
-    sentence = f"After round {number}, epsilon is {value}{at}. {_COVERED}"
+    sentence = f"After round {number}, epsilon is {value}{at}. {terms.explanation or _COVERED}"
     return _record(epsilon, terms, f"epsilon {value}{at}", sentence)
 
 
 def covered(metrics: Metrics) -> Metrics:
-    """Return what follows from noisy means; evaluations, counts, bytes and times follow from who took part."""
-    return {name: value for name, value in metrics.items() if name.startswith("server/")}
+    """Return what follows from noisy means and public text; other evaluations, counts, bytes and times follow from who took part."""
+    return {name: v for name, v in metrics.items() if name.startswith(("server/", PUBLIC))}
 
 
 def _record(epsilon: float | None, terms: Privacy, short: str, sentence: str) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from fedloom.core.metrics import MEASURED_SPLITS
 from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
-from fedloom.rounds.buffered import BufferedRun, advance_buffered
+from fedloom.rounds.arrivals import step_on
+from fedloom.rounds.buffered import BufferedRun
 from fedloom.rounds.checkpoint import Checkpoints
 from fedloom.rounds.costs import FILE as COSTS_FILE
-from fedloom.rounds.costs import Metered, split_costs
+from fedloom.rounds.costs import metered, split_costs
 from fedloom.rounds.emulation import AlignmentStage
 from fedloom.rounds.loop import Run, advance, draw, measure
 from fedloom.rounds.plausibility import implausible_evaluation
@@ -134,7 +135,10 @@ class Training:
             if 0 <= recorded < self.run.number:
                 self._unreported = self._stands.metrics
             self.begun = True
-        return _Recorder(self.session, self._trackers, self._console)
+        return self._recorder()
+
+    def _recorder(self) -> "_Recorder":
+        return _Recorder(self.session, self._trackers, self._console, self._stage)
 
     def _measure_before(self, recorder: "_Recorder", bar: RoundBar) -> None:
         if self._stage is not None:
@@ -180,7 +184,7 @@ class Training:
         """Measure the last round's model where a run ends in a round in which that was not due."""
         if self.session.recipe.measures_after(self.run.number):
             return
-        recorder = _Recorder(self.session, self._trackers, self._console)
+        recorder = self._recorder()
         log = records(self.session.folder / "metrics.jsonl")
         *_, line = log.rows()
         if recorder.quiet or any(name.startswith(MEASURED_SPLITS) for name in line):
@@ -234,7 +238,7 @@ def _round(
 ) -> tuple[Run[Any], dict[str, float]]:
     """Return the run after one more round, and what is told of it before it is measured."""
     recipe, began, number = session.recipe, time.perf_counter(), run.number + 1
-    metered = Metered(keeping(session.engine, recipe, session.folder, number))
+    engine = metered(keeping(session.engine, recipe, session.folder, number))
     with phase_memory("train") as memory:
         terms: dict[str, Any] = {
             "population": session.learners,
@@ -248,18 +252,18 @@ def _round(
         timed: Metrics = {}
         if isinstance(mode, Buffered):
             assert isinstance(run, BufferedRun)
-            run, metrics, failures = advance_buffered(
-                run, recipe.algorithm, metered, mode=mode, durations=clock, **terms
+            run, metrics, failures = step_on(
+                run, recipe.algorithm, engine, mode=mode, durations=clock, **terms
             )
         else:
             if recipe.clock is not None:
                 round = draw(run, session.learners, session.sampler)
                 timed = {"time/virtual_seconds": clock.of_cohort(round)}
-            run, metrics, failures = advance(run, recipe.algorithm, metered, **terms)
+            run, metrics, failures = advance(run, recipe.algorithm, engine, **terms)
         session.store.flush()
     spent = {**memory, "time/train_seconds": time.perf_counter() - began}
     recorder.note(run.number, failures)
-    costs = {} if recorder.quiet else metered.costs(session)
+    costs = {} if recorder.quiet else engine.costs(session)
     return run, {**seed_metrics(session, run), **metrics, **timed, **spent, **costs}
 
 
@@ -269,8 +273,15 @@ _SPLITS: Mapping[str, Split | Literal["unseen"]] = {"validate": "validation", "t
 class _Recorder:
     """Measures the model and writes down what came of each round."""
 
-    def __init__(self, session: Session, trackers: Sequence[Tracker], console: Console) -> None:
+    def __init__(
+        self,
+        session: Session,
+        trackers: Sequence[Tracker],
+        console: Console,
+        stage: AlignmentStage | None,
+    ) -> None:
         self.session, self.trackers, self.console = session, trackers, console
+        self.stage = stage
         self.failures: list[ClientFailure] = []
         self.quiet = describe(session.recipe.algorithm).quiet
         self.lines = {name: len(records(session.folder / name).rows()) for name in RECORDS}
@@ -289,10 +300,15 @@ class _Recorder:
         return replace(history, lines=due).should_stop(recipe.run.monitor, recipe.run.patience)
 
     def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
-        """Measure the judging clients, or those of them that are drawn; return the means over them, by split."""
+        """Measure the judging clients, or those of them that are drawn; return the means over them, by split.
+
+        Where the server measures on text of its own, what it finds is with it.
+        """
         began = time.perf_counter()
         with phase_memory("evaluate") as memory:
             out = self._measured(run, kinds)
+            if kinds and self.stage is not None:
+                out |= self.stage.measured(run)
         if not out:
             return {}
         return {**out, **memory, "time/evaluation_seconds": time.perf_counter() - began}

@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 def waits(recipe: "Recipe", mode: Buffered) -> str | None:
     """Return why the server has to wait for the cohort, None where it has not."""
     told, count = describe(recipe.algorithm), recipe.num_clients
-    if recipe.elsewhere:
-        return (
-            "steps by the event clock of a simulation, got engine flower with nodes 0, whose sites are asked a round at a"
-            " time: set run.mode synchronous"
-        )
     if recipe.secure is not None:
         return (
             "takes up each answer once it is there, and secure opens sums of a cohort that trains at the same time alone:"

@@ -12,6 +12,7 @@ from fedloom.core.metrics import MIXTURE, PERSONAL, MetricTable, Reduction, chec
 from fedloom.core.protocols import ClientError, Payload, Reply
 from fedloom.core.randomness import generator
 from fedloom.core.schema import Schema
+from fedloom.privacy.shares import share_in_steps
 from fedloom.secure.fixed_point import (
     FRACTION,
     Words,
@@ -69,13 +70,16 @@ class Layout:
         wide = len(_COUNTS) + 2 * len(self._names)
         return sum(self._sizes) + wide * num_limbs(self.bits)
 
-    def coordinates(self, reply: Reply, *, seed: int, towards_zero: bool) -> Words:
+    def coordinates(
+        self, reply: Reply, *, seed: int, towards_zero: bool, noise: float = 0.0
+    ) -> Words:
         """Return (size,) words of a client's reply.
 
         Args:
             reply: As it would be sent.
             seed: Of what is rounded up and what down.
             towards_zero: Round so that no norm grows.
+            noise: Standard deviation of what this client adds to every entry, after all that bounds it; 0: nothing.
 
         Raises:
             ClientError: where its weight, or a metric, is not what may be added up.
@@ -93,6 +97,8 @@ class Layout:
         steps = rounded(
             values.clamp(-clip, clip).mul_(share), clip=clip, bits=self.bits, source=source
         )
+        if noise:
+            steps += share_in_steps(len(steps), std=noise * 2.0**self.bits / clip)
         reported = Reduction(self.metrics)
         try:
             reported.add(checked(reply.metrics, measured=False, table=self.metrics))

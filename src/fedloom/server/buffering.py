@@ -10,7 +10,8 @@ w = (1 - alpha s) w + alpha s w_i, one answer a step, `mixes: models`; s polynom
 Deviations: where clients weigh by their examples, the mean over the buffer is FedAvg's, of s(tau_i) delta_i; the papers'
 is plain, `weighting: uniform`. As in FedBuff, s is not normalised: old answers move the model less. Staleness is the number of steps that
 the server took since a client was sent the model, 0 for none, so that FedAsync's first weight is alpha; the paper counts from 1.
-A client is not sent the next model before its own answer was taken up, so that nobody is in a buffer twice.
+A client is not sent the next model before its own answer was taken up, so that nobody is in a buffer twice. Answers come in
+the order of an event clock (`rounds.buffered`), over sites in that of their arrival (`rounds.arrivals`).
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from fedloom.core.metrics import FINETUNED, PLUGIN, QUALITY, Metric, MetricTable
+from fedloom.core.metrics import FINETUNED, PLUGIN, PUBLIC, QUALITY, Metric, MetricTable
 
 
 def human_bytes(count: float) -> str:
@@ -33,10 +33,11 @@ def measures(found: Iterable[str], table: MetricTable) -> list[str]:
     """Return those metrics that tables show of a model, in their order: the test split's, then validation loss.
 
     What is measured around an emulator comes before what is measured with the whole model in its place, that before what
-    is measured after a client's own steps, and last come clients that never train.
+    is measured after a client's own steps, then come clients that never train, and the server's own text.
     """
     kinds = ("", PLUGIN, FINETUNED, f"{FINETUNED}{PLUGIN}")
     splits = [f"{split}{kind}" for split in ("test/", "unseen/") for kind in kinds]
+    splits += [PUBLIC, f"{PUBLIC}{PLUGIN}"]
     names = [f"{split}{name}" for split in splits for name in (*QUALITY, *table.own)]
     names += ["validation/loss", f"validation/{PLUGIN}loss"]
     there = set(found)

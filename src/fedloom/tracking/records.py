@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.core.files import write_atomic
-from fedloom.core.metrics import MEASURED_SPLITS
+from fedloom.core.metrics import CLIENT_SPLITS
 from fedloom.core.protocols import Metrics
 
 Wrong = Callable[[Mapping[str, Any]], str | None]
@@ -128,7 +128,7 @@ def unaccounted(
         line: Of a round, in metrics.jsonl.
         clients: The lines of that round in clients.jsonl.
     """
-    found = dict.fromkeys((split[:-1] for split in MEASURED_SPLITS), 0.0)
+    found = dict.fromkeys((split[:-1] for split in CLIENT_SPLITS), 0.0)
     for row in clients:
         if row["split"] in found:
             found[row["split"]] += row["metrics"].get("num_examples") or 0

@@ -1,0 +1,43 @@
+"""Noise that clients add to what is summed under masks, and what of section `secure` it follows from."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseShares:
+    """What each client adds to its upload before it is masked."""
+
+    std: float
+    """Standard deviation, by entry."""
+    num_sums: int
+    """How many sums a client takes part in at most: what is accounted for."""
+
+
+@runtime_checkable
+class AddsShares(Protocol):
+    """An algorithm whose clients may add shares of noise."""
+
+    @property
+    def shares(self) -> NoiseShares | None:
+        """Return them; None where clients add nothing."""
+        ...
+
+
+class SecureView(Protocol):
+    """What our algorithms read of section `secure`."""
+
+    @property
+    def threshold(self) -> int:
+        """Return the fewest clients of a sum."""
+        ...
+
+    @property
+    def bits(self) -> int:
+        """Return those of an entry."""
+        ...
+
+    @property
+    def clip(self) -> float:
+        """Return the largest entry."""
+        ...
