@@ -1,7 +1,6 @@
 """What an algorithm may tell of itself and ask of a recipe, beyond its protocol. All of it is optional.
 
-An algorithm without these members runs as any other: nothing is known of it, and nothing is asked. A wrapper derives from
-`core.wrapper.Wrapper`, which hands all of them on to the algorithm inside.
+An algorithm without these members runs as any other. A wrapper derives from `core.wrapper.Wrapper`, which hands them on.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,8 +44,7 @@ class Clusters:
     merges: Tensor | None = None
     """(clients - 1, 4) float64, the tree as scipy's dendrogram takes it."""
     variances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of pooled clusters, by tensor: expected squared distance of a client's update from its cluster's, and of a
-    cluster's from everybody's."""
+    """Of pooled clusters, by tensor: squared distance expected of a client's update from its cluster's, of that from all."""
 
     def __post_init__(self) -> None:
         """Refuse names that no folder can have."""
@@ -109,6 +107,8 @@ class Description:
     """Models that a client's answers are a mixture of."""
     slices: bool = False
     """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
+    prunes_columns: bool = False
+    """Whether clients look at columns of their factors to give some up."""
     local: Mapping[str, int] = field(default_factory=dict)
     """Tuned tensors that stay at clients, and how many numbers each has; known of a state only."""
     steps: str = ""
