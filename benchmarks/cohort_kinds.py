@@ -9,9 +9,8 @@ chooses for them). Both sides have the same kernels, so that what is left is the
 import argparse
 from collections.abc import Mapping
 
-from round import LR, Scene, Unasked, our_round, rows_of
-
 import torch
+
 from fedloom.client.cohort import Cohort
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.make_trainer import make_trainer
@@ -21,7 +20,7 @@ from fedloom.spaces.lora import LoRA
 from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
 from fedloom.spaces.tune import Tune
-from round import NOTHING
+from round import LR, NOTHING, Scene, Unasked, our_round, rows_of
 from timing import about, paired
 
 KINDS: Mapping[str, Tune] = {

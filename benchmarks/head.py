@@ -3,7 +3,7 @@
     python benchmarks/head.py --model FILE [--turns 7] [--steps 2] [--length 64] [--prompt 32]
 
 A round of four clients, of `round.py`, on one model, whose head alone is multiplied in other ways: packed for both directions,
-by oneDNN with the weight as it is, and by torch. Rows of logits at a time as in training, and twice as many.
+by oneDNN with the weight as it is, and by torch. Rows of logits at a time as with torch's own products, and more.
 """
 
 import argparse
@@ -12,19 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from round import Scene, our_round, ours
-
-import fedloom.objectives.head as head
 import torch
+
 from fedloom.client.cohort import Cohort
 from fedloom.client.fast.products import PackedProduct, TorchProduct, UnpackedProduct
+from round import Scene, our_round, ours
 from timing import about, paired
 
 WAYS: dict[str, tuple[Any, int]] = {
-    "no copy": (UnpackedProduct, head.CHUNK),
-    "no copy, twice the rows": (UnpackedProduct, 2 * head.CHUNK),
-    "a copy a direction": (PackedProduct, head.CHUNK),
-    "torch's own": (TorchProduct, head.CHUNK),
+    "no copy": (UnpackedProduct, 1),
+    "no copy, twice the rows": (UnpackedProduct, 2),
+    "no copy, four times the rows": (UnpackedProduct, 4),
+    "a copy a direction": (PackedProduct, 1),
+    "torch's own": (TorchProduct, 1),
 }
 
 
@@ -43,16 +43,10 @@ def main() -> None:
     fast = trainer.sequential.fast
     weight = trainer.sequential.setup.space.model.get_output_embeddings().weight.detach()
 
-    def taking(made: Any, rows: int) -> Callable[[], object]:
-        forward = replace(fast.forward, product=made(weight))
+    def taking(made: Any, times: int) -> Callable[[], object]:
+        forward = replace(fast.forward, product=made(weight), times=times)
         alone = replace(trainer.sequential, fast=replace(fast, forward=forward))
-        run = our_round(replace(trainer, sequential=alone), start, scene.clients)
-
-        def round() -> object:
-            head.CHUNK = rows
-            return run()
-
-        return round
+        return our_round(replace(trainer, sequential=alone), start, scene.clients)
 
     times = paired({name: taking(*way) for name, way in WAYS.items()}, turns=asked.turns)
     print(about(("torch", "transformers", "fedloom")), flush=True)

@@ -14,6 +14,7 @@ from fedloom.client.fast.products import (
     UNKEPT,
     Kind,
     UnkeptProduct,
+    UnpackedForward,
     fastest,
     native,
 )
@@ -206,7 +207,8 @@ def make_fast(
     }
     fixed = parts is not None and parts.frozen is not None and not moving
     product = products[id(parts.head)] if parts is not None and fixed else None
-    forward = Forward(model, parts, product, low=local.precision == "bfloat16")
+    times = 2 if isinstance(product, UnpackedForward) else 1
+    forward = Forward(model, parts, product, local.precision == "bfloat16", times)
     packs = kernels != "reference" and keeps_rows_apart(model)
     adapted = () if kernels == "reference" else tuple(lora_layers(model))
     low = next(model.parameters()).dtype in HALF and not moving and local.precision == "float32"
