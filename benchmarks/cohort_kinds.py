@@ -8,12 +8,14 @@ chooses for them). Both sides have the same kernels, so that what is left is the
 
 import argparse
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from fedloom.client.cohort import Cohort
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.make_trainer import make_trainer
+from fedloom.core.protocols import Params, Trainer
 from fedloom.data.federation import Federation, Shard
 from fedloom.models.build import Base
 from fedloom.spaces.lora import LoRA
@@ -32,12 +34,12 @@ KINDS: Mapping[str, Tune] = {
 }
 
 
-def trainer_of(kind: str, scene: Scene, batched: str) -> tuple[object, object]:
+def trainer_of(kind: str, scene: Scene, batched: Literal["auto", "off"]) -> tuple[Trainer, Params]:
     """Return a trainer of clients that tune this, and the start of its space."""
     space = KINDS[kind].make_space(Base(scene.model(), None, "random"), seed=0)
     shards = {client: Shard(rows_of(scene, client), [], []) for client in scene.clients}
     federation = Federation(shards, {client: {} for client in shards}, NOTHING)
-    settings = LocalSettings(lr=LR, steps=scene.steps, batch_size=1, batched=batched)  # type: ignore[arg-type]
+    settings = LocalSettings(lr=LR, steps=scene.steps, batch_size=1, batched=batched)
     trainer = make_trainer(space, federation, settings, evaluator=Unasked(), num_rounds=1)
     assert isinstance(trainer, Cohort) == (batched == "auto")
     return trainer, space.start()
@@ -60,12 +62,13 @@ def main() -> None:
     )
     print(f"{'tuned':18s} {'one batch, ms':>14s} {'one by one, ms':>15s} {'x':>6s}", flush=True)
     for kind in asked.kinds:
+        together, one_by_one = trainer_of(kind, scene, "auto"), trainer_of(kind, scene, "off")
         rounds = {
-            batched: our_round(*trainer_of(kind, scene, batched), scene.clients)  # type: ignore[arg-type]
-            for batched in ("auto", "off")
+            "batch": our_round(*together, scene.clients),
+            "alone": our_round(*one_by_one, scene.clients),
         }
         times = paired(rounds, turns=asked.turns)
-        batch, alone = times["auto"], times["off"]
+        batch, alone = times["batch"], times["alone"]
         print(
             f"{kind:18s} {batch.median * 1e3:14.1f} {alone.median * 1e3:15.1f} {batch.ratio(alone):6.2f}",
             flush=True,
