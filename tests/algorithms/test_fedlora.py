@@ -19,13 +19,14 @@ from fedloom.algorithms.prune import Prune
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.core.params import equal
 from fedloom.core.payloads import NoReplies
-from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Task
+from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Tail, Task
 from fedloom.core.ranks import Ranks
 from fedloom.core.rehearsal import rehearse
 from fedloom.models.build import Base
 from fedloom.recipe import RecipeError, build_recipe
 from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.server.factors.pruning import RankPruning
 from fedloom.server.factors.rules import (
     SVD,
     Aggregate,
@@ -399,7 +400,7 @@ def test_a_recipe_fills_in_the_ranks_and_does_not_write_them_down(small_recipe: 
     found = recipe.algorithm.ranks
     assert found is not None
     assert (found.most, found.tiers, found.side) == (4, {"phone": 2}, 0)
-    assert found.gains == {2: pytest.approx(2**0.5), 4: 1.0}
+    assert found.gains == pytest.approx({r: (4 / r) ** 0.5 for r in (1, 2, 3, 4)})
     assert "ranks" not in to_tree(recipe)["algorithm"][0]["fedlora"]
     assert build_recipe(to_tree(recipe)) == recipe
     assert "aggregate" in to_yaml(recipe)
@@ -472,10 +473,10 @@ def test_a_private_sum_is_refused_with_the_reason(rule: Aggregate) -> None:
 
 def test_one_mask_or_one_row_for_clients_of_several_ranks_is_refused() -> None:
     by_tier = FedLoRA(ranks=ranks())
-    with pytest.raises(ValueError, match=r"prune keeps one mask .* got tune\.lora\.ranks or side"):
+    with pytest.raises(ValueError, match=r"prune keeps one mask .* got tune\.lora\.ranks, side or"):
         Prune(by_tier)
     assert Prune(by_tier, regrow=True).inner is by_tier
-    with pytest.raises(ValueError, match=r"mode paper compares .* got tune\.lora\.ranks or side"):
+    with pytest.raises(ValueError, match=r"mode paper compares .* got tune\.lora\.ranks, side or"):
         Clustered(by_tier, Paper(2))
     assert Clustered(FedLoRA(ranks=ranks(most=8)), Auto(2)).inner == by_tier
 
@@ -564,3 +565,78 @@ def test_the_frozen_pair_is_the_servers_in_personal_models_too(
             replies.append(reply)
         state, _ = algorithm.server_update(state, round, iter(replies))
         assert state.used
+
+
+ANY = Ranks(8, {"phone": 2, "laptop": 4}, 0, {r: 8 / r for r in range(1, 9)})
+
+
+def test_a_client_that_gives_up_columns_is_added_up_and_sent_without_them(drive: Drive) -> None:
+    """HetLoRA's pruning: c2, of rank 8, lets its last columns shrink in round 2; c5 does not."""
+    algorithm = FedLoRA(Pad("examples"), prune=RankPruning(0.7, 0.2), ranks=ANY)
+    state = algorithm.init(space(), 0)
+    replies, works = replies_of(algorithm, state, round_of(1, ["c2", "c5"]), drive)
+    assert [work.tail for work in works] == [Tail(0.2, ((A, B),), 5, 8)] * 2
+    state, metrics = algorithm.server_update(state, round_of(1, ["c2", "c5"]), iter(replies))
+    assert (state.ranks, metrics["mean_rank"]) == ({"c2": 8, "c5": 8}, 8.0), "B began at zero"
+
+    def by(factor: float) -> Callable[[Any], Done]:
+        def run(work: Any) -> Done:
+            moved = {n: t + 0.1 for n, t in work.start.items()}
+            moved[A][5:], moved[B][:, 5:] = (
+                work.start[A][5:] * factor,
+                work.start[B][:, 5:] * factor,
+            )
+            return Done(moved, 1, 1)
+
+        return run
+
+    round, replies = round_of(2, ["c2", "c5"]), []
+    for client, download in algorithm.broadcast(state, round).items():
+        task = Task("train", 2, client, 0, TIERS[client], download)
+        reply, _, _ = drive(algorithm.client_update(task, {}), by(0.9 if client == "c2" else 1.1))
+        assert reply.upload["delta"][A].shape == (8, IN)
+        replies.append(reply)
+    assert [int(reply.upload["rank"]["rank"]) for reply in replies] == [5, 8]
+    assert not bool(replies[0].upload["delta"][A][5:].any())
+    after, metrics = algorithm.server_update(state, round, iter(replies))
+    assert (after.ranks, metrics["mean_rank"]) == ({"c2": 5, "c5": 8}, 6.5)
+    # Zeros in the place of c2's last columns, not what it had of them: the mean is half of what c5 has.
+    for name, own in ((A, slice(5, 8)), (B, (slice(None), slice(5, 8)))):
+        assert torch.allclose(after.params[name][own], 1.1 * state.params[name][own] / 2)
+    sent = algorithm.broadcast(after, round_of(3, ["c2", "c5", "c8", "c0"]))
+    assert [len(sent[c]["params"][A]) for c in ("c2", "c5", "c8", "c0")] == [5, 8, 8, 2]
+    task = Task("train", 3, "c2", 0, TIERS["c2"], sent["c2"])
+    reply, _, (work,) = drive(algorithm.client_update(task, {}), by(1.0))
+    assert (work.gain, work.tail) == (8 / 5, Tail(0.2, ((A, B),), 3, 5))
+    assert reply.upload["delta"][B].shape == (OUT, 5)
+
+
+def test_a_rank_that_a_client_cannot_have_is_not_believed(drive: Drive) -> None:
+    algorithm = FedLoRA(Pad(), prune=RankPruning(0.7), ranks=ANY)
+    state = algorithm.init(space(), 0)
+    round = round_of(1, ["c2", "c5"])
+    replies, _ = replies_of(algorithm, state, round, drive)
+    lying = [
+        replace(reply, upload={**reply.upload, "rank": {"rank": torch.tensor(said)}})
+        for reply, said in zip(replies, (0, 100), strict=True)
+    ]
+    state, _ = algorithm.server_update(state, round, iter(lying))
+    assert state.ranks == {"c2": 8, "c5": 8}
+
+
+@pytest.mark.parametrize("rule", ["mean", "stack"])
+def test_columns_are_given_up_only_where_clients_go_on_from_them(rule: str) -> None:
+    with pytest.raises(RecipeError, match=rf"fedlora.prune needs .*, got .* {rule}: take pad"):
+        build_recipe({"algorithm": {"fedlora": {"aggregate": rule, "prune": {}}}, "name": "x"})
+
+
+def test_pruned_ranks_need_adapters_in_one_piece() -> None:
+    tree = {
+        "name": "x",
+        "algorithm": {"fedlora": {"aggregate": "pad", "prune": {"gamma": 0.9}}},
+        "tune": {"lora": {"origin": "zero"}},
+    }
+    algorithm: Any = build_recipe(tree).algorithm
+    assert algorithm.prune == RankPruning(0.9)
+    with pytest.raises(RecipeError, match=r"lose columns by fedlora.prune: leave that out"):
+        build_recipe({**tree, "worker": {"shards": 2}})

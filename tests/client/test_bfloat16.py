@@ -15,7 +15,7 @@ from fedloom.client.fast.kernels import (
     products_in_words,
     slow_type,
 )
-from fedloom.client.fast.products import PRODUCTS, TorchProduct, rates
+from fedloom.client.fast.products import PRODUCTS, UNKEPT, TorchProduct, rates
 from fedloom.client.local_settings import LocalSettings
 from fedloom.core.params import add, scale, sub
 from fedloom.core.protocols import Fit, Job, Params
@@ -51,13 +51,14 @@ def flat(params: Params) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ways", [PRODUCTS, UNKEPT], ids=["kept", "unkept"])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_every_way_to_multiply_is_a_product_up_to_rounding(kind, transposed, monkeypatch):
+def test_every_way_to_multiply_is_a_product_up_to_rounding(kind, ways, transposed, monkeypatch):
     works_here(kind)
     monkeypatch.setattr("fedloom.client.fast.products.WIDE", 100)  # a weight in several parts
     weight = normal(40, 48).t().to(BF16) if transposed else normal(48, 40).to(BF16)
     x, g = normal(7, 9, 40, seed=1).to(BF16), normal(7, 9, 48, seed=2).to(BF16)
-    product = PRODUCTS[kind](weight)
+    product = ways[kind](weight)
     there, back = product.forward(x), product.backward(g)
     assert (there.dtype, back.dtype) == (BF16, BF16)
     assert off(there, x.float() @ weight.float().t()) < 0.004

@@ -7,10 +7,11 @@ from fedloom.client import fit as fit_module
 from fedloom.client.cohort import AdapterLanes, Cohort, keeps_lanes_apart
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.trainer import Sequential
-from fedloom.core.protocols import Evaluate, Fit, Job, Proximal
+from fedloom.core.protocols import Evaluate, Fit, Job, Proximal, Tail
 from fedloom.core.randomness import derive
 from fedloom.models.quantized import QuantizedLinear, quantize_, quantized_layers
 from fedloom.models.schemes import SCHEMES
+from fedloom.server.combine.products import pairs
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
@@ -45,13 +46,17 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def edited(space, client: str) -> Fit:
     """Return a Fit whose edits differ by client."""
     number = int(client[1:])
-    start = space.start() if number < 4 else {n: t + 0.01 for n, t in space.start().items()}
+    # No multiple of a step of AdamW, which would leave rounding for a tail to pull at.
+    start = space.start()
+    if number >= 4:
+        start = {n: t + 0.0027 * number for n, t in start.items()}
     return Fit(
         start,
         proximal=Proximal(0.1 * number, space.start()) if number % 2 else None,
         gradient_offset={n: t + 1e-3 for n, t in start.items()} if number % 3 == 0 else None,
         mask={n: torch.tensor(0.5) for n in start} if number == 5 else None,
         steps=7 if number == 2 else None,
+        tail=Tail(0.2, tuple(pairs(start)), number - 4, 3 + number % 2) if number > 5 else None,
     )
 
 

@@ -8,7 +8,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedloom.client.fast import products
 from fedloom.client.fast.functions import frozen_linear, lora_linear
 from fedloom.client.fast.kernels import choose_kernels, make_fast
-from fedloom.client.fast.products import Kind, PackedProduct, Rate, TorchProduct, fastest, rates
+from fedloom.client.fast.products import (
+    Kind,
+    PackedProduct,
+    Rate,
+    TorchProduct,
+    UnpackedProduct,
+    fastest,
+    rates,
+)
 from fedloom.client.local_settings import LocalSettings
 from fedloom.evaluation.scoring import evaluating
 from fedloom.models.build import Base
@@ -71,9 +79,10 @@ def test_the_fused_loss_survives_logits_that_overflow_exp():
 
 
 @needs_packed
-def test_packed_products_are_products():
+@pytest.mark.parametrize("made", [PackedProduct, UnpackedProduct])
+def test_packed_products_are_products(made):
     weight, x = normal(48, 40, dtype=torch.float32), normal(7, 9, 40, seed=1, dtype=torch.float32)
-    plain, packed = TorchProduct(weight), PackedProduct(weight)
+    plain, packed = TorchProduct(weight), made(weight)
     torch.testing.assert_close(packed.forward(x), plain.forward(x))
     g = normal(7, 9, 48, seed=2, dtype=torch.float32)
     torch.testing.assert_close(packed.backward(g), plain.backward(g))

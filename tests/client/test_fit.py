@@ -9,9 +9,10 @@ from fedloom.algorithms.personal import Personal
 from fedloom.client.setup import batches
 from fedloom.core.params import equal
 from fedloom.core.phases import Phase
-from fedloom.core.protocols import ClientError, Fit, Job, Proximal, Task
+from fedloom.core.protocols import ClientError, Fit, Job, Proximal, Tail, Task
 from fedloom.core.randomness import derive
 from fedloom.data.tokens import IGNORED, Example
+from fedloom.server.combine.products import pairs
 from fedloom.spaces.full import Full
 
 PLAIN = {"kernels": "reference", "batched": "off"}
@@ -157,6 +158,33 @@ def test_what_a_mask_freezes_does_not_move_at_all(bench, optimizer):
     for done in one.fit(["c1", "c4"], mask=mask):
         for name, t in done.params.items():
             assert bool(t.any()) == ("lora_B" in name)
+
+
+def test_a_tail_is_the_product_of_its_norms_in_the_loss(bench, tiny_llama, federation_of, rows):
+    """Against autograd, layer by layer; zeros stay where they are."""
+    data, zero = federation_of([rows(1, 4)]), {"origin": "zero"}
+    one = bench(model=tiny_llama(), data=data, tune=zero, **SGD, steps=1, **PLAIN)
+    names = tuple(pairs(one.space.start()))
+    draw = torch.Generator().manual_seed(2)
+    start = {
+        n: torch.randn(t.shape, generator=draw).to(t) for n, t in sorted(one.space.start().items())
+    }
+    start[names[0][1]][:, 2:] = 0  # one layer's tail of B
+    tail = Tail(0.3, names, 2, 4)
+    (free,), (pulled,) = one.fit(["c0"], start), one.fit(["c0"], start, tail=tail)
+    leaves = {n: t.double().requires_grad_() for n, t in start.items()}
+    penalty = sum(
+        0.3 * torch.linalg.norm(leaves[b][:, 2:]) * torch.linalg.norm(leaves[a][2:])
+        for a, b in names[1:]
+    )
+    penalty.backward()
+    for a, b in names:
+        for name in (a, b):
+            step = (free.params[name] - pulled.params[name]).double() / SGD["lr"]
+            wanted = leaves[name].grad
+            if wanted is not None:
+                assert torch.allclose(step, wanted, atol=2e-5), name
+            assert bool(step.any()) == (a != names[0][0])
 
 
 def test_the_proximal_term_pulls_towards_its_center(bench, distance):

@@ -11,7 +11,7 @@ import torch
 
 from fedloom.client.hf_trainer import HuggingFaceTrainer, LocalRound, hf_trainer
 from fedloom.client.setup import Setup, TrainerParts
-from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal
+from fedloom.core.protocols import ClientError, Evaluate, Fit, Job, Params, Proximal, Tail
 from fedloom.data.federation import Federation
 from fedloom.data.tokens import IGNORED
 from fedloom.models.introspection import forgets_activations
@@ -182,6 +182,7 @@ def test_a_trainer_that_lets_more_learn_is_refused(plain: Any) -> None:
         ({"proximal": Proximal(0.1, {})}, "a proximal term, for which FedProx"),
         ({"gradient_offset": {}}, "a gradient offset, for which SCAFFOLD"),
         ({"mask": {}}, "a mask of the gradient, for which freeze"),
+        ({"tail": Tail(0.1, (), 0, 1)}, "a pull of the last columns, for which fedlora.prune"),
         ({"seed_sequence": {}}, "a seed sequence, for which FedKSeed"),
         ({"decay_factor": 0.0}, "another weight decay, for which FedEx"),
     ],

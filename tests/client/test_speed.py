@@ -57,3 +57,15 @@ def test_a_client_round_costs_no_more_than_a_bare_loop(benchmark):
     ours = benchmark.our_round(*trainer, benchmark.CLIENTS[:1])
     times = benchmark.paired({"ours": ours, "peft": benchmark.Peft(scene).client_round}, turns=15)
     assert times["peft"].ratio(times["ours"]) <= 1.10
+
+
+def test_cores_between_frozen_factors_are_faster_in_one_batch(benchmark):
+    """LoRA-XS, which Fed-SB trains, on all linear layers; measured 1.8."""
+    kinds = importlib.import_module("cohort_kinds")
+    scene = benchmark.Scene(hidden=256, layers=2, length=64, steps=1, prompt=1)
+    rounds = {
+        batched: benchmark.our_round(*kinds.trainer_of("LoRA-XS", scene, batched), scene.clients)
+        for batched in ("auto", "off")
+    }
+    times = benchmark.paired(rounds, turns=7)
+    assert times["auto"].ratio(times["off"]) >= 1.3

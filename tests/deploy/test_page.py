@@ -92,8 +92,14 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["flower", "ray"])
 def test_other_engines_end_with_the_bytes_of_one_process(
-    engine: str, here: Mapping[str, Any], tmp_path: Path, nothing_left: None
+    engine: str,
+    here: Mapping[str, Any],
+    tmp_path: Path,
+    nothing_left: None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    # Ray's processes give way to all others, which beside other tests is for minutes.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     pytest.importorskip(
         {"flower": "flwr"}.get(engine, engine), reason=f"the extra `{engine}` is not installed"
     )

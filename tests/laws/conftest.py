@@ -41,6 +41,7 @@ from fedloom.core.sparsity import Density
 from fedloom.server.combine.bounded import CentredClip, GeometricMedian, NormBound
 from fedloom.server.combine.chosen import Krum, MultiKrum
 from fedloom.server.combine.sorted import Median, TrimmedMean
+from fedloom.server.factors.pruning import RankPruning
 from fedloom.server.factors.rules import Fair, Mean, Pad, Residual, Stack
 from fedloom.server.importance import Pro
 from fedloom.server.optimizers import SGD, Adagrad, Adam, Momentum, Yogi
@@ -57,7 +58,7 @@ PHASES = (Phase("local", 1), Phase("shared"), Phase("all", 1, from_round=2))
 
 ARMS = (Arm(0.1), Arm(1.0, 2.0), Arm(2.0, steps=2))
 
-BY_RANK = Ranks(4, {"phone": 2}, 0, {2: 2.0, 4: 1.0})
+BY_RANK = Ranks(4, {"phone": 2}, 0, {r: 4 / r for r in (1, 2, 3, 4)})
 BESIDE = Ranks(2, {"phone": 1}, 2, {1: 2.0, 2: 1.0})
 
 # Of the two layers the first is the emulator's.
@@ -91,6 +92,7 @@ CASES: dict[str, Algorithm[Any]] = {
     "fedlora mean": FedLoRA(Mean(), mu=0.1),
     "fedlora fair": FedLoRA(Fair(), weighting="uniform"),
     "fedlora pad by tier": FedLoRA(Pad(), ranks=BY_RANK),
+    "fedlora pad by tier, pruned": FedLoRA(Pad(), prune=RankPruning(0.7, 20.0), ranks=BY_RANK),
     "fedlora svd by tier": FedLoRA(ranks=BY_RANK),
     "fedlora stack by tier": FedLoRA(Stack(), ranks=BESIDE),
     "fedlora residual by tier": FedLoRA(Residual(), ranks=BESIDE),

@@ -65,8 +65,8 @@ class Clustered(Wrapper[State]):
             raise ValueError(f"clustered.share.pool {obstacle}: leave it out")
         if isinstance(self.mode, Paper) and describe(self.inner).slices:
             raise ValueError(
-                "clustered.mode paper compares uploads entry by entry, got tune.lora.ranks or side, of which clients send"
-                " some columns: leave them out, or take mode auto"
+                "clustered.mode paper compares uploads entry by entry, got tune.lora.ranks, side or fedlora.prune, of which"
+                " clients send some columns: leave them out, or take mode auto"
             )
         if not isinstance(self.mode, Auto) and self.share.fixed:
             raise ValueError(

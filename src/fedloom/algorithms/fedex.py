@@ -99,8 +99,8 @@ class FedEx(Enclosing[State]):
         inner = describe(found.inner)
         if inner.slices:
             raise ValueError(
-                "fedex measures what a client trained, which of a smaller rank is no model of its own: leave tune.lora.ranks"
-                " and side out"
+                "fedex measures what a client trained, which of a smaller rank is no model of its own: leave"
+                " tune.lora.ranks, side and fedlora.prune out"
             )
         if inner.steps and any(arm.steps for arm in self.arms):
             raise ValueError(

@@ -75,8 +75,8 @@ class Prune(Enclosing[State]):
             raise ValueError("prune.density.tiers needs prune.regrow, got one mask for all clients")
         if describe(self.inner).slices and not self.regrow:
             raise ValueError(
-                "prune keeps one mask of all tuned entries, got tune.lora.ranks or side, of which clients are sent some"
-                " columns: leave them out, set prune.regrow, or take flasc"
+                "prune keeps one mask of all tuned entries, got tune.lora.ranks, side or fedlora.prune, of which"
+                " clients are sent some columns: leave them out, set prune.regrow, or take flasc"
             )
         check_comparable(self.inner, "prune.density", apart=bool(self.density.tiers))
 

@@ -62,7 +62,7 @@ def fit(
 ) -> list[Done]:
     """Run the jobs side by side; `lanes` already stand at their starts. A job leaves when its steps are done.
 
-    A gradient is edited (proximal term, offset, mask), clipped, and given to the optimizer. A lane whose loss or
+    A gradient is edited (proximal term, tail, offset, mask), clipped, and given to the optimizer. A lane whose loss or
     gradient is not finite does not move in that step, nor do its moments.
     """
     local, space = setup.local, setup.space

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedloom.core.protocols import Fit, Params
-from fedloom.spaces.live import Tunable
+from fedloom.core.protocols import Fit, Params, Tail
+from fedloom.spaces.live import Layout, Tunable
 
 
 @dataclass
@@ -17,6 +17,7 @@ class GradientTransforms:
     strength: Tensor | None
     """(lanes, 1), or (lanes, numel) where some centers have some of the tensors only."""
     anchor: Tensor | None
+    tails: "Tails | None"
     offset: Tensor | None
     mask: Tensor | None
 
@@ -27,6 +28,7 @@ class GradientTransforms:
         return cls(
             _strengths(fits, space) if pulled else None,
             rows(centers, space.absolute_vector) if pulled else None,
+            Tails.of([fit.tail for fit in fits], space),
             _optional([fit.gradient_offset for fit in fits], space, 0.0),
             _optional([fit.mask for fit in fits], space, 1.0),
         )
@@ -34,6 +36,8 @@ class GradientTransforms:
     def apply_(self, gradients: Tensor, values: Tensor) -> None:
         if self.strength is not None and self.anchor is not None:
             gradients.add_(self.strength * (values - self.anchor))
+        if self.tails is not None:
+            self.tails.add_(gradients, values)
         if self.offset is not None:
             gradients.add_(self.offset)
         if self.mask is not None:
@@ -43,6 +47,51 @@ class GradientTransforms:
         self.strength, self.anchor, self.offset, self.mask = (
             None if t is None else t[lanes]
             for t in (self.strength, self.anchor, self.offset, self.mask)
+        )
+        if self.tails is not None:
+            self.tails.keep(lanes)
+
+
+@dataclass
+class Tails:
+    """The jobs' `Fit.tail`; a job without one has no strength."""
+
+    layout: Layout
+    factors: Sequence[tuple[str, str]]
+    strength: Tensor
+    """(lanes,)"""
+    first: Tensor
+    """(lanes,) int64, and `last` too."""
+    last: Tensor
+
+    @classmethod
+    def of(cls, tails: Sequence[Tail | None], space: Tunable) -> "Tails | None":
+        asked = [tail for tail in tails if tail and tail.strength]
+        if not asked:
+            return None
+        ends = [(tail.first, tail.last) if tail else (0, 0) for tail in tails]
+        bounds = torch.tensor(ends, device=space.values.device)
+        strengths = torch.tensor([tail.strength if tail else 0.0 for tail in tails]).double()
+        factors = asked[0].factors
+        assert all(tail.factors == factors for tail in asked)
+        return cls(space.layout, factors, strengths.to(space.values), bounds[:, 0], bounds[:, 1])
+
+    def add_(self, gradients: Tensor, values: Tensor) -> None:
+        """Add the gradient, of |B| |A| by A that of |A|, A / |A|, times |B|; 0 where a factor is."""
+        into, of = self.layout.split(gradients), self.layout.split(values)
+        for name_a, name_b in self.factors:
+            at = torch.arange(of[name_a].shape[1], device=values.device)
+            inside = (at >= self.first[:, None]) & (at < self.last[:, None])  # (lanes, rank)
+            a, b = of[name_a] * inside[:, :, None], of[name_b] * inside[:, None, :]
+            norm_a, norm_b = (torch.linalg.matrix_norm(t, keepdim=True) for t in (a, b))
+            each = self.strength[:, None, None]
+            into[name_a].add_(torch.where(norm_a > 0, each * norm_b / norm_a, 0.0) * a)
+            into[name_b].add_(torch.where(norm_b > 0, each * norm_a / norm_b, 0.0) * b)
+
+    def keep(self, lanes: Tensor) -> None:
+        """Go on with these lanes only."""
+        self.strength, self.first, self.last = (
+            t[lanes] for t in (self.strength, self.first, self.last)
         )
 
 

@@ -174,6 +174,7 @@ def refuse(work: Fit) -> None:
             None if work.gain == 1.0 else work.gain,
             "tune.lora.ranks asks",
         ),
+        ("a pull of the last columns", work.tail, "fedlora.prune asks"),
         ("a seed sequence", work.seed_sequence, "FedKSeed and DeComFL ask"),
         ("weights of examples", work.example_weights, "FedEM asks"),
         (

@@ -74,7 +74,7 @@ def check_by_token(examples: Sequence[Example]) -> None:
 
 
 def refuse_factors(work: Fit) -> None:
-    """Refuse other rates than the recipe's, where steps are along seeds.
+    """Refuse other rates than the recipe's, and columns of adapters, where steps are along seeds.
 
     Raises:
         ValueError: naming who asks for them.
@@ -83,6 +83,10 @@ def refuse_factors(work: Fit) -> None:
         raise ValueError(
             "algorithm fedex with arms of other learning rates or weight decays needs adapters or weights to be tuned,"
             " got tune: seeds"
+        )
+    if work.tail:
+        raise ValueError(
+            "fedlora.prune gives up columns of adapters, got tune: seeds: set tune: lora"
         )
 
 

@@ -45,16 +45,13 @@ class Clusters:
     merges: Tensor | None = None
     """(clients - 1, 4) float64, the tree as scipy's dendrogram takes it."""
     variances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Of pooled clusters, by tensor: expected squared distance of a client's update from its cluster's, and of a
-    cluster's from everybody's."""
+    """Of pooled clusters, by tensor: squared distance expected of a client's update from its cluster's, of that from all."""
 
     def __post_init__(self) -> None:
         """Refuse names that no folder can have."""
         for name in {*self.assignment.values()}:
             if not name.isprintable() or name.strip() in ("", ".", "..") or "/" in name:
-                raise ValueError(
-                    f"a cluster's name must be one that a folder can have, got {name!r}"
-                )
+                raise ValueError(f"a folder must be able to have a cluster's name, got {name!r}")
 
     @property
     def names(self) -> Sequence[str]:
@@ -109,6 +106,8 @@ class Description:
     """Models that a client's answers are a mixture of."""
     slices: bool = False
     """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
+    prunes_columns: bool = False
+    """Whether clients look at columns of their factors to give some up."""
     local: Mapping[str, int] = field(default_factory=dict)
     """Tuned tensors that stay at clients, and how many numbers each has; known of a state only."""
     steps: str = ""

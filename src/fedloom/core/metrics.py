@@ -169,6 +169,7 @@ WRITTEN: Mapping[str, Metric] = _named(
             "noise_std",
             "num_clusters",
             "frozen_rank",
+            "mean_rank",
             "num_heard",
             "moved",
             "effective_seeds",

@@ -123,6 +123,19 @@ class Proximal:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """Adds strength times |B[:, first:last]| |A[first:last]| of every layer to the loss: Frobenius norms of LoRA's factors."""
+
+    strength: float
+    factors: Sequence[tuple[str, str]]
+    """Names of every layer's A and B."""
+    first: int
+    """The column of B, and row of A, that it begins with."""
+    last: int
+    """The one behind its last."""
+
+
+@dataclass(frozen=True)
 class Fit:
     """Improve `start` on the client's training data, as the recipe's `local` section says."""
 
@@ -148,6 +161,8 @@ class Fit:
     """Multiplies the recipe's learning rate."""
     decay_factor: float = 1.0
     """Multiplies the recipe's weight decay."""
+    tail: Tail | None = None
+    """A pull of the last columns of low-rank adapters towards zero, in every step."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fedloom.core.protocols import Done, Evaluate, Fit, Job, Losses, Proximal
+from fedloom.core.protocols import Done, Evaluate, Fit, Job, Losses, Proximal, Tail
 
-TYPES = [Job, Fit, Proximal, Evaluate, Losses, Done]
+TYPES = [Job, Fit, Proximal, Evaluate, Losses, Tail, Done]
 """What is in the files that jobs and answers travel in, beside tensors and plain values."""
 
 

@@ -44,6 +44,8 @@ class Forward:
     """Of a head that neither learns nor moves: loss and derivative are one function, and no logit outlives it."""
     low: bool = False
     """Whether matrix products are in bfloat16, under autocast."""
+    times: int = 1
+    """How many times as many rows of logits as usual are made at once, where that product is slow at few."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "Forward":
@@ -60,7 +62,10 @@ class Forward:
             if whole and not _autocasting(states):
                 assert frozen is not None
                 assert self.product is not None
-                return fused_cross_entropy(states, self.product, frozen.bias, targets), at
+                losses = fused_cross_entropy(
+                    states, self.product, frozen.bias, targets, times=self.times
+                )
+                return losses, at
             found = [
                 nn.functional.cross_entropy(logits, wanted, reduction="none")
                 for logits, wanted in self._each(states, targets, batch.choices)

@@ -378,6 +378,8 @@ class Recipe:
         """Return why the weights cannot be split over processes, None where they can."""
         if not isinstance(self.tune, LoRA | full.Full):
             return f"needs tune: lora or full, got {self.tune.title}"
+        if describe(self.algorithm).prunes_columns:
+            return "cannot split adapters that lose columns by fedlora.prune: leave that out, or take worker.replicas"
         if self.model.quantize != "none":
             return f"cannot split packed weights: model.quantize must be none, got {self.model.quantize}"
         if isinstance(self.objective, Comparing):

@@ -101,8 +101,8 @@ class LoRA:
         if self.dora:
             return None
         widest = scale(self.alpha, self.rank, rslora=self.rslora)
-        ranks = {self.rank, *self.ranks.values()}
-        gains = {r: scale(self.alpha, r, rslora=self.rslora) / widest for r in sorted(ranks)}
+        every = range(1, self.rank + 1)
+        gains = {r: scale(self.alpha, r, rslora=self.rslora) / widest for r in every}
         return Ranks(self.rank, self.ranks, self.side, gains)
 
     def make_space(self, base: Base, *, seed: int, decays: bool = False) -> AdapterSpace:

@@ -14,6 +14,7 @@ from fedloom.client.fast.products import (
     UNKEPT,
     Kind,
     UnkeptProduct,
+    UnpackedForward,
     fastest,
     native,
 )
@@ -196,16 +197,18 @@ def make_fast(
     kernels = choose_kernels(local, model)
     layers = tuple(frozen_linears(model))
     kind: Kind = "torch" if kernels == "reference" else kernels
+    parts = None if kernels == "reference" else readout(model)
+    head = None if parts is None else parts.head
     products: dict[int, Product] = {
         id(layer.module): _unkept(layer, kind)
         if moving or layer.packed
-        else PRODUCTS[kind](layer.weight)
+        else (UNKEPT if layer.module is head else PRODUCTS)[kind](layer.weight)
         for layer in layers
     }
-    parts = None if kernels == "reference" else readout(model)
     fixed = parts is not None and parts.frozen is not None and not moving
     product = products[id(parts.head)] if parts is not None and fixed else None
-    forward = Forward(model, parts, product, low=local.precision == "bfloat16")
+    times = 2 if isinstance(product, UnpackedForward) else 1
+    forward = Forward(model, parts, product, local.precision == "bfloat16", times)
     packs = kernels != "reference" and keeps_rows_apart(model)
     adapted = () if kernels == "reference" else tuple(lora_layers(model))
     low = next(model.parameters()).dtype in HALF and not moving and local.precision == "float32"

@@ -64,11 +64,18 @@ class WidenedProduct:
         return out.view(*gradient.shape[:-1], self._in).to(gradient.dtype)
 
 
-class UnpackedProduct(TorchProduct):
+class UnpackedForward(TorchProduct):
     """oneDNN's forwards, with the weight as it is; torch's own backwards."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _packed_linear(x, self._weight)
+
+
+class UnpackedProduct(UnpackedForward):
+    """oneDNN's, with the weight as it is, which backwards is read across: no copy is made, not even for a while."""
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return _packed_linear(gradient, self._weight.t())
 
 
 class PackedForward(TorchProduct):
@@ -120,12 +127,13 @@ PRODUCTS: Mapping[Kind, Callable[[Tensor], Product]] = {
 UNKEPT: Mapping[Kind, Callable[[Tensor], Product]] = {
     "torch": TorchProduct,
     "widened": WidenedProduct,
-    "onednn_forward": UnpackedProduct,
+    "onednn_forward": UnpackedForward,
     "onednn": UnpackedProduct,
 }
-"""The same with nothing kept of the weight."""
+"""The same with nothing kept of the weight, for one that moves or is held in few bits, and for a head, the largest of all, without
+whose copies a round takes 2 % to 4 % longer (`benchmarks/results/head.txt`)."""
 COPIES: Mapping[Kind, int] = {"torch": 0, "widened": 0, "onednn_forward": 1, "onednn": 2}
-"""Of a weight that a way keeps."""
+"""Of a weight that a way keeps; of a head, nothing."""
 
 
 def _packed(weight: Tensor) -> Tensor:

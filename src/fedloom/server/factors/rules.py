@@ -7,7 +7,7 @@ mean: B = sum p_i B_i, A = sum p_i A_i, as FedAvg has it (FedIT, Zhang et al. 20
 product of means is no mean of products.
 pad: the mean of factors that zeros bring to one rank. Heterogeneous LoRA for Federated Fine-tuning of On-Device
 Foundation Models. Cho, Liu, Xu, Fahrezi, Joshi, EMNLP 2024 (arXiv:2401.06432), section 4: `weights: norm` weighs clients
-by the norm of what they add to the layer. Their pruning of ranks is left out.
+by the norm of what they add to the layer. Their pruning of ranks is in `pruning.py`.
 svd: the nearest matrix of rank r. Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
 Resources. Bai, Chen, Qian, Yao, Li, NeurIPS 2024 (arXiv:2402.11505), FlexLoRA. By QR of the stacked factors, where theirs
 decomposes a dense matrix; the root of the singular values goes to either side, where theirs puts all of them on B.

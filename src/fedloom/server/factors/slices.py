@@ -24,6 +24,11 @@ def learning(params: Params, rank: int) -> Params:
     return {**params, **changed} if changed else params
 
 
+def rank_of(params: Params) -> int:
+    """Return the columns that every pair has."""
+    return next(len(params[a]) for a, _ in pairs(params))
+
+
 def frozen(params: Params, *, most: int, used: int) -> Params:
     """Return the columns of every pair that do not learn and hold something, without any other tensor."""
     found: dict[str, Tensor] = {}
