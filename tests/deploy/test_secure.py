@@ -387,7 +387,7 @@ def test_uploads_of_a_sum_that_are_too_large_for_one_message_come_in_frames(
     five: Met, monkeypatch: pytest.MonkeyPatch
 ):
     asked, remote, sites, server = five
-    monkeypatch.setattr(parcels, "FRAME", 512)
+    monkeypatch.setattr(parcels, "FRAME", 256)
     before = bytes_of(remote)
     _, line, failures = one_round(asked, remote, server)
     assert (line["comm/num_replies"], failures) == (5, [])

@@ -205,7 +205,7 @@ def test_private_adds_its_noise_to_a_sum_that_it_cannot_open(tmp_path: Path):
     assert 0 < apart(plain.state.inner, hidden.state.inner) <= 2 * 2.0**-24
     assert line["comm/num_replies"] == 6
     # In coarse steps it shows that what was clipped is no longer than its clip.
-    coarse = Played(SecureSettings(4, bits=8, clip=4.0))
+    coarse = Played(SecureSettings(4, bits=8, clip=8.0))
     cut, *_ = played(private, tmp_path / "coarse", coarse, cohort=everybody, rounds=1)
     open_, *_ = played(private, tmp_path / "open", None, cohort=everybody, rounds=1)
     lengths = [float(flat(run.state.inner.params).norm()) for run in (cut, open_)]

@@ -50,8 +50,9 @@ class Clusters:
     def __post_init__(self) -> None:
         """Refuse names that no folder can have."""
         for name in {*self.assignment.values()}:
-            if not name.isprintable() or name.strip() in ("", ".", "..") or "/" in name:
-                raise ValueError(f"a folder must be able to have a cluster's name, got {name!r}")
+            if name.isprintable() and name.strip() not in ("", ".", "..") and "/" not in name:
+                continue
+            raise ValueError(f"a cluster's name must be one that a folder can have, got {name!r}")
 
     @property
     def names(self) -> Sequence[str]:
