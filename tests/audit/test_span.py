@@ -210,6 +210,22 @@ def test_spaces_that_multiply_no_words_are_said_to_tell_nothing(small_recipe: Ma
     assert said.silent["span"].startswith("no tensor of lora, rank 2 multiplies what a word alone")
 
 
+def test_tensors_that_stay_at_home_are_no_part_of_what_is_looked_at(
+    small_recipe: Make, tmp_path: Path
+):
+    folder = made(
+        small_recipe,
+        tmp_path / "home",
+        algorithm=[{"personal": {"local": "lora_B"}}, "fedavg"],
+        tune={"lora": {"rank": 16, "targets": ["q_proj", "k_proj", "v_proj"]}},
+    )
+    said = audit(folder, ["span"], round=2)
+    looked = {one.measure.partition("through ")[2] for one in said.findings if one.seen == "upload"}
+    assert looked == {"A"}
+    assert "did not move at all" in of(said, "words found through B", 2, "model").says
+    assert of(said, "words found through A", 2).value > 0.5
+
+
 def test_one_client_is_looked_at_alone(lora: Path):
     client = next(read_round(lora, 2)).clients[0]
     said = audit(lora, ["span"], client=client, round=2)

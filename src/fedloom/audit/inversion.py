@@ -22,7 +22,7 @@ from fedloom.audit.learnt import learnt
 from fedloom.audit.matching import cosine, matched
 from fedloom.audit.records import Case
 from fedloom.audit.span import distances
-from fedloom.audit.windows import windows
+from fedloom.audit.windows import whole, windows
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import generator
 from fedloom.data.tokens import IGNORED, Example
@@ -193,6 +193,7 @@ def _learning(space: Live, download: Params, delta: Params) -> Iterator[dict[str
     """Yield the tensors that moved, where the model stands at a download and they learn."""
     named = every(space.model)
     chosen = {name: named[name] for name, moved in delta.items() if bool(moved.any())}
+    download = whole(space, download)
     learnt_before = {name: p.requires_grad for name, p in chosen.items()}
     with space.standing_at(download):
         try:

@@ -75,10 +75,27 @@ def windows(case: Case, download: Params, delta: Params) -> list[Window]:
         delta: How far that moved, as the server reads it.
     """
     space = case.session.space
-    with space.standing_at(download):
+    held = whole(space, download)
+    delta = {name: moved for name, moved in delta.items() if _fits(moved, held.get(name))}
+    with space.standing_at(held):
         if isinstance(space, SeedSpace):
             return _of_seeds(space, delta)
-        return _of_tensors(case, space, download, delta)
+        return _of_tensors(case, space, held, delta)
+
+
+def whole(space: Live | SeedSpace, download: Params) -> Params:
+    """Return coordinates of all tensors of a space: those that were sent, of the others the start that everybody holds.
+
+    What the algorithm sends beside, and tensors of another rank than the space's, are left out.
+    """
+    return {
+        name: download[name] if _fits(tensor, download.get(name)) else tensor
+        for name, tensor in space.start().items()
+    }
+
+
+def _fits(tensor: Tensor, other: Tensor | None) -> bool:
+    return other is not None and other.shape == tensor.shape
 
 
 def _of_seeds(space: SeedSpace, delta: Params) -> list[Window]:
