@@ -27,6 +27,7 @@ class Length:
 
     title: str = "how far uploads go"
     assumes: str = "whoever reads uploads"
+    of_uploads: bool = True
 
     def silent(self, case: Case) -> str | None:
         return None if case.recipe.tune.is_adapter else "it measures adapters alone"
@@ -39,6 +40,16 @@ class Length:
             yield Finding(
                 "length", case.space, case.link, seen(one), "norm", far, 0.0, says, names, one.round
             )
+
+
+@dataclass(frozen=True)
+class Elsewhere(Length):
+    """Looks at something else."""
+
+    of_uploads: bool = False
+
+    def findings(self, case: Case) -> Iterator[Finding]:
+        raise AssertionError("it is not made where uploads are chosen")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +76,9 @@ def folder(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedloom.audit.conduct.ATTACKS", {"length": Length()})
+    monkeypatch.setattr(
+        "fedloom.audit.conduct.ATTACKS", {"length": Length(), "elsewhere": Elsewhere()}
+    )
 
 
 def run(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -110,7 +123,9 @@ def test_the_command_writes_a_table_a_picture_and_numbers(
 ):
     client = next(read_round(folder, 3)).clients[0]
     assert run("audit", folder, "--client", client, "--round", 3, monkeypatch=monkeypatch) == 0
-    assert "what each number says" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "what each number says" in said
+    assert "elsewhere says nothing: it looks at no uploads, which --round and --client" in said
     table = (folder / "audit/audit.md").read_text()
     assert f"| length | {client} | 3 | upload | norm |" in table
     assert "- length assumes: whoever reads uploads." in table
@@ -127,7 +142,8 @@ def test_the_command_writes_a_table_a_picture_and_numbers(
     [
         (["--client", "nobody"], "--client must be one of the run's"),
         (["--round", "9"], "--round must be one that was recorded, 1, 2, 3, got 9"),
-        (["--attack", "guess"], "--attack must be one of length, got 'guess'"),
+        (["--attack", "guess"], "--attack must be one of length, elsewhere, got 'guess'"),
+        (["--attack", "elsewhere", "--round", "1"], "--attack elsewhere: it looks at no uploads"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_sentence(

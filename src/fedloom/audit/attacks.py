@@ -25,6 +25,11 @@ class Attack(Protocol):
         """Return what whoever attacks has and knows, in one sentence."""
         ...
 
+    @property
+    def of_uploads(self) -> bool:
+        """Return whether it looks at uploads, and so at those of the round and client that somebody asks for."""
+        ...
+
     def silent(self, case: Case) -> str | None:
         """Return why it has nothing to say of a run, in one sentence; None where it has."""
         ...

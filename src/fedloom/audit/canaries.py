@@ -58,6 +58,7 @@ class Canaries:
         "whoever attacks sees the last model, and knows what each canary would have learnt; the recipe is trained anew with"
         " them beside its own clients, and nothing of that is kept"
     )
+    of_uploads: bool = False
     canaries: int = 40
     """How many, half of them in by chance."""
     length: int = 16

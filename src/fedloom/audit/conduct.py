@@ -12,6 +12,8 @@ from fedloom.audit.records import Case, open_case
 from fedloom.core.protocols import ClientId
 from fedloom.rounds.checkpoint import state_sha256
 
+_NO_UPLOADS = "it looks at no uploads, which --round and --client choose, so leave those out"
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -52,7 +54,8 @@ def audit(
         anyway: Go on although data or model are not what the run was begun with.
 
     Raises:
-        ValueError: where there is no such attack, or nothing that could be audited.
+        ValueError: where there is no such attack, or nothing that could be audited, or where one that is named looks at no
+            uploads though `round` or `client` chooses some.
     """
     for name in attacks:
         if name not in ATTACKS:
@@ -62,16 +65,22 @@ def audit(
         for name, attack in ATTACKS.items()
         if name in attacks or not (attacks or isinstance(attack, Costly))
     }
+    elsewhere = {}
+    if round is not None or client is not None:
+        elsewhere = {name: _NO_UPLOADS for name, one in chosen.items() if not one.of_uploads}
+    if elsewhere and attacks:
+        raise ValueError(f"--attack {next(iter(elsewhere))}: {_NO_UPLOADS}")
     console = console or Console(quiet=True)
     case = open_case(folder, console=console, round=round, client=client, anyway=anyway)
-    found = audited(case, chosen, console=console)
+    made = {name: attack for name, attack in chosen.items() if name not in elsewhere}
+    found = audited(case, made, console=console)
     if attacks:
         return found
     left = {
         name: f"it takes longer, so ask for it with --attack {name}"
         for name in ATTACKS.keys() - chosen.keys()
     }
-    return replace(found, silent={**found.silent, **dict(sorted(left.items()))})
+    return replace(found, silent={**found.silent, **elsewhere, **dict(sorted(left.items()))})
 
 
 def audited(case: Case, attacks: Mapping[str, Attack], *, console: Console) -> Audit:

@@ -41,6 +41,7 @@ class Inversion:
 
     title: str = "a client's text, by inputs whose gradient is the update"
     assumes: str = "the same server, which knows besides that an update is of one row, how long that is and which places are learnt"
+    of_uploads: bool = True
     steps: int = 120
     """Of Adam."""
     lr: float = 0.1

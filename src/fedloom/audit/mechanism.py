@@ -63,6 +63,7 @@ class Promise:
         "whoever attacks sees every model of the run, and puts users into it whose uploads point wherever they like; nobody"
         " else takes part, which hides them less than a run does"
     )
+    of_uploads: bool = False
     rounds: int = 20
     """The most rounds that are made; their noise is that of the whole run."""
 

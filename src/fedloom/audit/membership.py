@@ -52,6 +52,7 @@ class Membership:
         "whoever attacks has candidate rows, half of which the client learns from, the model it was sent and what it sent"
         " back, or of the model alone, how it moved"
     )
+    of_uploads: bool = True
     most: int = 200
     """Candidates of each group and round; fewer where clients hold fewer rows."""
 

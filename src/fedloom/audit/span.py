@@ -47,6 +47,7 @@ class Span:
 
     title: str = "which words an update was learnt from, by the span of what layers were given"
     assumes: str = "a server that keeps to the protocol and reads what it gets: uploads, what it sent, recipe and base model; no data"
+    of_uploads: bool = True
     threshold: float = 0.05
     """Distance from the span, of vectors of length 1, below which a word counts as found."""
 
