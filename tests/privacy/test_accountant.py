@@ -125,3 +125,10 @@ def test_repeats_of_everybody_are_as_many_rounds() -> None:
 
 def test_a_sum_without_noise_is_not_made_up_for_by_another() -> None:
     assert Ledger.of([(1, "a", 1.0, 0.0), (1, "b", 1.0, 9.0)]).epsilon(1e-5) == math.inf
+
+
+def test_next_to_no_noise_has_an_epsilon_too() -> None:
+    """Where losses overflow, a bound that holds where they do not as well: 3 / (2 z^2) and the root of 6 ln(1 / delta) / z^2."""
+    for z in (1e-2, 1e-5):
+        bound = 1.5 / z**2 + (6 * math.log(1e5)) ** 0.5 / z
+        assert 0.99 * bound < Ledger(((1.0, z, 3),)).epsilon(1e-5) <= bound * (1 + 1e-12)
