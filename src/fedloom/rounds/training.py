@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fedloom.core.description import describe
 from fedloom.core.metrics import MEASURED_SPLITS
-from fedloom.core.protocols import Algorithm, ClientFailure, ClientId, Metrics, Split
+from fedloom.core.protocols import ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
 from fedloom.rounds.arrivals import step_on
@@ -30,7 +30,7 @@ from fedloom.rounds.loop import Run, advance, draw, measure
 from fedloom.rounds.plausibility import implausible_evaluation
 from fedloom.rounds.privacy import Releases, covered
 from fedloom.rounds.received import NOTE, keeping
-from fedloom.rounds.recipe_settings import RunSettings
+from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import Standing
 from fedloom.rounds.server_metrics import FILE as INFLUENCE_FILE
 from fedloom.rounds.server_metrics import seed_metrics, split_influence
@@ -124,9 +124,7 @@ class Training:
     def _begin(self) -> "_Recorder":
         """Return who writes down the rounds; before the first, bring the folder to where the run stands."""
         if not self.begun:
-            _say_where(self.session.recipe.algorithm, self._stands, self._console)
-            if self.session.recipe.audit == "record":
-                self._console.print(Text(NOTE, "yellow"))
+            _say_where(self.session.recipe, self._stands, self._console)
             self.run = self._releases.charge(self.run, fresh=self._stands.fresh)
             # What a killed process did after its last checkpoint is done again, and what it did not come to, now.
             self.session.store.rewind(self.run.number)
@@ -146,7 +144,8 @@ class Training:
             self.run = self._stage.before(self.run)
         bar.say("measuring the model before training")
         recorder.record(self.run, recorder.evaluate(self.run, kinds=("validate", "test")))
-        _check_monitor(self.session.recipe.run, recorder.history())
+        if self.session.recipe.run.patience:
+            recorder.history().check_measured(self.session.recipe.run.monitor)
         self.checkpoints.save(self.run, recorder.beside(self.run))
 
     def _next(self, recorder: "_Recorder") -> Metrics:
@@ -197,8 +196,9 @@ class Training:
         recorder.record(self.run, {**{n: v for n, v in line.items() if n != "round"}, **measured})
 
 
-def _say_where(algorithm: Algorithm[Any], stands: Standing, console: Console) -> None:
-    for note in describe(algorithm).notes:
+def _say_where(recipe: Recipe, stands: Standing, console: Console) -> None:
+    kept = [NOTE] if recipe.audit == "record" else []
+    for note in (*describe(recipe.algorithm).notes, *kept):
         console.print(Text(note, "yellow"))
     for reason in stands.damaged:
         console.print(Text(f"left out a damaged checkpoint: {reason}", "yellow"))
@@ -225,12 +225,6 @@ def _truncate(folder: Path, number: int) -> int:
 def _prune(session: Session, checkpoints: Checkpoints) -> None:
     if rounds := checkpoints.rounds():
         session.store.prune(below=rounds[0] + 1)
-
-
-def _check_monitor(settings: RunSettings, history: MetricsLog) -> None:
-    if settings.patience and settings.monitor not in history.measured():
-        known = ", ".join(history.measured())
-        raise ValueError(f"run.monitor must be one of {known}, got {settings.monitor!r}")
 
 
 def _round(

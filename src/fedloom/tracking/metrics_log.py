@@ -57,6 +57,15 @@ class MetricsLog:
         weights = {f"{split}{name}" for split in MEASURED_SPLITS for name in WEIGHTS}
         return [n for n in names if n.startswith(MEASURED_SPLITS) and n not in weights]
 
+    def check_measured(self, monitor: str) -> None:
+        """Refuse to stop by what no evaluation measures.
+
+        Raises:
+            ValueError: that says what is measured.
+        """
+        if monitor not in (known := self.measured()):
+            raise ValueError(f"run.monitor must be one of {', '.join(known)}, got {monitor!r}")
+
     def best(self, metric: str) -> tuple[int, float] | None:
         """Return the (round, value) that is best, the earliest of equals; the first where none is finite.
 
