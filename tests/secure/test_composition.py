@@ -55,7 +55,7 @@ def test_it_goes_with_what_reads_means_alone(algorithm: Any, sections: dict[str,
     assert recipe.algorithm.server_sees in ("mean", "noisy mean", "mean of each cluster")
 
 
-READS = "secure hides single uploads, got {}, whose server reads {} of them"
+READS = "secure hides single uploads, got {}, whose server reads {}: leave secure out"
 
 
 @pytest.mark.parametrize(

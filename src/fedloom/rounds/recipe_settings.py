@@ -336,7 +336,7 @@ class Recipe:
             return
         if not reads.startswith(("mean", "noisy mean")):
             raise ValueError(
-                f"secure hides single uploads, got {spelled(self.algorithm)}, whose server reads {reads} of them: leave"
+                f"secure hides single uploads, got {spelled(self.algorithm)}, whose server reads {reads}: leave"
                 " secure out, or take what reads means alone (combine: mean; clustered with mode given or random, and"
                 " share.pool off)"
             )
