@@ -19,7 +19,10 @@ from fedloom.engines.flower.processes import Keeper, Program, start
 
 
 def ended(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def until(true: Any, seconds: float = 20.0) -> None:

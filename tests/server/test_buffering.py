@@ -63,7 +63,6 @@ def test_who_is_left_out_is_drawn_and_does_not_come() -> None:
         ({"algorithm": {"fedkseed": {"sampling": "pro"}}, "tune": "seeds"}, "chances that every"),
         ({"algorithm": "local"}, "mean of `delta`"),
         ({"cohort": {"poisson": {"q": 0.5}}}, "got poisson"),
-        ({"engine": {"flower": {"nodes": 0}}}, "set run.mode synchronous"),
         ({"data": {"num_clients": 9}}, "10 different clients, got 9"),
         ({"run": {"mode": "buffered", "min_replies": 11}}, "min_replies 11"),
         (
@@ -104,6 +103,7 @@ def test_what_has_to_wait_says_why(change: dict[str, Any], said: str) -> None:
         {"algorithm": "fedkseed", "tune": "seeds"},
         {"algorithm": ["flasc", {"fedkseed": {"uploads": "delta"}}], "tune": "seeds"},
         {"tune": {"offsite": {}}},
+        {"engine": {"flower": {"nodes": 0}}},
     ],
 )
 def test_what_adds_up_whenever_it_arrives_is_taken(change: dict[str, Any]) -> None:

@@ -1,11 +1,10 @@
 """User-level differential privacy around any algorithm whose server reads only the mean upload.
 
-Learning Differentially Private Recurrent Language Models. McMahan, Ramage, Talwar, Zhang, ICLR 2018
-(arXiv:1710.06963), Algorithm 1: each client takes part with chance q, all it sends is clipped to one
-norm C, and noise of standard deviation z C is added, once, to the sum, which is divided by q N.
+Learning Differentially Private Recurrent Language Models. McMahan, Ramage, Talwar, Zhang, ICLR 2018 (arXiv:1710.06963),
+Algorithm 1: each client takes part with chance q, all it sends is clipped to one norm C, and noise of standard deviation z C is
+added, once, to the sum, which is divided by q N.
 
-Differentially Private Learning with Adaptive Clipping. Andrew, Thakkar, McMahan, Ramaswamy, NeurIPS
-2021 (arXiv:1905.03871), Algorithm 1: `quantile`.
+Differentially Private Learning with Adaptive Clipping. Andrew, Thakkar, McMahan, Ramaswamy, NeurIPS 2021 (arXiv:1905.03871): `quantile`.
 
 Covered are the models of all rounds, repeated or not; not what the server sees and writes down (uploads,
 counts, bytes, failures, evaluations, samples), nor what a wrapper around `private` sends.
@@ -16,7 +15,8 @@ nothing. The server clips again, unless secure sums hide single uploads from it:
 clip, and what it adds up is seen by it alone, without noise yet (the central model), or with shares of it that clients added
 (`noise: distributed`), where no chance of being drawn is counted. The noise on the count of norms below C is
 max(q N / 20, z), not q N / 20, so that it always fits into z. With `noise_on: support` uploads and noise are zero where
-the download is, itself made of noisy means (until something has moved, everywhere); FLASC's code adds it to all entries.
+the download is, itself made of noisy means (until something has moved, everywhere); FLASC (arXiv:2406.05233) adds noise to
+all entries, and its code also divides the sum by C.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
