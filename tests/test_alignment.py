@@ -15,6 +15,8 @@ from fedloom.recipe import load_recipe
 from fedloom.results.judging import CHUNK, Judged, Writing, judge, read_lines, read_prompts
 from fedloom.results.plan import make_plan
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "data.num_examples=60",
     "data.num_clients=4",

@@ -50,6 +50,7 @@ def test_a_bag_of_tokens_is_scored_by_what_both_have():
     assert f1(torch.tensor([1, 1, 2]), torch.tensor([1, 2, 3])) == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_words_of_a_clients_text_come_back_from_its_gradient(
     small_recipe: Callable[..., Recipe], tmp_path: Path
 ):

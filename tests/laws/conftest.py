@@ -254,7 +254,6 @@ QUICK = {
     "alternate(fedavg)",
     "personal(fedavg)",
     "scaffold",
-    "pfedme",
     "local",
     "ditto(fedavg)",
     "freeze(fedavg)",
@@ -268,9 +267,8 @@ QUICK = {
     "clustered pooled(fedavg)",
     "clustered balanced(fedavg)",
     "partial pooling(fedavg)",
-    "fedem(fedavg)",
 }
-"""One case a class, whose laws are among the fast tests; those of the others are among the slow."""
+"""One case a class, whose laws are among the fast tests; those of the others, and of what trains longest, are among the slow."""
 
 
 def _marked(names: Iterable[str]) -> list[Any]:

@@ -14,6 +14,8 @@ from fedloom.objectives.selector import Selector
 from fedloom.testing.examination import examine
 from fedloom.testing.subject import Subject
 
+pytestmark = pytest.mark.slow
+
 COMPOSED = (
     "fedavg",
     "fedprox",

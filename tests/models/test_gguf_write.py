@@ -19,6 +19,8 @@ from fedloom.models.hf_logging import quiet
 from fedloom.models.lora_folder import LoraFactors, read_lora
 from fedloom.spaces.lora import LoRA
 
+pytestmark = pytest.mark.slow
+
 Llama = Callable[..., Any]
 IDS = torch.arange(2, 40)[None]
 TYPES: dict[GgufType, float] = {"f32": 1e-6, "f16": 2e-2, "q8_0": 5e-2}

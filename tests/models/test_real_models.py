@@ -63,6 +63,7 @@ def test_smollm2_is_read_as_it_was_trained(real_model: Find):
     assert len(base.tokenizer) == base.model.config.vocab_size
 
 
+@pytest.mark.slow
 def test_the_letters_of_a_selector_are_a_token_each(real_model: Find):
     tokenizer = load_tokenizer(ModelSettings(name=str(real_model("smollm2.gguf"))))
     for prompt in ("chat", "plain"):

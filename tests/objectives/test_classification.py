@@ -152,6 +152,7 @@ def test_a_question_without_an_answer_asks_for_a_token_right_behind_its_prompt(
     assert record.messages[0] == Message("system", "Decide.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernels", "batched"), [("auto", "auto"), ("reference", "off")])
 def test_a_classifier_learns_and_its_loss_is_over_the_classes(
     kernels: str, batched: str, tmp_path: Path

@@ -13,6 +13,8 @@ from fedloom.core.metrics import checked
 from fedloom.recipe import load_recipe
 from fedloom.results.plan import make_plan
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "data.num_examples=60",
     "data.num_clients=3",

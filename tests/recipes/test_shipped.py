@@ -177,6 +177,7 @@ def test_the_aya_recipes_hold_the_languages_of_fedmllm() -> None:
         assert list(load_recipe(name).data.where["language"]) == AYA[:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture", ["LlamaForCausalLM", "GPT2LMHeadModel", "Qwen2ForCausalLM"]
 )

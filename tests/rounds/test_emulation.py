@@ -31,6 +31,8 @@ from fedloom.spaces.emulation import gradient
 from fedloom.spaces.offsite import OffsiteSpace
 from fedloom.tracking.records import records
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Recipe]
 PUBLIC = {"source": "builtin:polyglot", "where": {"language": ["da"]}, "num_examples": 12}
 ALIGN = {"public": PUBLIC, "before": 2, "steps": 2, "batch_size": 2}
