@@ -71,6 +71,7 @@ def test_a_recipe_says_how_much_each_client_adds_and_how_often(small_recipe: Mak
         ),
         (SECURE, {"noise_multiplier": 0.0}, "needs a noise_multiplier above 0"),
         (SECURE, {"quantile": 0.5}, "neither epsilon nor quantile"),
+        (SECURE, {"rounds": 4}, r"private.rounds must be at least run.rounds \(5\), got 4"),
         (SECURE, {"noise_on": "support"}, "noise_on must be everywhere where noise is distributed"),
         (SECURE, {"clip": 0.5}, r"secure.clip must be at least 1.75 .* norm 0.5 .*, got 1"),
         (

@@ -100,9 +100,9 @@ class Terms:
         Raises:
             ValueError: where there are more than it was planned for.
         """
-        if self.epsilon is None:
-            # Of the shares that a client adds: it takes part in no more sums.
-            return self.rounds or rounds if self.distributed else self.rounds
+        if self.epsilon is None and not self.distributed:
+            return self.rounds
+        # Of the shares that a client adds too: it takes part in no more sums.
         if self.rounds is not None and self.rounds < rounds:
             raise ValueError(
                 f"private.rounds must be at least run.rounds ({rounds}), got {self.rounds}"
