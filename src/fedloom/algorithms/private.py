@@ -172,14 +172,14 @@ class Private(Enclosing[State]):
             task = Task("train", round.number, client, 0, round.population[client], payload)
             return play(self.inner.client_update(task, {}), task).upload
 
-        sums = list[tuple[Payload, int]]()
+        sums = list[Reply]()
 
         def single() -> Iterator[Payload]:
             for reply in replies:
                 if reply.count == 1:
                     yield reply.upload
                 else:
-                    sums.append((reply.upload, reply.count))
+                    sums.append(reply)
 
         sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
         mean, mechanism, clip_metrics = self.terms.fund(state.mechanism, round).release(
