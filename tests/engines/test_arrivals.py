@@ -150,13 +150,20 @@ def test_messages_that_wait_on_the_disk_are_gone_with_the_last_who_shares_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedloom.engines.parcels.FRAME", 100_000)
-    engine, _ = arrivals(tmp_path, {"a": 1.0, "b": 2.0})
+    left = tmp_path / "messages-training" / "sent-7" / "of a killed server"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    engine, office = arrivals(tmp_path, {"a": 1.0, "b": 2.0})
     engine.begin([Task("train", 1, client, 0, {}, LARGE) for client in "ab"], as_it_is)
     spooled = tmp_path / "messages-training"
+    assert not [*spooled.rglob("of a killed server")]
     assert who(engine.arrival()) == "a"
     assert [*spooled.rglob("*")]
     assert who(engine.arrival()) == "b"
     assert not [path for path in spooled.rglob("*") if path.is_file()]
+    office.gone = {"a", "b"}
+    engine.part()
+    assert not spooled.exists()
 
 
 def test_with_too_few_sites_it_waits_and_ends_where_nobody_comes(tmp_path: Path) -> None:

@@ -150,8 +150,10 @@ class Requests:
         """Send what is due, take what is there and give up what is overdue; return whether anything arrived."""
         arrived = False
         try:
+            connected = self.transport.sites()
             for it in exchanges:
-                self._send(it, self._connected(it))
+                self._forget_restarted(it, connected)
+                self._send(it, connected)
                 arrived |= self._collect(it)
         except TransportDown as error:
             self._reopen(error)
@@ -199,14 +201,12 @@ class Requests:
             return list(wanted)
         return [site for site in wanted if site not in connected]
 
-    def _connected(self, it: Exchange) -> Mapping[Site, str]:
-        connected = self.transport.sites()
+    def _forget_restarted(self, it: Exchange, connected: Mapping[Site, str]) -> None:
         for waiting in (it.sent, self._late):
             for site, one in list(waiting.items()):
                 if site in connected and connected[site] != one.connection:
                     # It was started again and knows nothing of this envelope.
                     del waiting[site]
-        return connected
 
     def _send(self, it: Exchange, connected: Mapping[Site, str]) -> None:
         self._forget_answered()
