@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engines.test_remote import GREETING, Office, Talk, site, tasks
+from tests.engines.test_remote import DOWN, GREETING, Office, Talk, site, tasks
 
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Arriving, ClientFailure, Delivery, Payload, Reply, Task
 from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Outage, Requests, TransportDown
+from fedloom.rounds.arrivals import advance_arriving
+from fedloom.rounds.buffered import buffered
+from fedloom.rounds.loop import begin
+from fedloom.server.buffering import Buffered
+from fedloom.server.samplers import Full
 from fedloom.wire.wire_settings import WireSettings
 
 LARGE: Payload = {"params": {"w": torch.arange(60_000, dtype=torch.float32)}}
@@ -81,8 +86,10 @@ def test_answers_come_one_by_one_in_the_order_in_which_sites_are_done(tmp_path: 
     assert (who(first), engine.training) == ("b", {"a", "c"})
     assert 1.0 <= office.now < 2.5
     assert first.upload_bytes > 0 < first.download_bytes
-    # It is asked again while the others are still at work, and is done before one of them.
+    # It is asked again while the others are still at work, and is done before one of them. Who came late is let in.
+    office.talks["d"] = site("d")
     engine.begin(tasks("b"), lambda reply: replace(reply, metrics={"loss": 1.0}))
+    assert "d" in engine.population()
     second, third = engine.arrival(), engine.arrival()
     assert {who(second), who(third)} == {"b", "c"}
     made = second if who(second) == "b" else third
@@ -183,3 +190,35 @@ def test_with_too_few_sites_it_waits_and_ends_where_nobody_comes(tmp_path: Path)
 
     engine.remote.requests.sleep = comes_back
     assert engine.too_few(1)
+
+
+def test_a_step_waits_for_sites_that_were_gone_and_asks_them_again(tmp_path: Path) -> None:
+    honest, lost = site("b"), ["it went"]
+
+    def goes_once(envelope: Envelope) -> Envelope | str:
+        if envelope.header["kind"] == "work" and lost:
+            office.gone.add("b")
+            return lost.pop()
+        return honest(envelope)
+
+    engine, office = arrivals(tmp_path, {"a": 1.0, "b": 1.0}, a=site("a"), b=goes_once)
+    engine.remote.min_sites, engine.remote.patience = 2, 20.0
+    passes, returns = office.sleep, 10.0
+
+    def sleep(seconds: float) -> None:
+        passes(seconds)
+        if office.now >= returns:
+            office.gone.clear()
+
+    engine.remote.requests.sleep = sleep
+    run = buffered(begin(FedAvg(), DOWN["params"], 0))
+    terms = {"mode": Buffered(2), "population": engine.population(), "sampler": Full()}
+    run, line, failures = advance_arriving(run, FedAvg(), engine, **terms)
+    assert (line["comm/num_replies"], failures) == (2, [])
+    assert office.sent == ["a", "b", "b"]
+    # Of the next step nobody begins before enough are there.
+    returns = office.now + 10
+    office.gone.add("a")
+    run, line, failures = advance_arriving(run, FedAvg(), engine, **terms)
+    assert (line["comm/num_replies"], failures) == (2, [])
+    assert engine.remote.sites["a"].num_absent == 0
