@@ -238,6 +238,8 @@ def test_a_site_that_is_gone_costs_its_place_and_a_server_that_was_ended_asks_an
         [1, 0, 0, 2],
         [1, 0, 1, 2],
     ]
+    costs = [line["costs"] for line in records(folder / "costs.jsonl").rows()]
+    assert [sorted(line) for line in costs] == [["alba"], ["alba", "brno"], ["cork"], ["alba"]]
     # An evaluation waits until everybody has answered, and so does the end.
     assert lines[-1]["test/num_examples"] == lines[0]["test/num_examples"]
     assert not [*(folder / "flower").rglob("*")]
