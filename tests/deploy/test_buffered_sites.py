@@ -22,8 +22,8 @@ from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
 from fedloom.rounds import buffered as simulated
-from fedloom.rounds.arrivals import advance_arriving
 from fedloom.rounds.buffered import BufferedRun, advance_buffered, buffered
+from fedloom.rounds.buffered_sites import advance_arriving
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.loop import Run, begin

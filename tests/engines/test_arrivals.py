@@ -13,8 +13,8 @@ from fedloom.core.protocols import Arriving, ClientFailure, Delivery, Payload, R
 from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Outage, Requests, TransportDown
-from fedloom.rounds.arrivals import advance_arriving
 from fedloom.rounds.buffered import buffered
+from fedloom.rounds.buffered_sites import advance_arriving
 from fedloom.rounds.loop import begin
 from fedloom.server.buffering import Buffered
 from fedloom.server.samplers import Full

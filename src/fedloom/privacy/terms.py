@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 from fedloom.core.description import MAX_UPDATE_NORM, Privacy, RecipeView
+from fedloom.core.distributed_noise import NoiseShares
 from fedloom.core.protocols import Metrics, Round
-from fedloom.core.shares import NoiseShares
 from fedloom.privacy.accountant import calibrate, check_installed
+from fedloom.privacy.distributed_noise import check_room, share_of
 from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
-from fedloom.privacy.shares import check_room, share_of
 
 KNOWN_SEED = (
     "private.noise_seed is set: a known seed gives the noise away, so it protects nobody; leave it out where that is not a"

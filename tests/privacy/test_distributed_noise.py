@@ -10,7 +10,7 @@ import torch
 from fedloom.core.protocols import ClientError
 from fedloom.deploy.sums import NoisySums
 from fedloom.engines.sums import shares_of
-from fedloom.privacy.shares import LEAST_STEPS, share_in_steps, share_of
+from fedloom.privacy.distributed_noise import LEAST_STEPS, share_in_steps, share_of
 from fedloom.rounds.recipe_settings import Recipe
 
 Make = Callable[..., Recipe]
