@@ -17,7 +17,7 @@ KNOWN_SEED = (
 )
 
 OF_SUMS = (
-    "It is of the models of all rounds and of the sums that the server opens, for one client's updates or none in their place, as"
+    "It is of the models of all rounds and of the sums that they come from, for one client's updates or none in their place, as"
     " long as no client tells its share of the noise; who took part, metrics, counts and samples are not covered."
 )
 
