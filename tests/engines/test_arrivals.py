@@ -128,6 +128,17 @@ def test_a_site_beyond_the_deadline_is_a_failure_and_is_not_asked_before_it_is_d
     assert isinstance(engine.arrival().answer, Reply)
 
 
+def test_no_step_is_spent_on_sites_that_are_all_at_work_beyond_the_deadline(tmp_path: Path) -> None:
+    engine, office = arrivals(tmp_path, {"a": 40.0})
+    engine.remote.min_sites = 1
+    for number in (1, 2):
+        engine.begin(tasks("a"), as_it_is)
+        late = engine.arrival()
+        assert isinstance(late.answer, ClientFailure)
+        assert "no answer within 30 seconds" in late.answer.reason
+        assert (office.sent, int(office.now) // 10) == (["a"] * number, 4 * number - 1)
+
+
 def test_who_connects_anew_and_whose_link_is_made_anew_is_asked_again(tmp_path: Path) -> None:
     engine, office = arrivals(tmp_path, {"a": 4.0, "b": 20.0, "c": 21.0})
     engine.begin(tasks("a", "b", "c"), as_it_is)
