@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,7 +224,11 @@ def test_a_step_waits_for_sites_that_were_gone_and_asks_them_again(tmp_path: Pat
 
     engine.remote.requests.sleep = sleep
     run = buffered(begin(FedAvg(), DOWN["params"], 0))
-    terms = {"mode": Buffered(2), "population": engine.population(), "sampler": Full()}
+    terms: dict[str, Any] = {
+        "mode": Buffered(2),
+        "population": engine.population(),
+        "sampler": Full(),
+    }
     run, line, failures = advance_arriving(run, FedAvg(), engine, **terms)
     assert (line["comm/num_replies"], failures) == (2, [])
     assert office.sent == ["a", "b", "b"]
