@@ -178,7 +178,7 @@ def test_answers_in_the_order_of_an_event_clock_make_the_model_of_the_simulation
         assert not failures
         for name in ("server/staleness", "comm/num_stale", "comm/num_training", "comm/num_replies"):
             assert told.get(name) == line.get(name)
-        assert told["comm/upload_bytes"] > 0
+        assert told["comm/upload_bytes"] > 0 < told["comm/download_bytes"]
         assert "time/virtual_seconds" not in told
     assert max(line["server/max_staleness"] for line in lines) > 0, "somebody is late"
     assert {c: f.began for c, f in run.flights.items()} == {
@@ -240,6 +240,7 @@ def test_a_site_that_is_gone_costs_its_place_and_a_server_that_was_ended_asks_an
     ]
     costs = [line["costs"] for line in records(folder / "costs.jsonl").rows()]
     assert [sorted(line) for line in costs] == [["alba"], ["alba", "brno"], ["cork"], ["alba"]]
+    assert costs[0]["alba"]["seconds"] > 0
     # An evaluation waits until everybody has answered, and so does the end.
     assert lines[-1]["test/num_examples"] == lines[0]["test/num_examples"]
     assert not [*(folder / "flower").rglob("*")]

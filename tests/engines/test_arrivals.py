@@ -81,6 +81,8 @@ def who(delivery: Delivery) -> str:
 def test_answers_come_one_by_one_in_the_order_in_which_sites_are_done(tmp_path: Path) -> None:
     engine, office = arrivals(tmp_path, {"a": 5.0, "b": 1.0, "c": 2.5})
     assert isinstance(engine, Arriving)
+    changed: list[int] = []
+    engine.remote.on_change = lambda _, round: changed.append(round)
     engine.begin(tasks("a", "b", "c"), as_it_is)
     assert engine.training == {"a", "b", "c"}
     first = engine.arrival()
@@ -98,6 +100,7 @@ def test_answers_come_one_by_one_in_the_order_in_which_sites_are_done(tmp_path: 
     assert made.answer.metrics == {"loss": 1.0}
     assert who(engine.arrival()) == "a"
     assert engine.training == set()
+    assert changed == [1] * 4
 
 
 def test_a_site_that_is_gone_is_a_failure_and_nobody_waits_for_it(tmp_path: Path) -> None:
