@@ -41,6 +41,17 @@ def test_memory_comes_back_bit_for_bit(store: ClientStateStore) -> None:
     assert torch.equal(back["a"]["x"].view(torch.int32), odd["a"]["x"].view(torch.int32))
 
 
+def test_a_server_that_went_back_is_not_given_what_came_of_the_course_that_it_left(
+    store: ClientStateStore,
+) -> None:
+    """Elsewhere nobody rewinds: the next round that a client is asked for may be another than before."""
+    for number in (1, 2, 4):
+        store.save("c", number, client_state(number))
+    store.save("c", 2, client_state(20))
+    assert value(store.load("c", before=2)) == 1
+    assert value(store.load("c", before=6)) == 20
+
+
 def test_memory_of_any_types_shapes_and_zeros_comes_back_in_its_order(
     store: ClientStateStore,
 ) -> None:

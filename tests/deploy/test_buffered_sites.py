@@ -22,8 +22,8 @@ from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Requests
 from fedloom.rounds import buffered as simulated
-from fedloom.rounds.arrivals import advance_arriving
 from fedloom.rounds.buffered import BufferedRun, advance_buffered, buffered
+from fedloom.rounds.buffered_sites import advance_arriving
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.clock import Clock, Durations
 from fedloom.rounds.loop import Run, begin
@@ -178,7 +178,7 @@ def test_answers_in_the_order_of_an_event_clock_make_the_model_of_the_simulation
         assert not failures
         for name in ("server/staleness", "comm/num_stale", "comm/num_training", "comm/num_replies"):
             assert told.get(name) == line.get(name)
-        assert told["comm/upload_bytes"] > 0
+        assert told["comm/upload_bytes"] > 0 < told["comm/download_bytes"]
         assert "time/virtual_seconds" not in told
     assert max(line["server/max_staleness"] for line in lines) > 0, "somebody is late"
     assert {c: f.began for c, f in run.flights.items()} == {
@@ -238,6 +238,9 @@ def test_a_site_that_is_gone_costs_its_place_and_a_server_that_was_ended_asks_an
         [1, 0, 0, 2],
         [1, 0, 1, 2],
     ]
+    costs = [line["costs"] for line in records(folder / "costs.jsonl").rows()]
+    assert [sorted(line) for line in costs] == [["alba"], ["alba", "brno"], ["cork"], ["alba"]]
+    assert costs[0]["alba"]["seconds"] > 0
     # An evaluation waits until everybody has answered, and so does the end.
     assert lines[-1]["test/num_examples"] == lines[0]["test/num_examples"]
     assert not [*(folder / "flower").rglob("*")]

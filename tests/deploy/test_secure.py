@@ -244,6 +244,8 @@ def test_sites_add_shares_of_noise_to_as_many_sums_as_are_accounted_for(
     _, line, failures = one_round(asked, remote, server)
     assert line["comm/round_kept"] == 0
     assert "this site has added its noise to 1 sums" in " ".join(f.reason for f in failures)
+    counts = [*tmp_path.glob("sites/*/noisy_sums/*/*")]
+    assert [file.read_text() for file in counts] == ["1\n"] * 5
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,22 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tests.engines.test_remote import GREETING, Office, Talk, site, tasks
+from tests.engines.test_remote import DOWN, GREETING, Office, Talk, site, tasks
 
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.core.protocols import Arriving, ClientFailure, Delivery, Payload, Reply, Task
 from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.remote import Remote
 from fedloom.engines.requests import Envelope, Outage, Requests, TransportDown
+from fedloom.rounds.buffered import buffered
+from fedloom.rounds.buffered_sites import advance_arriving
+from fedloom.rounds.loop import begin
+from fedloom.server.buffering import Buffered
+from fedloom.server.samplers import Full
 from fedloom.wire.wire_settings import WireSettings
 
 LARGE: Payload = {"params": {"w": torch.arange(60_000, dtype=torch.float32)}}
@@ -75,14 +81,18 @@ def who(delivery: Delivery) -> str:
 def test_answers_come_one_by_one_in_the_order_in_which_sites_are_done(tmp_path: Path) -> None:
     engine, office = arrivals(tmp_path, {"a": 5.0, "b": 1.0, "c": 2.5})
     assert isinstance(engine, Arriving)
+    changed: list[int] = []
+    engine.remote.on_change = lambda _, round: changed.append(round)
     engine.begin(tasks("a", "b", "c"), as_it_is)
     assert engine.training == {"a", "b", "c"}
     first = engine.arrival()
     assert (who(first), engine.training) == ("b", {"a", "c"})
     assert 1.0 <= office.now < 2.5
     assert first.upload_bytes > 0 < first.download_bytes
-    # It is asked again while the others are still at work, and is done before one of them.
+    # It is asked again while the others are still at work, and is done before one of them. Who came late is let in.
+    office.talks["d"] = site("d")
     engine.begin(tasks("b"), lambda reply: replace(reply, metrics={"loss": 1.0}))
+    assert "d" in engine.population()
     second, third = engine.arrival(), engine.arrival()
     assert {who(second), who(third)} == {"b", "c"}
     made = second if who(second) == "b" else third
@@ -90,6 +100,7 @@ def test_answers_come_one_by_one_in_the_order_in_which_sites_are_done(tmp_path: 
     assert made.answer.metrics == {"loss": 1.0}
     assert who(engine.arrival()) == "a"
     assert engine.training == set()
+    assert changed == [1] * 4
 
 
 def test_a_site_that_is_gone_is_a_failure_and_nobody_waits_for_it(tmp_path: Path) -> None:
@@ -121,6 +132,17 @@ def test_a_site_beyond_the_deadline_is_a_failure_and_is_not_asked_before_it_is_d
     assert isinstance(engine.arrival().answer, Reply)
 
 
+def test_no_step_is_spent_on_sites_that_are_all_at_work_beyond_the_deadline(tmp_path: Path) -> None:
+    engine, office = arrivals(tmp_path, {"a": 40.0})
+    engine.remote.min_sites = 1
+    for number in (1, 2):
+        engine.begin(tasks("a"), as_it_is)
+        late = engine.arrival()
+        assert isinstance(late.answer, ClientFailure)
+        assert "no answer within 30 seconds" in late.answer.reason
+        assert (office.sent, int(office.now) // 10) == (["a"] * number, 4 * number - 1)
+
+
 def test_who_connects_anew_and_whose_link_is_made_anew_is_asked_again(tmp_path: Path) -> None:
     engine, office = arrivals(tmp_path, {"a": 4.0, "b": 20.0, "c": 21.0})
     engine.begin(tasks("a", "b", "c"), as_it_is)
@@ -150,13 +172,20 @@ def test_messages_that_wait_on_the_disk_are_gone_with_the_last_who_shares_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedloom.engines.parcels.FRAME", 100_000)
-    engine, _ = arrivals(tmp_path, {"a": 1.0, "b": 2.0})
+    left = tmp_path / "messages-training" / "sent-7" / "of a killed server"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    engine, office = arrivals(tmp_path, {"a": 1.0, "b": 2.0})
     engine.begin([Task("train", 1, client, 0, {}, LARGE) for client in "ab"], as_it_is)
     spooled = tmp_path / "messages-training"
+    assert not [*spooled.rglob("of a killed server")]
     assert who(engine.arrival()) == "a"
     assert [*spooled.rglob("*")]
     assert who(engine.arrival()) == "b"
     assert not [path for path in spooled.rglob("*") if path.is_file()]
+    office.gone = {"a", "b"}
+    engine.part()
+    assert not spooled.exists()
 
 
 def test_with_too_few_sites_it_waits_and_ends_where_nobody_comes(tmp_path: Path) -> None:
@@ -176,3 +205,39 @@ def test_with_too_few_sites_it_waits_and_ends_where_nobody_comes(tmp_path: Path)
 
     engine.remote.requests.sleep = comes_back
     assert engine.too_few(1)
+
+
+def test_a_step_waits_for_sites_that_were_gone_and_asks_them_again(tmp_path: Path) -> None:
+    honest, lost = site("b"), ["it went"]
+
+    def goes_once(envelope: Envelope) -> Envelope | str:
+        if envelope.header["kind"] == "work" and lost:
+            office.gone.add("b")
+            return lost.pop()
+        return honest(envelope)
+
+    engine, office = arrivals(tmp_path, {"a": 1.0, "b": 1.0}, a=site("a"), b=goes_once)
+    engine.remote.min_sites, engine.remote.patience = 2, 20.0
+    passes, returns = office.sleep, 10.0
+
+    def sleep(seconds: float) -> None:
+        passes(seconds)
+        if office.now >= returns:
+            office.gone.clear()
+
+    engine.remote.requests.sleep = sleep
+    run = buffered(begin(FedAvg(), DOWN["params"], 0))
+    terms: dict[str, Any] = {
+        "mode": Buffered(2),
+        "population": engine.population(),
+        "sampler": Full(),
+    }
+    run, line, failures = advance_arriving(run, FedAvg(), engine, **terms)
+    assert (line["comm/num_replies"], failures) == (2, [])
+    assert office.sent == ["a", "b", "b"]
+    # Of the next step nobody begins before enough are there.
+    returns = office.now + 10
+    office.gone.add("a")
+    run, line, failures = advance_arriving(run, FedAvg(), engine, **terms)
+    assert (line["comm/num_replies"], failures) == (2, [])
+    assert engine.remote.sites["a"].num_absent == 0

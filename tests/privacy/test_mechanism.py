@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedloom.core.protocols import Payload, Round
+from fedloom.core.protocols import Payload, Reply, Round
 from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import clipped
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
@@ -120,3 +120,18 @@ def test_who_is_asked_does_not_depend_on_who_else_is_there() -> None:
     few = {client: CLIENTS[client] for client in list(CLIENTS)[50:90]}
     everybody = mechanism.cohort(Round(3, 0, CLIENTS, (), 0.25))
     assert mechanism.cohort(Round(3, 0, few, (), 0.25)) == tuple(c for c in everybody if c in few)
+
+
+def test_a_weight_that_a_client_made_up_magnifies_nobody_in_a_sum() -> None:
+    """Four whose sum is 3, as weights that add up to less than four make another mean of it."""
+    means = []
+    for weight in (4.0, 0.5):
+        mean = {"delta": {"w": torch.full((1,), 3.0 / weight, dtype=torch.float64)}}
+        found, _, _ = released(quantile=None, sums=[Reply("c000", mean, weight, count=4)])
+        means.append(float(found["delta"]["w"]))
+    assert means[0] == means[1]
+
+
+def test_an_upload_without_noise_is_no_part_of_a_mean_whose_clients_add_it() -> None:
+    with pytest.raises(ValueError, match="got a client's upload by itself, which has no noise"):
+        released(0.5, quantile=None, distributed=True)

@@ -26,7 +26,10 @@ def made(algorithm: Any = "fedavg", **sections: Any) -> Any:
         ("fedavg", {}),
         ({"fedavg": {"mu": 0.1, "server": "adam"}}, {}),
         ([PRIVATE, "fedavg"], {"cohort": POISSON}),
-        ([PRIVATE, {"flasc": {"upload_on": "download"}}, "fedavg"], {"cohort": POISSON}),
+        (
+            [PRIVATE, {"flasc": {"upload_on": "download", "error_feedback": True}}, "fedavg"],
+            {"cohort": POISSON},
+        ),
         ([SHARED, {"flasc": {"upload_on": "download"}}, "fedavg"], {"cohort": POISSON}),
         ([SHARED, "scaffold"], {"cohort": POISSON, "local": {"optimizer": "sgd"}}),
         ([{"flasc": {"upload_on": "download"}}, "fedavg"], {}),
@@ -80,6 +83,11 @@ READS = "secure hides single uploads, got {}, whose server reads {}: leave secur
             [{"flasc": {}}, "fedavg"],
             {},
             "flasc.upload gives every client a mask of its own, of which a secure sum would send all",
+        ),
+        (
+            [{"flasc": {"upload_on": "download", "error_feedback": True}}, PRIVATE, "fedavg"],
+            {"cohort": POISSON},
+            "flasc.error_feedback adds what was left out to an upload that private has clipped",
         ),
         ("fedkseed", SEEDS, "fedkseed.uploads must be delta with secure"),
         (

@@ -83,6 +83,11 @@ class Flasc(Wrapper[State]):
                 "flasc.upload gives every client a mask of its own, of which a secure sum would send all entries: set"
                 " flasc.upload_on to download, one mask for all, or flasc.upload to 1"
             )
+        if recipe.secure is not None and self.error_feedback and self.server_sees == "noisy mean":
+            raise ValueError(
+                "flasc.error_feedback adds what was left out to an upload that private has clipped, and in a secure sum nobody"
+                " clips it again: leave flasc.error_feedback out, or put private before flasc"
+            )
         return Wrapper.check(self, recipe, num_clients=num_clients)
 
     def support(self, download: Payload) -> Payload:

@@ -26,6 +26,7 @@ from typing import ClassVar, Generic, Literal, Self
 import torch
 
 from fedloom.core.description import FILLED, Description, Mixture, RecipeView, Release, mixture_of
+from fedloom.core.distributed_noise import NoiseShares
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     Algorithm,
@@ -41,7 +42,6 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.rehearsal import play
-from fedloom.core.shares import NoiseShares
 from fedloom.core.wrapper import Enclosing, Wrapper
 from fedloom.privacy.clipping import clipped, moved, within
 from fedloom.privacy.mechanism import SIGNAL, Mechanism
@@ -79,7 +79,7 @@ class Private(Enclosing[State]):
     noise_on: Literal["everywhere", "support"] = "everywhere"
     """Where uploads and noise may be: everywhere, or where the download is not zero."""
     noise: Literal["central", "distributed"] = "central"
-    """Who adds it: the server, or with `secure` each client a share, see `privacy.shares`; then also against the server."""
+    """Who adds it: the server, or with `secure` each client a share, see `privacy.distributed_noise`; then also against the server."""
     noise_seed: int | None = None
     """For tests: a known seed gives cohorts and noise away, so it protects nobody; there is no epsilon then."""
     quiet: bool = False
@@ -172,14 +172,14 @@ class Private(Enclosing[State]):
             task = Task("train", round.number, client, 0, round.population[client], payload)
             return play(self.inner.client_update(task, {}), task).upload
 
-        sums = list[tuple[Payload, int]]()
+        sums = list[Reply]()
 
         def single() -> Iterator[Payload]:
             for reply in replies:
                 if reply.count == 1:
                     yield reply.upload
                 else:
-                    sums.append((reply.upload, reply.count))
+                    sums.append(reply)
 
         sent = self.inner.broadcast(state.inner, everybody) if self.noise_on == "support" else {}
         mean, mechanism, clip_metrics = self.terms.fund(state.mechanism, round).release(

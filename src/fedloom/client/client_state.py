@@ -65,8 +65,16 @@ class ClientStateStore:
                 )
 
     def save(self, client: ClientId, round: int, client_state: Payload) -> None:
-        """Keep `client_state` as of the end of `round`; nothing is written for a client without any."""
-        if client_state or self._rounds(client):
+        """Keep `client_state` as of the end of `round`; nothing is written for a client without any.
+
+        What is there of later rounds goes: whoever asks for `round` has left their course, be it a server elsewhere that was
+        resumed, whose `rewind` does not reach this disk.
+        """
+        known = self._rounds(client)
+        for number in known:
+            if number > round:
+                self._path(client, number).unlink()
+        if client_state or known:
             # Zeros are written too: to look for them takes longer than to write them.
             body = encode_pieces(client_state, sparse=False)
             pieces = frame_pieces(body, {"client": client, "round": round})

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from fedloom.core.protocols import Algorithm, ClientId, Params, Payload, Reply, Round
-from fedloom.core.shares import SecureView
+from fedloom.core.secure_view import SecureView
 
 GLOBAL = "global"
 """What the model of clients without a cluster is called."""

@@ -50,6 +50,8 @@ class Arrivals:
         remote = self.remote
         self._codec = MessageCodec(remote.algorithm, remote.wire, remote.metrics)
         self._folder = remote.folder.with_name(f"{remote.folder.name}-training")
+        # What a server that was killed left: nobody is at it any more.
+        self._clear()
 
     def population(self) -> Mapping[ClientId, Profile]:
         """Return all clients that ever joined."""
@@ -115,7 +117,11 @@ class Arrivals:
     def part(self) -> None:
         """Tell everybody that the run has ended, once they are done."""
         self.settle()
+        self._clear()
         self.remote.part()
+
+    def _clear(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def settle(self) -> None:
         """Wait until nobody trains any more; the answers are for `arrival`."""

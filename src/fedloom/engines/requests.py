@@ -150,8 +150,10 @@ class Requests:
         """Send what is due, take what is there and give up what is overdue; return whether anything arrived."""
         arrived = False
         try:
+            connected = self._connected()
+            self._forget_answered()
             for it in exchanges:
-                self._send(it, self._connected(it))
+                self._send(it, connected)
                 arrived |= self._collect(it)
         except TransportDown as error:
             self._reopen(error)
@@ -171,7 +173,7 @@ class Requests:
             it.missing_until = self.clock() + self.grace
 
     def wait(self, wanted: Collection[Site], number: int, *, seconds: float) -> None:
-        """Return when so many of `wanted` are connected.
+        """Return when so many of `wanted` are connected, and not at work any more on what was given up.
 
         Raises:
             Outage: where that takes longer than `seconds`; the message names who is missing.
@@ -193,15 +195,16 @@ class Requests:
 
     def _missing(self, wanted: Collection[Site]) -> list[Site]:
         try:
-            connected = self.transport.sites()
+            connected = self._connected()
+            self._forget_answered()
         except TransportDown as error:
             self._reopen(error)
             return list(wanted)
-        return [site for site in wanted if site not in connected]
+        return [site for site in wanted if site not in connected or site in self._late]
 
-    def _connected(self, it: Exchange) -> Mapping[Site, str]:
+    def _connected(self) -> Mapping[Site, str]:
         connected = self.transport.sites()
-        for waiting in (it.sent, self._late):
+        for waiting in (*(it.sent for it in self._open), self._late):
             for site, one in list(waiting.items()):
                 if site in connected and connected[site] != one.connection:
                     # It was started again and knows nothing of this envelope.
@@ -209,7 +212,6 @@ class Requests:
         return connected
 
     def _send(self, it: Exchange, connected: Mapping[Site, str]) -> None:
-        self._forget_answered()
         ready = {}
         for site in it.open():
             if site in it.sent or site not in connected:

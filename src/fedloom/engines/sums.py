@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedloom.core.distributed_noise import AddsShares, NoiseShares
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -23,7 +24,6 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.rehearsal import rehearse
-from fedloom.core.shares import AddsShares, NoiseShares
 from fedloom.core.together import support_of
 from fedloom.core.wrapper import layers
 from fedloom.engines.codec import MessageCodec

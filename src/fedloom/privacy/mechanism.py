@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from fedloom.core.description import Release
 from fedloom.core.params import scale
 from fedloom.core.payloads import NoReplies
-from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Round
+from fedloom.core.protocols import ClientId, Metrics, Params, Payload, Reply, Round
 from fedloom.privacy.accountant import Ledger
 from fedloom.privacy.clipping import NoisySum, clipped, within
 from fedloom.privacy.noise import normals, uniforms
@@ -80,7 +80,7 @@ class Mechanism:
         mask: Params,
         quantile: float | None,
         nobodys: Callable[[], Payload],
-        sums: Sequence[tuple[Payload, int]] = (),
+        sums: Sequence[Reply] = (),
         distributed: bool = False,
     ) -> tuple[Payload, "Mechanism", Metrics]:
         """Return a noisy mean of clipped uploads, the mechanism after it, and its metrics.
@@ -91,23 +91,30 @@ class Mechanism:
             mask: Where uploads and noise may be, by name; everywhere for other names.
             quantile: Of the clients' norms, for the clip to follow; None keeps it.
             nobodys: Makes an upload of the right shape: the mean of nobody is noise.
-            sums: Means of so many uploads each, which nobody has seen and their clients clipped; read after `uploads`.
+            sums: Means of several uploads each, which nobody has seen and their clients clipped; read after `uploads`.
             distributed: Whether clients have added the noise. A release then counts as one of everybody's: whoever has the
                 sums knows who is in them, so that chance hides nobody.
 
         Raises:
             NoReplies: without noise of its own, where nobody replied.
+            ValueError: where clients are to add the noise, and an upload came without any.
         """
         expected, z = round.rate * len(round.population), self.noise_multiplier or 0.0
         total, num_replies, num_below = NoisySum(), 0, 0
         for upload in uploads:
+            if distributed:
+                raise ValueError(
+                    "private.noise distributed is for secure sums, got a client's upload by itself, which has no noise"
+                )
             numbers = {group: params for group, params in upload.items() if group != SIGNAL}
             total.add(clipped(within(numbers, mask), self.clip)[0])
             num_replies += 1
             num_below += quantile is not None and bool(upload[SIGNAL]["below"])
-        for mean, count in sums:
-            total.add({group: scale(params, count) for group, params in within(mean, mask).items()})
-            num_replies += count
+        for reply in sums:
+            # By the weight that it was divided by, which is its clients' word: so the sum is what they clipped, whatever they say.
+            mean, weight = within(reply.upload, mask), reply.weight
+            total.add({group: scale(params, weight) for group, params in mean.items()})
+            num_replies += reply.count
         if not num_replies:
             if not z or distributed:
                 raise NoReplies("no client replied")

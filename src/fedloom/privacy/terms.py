@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 from fedloom.core.description import MAX_UPDATE_NORM, Privacy, RecipeView
+from fedloom.core.distributed_noise import NoiseShares
 from fedloom.core.protocols import Metrics, Round
-from fedloom.core.shares import NoiseShares
 from fedloom.privacy.accountant import calibrate, check_installed
+from fedloom.privacy.distributed_noise import check_room, share_of
 from fedloom.privacy.mechanism import Mechanism
 from fedloom.privacy.noise import secret_key
-from fedloom.privacy.shares import check_room, share_of
 
 KNOWN_SEED = (
     "private.noise_seed is set: a known seed gives the noise away, so it protects nobody; leave it out where that is not a"
@@ -17,7 +17,7 @@ KNOWN_SEED = (
 )
 
 OF_SUMS = (
-    "It is of the models of all rounds and of the sums that the server opens, for one client's updates or none in their place, as"
+    "It is of the models of all rounds and of the sums that they come from, for one client's updates or none in their place, as"
     " long as no client tells its share of the noise; who took part, metrics, counts and samples are not covered."
 )
 
@@ -100,9 +100,9 @@ class Terms:
         Raises:
             ValueError: where there are more than it was planned for.
         """
-        if self.epsilon is None:
-            # Of the shares that a client adds: it takes part in no more sums.
-            return self.rounds or rounds if self.distributed else self.rounds
+        if self.epsilon is None and not self.distributed:
+            return self.rounds
+        # Of the shares that a client adds too: it takes part in no more sums.
         if self.rounds is not None and self.rounds < rounds:
             raise ValueError(
                 f"private.rounds must be at least run.rounds ({rounds}), got {self.rounds}"

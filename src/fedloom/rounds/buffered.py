@@ -1,6 +1,6 @@
 """Rounds in which nobody waits: the server steps on the first answers that are there, see `server.buffering`.
 
-Here an event clock says who answers when, that of a simulation; `rounds.arrivals` has rounds over sites, whose clock is their own. It looks at recipe and seed only, so that the clients that begin before
+Here an event clock says who answers when, that of a simulation; `rounds.buffered_sites` has rounds over sites, whose clock is their own. It looks at recipe and seed only, so that the clients that begin before
 one step of the server can train together, in one batch, though they begin one after another; what came of it lies in the
 run, and in its checkpoint, until its time has come. A state that clients keep is written when its training is computed.
 """

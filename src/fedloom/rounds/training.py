@@ -20,8 +20,8 @@ from fedloom.core.metrics import MEASURED_SPLITS
 from fedloom.core.protocols import ClientFailure, ClientId, Metrics, Split
 from fedloom.evaluation.measure import combine
 from fedloom.privacy.terms import BudgetSpent
-from fedloom.rounds.arrivals import step_on
 from fedloom.rounds.buffered import BufferedRun
+from fedloom.rounds.buffered_sites import step_on
 from fedloom.rounds.checkpoint import Checkpoints
 from fedloom.rounds.costs import FILE as COSTS_FILE
 from fedloom.rounds.costs import metered, split_costs

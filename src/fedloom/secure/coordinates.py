@@ -12,7 +12,7 @@ from fedloom.core.metrics import MIXTURE, PERSONAL, MetricTable, Reduction, chec
 from fedloom.core.protocols import ClientError, Payload, Reply
 from fedloom.core.randomness import generator
 from fedloom.core.schema import Schema
-from fedloom.privacy.shares import share_in_steps
+from fedloom.privacy.distributed_noise import share_in_steps
 from fedloom.secure.fixed_point import (
     FRACTION,
     Words,

@@ -11,7 +11,7 @@ Deviations: where clients weigh by their examples, the mean over the buffer is F
 is plain, `weighting: uniform`. As in FedBuff, s is not normalised: old answers move the model less. Staleness is the number of steps that
 the server took since a client was sent the model, 0 for none, so that FedAsync's first weight is alpha; the paper counts from 1.
 A client is not sent the next model before its own answer was taken up, so that nobody is in a buffer twice. Answers come in
-the order of an event clock (`rounds.buffered`), over sites in that of their arrival (`rounds.arrivals`).
+the order of an event clock (`rounds.buffered`), over sites in that of their arrival (`rounds.buffered_sites`).
 """
 
 from dataclasses import dataclass

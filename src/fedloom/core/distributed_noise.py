@@ -1,4 +1,4 @@
-"""Noise that clients add to what is summed under masks, and what of section `secure` it follows from."""
+"""Noise that clients add to what is summed under masks."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -21,23 +21,4 @@ class AddsShares(Protocol):
     @property
     def shares(self) -> NoiseShares | None:
         """Return them; None where clients add nothing."""
-        ...
-
-
-class SecureView(Protocol):
-    """What our algorithms read of section `secure`."""
-
-    @property
-    def threshold(self) -> int:
-        """Return the fewest clients of a sum."""
-        ...
-
-    @property
-    def bits(self) -> int:
-        """Return those of an entry."""
-        ...
-
-    @property
-    def clip(self) -> float:
-        """Return the largest entry."""
         ...

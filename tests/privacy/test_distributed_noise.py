@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom.core.description import describe
 from fedloom.core.protocols import ClientError
 from fedloom.deploy.sums import NoisySums
 from fedloom.engines.sums import shares_of
-from fedloom.privacy.shares import LEAST_STEPS, share_in_steps, share_of
+from fedloom.privacy.distributed_noise import LEAST_STEPS, share_in_steps, share_of
+from fedloom.rounds.privacy import privacy_record
 from fedloom.rounds.recipe_settings import Recipe
+from fedloom.tracking.metrics_log import MetricsLog
 
 Make = Callable[..., Recipe]
 SECURE = {"threshold": 4, "clip": 1.0, "bits": 20}
@@ -59,6 +62,20 @@ def test_a_recipe_says_how_much_each_client_adds_and_how_often(small_recipe: Mak
     assert shares_of(distributed(small_recipe, noise="central").algorithm) is None
 
 
+def test_what_is_said_of_an_epsilon_names_the_sums_where_clients_add_the_noise(
+    small_recipe: Make,
+) -> None:
+    history, said = MetricsLog([{"round": 1.0, "server/epsilon": 2.5}]), []
+    for noise in ("distributed", "central"):
+        algorithm = distributed(small_recipe, noise=noise).algorithm
+        record = privacy_record(describe(algorithm).privacy, history)
+        assert record is not None
+        said.append(record["said"])
+    assert "epsilon is 2.5" in said[0]
+    assert "of all rounds and of the sums that they come from, for one client's updates" in said[0]
+    assert "sums" not in said[1]
+
+
 @pytest.mark.parametrize(
     ("secure", "private", "words"),
     [
@@ -71,6 +88,7 @@ def test_a_recipe_says_how_much_each_client_adds_and_how_often(small_recipe: Mak
         ),
         (SECURE, {"noise_multiplier": 0.0}, "needs a noise_multiplier above 0"),
         (SECURE, {"quantile": 0.5}, "neither epsilon nor quantile"),
+        (SECURE, {"rounds": 4}, r"private.rounds must be at least run.rounds \(5\), got 4"),
         (SECURE, {"noise_on": "support"}, "noise_on must be everywhere where noise is distributed"),
         (SECURE, {"clip": 0.5}, r"secure.clip must be at least 1.75 .* norm 0.5 .*, got 1"),
         (
