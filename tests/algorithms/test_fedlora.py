@@ -17,6 +17,7 @@ from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.sharing import Sharing
 from fedloom.core.params import equal
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Tail, Task
@@ -479,6 +480,11 @@ def test_one_mask_or_one_row_for_clients_of_several_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mode paper compares .* got tune\.lora\.ranks, side or"):
         Clustered(by_tier, Paper(2))
     assert Clustered(FedLoRA(ranks=ranks(most=8)), Auto(2)).inner == by_tier
+    pruned = FedLoRA(Pad(), prune=RankPruning(), ranks=ANY)
+    for share in (Sharing(["lora_A"]), Sharing(mix=0.5), Sharing(temperature=1.0)):
+        with pytest.raises(ValueError, match=r"blend models in .* fedlora\.prune cuts them"):
+            Clustered(pruned, share=share)
+    assert Clustered(pruned).inner == pruned
 
 
 def test_spaces_without_known_factors_are_refused() -> None:
