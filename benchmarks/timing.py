@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def about(packages: Sequence[str], *, threads: int = 1) -> str:
     running = "one thread" if threads == 1 else f"{threads} threads"
     return "\n".join(
         (
-            f"machine   {_processor()}, {platform.system()} {platform.machine()}, {running}",
+            f"machine   {processor()}, {platform.system()} {platform.machine()}, {running}",
             f"date      {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             f"command   python {' '.join(map(_anywhere, sys.argv))}",
             f"versions  python {platform.python_version()}, {', '.join(found)}",
@@ -81,14 +82,17 @@ def about(packages: Sequence[str], *, threads: int = 1) -> str:
 
 
 def _anywhere(word: str) -> str:
-    """Return a word of a command line without the folders of this machine."""
-    if not word.startswith("/"):
-        return word
-    home = str(Path.home())
-    return word.replace(home, "~", 1) if word.startswith(home) else "/".join(word.split("/")[-2:])
+    """Return a word of a command line without the folders of this machine, as a shell takes it."""
+    if word.startswith("/"):
+        home = str(Path.home())
+        inside = word.startswith(home)
+        word = word.replace(home, "~", 1) if inside else "/".join(word.split("/")[-2:])
+    # A shell knows its home by a bare ~ only.
+    return f"~{quote(word[1:])}" if word.startswith("~/") else quote(word)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return what the machine's processor is called."""
     try:
         listed = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -3,7 +3,8 @@
     python benchmarks/real/plan.py [--models FOLDER] [--data FOLDER] [--configs A;B] [--table]
 
 Plan and run are processes of their own, one after the other, on one thread. Time is CPU time in both, which other work
-on the machine hardly changes. FOLDER of data holds `codealpaca/train.json` and `xquad`. A configuration that was measured is kept.
+on the machine hardly changes. FOLDER of data holds `codealpaca/train.json` and `xquad`. A configuration that was measured is kept,
+here and in `kept/real_plan.json`, with the machine and the date.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ import fedloom
 from fedloom.recipe import build_recipe
 from fedloom.results.plan import make_plan
 from fedloom.tracking.environment import peak_memory_bytes
-from timing import write_page
+from shares import record, recorded
+from timing import processor, write_page
 
 Tree = Mapping[str, Any]
 MEMORY = "memory, "
@@ -36,6 +39,13 @@ BASES: Mapping[str, Tree] = {
     "float32, checkpointing": {"gradient_checkpointing": True},
     "nf4, checkpointing": {"quantize": "nf4", "gradient_checkpointing": True},
 }
+BEFORE = """\
+Rows of SmolLM2 are of before an evaluation was probed with batches as large as its own and the first tokens of answers became one
+product with the head, rows of Gemma of after both, measured while other work took most of the machine. Before them, Gemma's
+evaluations on short rows were planned 11.5 / 9.1 (+26 %) and 11.7 / 8.8 (+33 %) seconds: the larger probe had 68 tokens where a batch
+has 400, and small products cost more a token. Planning Gemma's clusters took 62 s; measuring is not repeated now where it would take
+longer than 15 s. Of these rows there are no more digits than here, and differences are of those."""
+"""What the first table's rows are of; to go with them when they are measured anew."""
 SHORT = {"evaluation": {"every": 0, "validation": False, "max_new_tokens": 12, "max_examples": 4}}
 POLYGLOT = {"num_examples": 240, "num_clients": 4, "where": {"language": ["en"]}, "max_length": 96}
 
@@ -151,12 +161,10 @@ def measured(recipe: Any) -> dict[str, float]:
         }
 
 
-def page(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Return the table: planned, measured, and how far apart."""
+def page(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the tables: planned, measured, how far apart, and where and when."""
 
-    def cell(
-        one: Mapping[str, Mapping[str, float]], name: str, unit: float, digits: int = 1
-    ) -> str:
+    def cell(one: Mapping[str, Any], name: str, unit: float, digits: int = 1) -> str:
         plan, run = one["plan"][name], one["run"][name]
         return (
             f"{plan / unit:.{digits}f} / {run / unit:.{digits}f} ({100 * (plan / run - 1):+.0f} %)"
@@ -170,30 +178,32 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             cell(one, "memory", 1e6),
             cell(one, "bytes", 1e6, 3),
             f"{one['plan']['took']:.0f}",
+            one["of"],
         )
         for name, one in found.items()
         if not name.startswith(MEMORY)
     ]
     short = [
-        (name.removeprefix(MEMORY), cell(one, "memory", 1e6))
+        (name.removeprefix(MEMORY), cell(one, "memory", 1e6), one["of"])
         for name, one in found.items()
         if name.startswith(MEMORY)
     ]
     columns = (
         *("configuration", "training, s", "evaluation, s", "peak memory, MB"),
-        *("MB", "seconds to plan"),
+        *("MB", "seconds to plan", "measured"),
     )
     parts = []
     if rows:
         parts += [
             "Planned / measured (difference), three rounds; seconds are of CPU time on one thread.",
             grid(columns, rows),
+            BEFORE,
         ]
     if short:
         parts += [
             "## Memory by the base's numbers",
             "LoRA of rank 8 on all linear layers, two clients, two steps of four rows of up to 192 tokens, one round.",
-            grid(("configuration", "peak memory, MB: planned / measured"), short),
+            grid(("configuration", "peak memory, MB: planned / measured", "measured"), short),
         ]
     return "\n\n".join(parts)
 
@@ -216,12 +226,12 @@ def main() -> None:
         recipe = build_recipe(known[name])
         print("\n" + json.dumps(planned(recipe) if kind == "plan" else measured(recipe)))
         return
-    found = {}
+    found = recorded("real_plan")
     asked.runs.mkdir(parents=True, exist_ok=True)
     for name in known:
         kept = asked.runs / f"{name}.json"
         wanted = not asked.configs or name in asked.configs.split(";")
-        if wanted and not kept.exists() and not asked.table:
+        if wanted and name not in found and not kept.exists() and not asked.table:
             command = [
                 sys.executable,
                 __file__,
@@ -230,7 +240,7 @@ def main() -> None:
                 "--data",
                 asked.data,
             ]
-            one = {}
+            one: dict[str, Any] = {"of": f"{processor()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"}
             for kind in ("plan", "run"):
                 print(f"{kind}: {name}", flush=True)
                 done = subprocess.run(
@@ -242,7 +252,10 @@ def main() -> None:
             kept.write_text(json.dumps(one))
         if kept.exists():
             found[name] = json.loads(kept.read_text())
-    text = page(found)
+    record("real_plan", found)
+    missing = "; ".join(name for name in known if name not in found)
+    text = page({name: found[name] for name in known if name in found})
+    text += f"\n\nNot measured: {missing}." if missing else ""
     print(text)
     write_page("real_plan.md", "What a plan says, and what a run was", text)
 

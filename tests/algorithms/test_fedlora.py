@@ -13,15 +13,19 @@ from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedlora import FedLoRA, FedLoRAState
+from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
+from fedloom.clustering.members import Grouping
 from fedloom.clustering.modes import Auto, Paper
+from fedloom.clustering.sharing import Sharing
 from fedloom.core.params import equal
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Tail, Task
 from fedloom.core.ranks import Ranks
 from fedloom.core.rehearsal import rehearse
+from fedloom.core.sparsity import Density
 from fedloom.models.build import Base
 from fedloom.recipe import RecipeError, build_recipe
 from fedloom.recipe_text import to_tree, to_yaml
@@ -479,6 +483,11 @@ def test_one_mask_or_one_row_for_clients_of_several_ranks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mode paper compares .* got tune\.lora\.ranks, side or"):
         Clustered(by_tier, Paper(2))
     assert Clustered(FedLoRA(ranks=ranks(most=8)), Auto(2)).inner == by_tier
+    pruned = FedLoRA(Pad(), prune=RankPruning(), ranks=ANY)
+    for share in (Sharing(["lora_A"]), Sharing(mix=0.5), Sharing(temperature=1.0)):
+        with pytest.raises(ValueError, match=r"blend models in .* fedlora\.prune cuts them"):
+            Clustered(pruned, share=share)
+    assert Clustered(pruned).inner == pruned
 
 
 def test_spaces_without_known_factors_are_refused() -> None:
@@ -622,6 +631,34 @@ def test_a_rank_that_a_client_cannot_have_is_not_believed(drive: Drive) -> None:
     ]
     state, _ = algorithm.server_update(state, round, iter(lying))
     assert state.ranks == {"c2": 8, "c5": 8}
+
+
+def test_a_client_has_its_rank_in_its_cluster_and_begins_anew_in_another() -> None:
+    algorithm = Clustered(FedLoRA(Pad(), prune=RankPruning(0.7), ranks=ANY), Auto(2))
+    state = algorithm.init(space(), 0)
+    cut = replace(state.global_state, ranks={"c2": 5})
+    for cluster, rank in ((0, 5), (1, 8)):
+        state = replace(
+            state,
+            cluster_states={0: cut, 1: state.global_state},
+            grouping=Grouping(assignment={"c2": cluster, "c5": 1}),
+        )
+        sent = algorithm.broadcast(state, round_of(3, ["c2", "c5"]))
+        assert [len(sent[c]["params"][A]) for c in ("c2", "c5")] == [rank, 8]
+
+
+def test_beneath_flasc_columns_whose_b_is_not_sent_are_kept(drive: Drive) -> None:
+    plain = FedLoRA(Pad(), prune=RankPruning(0.7), ranks=ANY)
+    smaller = {**space(), B: torch.full((OUT, 8), 0.01, dtype=torch.float64)}
+    shrunk: Callable[[Any], Done] = lambda work: Done(  # noqa: E731
+        {n: 0.5 * t for n, t in work.start.items()}, 1, 1
+    )
+    for algorithm, rank in ((plain, 5), (Flasc(plain, download=Density(0.1)), 8)):
+        state = algorithm.init(smaller, 0)
+        download = algorithm.broadcast(state, round_of(2, ["c2"]))["c2"]
+        task = Task("train", 2, "c2", 0, TIERS["c2"], download)
+        reply, _, _ = drive(algorithm.client_update(task, {}), shrunk)
+        assert int(reply.upload["rank"]["rank"]) == rank
 
 
 @pytest.mark.parametrize("rule", ["mean", "stack"])

@@ -71,6 +71,22 @@ def test_the_fused_loss_is_cross_entropy(biased, count):
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
+def test_the_fused_loss_takes_more_rows_at_once_where_it_is_told_to():
+    rows = list[int]()
+
+    class Counted(TorchProduct):
+        def forward(self, x):
+            rows.append(len(x))
+            return super().forward(x)
+
+    x, weight, targets = normal(130, 5), normal(11, 5, seed=1), torch.zeros(130, dtype=torch.int64)
+    found = [
+        fused_cross_entropy(x, Counted(weight), None, targets, times=times) for times in (1, 2)
+    ]
+    assert rows == [64, 64, 2, 128, 2]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
 def test_the_fused_loss_survives_logits_that_overflow_exp():
     x = torch.tensor([[300.0, -300.0]], requires_grad=True)
     for target in (0, 1):

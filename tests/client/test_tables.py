@@ -78,6 +78,7 @@ def test_packed_kernels_hold_no_copy_of_the_head_whoever_learns(
     one = bench(model=model, lr=0.01, steps=2, batch_size=2, kernels=kernels)
     products = one.trainer.sequential.fast.products.values()
     assert sum(isinstance(p, PackedForward | PackedProduct) for p in products) == len(products) - 1
+    assert one.trainer.sequential.fast.forward.times == 2, "whose product is slow at few rows"
     watch(model, seen)
     one.fit(["c1", "c3", "c5"])
     assert [each - known for each in seen] == [set()] * 2

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from fedloom import experiment
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedlora import FedLoRA
 from fedloom.client.fast import kernels
 from fedloom.results.plan import _grouped, make_plan
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.server.combine.chosen import Krum
+from fedloom.server.factors.pruning import RankPruning
 from fedloom.server.samplers import Full
 from fedloom.tracking.metrics_log import MetricsLog
 
@@ -134,6 +136,11 @@ def test_bytes_of_tiers_are_their_mean(small_recipe: Make, tmp_path: Path) -> No
     assert plan.upload_bytes == pytest.approx(line["comm/upload_bytes"] / 4, rel=0.1, abs=100)
     assert plan.download_bytes == pytest.approx(line["comm/download_bytes"] / 4, rel=0.1, abs=100)
     assert 0 < line["server/aggregation_error"] < 1
+    # Of the ranks that clients begin with, which they may give up.
+    assert isinstance(recipe.algorithm, FedLoRA)
+    pruned = make_plan(replace(recipe, algorithm=replace(recipe.algorithm, prune=RankPruning(0.5))))
+    assert pruned.download_bytes == plan.download_bytes
+    assert 0 < pruned.upload_bytes - plan.upload_bytes < 100
 
 
 def test_what_stays_at_clients_is_listed_with_its_counts(small_recipe: Make) -> None:

@@ -187,6 +187,29 @@ def test_a_trial_that_fails_stops_no_other_and_a_search_may_be_made_longer(
     assert "failed: " in both.files["search.md"].read_text()
 
 
+def test_a_trial_that_wrote_to_shared_weights_fails_and_leaves_nothing_that_is_believed(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent = list[Any]()
+
+    def stains(recipe: Any, folder: Path, *, console: Any, bases: Any) -> Any:
+        lent.append(bases)
+        if folder.name == "0000":
+            next(bases(recipe.model).model.parameters()).data.add_(1.0)
+        return session(recipe, folder, console=console, bases=bases)
+
+    monkeypatch.setattr("fedloom.search.trials.session", stains)
+    space = {"space": {"local.lr": [0.01, 0.02]}, "sampler": "grid"}
+    for _ in range(2):
+        made = fedloom.tune(recipe_file, space, tmp_path / "search", overrides=["run.rounds=1"])
+        stained, sound = made.outcome.trials
+        assert "are not as they were before this run" in stained.failed
+        assert [file.name for file in stained.folder.iterdir()] == ["failed.txt"]
+        assert not stained.points
+        assert sound.value is not None
+    assert [bases.num_loaded for bases in lent] == [2, 2], "what comes next reads the model anew"
+
+
 def test_a_budget_of_bytes_ends_a_search_and_is_too_small_for_one(
     recipe_file: Path, tmp_path: Path
 ) -> None:

@@ -68,6 +68,11 @@ class Clustered(Wrapper[State]):
                 "clustered.mode paper compares uploads entry by entry, got tune.lora.ranks, side or fedlora.prune, of which"
                 " clients send some columns: leave them out, or take mode auto"
             )
+        if self.share.fixed and describe(self.inner).prunes_columns:
+            raise ValueError(
+                "clustered.share.names, mix and temperature blend models in which a client has the same columns, and fedlora.prune"
+                " cuts them in each model apart: leave one of both out"
+            )
         if not isinstance(self.mode, Auto) and self.share.fixed:
             raise ValueError(
                 "clustered.share.names, mix and temperature have an effect in mode auto only: leave them out"

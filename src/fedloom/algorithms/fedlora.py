@@ -61,7 +61,7 @@ class FedLoRAState:
     used: int
     """Columns of the frozen pair that hold something, in the layer with most."""
     ranks: Mapping[ClientId, int] = field(default_factory=dict)
-    """Of the clients that have given up columns."""
+    """With `prune`, how many columns each client has that has replied."""
 
 
 @dataclass(frozen=True, slots=True)

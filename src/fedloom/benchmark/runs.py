@@ -1,6 +1,5 @@
 """The runs of a plan: made where they are missing, gone on with where they were stopped, read where they are done."""
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from fedloom.benchmark.plan import BenchPlan
 from fedloom.benchmark.suites import ask, is_asked
 from fedloom.core.description import describe
 from fedloom.core.files import file_name
-from fedloom.models.shared import SharedBases, WeightsChanged
+from fedloom.models.shared import SharedBases
 from fedloom.recipe_text import to_yaml
 from fedloom.rounds.failure import read_failure, write_failure
 from fedloom.rounds.reading import read_json
@@ -121,14 +120,11 @@ def _make(
     try:
         recipe = _recipe(plan, folder, row, seed)
         quiet = describe(recipe.algorithm).quiet
-        with bases.lent(recipe.shares_base) as load:
+        with bases.lent(recipe.shares_base, place) as load:
             if not (place / "summary.json").exists():
                 experiment.run(recipe, place, console=console, bases=load)
             ask(plan, place, load, base=_asks_base(plan, row, seed))
     except Exception as error:  # noqa: BLE001 whatever one run meets, the others are made
-        if isinstance(error, WeightsChanged):
-            # It is done and yet of no model that anybody has: not even its checkpoints stand.
-            shutil.rmtree(place, ignore_errors=True)
         reason = write_failure(place, error, quiet=quiet)
         console.print(Text(f"{row}, seed {seed} failed: {reason}", style="red"))
 

@@ -71,7 +71,9 @@ class Tails:
             return None
         ends = [(tail.first, tail.last) if tail else (0, 0) for tail in tails]
         bounds = torch.tensor(ends, device=space.values.device)
-        strengths = torch.tensor([tail.strength if tail else 0.0 for tail in tails]).double()
+        strengths = torch.tensor(
+            [tail.strength if tail else 0.0 for tail in tails], dtype=torch.float64
+        )
         factors = asked[0].factors
         assert all(tail.factors == factors for tail in asked)
         return cls(space.layout, factors, strengths.to(space.values), bounds[:, 0], bounds[:, 1])

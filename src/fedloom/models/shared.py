@@ -1,9 +1,11 @@
 """One base model for many runs of one process: loaded once, its frozen tensors shared, and looked at afterwards."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -44,11 +46,12 @@ class SharedBases:
         )
 
     @contextmanager
-    def lent(self, shares: bool) -> Iterator["SharedBases | None"]:
+    def lent(self, shares: bool, folder: Path) -> Iterator["SharedBases | None"]:
         """Lend the bases to a run, and look at the weights after it, failed or not.
 
         Args:
             shares: Whether the run leaves weights as they are; if not it is lent None, and loads as any run does.
+            folder: Of the run. It is removed where the run wrote to them: not even its checkpoints stand.
 
         Raises:
             WeightsChanged: where they are not as they were; they are read anew next time.
@@ -57,11 +60,15 @@ class SharedBases:
             yield None
             return
         try:
-            yield self
-        except Exception:
+            try:
+                yield self
+            except Exception:
+                self.check()
+                raise
             self.check()
+        except WeightsChanged:
+            shutil.rmtree(folder, ignore_errors=True)
             raise
-        self.check()
 
     def check(self) -> None:
         """Look at the weights; they are read anew next time where they were written to.

@@ -76,7 +76,7 @@ def go_on(
 ) -> None:
     """Train a trial to a round, from where its folder stands, and measure it there."""
     with (
-        bases.lent(recipe.shares_base) as load,
+        bases.lent(recipe.shares_base, folder) as load,
         session(recipe, folder, console=console, bases=load) as going,
     ):
         for _ in going.rounds(until):

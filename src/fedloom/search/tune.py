@@ -187,8 +187,10 @@ def _rounds(search: Search, bytes_a_round: float) -> tuple[int | None, str]:
 
 def _forecast(recipe: Recipe, bases: SharedBases) -> list[int]:
     """Return the bytes of every round's messages, both ways; later ones are like the last that was played."""
-    with tempfile.TemporaryDirectory() as folder, bases.lent(recipe.shares_base) as load:
-        rounds = play(open_to_probes(recipe, Path(folder), Makers(base=load))[0], None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        with bases.lent(recipe.shares_base, folder) as load:
+            rounds = play(open_to_probes(recipe, folder, Makers(base=load))[0], None)
     found = [each.download_bytes + each.upload_bytes for each in rounds]
     return found + found[-1:] * (recipe.run.rounds - len(found))
 

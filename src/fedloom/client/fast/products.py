@@ -131,7 +131,7 @@ UNKEPT: Mapping[Kind, Callable[[Tensor], Product]] = {
     "onednn": UnpackedProduct,
 }
 """The same with nothing kept of the weight, for one that moves or is held in few bits, and for a head, the largest of all, without
-whose copies a round takes 2 % to 4 % longer (`benchmarks/results/head.txt`)."""
+whose copies a round takes 1.5 % to 4 % longer (`benchmarks/results/head.txt`)."""
 COPIES: Mapping[Kind, int] = {"torch": 0, "widened": 0, "onednn_forward": 1, "onednn": 2}
 """Of a weight that a way keeps; of a head, nothing."""
 
