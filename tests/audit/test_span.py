@@ -202,6 +202,16 @@ def test_seeds_that_both_sides_know_are_projected_on(small_recipe: Make, tmp_pat
     assert of(said, "words found through directions", 1).value == 0
 
 
+def test_cores_between_frozen_factors_are_seen_through_the_first_of_them(
+    small_recipe: Make, tmp_path: Path
+):
+    tune = {"lora_xs": {"rank": 16, "targets": ["q_proj", "k_proj", "v_proj"]}}
+    run = {"rounds": 1, "samples": 0}
+    said = audit(made(small_recipe, tmp_path / "cores", tune=tune, run=run), ["span"])
+    tells = of(said, "AUC through core", 1)
+    assert tells.value > max(0.7, tells.chance + 0.1)
+
+
 def test_spaces_that_multiply_no_words_are_said_to_tell_nothing(small_recipe: Make, tmp_path: Path):
     tune = {"lora": {"rank": 2, "targets": ["down_proj"]}}
     folder = made(small_recipe, tmp_path / "late", tune=tune, run={"rounds": 1, "samples": 0})
