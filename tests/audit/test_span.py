@@ -1,6 +1,6 @@
 """Which words an update reveals: on gradients made by hand, and on whole runs of a tiny model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from fedloom.audit.learnt import learnt, tokens_of
 from fedloom.audit.records import Case, open_case
 from fedloom.audit.span import area, distances, found
 from fedloom.audit.windows import Part, Window
+from fedloom.client.setup import batches
+from fedloom.data.tokens import Example
 from fedloom.rounds.received import read_round
 from fedloom.rounds.recipe_settings import Recipe
 
@@ -133,6 +135,26 @@ def made(make: Make, folder: Path, **sections: Any) -> Path:
     return folder
 
 
+@pytest.fixture
+def trained_on(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
+    """Return a list that takes down every example as trainers come to it."""
+    seen = list[Example]()
+
+    def noted(*args: Any) -> Iterator[Sequence[Example]]:
+        for batch in batches(*args):
+            seen.extend(batch)
+            yield batch
+
+    monkeypatch.setattr("fedloom.client.setup.batches", noted)
+    return seen
+
+
+def known_of(folder: Path) -> set[bytes]:
+    """Return the examples that the audit takes a run of one round to have learnt from."""
+    case = open_case(folder, console=Console(quiet=True))
+    return {example.key for one in case.uploads() for example in learnt(case, one)}
+
+
 def of(found: Audit, measure: str, number: int, seen: str = "upload") -> Finding:
     """Return the one finding that is of this measure and round."""
     (one,) = (x for x in found.findings if (x.measure, x.round, x.seen) == (measure, number, seen))
@@ -151,6 +173,15 @@ def test_the_words_that_the_audit_knows_of_are_those_of_the_batches(lora: Path):
         (example,) = learnt(case, one)
         assert example in case.session.federation.shards[one.clients[0]].train
         assert set(tokens_of([example]).tolist()) == set(example.ids.tolist())
+
+
+def test_it_knows_those_of_all_steps_and_no_further_ones(
+    small_recipe: Make, trained_on: list[Example], tmp_path: Path
+):
+    local, run = {"steps": 2, "batch_size": 1, "accumulation": 2}, {"rounds": 1, "samples": 0}
+    folder = made(small_recipe, tmp_path / "steps", local=local, run=run)
+    assert len(trained_on) == 4 * 2 * 2
+    assert known_of(folder) == {example.key for example in trained_on}
 
 
 def test_nothing_goes_through_a_factor_that_the_other_one_blanks(lora: Path):
@@ -187,7 +218,9 @@ def test_a_gradient_of_all_weights_names_its_words_and_a_sum_fewer_of_them(
     assert one > four
 
 
-def test_seeds_that_both_sides_know_are_projected_on(small_recipe: Make, tmp_path: Path):
+def test_seeds_that_both_sides_know_are_projected_on(
+    small_recipe: Make, trained_on: list[Example], tmp_path: Path
+):
     folder = made(
         small_recipe,
         tmp_path / "seeds",
@@ -196,6 +229,7 @@ def test_seeds_that_both_sides_know_are_projected_on(small_recipe: Make, tmp_pat
         local={"steps": None, "lr": 1e-4},
         run={"rounds": 1, "samples": 0},
     )
+    assert known_of(folder) == {example.key for example in trained_on}
     said = audit(folder, ["span"])
     tells = of(said, "AUC through directions", 1)
     assert 0.2 < tells.value < 0.8
