@@ -151,9 +151,11 @@ def test_a_broken_mechanism_is_caught(
 
 
 def test_noise_that_clients_add_is_not_called_broken_where_there_are_none() -> None:
-    shares = {"noise": "distributed", "threshold": 50, "rounds": 1}
+    shared = Private(
+        FedAvg(), clip=0.5, noise_multiplier=5.0, noise="distributed", rounds=1, threshold=50
+    )
     with pytest.raises(ValueError, match="clients add it within secure sums"):
-        audited(1, noise_multiplier=5.0, **shares)
+        audit_mechanism(shared, rate=1.0, rounds=1, seed=1)
 
 
 def test_promises_are_examined_by_as_many_canaries_as_delta_is_for() -> None:

@@ -195,7 +195,10 @@ def test_nothing_goes_through_a_factor_that_the_other_one_blanks(lora: Path):
     # B starts at 0: what A multiplies moves from the second round on.
     assert of(first, "words found through A", 2).value > 0.5
     assert of(first, "found words that are right through A", 2).value > 0.9
-    assert of(first, "AUC through B", 1).value > 0.6
+    near = of(first, "AUC through B", 1)
+    assert near.value > 0.6
+    assert near.interval is not None, "the mean of four clients by Student's t"
+    assert 0 <= near.interval[0] < near.value < near.interval[1] <= 1
 
 
 def test_a_gradient_of_all_weights_names_its_words_and_a_sum_fewer_of_them(
