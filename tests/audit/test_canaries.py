@@ -10,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from fedloom import experiment
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.private import Private
 from fedloom.audit.canaries import Canaries, exposure, strings, with_canaries
 from fedloom.audit.conduct import audit
 from fedloom.audit.findings import Finding
@@ -125,3 +127,19 @@ def test_runs_in_which_no_string_is_learnt_are_passed_over(plain: Case) -> None:
     recipe = replace(plain.recipe, objects={"model": "mine"})
     silent = SMALL.silent(replace(plain, session=replace(plain.session, recipe=recipe)))
     assert silent == "its model or trainer was given from Python, and training anew needs them"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"noise": "distributed", "rounds": 1}, "clients add it within secure sums"),
+        ({"delta": 0.3}, "one to too few clients to examine it by"),
+    ],
+)
+def test_promises_that_canaries_alone_cannot_examine_are_passed_over(
+    plain: Case, settings: Mapping[str, Any], words: str
+) -> None:
+    algorithm = Private(FedAvg(), clip=1.0, noise_multiplier=1.0, **settings)
+    recipe = replace(plain.recipe, algorithm=algorithm)
+    case = replace(plain, session=replace(plain.session, recipe=recipe))
+    assert words in (Promise().silent(case) or "")

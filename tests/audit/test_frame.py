@@ -1,6 +1,7 @@
 """What a run keeps for an audit, what an attack is given of it, and the command."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedloom import cli, experiment
 from fedloom.audit.findings import Finding
 from fedloom.audit.records import Case, open_case, seen
 from fedloom.baselines import baseline_of
+from fedloom.core.description import describe
 from fedloom.core.params import norm
 from fedloom.recipe import load_recipe
 from fedloom.recipe_text import to_yaml
@@ -157,6 +159,59 @@ def test_what_is_not_there_is_refused_in_one_sentence(
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_uploads_of_a_round_that_did_not_end_are_not_looked_at(recipe: Recipe, tmp_path: Path):
+    home = tmp_path / "run"
+    with experiment.session(recipe, home) as going:
+        for _ in going.rounds(until=1):
+            pass
+    shutil.copytree(home / "received/round-00001", home / "received/round-00002")
+    assert open_case(home, console=Console(quiet=True)).rounds == [1]
+    with pytest.raises(ValueError, match="must be one that was recorded, 1, got 2"):
+        open_case(home, console=Console(quiet=True), round=2)
+
+
+def test_sums_are_of_the_clients_of_one_group(small_recipe: Callable[..., Recipe], tmp_path: Path):
+    """In the first round all are sent one model, and still two clusters are two sums."""
+    pytest.importorskip("cryptography")
+    mode = {"random": {"num_clusters": 2}}
+    recipe = small_recipe(
+        audit="record",
+        algorithm=[{"clustered": {"mode": mode, "share": {"pool": "off"}}}, "fedavg"],
+        secure={"threshold": 2},
+        evaluation={"generate": False, "every": 0, "max_examples": 1},
+        run={"rounds": 2, "samples": 0},
+    )
+    folder = experiment.run(recipe, tmp_path / "run").folder
+    case = open_case(folder, console=Console(quiet=True))
+    clusters = describe(recipe.algorithm, case.run.state).clusters
+    assert clusters is not None
+    named = clusters.assignment
+    together = {
+        frozenset(client for client in named if named[client] == name) for name in named.values()
+    }
+    assert len(together) == 2
+    for number in (1, 2):
+        assert {frozenset(one.clients) for one in case.uploads([number])} == together
+    assert not list(case.releases()), "of which no one model comes"
+
+
+def test_answers_of_rounds_that_wait_for_nobody_lie_where_they_began(
+    small_recipe: Callable[..., Recipe], tmp_path: Path
+):
+    recipe = small_recipe(
+        audit="record",
+        cohort={"uniform": {"size": 3}},
+        evaluation={"generate": False, "every": 0, "max_examples": 1},
+        run={"rounds": 1, "samples": 0, "mode": {"buffered": {"size": 1}}},
+    )
+    folder = experiment.run(recipe, tmp_path / "run").folder
+    case = open_case(folder, console=Console(quiet=True))
+    assert len(list(case.uploads())) == 3, "one of them is in the first step, two wait for theirs"
+    assert not list(case.releases()), (
+        "the step is of one of these three, and no record says of which"
+    )
 
 
 def test_a_run_without_records_is_refused(tmp_path: Path, recipe: Recipe):

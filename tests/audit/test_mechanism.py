@@ -150,6 +150,14 @@ def test_a_broken_mechanism_is_caught(
     assert not found.holds
 
 
+def test_noise_that_clients_add_is_not_called_broken_where_there_are_none() -> None:
+    shared = Private(
+        FedAvg(), clip=0.5, noise_multiplier=5.0, noise="distributed", rounds=1, threshold=50
+    )
+    with pytest.raises(ValueError, match="clients add it within secure sums"):
+        audit_mechanism(shared, rate=1.0, rounds=1, seed=1)
+
+
 def test_promises_are_examined_by_as_many_canaries_as_delta_is_for() -> None:
     assert most_canaries(1e-5) == 200
     assert most_canaries(0.01) == 99

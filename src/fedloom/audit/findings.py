@@ -1,7 +1,6 @@
 """What an attack found: one number, of what it is, what chance would give, and a sentence."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from fedloom.core.protocols import ClientId
 
@@ -31,7 +30,3 @@ class Finding:
     """Of the run; None: all of them."""
     interval: tuple[float, float] | None = None
     """Of 95 % confidence; None where the number is a count of what lies there, and no estimate."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)

@@ -52,6 +52,9 @@ TENSORS = 16
 """Even, so that the signs of a direction cancel; as many as a small adapter has."""
 _FAR = 10.0
 """Norm of a canary's upload, in clips: a clip that does not hold shows."""
+_FEWEST = 4
+"""Canaries, of which a repeated round has half to guess."""
+_OF_CLIENTS = "private.noise is distributed, so that clients add it within secure sums, which a whole run alone has"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,13 @@ class Promise:
     """The most rounds that are made; their noise is that of the whole run."""
 
     def silent(self, case: Case) -> str | None:
-        if _private(case) is None:
+        private = _private(case)
+        if private is None:
             return "the recipe has no algorithm private, so nothing is promised"
+        if private.terms.distributed:
+            return f"{_OF_CLIENTS}: ask for --attack canary"
+        if most_canaries(private.delta) < _FEWEST:
+            return f"a promise with a delta of {private.delta:g} is one to too few clients to examine it by"
         return None
 
     def findings(self, case: Case) -> Iterator[Finding]:
@@ -140,8 +148,10 @@ def audit_mechanism(
             other canary; these are guessed from the differences.
 
     Raises:
-        ValueError: where delta is no promise to so many users.
+        ValueError: where delta is no promise to so many users, or where clients add the noise.
     """
+    if private.terms.distributed:
+        raise ValueError(_OF_CLIENTS)
     if repeated and private.epsilon is not None:
         # A budget would refuse the second of two means, which is how it is kept; here both are looked at.
         total = private.rounds or rounds

@@ -20,6 +20,7 @@ from fedloom.rounds.loop import Run, draw
 from fedloom.rounds.received import Received, read_round, recorded_rounds
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Session
+from fedloom.server.buffering import Buffered
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,11 @@ class Case:
         """Yield, for each round that is looked at, how the one model that all clients are sent moved.
 
         That is what clients, and whoever gets the model, can see: the mean, with noise where `private` adds it. `upload`
-        holds it as `delta`. Nothing is yielded where clients are sent models of their own, or a step was not kept.
+        holds it as `delta`. Nothing is yielded where clients are sent models of their own, where a step was not kept, or
+        where rounds wait for nobody: which answers such a step is of, some of older models, is not recorded.
         """
+        if isinstance(self.recipe.run.mode, Buffered):
+            return
         recorded = recorded_rounds(self.session.folder)
         for number in self.rounds:
             before = self._shared(number)
@@ -156,15 +160,18 @@ def open_case(
         raise ValueError(
             f"{folder} cannot be audited: it kept none of what its server received; run its recipe again with audit=record"
         )
+    opened = open_session(folder, "audit", console=console, data=True, anyway=anyway)
+    # Of a round that did not end there may be some uploads.
+    rounds = [number for number in rounds if number <= opened.run.number]
+    if not rounds:
+        raise ValueError(f"{folder} cannot be audited: none of the rounds that it kept has ended")
     if round is not None and round not in rounds:
         raise ValueError(f"--round must be one that was recorded, {_few(rounds)}, got {round}")
-    opened = open_session(folder, "audit", console=console, data=True, anyway=anyway)
     known = opened.session.counts
     if client is not None and client not in known:
         raise ValueError(
             f"--client must be one of the run's {len(known)} clients ({', '.join(sorted(known)[:12])}), got {client!r}"
         )
-    rounds = [number for number in rounds if number <= opened.run.number]
     chosen = sorted({*rounds[:2], *rounds[-1:]}) if round is None else [round]
     case = Case(opened.session, opened.run, chosen, client, recipe.run.seed)
     if client is not None and not any(True for _ in case.uploads()):

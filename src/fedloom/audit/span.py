@@ -26,6 +26,7 @@ from fedloom.audit.learnt import learnt, tokens_of
 from fedloom.audit.records import Case, seen
 from fedloom.audit.scores import auc
 from fedloom.audit.windows import Part, Window, vocabulary_of, windows
+from fedloom.results.statistics import mean_of
 from fedloom.rounds.received import Received
 
 
@@ -218,12 +219,11 @@ def area(far: Tensor, words: Tensor, living: Tensor) -> float | None:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return where the mean over clients lies, by the normal distribution; None of fewer than four."""
-    if len(values) < 4:
+    """Return where the mean share over clients lies; None of one client."""
+    found = mean_of(values)
+    if found.low is None or found.high is None:
         return None
-    half = 1.96 * statistics.stdev(values) / len(values) ** 0.5
-    mean = statistics.fmean(values)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return max(0.0, found.low), min(1.0, found.high)
 
 
 def _living(case: Case) -> Tensor:

@@ -17,9 +17,8 @@ from fedloom.audit.records import Case
 from fedloom.audit.vocabulary import Entry, entries, inputs, size_of
 from fedloom.core.protocols import Params
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.models.build import clean
 from fedloom.models.introspection import adapted_layer, core_layers, embedding
-from fedloom.spaces.live import Live
+from fedloom.spaces.live import Live, every
 from fedloom.spaces.seed_space import SeedSpace
 from fedloom.wire.wire_settings import ValueType
 
@@ -142,7 +141,7 @@ def _of_tensors(case: Case, space: Live, download: Params, delta: Params) -> lis
     found = {"weights": _stacked(whole), "A": _stacked(first), "B": second, "core": core}
     made = [Window(name, parts) for name, parts in {**found, "factors": sizes}.items() if parts]
     table = embedding(model).get_parameter("weight")
-    names = [name for name, tensor in _parameters(model).items() if tensor is table]
+    names = [name for name, tensor in every(model).items() if tensor is table]
     if names and names[0] in delta:
         made.append(Window("embedding", moved=delta[names[0]].float().norm(dim=1)))
     for name, rows in delta.items():
@@ -189,10 +188,6 @@ def _layer(name: str) -> str:
     """Return the name of the layer that a tensor belongs to."""
     layer = adapted_layer(name)
     return layer.removesuffix(".weight") if layer == name else layer
-
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {clean(name): parameter for name, parameter in model.named_parameters()}
 
 
 def vocabulary_of(case: Case) -> int:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from fedloom.benchmark.plan import BenchPlan
 from fedloom.benchmark.runs import Outcomes
-from fedloom.benchmark.statistics import Estimate, of_share, over_seeds, paired
 from fedloom.benchmark.suites import by_chance, columns_of, results_of
 from fedloom.core.metrics import METRICS, Metric, MetricTable
 from fedloom.report.run_folder import Results, read_results
+from fedloom.results.statistics import Estimate, mean_of, of_share, paired
 from fedloom.results.suites import SuiteResult
 from fedloom.rounds.reading import metrics_of
 from fedloom.tracking.metric_format import measures
@@ -191,7 +191,7 @@ def _estimates(
         by_seed = values[metric.name]
         if not by_seed:
             continue
-        found[metric.name] = over_seeds(list(by_seed.values()))
+        found[metric.name] = mean_of(list(by_seed.values()))
         if len(by_seed) == 1 and metric.is_share and metric.reduce == "examples":
             (seed,) = by_seed
             asked = answered.get(seed, {}).get(metric.name)
@@ -203,7 +203,7 @@ def _estimates(
 
 def _before(runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered) -> Row:
     values = _values(runs, metrics, "before", answered)
-    measured = {m.name: over_seeds(list(v.values())) for m in metrics if (v := values[m.name])}
+    measured = {m.name: mean_of(list(v.values())) for m in metrics if (v := values[m.name])}
     for seed, results in answered.items():
         # One model for the whole table.
         for name, result in results.items():

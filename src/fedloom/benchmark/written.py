@@ -11,12 +11,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from fedloom.benchmark.statistics import Estimate
 from fedloom.benchmark.suites import PREFIX
 from fedloom.benchmark.table import BEFORE, BenchTable, Row
 from fedloom.core.files import write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.report.bench import Point, bench_page
+from fedloom.results.statistics import Estimate
 from fedloom.tracking.metric_format import MINUS, duration, human_bytes
 
 _TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {

@@ -15,6 +15,7 @@ from torch import Tensor, nn, tensor
 from fedloom.core.files import write_atomic
 from fedloom.evaluation.generation import Generation
 from fedloom.models.positions import positions_of
+from fedloom.results.statistics import wilson
 from fedloom.rounds.reading import read_json
 from fedloom.suites.items import Choice, Item, Program, Sum, read_items
 from fedloom.suites.likelihood import Continuation, likelihoods
@@ -108,8 +109,6 @@ def run_suite(
     Raises:
         ValueError: where the file is not of the suite, or not the one that was meant.
     """
-    from scipy.stats import binomtest
-
     protocol = SUITES[asked.suite]
     raw = asked.file.read_bytes() if asked.file.is_file() else b""
     found = hashlib.sha256(raw).hexdigest()
@@ -124,14 +123,12 @@ def run_suite(
         right = _written(model, tokenizer, protocol, items, prompts)
     seconds = time.perf_counter() - began
     first = next(iter(right.values()))
-    interval = binomtest(sum(first), len(first)).proportion_ci(0.95, method="wilson")
     return SuiteResult(
         asked.suite,
         name,
         len(items),
         {key: sum(each) / len(each) for key, each in right.items()},
-        float(interval.low),
-        float(interval.high),
+        *wilson(sum(first), len(first)),
         first,
         protocol.shots if asked.shots is None else asked.shots,
         _sha256(prompts),

@@ -87,29 +87,42 @@ class Recorded:
             if isinstance(answer, ClientFailure):
                 lost.add(answer.client)
             elif tasks[0].kind == "train":
-                self._keep(answer, _answered(tasks, answer, lost), delivery.upload_bytes)
+                self._keep(answer, self._answered(tasks, answer, lost), delivery.upload_bytes)
             yield delivery
 
+    def _answered(self, tasks: Sequence[Task], reply: Reply, lost: set[ClientId]) -> list[Task]:
+        """Return the tasks that a reply answers: one, or those that were added up with it, see `engines.sums.sums_of`."""
+        (own,) = (task for task in tasks if task.client == reply.client)
+        if reply.count == 1:
+            return [own]
+
+        def key(task: Task) -> tuple[str, str]:
+            return self._name(task.download), task.group
+
+        found = [task for task in tasks if task.client not in lost and key(task) == key(own)]
+        assert len(found) == reply.count, "a sum is of those who trained from one download"
+        return found
+
     def _keep(self, reply: Reply, answered: Sequence[Task], num_bytes: int) -> None:
-        download = answered[0].download
-        if id(download) not in self._sent:
-            self._sent[id(download)] = self._keep_download(download)
         header = {
             "round": self.number,
             "clients": [task.client for task in answered],
             "seeds": [str(task.seed) for task in answered],  # wider than a number of JSON
             "weight": reply.weight,
             "num_bytes": num_bytes,
-            "download": self._sent[id(download)],
+            "download": self._name(answered[0].download),
         }
         self._count += 1
         self._write(f"upload-{self._count:05}.bin", encode(reply.upload, header))
 
-    def _keep_download(self, download: Payload) -> str:
-        message = encode(download, values=self.wire.download, compression=self.wire.compression)
-        name = f"download-{hashlib.sha256(message).hexdigest()[:16]}.bin"
-        self._write(name, message)
-        return name
+    def _name(self, download: Payload) -> str:
+        """Return the file in which a download is kept, the same for all that read alike."""
+        if id(download) not in self._sent:
+            message = encode(download, values=self.wire.download, compression=self.wire.compression)
+            name = f"download-{hashlib.sha256(message).hexdigest()[:16]}.bin"
+            self._write(name, message)
+            self._sent[id(download)] = name
+        return self._sent[id(download)]
 
     def _write(self, name: str, message: bytes) -> None:
         write_atomic(self._home / name, message, private=self.folder / FOLDER, sync=False)
@@ -159,15 +172,3 @@ def read_round(folder: Path, number: int) -> Iterator[Received]:
 
 def _round_folder(folder: Path, number: int) -> Path:
     return folder / FOLDER / f"round-{number:05}"
-
-
-def _answered(tasks: Sequence[Task], reply: Reply, lost: set[ClientId]) -> list[Task]:
-    """Return the tasks that a reply answers: one, or those that were added up with it."""
-    (own,) = (task for task in tasks if task.client == reply.client)
-    if reply.count == 1:
-        return [own]
-    return [
-        task
-        for task in tasks
-        if task.download is own.download and task.group == own.group and task.client not in lost
-    ]

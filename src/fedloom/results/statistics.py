@@ -1,4 +1,4 @@
-"""Means over seeds with intervals, and differences of runs that share a seed."""
+"""Means and shares with intervals, and differences of runs that share a seed."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ class Estimate:
     """None where one value says nothing of how far others would be."""
     high: float | None
     count: int
-    """Seeds it is the mean of."""
+    """Values, such as those of seeds or clients, that it is the mean of."""
 
     @property
     def half(self) -> float | None:
@@ -26,7 +26,7 @@ class Estimate:
         return None if self.high is None else self.high - self.mean
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
+def mean_of(values: Sequence[float]) -> Estimate:
     """Return the mean of values and its interval by Student's t."""
     from scipy.stats import t
 
@@ -40,13 +40,18 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 def of_share(share: float, num: int) -> Estimate:
     """Return a share of so many items with Wilson's interval, which says what one run tells of more items alike."""
+    return Estimate(share, *wilson(round(share * num), num), 1)
+
+
+def wilson(right: int, num: int) -> tuple[float, float]:
+    """Return Wilson's interval of the share of so many items that are right."""
     from scipy.stats import binomtest
 
-    found = binomtest(round(share * num), num).proportion_ci(LEVEL, method="wilson")
-    return Estimate(share, float(found.low), float(found.high), 1)
+    found = binomtest(right, num).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def paired(own: Mapping[int, float], other: Mapping[int, float]) -> Estimate | None:
     """Return how far values are above others, seed by seed; None where no seed has both."""
     both = sorted(own.keys() & other.keys())
-    return over_seeds([own[seed] - other[seed] for seed in both]) if both else None
+    return mean_of([own[seed] - other[seed] for seed in both]) if both else None

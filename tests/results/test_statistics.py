@@ -4,20 +4,20 @@ import math
 
 import pytest
 
-from fedloom.benchmark.statistics import of_share, over_seeds, paired
+from fedloom.results.statistics import mean_of, of_share, paired
 
 
 def test_an_interval_is_students() -> None:
     # 1, 2, 3: mean 2, standard deviation 1, t(0.975, 2) = 4.302653.
-    found = over_seeds([1.0, 2.0, 3.0])
+    found = mean_of([1.0, 2.0, 3.0])
     assert found.mean == 2.0
     assert found.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
 
 
 def test_one_value_has_no_interval() -> None:
-    found = over_seeds([0.5])
+    found = mean_of([0.5])
     assert (found.mean, found.low, found.high, found.count) == (0.5, None, None, 1)
-    assert over_seeds([1.0, math.inf]).half is None
+    assert mean_of([1.0, math.inf]).half is None
 
 
 def test_a_share_has_wilsons_interval() -> None:
