@@ -10,8 +10,6 @@ import pytest
 from rich.console import Console
 
 from fedloom import experiment
-from fedloom.algorithms.fedavg import FedAvg
-from fedloom.algorithms.private import Private
 from fedloom.audit.canaries import Canaries, exposure, strings, with_canaries
 from fedloom.audit.conduct import audit
 from fedloom.audit.findings import Finding
@@ -130,16 +128,24 @@ def test_runs_in_which_no_string_is_learnt_are_passed_over(plain: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "sections", "words"),
     [
-        ({"noise": "distributed", "rounds": 1}, "clients add it within secure sums"),
-        ({"delta": 0.3}, "one to too few clients to examine it by"),
+        (
+            {"noise": "distributed", "delta": 0.1},
+            {"secure": {"threshold": 3, "clip": 2.0}},
+            "clients add it within secure sums",
+        ),
+        ({"delta": 0.3}, {}, "one to too few clients to examine it by"),
     ],
 )
 def test_promises_that_canaries_alone_cannot_examine_are_passed_over(
-    plain: Case, settings: Mapping[str, Any], words: str
+    plain: Case,
+    small_recipe: Make,
+    settings: Mapping[str, Any],
+    sections: Mapping[str, Any],
+    words: str,
 ) -> None:
-    algorithm = Private(FedAvg(), clip=1.0, noise_multiplier=1.0, **settings)
-    recipe = replace(plain.recipe, algorithm=algorithm)
+    algorithm = [{"private": {"clip": 0.25, "noise_multiplier": 1.0, **settings}}, "fedavg"]
+    recipe = small_recipe(algorithm=algorithm, cohort={"poisson": {"q": 1.0}}, **sections)
     case = replace(plain, session=replace(plain.session, recipe=recipe))
     assert words in (Promise().silent(case) or "")
