@@ -9,6 +9,7 @@ from fedloom.client.local_settings import LocalSettings
 from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal, Tail
 from fedloom.core.randomness import derive
+from fedloom.models.build import ModelSettings, load_base
 from fedloom.models.quantized import QuantizedLinear, quantize_, quantized_layers
 from fedloom.models.schemes import SCHEMES
 from fedloom.server.combine.products import pairs
@@ -280,6 +281,7 @@ def test_the_model_is_as_it_was_afterwards(bench, tiny_llama):
 
 def test_experts_are_trained_one_client_after_another(bench, tiny_routed, distance):
     """A router mixes the tokens of all rows, so that a batch of clients would train on each other's."""
+    assert isinstance(bench(model=tiny_routed(dtype=torch.bfloat16)).trainer, Sequential)
     model = tiny_routed(dtype=torch.float64)
     one = bench(model=model)
     assert isinstance(one.trainer, Sequential)
@@ -305,8 +307,9 @@ def test_an_expert_no_token_went_to_stays_where_it_was(bench, tiny_routed):
     assert any("experts" in name for name in moved)
 
 
-def test_lanes_that_would_mix_are_seen(bench, tiny_llama):
-    one = bench()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_lanes_that_would_mix_are_seen(bench, tiny_llama, dtype):
+    one = bench(model=tiny_llama(dtype=dtype))
     assert keeps_lanes_apart(one.trainer, one.space.model)
     attention = one.space.model.model.layers[1].self_attn
     forward = attention.forward
@@ -318,6 +321,16 @@ def test_lanes_that_would_mix_are_seen(bench, tiny_llama):
     attention.forward = turned
     assert not keeps_lanes_apart(one.trainer, one.space.model)
     assert torch.equal(one.space.values, before)
+
+
+@pytest.mark.slow
+@pytest.mark.realmodel
+@pytest.mark.parametrize("name", ["smollm2.gguf", "gemma3-270m.gguf"])
+def test_rounding_of_a_deep_model_is_not_taken_for_lanes_that_mix(bench, real_model, name):
+    """In bfloat16 it grows to a tenth of the effect that adapters in every layer have, and to half of it."""
+    base = load_base(ModelSettings(name=str(real_model(name)), dtype="bfloat16"))
+    one = bench(model=base.model, tune={"rank": 8, "targets": "all-linear"})
+    assert isinstance(one.trainer, Cohort)
 
 
 def test_a_router_that_draws_is_not_batched(bench, tiny_llama, distance):
