@@ -151,11 +151,16 @@ def federate(home: Path, recipe: dict[str, Any], names: Sequence[str], *, cut: b
         memory = Memory([server.pid, *(process.pid for process in joined)])
         looking = threading.Thread(target=memory.watch, daemon=True)
         looking.start()
-        until(
-            lambda: all(f"{name}: joined" in said(home / "lab" / f"{name}.log") for name in names),
-            server,
-            900,
-        )
+        try:
+            until(
+                lambda: all(
+                    f"{name}: joined" in said(home / "lab" / f"{name}.log") for name in names
+                ),
+                server,
+                900,
+            )
+        except RuntimeError:
+            raise SystemExit(said(home / "lab" / "serve.log")) from None
         memory.begin()
         begun = time.monotonic()
         if cut:

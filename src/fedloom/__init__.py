@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from fedloom.objectives.objective import Objective
     from fedloom.recipe import RecipeError, load_recipe
     from fedloom.result import Result, open_run
-    from fedloom.results.suites import Asked, SuiteResult
+    from fedloom.results.suite_results import SuiteResult
+    from fedloom.results.suites import Asked
     from fedloom.rounds.recipe_settings import Recipe
     from fedloom.rounds.training import Callback, FinishedRound
     from fedloom.search.tune import Tuned, tune
@@ -65,7 +66,8 @@ _HOMES = {
     "fedloom.objectives.objective": ("Objective",),
     "fedloom.recipe": ("RecipeError", "load_recipe"),
     "fedloom.result": ("Result", "open_run"),
-    "fedloom.results.suites": ("Asked", "SuiteResult"),
+    "fedloom.results.suite_results": ("SuiteResult",),
+    "fedloom.results.suites": ("Asked",),
     "fedloom.rounds.recipe_settings": ("Recipe",),
     "fedloom.rounds.training": ("Callback", "FinishedRound"),
     "fedloom.search.tune": ("Tuned", "tune"),

@@ -10,14 +10,17 @@ from fedloom.cli_errors import about
 from fedloom.cli_options import Anyway, ModelPath, RunFolder
 
 Suites = Annotated[
-    list[str], typer.Argument(help="NAME=FILE, such as mmlu=test.jsonl or gsm8k=test.jsonl.")
+    list[str],
+    typer.Argument(
+        help="NAME=FILE, such as mmlu=test.jsonl, NAME=OWNER/SET:CONFIG:SPLIT of the Hub, or NAME alone for the Hub's usual one."
+    ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Ask the first so many items.")]
 Shots = Annotated[
     int | None, typer.Option(help="Worked examples; as the suite's protocol has it if not given.")
 ]
 Examples = Annotated[
-    Path | None,
+    str | None,
     typer.Option(help="Where those are from; the first items of the file if not given."),
 ]
 Sha256 = Annotated[str | None, typer.Option(help="What the file must be.")]
@@ -47,18 +50,20 @@ def suite(
     anyway: Anyway = False,
     model: ModelPath = None,
 ) -> None:
-    """Ask a run's model public tests (GSM8K, MMLU, HumanEval, ARC, OpenBookQA, BoolQ, HellaSwag), from files."""
+    """Ask a run's model public tests (GSM8K, MMLU, HumanEval, XQuAD, Natural Instructions, ARC, OpenBookQA, BoolQ, HellaSwag), or
+    rows of your own."""
     from fedloom.result import open_run
-    from fedloom.results.suites import BASE, Asked, compared, read_results, suites_table
+    from fedloom.results.suite_results import compared, read_results, suites_table
+    from fedloom.results.suites import BASE, Asked
 
     if sha256 and len(suites) > 1:
         raise ValueError("--sha256 is of one file: ask one suite at a time")
     asked = []
     for word in suites:
         name, equals, file = word.partition("=")
-        if not equals or not file:
+        if equals and not file:
             raise ValueError(f"a suite must be NAME=FILE, such as mmlu=test.jsonl, got {word!r}")
-        asked.append(Asked(name, Path(file), limit, shots, examples, sha256, allow_code))
+        asked.append(Asked(name, file or None, limit, shots, examples, sha256, allow_code))
     console = _console()
     about(folder)
     found = open_run(folder, console=console, anyway=anyway, moved=model)

@@ -24,7 +24,8 @@ from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.export import check_form, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.results.routing import model_of
-from fedloom.results.suites import BASE, Asked, SuiteResult, keep, most_tokens, run_suite
+from fedloom.results.suite_results import SuiteResult, keep
+from fedloom.results.suites import BASE, Asked, most_tokens, run_suite
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
 from fedloom.suites.lm_eval import harness
@@ -109,7 +110,7 @@ class Result:
         """Ask a deployed model public tests, and keep what came of them in suites.json.
 
         Args:
-            asked: Which suites, from which files: `fedloom.Asked("mmlu", Path("test.jsonl"), limit=100)`.
+            asked: Which suites, from which files: `fedloom.Asked("mmlu", "test.jsonl", limit=100)`.
             client: Whose model, or the model's own name; the shared one if not given.
             base: Whether the model before training is asked too.
         """
@@ -120,7 +121,10 @@ class Result:
         results = list[SuiteResult]()
         for name in (BASE, client) if base else (client,):
             chat = Chat.open(session, name, run=opened.run)
-            results += [run_suite(model, tokenizer, chat.name, each) for each in asked]
+            results += [
+                run_suite(model, tokenizer, chat.name, each, recipe=session.recipe)
+                for each in asked
+            ]
         keep(self.folder, results)
         return results
 

@@ -19,7 +19,7 @@ from fedloom.core.files import file_name
 from fedloom.models.shared import SharedBases
 from fedloom.recipe import build_recipe
 from fedloom.recipe_text import to_yaml
-from fedloom.results.suites import mcnemar, read_results
+from fedloom.results.suite_results import chance, read_results
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.spaces.tune import leaves_weights
 
@@ -125,8 +125,8 @@ def test_public_tests_are_columns_compared_item_by_item(done: tuple[Path, fedloo
     own, other = answers["FedProx | 50 % & more", 1][0], answers["FedAvg", 1][0]
     assert rows["FedProx | 50 % & more"].values["suite/boolq"][1] == own.score
     assert own.num == 4
-    assert rows["FedProx | 50 % & more"].mcnemar["suite/boolq"][1] == mcnemar(
-        own.right, other.right
+    assert rows["FedProx | 50 % & more"].chances["suite/boolq"][1] == chance(
+        own.values, other.values
     )
     assert rows["before training"].estimates["suite/boolq"].low is not None
     assert not rows["local"].values["suite/boolq"]

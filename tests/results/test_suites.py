@@ -12,7 +12,8 @@ import fedloom
 from fedloom import cli
 from fedloom.evaluation.generation import Generation
 from fedloom.results import suites
-from fedloom.results.suites import Asked, SuiteResult, mcnemar, read_results, run_suite
+from fedloom.results.suite_results import SuiteResult, chance, interval, read_results
+from fedloom.results.suites import Asked, run_suite
 from fedloom.suites.likelihood import Continuation, Likelihood
 
 QUESTIONS = [
@@ -66,10 +67,10 @@ def test_the_most_likely_option_is_chosen_as_it_is_and_by_byte(
     monkeypatch.setattr(suites, "likelihoods", given({" no": -3.0, " yes, it is": -5.0}))
     found = run_suite(model, tiny_tokenizer, "global", asked)
     assert found.scores == {"accuracy": 3 / 6, "accuracy by byte": 3 / 6}
-    assert found.right == [False, True, True, False, False, True]
+    assert found.values == [0, 1, 1, 0, 0, 1]
     # Of equals the first.
     monkeypatch.setattr(suites, "likelihoods", given({}))
-    assert run_suite(model, tiny_tokenizer, "global", asked).right == found.right
+    assert run_suite(model, tiny_tokenizer, "global", asked).values == found.values
     assert found.low == pytest.approx(0.1876, abs=1e-4)
     assert found.high == pytest.approx(0.8124, abs=1e-4)
 
@@ -113,9 +114,78 @@ def test_sums_are_judged_by_what_is_written(
     assert found.scores == {"exact match behind ####": 0.5, "exact match of the last number": 1.0}
 
 
+def test_answers_about_a_text_are_those_up_to_the_end_of_a_line(
+    tiny_llama: Callable[..., Any],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [
+        {"context": "Ice is cold.", "question": f"{x}?", "answers": {"text": ["cold", "the ice"]}}
+        for x in range(2)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(Generation, "answers", lambda *_: [" Ice!\nand fire", " very cold"])
+    model = tiny_llama(vocab=len(tiny_tokenizer))
+    found = run_suite(model, tiny_tokenizer, "m", Asked("xquad", tmp_path / "rows.jsonl"))
+    assert found.scores == {"exact match": 0.5, "F1 of words": pytest.approx(5 / 6)}
+    assert found.values == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("suite", "metrics", "new"),
+    [("own", ["exact_match", "chrf"], 3), ("natural_instructions", None, 128)],
+)
+def test_rows_of_ones_own_are_shown_as_clients_are_shown_theirs(
+    suite: str,
+    metrics: list[str] | None,
+    new: int,
+    small_recipe: Callable[..., Any],
+    tiny_llama: Callable[..., Any],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = list[str]()
+    longest = list[int]()
+
+    def write(self: Generation, _model: Any, prompts: Sequence[Any], _ends: Any) -> list[str]:
+        shown.extend(tiny_tokenizer.decode(prompt.tolist()) for prompt in prompts)
+        longest.append(self.max_new_tokens)
+        return ["Cold", "no"]
+
+    rows = [
+        {"instruction": "Say it.", "input": x, "output": y}
+        for x, y in (("a", "cold"), ("b", "hot"))
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(Generation, "answers", write)
+    evaluation = {"max_new_tokens": 3, **({"metrics": metrics} if metrics else {})}
+    recipe = small_recipe(data={"prompt": "alpaca"}, evaluation=evaluation)
+    model = tiny_llama(vocab=len(tiny_tokenizer))
+    asked = Asked(suite, tmp_path / "rows.jsonl")
+    found = run_suite(model, tiny_tokenizer, "m", asked, recipe=recipe)
+    assert shown[0].endswith("### Input:\na\n\n### Response:\n")
+    assert longest == [new]
+    if metrics:
+        assert list(found.scores) == ["exact match", "chrF"]
+        assert found.values == [1.0, 0.0]
+    else:
+        assert list(found.scores) == ["ROUGE-L (rouge 1.0.1)", "exact match"]
+        # Of one word each, which case tells apart there.
+        assert found.values == [0.0, 0.0]
+    with pytest.raises(ValueError, match="is shown in the template of a run"):
+        run_suite(model, tiny_tokenizer, "m", asked)
+
+
 def test_what_is_asked_wrongly_is_one_sentence(files: Path) -> None:
     for make, said in (
-        (lambda: Asked("mmul", files), "a suite must be one of gsm8k, mmlu, humaneval, arc"),
+        (lambda: Asked("mmul", files), "a suite must be one of gsm8k, mmlu, humaneval, xquad"),
+        (
+            lambda: Asked("own"),
+            "needs to be told where its items are: a file or folder, as in own=test.jsonl",
+        ),
+        (lambda: Asked("natural_instructions", files, shots=1), "has no worked examples"),
         (lambda: Asked("arc", files, limit=0), "limit must be at least 1, got 0"),
         (lambda: Asked("arc", files, shots=-1), "shots must be at least 0, got -1"),
         (lambda: Asked("humaneval", files / "programs.jsonl"), "allow that with --allow-code"),
@@ -133,8 +203,16 @@ def test_mcnemar_is_exact() -> None:
     one = [True] * 10 + [False] * 2 + [True] * 5 + [False] * 3
     other = [False] * 10 + [True] * 2 + [True] * 5 + [False] * 3
     # 2 of 12 or fewer, both ways: 2 (1 + 12 + 66) / 4096.
-    assert mcnemar(one, other) == pytest.approx(158 / 4096)
-    assert mcnemar(one, one) == 1.0
+    assert chance(one, other) == pytest.approx(158 / 4096)
+    assert chance(one, one) == 1.0
+
+
+def test_what_is_more_or_less_right_is_compared_by_a_paired_t_test() -> None:
+    one, other = [0.5, 0.75, 1.0], [0.25, 0.25, 0.25]
+    # Differences of a mean of 0.5 and a standard error of 0.25 / sqrt(3): t is 3.4641 with two degrees of freedom.
+    assert chance(one, other) == pytest.approx(0.0742, abs=1e-4)
+    assert interval(one) == pytest.approx((0.75 - 4.3027 * 0.25 / 3**0.5, 1.0), abs=1e-4)
+    assert interval([0.5]) == (0.0, 1.0)
 
 
 @pytest.mark.slow
@@ -163,7 +241,7 @@ def test_a_run_is_asked_beside_its_base_and_the_run_stays_as_it_was(
     assert fedloom.open_run(tmp_path / "run").summary["state_sha256"] == state
     # Asked again, it is the same, and kept once.
     (again,) = fedloom.open_run(tmp_path / "run").suites([Asked("arc", files / "questions.jsonl")])
-    assert (again.right, again.scores) == (kept[1].right, kept[1].scores)
+    assert (again.values, again.scores) == (kept[1].values, kept[1].scores)
     assert len(read_results(tmp_path / "run")) == 2
     sums = Asked("gsm8k", files / "sums.jsonl", shots=1, limit=2)
     (found,) = fedloom.open_run(tmp_path / "run").suites([sums])

@@ -6,9 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
-from fedloom.suites.items import Choice, Sum, choice, gsm8k, read_items
+from fedloom.suites.items import (
+    Choice,
+    Passage,
+    Sum,
+    Task,
+    choice,
+    gsm8k,
+    passage,
+    read_items,
+    task,
+)
+from fedloom.suites.sources import Source
 
 
 @pytest.mark.parametrize(
@@ -89,7 +101,7 @@ def test_what_is_no_question_is_one_sentence(tmp_path: Path, row: Any, said: str
     file = tmp_path / "items.jsonl"
     file.write_text(json.dumps(row))
     with pytest.raises(ValueError, match="is no item of this suite") as caught:
-        read_items(file, choice)
+        read_items(Source(str(file)), choice)
     assert said in str(caught.value)
 
 
@@ -100,19 +112,77 @@ def test_files_may_be_packed(tmp_path: Path) -> None:
         {"question": "2?", "answer": "#### 2"},
     ]
     file.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    assert read_items(file, gsm8k) == [Sum("1 + 1?", "Easy. #### 2"), Sum("2?", "#### 2")]
-    with pytest.raises(ValueError, match="does not exist, or is a folder"):
-        read_items(tmp_path, gsm8k)
+    assert read_items(Source(str(file)), gsm8k) == [
+        Sum("1 + 1?", "Easy. #### 2"),
+        Sum("2?", "#### 2"),
+    ]
+    # A folder is all of its files.
+    (tmp_path / "more.jsonl").write_text(json.dumps(rows[0]))
+    assert len(read_items(Source(str(tmp_path)), gsm8k)) == 3
+    with pytest.raises(ValueError, match=r"the suite's file .*none.jsonl does not exist"):
+        read_items(Source(str(tmp_path / "none.jsonl")), gsm8k)
+
+
+def test_a_text_and_its_questions_are_opened(tmp_path: Path) -> None:
+    file = tmp_path / "xquad.el.json"
+    answers = [{"text": "308", "answer_start": 1}, {"text": "308 points"}, {"text": "308"}]
+    asked = {"question": "How many?", "answers": answers, "id": "1"}
+    paragraph = {"context": "\ufeff They gave up 308 points. ", "qas": [asked, asked]}
+    file.write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    wanted = Passage("They gave up 308 points.", "How many?", ("308", "308 points"))
+    assert read_items(Source(str(file)), passage) == [wanted, wanted]
+    hub = {"context": "C", "question": "Q", "answers": {"text": ["a"], "answer_start": [0]}}
+    assert passage(hub) == Passage("C", "Q", ("a",))
+
+
+def test_tasks_are_rows_of_any_form_that_data_takes(tmp_path: Path) -> None:
+    file = tmp_path / "task.json"
+    instances = [{"id": "1", "input": "ab", "output": ["b", "B"]}]
+    file.write_text(json.dumps({"Definition": ["Say the last."], "Instances": instances}))
+    (found,) = read_items(Source(str(file)), task)
+    assert isinstance(found, Task)
+    assert found.answers == ("b", "B")
+    assert "Say the last." in found.text
+    assert "ab" in found.text
+    alpaca = task({"instruction": "Say the last.", "input": "ab", "output": "b"})
+    assert (alpaca.answers, alpaca.record.answer) == (("b",), "b")
+    with pytest.raises(ValueError, match="no answer"):
+        task({"prompt": "x", "completion": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("openai/gsm8k:main:train", ("openai/gsm8k", "main", "train")),
+        ("google/boolq::validation", ("google/boolq", None, "validation")),
+        ("owner/set", ("owner/set", None, "test")),
+    ],
+)
+def test_a_set_of_the_hub_is_named_with_configuration_and_split(
+    name: str, asked: tuple[str, str | None, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = datasets.Dataset.from_list([{"question": "1?", "answer": "#### 1"}] * 3)
+    seen = []
+
+    def load(source: str, config: str | None, *, split: str, revision: None) -> Any:
+        seen.append((source, config, split))
+        return given
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = Source(name)
+    assert read_items(source, gsm8k) == [Sum("1?", "#### 1")] * 3
+    assert source.sha256 == Source(name).sha256
+    assert seen[0] == asked
 
 
 @pytest.mark.realtext
 def test_the_sets_of_adapter_benchmarks_are_read(real_text: Path) -> None:
     for name, options in (("ARC-Easy", 4), ("ARC-Challenge", 4), ("openbookqa", 4), ("boolq", 2)):
-        items = read_items(real_text / "commonsense" / name / "test.json", choice)
+        items = read_items(Source(str(real_text / "commonsense" / name / "test.json")), choice)
         assert len(items) > 100
         sizes = [len(item.options) for item in items if isinstance(item, Choice)]
         assert max(set(sizes), key=sizes.count) == options
         assert len({item.gold for item in items if isinstance(item, Choice)}) == options
-    items = read_items(real_text / "mmlu" / "test_1444.jsonl", choice)
+    items = read_items(Source(str(real_text / "mmlu" / "test_1444.jsonl")), choice)
     assert len(items) == 1444
     assert len({item.subject for item in items if isinstance(item, Choice)}) > 40

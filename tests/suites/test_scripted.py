@@ -66,7 +66,7 @@ def test_a_scripted_model_has_all_or_nothing(
     found = run_suite(model, tiny_tokenizer, "scripted", asked)
     assert found.num == 5
     assert found.score == float(right)
-    assert found.right == [right] * 5
+    assert found.values == [float(right)] * 5
 
 
 def test_two_adapters_find_different_answers_likely(

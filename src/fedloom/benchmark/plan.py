@@ -64,7 +64,7 @@ class BenchPlan:
     """Columns, such as test/loss; accuracy or exact match and the loss, if empty."""
     suites: Mapping[str, Any] = field(default_factory=dict)
     """Public tests that every run's model is asked, by name: a file, or {file, limit, shots, examples, sha256,
-    allow_code}. A column each; the rows are compared item by item, by McNemar's test."""
+    allow_code}. A column each; the rows are compared item by item, by McNemar's test or a paired t-test."""
 
     def __post_init__(self) -> None:
         if not self.methods:

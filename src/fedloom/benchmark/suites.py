@@ -8,7 +8,8 @@ from fedloom.core.metrics import Metric
 from fedloom.models.build import Base, ModelSettings
 from fedloom.objects import Objects
 from fedloom.result import Result
-from fedloom.results.suites import BASE, Asked, SuiteResult, mcnemar, read_results, shown_sha256
+from fedloom.results.suite_results import SuiteResult, chance, read_results
+from fedloom.results.suites import BASE, Asked, shown_sha256
 from fedloom.suites.protocols import SUITES
 
 PREFIX = "suite/"
@@ -16,7 +17,7 @@ PREFIX = "suite/"
 
 
 def columns_of(plan: BenchPlan) -> list[Metric]:
-    """Return a metric a suite: the share of its items that are right."""
+    """Return a metric a suite: the share of its items that are right, or what its answers are worth."""
     return [
         Metric(
             f"{PREFIX}{asked.suite}",
@@ -84,7 +85,7 @@ def _result(folder: Path, asked: Asked, *, base: bool) -> SuiteResult | None:
 def by_chance(
     own: Mapping[int, Mapping[str, SuiteResult]], other: Mapping[int, Mapping[str, SuiteResult]]
 ) -> dict[str, dict[int, float]]:
-    """Return McNemar's p of two rows on the same items, by column and seed.
+    """Return how likely two rows differ so on the same items by chance, by column and seed, see `chance`.
 
     Args:
         own: By seed, what a row's runs answered.
@@ -93,6 +94,6 @@ def by_chance(
     found: dict[str, dict[int, float]] = {}
     for seed in sorted(own.keys() & other.keys()):
         for name in own[seed].keys() & other[seed].keys():
-            p = mcnemar(own[seed][name].right, other[seed][name].right)
+            p = chance(own[seed][name].values, other[seed][name].values)
             found.setdefault(name, {})[seed] = p
     return found

@@ -9,7 +9,7 @@ from fedloom.benchmark.suites import by_chance, columns_of, results_of
 from fedloom.core.metrics import METRICS, Metric, MetricTable
 from fedloom.report.run_folder import Results, read_results
 from fedloom.results.statistics import Estimate, mean_of, of_share, paired
-from fedloom.results.suites import SuiteResult
+from fedloom.results.suite_results import SuiteResult
 from fedloom.rounds.reading import metrics_of
 from fedloom.tracking.metric_format import measures
 
@@ -40,7 +40,7 @@ class Row:
     """Why runs failed, by seed."""
     waiting: Sequence[int] = ()
     """Seeds whose runs are missing."""
-    mcnemar: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    chances: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Of each suite, by seed, how likely so uneven a split of the items that only one of the compared rows has right is by
     chance."""
     unlike: Sequence[str] = ()
@@ -114,7 +114,7 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
                 ),
                 failed=outcomes[name].failed,
                 waiting=outcomes[name].waiting,
-                mcnemar={}
+                chances={}
                 if name == plan.reference
                 else by_chance(answered, suites[plan.reference]),
                 unlike=unlike,
@@ -195,8 +195,10 @@ def _estimates(
         if len(by_seed) == 1 and metric.is_share and metric.reduce == "examples":
             (seed,) = by_seed
             asked = answered.get(seed, {}).get(metric.name)
-            num = asked.num if asked else runs[seed].history.ends("test/num_examples")[1]
-            if num:
+            num = runs[seed].history.ends("test/num_examples")[1]
+            if asked:
+                found[metric.name] = _of_items(asked)
+            elif num:
                 found[metric.name] = of_share(by_seed[seed], round(num))
     return found
 
@@ -204,11 +206,15 @@ def _estimates(
 def _before(runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered) -> Row:
     values = _values(runs, metrics, "before", answered)
     measured = {m.name: mean_of(list(v.values())) for m in metrics if (v := values[m.name])}
-    for seed, results in answered.items():
+    for results in answered.values():
         # One model for the whole table.
         for name, result in results.items():
-            measured[name] = of_share(values[name][seed], result.num)
+            measured[name] = _of_items(result)
     return Row(BEFORE, values, measured)
+
+
+def _of_items(result: SuiteResult) -> Estimate:
+    return Estimate(result.score, result.low, result.high, 1)
 
 
 def _bytes(runs: Mapping[int, Results]) -> float | None:

@@ -106,7 +106,7 @@ def row_cells(table: BenchTable, row: Row) -> list[Cell]:
         best = table.best(metric) == row.name
         cells.append((estimated(metric, value) if value else "", best))
         told = differing(metric, difference) if difference else ""
-        if (chances := row.mcnemar.get(metric.name)) and told:
+        if (chances := row.chances.get(metric.name)) and told:
             told += f", p {', '.join(f'{chances[seed]:.2g}' for seed in sorted(chances))}"
         cells.append((told, False))
     cells.append((human_bytes(row.bytes) if row.bytes else "", False))
@@ -146,9 +146,11 @@ def notes_of(table: BenchTable) -> list[str]:
         if many
         else "One seed: shares have Wilson's 95 % interval, what more test rows alike would show."
     ]
-    if any(row.mcnemar for row in table.rows):
+    if any(row.chances for row in table.rows):
         each = ", seed by seed" if many else ""
-        notes.append(f"p is that of McNemar's exact test on the same items{each}.")
+        notes.append(
+            f"p is that of McNemar's exact test on the same items{each}, and of a paired t-test where items are more or less right."
+        )
     if table.plan.suites:
         apart = [
             row.name
@@ -276,7 +278,7 @@ def _json(table: BenchTable) -> str:
             "values": {m: {str(s): v for s, v in by.items()} for m, by in row.values.items()},
             "estimates": {m: estimate(v) for m, v in row.estimates.items()},
             "beside": {m: estimate(v) for m, v in row.beside.items()},
-            "mcnemar": {m: {str(s): p for s, p in by.items()} for m, by in row.mcnemar.items()},
+            "p": {m: {str(s): p for s, p in by.items()} for m, by in row.chances.items()},
             "bytes": row.bytes,
             "failed": {str(s): reason for s, reason in row.failed.items()},
             "missing": list(row.waiting),

@@ -1,33 +1,36 @@
-"""Public tests of what a run delivers, kept in its folder and compared item by item."""
+"""Public tests of what a run delivers: a model is asked their items, as text or in the template of its run."""
 
 import hashlib
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn, tensor
 
-from fedloom.core.files import write_atomic
-from fedloom.evaluation.generation import Generation
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.tokens import tokenise
+from fedloom.evaluation.evaluation_settings import EvaluationSettings
+from fedloom.evaluation.generation import Generation, turn_ends
+from fedloom.evaluation.metrics import answer_metrics
 from fedloom.models.positions import positions_of
-from fedloom.results.statistics import wilson
-from fedloom.rounds.reading import read_json
-from fedloom.suites.items import Choice, Item, Program, Sum, read_items
+from fedloom.results.suite_results import SuiteResult, interval
+from fedloom.rounds.recipe_settings import Recipe
+from fedloom.suites.items import Choice, Item, Passage, Program, Sum, Task, read_items
 from fedloom.suites.likelihood import Continuation, likelihoods
 from fedloom.suites.protocols import SUITES, Protocol, cut, numbers_of
 from fedloom.suites.sandbox import check_allowed, passes
+from fedloom.suites.sources import Source
+from fedloom.suites.squad import squad_exact, squad_f1
 
-FILE = "suites.json"
 BASE = "base"
 """In the place of a model's name: the one before training."""
 _BATCH = 16
 _MOST = 2048
 """Tokens of a model that has no limit of its own."""
+Scores = dict[str, list[float]]
+"""By item, from 0 to 1, by what they are called."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,13 @@ class Asked:
     """A suite, and how it is asked."""
 
     suite: str
-    file: Path
+    file: str | Path | None = None
+    """A file, a folder of files, or `OWNER/NAME[:CONFIG[:SPLIT]]` of the Hub; None: what the suite is on the Hub."""
     limit: int | None = None
     """Of the items, the first so many."""
     shots: int | None = None
     """Worked examples; as the protocol has it if None."""
-    examples: Path | None = None
+    examples: str | Path | None = None
     """Where those are from; None: the first items of the file, which are not asked then."""
     sha256: str | None = None
     """What the file must be."""
@@ -57,7 +61,7 @@ class Asked:
         if protocol.runs_code:
             check_allowed(allow_code=self.allow_code)
         shots = protocol.shots if self.shots is None else self.shots
-        if shots and protocol.runs_code:
+        if shots and (protocol.runs_code or protocol.as_trained):
             raise ValueError(
                 f"{protocol.title} has no worked examples: leave shots out, got {self.shots}"
             )
@@ -65,37 +69,25 @@ class Asked:
             raise ValueError(
                 f"examples has no effect without worked examples, of which {protocol.title} has none by itself: set shots too"
             )
-
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """What came of a suite."""
-
-    suite: str
-    model: str
-    """Which of the run's models; `base` before training."""
-    num: int
-    scores: Mapping[str, float]
-    """Shares from 0 to 1; the first is the one that is compared."""
-    low: float
-    high: float
-    """Wilson's 95 % interval of the first."""
-    right: Sequence[bool]
-    """By item, of the first."""
-    shots: int
-    prompts_sha256: str
-    """Of everything the model was shown: equal where the items, their order and the protocol are."""
-    file_sha256: str
-    seconds: float
+        if self.file is None and not protocol.hub:
+            raise ValueError(
+                f"{self.suite} needs to be told where its items are: a file or folder, as in {self.suite}=test.jsonl"
+            )
 
     @property
-    def score(self) -> float:
-        """Return the score that is compared."""
-        return next(iter(self.scores.values()))
+    def source(self) -> Source:
+        """Return where the items are."""
+        return Source(str(self.file or SUITES[self.suite].hub))
 
 
 def run_suite(
-    model: nn.Module, tokenizer: Any, name: str, asked: Asked, *, share: bool = True
+    model: nn.Module,
+    tokenizer: Any,
+    name: str,
+    asked: Asked,
+    *,
+    recipe: Recipe | None = None,
+    share: bool = True,
 ) -> SuiteResult:
     """Ask a model the items of a suite.
 
@@ -104,31 +96,35 @@ def run_suite(
         tokenizer: Its own.
         name: What the model is called.
         asked: Which items, and how.
+        recipe: Whose clients' template some suites are shown in; needed for those.
         share: Whether beginnings that prompts share are read once.
 
     Raises:
         ValueError: where the file is not of the suite, or not the one that was meant.
     """
     protocol = SUITES[asked.suite]
-    raw = asked.file.read_bytes() if asked.file.is_file() else b""
-    found = hashlib.sha256(raw).hexdigest()
+    found = asked.source.sha256
     if asked.sha256 is not None and found != asked.sha256.lower():
-        raise ValueError(f"{asked.file} has the sha256 {found}, not {asked.sha256}")
+        raise ValueError(f"{asked.source.name} has the sha256 {found}, not {asked.sha256}")
     items, shots = _dealt(protocol, asked)
     prompts = [protocol.prompt(item, shots(item)) for item in items]
     began = time.perf_counter()
     if protocol.options is not None:
-        right = _chosen(model, tokenizer, protocol, items, prompts, share=share)
+        scores = _chosen(model, tokenizer, protocol, items, prompts, share=share)
+    elif protocol.as_trained:
+        if recipe is None:
+            raise ValueError(f"{protocol.title} is shown in the template of a run: give its recipe")
+        scores = _as_trained(model, tokenizer, protocol, items, recipe)
     else:
-        right = _written(model, tokenizer, protocol, items, prompts)
+        scores = _written(model, tokenizer, protocol, items, prompts)
     seconds = time.perf_counter() - began
-    first = next(iter(right.values()))
+    first = next(iter(scores.values()))
     return SuiteResult(
         asked.suite,
         name,
         len(items),
-        {key: sum(each) / len(each) for key, each in right.items()},
-        *wilson(sum(first), len(first)),
+        {key: sum(each) / len(each) for key, each in scores.items()},
+        *interval(first),
         first,
         protocol.shots if asked.shots is None else asked.shots,
         _sha256(prompts),
@@ -140,8 +136,8 @@ def run_suite(
 def _dealt(protocol: Protocol, asked: Asked) -> tuple[list[Item], Callable[[Item], Sequence[Item]]]:
     """Return the items that are asked, and the worked examples before each."""
     count = protocol.shots if asked.shots is None else asked.shots
-    items = read_items(asked.file, protocol.read)
-    pool = read_items(asked.examples, protocol.read) if asked.examples else items
+    items = read_items(asked.source, protocol.read)
+    pool = read_items(Source(str(asked.examples)), protocol.read) if asked.examples else items
     by: dict[str, list[Item]] = {}
     for item in pool:
         by.setdefault(_subject(protocol, item), []).append(item)
@@ -151,13 +147,15 @@ def _dealt(protocol: Protocol, asked: Asked) -> tuple[list[Item], Callable[[Item
         items = [item for item in items if id(item) not in taken]
     if not items:
         raise ValueError(
-            f"{asked.file} has no items left besides the {count} worked examples: give others, or fewer shots"
+            f"{asked.source.name} has no items left besides the {count} worked examples: give others, or fewer shots"
         )
     return items[: asked.limit], lambda item: examples.get(_subject(protocol, item), [])
 
 
 def shown_sha256(asked: Asked) -> str:
     """Return the hash of everything a model is shown, without one: that of a result of the same questions.
+
+    Of suites in a run's template it is that of the questions, whatever the template.
 
     Raises:
         ValueError: where the file is not of the suite.
@@ -209,7 +207,7 @@ def _chosen(
     prompts: Sequence[str],
     *,
     share: bool,
-) -> dict[str, list[bool]]:
+) -> Scores:
     """Return by item whether the most likely option is right, as it is and by byte; of equals the first."""
     ways = _ways(protocol, items)
     asked = _continuations(prompts, ways)
@@ -217,7 +215,7 @@ def _chosen(
     found = iter(
         likelihoods(model, tokenizer, asked, max_length=positions, batch_size=_BATCH, share=share)
     )
-    right: dict[str, list[bool]] = {"accuracy": [], "accuracy by byte": []}
+    right: Scores = {"accuracy": [], "accuracy by byte": []}
     for item, texts in zip(items, ways, strict=True):
         assert isinstance(item, Choice)
         logprobs = [next(found).logprob for _ in texts]
@@ -226,7 +224,7 @@ def _chosen(
             for value, text in zip(logprobs, texts, strict=True)
         ]
         for name, values in (("accuracy", logprobs), ("accuracy by byte", by_byte)):
-            right[name].append(values.index(max(values)) == item.gold)
+            right[name].append(float(values.index(max(values)) == item.gold))
     if all(len(text) == 2 for texts in ways for text in texts):
         # Letters are as long as one another.
         del right["accuracy by byte"]
@@ -239,30 +237,87 @@ def _written(
     protocol: Protocol,
     items: Sequence[Item],
     prompts: Sequence[str],
-) -> dict[str, list[bool]]:
-    """Return by item whether what the model writes is right."""
+) -> Scores:
+    """Return by item what the text is worth that the model writes behind a prompt."""
     positions = most_tokens(model)
     most = min(protocol.max_new_tokens, positions // 2)
     # Where there is no room, the beginning gives way.
     encoded = [_encoded(tokenizer, prompt)[most - positions :] for prompt in prompts]
     writing = Generation(tokenizer, most, _BATCH)
     answers = [cut(text, protocol.stops) for text in writing.answers(model, encoded)]
-    if protocol.runs_code:
-        return {"pass@1": [_passes(item, text) for item, text in zip(items, answers, strict=True)]}
-    right: dict[str, list[bool]] = {
-        "exact match behind ####": [],
-        "exact match of the last number": [],
-    }
+    found: Scores = {}
     for item, text in zip(items, answers, strict=True):
-        assert isinstance(item, Sum)
-        gold = numbers_of(item.answer)[0]
-        for name, said in zip(right, numbers_of(text), strict=True):
-            right[name].append(said is not None and said == gold)
-    return right
+        for name, value in _worth(item, text).items():
+            found.setdefault(name, []).append(float(value))
+    return found
 
 
-def _passes(item: Item, text: str) -> bool:
-    assert isinstance(item, Program)
+def _worth(item: Item, text: str) -> dict[str, float]:
+    """Return what an answer is worth, from 0 to 1, by the item's own measures."""
+    match item:
+        case Program():
+            return {"pass@1": _passes(item, text)}
+        case Passage():
+            return {
+                "exact match": squad_exact(text, item.answers),
+                "F1 of words": squad_f1(text, item.answers),
+            }
+        case Sum():
+            gold = numbers_of(item.answer)[0]
+            strict, last = (said is not None and said == gold for said in numbers_of(text))
+            return {"exact match behind ####": strict, "exact match of the last number": last}
+    raise AssertionError(f"{type(item).__name__} is not answered behind a prompt")
+
+
+def _as_trained(
+    model: nn.Module, tokenizer: Any, protocol: Protocol, items: Sequence[Item], recipe: Recipe
+) -> Scores:
+    """Return by item what is written in the template that the run's clients have theirs in, by the metrics of their answers."""
+    data, evaluation = recipe.data, recipe.evaluation
+    positions = most_tokens(model)
+    most = min(protocol.max_new_tokens or evaluation.max_new_tokens, positions // 2)
+    asked = [item for item in items if isinstance(item, Task)]
+    shown = DataSettings(
+        prompt=data.prompt,
+        system=data.system,
+        system_role=data.system_role,
+        tool_calls=data.tool_calls,
+        max_length=positions,
+        truncate="prompt",
+    )
+    records = [item.record for item in asked]
+    examples = [
+        example
+        for record, found in zip(records, tokenise(records, shown, tokenizer).examples, strict=True)
+        for example in found[-1:]
+        # Of several answers an earlier one may be left where the last has no room.
+        if example.record and example.record.messages[-1] is record.messages[-1]
+    ]
+    if len(examples) < len(records):
+        raise ValueError(
+            f"{len(records) - len(examples)} items of {protocol.title} have no room in the model's {positions} positions,"
+            " however much is cut from their questions: leave them out"
+        )
+    metrics = [
+        metric
+        for metric in answer_metrics(
+            replace(evaluation, metrics=protocol.metrics) if protocol.metrics else evaluation,
+            written=True,
+        )
+        if metric.bounds == (0.0, 1.0)
+    ] or answer_metrics(EvaluationSettings(), written=True)
+    prompts = [example.ids[: example.prompt_length][most - positions :] for example in examples]
+    writing = Generation(tokenizer, most, _BATCH)
+    answers = writing.answers(model, prompts, turn_ends(tokenizer, examples))
+    scores: Scores = {metric.title or metric.name: [] for metric in metrics}
+    for item, text in zip(asked, answers, strict=True):
+        for metric in metrics:
+            assert metric.score is not None
+            scores[metric.title or metric.name].append(float(metric.score(text, item.answers)))
+    return scores
+
+
+def _passes(item: Program, text: str) -> bool:
     return passes(f"{item.prompt}{text}\n", f"{item.tests}\ncheck({item.entry_point})\n").passed
 
 
@@ -274,88 +329,3 @@ def most_tokens(model: nn.Module) -> int:
     """Return how many tokens a model is shown at most."""
     called: Any = model
     return min(positions_of(called.config) or _MOST, 2 * _MOST)
-
-
-# --- kept and compared -------------------------------------------------------------------------------
-
-
-def keep(folder: Path, results: Sequence[SuiteResult]) -> Path:
-    """Write results into a run's folder, in the place of those of the same questions and model."""
-    before = [r for r in read_results(folder) if not any(_same(r, own) for own in results)]
-    file = folder / FILE
-    lines = [asdict(result) for result in (*before, *results)]
-    write_atomic(file, (json.dumps(lines, indent=1) + "\n").encode())
-    return file
-
-
-def read_results(folder: Path) -> list[SuiteResult]:
-    """Return the results that a run's folder holds."""
-    file = folder / FILE
-    if not file.exists():
-        return []
-    try:
-        return [SuiteResult(**line) for line in read_json(file, list, remedy="remove it")]
-    except TypeError as error:
-        raise ValueError(
-            f"{file} is not as `fedloom suite` writes it ({error}): remove it"
-        ) from error
-
-
-def _same(a: SuiteResult, b: SuiteResult) -> bool:
-    return (a.suite, a.model, a.prompts_sha256) == (b.suite, b.model, b.prompts_sha256)
-
-
-def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> float:
-    """Return how likely so uneven a split of the items on which two models differ is by chance: McNemar's exact test, two-sided."""
-    from scipy.stats import binomtest
-
-    won = sum(a and not b for a, b in zip(one, other, strict=True))
-    lost = sum(b and not a for a, b in zip(one, other, strict=True))
-    return float(binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
-
-
-def compared(
-    results: Sequence[SuiteResult], others: Mapping[str, Sequence[SuiteResult]]
-) -> list[str]:
-    """Return a sentence for each result and each other one that was asked the same.
-
-    Args:
-        results: Of one run.
-        others: Of what they are compared with, by its name.
-    """
-    said = list[str]()
-    for result in results:
-        for name, known in others.items():
-            for other in known:
-                alike = (other.suite, other.prompts_sha256) == (result.suite, result.prompts_sha256)
-                if not alike or other is result:
-                    continue
-                points = 100 * (result.score - other.score)
-                said.append(
-                    f"{SUITES[result.suite].title}: {result.model} {points:+.1f} points beside {name} on the same"
-                    f" {result.num} items, McNemar's p {mcnemar(result.right, other.right):.2g}"
-                )
-    return said
-
-
-def suites_table(results: Sequence[SuiteResult]) -> Table:
-    """Return a row a result and score."""
-    table = Table(title="Public tests", title_justify="left")
-    for name in ("suite", "model", "score"):
-        table.add_column(name)
-    for name in ("items", "of 100", "95 %", "seconds"):
-        table.add_column(name, justify="right")
-    for result in results:
-        for at, (score, value) in enumerate(result.scores.items()):
-            first = (str(result.num), f"{100 * result.low:.1f} to {100 * result.high:.1f}")
-            num, interval = ("", "") if at else first
-            table.add_row(
-                Text("" if at else SUITES[result.suite].title),
-                Text("" if at else result.model),
-                Text(score),
-                num,
-                f"{100 * value:.1f}",
-                interval,
-                "" if at else f"{result.seconds:.1f}",
-            )
-    return table

@@ -1,13 +1,15 @@
-"""Items of public tests, whichever of their files they come from: questions with options, sums, programs."""
+"""Items of public tests, whichever of their files they come from: questions with options, sums, programs, texts to write."""
 
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fedloom.data.readers import read_file
+from fedloom.data import readers
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.formats import Record, to_records
+from fedloom.suites.sources import Source
 
 Row = Mapping[str, Any]
 
@@ -43,7 +45,31 @@ class Program:
     """Defines `check(candidate)`."""
 
 
-Item = Choice | Sum | Program
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A question about a text, which has the answer in it."""
+
+    text: str
+    question: str
+    answers: tuple[str, ...]
+    """Each right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A conversation whose last answer is to be written, shown as a run shows its clients theirs."""
+
+    record: Record
+    answers: tuple[str, ...]
+    """Each right."""
+
+    @property
+    def text(self) -> str:
+        """Return all before the answer, whatever template shows it."""
+        return "\n\n".join(f"{m.role}: {m.content}" for m in self.record.messages[:-1])
+
+
+Item = Choice | Sum | Program | Passage | Task
 
 _NUMBERED = re.compile(
     r"(?:Answer|Solution|Ending|Option)(\d):\s*(.*?)\s*(?=(?:Answer|Solution|Ending|Option)\d:|\n|$)",
@@ -53,16 +79,14 @@ _LETTERED = re.compile(r"(?:^|, | )([A-E])\. (.*?)(?=, [A-E]\. |$)", re.S)
 _ASKED = re.compile(r"(?:question|Question|Qusetion):\s*(.*)", re.S)
 
 
-def read_items(path: Path, read: Callable[[Row], Item]) -> list[Item]:
-    """Return the items of a file of rows, JSON, JSON lines, CSV or parquet, packed or not.
+def read_items(source: Source, read: Callable[[Row], Item]) -> list[Item]:
+    """Return the items of a source.
 
     Raises:
         ValueError: naming the row that is no item.
     """
-    if not path.is_file():
-        raise ValueError(f"the suite's file {path} does not exist, or is a folder")
     items = list[Item]()
-    for row in read_file(path):
+    for row in source.rows:
         try:
             items.append(read(row.values))
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -71,8 +95,6 @@ def read_items(path: Path, read: Callable[[Row], Item]) -> list[Item]:
             raise ValueError(
                 f"{row.place} is no item of this suite: {reason}; its columns are {known}"
             ) from error
-    if not items:
-        raise ValueError(f"{path} holds no rows")
     return items
 
 
@@ -113,6 +135,29 @@ def gsm8k(row: Row) -> Sum:
 def humaneval(row: Row) -> Program:
     """Return a function to write."""
     return Program(str(row["prompt"]), str(row["entry_point"]), str(row["test"]))
+
+
+def passage(row: Row) -> Passage:
+    """Return a question about a text, as SQuAD and XQuAD have it; of answers that are given twice one."""
+    answers = row["answers"]
+    found = answers["text"] if isinstance(answers, Mapping) else [one["text"] for one in answers]
+    known = tuple(dict.fromkeys(str(answer).strip() for answer in found))
+    if not any(known):
+        raise ValueError("it has no answer")
+    # XQuAD's files have a byte order mark in front of some paragraphs.
+    return Passage(str(row["context"]).strip("\ufeff \n"), str(row["question"]).strip(), known)
+
+
+def task(row: Row) -> Task:
+    """Return what is to be written, of any row that `data.source` takes; of Natural Instructions with all answers."""
+    found = to_records([readers.Row(row, "it")], DataSettings()).records
+    if not found:
+        raise ValueError("it has no answer")
+    outputs = row.get("output") if "definition" in row else None
+    more = outputs if isinstance(outputs, list | tuple) else ()
+    return Task(
+        found[0], tuple(dict.fromkeys([found[0].answer, *(str(one).strip() for one in more)]))
+    )
 
 
 def _instructed(row: Row) -> Choice:

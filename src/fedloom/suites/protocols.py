@@ -4,7 +4,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fedloom.suites.items import Choice, Item, Program, Sum, choice, gsm8k, humaneval
+from fedloom.evaluation.evaluation_settings import AnswerMetric
+from fedloom.suites.items import (
+    Choice,
+    Item,
+    Passage,
+    Program,
+    Sum,
+    Task,
+    choice,
+    gsm8k,
+    humaneval,
+    passage,
+    task,
+)
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
@@ -37,6 +50,12 @@ class Protocol:
     by_subject: bool = False
     """Whether worked examples are of the question's subject."""
     runs_code: bool = False
+    as_trained: bool = False
+    """Whether items are shown as a run shows its clients theirs, in its template, in place of as plain text."""
+    metrics: Sequence[AnswerMetric] | None = None
+    """Of what is written, where it is scored as clients' answers are; None: those of the run."""
+    hub: str = ""
+    """Where it is on the Hub: a data set, its configuration and its split."""
 
     def prompt(self, item: Item, shots: Sequence[Item]) -> str:
         """Return what the model is shown."""
@@ -132,6 +151,21 @@ def _worked(item: Item) -> str:
     return f" {item.answer}"
 
 
+def _passage(item: Item) -> str:
+    assert isinstance(item, Passage)
+    return f"Context: {item.text}\n\nQuestion: {item.question}\n\nAnswer:"
+
+
+def _found(item: Item) -> str:
+    assert isinstance(item, Passage)
+    return f" {item.answers[0]}"
+
+
+def _conversation(item: Item) -> str:
+    assert isinstance(item, Task)
+    return item.text
+
+
 def _program(item: Item) -> str:
     assert isinstance(item, Program)
     return item.prompt
@@ -151,6 +185,7 @@ SUITES: dict[str, Protocol] = {
             _worked,
             stops=("Question:", "</s>", "<|im_end|>"),
             max_new_tokens=256,
+            hub="openai/gsm8k:main:test",
         ),
         Protocol(
             "mmlu",
@@ -163,6 +198,7 @@ SUITES: dict[str, Protocol] = {
             _letter,
             options=_letters,
             by_subject=True,
+            hub="cais/mmlu:all:test",
         ),
         Protocol(
             "humaneval",
@@ -176,33 +212,77 @@ SUITES: dict[str, Protocol] = {
             stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
             max_new_tokens=256,
             runs_code=True,
+            hub="openai/openai_humaneval",
+        ),
+        Protocol(
+            "xquad",
+            "XQuAD",
+            "On the Cross-lingual Transferability of Monolingual Representations. Artetxe et al. 2020, arXiv:1910.11856; CC BY-SA",
+            passage,
+            0,
+            _nothing,
+            _passage,
+            _found,
+            stops=("\n",),
+            max_new_tokens=64,
+            hub="google/xquad:xquad.en:validation",
+        ),
+        Protocol(
+            "natural_instructions",
+            "Natural Instructions",
+            "Super-NaturalInstructions. Wang et al. 2022, arXiv:2204.07705; Apache-2.0",
+            task,
+            0,
+            _nothing,
+            _conversation,
+            _nothing,
+            max_new_tokens=128,
+            as_trained=True,
+            metrics=("rouge_l_paper", "exact_match"),
+        ),
+        Protocol(
+            "own",
+            "own rows",
+            "rows of one's own, in any form that data.source takes",
+            task,
+            0,
+            _nothing,
+            _conversation,
+            _nothing,
+            as_trained=True,
         ),
         *(
-            Protocol(name, title, source, choice, 0, _nothing, spelled, _text, options=_texts)
-            for name, title, source, spelled in (
+            Protocol(
+                name, title, source, choice, 0, _nothing, spelled, _text, options=_texts, hub=hub
+            )
+            for name, title, source, spelled, hub in (
                 (
                     "arc",
                     "ARC",
                     "Think you have Solved Question Answering? Clark et al. 2018, arXiv:1803.05457; CC BY-SA",
                     _spelled,
+                    "allenai/ai2_arc:ARC-Challenge:test",
                 ),
                 (
                     "openbookqa",
                     "OpenBookQA",
                     "Can a Suit of Armor Conduct Electricity? Mihaylov et al. 2018, arXiv:1809.02789; Apache-2.0",
                     _bare_question,
+                    "allenai/openbookqa:main:test",
                 ),
                 (
                     "boolq",
                     "BoolQ",
                     "BoolQ. Clark et al. 2019, arXiv:1905.10044; CC BY-SA",
                     _boolq,
+                    "google/boolq::validation",
                 ),
                 (
                     "hellaswag",
                     "HellaSwag",
                     "HellaSwag. Zellers et al. 2019, arXiv:1905.07830; MIT",
                     _bare_question,
+                    "Rowan/hellaswag::validation",
                 ),
             )
         ),
