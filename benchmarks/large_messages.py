@@ -87,7 +87,7 @@ def recipe_of(model: str, rounds: int) -> dict[str, Any]:
         "model": {"name": model},
         "name": "large",
         "algorithm": "fedavg",
-        "data": {"source": "site", "max_length": 32},
+        "data": {"source": "site", "prompt": "plain", "max_length": 32},
         "local": {
             "optimizer": "sgd",
             "lr": 0.05,

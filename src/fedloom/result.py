@@ -121,10 +121,11 @@ class Result:
         results = list[SuiteResult]()
         for name in (BASE, client) if base else (client,):
             chat = Chat.open(session, name, run=opened.run)
-            results += [
-                run_suite(model, tokenizer, chat.name, each, recipe=session.recipe)
-                for each in asked
-            ]
+            with session.evaluator.deployed():
+                results += [
+                    run_suite(model, tokenizer, chat.name, each, recipe=session.recipe)
+                    for each in asked
+                ]
         keep(self.folder, results)
         return results
 
@@ -148,9 +149,10 @@ class Result:
             (opened := self.open("lm_eval")).session, client, run=opened.run
         ).session
         model, tokenizer = session.space.model, session.base.tokenizer
-        return harness(
-            model, tokenizer, tasks, max_length=most_tokens(model), shots=shots, limit=limit
-        )
+        with session.evaluator.deployed():
+            return harness(
+                model, tokenizer, tasks, max_length=most_tokens(model), shots=shots, limit=limit
+            )
 
     def chat(self, client: str | None = None) -> Chat:
         """Return a conversation with a deployed model: `chat().answer("...")`.

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,17 @@ from fedloom import experiment
 from fedloom.algorithms.fedbiot import FedBiOTState
 from fedloom.client.cohort import Cohort
 from fedloom.core.params import equal
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.formats import to_records
+from fedloom.data.readers import Row
 from fedloom.engines.inprocess import InProcess
 from fedloom.models.build import fingerprint
-from fedloom.results import forecast, probes
+from fedloom.result import open_run
+from fedloom.results import forecast, probes, suites
+from fedloom.results.chat import Chat
 from fedloom.results.plan import make_plan
 from fedloom.results.probes import Cost, Line
+from fedloom.results.route import Router
 from fedloom.rounds import emulation
 from fedloom.rounds.emulation import stage_of
 from fedloom.rounds.inputs import read_notes
@@ -29,6 +35,7 @@ from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import build
 from fedloom.spaces.emulation import gradient
 from fedloom.spaces.offsite import OffsiteSpace
+from fedloom.suites.likelihood import Continuation, Likelihood
 from fedloom.tracking.records import records
 
 pytestmark = pytest.mark.slow
@@ -85,6 +92,36 @@ def test_a_run_is_measured_around_the_emulator_and_plugged_in(made: Make, tmp_pa
                 torch.tensor(line[f"{split}/plugin/loss"]).exp().item(), rel=1e-5
             )
     assert "test/plugin/loss" in result.summary["final"]
+
+
+def test_public_tests_and_routes_are_of_the_whole_model(
+    made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = experiment.run(made(), tmp_path / "run")
+    rows = [{"question": "Is it?", "choices": ["no", "yes"], "answer": at} for at in (0, 1)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    layers = list[int]()
+
+    def judge(model: Any, _tokenizer: Any, asked: Sequence[Continuation], **_: Any) -> Any:
+        layers.append(len(model.model.layers))
+        return [Likelihood(0.0, True, 1) for _ in asked]
+
+    monkeypatch.setattr(suites, "likelihoods", judge)
+    opened = open_run(result.folder)
+    opened.suites([suites.Asked("arc", file)])
+    assert layers == [8]
+    session = opened.open("route").session
+    (record,) = to_records(
+        [Row({"prompt": "Say it.", "completion": "yes"}, "")], DataSettings()
+    ).records
+    router = Router(session, Chat.open(session, None).models)
+    (evidence,) = router.route([record]).evidence.values()
+    examples, model = router.examples([record]), session.space.model
+    (around,) = session.evaluator.losses(model, examples)
+    with session.evaluator.deployed() as evaluator:
+        (whole,) = evaluator.losses(model, examples)
+    assert evidence == pytest.approx(-whole) != pytest.approx(-around)
 
 
 def test_without_a_dropped_layer_it_is_fedavg_of_the_same_layers_to_the_bit(

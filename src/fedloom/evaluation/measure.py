@@ -1,7 +1,7 @@
 """How good a model is on held-out examples."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -54,6 +54,15 @@ class Evaluator:
     plugged_in: "PluggedIn | None" = None
     """Of a model that is an emulator of one that is here: the whole is measured beside it, and answers."""
 
+    @contextmanager
+    def deployed(self) -> Iterator["Evaluator"]:
+        """Let the model stand as it is used, whole where clients train around an emulator of it, and yield who measures that."""
+        if self.plugged_in is None:
+            yield self
+            return
+        with self.plugged_in.whole():
+            yield replace(self, references=self.plugged_in.references, plugged_in=None)
+
     def drawn(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Return the examples of a client's split that are measured, in their order: all, or as many as settings say.
 
@@ -101,8 +110,7 @@ class Evaluator:
         measured = self._measure_each(model, groups, split, share, beside)
         if self.plugged_in is None:
             return measured
-        plugged = replace(self, references=self.plugged_in.references, plugged_in=None)
-        with self.plugged_in.whole():
+        with self.deployed() as plugged:
             whole = plugged.measure_each(model, groups, split=split)
         return [
             {**one, **{f"{PLUGIN}{n}": v for n, v in other.items() if n not in WEIGHTS}}
@@ -159,8 +167,7 @@ class Evaluator:
 
         `told` is called with the answer so far before every further token, where there is one example and no classes.
         """
-        whole = nullcontext() if self.plugged_in is None else self.plugged_in.whole()
-        with whole, evaluating(model):
+        with self.deployed(), evaluating(model):
             scores = self.scores(model, examples) if self.objective.classes else []
             return self._texts(model, examples, scores, told)
 

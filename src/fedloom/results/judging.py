@@ -200,7 +200,7 @@ def _answered(session: Session, prompts: Sequence[Prompt], writing: Writing) -> 
         return found
     session.space.load(session.space.start())
     model, size = session.space.model, recipe.evaluation.batch_size
-    with evaluating(model):
+    with session.evaluator.deployed(), evaluating(model):
         for number in range(writing.num_answers):
             sampling = Sampling(writing.temperature, derive(writing.seed, "answer", number))
             how = Generation(tokenizer, writing.max_new_tokens, size, sampling)
@@ -233,8 +233,9 @@ def _judged(
     margins: dict[str, list[list[float | None]]] = {}
     for name, params in models.items():
         session.space.load(params)
-        with evaluating(session.space.model):
-            scores = iter(session.evaluator.scores(session.space.model, examples))
+        model = session.space.model
+        with session.evaluator.deployed() as evaluator, evaluating(model):
+            scores = iter(evaluator.scores(model, examples))
         of_model: list[list[float | None]] = [[] for _ in prompts]
         for (at, _), some in zip(pairs, found, strict=True):
             of_model[at].append(_margin(next(scores)) if some else None)

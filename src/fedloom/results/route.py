@@ -169,12 +169,11 @@ class Router:
         batch_size = self.session.recipe.evaluation.batch_size
         self.session.space.load(self.models[name][0])
         model = self.session.space.model
-        if not answered:
+        with self.session.evaluator.deployed() as evaluator, evaluating(model):
+            if answered:
+                return [-one.loss for one in evaluator.scores(model, examples)]
             prompts = [example.ids[: example.prompt_length] for example in examples]
             return [-found for found in answer_entropies(model, prompts, batch_size)]
-        with evaluating(model):
-            scores = self.session.evaluator.scores(model, examples)
-        return [-one.loss for one in scores]
 
     def examples(self, records: Sequence[Record]) -> list[Example]:
         """Return what of the conversations fits, at least one."""
