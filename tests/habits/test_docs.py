@@ -1,6 +1,7 @@
 """Every block of code on a page is run, built or read as a reader would."""
 
 import dataclasses
+import json
 import re
 import shlex
 import sys
@@ -260,6 +261,13 @@ def test_what_the_page_on_sums_says_of_settings_is_measured():
         assert [f"{share} %" for share in shares] == [measured[name][5] for name in names]
         for area in re.findall(r"0\.\d\d", settings[setting]):
             assert [area] == [measured[name][7].split()[0] for name in names]
+
+
+def test_what_the_page_on_data_says_of_the_plan_s_memory_is_measured():
+    kept = json.loads(page("benchmarks/kept/real_plan.json"))
+    rows = {name: one for name, one in kept.items() if name.startswith("memory, ")}
+    assert len(rows) == 12
+    assert all(abs(one["plan"]["memory"] / one["run"]["memory"] - 1) < 0.1 for one in rows.values())
 
 
 def test_every_public_name_is_in_the_reference():
