@@ -22,7 +22,7 @@ from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.emulation import stage_of
-from fedloom.rounds.loop import advance, begin
+from fedloom.rounds.loop import Run, advance, begin
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.session import Makers, build
 
@@ -166,7 +166,11 @@ def all_own(
 
 def in_one_process(recipe: Recipe, folder: Path) -> str:
     """Return the hash of a run over the sites' own data, each cut as its site cuts it."""
+    return state_sha256(played_here(recipe, folder))
 
+
+def played_here(recipe: Recipe, folder: Path) -> Run[Any]:
+    """Return that run."""
     source = Path(recipe.data.source)
     sites = [SiteSettings(site, folder, source / f"{site}.jsonl") for site in SITES]
     session = build(recipe, folder, makers=Makers(federation=all_own(sites)))
@@ -182,7 +186,7 @@ def in_one_process(recipe: Recipe, folder: Path) -> str:
             sampler=recipe.cohort,
         )
         run = stage.after(run)[0] if stage else run
-    return state_sha256(run)
+    return run
 
 
 @pytest.fixture

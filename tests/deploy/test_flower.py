@@ -12,7 +12,16 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.deploy.conftest import KINDS, SITES, in_one_process, seen_of, write_pairs
+import torch
+from safetensors.torch import load_file
+from tests.deploy.conftest import (
+    KINDS,
+    SITES,
+    in_one_process,
+    played_here,
+    seen_of,
+    write_pairs,
+)
 
 from fedloom import experiment
 from fedloom.deploy.listening import Listening, check_free
@@ -209,6 +218,38 @@ def test_a_server_that_waits_for_more_answers_than_there_are_sites_is_refused(
         ValueError, match=r"size 4 waits for so many different sites, and .*keys has 3: lower it"
     ):
         experiment.run(asked, tmp_path / "run", listening=listening)
+
+
+@pytest.mark.slow
+def test_a_site_whose_client_is_split_over_processes_trains_beside_others_that_are_not(
+    recipe: Make, tmp_path: Path, nothing_left: None
+):
+    """Up to rounding the model is that of one process."""
+    from fedloom.engines.flower.processes import free_port
+
+    local = {"kernels": "auto", "optimizer": "sgd", "lr": 5.0, "steps": 2, "batch_size": 2}
+    tune = {"lora": {"rank": 2, "targets": ["q_proj"], "origin": "zero"}}
+    made = recipe(local=local, tune=tune)
+    served = recipe(local=local, tune=tune, engine={"flower": {"nodes": 0}})
+    serve, *joins = commands(served, tmp_path, free_port())
+    joins[-1] += ["--shards", "2"]
+    programs = [
+        subprocess.Popen([sys.executable, "-m", "fedloom.cli", *words]) for words in (serve, *joins)
+    ]
+    try:
+        assert [process.wait(PATIENCE) for process in programs] == [0] * 4
+    finally:
+        for process in programs:
+            process.terminate()
+    out = tmp_path / "run"
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["num_clients"], summary["num_absent"]) == (3, 0)
+    here = played_here(made, tmp_path / "here").state.params
+    there = load_file(out / "adapters" / "global" / "adapter_model.safetensors")
+    assert len(there) == len(here)
+    for name, tensor in here.items():
+        assert torch.allclose(there[f"base_model.model.{name}"], tensor, rtol=0, atol=1e-5)
+        assert float(tensor.abs().max()) > 1e-3
 
 
 def commands(recipe: Recipe, folder: Path, port: int) -> list[list[str]]:
