@@ -17,7 +17,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import psutil
 
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.encoding import Tokenizer
-from fedloom.data.federation import Federation
-from fedloom.deploy.site import own_data
+from fedloom.deploy.site import all_own
 from fedloom.deploy.site_settings import SiteSettings
 from fedloom.models.build import ModelSettings, load_tokenizer
-from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.loop import advance, begin
@@ -149,24 +145,9 @@ def main() -> None:
 def in_one_process(home: Path, recipe: dict[str, Any], names: Sequence[str]) -> str:
     """Return the hash of the last state of the same rounds here."""
 
-    def own(asked: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
-        files = {name: home / "data" / f"{name}.jsonl" for name in names}
-        parts = [
-            own_data(SiteSettings(name, home, file), asked, tokenizer, objective)
-            for name, file in files.items()
-        ]
-        return replace(
-            parts[0],
-            shards={c: shard for part in parts for c, shard in part.shards.items()},
-            profiles={c: one for part in parts for c, one in part.profiles.items()},
-            manifest=replace(
-                parts[0].manifest,
-                clients={c: n for part in parts for c, n in part.manifest.clients.items()},
-            ),
-        )
-
+    sites = [SiteSettings(name, home, home / "data" / f"{name}.jsonl") for name in names]
     made = build_recipe(recipe)
-    session = build(made, home / "here", makers=Makers(federation=own))
+    session = build(made, home / "here", makers=Makers(federation=all_own(sites)))
     run = begin(made.algorithm, session.space.start(), made.run.seed)
     for _ in range(made.run.rounds):
         run, _, _ = advance(

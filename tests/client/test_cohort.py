@@ -8,7 +8,7 @@ from fedloom.client.cohort import AdapterLanes, Cohort, keeps_lanes_apart
 from fedloom.client.local_settings import LocalSettings
 from fedloom.client.trainer import Sequential
 from fedloom.core.protocols import Evaluate, Fit, Job, Proximal, Tail
-from fedloom.core.randomness import derive
+from fedloom.core.randomness import derive, generator
 from fedloom.models.build import ModelSettings, load_base
 from fedloom.models.quantized import QuantizedLinear, quantize_, quantized_layers
 from fedloom.models.schemes import SCHEMES
@@ -321,6 +321,32 @@ def test_lanes_that_would_mix_are_seen(bench, tiny_llama, dtype):
     attention.forward = turned
     assert not keeps_lanes_apart(one.trainer, one.space.model)
     assert torch.equal(one.space.values, before)
+
+
+@pytest.mark.parametrize("towards", [0.0, 0.3])
+def test_rounding_is_told_from_lanes_that_mix_by_its_direction(
+    bench, tiny_llama, monkeypatch, towards
+):
+    """In half precision a deep model is off by much without a direction; a little of another lane's effect is something else."""
+    one = bench(model=tiny_llama(dtype=torch.bfloat16))
+    model, space, seen = one.space.model, one.space, []
+    plain = model.lm_head.forward
+
+    def rough(x):
+        logits = plain(x)
+        seen.append(logits)
+        if len(seen) % 5:
+            return logits
+        # Four answers alone, the two swapped among them last; the fifth is that of the batch.
+        apart, swapped = torch.cat(seen[-5:-3]), torch.cat(seen[-3:-1])
+        effect = swapped - apart
+        noise = torch.randn(effect.shape, generator=generator(0, "noise")).to(effect)
+        return apart + towards * effect + 0.3 * noise * effect.norm() / noise.norm()
+
+    monkeypatch.setattr(model.lm_head, "forward", rough)
+    assert keeps_lanes_apart(one.trainer, model) == (towards == 0)
+    assert len(seen) == (5 if towards == 0 else 10)
+    assert space.values.isfinite().all()
 
 
 @pytest.mark.slow

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedloom.data.data_settings import DataSettings
-from fedloom.data.encoding import Tokenizer
-from fedloom.data.federation import Federation
-from fedloom.deploy.site import own_data
+from fedloom.deploy.site import all_own
 from fedloom.deploy.site_settings import SiteSettings
-from fedloom.objectives.objective import Objective
 from fedloom.recipe import build_recipe
 from fedloom.rounds.checkpoint import state_sha256
 from fedloom.rounds.emulation import stage_of
@@ -144,24 +139,6 @@ def _pairs(held: bytes, step: int, width: int) -> "np.ndarray[Any, np.dtype[np.u
     """Return every window of so many bytes, as a number."""
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(held, np.uint8), width)
     return np.ascontiguousarray(windows[::step]).view(np.uint64).ravel()
-
-
-def all_own(
-    sites: Collection[SiteSettings],
-) -> Callable[[DataSettings, Tokenizer, Objective], Federation]:
-    """Return a maker of one federation of all sites' own data, each cut as its site cuts it."""
-
-    def own(asked: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
-        parts = [own_data(site, asked, tokenizer, objective) for site in sites]
-        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
-        return replace(
-            parts[0],
-            shards={c: shard for part in parts for c, shard in part.shards.items()},
-            profiles={c: p for part in parts for c, p in part.profiles.items()},
-            manifest=replace(parts[0].manifest, clients=counts),
-        )
-
-    return own
 
 
 def in_one_process(recipe: Recipe, folder: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from tests.deploy.conftest import SITES, all_own
+from tests.deploy.conftest import SITES
 from tests.deploy.test_handover import Wires
 
 from fedloom import experiment
@@ -16,7 +16,7 @@ from fedloom.core.protocols import ClientId, Profile
 from fedloom.data.federation import Federation
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site
+from fedloom.deploy.site import Site, all_own
 from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines.arrivals import Arrivals
 from fedloom.engines.remote import Remote

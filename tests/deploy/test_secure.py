@@ -17,12 +17,11 @@ import psutil
 import pytest
 import torch
 from scipy.stats import chisquare
-from tests.deploy.conftest import all_own
 
 from fedloom.core.protocols import Task
 from fedloom.deploy.greeting import greeting, shared_recipe
 from fedloom.deploy.limits import Limits
-from fedloom.deploy.site import Site
+from fedloom.deploy.site import Site, all_own
 from fedloom.deploy.site_settings import SiteSettings
 from fedloom.engines import parcels
 from fedloom.engines.flower.keys import Keys

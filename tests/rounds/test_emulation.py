@@ -20,9 +20,10 @@ from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import to_records
 from fedloom.data.readers import Row
 from fedloom.engines.inprocess import InProcess
+from fedloom.evaluation.generation import Generation
 from fedloom.models.build import fingerprint
 from fedloom.result import open_run
-from fedloom.results import forecast, probes, suites
+from fedloom.results import forecast, judging, probes, suites
 from fedloom.results.chat import Chat
 from fedloom.results.plan import make_plan
 from fedloom.results.probes import Cost, Line
@@ -122,6 +123,20 @@ def test_public_tests_and_routes_are_of_the_whole_model(
     with session.evaluator.deployed() as evaluator:
         (whole,) = evaluator.losses(model, examples)
     assert evidence == pytest.approx(-whole) != pytest.approx(-around)
+
+    def harness(model: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        layers.append(len(model.model.layers))
+        return {}
+
+    def write(_self: Generation, model: Any, prompts: Sequence[Any], _ends: Any) -> list[str]:
+        layers.append(len(model.model.layers))
+        return ["yes"] * len(prompts)
+
+    monkeypatch.setattr("fedloom.result.harness", harness)
+    monkeypatch.setattr(Generation, "answers", write)
+    opened.lm_eval([])
+    assert judging._answered(session, [judging.Prompt("Say it.")], judging.Writing()) == [["yes"]]
+    assert set(layers) == {8}
 
 
 def test_without_a_dropped_layer_it_is_fedavg_of_the_same_layers_to_the_bit(

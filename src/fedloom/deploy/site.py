@@ -1,6 +1,6 @@
 """A site: its own data, its limits, and the answers to the server's envelopes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -367,3 +367,21 @@ def agreed_recipe(file: Path) -> str:
     if not recipe.elsewhere:
         recipe = replace(recipe, engine=FlowerSettings(nodes=0))
     return shared_recipe(recipe)
+
+
+def all_own(
+    sites: Collection[SiteSettings],
+) -> Callable[[DataSettings, Tokenizer, Objective], Federation]:
+    """Return a maker of one federation of all sites' own data, each cut as its site cuts it: what their simulation trains on."""
+
+    def own(asked: DataSettings, tokenizer: Tokenizer, objective: Objective) -> Federation:
+        parts = [own_data(site, asked, tokenizer, objective) for site in sites]
+        counts = {c: n for part in parts for c, n in part.manifest.clients.items()}
+        return replace(
+            parts[0],
+            shards={c: shard for part in parts for c, shard in part.shards.items()},
+            profiles={c: p for part in parts for c, p in part.profiles.items()},
+            manifest=replace(parts[0].manifest, clients=counts),
+        )
+
+    return own

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Asked:
                 f"{self.suite} needs to be told where its items are: a file or folder, as in {self.suite}=test.jsonl"
             )
 
-    @property
+    @cached_property
     def source(self) -> Source:
         """Return where the items are."""
         return Source(str(self.file or SUITES[self.suite].hub))
