@@ -21,7 +21,7 @@ def bench(
         Path | None, typer.Option(help="Folder of the runs and the table; runs/NAME if not given.")
     ] = None,
     part: Annotated[
-        str, typer.Option(help="i/n: every n-th run from the i-th on, for n processes at once.")
+        str, typer.Option(help="i/n: the i-th share of the runs, from 0, for n processes at once.")
     ] = "0/1",
     table: OnlyTable = False,
 ) -> None:

@@ -20,8 +20,7 @@ from fedloom.deploy.connect import connect
 from fedloom.deploy.listening import Listening
 from fedloom.models.build import Base, ModelSettings
 from fedloom.objects import Objects, recipe_with, require_objects, to_yaml
-from fedloom.recipe import load_recipe
-from fedloom.reopen import binding_of
+from fedloom.reopen import as_begun, binding_of
 from fedloom.report.page import write_report
 from fedloom.result import Result
 from fedloom.results.by_label import check_label
@@ -200,11 +199,8 @@ def _with_batch_size(recipe: Recipe, home: Path, objects: Objects, console: Cons
     """Return the recipe with the batch size that fits here, or that a run in the folder was begun with."""
     if recipe.local.batch_size != "auto":
         return recipe
-    if (home / "recipe.yaml").is_file():
-        begun = load_recipe(home / "recipe.yaml").local.batch_size
-        return dataclasses.replace(
-            recipe, local=dataclasses.replace(recipe.local, batch_size=begun)
-        )
+    if (begun := as_begun(recipe, home)) is not recipe:
+        return begun
     found = with_batch_size(recipe, makers=objects.makers())
     console.print(f"local.batch_size auto: {found.local.rows} examples at once fit here")
     return found

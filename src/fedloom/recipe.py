@@ -217,7 +217,7 @@ def dataclass_of(cls: Any, fields: Any, path: str, **given: Any) -> Any:
             )
     missing = _required(cls) - fields.keys() - given.keys()
     if missing:
-        raise RecipeError(f"{path or 'the recipe'} needs {' and '.join(sorted(missing))}")
+        raise RecipeError(f"{path or 'the top of the file'} needs {' and '.join(sorted(missing))}")
     values = {k: _value(hints[k], v, f"{path}.{k}" if path else str(k)) for k, v in fields.items()}
     try:
         return cls(**values, **given)

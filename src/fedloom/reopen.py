@@ -13,7 +13,7 @@ from fedloom.data.encoding import Tokenizer
 from fedloom.data.federation import Federation, federate
 from fedloom.objectives.objective import Objective
 from fedloom.objects import PYTHON, Objects, only_here, rebuilt
-from fedloom.recipe import apply_overrides
+from fedloom.recipe import apply_overrides, load_recipe
 from fedloom.recipe_text import to_tree
 from fedloom.rounds.binding import compare
 from fedloom.rounds.inputs import note_text, write_note
@@ -55,6 +55,14 @@ class Opened:
 
     session: Session
     run: Run[Any]
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe with the batch size that `auto` was found to be by the run in a folder, if there is one."""
+    if recipe.local.batch_size != "auto" or not (folder / "recipe.yaml").is_file():
+        return recipe
+    begun = load_recipe(folder / "recipe.yaml").local.batch_size
+    return dataclasses.replace(recipe, local=dataclasses.replace(recipe.local, batch_size=begun))
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

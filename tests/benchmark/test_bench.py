@@ -1,7 +1,9 @@
 """A plan from nothing to its table: killed, resumed, failing; the same bytes all the same."""
 
 import csv
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,53 @@ def test_a_run_that_wrote_to_shared_weights_leaves_nothing_that_the_next_call_wo
 
 
 TREE = {"name": "x", "algorithm": "fedavg"}
+
+
+def test_processes_share_runs_and_what_is_left_of_another_plan_is_refused(
+    plan_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(recipe: Recipe, place: Path, **_: Any) -> None:
+        # As a run that was asked for what fits.
+        sized = dataclasses.replace(recipe, local=dataclasses.replace(recipe.local, batch_size=3))
+        place.mkdir(parents=True)
+        (place / "summary.json").write_text('{"num_clients": 4}')
+        (place / "recipe.yaml").write_text(to_yaml(sized))
+
+    monkeypatch.setattr(experiment, "run", run)
+    keys = {"baselines": ["local", "centralised"], "suites": {}}
+    settings = {**SETTINGS, "local.batch_size": "auto"}
+    plan = read_plan(plan_file(methods={"a": {}, "b": {}}, settings=settings, **keys))
+    for part in (1, 0):
+        run_all(plan, tmp_path, part=part, parts=2, console=Console(quiet=True))
+        found = outcomes(plan, tmp_path)
+        assert not any(row.failed for row in found.values())
+        assert sum(len(row.folders) for row in found.values()) == 4 * (2 - part)
+    shutil.rmtree(tmp_path / "runs/a")
+    other = {"a": {"local.steps": 2}, "b": {}}
+    plan = read_plan(plan_file(methods=other, settings=settings, **keys))
+    assert outcomes(plan, tmp_path)["local"].waiting == [0, 1]
+    with pytest.raises(ValueError, match="other settings than the plan has for 'local'"):
+        run_all(plan, tmp_path, part=0, parts=1, console=Console(quiet=True))
+
+
+def test_what_is_not_finite_is_in_the_mean(done: tuple[Path, fedloom.Bench]) -> None:
+    file, made = done
+    folder = made.files["table.md"].parent
+    summary = folder / "runs/FedAvg/1/summary.json"
+    before = summary.read_text()
+    told = json.loads(before)
+    told["final"]["test/loss"] = None
+    try:
+        summary.write_text(json.dumps(told))
+        found = fedloom.bench(file, folder, only_table=True)
+        text = found.files["table.md"].read_text()
+        assert "| not finite |" in text
+        json.loads(found.files["table.json"].read_text(), parse_constant=pytest.fail)
+        (loss,) = (m for m in found.table.metrics if m.name == "test/loss")
+        assert found.table.best(loss) is None, "one method is left, which nothing is beside"
+    finally:
+        summary.write_text(before)
+        fedloom.bench(file, folder, only_table=True)
 
 
 def test_each_form_says_the_same(done: tuple[Path, fedloom.Bench]) -> None:

@@ -91,6 +91,9 @@ def test_values_are_those_of_a_recipe_whatever_their_kind(plan: Any) -> None:
         ({"methods": {"a": {"run.rouds": 1}}}, "row 'a': unknown key 'rouds' in `run`"),
         ({"methods": {"a": {"run.seed": 1}}}, "run.seed is set by the plan's key `seeds`"),
         ({"methods": {"a": {"run.baselines": []}}}, "set by the plan's key `baselines`"),
+        ({"methods": {"a": {"run": {"rounds": 2, "seed": 1}}}}, "run.seed is set by the plan's key `seeds`"),
+        ({"methods": {"before training": None}}, "a row of every table is called 'before training'"),
+        ({"methods": {"a": None}, "metrics": ["test/loss", "test/loss"]}, "metrics must be different ones"),
         ({"methods": {"a": 5}}, "methods.a must hold settings by name, got 5"),
         ({"methods": {"a": {"recipe": "flasc", "sets": {}}}}, "unknown key 'sets' in `methods.a`"),
         ({"methods": {"a": None}, "suites": {"boolq": {"limit": 3}}}, "suites.boolq must be a file, or have the key file"),
@@ -124,6 +127,24 @@ def test_runs_of_another_task_do_not_pair(plan: Any) -> None:
     made = plan(methods={"a": None, "b": {"data.num_examples": 400}, "c": {"local.steps": 3}})
     assert made.unlike("b", "a") == ["data"]
     assert made.unlike("c", "a") == []
+    # A baseline is of the first method's task.
+    assert made.unlike("b", "local") == made.unlike("local", "b") == ["data"]
+    assert made.unlike("c", "local") == []
+
+
+def test_a_methods_own_settings_come_after_all_others(plan: Any) -> None:
+    made = plan(
+        "tune.lora.rank=2",
+        settings={"tune": {"lora": {"rank": 4}}},
+        methods={"a": None, "b": {"tune": {"lora": {"rank": 8}}}},
+        variants={"v": {}, "w": {"tune.lora.rank": 3}},
+    )
+    assert {row: made.recipe_of(row, 0).tune.rank for row in made.rows()} == {
+        "a, v": 2,
+        "a, w": 3,
+        "b, v": 8,
+        "b, w": 3,
+    }
 
 
 def test_runs_go_where_a_plan_sends_them(plan: Any) -> None:

@@ -18,6 +18,7 @@ from fedloom.models.lora_folder import read_lora, vllm_rank
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.lora_xs import LoRAXS
 from fedloom.spaces.scaling_vectors import IA3, VeRA
+from fedloom.spaces.virtual_tokens import Prompt
 
 Llama = Callable[..., Any]
 IDS = torch.arange(20).view(2, 10)
@@ -188,8 +189,12 @@ def test_mixed_ranks_and_scales_become_one(
             r"no modules that were tuned whole .*embed_tokens",
         ),
         (IA3(), r"vLLM takes adapters of LoRA alone, got ia3: export the whole model"),
+        (
+            Prompt(tokens=2),
+            r"got prompt_tuning, which .* weights either: export it with --for peft",
+        ),
     ],
-    ids=["dora", "head", "embedding", "ia3"],
+    ids=["dora", "head", "embedding", "ia3", "prompt"],
 )
 def test_what_vllm_cannot_serve_is_refused(
     tiny_llama: Llama, tmp_path: Path, tune: Any, message: str

@@ -109,6 +109,18 @@ def test_the_example_is_a_search(tmp_path: Path) -> None:
             "space.local.lr.step must be above 0 and at most",
         ),
         (
+            {"space": {"local.steps": {"low": 1, "high": 8, "step": 2}}},
+            "space.local.steps.high must be reached from low by steps of 2, got 1 and 8",
+        ),
+        (
+            {"space": {"tune.lora.rank": [2, 4], "tune": ["lora", "ia3"]}},
+            "space.tune.lora.rank has no effect before space.tune, which sets all of that",
+        ),
+        (
+            {"space": LR, "hyperband": {"min_rounds": 5}},
+            "hyperband compares trials before their end, and eta 3 with min_rounds 5 leaves no round",
+        ),
+        (
             {"space": {"local.lrr": [1, 2]}},
             "space.local.lrr: unknown key 'lrr' in `local`",
         ),
@@ -164,7 +176,7 @@ def test_a_space_that_cannot_be_searched_is_one_sentence(
 ) -> None:
     pytest.importorskip("optuna")
     file = tmp_path / "space.yaml"
-    file.write_text(yaml.safe_dump(keys))
+    file.write_text(yaml.safe_dump(keys, sort_keys=False))
     with pytest.raises(ValueError, match=message) as caught:
         fedloom.tune("quickstart", file, tmp_path / "search")
     assert "\n" not in str(caught.value)

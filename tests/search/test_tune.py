@@ -210,6 +210,21 @@ def test_a_trial_that_wrote_to_shared_weights_fails_and_leaves_nothing_that_is_b
     assert [bases.num_loaded for bases in lent] == [2, 2], "what comes next reads the model anew"
 
 
+def test_values_that_do_not_suit_one_another_are_a_failed_trial(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    space = {"tune": [{"lora": {"rank": 2}}, "ia3"], "tune.lora.alpha": [4.0, 8.0]}
+    made = fedloom.tune(
+        recipe_file,
+        {"space": space, "sampler": "grid"},
+        tmp_path / "search",
+        overrides=["run.rounds=1"],
+    )
+    assert [bool(trial.failed) for trial in made.outcome.trials] == [False, False, True, True]
+    assert "tune must be one of lora" in made.outcome.trials[2].failed
+    assert "****" not in made.files["search.md"].read_text()
+
+
 def test_a_budget_of_bytes_ends_a_search_and_is_too_small_for_one(
     recipe_file: Path, tmp_path: Path
 ) -> None:

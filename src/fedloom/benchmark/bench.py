@@ -40,7 +40,7 @@ def bench(
         plan: A YAML file with `methods`, `seeds` and what they have in common.
         folder: Of the runs and the table; runs/NAME if not given.
         overrides: Settings of all methods, such as "data.source=mine.jsonl".
-        part: Which runs this process makes, from 0: every `parts`-th.
+        part: Which share of the runs this process makes, from 0.
         parts: Among how many processes the runs are shared.
         only_table: Run nothing.
         console: Where progress goes; nowhere if not given.

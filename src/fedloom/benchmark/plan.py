@@ -24,6 +24,8 @@ from fedloom.recipe_yaml import suggest
 from fedloom.results.suites import Asked, shown_sha256
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 
+BEFORE = "before training"
+"""The row of the model as it was."""
 _SHARED = ("model", "data", "objective", "evaluation")
 """Sections that runs must have in common, apart from seeds, to be compared one by one."""
 
@@ -77,6 +79,8 @@ class BenchPlan:
             raise ValueError(f"seeds must be at least 0, got {min(self.seeds)}")
         names = [*self.rows(), *self.baselines]
         for taken in names:
+            if taken == BEFORE:
+                raise ValueError(f"a row of every table is called {BEFORE!r}: rename the method")
             if names.count(taken) > 1:
                 raise ValueError(f"two rows are called {taken!r}: rename the method")
         folders = [file_name(name) for name in names]
@@ -87,6 +91,8 @@ class BenchPlan:
             raise ValueError(
                 f"beside must be one of {', '.join(names)}, got {self.beside!r}{suggest(self.beside, names)}"
             )
+        if len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"metrics must be different ones, got {list(self.metrics)}")
 
     def asked(self) -> Sequence[Asked]:
         """Return the suites, and how each is asked."""
@@ -125,7 +131,7 @@ class BenchPlan:
             return methods
         return {
             f"{name}, {variant}": dataclasses.replace(
-                method, settings={**method.settings, **settings}
+                method, settings=_then(method.settings, settings)
             )
             for name, method in methods.items()
             for variant, settings in self.variants.items()
@@ -148,10 +154,13 @@ class BenchPlan:
             RecipeError: naming the row, where the recipe does not take its overrides.
         """
         method = self.rows()[row]
-        settings = {**self.settings, **method.settings}
+        settings = _then(self.settings, method.settings)
         try:
-            for path in settings.keys() & _FIXED.keys():
-                raise RecipeError(f"{path} is set by the plan's key `{_FIXED[path]}`")
+            for path, key in _FIXED.items():
+                section, _, name = path.partition(".")
+                whole = settings.get(section)
+                if path in settings or (isinstance(whole, Mapping) and name in whole):
+                    raise RecipeError(f"{path} is set by the plan's key `{key}`")
             overrides = [f"{path}={as_override(value)}" for path, value in settings.items()]
             tree = apply_overrides(read_tree(method.recipe or self.recipe), overrides)
             data, run = tree.get("data") or {}, tree.get("run") or {}
@@ -180,8 +189,13 @@ class BenchPlan:
                 )
 
     def unlike(self, row: str, other: str) -> Sequence[str]:
-        """Return the sections in which a row's data or model are not those of another, so that runs do not pair."""
-        own, its = (self.recipe_of(name, self.seeds[0]) for name in (row, other))
+        """Return the sections in which a row's data or model are not those of another, so that runs do not pair.
+
+        A baseline has those of the method it is made of.
+        """
+        rows = self.rows()
+        methods = (name if name in rows else next(iter(rows)) for name in (row, other))
+        own, its = (self.recipe_of(name, self.seeds[0]) for name in methods)
         return [name for name in _SHARED if getattr(own, name) != getattr(its, name)]
 
 
@@ -191,6 +205,11 @@ _FIXED = {
     "run.baselines": "baselines",
     "name": "methods",
 }
+
+
+def _then(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of which the last are applied after all others, those that set a whole section too."""
+    return {**{path: value for path, value in first.items() if path not in last}, **last}
 
 
 def as_override(value: Any) -> str:
@@ -211,7 +230,7 @@ def read_plan(file: Path, overrides: Sequence[str] = ()) -> BenchPlan:
     """
     tree = read_settings(file, "plan", key="methods")
     plan: BenchPlan = dataclass_of(BenchPlan, tree, "")
-    plan = dataclasses.replace(plan, settings={**plan.settings, **_settings(overrides)})
+    plan = dataclasses.replace(plan, settings=_then(plan.settings, _settings(overrides)))
     plan.check()
     return plan
 

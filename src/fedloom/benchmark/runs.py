@@ -17,6 +17,7 @@ from fedloom.core.description import describe
 from fedloom.core.files import file_name
 from fedloom.models.shared import SharedBases
 from fedloom.recipe_text import to_yaml
+from fedloom.reopen import as_begun
 from fedloom.rounds.failure import read_failure, write_failure
 from fedloom.rounds.reading import read_json
 from fedloom.rounds.recipe_settings import Recipe
@@ -41,11 +42,11 @@ def run_all(plan: BenchPlan, folder: Path, *, part: int, parts: int, console: Co
     Args:
         plan: What to run.
         folder: Of the whole plan.
-        part: Which of the runs: every `parts`-th, from this one.
+        part: Which share of the runs, from 0.
         parts: Among how many processes runs are shared.
         console: Where progress goes.
     """
-    asked, bases = list(_wanted(plan))[part::parts], SharedBases()
+    asked, bases = _shares(plan, parts)[part], SharedBases()
     spent = list[float]()
     for at, (row, seed) in enumerate(asked):
         place = _place(folder, row, seed)
@@ -88,18 +89,27 @@ def _wanted(plan: BenchPlan) -> Iterator[tuple[str, int]]:
             yield row, seed
 
 
+def _shares(plan: BenchPlan, parts: int) -> list[list[tuple[str, int]]]:
+    """Return the runs of each of several processes; baselines are with the run that they are made of."""
+    first, *others = plan.rows()
+    shares = [set[tuple[str, int]]() for _ in range(parts)]
+    for seed in plan.seeds:
+        for rows in [[first, *plan.baselines], *([row] for row in others)]:
+            min(shares, key=len).update((row, seed) for row in rows)
+    return [[one for one in _wanted(plan) if one in share] for share in shares]
+
+
 def _place(folder: Path, row: str, seed: int) -> Path:
     return folder / "runs" / file_name(row) / str(seed)
 
 
 def _is_done(plan: BenchPlan, folder: Path, row: str, seed: int) -> bool:
     """Return whether a run is finished; refuse one that is another than the plan's."""
-    place = _place(folder, row, seed)
-    if not (place / "summary.json").exists():
+    place, source = _place(folder, row, seed), _place(folder, _method_of(plan, row), seed)
+    if not all((each / "summary.json").exists() for each in (place, source)):
         return False
-    is_method = row in plan.rows()
-    asked = to_yaml(plan.recipe_of(row, seed)) if is_method else ""
-    if is_method and (place / "recipe.yaml").read_text() != asked:
+    asked = to_yaml(as_begun(_recipe(plan, folder, row, seed), place))
+    if (place / "recipe.yaml").read_text() != asked:
         raise ValueError(
             f"{place} was made with other settings than the plan has for {row!r}: take another folder with --out, or"
             " remove that one"
@@ -129,14 +139,20 @@ def _make(
         console.print(Text(f"{row}, seed {seed} failed: {reason}", style="red"))
 
 
-def _recipe(plan: BenchPlan, folder: Path, row: str, seed: int) -> Recipe:
+def _method_of(plan: BenchPlan, row: str) -> str:
+    """Return a method, or the one that a baseline is made of."""
     rows = plan.rows()
-    if row in rows:
+    return row if row in rows else next(iter(rows))
+
+
+def _recipe(plan: BenchPlan, folder: Path, row: str, seed: int) -> Recipe:
+    first = _method_of(plan, row)
+    if row == first:
         return plan.recipe_of(row, seed)
-    first = next(iter(rows))
-    summary = _place(folder, first, seed) / "summary.json"
+    source = _place(folder, first, seed)
+    summary = source / "summary.json"
     if not summary.exists():
         raise ValueError(f"it is made of the run of {first!r} at this seed, which is not done")
     told: Mapping[str, Any] = read_json(summary, dict, remedy="remove it to make the run again")
     kind = next(kind for kind in plan.baselines if kind == row)
-    return baseline_of(plan.recipe_of(first, seed), kind, summary=told)
+    return baseline_of(as_begun(plan.recipe_of(first, seed), source), kind, summary=told)

@@ -1,9 +1,10 @@
 """The table of a plan: what came of every row, as numbers; a pure function of the run folders."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedloom.benchmark.plan import BenchPlan
+from fedloom.benchmark.plan import BEFORE, BenchPlan
 from fedloom.benchmark.runs import Outcomes
 from fedloom.benchmark.suites import by_chance, columns_of, results_of
 from fedloom.core.metrics import METRICS, Metric, MetricTable
@@ -13,7 +14,6 @@ from fedloom.results.suite_results import SuiteResult
 from fedloom.rounds.reading import metrics_of
 from fedloom.tracking.metric_format import measures
 
-BEFORE = "before training"
 _BESIDES_LOSS = ("exact_match", "preference_accuracy", "accuracy")
 
 
@@ -67,8 +67,12 @@ class BenchTable:
         found = {
             row.name: metric.cost(row.estimates[metric.name].mean)
             for row in self.rows
-            if row.is_method and metric.better != "none" and metric.name in row.estimates
+            if row.is_method
+            and not row.unlike
+            and metric.better != "none"
+            and metric.name in row.estimates
         }
+        found = {name: cost for name, cost in found.items() if math.isfinite(cost)}
         ordered = sorted(found, key=found.__getitem__)
         if len(ordered) < 2 or found[ordered[0]] == found[ordered[1]]:
             return None
@@ -91,13 +95,12 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
     before = _answered(plan, outcomes[plan.reference], base=True)
     rows = [_before(reference, metrics, before)] if reference else []
     base = _values(reference, metrics, "final", suites[plan.reference])
-    spent = _bytes(reference)
+    spent = _bytes(plan.reference, reference)
     for name, by_seed in runs.items():
         answered = suites[name]
         values = _values(by_seed, metrics, "final", answered)
-        # Messages of these are of nobody to nobody.
-        total = None if name in ("local", "centralised") else _bytes(by_seed)
-        unlike = plan.unlike(name, plan.reference) if _pairs_by_recipe(plan, name) else ()
+        total = _bytes(name, by_seed)
+        unlike = plan.unlike(name, plan.reference)
         pairs = name != plan.reference and not unlike
         beside = _beside(values, base) if pairs else {}
         rows.append(
@@ -122,11 +125,6 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
             )
         )
     return BenchTable(plan, metrics, rows)
-
-
-def _pairs_by_recipe(plan: BenchPlan, name: str) -> bool:
-    """Return whether the task of a row is to be compared: a baseline's is the first method's."""
-    return name in plan.rows() and plan.reference in plan.rows()
 
 
 def _metrics(
@@ -174,9 +172,11 @@ def _values(
 ) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for metric in metrics:
-        known = {seed: run.summary[when].get(metric.name) for seed, run in runs.items()}
+        told = {seed: run.summary[when] for seed, run in runs.items()}
+        known = {seed: one[metric.name] for seed, one in told.items() if metric.name in one}
         known |= {s: one[metric.name].score for s, one in answered.items() if metric.name in one}
-        found[metric.name] = {s: float(v) for s, v in known.items() if v is not None}
+        # A summary has null for what was not finite, which a mean without it would hide.
+        found[metric.name] = {s: math.nan if v is None else float(v) for s, v in known.items()}
     return found
 
 
@@ -198,7 +198,7 @@ def _estimates(
             num = runs[seed].history.ends("test/num_examples")[1]
             if asked:
                 found[metric.name] = _of_items(asked)
-            elif num:
+            elif num and math.isfinite(by_seed[seed]):
                 found[metric.name] = of_share(by_seed[seed], round(num))
     return found
 
@@ -217,7 +217,10 @@ def _of_items(result: SuiteResult) -> Estimate:
     return Estimate(result.score, result.low, result.high, 1)
 
 
-def _bytes(runs: Mapping[int, Results]) -> float | None:
+def _bytes(row: str, runs: Mapping[int, Results]) -> float | None:
+    if row in ("local", "centralised"):
+        # Messages of these are of nobody to nobody.
+        return None
     told = [
         run.summary["upload_bytes"] + run.summary["download_bytes"]
         for run in runs.values()

@@ -11,12 +11,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from fedloom.benchmark.plan import BEFORE
 from fedloom.benchmark.suites import PREFIX
-from fedloom.benchmark.table import BEFORE, BenchTable, Row
+from fedloom.benchmark.table import BenchTable, Row
 from fedloom.core.files import write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.report.bench import Point, bench_page
 from fedloom.results.statistics import Estimate
+from fedloom.tracking.records import finite
 from fedloom.tracking.metric_format import MINUS, duration, human_bytes
 
 _TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
@@ -214,7 +216,7 @@ def markdown(
 
     lines = [f"| {' | '.join(map(escaped, head))} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
-        told = [f"**{escaped(text)}**" if best else escaped(text) for text, best in row]
+        told = [f"**{escaped(text)}**" if best and text else escaped(text) for text, best in row]
         lines.append(f"| {' | '.join(told)} |")
     parts = [f"# {title}", about, "\n".join(lines), "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -286,4 +288,4 @@ def _json(table: BenchTable) -> str:
         for row in table.rows
     ]
     told = {"name": table.plan.name, "beside": table.plan.reference, "rows": rows}
-    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(finite(told), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -109,6 +109,11 @@ _OTHERWISE = "export the whole model, with --for merged or --for gguf"
 def _check_config(config: Any, server: str) -> None:
     """Refuse what servers refuse, or read as something else."""
     kind = str(config.peft_type.value)
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"{server} takes adapters of LoRA alone, got {kind.lower()}, which is no part of a model's weights either:"
+            " export it with --for peft"
+        )
     if kind != "LORA":
         raise ValueError(f"{server} takes adapters of LoRA alone, got {kind.lower()}: {_OTHERWISE}")
     if config.use_dora:

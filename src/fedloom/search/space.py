@@ -52,7 +52,7 @@ class Range:
             raise RecipeError(
                 f"space.{path} has no end of values for sampler grid: list them, or give a step without log"
             )
-        count = math.floor((self.high - self.low) / step * (1 + 1e-12)) + 1
+        count = round((self.high - self.low) / step) + 1
         return [as_override(self.low + at * step) for at in range(count)]
 
 
@@ -116,6 +116,11 @@ class Search:
             raise ValueError(
                 "space must name at least one setting, such as `local.lr: {low: 1.0e-4, high: 1.0e-2, log: true}`"
             )
+        for narrow, wide in itertools.combinations(found, 2):
+            if narrow.startswith(f"{wide}."):
+                raise ValueError(
+                    f"space.{narrow} has no effect before space.{wide}, which sets all of that: write it after"
+                )
         if self.trials is not None and self.trials < 1:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
         if self.successive_halving and self.hyperband:
@@ -187,6 +192,11 @@ def _values(path: str, given: Any) -> Range | Choice:
     if found.step is not None and not 0 < found.step <= found.high - found.low:
         raise RecipeError(
             f"{where}.step must be above 0 and at most high - low ({found.high - found.low:g}), got {found.step}"
+        )
+    steps = (found.high - found.low) / (found.step or 1)
+    if found.step is not None and not math.isclose(steps, round(steps), rel_tol=1e-9):
+        raise RecipeError(
+            f"{where}.high must be reached from low by steps of {found.step}, got {found.low} and {found.high}"
         )
     return found
 

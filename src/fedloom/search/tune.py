@@ -14,7 +14,7 @@ from fedloom.core.description import describe
 from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.models.shared import SharedBases
-from fedloom.recipe import apply_overrides, read_tree
+from fedloom.recipe import RecipeError, apply_overrides, read_tree
 from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.reopen import flatten
 from fedloom.results.memory import open_to_probes
@@ -138,6 +138,13 @@ def _brackets(search: Search, recipe: Recipe, bytes_a_round: float) -> list[Brac
         ValueError: where the budget has no rounds for it.
     """
     rounds, sizes = recipe.run.rounds, search.trials
+    if search.halving and len(search.halving.rungs(rounds)) == 1:
+        kind = "hyperband" if search.hyperband else "successive_halving"
+        raise ValueError(
+            f"{kind} compares trials before their end, and eta {search.halving.eta} with min_rounds"
+            f" {search.halving.min_rounds} leaves no round to do so before the last of {rounds}: raise run.rounds, or lower one"
+            " of them"
+        )
     if search.sampler == "grid":
         sizes = len(search.grid())
     available, unit = _rounds(search, bytes_a_round)
@@ -273,8 +280,13 @@ class _Going:
     def _to(self, number: int, rung: int) -> None:
         if self.study.failure(number) or rung in self.study.costs(number):
             return
-        settings = self.study.asked(number)
-        recipe, folder = self.tried.trial(number, settings), self.folder(number)
+        settings, folder = self.study.asked(number), self.folder(number)
+        try:
+            recipe = self.tried.trial(number, settings)
+        except RecipeError as error:
+            # Each value suits the recipe, and these do not suit one another.
+            self._fail(number, write_failure(folder, error))
+            return
         self._check_bytes(number, recipe, rung)
         self.console.print(
             Text.assemble((f"trial {number}", "bold"), f", to round {rung}: {told(settings)}")
