@@ -18,8 +18,8 @@ from fedloom.core.files import write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.report.bench import Point, bench_page
 from fedloom.results.statistics import Estimate
-from fedloom.tracking.records import finite
 from fedloom.tracking.metric_format import MINUS, duration, human_bytes
+from fedloom.tracking.records import finite
 
 _TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
