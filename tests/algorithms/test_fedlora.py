@@ -15,16 +15,18 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedlora import FedLoRA, FedLoRAState
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
+from fedloom.algorithms.personal import Personal
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.prune import Prune
 from fedloom.clustering.members import Grouping
 from fedloom.clustering.modes import Auto, Paper
 from fedloom.clustering.sharing import Sharing
+from fedloom.core.finetune import FineTune
 from fedloom.core.params import equal
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import Done, Fit, Params, Payload, Reply, Round, Tail, Task
 from fedloom.core.ranks import Ranks
-from fedloom.core.rehearsal import rehearse
+from fedloom.core.rehearsal import Deployed, half_of, rehearse
 from fedloom.core.sparsity import Density
 from fedloom.models.build import Base
 from fedloom.recipe import RecipeError, build_recipe
@@ -211,6 +213,35 @@ def test_what_is_frozen_keeps_its_values_in_training_and_is_not_sent_back(drive:
     assert not bool(work.mask[B][:, 8:].any())
     assert bool(work.mask[B][:, :8].all())
     assert replies[0].upload["delta"][A].shape == (8, IN)
+
+
+def test_what_is_frozen_rests_in_wrappers_of_some_tensors_and_where_clients_train_before_they_are_measured() -> (
+    None
+):
+    both = {**space(8, most=2), **{n.replace("0", "1"): t for n, t in space(8, most=2).items()}}
+    algorithm = FedLoRA(Residual(), ranks=Ranks(2, {}, 8, {1: 2.0, 2: 1.0}))
+    split = Personal(algorithm, local=r"layers\.1")
+    state, round = split.init(both, 0), round_of(1, ["c0", "c1"])
+    for _ in range(2):
+        sent = split.broadcast(state, round)
+        tasks = [Task("train", 1, c, int(c[1:]), {}, sent[c]) for c in round.cohort]
+        replies = [rehearse(split, task, noise=0.1) for task in tasks]
+        state, _ = split.server_update(state, round, iter(replies))
+    download = split.broadcast(state, round)["c0"]
+    assert "frozen" in download
+    mask = split.mask(download)
+    assert mask is not None
+    assert mask.keys() == both.keys()
+    asked = Task("test", 2, "c0", 0, {"num_examples": "4"}, download)
+    half = half_of(Deployed(split, FineTune(steps=1, only="lora_A")), asked, {})
+    next(half)
+    work = half.send(Done({}, 1, metrics={"loss": 1.0}))
+    assert isinstance(work, Fit)
+    assert work.mask is not None
+    assert bool(work.mask[A][:2].all())
+    assert not bool(work.mask[A][2:].any())
+    assert not bool(work.mask[B].any())
+    assert bool(work.mask["layers.1.lora_A.weight"].all())
 
 
 def test_an_adapter_is_begun_anew_from_the_round_s_seed(drive: Drive) -> None:

@@ -86,7 +86,7 @@ class Watched:
         if still == learning and not step.reaches:
             raise ValueError(
                 f"nothing can be learnt from where training starts: the gradient of {_named(still)} is exactly"
-                " zero, and nothing else learns; start from other values"
+                " zero, and nothing else learns then: start from other values, or let something else learn before"
             )
 
     def _step(self, job: Job, work: Fit) -> "_Step | None":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedloom.core.description import Mixture, deployed_of, mixture_of
+from fedloom.core.description import Mixture, deployed_of, mask_of, mixture_of
 from fedloom.core.finetune import NO_FINETUNE, FineTune
 from fedloom.core.metrics import FINETUNED, WEIGHTS
 from fedloom.core.params import equal, params_map
@@ -65,11 +65,18 @@ def half_of(deployed: Deployed, task: Task, client_state: Payload) -> ClientUpda
         return deployed.algorithm.client_update(task, client_state)
     mixture = mixture_of(deployed.algorithm, task.download, client_state)
     params = deployed.of(task.download, client_state)
-    return _measure(params, mixture, task, client_state, deployed.finetune)
+    tunes = deployed.finetune.concerns(task)
+    fixed = mask_of(deployed.algorithm, task.download) if tunes else None
+    return _measure(params, mixture, task, client_state, deployed.finetune, fixed)
 
 
 def _measure(
-    params: Params, mixture: Mixture, task: Task, client_state: Payload, finetune: FineTune
+    params: Params,
+    mixture: Mixture,
+    task: Task,
+    client_state: Payload,
+    finetune: FineTune,
+    fixed: Params | None,
 ) -> ClientUpdate:
     split: Any = "test" if task.kind == "test" else "validation"
     work = Evaluate(params, split)
@@ -83,7 +90,10 @@ def _measure(
         **{f"mixture_{at}": share for at, (share, _) in enumerate(mixture, 1)},
     }
     if finetune.concerns(task):
-        tuned = yield Fit(params, mask=finetune.mask(params), steps=finetune.steps)
+        chosen = finetune.mask(params)
+        # What only the server writes, such as fedlora's frozen pair, is the server's here too.
+        both = params_map(torch.mul, fixed, chosen) if fixed and chosen else chosen or fixed
+        tuned = yield Fit(params, mask=both, steps=finetune.steps)
         after = yield Evaluate(tuned.params, split)
         own = {f"{FINETUNED}{n}": v for n, v in after.metrics.items() if n not in WEIGHTS}
         metrics |= own

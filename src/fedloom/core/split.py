@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic
 
+import torch
+
+from fedloom.core.description import mask_of
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
     ClientId,
@@ -45,6 +48,13 @@ class Split(Enclosing[State]):
             return {**payload, "params": {**payload["params"], **state.others}}
 
         return once_each(self.inner.broadcast(state.inner, round), lambda _: 0.0, complete)
+
+    def mask(self, download: Payload) -> Params | None:
+        """Return what of the inner algorithm's model learns; of the other tensors it knows nothing."""
+        known, others = self.split(download["params"])
+        mask = mask_of(self.inner, {**download, "params": known})
+        ones = {n: torch.ones((), dtype=t.dtype) for n, t in others.items()}
+        return mask and {**mask, **ones}
 
     def support(self, download: Payload) -> Payload:
         """Return where the inner algorithm's uploads are not 0."""
