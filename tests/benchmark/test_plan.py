@@ -124,7 +124,8 @@ def test_a_plan_that_is_no_yaml_or_no_file_is_one_sentence(tmp_path: Path, plan:
 
 
 def test_runs_of_another_task_do_not_pair(plan: Any) -> None:
-    made = plan(methods={"a": None, "b": {"data.num_examples": 400}, "c": {"local.steps": 3}})
+    tiers = {"local.steps": 3, "data.tiers": {"weak": 0.5, "strong": 0.5}}
+    made = plan(methods={"a": None, "b": {"data.num_examples": 400}, "c": tiers})
     assert made.unlike("b", "a") == ["data"]
     assert made.unlike("c", "a") == []
     # A baseline is of the first method's task.

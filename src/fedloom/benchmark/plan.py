@@ -195,7 +195,8 @@ class BenchPlan:
         """
         rows = self.rows()
         methods = (name if name in rows else next(iter(rows)) for name in (row, other))
-        own, its = (self.recipe_of(name, self.seeds[0]) for name in methods)
+        # Tiers say what clients are sent, not what they have.
+        own, its = (_without_tiers(self.recipe_of(name, self.seeds[0])) for name in methods)
         return [name for name in _SHARED if getattr(own, name) != getattr(its, name)]
 
 
@@ -205,6 +206,10 @@ _FIXED = {
     "run.baselines": "baselines",
     "name": "methods",
 }
+
+
+def _without_tiers(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tiers={}))
 
 
 def _then(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
