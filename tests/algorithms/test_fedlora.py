@@ -215,9 +215,7 @@ def test_what_is_frozen_keeps_its_values_in_training_and_is_not_sent_back(drive:
     assert replies[0].upload["delta"][A].shape == (8, IN)
 
 
-def test_what_is_frozen_rests_in_wrappers_of_some_tensors_and_where_clients_train_before_they_are_measured() -> (
-    None
-):
+def test_what_is_frozen_rests_inside_personal_and_in_fine_tuning() -> None:
     both = {**space(8, most=2), **{n.replace("0", "1"): t for n, t in space(8, most=2).items()}}
     algorithm = FedLoRA(Residual(), ranks=Ranks(2, {}, 8, {1: 2.0, 2: 1.0}))
     split = Personal(algorithm, local=r"layers\.1")
