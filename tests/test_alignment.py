@@ -6,12 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import fedloom
-from fedloom.alignment import JUDGED, ORIGIN, PAIRS, align, aligned_recipe
+from fedloom.alignment import JUDGED, ORIGIN, PAIRS, _write_pairs, align, aligned_recipe
 from fedloom.cli import app
+from fedloom.data.data_settings import DataSettings
+from fedloom.data.preferences import to_pairs
+from fedloom.data.readers import Row
+from fedloom.objectives.selector import texts
 from fedloom.recipe import load_recipe
+from fedloom.results import judging
 from fedloom.results.judging import CHUNK, Judged, Writing, judge, read_lines, read_prompts
 from fedloom.results.plan import make_plan
 
@@ -173,6 +179,7 @@ def test_the_run_of_dpo_has_model_and_training_of_the_selectors() -> None:
     ("text", "said"),
     [
         ("", "has no rows"),
+        ('{"prompt": [{"role": "user", "content": "a"}]}', "must be a text, .*, got turns"),
         ('{"text": "a"}', "a row must have the column prompt, and may have answers, got text"),
         ('{"prompt": "a", "answers": ["b"]}', "answers must be a list of 2 to 8 texts that differ"),
         ('{"prompt": "a", "answers": [1, 2]}', "answers must be a list of 2 to 8 texts that"),
@@ -192,8 +199,24 @@ def test_a_file_of_lines_holds_a_prompt_each(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(ValueError, match="holds no prompt"):
         read_prompts(file)
-    with pytest.raises(ValueError, match="does not exist"):
-        read_prompts(tmp_path / "none.txt")
+    file.write_bytes("Où?\n".encode("utf-16"))
+    assert [one.text for one in read_prompts(file)] == ["Où?"]
+    file.write_bytes("One?\nOù?\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: not UTF-8"):
+        read_prompts(file)
+    for nothing in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(ValueError, match="is no file, or does not exist"):
+            read_prompts(nothing)
+
+
+def test_selectors_are_asked_as_clients_ask_them_whatever_answers_look_like(tmp_path: Path) -> None:
+    settings = DataSettings(system="Be brief.")
+    answers = ("Human: no", '[{"role": "user", "content": "no"}]')
+    _write_pairs(tmp_path, [Judged("q", answers, {"a": [1.0]})], Console(quiet=True))
+    rows = [Row(line, PAIRS, 1) for line in read_lines(tmp_path / PAIRS)]
+    (taught,) = to_pairs(rows, settings).records
+    assert texts(taught) == texts(judging._pair("q", *answers, settings))
+    assert texts(taught) == ("System: Be brief.\n\nUser: q", *answers)
 
 
 @pytest.mark.parametrize(

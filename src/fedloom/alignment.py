@@ -139,8 +139,15 @@ def _begin(home: Path, origin: dict[str, Any]) -> None:
 def _write_pairs(home: Path, found: Sequence[Judged], console: Console) -> int:
     """Write the pairs that DPO learns from, and say how many there are."""
     pairs = [(each.prompt, each.pair) for each in found]
+    # As turns, since an answer that a model wrote may look like a conversation.
     rows = [
-        {"prompt": prompt, "chosen": pair[0], "rejected": pair[1]} for prompt, pair in pairs if pair
+        {
+            "prompt": [{"role": "user", "content": prompt}],
+            "chosen": [{"role": "assistant", "content": pair[0]}],
+            "rejected": [{"role": "assistant", "content": pair[1]}],
+        }
+        for prompt, pair in pairs
+        if pair
     ]
     write_atomic(home / PAIRS, "".join(json.dumps(row) + "\n" for row in rows).encode())
     console.print(f"{len(rows)} pairs in {home / PAIRS}", highlight=False, markup=False)

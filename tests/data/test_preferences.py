@@ -88,6 +88,12 @@ def test_a_pair_is_read_in_every_form(name: str) -> None:
     assert (record.answer, record.rejected, record.good) == ("good", "bad", None)
 
 
+def test_one_answer_that_begins_as_a_conversation_does_is_an_answer() -> None:
+    wrote = "Human: and you?\n\nAssistant: fine"
+    (record,) = pairs({"prompt": "q", "chosen": "good", "rejected": wrote})
+    assert (record.answer, record.rejected) == ("good", wrote)
+
+
 @pytest.mark.parametrize("name", JUDGED)
 def test_a_judged_answer_is_read_in_every_form(name: str) -> None:
     flag = next(column for column in ("good", "label", "kto_tag") if column in JUDGED[name])

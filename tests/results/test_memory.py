@@ -81,6 +81,8 @@ def test_auto_is_refused_where_each_process_has_memory_of_its_own(small_recipe: 
         ({}, 10**9, "activations of a batch, 1.00 GB: model.gradient_checkpointing true"),
         ({"model": {"gradient_checkpointing": True}}, 10**9, "1.00 GB: a smaller local.batch_size"),
         ({}, 0, "the model's weights, .*: model.dtype bfloat16"),
+        ({"model": {"quantize": "int8"}}, 0, "the model.s weights, .*: model.quantize nf4, or a"),
+        ({"model": {"quantize": "int4"}}, 0, "the model.s weights, .*: a smaller model"),
         ({"tune": "full", "local": ADAMW}, 0, "the optimizer's moments, .*: local.moments float8"),
         ({"tune": "full", "local": {**ADAMW, "moments": "float8"}}, 0, "the model's weights"),
     ],

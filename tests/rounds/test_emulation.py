@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from rich.console import Console
@@ -93,6 +94,9 @@ def test_a_run_is_measured_around_the_emulator_and_plugged_in(made: Make, tmp_pa
                 torch.tensor(line[f"{split}/plugin/loss"]).exp().item(), rel=1e-5
             )
     assert "test/plugin/loss" in result.summary["final"]
+    # Layers keep their numbers of the whole model, of which the emulator has fewer.
+    file = open_run(result.folder).export(tmp_path / "out", form="gguf-lora")["global"]
+    assert {t.name.split(".")[1] for t in gguf.GGUFReader(file).tensors} == {"0", "7"}
 
 
 def test_public_tests_and_routes_are_of_the_whole_model(
@@ -283,6 +287,23 @@ def test_public_text_that_a_client_holds_is_refused_before_anything_is_written(
     ):
         experiment.run(aligned(made, public=own), tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize("answer", ["good", "bad"])
+def test_either_answer_of_a_pair_is_text_that_a_client_holds(
+    answer: str, made: Make, tmp_path: Path
+) -> None:
+    pairs = [{"prompt": f"q {i}", "chosen": "good", "rejected": "bad"} for i in range(24)]
+    files = {"pairs": pairs, "public": [{"prompt": "q 3", "completion": answer}] * 2}
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": str(tmp_path / "pairs.jsonl"), "partition": "iid", "where": {}}
+    public = {"fedbiot": {**ALIGN, "public": {"source": str(tmp_path / "public.jsonl")}}}
+    recipe = made(
+        offsite={"factors": 2}, algorithm=[public, "fedavg"], data=data, objective="dpo"
+    )
+    with pytest.raises(ValueError, match=r"fedbiot\.public must be text that no client holds"):
+        stage_of(build(recipe, tmp_path))
 
 
 def test_public_text_that_cannot_be_read_says_where_it_is_named(made: Make, tmp_path: Path) -> None:

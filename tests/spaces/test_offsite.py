@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedbiot import FedBiOT
 from fedloom.models.build import Base, fingerprint
 from fedloom.models.hf_logging import quiet
 from fedloom.recipe import RecipeError, build_recipe
 from fedloom.recipe_text import to_tree
+from fedloom.server.public import PublicText
 from fedloom.spaces.full import Full
 from fedloom.spaces.lora import LoRA
 from fedloom.spaces.offsite import Offsite, OffsiteSpace
@@ -165,6 +168,19 @@ def test_targets_that_are_in_no_layer_that_learns_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="linear layers of the first and last layers"):
         space_of(tiny_llama(layers=8), adapter=LoRA(targets=["layers.6.mlp.up_proj"]))
+
+
+def test_where_the_emulator_s_factors_end_must_show_in_the_last_layer(
+    tiny_llama: Callable[..., Any],
+) -> None:
+    first = LoRA(rank=2, targets=["layers.0.mlp.up_proj"])
+    with pytest.raises(ValueError, match="a linear layer of the last layer too where tune.offsite"):
+        space_of(tiny_llama(layers=8), adapter=first, factors=2)
+    space = space_of(tiny_llama(layers=8), adapter=first, factors=2, right=0)
+    learnt, factors = space.split(space.start())
+    found = FedBiOT(FedAvg(), PublicText("builtin:polyglot"), left=2).split(space.start())
+    assert [set(part) for part in found] == [set(learnt), set(factors)]
+    assert learnt
 
 
 def test_a_recipe_names_the_adapter_and_reads_itself_back() -> None:

@@ -88,8 +88,12 @@ def _pair(row: Row, given: tuple[Message, ...], column: str) -> Talk:
     turns = {name for name in _SIDES if is_talk(sides[name])}
     if len(turns) == 1 and isinstance(sides[min(turns)], str):
         turns = set()  # a text that happens to be JSON
+    texts = {name: text_of(row, name) for name in _SIDES if name not in turns}
+    # One alone is an answer that happens to begin so.
+    spoken = all(map(_is_spoken, texts.values()))
     found = [
-        talk_of(row, name) if name in turns else _written(text_of(row, name)) for name in _SIDES
+        talk_of(row, name) if name in turns else _written(texts[name], spoken=spoken)
+        for name in _SIDES
     ]
     chosen, rejected = (talk.messages for talk in found)
     ignored = frozenset[str]().union(*(talk.ignored for talk in found))
@@ -132,12 +136,16 @@ def _says(row: Row, column: str, given: tuple[Message, ...]) -> bool:
     )
 
 
-def _written(text: str) -> Talk:
-    """Return an answer, or the turns of a text that says whose turn it is as hh-rlhf does."""
-    whole = f"\n\n{text}" if text.startswith("Human:") else text
-    if not _HUMAN.match(whole):
+def _is_spoken(text: str) -> bool:
+    """Return whether a text says whose turn it is, as hh-rlhf does."""
+    return text.startswith("Human:")
+
+
+def _written(text: str, *, spoken: bool) -> Talk:
+    """Return an answer, or the turns of a text that says whose they are."""
+    if not spoken:
         return Talk((Message("assistant", text),) if text else ())
-    parts = _HUMAN.split(whole)
+    parts = _HUMAN.split(f"\n\n{text}")
     turns = zip(parts[1::2], parts[2::2], strict=True)
     return Talk(
         tuple(

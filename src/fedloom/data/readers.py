@@ -51,6 +51,12 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def text_lines(path: Path) -> list[str]:
+    """Return the lines of a file of text, as `read_text` has it, without white space around them and without empty ones."""
+    lines = (line.strip() for line in read_text(path).split("\n"))
+    return [line for line in lines if line]
+
+
 _LONGEST = 2**31 - 1
 """Characters of a CSV cell; Python's own limit of 131,072 is for a whole process."""
 

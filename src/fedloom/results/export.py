@@ -101,10 +101,12 @@ def export_models(
         What to load, by name: the folder, or the file in it.
 
     Raises:
-        ValueError: where what was tuned cannot be had in this form.
+        ValueError: where what was tuned cannot be had in this form, or a folder holds a model of another one.
     """
     models = (routable if newcomers else deliverables)(session, run)
     writer = _Writer(session, form, type)
+    for name in models:
+        writer.check(folder / name)
     written: dict[str, Path] = {}
     for name, (params, clients) in models.items():
         exported = writer.write(folder / name, name, params)
@@ -125,6 +127,23 @@ class _Writer:
     session: Session
     form: Form
     type: GgufType
+
+    def check(self, folder: Path) -> None:
+        """Refuse a folder that would hold an adapter and a whole model, of which programs load both, or the other one.
+
+        Raises:
+            ValueError: where one of another form is there already.
+        """
+        adapter = self.session.recipe.tune.is_adapter
+        others = {
+            "peft": "config.json" if adapter else "adapter_config.json",
+            **dict.fromkeys(("lora", "vllm"), "config.json"),
+            **dict.fromkeys(("merged", "nf4"), "adapter_config.json"),
+        }
+        if self.form in others and (folder / others[self.form]).exists():
+            raise ValueError(
+                f"{folder} holds a model of another form, which would be loaded with this one: take another folder with --out"
+            )
 
     def write(self, folder: Path, name: str, params: Params) -> Exported:
         """Write one model into a folder of its own, and return what lies there."""
@@ -167,7 +186,9 @@ class _Writer:
     def _gguf_lora(self, folder: Path, name: str, params: Params) -> Exported:
         lora = self._factors(params, "llama.cpp")
         file = f"{file_name(name)}-lora.gguf"
-        write_lora_gguf(lora, self.session.base.model.config, folder / file)
+        # A model around an emulator has fewer layers than the one that the adapter is for.
+        with self.session.evaluator.deployed():
+            write_lora_gguf(lora, self.session.base.model.config, folder / file)
         return Exported("gguf-lora", file)
 
     def _merged(self, folder: Path, name: str, params: Params) -> Exported:

@@ -17,10 +17,12 @@ from fedloom.core.files import write_atomic
 from fedloom.core.protocols import Params
 from fedloom.core.randomness import derive
 from fedloom.data.cells import short
+from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Message, Record
 from fedloom.data.jsontext import json_of
 from fedloom.data.preparation import question
-from fedloom.data.readers import Row, read_file
+from fedloom.data.readers import Row, read_file, text_lines
+from fedloom.data.turns import is_talk
 from fedloom.evaluation.generation import Generation, Sampling, turn_ends
 from fedloom.evaluation.scoring import evaluating
 from fedloom.objectives.preference import mean, prefers
@@ -106,11 +108,10 @@ def read_prompts(file: Path) -> list[Prompt]:
     Raises:
         ValueError: with file and row, where it holds none, or something else.
     """
-    if not file.exists():
-        raise ValueError(f"--prompts {file} does not exist")
+    if not file.is_file():
+        raise ValueError(f"--prompts {file} is no file, or does not exist")
     if file.suffix == ".txt":
-        lines = file.read_text(encoding="utf-8").splitlines()
-        found = [Prompt(line.strip()) for line in lines if line.strip()]
+        found = [Prompt(line) for line in text_lines(file)]
     else:
         found = [_prompt(row) for row in read_file(file)]
     if not found:
@@ -119,6 +120,10 @@ def read_prompts(file: Path) -> list[Prompt]:
 
 
 def _prompt(row: Row) -> Prompt:
+    if is_talk(row.values.get("prompt")):
+        raise ValueError(
+            f"{row.place}: prompt must be a text, which becomes one question, got turns of a conversation"
+        )
     text = row.cell("prompt").strip()
     if not text:
         raise ValueError(
@@ -191,7 +196,7 @@ def _answered(session: Session, prompts: Sequence[Prompt], writing: Writing) -> 
     if not asked:
         return found
     recipe, tokenizer = session.recipe, session.base.tokenizer
-    records = [question([Message("user", prompts[at].text)], recipe.data, DEFAULT) for at in asked]
+    records = [_asked(prompts[at].text, recipe.data) for at in asked]
     examples = DEFAULT.examples(records, recipe.data, tokenizer).examples
     # A prompt without room for an answer has none.
     asked = [at for at, some in zip(asked, examples, strict=True) if some]
@@ -223,7 +228,7 @@ def _judged(
     recipe, selector = session.recipe, session.recipe.objective
     assert isinstance(selector, Selector)
     pairs = [
-        (at, _pair(prompts[at].text, one, other))
+        (at, _pair(prompts[at].text, one, other, recipe.data))
         for at, texts in enumerate(answers)
         for one, other in combinations(texts, 2)
     ]
@@ -246,9 +251,15 @@ def _judged(
     ]
 
 
-def _pair(prompt: str, one: str, other: str) -> Record:
-    messages = (Message("user", prompt), Message("assistant", one))
-    return Record(messages, {}, one, rejected=other)
+def _asked(prompt: str, settings: DataSettings) -> Record:
+    """Return a conversation whose answer is still to be given, opened as clients' conversations are."""
+    return question([Message("user", prompt)], settings, DEFAULT)
+
+
+def _pair(prompt: str, one: str, other: str, settings: DataSettings) -> Record:
+    record = _asked(prompt, settings)
+    messages = (*record.messages[:-1], Message("assistant", one))
+    return replace(record, messages=messages, answer=one, rejected=other)
 
 
 def _margin(score: object) -> float | None:

@@ -141,12 +141,17 @@ def _tensors(session: Session) -> dict[str, int]:
     }
 
 
+_FEWER_BITS = {
+    "none": "model.dtype bfloat16 or model.quantize int8 where they are frozen, or ",
+    "int8": "model.quantize nf4, or ",
+}
+"""Of frozen weights, by how they are held."""
+
+
 def _advice(session: Session, term: str) -> str:
     recipe = session.recipe
     if term == "weights":
-        return (
-            "model.dtype bfloat16 or model.quantize int8 where they are frozen, or a smaller model"
-        )
+        return f"{_FEWER_BITS.get(recipe.model.quantize, '')}a smaller model"
     if term == "moments" and recipe.local.moments != "float8":
         return "local.moments float8 holds them in a quarter, local.optimizer sgd has none"
     if term == "activations" and not forgets_activations(session.space.model):

@@ -24,7 +24,7 @@ from fedloom.core.randomness import derive
 from fedloom.data.formats import Message, Record
 from fedloom.data.partition import Iid
 from fedloom.data.preparation import question
-from fedloom.data.readers import read_file
+from fedloom.data.readers import read_file, text_lines
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
 from fedloom.evaluation.scoring import answer_entropies, evaluating
@@ -191,8 +191,7 @@ class Router:
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
     """Read a file like `data.source`, or prompts from a .txt file, one a line; return at most `num_examples` of it."""
     if file.suffix == ".txt":
-        lines = file.read_text(encoding="utf-8").splitlines()
-        found: Probe = [line.strip() for line in lines if line.strip()]
+        found: Probe = text_lines(file)
     else:
         # Whoever asks need not know the labels that the run was dealt out by.
         settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=())

@@ -180,7 +180,8 @@ def _public(session: Session) -> AlignmentStage:
     examples = _rows(held)
     known = {_text(row) for row in examples}
     for client, shard in session.federation.shards.items():
-        if any(_text(row) in known for row in (*shard.train, *shard.validation, *shard.test)):
+        held_there = (*shard.train, *shard.validation, *shard.test)
+        if any(_text(row) in known for each in held_there for row in each.answers):
             raise ValueError(
                 f"fedbiot.public must be text that no client holds, got rows that {client} has too: name other rows, or"
                 " leave them out of data with where"

@@ -150,6 +150,13 @@ class Offsite:
             raise ValueError(
                 f"{path} must name linear layers of the first and last layers, got {self.adapter.targets}"
             )
+        # `fedbiot`, which knows names alone, counts the last layers from the last one that learns.
+        last = emulator.adapter_modules()[-1]
+        if self.factors and self.right and not any(name.startswith(f"{last}.") for name in found):
+            raise ValueError(
+                f"{path} must name a linear layer of the last layer too where tune.offsite.factors are, got"
+                f" {self.adapter.targets}: name one, or let no last layer learn (tune.offsite.right: 0)"
+            )
         return found
 
 
