@@ -15,8 +15,9 @@ from fedloom.cli import app
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.preferences import to_pairs
 from fedloom.data.readers import Row
+from fedloom.objectives.dpo import DPO
 from fedloom.objectives.selector import texts
-from fedloom.recipe import load_recipe
+from fedloom.recipe import build_recipe, load_recipe
 from fedloom.results import judging
 from fedloom.results.judging import CHUNK, Judged, Writing, judge, read_lines, read_prompts
 from fedloom.results.plan import make_plan
@@ -34,6 +35,8 @@ SMALL = [
     "evaluation={every: 0, max_examples: 2}",
     "run={rounds: 3, baselines: [], samples: 1}",
 ]
+PUBLIC = {"fedbiot": {"public": {"source": "builtin:polyglot"}}}
+RESIDUAL = {"fedlora": {"aggregate": "residual"}}
 FEW = ["run.rounds=1", "local.steps=1"]
 
 
@@ -173,6 +176,32 @@ def test_the_run_of_dpo_has_model_and_training_of_the_selectors() -> None:
     assert made.objective == load_recipe("dpo", ["objective={dpo: {beta: 0.3}}"]).objective
     assert made.data.num_clients == 1
     assert made.run.rounds == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        (
+            {"tune": {"offsite": {"factors": 2, "int8": True}}, "algorithm": [PUBLIC, "fedavg"]},
+            {"offsite": {"drop": 0, "adapter": {"lora": {}}}},
+        ),
+        (
+            {"tune": {"lora": {"ranks": {"small": 2}, "side": 8}}, "algorithm": [RESIDUAL]},
+            {"lora": {}},
+        ),
+        ({"tune": {"prompt": {"tokens": 2}}}, {"prompt": {"tokens": 2}}),
+        ({"tune": "full"}, {"full": {}}),
+    ],
+    ids=["offsite", "fedlora", "prompt", "full"],
+)
+def test_the_server_has_the_whole_model_and_no_clients(
+    settings: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    tree = {"name": "x", "objective": "selector", "data": {"tiers": {"small": 0.5, "large": 0.5}}}
+    made = aligned_recipe(build_recipe({**tree, **settings}), Path("pairs.jsonl"))
+    assert made.tune == build_recipe({"name": "x", "tune": kept}).tune
+    assert isinstance(made.objective, DPO)
+    assert made.objective.reference == ("start" if "prompt" in kept else "base")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,10 @@ def align(
 
 
 def aligned_recipe(recipe: Recipe, pairs: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of the run that learns from pairs in one place: model, adapter and training of the selectors' run."""
+    """Return the recipe of the run that learns from pairs in one place: model, adapter and training of the selectors' run.
+
+    The server has the whole model: of offsite tuning the same layers learn, around all of the others.
+    """
     given: dict[str, Any] = to_tree(recipe)
     data = {
         name: given["data"][name]
@@ -108,10 +111,10 @@ def aligned_recipe(recipe: Recipe, pairs: Path, overrides: Sequence[str] = ()) -
     tree = {
         "name": f"{recipe.name}-aligned",
         "model": given["model"],
-        "tune": given["tune"],
+        "tune": _in_one_place(given["tune"]),
         "local": given["local"],
         "algorithm": ["fedavg"],
-        "objective": "dpo",
+        "objective": {"dpo": {"reference": "start" if recipe.tune.virtual_tokens else "base"}},
         "data": {
             **data,
             "source": str(pairs.resolve()),
@@ -122,6 +125,17 @@ def aligned_recipe(recipe: Recipe, pairs: Path, overrides: Sequence[str] = ()) -
         "run": {"rounds": ROUNDS, "seed": given["run"]["seed"], "samples": 0},
     }
     return build_recipe(apply_overrides(tree, overrides))
+
+
+def _in_one_place(tune: dict[str, Any]) -> dict[str, Any]:
+    """Return a section `tune` without what is only of clients: smaller ranks, room for their sums, an emulator."""
+    ((kind, fields),) = tune.items()
+    if kind == "offsite":
+        adapter = _in_one_place(fields["adapter"])
+        fields = {**fields, "drop": 0.0, "int8": False, "factors": 0, "adapter": adapter}
+    if kind == "lora":
+        fields = {name: field for name, field in fields.items() if name not in ("ranks", "side")}
+    return {kind: fields}
 
 
 def _begin(home: Path, origin: dict[str, Any]) -> None:

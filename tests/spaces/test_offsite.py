@@ -170,6 +170,11 @@ def test_targets_that_are_in_no_layer_that_learns_are_refused(
         space_of(tiny_llama(layers=8), adapter=LoRA(targets=["layers.6.mlp.up_proj"]))
 
 
+def test_factors_are_no_wider_than_a_layer(tiny_llama: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"tune\.offsite\.factors must be at most \d+, the size of"):
+        space_of(tiny_llama(layers=8), factors=1000)
+
+
 def test_where_the_emulator_s_factors_end_must_show_in_the_last_layer(
     tiny_llama: Callable[..., Any],
 ) -> None:

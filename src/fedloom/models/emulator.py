@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.randomness import derive, generator, seeded
+from fedloom.models.adapters import check_width
 from fedloom.models.build import clean
 from fedloom.models.hf_logging import quiet
 from fedloom.models.quantized import QuantizedLinear, num_weights, quantize_
@@ -244,13 +245,18 @@ class Emulator:
         Args:
             rank: Of each; they are scaled by 2.
             seed: Of A; B is zero, so that nothing changes yet.
+
+        Raises:
+            ValueError: where they would be wider than a layer.
         """
         from peft import LoraConfig, inject_adapter_in_model
 
         known = linear_layers(self._model)
         for number in self.cut.middle:
             layer, prefix = self._shown[self.cut.layers.index(number)], self._name(number)
-            ends = [n.removeprefix(f"{prefix}.") for n in known if n.startswith(f"{prefix}.")]
+            own = [n for n in known if n.startswith(f"{prefix}.")]
+            check_width(self._model, own, rank, setting="tune.offsite.factors")
+            ends = [n.removeprefix(f"{prefix}.") for n in own]
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ends)
             with quiet(), seeded(derive(seed, "peft")):
                 inject_adapter_in_model(config, layer)

@@ -266,10 +266,11 @@ class Recipe:
         ranks = self.tune.adapters if isinstance(self.tune, HasRanks) else None
         if ranks is None or describe(self.algorithm).multiplies_factors:
             return
+        path = "tune.offsite.adapter.lora" if isinstance(self.tune, HasEmulator) else "tune.lora"
         for name, given in (("ranks", ranks.tiers), ("side", ranks.side)):
             if given:
                 raise ValueError(
-                    f"tune.lora.{name} has no effect with an algorithm that does not add up products of factors: leave it"
+                    f"{path}.{name} has no effect with an algorithm that does not add up products of factors: leave it"
                     " out, or take fedlora"
                 )
 
