@@ -1,6 +1,8 @@
 """Losses of preferences: numbers computed by hand, and what is measured."""
 
 import math
+import random
+import time
 from collections.abc import Sequence
 from typing import Any
 from unittest.mock import MagicMock
@@ -190,6 +192,24 @@ def test_answers_judged_by_themselves_are_compared_each_with_each() -> None:
     assert "preference_accuracy" not in only
     assert "rejected_drift" not in only
     assert only["chosen_drift"] == pytest.approx(1.0)
+
+
+def test_each_with_each_is_the_same_as_all_pairs_and_millions_of_them_take_no_time() -> None:
+    draw = random.Random(0)
+
+    def answers(count: int, *, good: bool) -> list[PreferenceScore]:
+        drawn = ((draw.randrange(-5, 5), 0, draw.randrange(1, 9)) for _ in range(count))
+        return [scored((*each, good)) for each in drawn]
+
+    good, bad = answers(7, good=True), answers(5, good=False)
+    crossed = [PreferenceScore(0.0, 0, 0, 0, (*a.answers, *b.answers)) for a in good for b in bad]
+    found, expected = compared([*good, *bad], KTO().reward), compared(crossed, KTO().reward)
+    for name in ("preference_accuracy", "preference_margin", "length_ratio"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-12)
+    many = [*answers(6000, good=True), *answers(6000, good=False)]
+    began = time.process_time()
+    assert compared(many, KTO().reward)["preference_accuracy"] == pytest.approx(0.5, abs=0.02)
+    assert time.process_time() - began < 2
 
 
 def test_the_divergence_of_kto_is_that_of_all_scores_and_never_negative() -> None:

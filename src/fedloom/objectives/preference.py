@@ -4,8 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ _STEEPEST = 30.0
 
 
 Reward = Callable[["AnswerScore"], float]
+Rewards = np.ndarray[Any, np.dtype[Any]]
 
 
 def check_reference(reference: str, *, path: str) -> None:
@@ -283,18 +285,7 @@ def compared(scores: Sequence[PreferenceScore], reward: Reward) -> dict[str, flo
     good = [a for score in scores for a in score.answers if a.good]
     bad = [a for score in scores for a in score.answers if not a.good]
     pairs = [(s.answers[0], s.answers[1]) for s in scores if len(s.answers) == 2]
-    pairs = pairs or [(a, b) for a in good for b in bad]
-    found: dict[str, float] = {}
-    if pairs:
-        wins = [prefers(reward(a), reward(b)) for a, b in pairs]
-        longer = [
-            (won * a.num_tokens + (1 - won) * b.num_tokens, a.num_tokens + b.num_tokens)
-            for won, (a, b) in zip(wins, pairs, strict=True)
-        ]
-        taken, both = (sum(each) for each in zip(*longer, strict=True))
-        found["preference_accuracy"] = math.fsum(wins) / len(wins)
-        found["preference_margin"] = mean([reward(a) - reward(b) for a, b in pairs])
-        found["length_ratio"] = taken / max(both - taken, 1)
+    found = _in_pairs(pairs, reward) if pairs else _each_with_each(good, bad, reward)
     if any(math.isnan(answer.reference) for answer in (*good, *bad)):
         return found
     for name, answers in (("chosen_drift", good), ("rejected_drift", bad)):
@@ -303,6 +294,49 @@ def compared(scores: Sequence[PreferenceScore], reward: Reward) -> dict[str, flo
     tokens = sum(answer.num_tokens for answer in (*good, *bad))
     total = math.fsum(answer.divergence for answer in (*good, *bad))
     return {**found, "reference_kl": max(total, 0.0) / max(tokens, 1)}
+
+
+def _in_pairs(
+    pairs: Sequence[tuple[AnswerScore, AnswerScore]], reward: Reward
+) -> dict[str, float]:
+    wins = [prefers(reward(a), reward(b)) for a, b in pairs]
+    taken = math.fsum(
+        won * a.num_tokens + (1 - won) * b.num_tokens
+        for won, (a, b) in zip(wins, pairs, strict=True)
+    )
+    both = sum(a.num_tokens + b.num_tokens for a, b in pairs)
+    return {
+        "preference_accuracy": mean(wins),
+        "preference_margin": mean([reward(a) - reward(b) for a, b in pairs]),
+        "length_ratio": taken / max(both - taken, 1),
+    }
+
+
+def _each_with_each(
+    good: Sequence[AnswerScore], bad: Sequence[AnswerScore], reward: Reward
+) -> dict[str, float]:
+    """Return the same of every good answer beside every bad one, which may be millions of pairs, from their order."""
+    if not good or not bad:
+        return {}
+    ours, theirs = (np.array([reward(a) for a in some]) for some in (good, bad))
+    lengths, others = (np.array([a.num_tokens for a in some]) for some in (good, bad))
+    won, lost = _num_below(ours, theirs), _num_below(theirs, ours)
+    taken = float(won @ lengths + lost @ others)
+    both = float(lengths.sum() * len(bad) + others.sum() * len(good))
+    return {
+        "preference_accuracy": float(won.sum()) / (len(good) * len(bad)),
+        "preference_margin": mean(ours.tolist()) - mean(theirs.tolist()),
+        "length_ratio": taken / max(both - taken, 1),
+    }
+
+
+def _num_below(values: Rewards, others: Rewards) -> Rewards:
+    """Return how many of the others (m,) each value (n,) is above; an equal one counts one half."""
+    ordered = np.sort(others)
+    sides: Rewards = np.searchsorted(ordered, values, "left") + np.searchsorted(
+        ordered, values, "right"
+    )
+    return sides / 2
 
 
 def mean(values: Sequence[float]) -> float:
