@@ -69,7 +69,9 @@ def test_a_whole_model_as_gguf_is_the_deployed_one(
 def test_vllm_and_llama_cpp_are_given_the_same_adapter(run: Result, tmp_path: Path) -> None:
     folder = run.export(tmp_path / "vllm", form="vllm")["global"]
     file = run.export(tmp_path / "gguf", form="gguf-lora")["global"]
-    with pytest.raises(ValueError, match=r"holds a model of another form.*another folder with --out"):
+    with pytest.raises(
+        ValueError, match=r"holds a model of another form.*another folder with --out"
+    ):
         run.export(tmp_path / "vllm", form="merged")
     assert not (folder / "config.json").exists()
     card = (folder / "README.md").read_text()
@@ -113,7 +115,10 @@ def test_clusters_are_a_folder_each_and_one_for_newcomers(
     [
         (
             {"prompt": {"tokens": 2}},
-            {"vllm": "got prompt_tuning: export it with --for peft", "gguf": "cannot be merged into a"},
+            {
+                "vllm": "got prompt_tuning: export it with --for peft",
+                "gguf": "cannot be merged into a",
+            },
         ),
         (
             {"full": {}},

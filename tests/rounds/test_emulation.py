@@ -299,9 +299,7 @@ def test_either_answer_of_a_pair_is_text_that_a_client_holds(
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"source": str(tmp_path / "pairs.jsonl"), "partition": "iid", "where": {}}
     public = {"fedbiot": {**ALIGN, "public": {"source": str(tmp_path / "public.jsonl")}}}
-    recipe = made(
-        offsite={"factors": 2}, algorithm=[public, "fedavg"], data=data, objective="dpo"
-    )
+    recipe = made(offsite={"factors": 2}, algorithm=[public, "fedavg"], data=data, objective="dpo")
     with pytest.raises(ValueError, match=r"fedbiot\.public must be text that no client holds"):
         stage_of(build(recipe, tmp_path))
 

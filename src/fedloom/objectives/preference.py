@@ -296,9 +296,7 @@ def compared(scores: Sequence[PreferenceScore], reward: Reward) -> dict[str, flo
     return {**found, "reference_kl": max(total, 0.0) / max(tokens, 1)}
 
 
-def _in_pairs(
-    pairs: Sequence[tuple[AnswerScore, AnswerScore]], reward: Reward
-) -> dict[str, float]:
+def _in_pairs(pairs: Sequence[tuple[AnswerScore, AnswerScore]], reward: Reward) -> dict[str, float]:
     wins = [prefers(reward(a), reward(b)) for a, b in pairs]
     taken = math.fsum(
         won * a.num_tokens + (1 - won) * b.num_tokens
