@@ -75,10 +75,10 @@ def arm(source: str, model: str, algorithm: Any, tune: Mapping[str, Any], lr: fl
             "partition": {"dirichlet": {"by": "set", "alpha": 0.5}},
         },
         "tune": tune,
-        "local": {"optimizer": "adamw", "lr": lr, "steps": 2, "batch_size": 4},
+        "local": {"optimizer": "adamw", "lr": lr, "steps": 2, "batch_size": 3},
         # By label, so that every client's model is measured on the rows of all; one model for all has been.
         "evaluation": {"every": 0, "validation": False, **({"by": "set"} if alone else {})},
-        "run": {"rounds": 6, "samples": 0, "keep_checkpoints": 1},
+        "run": {"rounds": 5, "samples": 0, "keep_checkpoints": 1},
     }
 
 

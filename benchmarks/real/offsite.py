@@ -2,7 +2,7 @@
 
     python benchmarks/real/offsite.py --data FOLDER [--model FILE] [--seeds 0,1,2] [--part 0/2] [--table]
 
-FOLDER holds `gsm8k/train.jsonl`, which eight clients share, and `codealpaca/train.json`, which the server aligns the
+FOLDER holds `gsm8k/train.jsonl`, whose short answers eight clients share, four in a round, and `codealpaca/train.json`, which the server aligns the
 emulator on. Two layers at each end learn, with or without the middle: all arms train the same tensors on the same rows.
 """
 
@@ -25,8 +25,8 @@ def arm(folder: str, model: str, *, drop: float, aligned: bool) -> Tree:
     }
     align = {
         "public": public,
-        "before": 40,
-        "steps": 5,
+        "before": 20,
+        "steps": 4,
         "batch_size": 2,
         "optimizer": {"adamw": {"lr": 1e-3, "weight_decay": 0.0}},
     }
@@ -35,14 +35,15 @@ def arm(folder: str, model: str, *, drop: float, aligned: bool) -> Tree:
         "algorithm": [*([{"fedbiot": align}] if aligned else []), {"fedavg": {"mu": 0.01}}],
         "data": {
             "source": f"{folder}/gsm8k/train.jsonl",
-            "shorter": {"answer": 400},
+            "shorter": {"answer": 200, "question": 200},
             "num_clients": 8,
             "num_examples": 800,
-            "prompt": "chat",
-            "max_length": 192,
+            "prompt": "plain",
+            "max_length": 144,
             "fractions": [0.9, 0.0, 0.1],
             "partition": {"quantity": {"alpha": 2.0}},
         },
+        "cohort": {"uniform": {"size": 4}},
         "tune": {
             "offsite": {
                 "left": 2,
@@ -53,8 +54,8 @@ def arm(folder: str, model: str, *, drop: float, aligned: bool) -> Tree:
             }
         },
         "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 4, "batch_size": 2},
-        "evaluation": {"every": 0, "validation": False, "generate": False},
-        "run": {"rounds": 10, "samples": 0, "keep_checkpoints": 1},
+        "evaluation": {"every": 0, "validation": False, "generate": False, "max_examples": 4},
+        "run": {"rounds": 6, "samples": 0, "keep_checkpoints": 1},
     }
 
 

@@ -18,7 +18,7 @@ from runs import MODELS, Line, Lines, Tree, first, grid, last, main
 
 from intervals import interval
 
-METRICS = ("preference_accuracy", "preference_margin", "loss", "reference_kl")
+METRICS = ("preference_accuracy", "preference_margin", "loss", "chosen_drift", "rejected_drift")
 CLIENTS, OPPOSED_CLIENTS = 8, 6
 ASKED, ANSWERED = 12, 16
 """Words of a question, from its end, and of an answer, from its beginning."""
@@ -138,7 +138,7 @@ def page(lines: Lines) -> str:
     parts = [f"Seeds: {', '.join(f'{name} {len(runs)}' for name, runs in lines.items())}."]
     about = (
         "Before training rewards are 0, and so a half of the pairs counts as right. The loss of KTO is another than that of"
-        " DPO; the other columns compare. KL is estimated on the given answers."
+        " DPO; the other columns compare. A drift is by how many nats an answer is likelier than before training."
     )
     if any(not name.startswith("two") for name in lines):
         parts += [about, objectives(lines)]
@@ -159,7 +159,15 @@ def objectives(lines: Lines) -> str:
                 found = [[ended(line, kind, m) for line in told] for m in METRICS]
                 rows.append((f"{name}, {kind}", *cells(found)))
     return grid(
-        ("of the test pairs", "preferred rightly", "margin", "loss", "KL, nats a token"), rows
+        (
+            "of the test pairs",
+            "preferred rightly",
+            "margin",
+            "loss",
+            "drift of the chosen",
+            "of the rejected",
+        ),
+        rows,
     )
 
 

@@ -11,11 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedloom.data.tokens import IGNORED, Example
 from fedloom.objectives.dpo import DPO
 from fedloom.objectives.kto import KTO
 from fedloom.objectives.objective import Objective
 from fedloom.objectives.orpo import ORPO
-from fedloom.objectives.preference import AnswerScore, Comparing, PreferenceScore, compared
+from fedloom.objectives.preference import (
+    AnswerScore,
+    Comparing,
+    PreferenceScore,
+    compared,
+    score_of,
+)
 from fedloom.recipe import RecipeError, build_recipe, load_recipe
 from fedloom.recipe_text import to_yaml
 from fedloom.recipe_yaml import read_yaml
@@ -33,6 +40,21 @@ def pair(
     parts = (torch.tensor([each], dtype=torch.float64) for each in (policy, reference, lengths))
     log_probs, references, sizes = parts
     return log_probs, references, sizes
+
+
+def test_what_answers_of_others_say_of_a_divergence_does_not_grow_with_a_ratio() -> None:
+    """Log-ratios of 1, -2 and 15 nats, over three tokens."""
+    row = Example(
+        torch.tensor([1, 2, 3, 4]),
+        torch.tensor([IGNORED, 2, 3, 4]),
+        1,
+        good=True,
+        reference=torch.tensor([-2.0, -1.0, -20.0]),
+    )
+    answer = score_of(row, torch.tensor([-1.0, -3.0, -5.0]))
+    assert (answer.log_prob, answer.drift, answer.num_tokens) == (-9.0, 14.0, 3)
+    found = compared([PreferenceScore(0.0, 0, 3, -1, [answer])], lambda each: each.drift)
+    assert found["reference_kl"] == (1 + 4 + 225) / 2 / 3
 
 
 def log_sigmoid(x: float) -> float:

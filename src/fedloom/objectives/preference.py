@@ -23,9 +23,6 @@ from fedloom.objectives.objective import Score
 
 Reference = Literal["base", "start", "download"]
 """The model that answers are compared with: without what is tuned; as the run began; as the client was sent it."""
-_STEEPEST = 30.0
-"""Of a token's log-ratio in the estimate of a divergence, which grows with its exponential."""
-
 
 Reward = Callable[["AnswerScore"], float]
 Rewards = np.ndarray[Any, np.dtype[Any]]
@@ -113,7 +110,10 @@ class AnswerScore:
     reference: float
     """Of the reference model; NaN where there is none."""
     divergence: float
-    """Sum over its tokens of exp(d) - 1 - d, d what the model's log-likelihood is above the reference's."""
+    """Sum over its tokens of d^2 / 2, d what the model's log-likelihood is above the reference's.
+
+    An estimate of the divergence of near models (Schulman, Approximating KL Divergence, 2020, k2); unlike exp(d) - 1 - d it does
+    not grow with a ratio of likelihoods on answers that neither model wrote."""
     num_tokens: int
 
     @property
@@ -270,8 +270,7 @@ def score_of(row: Example, log_probs: Tensor) -> AnswerScore:
     if row.reference is not None:
         before = row.reference.to(tokens)
         reference = float(before.sum())
-        d = (tokens - before).clamp(max=_STEEPEST)
-        divergence = float((torch.expm1(d) - d).sum())
+        divergence = float((tokens - before).square().sum()) / 2
     return AnswerScore(bool(row.good), float(tokens.sum()), reference, divergence, len(tokens))
 
 
@@ -293,7 +292,7 @@ def compared(scores: Sequence[PreferenceScore], reward: Reward) -> dict[str, flo
             found[name] = mean([answer.drift for answer in answers])
     tokens = sum(answer.num_tokens for answer in (*good, *bad))
     total = math.fsum(answer.divergence for answer in (*good, *bad))
-    return {**found, "reference_kl": max(total, 0.0) / max(tokens, 1)}
+    return {**found, "reference_kl": total / max(tokens, 1)}
 
 
 def _in_pairs(pairs: Sequence[tuple[AnswerScore, AnswerScore]], reward: Reward) -> dict[str, float]:
