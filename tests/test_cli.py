@@ -5,14 +5,18 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
+import fedloom
 from fedloom import cli
 from fedloom.experiment import new_folder
 
@@ -263,11 +267,31 @@ def test_a_copied_recipe_is_the_shipped_one(typed: Typed, tmp_path: Path) -> Non
     assert "exists already" in typed("recipes cp fedadam mine.yaml", code=2)
 
 
-def test_help_lists_every_command() -> None:
+def test_help_lists_every_command_and_runs_before_all_others() -> None:
     said = CliRunner().invoke(cli.app, ["--help"]).output
-    commands = ["run", "resume", "plan", "data", "evaluate", "report", "compare", "export", "chat"]
-    for command in [*commands, "route", "doctor", "recipes"]:
-        assert command in said
+    assert CliRunner().invoke(cli.app, []).output.strip() == said.strip(), (
+        "nothing is missing where nothing is asked"
+    )
+    listed = re.findall(r"^│ ([a-z]+)  ", said, re.M)
+    assert listed[:3] == ["run", "plan", "data"]
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    assert {*listed} == {*group.commands} >= {"serve", "keys", "recipes", "doctor"}
+
+
+def test_a_command_with_a_letter_wrong_is_told_the_right_one_once() -> None:
+    said = CliRunner().invoke(cli.app, ["rnu"])
+    assert said.exit_code == 2
+    assert said.output.count("Did you mean 'run'?") == 1
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    words = (sys.executable, "-m", "fedloom")
+    version = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"fedloom {fedloom.__version__}\n"
+    usage = subprocess.run([*words, "run"], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2
+    assert usage.stderr.startswith("Usage: fedloom run ")
 
 
 def test_a_second_run_takes_a_folder_of_its_own(

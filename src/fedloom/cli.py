@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,24 +30,11 @@ if TYPE_CHECKING:
     from fedloom.rounds.recipe_settings import Recipe
 
 app = typer.Typer(
-    help="Fine-tune large language models across clients whose data never leaves them.",
-    no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click does
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_recipes.recipes_app, name="recipes")
-app.add_typer(cli_sites.keys_app, name="keys")
-for command in (cli_sites.serve, cli_sites.join, cli_sites.status, cli_export.apply):
-    app.command()(command)
-app.command()(cli_bench.bench)
-app.command()(cli_board.board)
-app.command()(cli_bench.reproduce)
-app.command()(cli_suites.suite)
-app.command()(cli_unlearn.unlearn)
-app.command()(cli_audit.audit)
-app.command()(cli_tune.tune)
-
 PICTURES = (".png", ".svg", ".pdf")
 NO_ANSWER = "(the model ended its answer at once)"
 
@@ -59,7 +47,6 @@ Overrides = Annotated[
 ]
 
 
-@app.command()
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -75,7 +62,6 @@ def run(
     _conduct(loaded, new_folder(loaded.name, out))
 
 
-@app.command()
 def resume(folder: RunFolder, overrides: Overrides = None, anyway: Anyway = False) -> None:
     """Go on with a run from its last good checkpoint."""
     from fedloom.reopen import recipe_of
@@ -83,7 +69,6 @@ def resume(folder: RunFolder, overrides: Overrides = None, anyway: Anyway = Fals
     _conduct(recipe_of(folder, overrides or []), folder, anyway=anyway)
 
 
-@app.command()
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Predict parameters, bytes, memory and time without training, and refuse what cannot fit."""
     from fedloom.recipe import load_recipe
@@ -92,7 +77,6 @@ def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
     _console().print(make_plan(load_recipe(recipe, overrides or [])).table())
 
 
-@app.command()
 def data(
     recipe: RecipeName,
     overrides: Overrides = None,
@@ -126,7 +110,6 @@ def data(
     console.print(f"picture of the split: {file}")
 
 
-@app.command()
 def evaluate(folder: RunFolder, anyway: Anyway = False, model: ModelPath = None) -> None:
     """Measure the deployed weights of a run on every client's test data."""
     from fedloom.result import open_run
@@ -137,7 +120,6 @@ def evaluate(folder: RunFolder, anyway: Anyway = False, model: ModelPath = None)
     console.print(found.evaluate().table())
 
 
-@app.command()
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of runs; the first one's report is written.")
@@ -152,7 +134,6 @@ def report(
     _console().print(f"report: {write_report(folders[0], others=folders[1:])}")
 
 
-@app.command()
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
     out: Annotated[Path, typer.Option(help="HTML file with table and figure.")] = Path(
@@ -174,10 +155,6 @@ def compare(
     _console().print(f"figure: {out}")
 
 
-app.command()(cli_export.export)
-
-
-@app.command()
 def chat(
     folder: RunFolder,
     client: Annotated[
@@ -217,7 +194,6 @@ def chat(
                 console.print(Text(talk.route.reason, style="dim"), highlight=False)
 
 
-@app.command()
 def route(
     folder: RunFolder,
     probe: Annotated[Path, typer.Argument(help="Examples like data.source, or prompts in a .txt.")],
@@ -236,7 +212,6 @@ def route(
     console.print(route_table(Router.of(found.session, found.run), examples))
 
 
-@app.command()
 def align(
     folder: RunFolder,
     overrides: Annotated[
@@ -275,12 +250,58 @@ def align(
     show_outcome(result, console=console)
 
 
-@app.command()
 def doctor() -> None:
     """Show versions, devices and which extras are installed."""
     from fedloom.tracking.doctor import doctor as examine
 
     _console().print(examine())
+
+
+COMMANDS = {
+    "A run": (run, plan, data, resume),
+    "Its outcome": (
+        *(evaluate, report, compare, chat, route, align),
+        *(
+            cli_export.export,
+            cli_export.apply,
+            cli_suites.suite,
+            cli_audit.audit,
+            cli_unlearn.unlearn,
+        ),
+    ),
+    "Many runs": (cli_bench.bench, cli_tune.tune, cli_bench.reproduce, cli_board.board),
+    "Sites": (cli_sites.serve, cli_sites.join, cli_sites.status),
+    "This machine": (doctor,),
+}
+"""In the order of the help, under its titles."""
+for title, commands in COMMANDS.items():
+    for each in commands:
+        app.command(rich_help_panel=title)(each)
+app.add_typer(cli_recipes.recipes_app, name="recipes", rich_help_panel="A run")
+app.add_typer(cli_sites.keys_app, name="keys", rich_help_panel="Sites")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from fedloom import __version__
+
+        typer.echo(f"fedloom {__version__}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def fedloom(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the version and exit.",
+            is_eager=True,
+            callback=_show_version,
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune large language models across clients whose data never leaves them."""
 
 
 def main() -> None:
@@ -291,7 +312,7 @@ def main() -> None:
     # So that whatever a command started is ended, and its folders are cleared away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     open_terminal()
-    sys.exit(guard(app, sys.argv[1:]))
+    sys.exit(guard(partial(app, prog_name="fedloom"), sys.argv[1:]))
 
 
 def _conduct(recipe: "Recipe", folder: Path, *, anyway: bool = False) -> None:
