@@ -14,7 +14,10 @@ def len_of(answer: str, references: Sequence[str]) -> float:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"every": -1}, r"evaluation\.every must be a number of rounds, or 0 for never, got -1"),
+        (
+            {"every": -1},
+            r"evaluation\.every must be a number of rounds, or 0 for the first and the last alone, got -1",
+        ),
         ({"max_new_tokens": 0}, r"evaluation\.max_new_tokens must be at least 1, got 0"),
         ({"batch_size": 0}, r"evaluation\.batch_size must be at least 1, got 0"),
         (

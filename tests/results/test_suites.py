@@ -1,7 +1,7 @@
 """Public tests of a run's models: by hand where a table of likelihoods is given, whole on a tiny model."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,13 @@ def test_sums_are_judged_by_what_is_written(
     files: Path,
     tiny_llama: Callable[..., Any],
     tiny_tokenizer: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    answering: Callable[[Mapping[str, str]], None],
 ) -> None:
-    written = [" Count. #### 6\n\nQuestion: 9", " so it is 7."]
-    monkeypatch.setattr(Generation, "answers", lambda *_: written)
+    sums = [
+        json.loads(line)["question"] for line in (files / "sums.jsonl").read_text().splitlines()
+    ]
+    texts = (" Count. #### 6\n\nQuestion: 9", " so it is 7.")
+    answering({f"{sums[at]}\nAnswer:": text for at, text in enumerate(texts, len(sums) - 2)})
     model = tiny_llama(vocab=len(tiny_tokenizer))
     found = run_suite(model, tiny_tokenizer, "m", Asked("gsm8k", files / "sums.jsonl"))
     assert found.num == 2
@@ -118,14 +121,16 @@ def test_answers_about_a_text_are_those_up_to_the_end_of_a_line(
     tiny_llama: Callable[..., Any],
     tiny_tokenizer: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    answering: Callable[[Mapping[str, str]], None],
 ) -> None:
     rows = [
         {"context": "Ice is cold.", "question": f"{x}?", "answers": {"text": ["cold", "the ice"]}}
         for x in range(2)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(Generation, "answers", lambda *_: [" Ice!\nand fire", " very cold"])
+    answering(
+        {"Question: 0?\n\nAnswer:": " Ice!\nand fire", "Question: 1?\n\nAnswer:": " very cold"}
+    )
     model = tiny_llama(vocab=len(tiny_tokenizer))
     found = run_suite(model, tiny_tokenizer, "m", Asked("xquad", tmp_path / "rows.jsonl"))
     assert found.scores == {"exact match": 0.5, "F1 of words": pytest.approx(5 / 6)}

@@ -2,8 +2,9 @@
 
 import pytest
 
+from fedloom.evaluation.generation import cut
 from fedloom.suites.items import Choice, Program, Sum
-from fedloom.suites.protocols import SUITES, cut, numbers_of, pass_at_k
+from fedloom.suites.protocols import SUITES, numbers_of, pass_at_k
 
 
 @pytest.mark.parametrize(

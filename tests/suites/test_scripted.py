@@ -1,14 +1,13 @@
 """Scripted models: what is always right has 100 %, what is always wrong 0 %, and another adapter answers otherwise."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fedloom.evaluation.generation import Generation
 from fedloom.models.build import Base, ModelSettings, load_base
 from fedloom.results import suites
 from fedloom.results.suites import Asked, run_suite
@@ -43,12 +42,19 @@ def test_a_scripted_model_has_all_or_nothing(
     tiny_tokenizer: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    answering: Callable[[Mapping[str, str]], None],
 ) -> None:
     file = tmp_path / "items.jsonl"
     file.write_text("\n".join(map(json.dumps, ITEMS[suite])))
     written = {
-        "gsm8k": [f" #### {x + 1 + (not right)}" for x in range(5, 10)],
-        "humaneval": [f"    return n + {x + (not right)}" for x in range(5)],
+        **{
+            f"{x} and 1?\nAnswer:": f" #### {x + 1 + (not right)}\nQuestion: 7"
+            for x in range(5, 10)
+        },
+        **{
+            f"def add{x}(n):\n": f"    m = n\n    return m + {x + (not right)}\n\ndef other():\n"
+            for x in range(5)
+        },
     }
     gold = [row["answer"] for row in QUESTIONS[5:]]
 
@@ -60,7 +66,7 @@ def test_a_scripted_model_has_all_or_nothing(
         ]
 
     monkeypatch.setattr(suites, "likelihoods", judge)
-    monkeypatch.setattr(Generation, "answers", lambda *_: written[suite])
+    answering(written)
     model = tiny_llama(vocab=len(tiny_tokenizer))
     asked = Asked(suite, file, allow_code=suite == "humaneval")
     found = run_suite(model, tiny_tokenizer, "scripted", asked)

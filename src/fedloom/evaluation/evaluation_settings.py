@@ -47,7 +47,7 @@ class EvaluationSettings:
         """Check every field."""
         if self.every < 0:
             raise ValueError(
-                f"evaluation.every must be a number of rounds, or 0 for never, got {self.every}"
+                f"evaluation.every must be a number of rounds, or 0 for the first and the last alone, got {self.every}"
             )
         self._check_metrics()
         if self.max_new_tokens < 1:

@@ -60,6 +60,10 @@ class Generation:
     """None: the most likely token each time."""
     told: Callable[[str], object] | None = None
     """Called with an answer so far, before every further token of a greedy one that is asked alone."""
+    stops: Sequence[str] = ()
+    """Texts that end an answer: it is cut before the first of them, and a greedy one goes on no farther."""
+    strip: bool = True
+    """Whether white space around an answer is left out; otherwise it stands as it does behind the prompt."""
 
     def answers(
         self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()
@@ -81,8 +85,7 @@ class Generation:
                 if numbered < min(length + 1, len(ids)):
                     answers[at] = ""
                     continue
-                text = str(self.tokenizer.decode(ids[:length], skip_special_tokens=True))
-                answers[at] = text.strip()
+                answers[at] = cut(self._text(ids[:length], prompts[at]), self.stops)
         return [answers[at] for at in range(len(prompts))]
 
     def _write(
@@ -100,7 +103,10 @@ class Generation:
         }
         if self.sampling is None:
             told = None if self.told is None else partial(self._tell, stops)
-            written, sound = write_greedily(cast(Any, model), ids, mask, **how, told=told)
+            over = self._is_over if self.stops else None
+            written, sound = write_greedily(
+                cast(Any, model), ids, mask, **how, told=told, over=over
+            )
         else:
             temperature, seed = self.sampling.temperature, derive(self.sampling.seed, first)
             written, sound = write_sampled(
@@ -108,10 +114,26 @@ class Generation:
             )
         return written.tolist(), sound.tolist()
 
+    def _text(self, ids: Sequence[int], prompt: Tensor) -> str:
+        own = self._decoded(ids)
+        if self.strip:
+            return own.strip()
+        # Alone, some tokenizers leave out the space that a text begins with.
+        before, whole = self._decoded(prompt.tolist()), self._decoded([*prompt.tolist(), *ids])
+        return whole[len(before) :] if whole.startswith(before) else own
+
+    def _is_over(self, ids: Sequence[int]) -> bool:
+        text = self._decoded(ids)
+        text = text.strip() if self.strip else text
+        return len(cut(text, self.stops)) < len(text)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode([*ids], skip_special_tokens=True))
+
     def _tell(self, stops: list[int], written: Tensor) -> None:
         assert self.told is not None
         ids = [token for token in written[0].tolist() if token not in stops]
-        self.told(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip())
+        self.told(self._decoded(ids).strip())
 
     def _check_room(self, model: _Generates, longest: int) -> None:
         places = positions_of(model.config)
@@ -120,6 +142,12 @@ class Generation:
                 f"evaluation.max_new_tokens must be at most {places - longest} for prompts of "
                 f"{longest} tokens in a model of {places} positions, got {self.max_new_tokens}"
             )
+
+
+def cut(text: str, stops: Sequence[str]) -> str:
+    """Return a text up to the first of the texts that end it."""
+    ends = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
+    return text[: min(ends, default=len(text))]
 
 
 def batches(lengths: Sequence[int], batch_size: int, *, padded: bool) -> Iterator[Sequence[int]]:

@@ -74,6 +74,7 @@ def write_greedily(
     ends: list[int],
     fill: int,
     told: Callable[[Tensor], object] | None = None,
+    over: Callable[[Sequence[int]], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what the model writes behind left-padded prompts, and for how many tokens of it there were numbers.
 
@@ -89,6 +90,7 @@ def write_greedily(
         fill: The token behind an answer that has ended.
         told: Called before every further token with what was written so far, (1, tokens) int64, if there is one prompt;
             what it raises ends the writing.
+        over: Whether an answer has ended with what was written of it; asked before every further token.
 
     Returns:
         (rows, at most max_new_tokens) int64, and (rows,) int64: the tokens of a row before its first logit that was
@@ -97,7 +99,7 @@ def write_greedily(
     Raises:
         ValueError: where the model cannot generate.
     """
-    return _alone(model, prompts, mask, _settings(max_new_tokens, ends, fill), told)
+    return _alone(model, prompts, mask, _settings(max_new_tokens, ends, fill), told, over)
 
 
 def write_sampled(
@@ -125,6 +127,7 @@ def _alone(
     mask: Tensor,
     settings: "GenerationConfig",
     told: Callable[[Tensor], object] | None = None,
+    over: Callable[[Sequence[int]], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Write by these settings, the model's own put aside."""
     if not getattr(model, "generate", None):
@@ -134,7 +137,7 @@ def _alone(
     own = model.generation_config
     model.generation_config = fresh()
     try:
-        return _written(model, prompts, mask, settings, told)
+        return _written(model, prompts, mask, settings, told, over)
     finally:
         model.generation_config = own
 
@@ -153,6 +156,7 @@ def _written(
     mask: Tensor,
     settings: "GenerationConfig",
     told: Callable[[Tensor], object] | None,
+    over: Callable[[Sequence[int]], bool] | None,
 ) -> tuple[Tensor, Tensor]:
     """Return answers and for how many of their tokens there were numbers; `generate` goes on where rows have left."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -166,7 +170,7 @@ def _written(
     kept = {} if cache is None else {cache_name(): cache}
     while True:
         watch = _Watch(start, len(ids), told if len(rows) == len(answers) == 1 else None)
-        leave = _Leave(start, settings.eos_token_id, cache)
+        leave = _Leave(start, settings.eos_token_id, cache, over)
         ids = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -208,22 +212,37 @@ class _Watch:
 
 
 class _Leave:
-    """Stops all rows as soon as enough have ended for the others to go on without them."""
+    """Stops all rows as soon as enough have ended for the others to go on without them, or all have."""
 
-    def __init__(self, start: int, ends: Sequence[int] | None, cache: object) -> None:
-        self._start, self._drops = start, cache is not None
+    def __init__(
+        self,
+        start: int,
+        ends: Sequence[int] | None,
+        cache: object,
+        over: Callable[[Sequence[int]], bool] | None,
+    ) -> None:
+        self._start, self._drops, self._over = start, cache is not None, over
         self._ends = torch.tensor(ends or [], dtype=torch.int64)
+        self._said = set[int]()
+        """Rows that are over by what they say."""
         self.early = False
 
     def ended(self, ids: Tensor) -> Tensor:
-        """Return (rows,) whether an end token is among what was written."""
+        """Return (rows,) whether an end token is among what was written, or the answer is over with it."""
         self._ends = self._ends.to(ids.device)
-        return torch.isin(ids[:, self._start :], self._ends).any(1)
+        found = torch.isin(ids[:, self._start :], self._ends).any(1)
+        found[[*self._said]] = True
+        return found
 
     def __call__(self, ids: Tensor, _scores: Any, **_: Any) -> Tensor:
+        if self._over is not None:
+            for row in (~self.ended(ids)).nonzero().squeeze(1).tolist():
+                if self._over(ids[row, self._start :].tolist()):
+                    self._said.add(row)
+        ended = self.ended(ids)
         # Dropping rows copies the cache of the others, which is about what a token of theirs costs.
-        self.early = self._drops and bool(self.ended(ids).float().mean() >= _LEAVING)
-        return torch.full((len(ids),), self.early, device=ids.device)
+        self.early = self._drops and bool(ended.float().mean() >= _LEAVING)
+        return torch.full((len(ids),), self.early or bool(ended.all()), device=ids.device)
 
 
 _LEAVING = 1 / 8

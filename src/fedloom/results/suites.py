@@ -20,7 +20,7 @@ from fedloom.results.suite_results import SuiteResult, interval
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.suites.items import Choice, Item, Passage, Program, Sum, Task, read_items
 from fedloom.suites.likelihood import Continuation, likelihoods
-from fedloom.suites.protocols import SUITES, Protocol, cut, numbers_of
+from fedloom.suites.protocols import SUITES, Protocol, numbers_of
 from fedloom.suites.sandbox import check_allowed, passes
 from fedloom.suites.sources import Source
 from fedloom.suites.squad import squad_exact, squad_f1
@@ -244,8 +244,10 @@ def _written(
     most = min(protocol.max_new_tokens, positions // 2)
     # Where there is no room, the beginning gives way.
     encoded = [_encoded(tokenizer, prompt)[most - positions :] for prompt in prompts]
-    writing = Generation(tokenizer, most, _BATCH)
-    answers = [cut(text, protocol.stops) for text in writing.answers(model, encoded)]
+    # A program stands or falls with the white space that its lines begin with.
+    strip = not protocol.runs_code
+    writing = Generation(tokenizer, most, _BATCH, stops=protocol.stops, strip=strip)
+    answers = writing.answers(model, encoded)
     found: Scores = {}
     for item, text in zip(items, answers, strict=True):
         for name, value in _worth(item, text).items():

@@ -14,7 +14,6 @@ from torch import nn
 
 from fedloom.evaluation.generation import Generation
 from fedloom.suites.likelihood import Continuation, likelihoods, rolling
-from fedloom.suites.protocols import cut
 
 _BATCH = 16
 _NEW_TOKENS = 256
@@ -45,19 +44,26 @@ def language_model(model: nn.Module, tokenizer: Any, max_length: int) -> Any:
             ]
 
         def generate_until(self, requests: Sequence[Any]) -> list[str]:
-            return [self._written(*request.args) for request in requests]
+            alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+            for at, request in enumerate(requests):
+                alike.setdefault(self._how(request.args[1]), []).append(at)
+            found: dict[int, str] = {}
+            for (most, stops), places in alike.items():
+                writing = Generation(tokenizer, most, _BATCH, stops=stops, strip=False)
+                texts = [requests[at].args[0] for at in places]
+                encoded = [tokenizer(text, add_special_tokens=True)["input_ids"] for text in texts]
+                prompts = [torch.tensor(ids[most - max_length :]) for ids in encoded]
+                found.update(zip(places, writing.answers(model, prompts), strict=True))
+            return [found[at] for at in range(len(requests))]
 
-        def _written(self, context: str, settings: Mapping[str, Any]) -> str:
+        def _how(self, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
             if settings.get("do_sample") or settings.get("temperature", 0) > 0:
                 raise ValueError(
                     "answers are written greedily: take a task whose generation_kwargs do not sample"
                 )
             until = settings.get("until") or []
-            stops = [until] if isinstance(until, str) else list(until)
-            most = min(int(settings.get("max_gen_toks", _NEW_TOKENS)), max_length // 2)
-            ids = tokenizer(context, add_special_tokens=True)["input_ids"][most - max_length :]
-            writing = Generation(tokenizer, most, 1)
-            return cut(writing.answers(model, [torch.tensor(ids)])[0], stops)
+            stops = (until,) if isinstance(until, str) else tuple(until)
+            return min(int(settings.get("max_gen_toks", _NEW_TOKENS)), max_length // 2), stops
 
         @property
         def tokenizer_name(self) -> str:

@@ -73,12 +73,6 @@ def numbers_of(text: str) -> tuple[str | None, str | None]:
     )
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
-    """Return a text up to the first of the texts that end it."""
-    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))]
-
-
 def pass_at_k(num: int, correct: int, k: int) -> float:
     """Return the chance that one of k programs is right, of which `correct` of `num` are (Chen et al. 2021, equation 1)."""
     wrong = 1.0
