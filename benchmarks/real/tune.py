@@ -11,7 +11,6 @@ from pathlib import Path
 
 import runs  # noqa: F401 - it says where the other benchmarks' modules are
 import torch
-import yaml
 from rich.console import Console
 
 import fedloom
@@ -63,11 +62,11 @@ def main() -> None:
         "baselines": [],
         "metrics": ["test/loss", "test/token_accuracy"],
     }
-    file = folder / "rates.yaml"
-    file.write_text(yaml.safe_dump(plan, sort_keys=False))
-    table = fedloom.bench(file, folder / "rates", console=console)
+    table = fedloom.bench(plan, folder / "rates", console=console)
     pages = (found.files["search.md"], table.files["table.md"])
-    searched, compared = (page.read_text().partition("\n")[2].strip() for page in pages)
+    searched, compared = (
+        page.read_text().partition("\n")[2].strip().replace("\n# ", "\n### ") for page in pages
+    )
     seconds = sum(trial.seconds for trial in found.outcome.trials)
     text = (
         f"## The search, on seed 0\n\n{searched}\n\nIt took {seconds:.0f} s.\n\n"

@@ -11,7 +11,7 @@ from fedloom.clustering.modes import Mode, Regroups
 from fedloom.core.protocols import Algorithm
 from fedloom.core.wrapper import layers, stacked
 from fedloom.data.mixtures import Clusters, MultiDomain
-from fedloom.data.partition import stratum
+from fedloom.data.partition import Natural
 from fedloom.engines.engine_settings import FlowerSettings, InProcessSettings, RaySettings
 from fedloom.rounds.recipe_settings import Baseline, Recipe
 from fedloom.server.buffering import Buffered, Synchronous
@@ -141,10 +141,9 @@ def _label(recipe: Recipe) -> str:
         return next(filter(None, labels))
     if isinstance(recipe.data.partition, Clusters | MultiDomain):
         return "group"
-    label = stratum(recipe.data.partition)
-    if label is None:
-        raise ValueError(
-            "run.baselines oracle makes clusters by a label that all examples of a client share: name it in"
-            " algorithm.clustered.label, or take a data.partition by a label"
-        )
-    return label
+    if isinstance(recipe.data.partition, Natural):
+        return recipe.data.partition.by
+    raise ValueError(
+        "run.baselines oracle makes clusters by a label that all examples of a client share: name it in"
+        " algorithm.clustered.label, or take data.partition clusters, multi_domain or natural, by a label"
+    )

@@ -155,6 +155,8 @@ def test_runs_go_where_a_plan_sends_them(plan: Any) -> None:
 
 
 def test_the_plan_that_is_shown_can_be_run() -> None:
-    made = read_plan(Path(__file__).parents[2] / "examples/methods.yaml")
+    file = Path(__file__).parents[2] / "examples/methods.yaml"
+    made = read_plan(file)
+    assert read_plan({"name": "methods", **yaml.safe_load(file.read_text())}) == made
     assert [*made.rows()] == ["FedAvg", "FedProx", "FedAdam", "FLASC"]
     assert {made.recipe_of(row, 1).run.rounds for row in made.rows()} == {8}

@@ -254,7 +254,9 @@ def test_a_baseline_that_cannot_be_made_is_refused_before_the_run(
         ),
         ("oracle", ["clustered", "fedavg"], "name it in algorithm.clustered.label"),
     ):
-        recipe = small_recipe(algorithm=algorithm, run={"baselines": [kind]})
+        # A label that examples are dealt out by is not one that a client's have in common.
+        mixed = {"partition": {"dirichlet": {"by": "language"}}}
+        recipe = small_recipe(algorithm=algorithm, data=mixed, run={"baselines": [kind]})
         with pytest.raises(ValueError, match=said):
             experiment.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()

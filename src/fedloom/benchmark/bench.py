@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +26,7 @@ class Bench:
 
 
 def bench(
-    plan: str | Path,
+    plan: str | Path | Mapping[str, Any],
     folder: str | Path | None = None,
     *,
     overrides: Sequence[str] = (),
@@ -37,7 +38,7 @@ def bench(
     """Run methods times seeds, and write one table; called again, it goes on where it was stopped.
 
     Args:
-        plan: A YAML file with `methods`, `seeds` and what they have in common.
+        plan: A YAML file with `methods`, `seeds` and what they have in common, or what such a file holds.
         folder: Of the runs and the table; runs/NAME if not given.
         overrides: Settings of all methods, such as "data.source=mine.jsonl".
         part: Which share of the runs this process makes, from 0.
@@ -50,7 +51,7 @@ def bench(
     """
     if not 0 <= part < parts:
         raise ValueError(f"part must be from 0 to below parts, got {part} of {parts}")
-    asked = read_plan(Path(plan), overrides)
+    asked = read_plan(plan, overrides)
     home = folder_at(Path(folder or Path("runs") / file_name(asked.name)), "the plan's folder")
     if not only_table:
         run_all(asked, home, part=part, parts=parts, console=console or Console(quiet=True))

@@ -223,21 +223,24 @@ def as_override(value: Any) -> str:
     return str(text).removesuffix("...\n").strip()
 
 
-def read_plan(file: Path, overrides: Sequence[str] = ()) -> BenchPlan:
-    """Return the plan of a YAML file.
+def read_plan(plan: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> BenchPlan:
+    """Return the plan of a YAML file, or of what such a file holds.
 
     Args:
-        file: Its path.
+        plan: The file's path, or its content.
         overrides: Such as `data.source=mine.jsonl`, for all methods, and before their own settings.
 
     Raises:
         RecipeError: naming the key to change.
     """
-    tree = read_settings(file, "plan", key="methods")
-    plan: BenchPlan = dataclass_of(BenchPlan, tree, "")
-    plan = dataclasses.replace(plan, settings=_then(plan.settings, _settings(overrides)))
-    plan.check()
-    return plan
+    if isinstance(plan, Mapping):
+        tree: dict[str, Any] = {"name": "bench", **plan}
+    else:
+        tree = read_settings(Path(plan), "plan", key="methods")
+    read: BenchPlan = dataclass_of(BenchPlan, tree, "")
+    read = dataclasses.replace(read, settings=_then(read.settings, _settings(overrides)))
+    read.check()
+    return read
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, Any]:

@@ -115,8 +115,7 @@ def _check_config(config: Any, server: str) -> None:
             " export it with --for peft"
         )
     if kind != "LORA":
-        way = "export it with --for peft" if config.is_prompt_learning else _OTHERWISE
-        raise ValueError(f"{server} takes adapters of LoRA alone, got {kind.lower()}: {way}")
+        raise ValueError(f"{server} takes adapters of LoRA alone, got {kind.lower()}: {_OTHERWISE}")
     if config.use_dora:
         raise ValueError(f"{server} has no DoRA (tune.lora.dora): {_OTHERWISE}")
     if config.modules_to_save:
