@@ -224,7 +224,9 @@ def dataclass_of(cls: Any, fields: Any, path: str, **given: Any) -> Any:
     except (ValueError, TypeError) as error:
         # What may occur in several places cannot know its own.
         where = f"{path}: " if cls in BARE else ""
-        raise RecipeError(f"{where}{error}") from error
+        usual = f"tune.{path.rpartition('.')[2]}."
+        said = str(error).replace(usual, f"{path}.") if path.startswith("tune.") else str(error)
+        raise RecipeError(f"{where}{said}") from error
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:

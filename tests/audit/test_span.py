@@ -201,6 +201,7 @@ def test_nothing_goes_through_a_factor_that_the_other_one_blanks(lora: Path):
     assert 0 <= near.interval[0] < near.value < near.interval[1] <= 1
 
 
+@pytest.mark.slow
 def test_a_gradient_of_all_weights_names_its_words_and_a_sum_fewer_of_them(
     small_recipe: Make, tmp_path: Path
 ):
@@ -221,6 +222,7 @@ def test_a_gradient_of_all_weights_names_its_words_and_a_sum_fewer_of_them(
     assert one > four
 
 
+@pytest.mark.slow
 def test_seeds_that_both_sides_know_are_projected_on(
     small_recipe: Make, trained_on: list[Example], tmp_path: Path
 ):

@@ -200,6 +200,12 @@ def test_a_recipe_names_the_adapter_and_reads_itself_back() -> None:
     )
 
 
+def test_a_refusal_names_the_adapter_where_it_stands() -> None:
+    wrong = {"offsite": {"adapter": {"lora": {"rank": 0}}}}
+    with pytest.raises(RecipeError, match=r"^tune\.offsite\.adapter\.lora\.rank must be at least"):
+        build_recipe({"name": "r", "algorithm": "fedavg", "tune": wrong})
+
+
 def test_factors_need_an_algorithm_that_moves_them() -> None:
     with pytest.raises(RecipeError, match=r"tune\.offsite\.factors has no effect"):
         build_recipe({"name": "x", "tune": {"offsite": {"factors": 4}}})

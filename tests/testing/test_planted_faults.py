@@ -435,6 +435,7 @@ class Decays(Plain):
         return Shared(scale(after.params, 0.9)), {}
 
 
+@pytest.mark.slow
 def test_a_model_that_moves_at_a_learning_rate_of_zero() -> None:
     found = laws_broken_by(Decays())
     assert list(found) == ["still"]
