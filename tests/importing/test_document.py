@@ -134,6 +134,21 @@ def test_a_script_is_read_as_a_shell_expands_it():
     assert tree["algorithm"] == {"fedavg": {"server": {"yogi": yogi}, "weighting": "uniform"}}
 
 
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [
+        ("cd code && ", " > train.log 2>&1 &"),
+        ("export CUDA_VISIBLE_DEVICES=0; ", " 2>&1 | tee train.log"),
+        ("", " >> train.log && echo done"),
+    ],
+)
+def test_what_stands_around_a_call_is_no_option_of_it(before: str, behind: str):
+    lines = OPENFEDLLM.rstrip().removesuffix("\\").splitlines()
+    at = next(at for at, line in enumerate(lines) if "python" in line)
+    lines[at] = before + lines[at].lstrip()
+    assert made("\n".join(lines) + behind + "\n").tree == made(OPENFEDLLM).tree
+
+
 def test_the_other_scripts_have_their_own_meaning():
     tree = made(FEDMLLM).tree
     mode = {"paper": {"num_clusters": 3, "at_round": 2}}

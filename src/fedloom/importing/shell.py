@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -11,6 +11,8 @@ _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _PYTHON = re.compile(r"python[\d.]*")
 _CALL = re.compile(r"\b(python[\d.]*|accelerate|torchrun|deepspeed)\s.*\.py\b")
+_BETWEEN = ("&&", "||", "|", "|&", "&", ";")
+_REDIRECTION = re.compile(r"[\d&]?(?:>>?|<)(\S*)")
 _LAUNCHERS = ("accelerate", "torchrun", "deepspeed")
 
 
@@ -33,15 +35,15 @@ def read_command(text: str) -> Command | None:
     variables: dict[str, str] = {}
     found: list[Command] = []
     for line in re.sub(r"\\\r?\n", " ", text.rstrip().removesuffix("\\")).splitlines():
-        words = _words(line)
-        while words and (assignment := _ASSIGNMENT.fullmatch(words[0])):
-            # What only a shell can work out is missed where it is used, and nowhere else.
-            with suppress(ValueError):
-                variables[assignment[1]] = _expanded(assignment[2], variables)
-            words.pop(0)
-        if (place := _script(words)) is not None:
-            rest = [_expanded(word, variables) for word in words[place + 1 :]]
-            found.append(Command(PurePath(words[place]).name, _options(rest)))
+        for words in _simple(_words(line)):
+            while words and (assignment := _ASSIGNMENT.fullmatch(words[0])):
+                # What only a shell can work out is missed where it is used, and nowhere else.
+                with suppress(ValueError):
+                    variables[assignment[1]] = _expanded(assignment[2], variables)
+                words.pop(0)
+            if (place := _script(words)) is not None:
+                rest = [_expanded(word, variables) for word in words[place + 1 :]]
+                found.append(Command(PurePath(words[place]).name, _options(rest)))
     if len(found) > 1:
         raise ValueError(f"it holds {len(found)} calls of a Python script, which must be one")
     return found[0] if found else None
@@ -56,6 +58,26 @@ def _words(line: str) -> list[str]:
         raise ValueError(
             f"the line {line.strip()[:60]!r} is no command: {str(error).lower()}"
         ) from error
+
+
+def _simple(words: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the commands of a line one by one, without where their output goes."""
+    own: list[str] = []
+    left = iter(words)
+    for word in left:
+        redirects = _REDIRECTION.fullmatch(word)
+        if redirects:
+            if not redirects[1]:
+                next(left, None)
+        elif word in _BETWEEN:
+            yield own
+            own = []
+        elif word.endswith(";"):
+            yield [*own, word[:-1]]
+            own = []
+        else:
+            own.append(word)
+    yield own
 
 
 def _script(words: list[str]) -> int | None:
