@@ -116,7 +116,7 @@ def test_clusters_are_a_folder_each_and_one_for_newcomers(
         (
             {"prompt": {"tokens": 2}},
             {
-                "vllm": "got prompt_tuning: export it with --for peft",
+                "vllm": "got prompt_tuning, .* export it with --for peft",
                 "gguf": "cannot be merged into a",
             },
         ),
