@@ -57,8 +57,8 @@ def rows(folder: Path) -> str:
     return str(made)
 
 
-def arm(source: str, model: str, algorithm: Any) -> Tree:
-    """Return a recipe."""
+def arm(source: str, model: str, algorithm: Any, *, before: bool) -> Tree:
+    """Return a recipe; the model before training is one for all, so that one arm measures it."""
     return {
         "model": {"name": model},
         "algorithm": algorithm,
@@ -76,6 +76,7 @@ def arm(source: str, model: str, algorithm: Any) -> Tree:
         "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 4, "batch_size": 2},
         "evaluation": {
             "every": 0,
+            "before": before,
             "validation": False,
             "max_examples": 16,
             "max_new_tokens": 16,
@@ -98,7 +99,9 @@ def arms(folder: str, model: str) -> Mapping[str, Tree]:
         "clusters, pooled": clustered("on"),
         "by language, apart": clustered("off", mode={"given": {"by": "language"}}),
     }
-    return {name: arm(source, model, algorithm) for name, algorithm in of.items()}
+    return {
+        name: arm(source, model, algorithm, before=name == BASE) for name, algorithm in of.items()
+    }
 
 
 def shares(line: Line) -> float | None:
@@ -119,7 +122,6 @@ def page(lines: Lines) -> str:
             (
                 name,
                 str(len(runs)),
-                interval([first(line) for line in ended]),
                 interval([last(line) for line in ended]),
                 "" if name == BASE else f"{interval(beside(runs, base), 1)} %",
                 *(
@@ -131,11 +133,13 @@ def page(lines: Lines) -> str:
             )
         )
     columns = (
-        *("arm", "seeds", "loss before", "loss after", "beside one model, paired"),
+        *("arm", "seeds", "loss", "beside one model, paired"),
         *("exact match", "F1 of words", "chrF", "adjusted Rand", "lambda, last"),
     )
+    untrained = interval([first(line) for line in base.values()]) if base else "not measured"
     return (
-        f"Test loss, nats a token of the answers; 16 test rows a client.\n\n{grid(columns, cells)}"
+        "Test loss, nats a token of the answers; 16 test rows a client. Before training it is"
+        f" {untrained}.\n\n{grid(columns, cells)}"
     )
 
 

@@ -21,15 +21,16 @@ LANGUAGES = {
     "four": ("ar", "de", "ru", "zh"),
     "eight": ("ar", "de", "en", "es", "ro", "ru", "tr", "zh"),
 }
+DTYPES = {"four": "float32", "eight": "bfloat16"}
 METRICS = ("exact_match", "rouge1", "chrf")
 
 
 def arm(source: str, model: str, languages: str, algorithm: Any, *, alone: bool) -> Tree:
-    """Return a recipe."""
+    """Return a recipe; the model before training is one for all, so that one arm measures it."""
     many = len(LANGUAGES[languages])
     run = {"rounds": 8, "samples": 0, "keep_checkpoints": 1}
     return {
-        "model": {"name": model},
+        "model": {"name": model, "dtype": DTYPES[languages]},
         "algorithm": algorithm,
         "data": {
             "source": source,
@@ -46,6 +47,7 @@ def arm(source: str, model: str, languages: str, algorithm: Any, *, alone: bool)
         "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 4, "batch_size": 1},
         "evaluation": {
             "every": 0,
+            "before": alone,
             "validation": False,
             "max_examples": 160 // (2 * many),
             "max_new_tokens": 16,
@@ -82,7 +84,9 @@ def arms(source: str, model: str) -> Mapping[str, Tree]:
 
 def page(lines: Lines) -> str:
     """Return a table for each number of languages."""
-    parts = ["Test loss, nats a token of the answers; 160 test rows in all."]
+    parts = [
+        "Test loss, nats a token of the answers; 160 test rows in all. Weights are in float32, of eight in bfloat16."
+    ]
     for languages in LANGUAGES:
         mine = {
             name.partition(", ")[2]: runs
@@ -90,7 +94,9 @@ def page(lines: Lines) -> str:
             if name.startswith(languages)
         }
         if mine:
-            parts += [f"## {languages.capitalize()} languages", table(mine)]
+            base = [first(line) for line in mine.get(BASE, {}).values()]
+            untrained = [f"Before training the loss is {interval(base)}."] if base else []
+            parts += [f"## {languages.capitalize()} languages", *untrained, table(mine)]
     return "\n\n".join(parts)
 
 
@@ -105,7 +111,6 @@ def table(lines: Lines) -> str:
             (
                 name,
                 str(len(runs)),
-                interval([first(line) for line in ended]),
                 interval([last(line) for line in ended]),
                 "" if name == BASE else f"{interval(beside(runs, base), 1)} %",
                 *(interval([last(line, metric) for line in ended]) for metric in METRICS),
@@ -120,7 +125,6 @@ def table(lines: Lines) -> str:
             (
                 "each client alone",
                 str(len(alone)),
-                interval([first(line) for line in base.values()]),
                 interval([found["test/loss"] for found in alone.values()]),
                 f"{interval(apart, 1)} %",
                 *(interval([found[f"test/{m}"] for found in alone.values()]) for m in METRICS),
@@ -129,7 +133,7 @@ def table(lines: Lines) -> str:
             )
         )
     columns = (
-        *("arm", "seeds", "loss before", "loss after", "beside one model, paired"),
+        *("arm", "seeds", "loss", "beside one model, paired"),
         *("exact match", "F1 of words", "chrF", "adjusted Rand", "lambda, mean of rounds"),
     )
     return grid(columns, rows)

@@ -365,3 +365,14 @@ def test_the_command_prints_the_table_and_fails_where_a_run_did(
     assert "table.tex" in said.output
     wrong = CliRunner().invoke(cli.app, ["bench", str(file), "--part", "2/2"])
     assert "--part must be i/n with i below n" in str(wrong.exception)
+
+
+def test_a_table_has_no_row_of_a_model_that_was_not_measured(
+    plan_file: Callable[..., Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    evaluation = {"every": 0, "generate": False, "before": False}
+    settings = {**SETTINGS, "model.name": str(tiny_folder), "evaluation": evaluation}
+    file = plan_file(methods={"FedAvg": None}, settings=settings, baselines=[], suites={})
+    made = fedloom.bench(file, tmp_path / "made")
+    assert [row.name for row in made.table.rows] == ["FedAvg"]
+    assert "before training" not in made.files["table.md"].read_text()

@@ -93,7 +93,9 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
     reference = runs[plan.reference]
     suites = {row: _answered(plan, found) for row, found in outcomes.items()}
     before = _answered(plan, outcomes[plan.reference], base=True)
-    rows = [_before(reference, metrics, before)] if reference else []
+    untrained = [_before(reference, metrics, before)] if reference else []
+    # Nothing is known of it where evaluation.before is false.
+    rows = [row for row in untrained if row.estimates]
     base = _values(reference, metrics, "final", suites[plan.reference])
     spent = _bytes(plan.reference, reference)
     for name, by_seed in runs.items():

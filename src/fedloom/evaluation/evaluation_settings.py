@@ -18,6 +18,8 @@ class EvaluationSettings:
 
     every: int = 5
     """Rounds between two evaluations; 0: only before the first round and after the last."""
+    before: bool = True
+    """Whether the model is measured before the first round too; without that nothing says what training brought."""
     validation: bool = True
     """Whether the validation split is measured too (loss only, never generated)."""
     generate: bool = True

@@ -166,7 +166,9 @@ class Recipe:
     def measures_after(self, number: int) -> bool:
         """Return whether the model is measured after a round; 0 is before the first."""
         every = self.evaluation.every
-        return number in (0, self.run.rounds) or (every > 0 and number % every == 0)
+        if number == 0:
+            return self.evaluation.before
+        return number == self.run.rounds or (every > 0 and number % every == 0)
 
     def __post_init__(self) -> None:
         # It becomes the name of a folder and of a figure, a / in it a -.

@@ -142,9 +142,13 @@ class Training:
         if self._stage is not None:
             bar.say("aligning the emulator before training")
             self.run = self._stage.before(self.run)
-        bar.say("measuring the model before training")
-        recorder.record(self.run, recorder.evaluate(self.run, kinds=("validate", "test")))
-        if self.session.recipe.run.patience:
+        recipe = self.session.recipe
+        due = recipe.measures_after(0)
+        if due:
+            bar.say("measuring the model before training")
+        kinds = ("validate", "test") if due else ()
+        recorder.record(self.run, recorder.evaluate(self.run, kinds=kinds))
+        if due and recipe.run.patience:
             recorder.history().check_measured(self.session.recipe.run.monitor)
         self.checkpoints.save(self.run, recorder.beside(self.run))
 
@@ -289,6 +293,8 @@ class _Recorder:
 
     def stopped(self) -> bool:
         recipe, history = self.session.recipe, self.history()
+        if recipe.run.patience and history.measured():
+            history.check_measured(recipe.run.monitor)
         # A run that was ended in another round was measured there, which an uninterrupted one is not.
         due = [line for line in history.lines if recipe.measures_after(int(line["round"]))]
         return replace(history, lines=due).should_stop(recipe.run.monitor, recipe.run.patience)
