@@ -376,3 +376,12 @@ def test_a_table_has_no_row_of_a_model_that_was_not_measured(
     made = fedloom.bench(file, tmp_path / "made")
     assert [row.name for row in made.table.rows] == ["FedAvg"]
     assert "before training" not in made.files["table.md"].read_text()
+    # Nobody sees from a loss that two of four replies never came.
+    lines = made.files["table.md"].parent / "runs/FedAvg/1/metrics.jsonl"
+    rounds = [json.loads(line) for line in lines.read_text().splitlines()]
+    rounds[2] |= {"comm/num_replies": 2.0, "comm/num_absent": 2.0}
+    lines.write_text("".join(f"{json.dumps(line)}\n" for line in rounds))
+    made = fedloom.bench(file, tmp_path / "made")
+    text = made.files["table.md"].read_text()
+    assert "FedAvg, seed 1: 2 of 8 replies of clients are missing." in text
+    assert "FedAvg, seed 0:" not in text

@@ -43,6 +43,8 @@ class Row:
     chances: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Of each suite, by seed, how likely so uneven a split of the items that only one of the compared rows has right is by
     chance."""
+    absent: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """By seed, how many replies of clients there were not, and of how many, where some are missing."""
     unlike: Sequence[str] = ()
     """Sections in which it is another task than the compared row, so that nothing is paired."""
     is_method: bool = False
@@ -122,6 +124,7 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
                 chances={}
                 if name == plan.reference
                 else by_chance(answered, suites[plan.reference]),
+                absent={seed: found for seed, run in by_seed.items() if (found := _absent(run))},
                 unlike=unlike,
                 is_method=name in plan.rows(),
             )
@@ -203,6 +206,11 @@ def _estimates(
             elif num and math.isfinite(by_seed[seed]):
                 found[metric.name] = of_share(by_seed[seed], round(num))
     return found
+
+
+def _absent(run: Results) -> tuple[int, int] | None:
+    missing, there = (int(run.history.total(f"comm/num_{n}")) for n in ("absent", "replies"))
+    return (missing, missing + there) if missing else None
 
 
 def _before(runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered) -> Row:

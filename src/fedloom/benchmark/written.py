@@ -167,6 +167,8 @@ def notes_of(table: BenchTable) -> list[str]:
     for row in table.rows:
         for seed, reason in sorted(row.failed.items()):
             notes.append(f"{row.name}, seed {seed}, failed: {reason}")
+        for seed, (missing, asked) in sorted(row.absent.items()):
+            notes.append(f"{row.name}, seed {seed}: {missing} of {asked} replies of clients are missing.")
         if row.waiting:
             seeds = ", ".join(map(str, row.waiting))
             notes.append(f"{row.name} was not run yet at seed {seeds}.")
@@ -283,6 +285,7 @@ def _json(table: BenchTable) -> str:
             "p": {m: {str(s): p for s, p in by.items()} for m, by in row.chances.items()},
             "bytes": row.bytes,
             "failed": {str(s): reason for s, reason in row.failed.items()},
+            "absent": {str(s): {"replies": m, "of": n} for s, (m, n) in row.absent.items()},
             "missing": list(row.waiting),
         }
         for row in table.rows
