@@ -168,6 +168,10 @@ def test_the_example_is_a_search(tmp_path: Path) -> None:
             {"space": LR, "trials": 1, "objective": "validation/num_tokens"},
             "of which one way is better",
         ),
+        (
+            {"space": LR, "trials": 1, "objective": "validation/exact_match"},
+            "objective validation/exact_match is not measured, as answers are written to test rows alone",
+        ),
         ({"space": LR, "trials": 1, "seed": -1}, "seed must be at least 0"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedloom.benchmark.plan import as_override
+from fedloom.evaluation.metrics import answer_metrics
 from fedloom.recipe import (
     RecipeError,
     apply_overrides,
@@ -250,6 +251,14 @@ class Tried:
         if not found.recipe.evaluation.validation:
             raise RecipeError(
                 f"objective {search.objective} is not measured where evaluation.validation is false: set it to true"
+            )
+        scored = answer_metrics(
+            found.recipe.evaluation, written=not found.recipe.objective.classes
+        )
+        if search.objective.rpartition("/")[2] in {metric.name for metric in scored}:
+            raise RecipeError(
+                f"objective {search.objective} is not measured, as answers are written to test rows alone, by which nothing is"
+                " chosen: take what the validation split has without them, such as validation/loss"
             )
         for path, settings in search.corners():
             try:
