@@ -260,6 +260,21 @@ def test_a_plan_counts_the_steps_that_align_the_emulator(
     assert re.search(r"alignment at the server +│ 6 min", shown.getvalue())
 
 
+@pytest.mark.parametrize(("before", "steps"), [(2, 0), (0, 2)])
+def test_factors_that_have_moved_are_planned_as_they_are_sent(
+    before: int, steps: int, made: Make, tmp_path: Path
+) -> None:
+    """Before the first step some of them are zeros, which a message packs away."""
+    fedbiot = {"fedbiot": {**ALIGN, "before": before, "steps": steps}}
+    recipe = made(
+        offsite={"factors": 2}, algorithm=[fedbiot, "fedavg"], local={"steps": 4, "batched": "off"}
+    )
+    planned = make_plan(recipe)
+    summary = experiment.run(recipe, tmp_path / "run").summary
+    measured = summary["upload_bytes"] + summary["download_bytes"]
+    assert planned.total_bytes == pytest.approx(measured, rel=0.03)
+
+
 def test_what_a_step_of_an_alignment_costs_is_tried(made: Make, tmp_path: Path) -> None:
     stage = stage_of(build(aligned(made), tmp_path / "plan"))
     assert stage is not None

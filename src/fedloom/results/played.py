@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from fedloom.core.description import describe
-from fedloom.core.params import add, equal
+from fedloom.core.emulation import Aligns
+from fedloom.core.params import add, equal, params_map
 from fedloom.core.payloads import NoReplies
 from fedloom.core.protocols import (
+    Algorithm,
     ClientId,
     Done,
     Evaluate,
@@ -27,6 +29,7 @@ from fedloom.core.protocols import (
     Task,
     Work,
 )
+from fedloom.core.randomness import generator
 from fedloom.core.rehearsal import client_half, stand_in
 from fedloom.core.together import groups_of
 from fedloom.engines.codec import MessageCodec
@@ -91,12 +94,24 @@ def play(session: Session, trained: Trained | None) -> list[PlayedRound]:
     each = size * cohort * recipe.run.rounds <= FEW
     grows = describe(recipe.algorithm).multiplies_factors
     found = list[PlayedRound]()
+    run = _aligned(run, recipe.algorithm)
     for _ in range(recipe.run.rounds if each or grows else min(ROUNDS, recipe.run.rounds)):
         run, round = _next(session, run, trained, each=each)
+        run = _aligned(run, recipe.algorithm)
         found.append(round)
         if not each and len(found) >= ROUNDS and _alike(*found[-2:]):
             break
     return found
+
+
+def _aligned(run: Run[Any], algorithm: Algorithm[Any]) -> Run[Any]:
+    """Return a run whose emulator was moved by a step that leads nowhere: factors that were learnt compress less than zeros."""
+    if not isinstance(algorithm, Aligns):
+        return run
+    steps = algorithm.steps if run.number else algorithm.before
+    source = generator(run.seed, "aligned", run.number)
+    slope = params_map(lambda t: torch.randn(t.shape, generator=source), algorithm.factors(run.state))
+    return replace(run, state=algorithm.moved(run.state, slope)) if steps else run
 
 
 def _alike(one: PlayedRound, other: PlayedRound) -> bool:
