@@ -8,6 +8,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.conftest import small_tree
 from tests.models.test_lora_folder import served
 
@@ -107,6 +108,34 @@ def test_clusters_are_a_folder_each_and_one_for_newcomers(
     own = json.loads((tmp_path / "run" / "adapters" / "routing.json").read_text())
     assert own["newcomers"]["model"] == "client-000"
     assert run.adapter("client-001") == tmp_path / "run" / "adapters" / "client-001"
+
+
+def test_the_model_of_a_tier_is_called_so(tmp_path: Path) -> None:
+    """A narrower pair is not that of all, and no cluster's."""
+    tree = small_tree(
+        Path("builtin:tiny"),
+        **{
+            **SHORT,
+            "data": {
+                "num_examples": 80,
+                "num_clients": 4,
+                "tiers": dict.fromkeys(("phone", "desk"), 0.5),
+            },
+        },
+        algorithm={"fedlora": {"aggregate": "svd"}},
+        tune={"lora": {"rank": 4, "origin": "zero", "ranks": {"phone": 2}}},
+    )
+    made = ran(build_recipe(tree), tmp_path / "run").export(tmp_path / "out")
+    # A narrower pair is filled up with zeros.
+    ranks = {
+        name: max(
+            int(tensor.any(1).sum())
+            for key, tensor in load_file(folder / "adapter_model.safetensors").items()
+            if "lora_A" in key
+        )
+        for name, folder in made.items()
+    }
+    assert ranks == {"tier-phone": 2, "tier-desk": 4, "global": 4}
 
 
 @pytest.mark.slow

@@ -51,6 +51,6 @@ def test_a_metric_that_nobody_measures_is_refused_after_the_first_evaluation(
         run={"rounds": 3, "patience": 1, "monitor": "validation/chrf"},
         evaluation={"every": 1, "generate": False, "before": False},
     )
-    with pytest.raises(ValueError, match="run.monitor must be one of .*test/loss"):
+    with pytest.raises(ValueError, match=r"run\.monitor must be one of .*test/loss"):
         experiment.run(recipe, tmp_path, console=Console(file=io.StringIO()))
     assert len(lines(tmp_path)) == 2

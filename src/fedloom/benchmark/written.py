@@ -168,7 +168,9 @@ def notes_of(table: BenchTable) -> list[str]:
         for seed, reason in sorted(row.failed.items()):
             notes.append(f"{row.name}, seed {seed}, failed: {reason}")
         for seed, (missing, asked) in sorted(row.absent.items()):
-            notes.append(f"{row.name}, seed {seed}: {missing} of {asked} replies of clients are missing.")
+            notes.append(
+                f"{row.name}, seed {seed}: {missing} of {asked} replies of clients are missing."
+            )
         if row.waiting:
             seeds = ", ".join(map(str, row.waiting))
             notes.append(f"{row.name} was not run yet at seed {seeds}.")

@@ -110,7 +110,9 @@ def _aligned(run: Run[Any], algorithm: Algorithm[Any]) -> Run[Any]:
         return run
     steps = algorithm.steps if run.number else algorithm.before
     source = generator(run.seed, "aligned", run.number)
-    slope = params_map(lambda t: torch.randn(t.shape, generator=source), algorithm.factors(run.state))
+    slope = params_map(
+        lambda t: torch.randn(t.shape, generator=source), algorithm.factors(run.state)
+    )
     return replace(run, state=algorithm.moved(run.state, slope)) if steps else run
 
 

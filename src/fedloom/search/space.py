@@ -252,9 +252,7 @@ class Tried:
             raise RecipeError(
                 f"objective {search.objective} is not measured where evaluation.validation is false: set it to true"
             )
-        scored = answer_metrics(
-            found.recipe.evaluation, written=not found.recipe.objective.classes
-        )
+        scored = answer_metrics(found.recipe.evaluation, written=not found.recipe.objective.classes)
         if search.objective.rpartition("/")[2] in {metric.name for metric in scored}:
             raise RecipeError(
                 f"objective {search.objective} is not measured, as answers are written to test rows alone, by which nothing is"
