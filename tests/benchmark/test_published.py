@@ -34,6 +34,7 @@ def test_every_table_of_a_page_is_listed_with_a_command_that_is_there() -> None:
     assert len(known) == len(list(RESULTS.iterdir())), "two files of one name"
     said = CliRunner().invoke(cli.app, ["reproduce", "--list"])
     assert said.exit_code == 0
+    assert "engines: The same run in this process, over loopback messages" in said.output
     assert {line.partition(":")[0] for line in said.output.splitlines()} >= {
         Path(name).stem for name in files
     }

@@ -1,5 +1,6 @@
 """The tables that pages print: the command that makes each, what it came to, and what papers say of the same."""
 
+import ast
 import os
 import re
 import shlex
@@ -53,9 +54,13 @@ class Published:
 
     @property
     def title(self) -> str:
-        """Return its first line, where that is a heading."""
+        """Return its first line where that is a heading, and else that of the script that made it."""
         first = self.text.partition("\n")[0]
-        return first.removeprefix("# ") if first.startswith("# ") else self.name
+        if first.startswith("# ") or self.file is None:
+            return first.removeprefix("# ") or self.name
+        (script, *_), *_ = self.commands()
+        told = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8"))) or self.name
+        return told.partition("\n")[0].rstrip(".")
 
     def commands(self) -> list[list[str]]:
         """Return the words of the commands that made it, without the interpreter, the script first.
