@@ -151,7 +151,7 @@ def main() -> None:
     settings, modes = arguments.settings.split(","), arguments.modes.split(",")
     # Seed by seed, so that an interrupted benchmark has whole rows of fewer seeds.
     runs = [(s, m, seed) for seed in range(arguments.seeds) for s in settings for m in modes]
-    # By chance is by chance: in `iid` nobody is told anything.
+    # By chance is by chance: in `iid` nobody is told anything, and a fixed weight is for clusters that were found.
     runs = [(s, m, seed) for s, m, seed in runs if s != "iid" or m in ("fedavg", "apart", "pooled")]
     folder = arguments.runs / f"rounds-{arguments.rounds}"
     known = ended(folder)
