@@ -112,8 +112,12 @@ def row_cells(table: BenchTable, row: Row) -> list[Cell]:
             told += f", p {', '.join(f'{chances[seed]:.2g}' for seed in sorted(chances))}"
         cells.append((told, False))
     cells.append((human_bytes(row.bytes) if row.bytes else "", False))
-    cells.append((f"{row.fewer:.1f}x" if row.fewer and row.name != BEFORE else "", False))
+    cells.append((_times(row.fewer) if row.fewer and row.name != BEFORE else "", False))
     return cells
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.1f}x" if factor < 1000 else f"{factor:,.0f}x"
 
 
 def estimated(metric: Metric, value: Estimate) -> str:
