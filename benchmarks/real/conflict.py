@@ -123,7 +123,7 @@ def page(lines: Lines) -> str:
                 name,
                 str(len(runs)),
                 interval([last(line) for line in ended]),
-                "" if name == BASE else f"{interval(beside(runs, base), 1)} %",
+                "" if name == BASE or not base else f"{interval(beside(runs, base), 1)} %",
                 *(
                     interval([last(line, m) for line in ended])
                     for m in ("exact_match", "rouge1", "chrf")

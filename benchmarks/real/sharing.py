@@ -112,7 +112,7 @@ def table(lines: Lines) -> str:
                 name,
                 str(len(runs)),
                 interval([last(line) for line in ended]),
-                "" if name == BASE else f"{interval(beside(runs, base), 1)} %",
+                "" if name == BASE or not base else f"{interval(beside(runs, base), 1)} %",
                 *(interval([last(line, metric) for line in ended]) for metric in METRICS),
                 "" if None in rands else f"{statistics.fmean(rands):.2f}",
                 shares(ended),
