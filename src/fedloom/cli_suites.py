@@ -55,21 +55,34 @@ def suite(
     from fedloom.result import open_run
     from fedloom.results.suite_results import compared, read_results, suites_table
     from fedloom.results.suites import BASE, Asked
+    from fedloom.suites.protocols import SUITES
 
     if sha256 and len(suites) > 1:
         raise ValueError("--sha256 is of one file: ask one suite at a time")
-    asked = []
+    asked, named = [], " ".join(suites)
     for word in suites:
         name, equals, file = word.partition("=")
         if equals and not file:
             raise ValueError(f"a suite must be NAME=FILE, such as mmlu=test.jsonl, got {word!r}")
         asked.append(Asked(name, file or None, limit, shots, examples, sha256, allow_code))
+    if allow_code and not any(SUITES[each.suite].runs_code for each in asked):
+        raise ValueError(f"--allow-code has no effect: {named} runs no program")
+    for other in beside or ():
+        if not read_results(other):
+            raise ValueError(
+                f"--beside {other} has no results of public tests: `fedloom suite {other} {named}` brings them"
+            )
     console = _console()
     about(folder)
     found = open_run(folder, console=console, anyway=anyway, moved=model)
     results = found.suites(asked, client, base=base)
     console.print(suites_table(results))
+    own = [r for r in results if r.model != BASE]
     others = {"the model before training": [r for r in results if r.model == BASE]}
     others |= {str(other): read_results(other) for other in beside or ()}
-    for line in compared([r for r in results if r.model != BASE], others):
-        console.print(line, markup=False, highlight=False)
+    for name, known in others.items():
+        lines = compared(own, {name: known})
+        if known and not lines:
+            lines = [f"{name} was asked other questions, or in another form: nothing to compare"]
+        for line in lines:
+            console.print(line, markup=False, highlight=False)

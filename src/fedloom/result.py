@@ -25,7 +25,7 @@ from fedloom.results.export import check_form, export_models
 from fedloom.results.records import Records, client_records, metric_records
 from fedloom.results.routing import model_of
 from fedloom.results.suite_results import SuiteResult, keep
-from fedloom.results.suites import BASE, Asked, most_tokens, run_suite
+from fedloom.results.suites import BASE, Asked, most_tokens, run_suite, shown_sha256
 from fedloom.rounds.lock import held
 from fedloom.rounds.reading import metrics_of, read_json, require_run
 from fedloom.suites.lm_eval import harness
@@ -114,19 +114,20 @@ class Result:
             client: Whose model, or the model's own name; the shared one if not given.
             base: Whether the model before training is asked too.
         """
+        for each in asked:  # refused before anything is asked
+            shown_sha256(each)
         opened = self.open("suite")
         session = opened.session
         model, tokenizer = session.space.model, session.base.tokenizer
-        Chat.open(session, client, run=opened.run)  # refused before anything is asked
+        _one_model(opened, client)
         results = list[SuiteResult]()
         for name in (BASE, client) if base else (client,):
-            chat = Chat.open(session, name, run=opened.run)
+            chat = _one_model(opened, name)
             with session.evaluator.deployed():
-                results += [
-                    run_suite(model, tokenizer, chat.name, each, recipe=session.recipe)
-                    for each in asked
-                ]
-        keep(self.folder, results)
+                for each in asked:
+                    found = run_suite(model, tokenizer, chat.name, each, recipe=session.recipe)
+                    keep(self.folder, [found])
+                    results.append(found)
         return results
 
     def lm_eval(
@@ -145,9 +146,7 @@ class Result:
             shots: Worked examples; as the tasks have it if not given.
             limit: Of the items of each task, the first so many.
         """
-        session = Chat.open(
-            (opened := self.open("lm_eval")).session, client, run=opened.run
-        ).session
+        session = _one_model(self.open("lm_eval"), client).session
         model, tokenizer = session.space.model, session.base.tokenizer
         with session.evaluator.deployed():
             return harness(
@@ -244,6 +243,21 @@ def open_run(
     require_run(Path(folder))
     objects = Objects(algorithm=algorithm, data=data, model=model, trainer=trainer, metrics=metrics)
     return Result(Path(folder), objects, console or Console(quiet=True), anyway, moved)
+
+
+def _one_model(opened: Opened, client: str | None) -> Chat:
+    """Put a deployed model into the session, and return the chat with it.
+
+    Raises:
+        ValueError: where there is no such model, or it is left to each question which of several it is.
+    """
+    chat = Chat.open(opened.session, client, run=opened.run)
+    if len(chat.models) > 1:
+        raise ValueError(
+            f"a public test asks one model, and {client} chooses anew with every question: name one of"
+            f" {', '.join(chat.models)}, or a client"
+        )
+    return chat
 
 
 def results_table(

@@ -114,6 +114,12 @@ def test_a_choice_of_federatedscope_has_its_setting(old: str, new: str, path: st
     assert found == value
 
 
+def test_zeroth_order_has_no_dropout():
+    imported = made(FEDSCOPE.replace("llmtrainer", "mezotrainer"))
+    assert imported.tree["tune"]["lora"]["dropout"] == 0.0
+    assert "without dropout, of which zeroth order has none" in " ".join(imported.text().split())
+
+
 def test_a_switch_that_is_off_leaves_what_it_switches_without_effect():
     text = FEDSCOPE + "fedprox: {use: False, mu: 0.3}\nmystery: {depth: 2}\n"
     lines = {line.key: line for line in made(text).lines}
@@ -170,6 +176,9 @@ def test_the_other_scripts_have_their_own_meaning():
     private = OPENFEDLLM.replace("fedyogi", "feddp --checkpoint_step 5 --dp_epsilon 2")
     assert made(private).tree["algorithm"][0]["private"]["epsilon"] == 2.0
     assert made(private).tree["cohort"] == {"poisson": {"q": 0.25}}
+    alone = OPENFEDLLM.replace("fedyogi", "local0 --checkpoint_step 5 --local_data_dir a/one.json")
+    data = made(alone.replace("tatsu-lab/alpaca", "FedChatbotPA_local")).tree["data"]
+    assert (data["source"], data["path"], data["partition"]) == ("fed_chatbot_pa", "a/one.json", "iid")
 
 
 def test_an_app_of_flower_has_its_tables():
@@ -233,6 +242,9 @@ def test_a_comment_holds_whatever_a_value_holds():
 def test_a_file_that_is_absent_or_no_text_is_one_sentence(tmp_path: Path):
     with pytest.raises(ValueError, match="does not exist, or is a folder"):
         import_file(tmp_path)
+    long = tmp_path / f"{'a' * 120}.yaml"
+    long.write_text(FEDSCOPE)
+    assert import_file(long).name == "a" * 100
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         import_file(tmp_path / "a.yaml")

@@ -85,7 +85,7 @@ def test_personal_models_are_exported_by_client(opened: Callable[..., Session]) 
     assert names == {f"client-{i:03d}" for i in range(4)}
     with pytest.raises(
         ValueError,
-        match=r"--client must be one of client-000, .*, or --cluster one of .*; got none",
+        match=r"--client must be one of client-000, .*, or a model's own name: .*; got none",
     ):
         Chat.open(session, None)
     with pytest.raises(ValueError, match=r"got 'nobody'"):

@@ -12,8 +12,8 @@ import fedloom
 from fedloom import cli
 from fedloom.evaluation.generation import Generation
 from fedloom.results import suites
-from fedloom.results.suite_results import SuiteResult, chance, interval, read_results
-from fedloom.results.suites import Asked, run_suite
+from fedloom.results.suite_results import SuiteResult, chance, interval, keep, read_results
+from fedloom.results.suites import Asked, run_suite, shown_sha256
 from fedloom.suites.likelihood import Continuation, Likelihood
 
 QUESTIONS = [
@@ -77,6 +77,7 @@ def test_the_most_likely_option_is_chosen_as_it_is_and_by_byte(
 
 def test_worked_examples_are_of_the_subject_and_not_asked(
     files: Path,
+    tmp_path: Path,
     tiny_llama: Callable[..., Any],
     tiny_tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,6 +99,18 @@ def test_worked_examples_are_of_the_subject_and_not_asked(
     )
     with pytest.raises(ValueError, match="has no items left besides the 3 worked examples"):
         run_suite(model, tiny_tokenizer, "m", Asked("mmlu", files / "questions.jsonl", shots=3))
+    # Nor where they are named, in a file that holds both.
+    twice = Asked("mmlu", files / "questions.jsonl", shots=1, examples=files / "questions.jsonl")
+    assert shown_sha256(twice) == found.prompts_sha256
+    few = tmp_path / "few.jsonl"
+    few.write_text(json.dumps(QUESTIONS[0]))
+    with pytest.raises(ValueError, match="has 0 worked examples of the subject 'fire', and 1 are"):
+        shown_sha256(Asked("mmlu", files / "questions.jsonl", shots=1, examples=few))
+    # Options are shown as questions are: of others the result is another.
+    other = tmp_path / "other.jsonl"
+    other.write_text(files.joinpath("questions.jsonl").read_text().replace("yes, it is", "maybe"))
+    hashes = {shown_sha256(Asked("arc", file)) for file in (other, files / "questions.jsonl")}
+    assert len(hashes) == 2
 
 
 def test_sums_are_judged_by_what_is_written(
@@ -165,7 +178,8 @@ def test_rows_of_ones_own_are_shown_as_clients_are_shown_theirs(
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(Generation, "answers", write)
-    evaluation = {"max_new_tokens": 3, **({"metrics": metrics} if metrics else {})}
+    # A run that generates nothing itself is asked all the same.
+    evaluation = {"max_new_tokens": 3, **({"metrics": metrics} if metrics else {"generate": False})}
     recipe = small_recipe(data={"prompt": "alpaca"}, evaluation=evaluation)
     model = tiny_llama(vocab=len(tiny_tokenizer))
     asked = Asked(suite, tmp_path / "rows.jsonl")
@@ -222,7 +236,7 @@ def test_what_is_more_or_less_right_is_compared_by_a_paired_t_test() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_asked_beside_its_base_and_the_run_stays_as_it_was(
-    files: Path, tiny_folder: Path, tmp_path: Path
+    files: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = (
         f"model.name={tiny_folder}",
@@ -255,6 +269,26 @@ def test_a_run_is_asked_beside_its_base_and_the_run_stays_as_it_was(
     program = Asked("humaneval", files / "programs.jsonl", allow_code=True)
     (found,) = fedloom.open_run(tmp_path / "run").suites([program])
     assert found.num == 1
+    # One that cannot be asked is refused before the others are; what was asked stays where a later one fails.
     wrong = Asked("arc", files / "questions.jsonl", sha256="0" * 64)
+    kept = read_results(tmp_path / "run")
     with pytest.raises(ValueError, match="has the sha256"):
-        fedloom.open_run(tmp_path / "run").suites([wrong])
+        fedloom.open_run(tmp_path / "run").suites([Asked("own", files / "sums.jsonl"), wrong])
+    assert read_results(tmp_path / "run") == kept
+    fails = Asked("humaneval", files / "programs.jsonl", allow_code=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(suites, "passes", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fedloom.open_run(tmp_path / "run").suites([Asked("own", files / "sums.jsonl"), fails])
+    assert read_results(tmp_path / "run")[-1].suite == "own"
+    for more, told in (
+        (["--beside", str(tmp_path)], "has no results of public tests"),
+        (["--allow-code"], "--allow-code has no effect"),
+    ):
+        said = CliRunner().invoke(cli.app, [*words, *more])
+        assert told in str(said.exception)
+    keep(tmp_path, kept)
+    said = CliRunner().invoke(cli.app, [*words, "--limit", "2", "--beside", str(tmp_path)])
+    assert "was asked other questions, or in another form: nothing to" in " ".join(
+        said.output.split()
+    )

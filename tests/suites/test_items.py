@@ -39,6 +39,14 @@ from fedloom.suites.sources import Source
             Choice("Q", ("a", "b"), 0),
         ),
         ({"question": "Q", "choices": "['x', 'y']", "answer": "B"}, Choice("Q", ("x", "y"), 1)),
+        ({"question": "Q", "A": "x", "B": "y", "answer": "B"}, Choice("Q", ("x", "y"), 1)),
+        (
+            {
+                "question": {"stem": "Q", "choices": [{"text": "x", "label": "1"}, {"text": "y", "label": "2"}]},
+                "answerKey": "1",
+            },
+            Choice("Q", ("x", "y"), 0),
+        ),
         (
             {"passage": "Ice floats.", "question": "does ice float", "answer": True},
             Choice("Ice floats.\nQuestion: does ice float?", ("no", "yes"), 1),
@@ -91,7 +99,9 @@ def test_a_question_is_read_in_every_form(row: Mapping[str, Any], expected: Choi
     ("row", "said"),
     [
         ({"question": "Q"}, "it has no 'choices'; its columns are question"),
-        ({"question": "Q", "choices": ["a"], "answer": 0}, "at least two options, got 1"),
+        ({"question": "Q", "choices": ["a"], "answer": 0}, "two to 10 options, got 1"),
+        ({"question": "Q", "choices": [*"abcdefghijk"], "answer": 0}, "two to 10 options, got 11"),
+        ({"question": "Q", "choices": "(a b", "answer": 0}, 'no list of texts: "(a b"'),
         ({"question": "Q", "choices": ["a", "b"], "answer": 2}, "its answer '2' is none of its 2"),
         ({"question": "Q", "choices": ["a", "b"], "answer": "both"}, "must be a place or a letter"),
         ({"instruction": "Write a poem.", "output": "Rose"}, "neither numbered, nor lettered"),
@@ -123,6 +133,17 @@ def test_files_may_be_packed(tmp_path: Path) -> None:
         read_items(Source(str(tmp_path / "none.jsonl")), gsm8k)
 
 
+def test_a_folder_called_as_a_known_data_set_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gsm8k").mkdir()
+    rows = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "2?", "answer": "#### two"}]
+    (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=r"line 2 is no item .* end in `#### number`, got '#### two'"):
+        read_items(Source("gsm8k"), gsm8k)
+
+
 def test_a_text_and_its_questions_are_opened(tmp_path: Path) -> None:
     file = tmp_path / "xquad.el.json"
     answers = [{"text": "308", "answer_start": 1}, {"text": "308 points"}, {"text": "308"}]
@@ -142,6 +163,7 @@ def test_tasks_are_rows_of_any_form_that_data_takes(tmp_path: Path) -> None:
     (found,) = read_items(Source(str(file)), task)
     assert isinstance(found, Task)
     assert found.answers == ("b", "B")
+    assert found.record.place == f"{file}, row 1"
     assert "Say the last." in found.text
     assert "ab" in found.text
     alpaca = task({"instruction": "Say the last.", "input": "ab", "output": "b"})

@@ -26,6 +26,8 @@ _KINDS = (
 _SECTIONS = {"federate", "llm", "dataloader", "criterion", "trainer", "early_stop", "use_gpu"}
 """Keys at the top of FederatedScope's YAML that a recipe has not."""
 _WIDTH = 118
+_LONGEST = 100
+"""Characters of a recipe's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,18 @@ def import_text(text: str, *, source: str, name: str = "imported") -> Imported:
         tree, lines = framework.translate(values)
     except ValueError as error:
         raise ValueError(f"{source} cannot be imported: {error}") from error
-    imported = Imported(framework, source, named or name, _ordered(tree), tuple(lines))
+    imported = Imported(framework, source, _name(named or name), _ordered(tree), tuple(lines))
     try:
         build_recipe(read_yaml(imported.text()))
     except (RecipeError, YamlError) as error:
         raise ValueError(f"{source} becomes a recipe that cannot be run: {error}") from error
     return imported
+
+
+def _name(said: str) -> str:
+    """Return what of a package's or a file's name can be a recipe's."""
+    kept = "".join(char for char in said if char.isprintable()).strip()[:_LONGEST].strip()
+    return "imported" if kept in ("", ".", "..") else kept
 
 
 def _recognised(text: str) -> tuple[Framework, Values, str]:

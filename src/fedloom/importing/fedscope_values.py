@@ -123,7 +123,12 @@ def adapter(value: Any, values: Values) -> Becomes:
         return Becomes({}, "what learns of the first and last layers, in tune.offsite.adapter")
     if not truth(value):
         return Becomes({"tune": "full"})
-    return _peft(_adapter_args(values), _model(values))
+    found = _peft(_adapter_args(values), _model(values))
+    lora_section = found.settings["tune"].get("lora", {})
+    if str(values.get("trainer.type", "")).lower() == "mezotrainer" and lora_section.get("dropout"):
+        lora_section["dropout"] = 0.0
+        return Becomes(found.settings, "without dropout, of which zeroth order has none")
+    return found
 
 
 def _adapter_args(values: Values) -> dict[str, Any]:

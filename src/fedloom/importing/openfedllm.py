@@ -123,10 +123,11 @@ def _cohort(value: Any, values: Values) -> Becomes:
 
 def _source(value: Any, values: Values) -> Becomes:
     name, folder = str(value), values.get("local_data_dir")
-    if name in _BENCH_SETS:
+    # FedLLM-Bench's scripts for one client alone name its file, and their set with something behind it.
+    if ours := _BENCH_SETS.get(name.partition("_")[0]):
         if not folder:
             raise ValueError("its rows are in a file, which --local_data_dir has to name")
-        return Becomes({"data.source": _BENCH_SETS[name], "data.path": str(folder)})
+        return Becomes({"data.source": ours, "data.path": str(folder)})
     section = on_hub("aya_dataset" if name == "multi_language_clusters" else name)
     if folder:
         place = str(PurePosixPath(str(folder)) / name)

@@ -104,6 +104,6 @@ def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None)
     known = ", ".join(c for _, clients in models.values() for c in clients)
     given = f"got {name!r}" if name else "got none"
     raise ValueError(
-        f"--client must be one of {known}, or --cluster one of {', '.join(models)}, or {AUTO} to let what is "
-        f"asked choose, since their models differ; {given}"
+        f"--client must be one of {known}, whose model it is, or a model's own name: {', '.join(models)}, or"
+        f" {AUTO}, which lets what is asked choose, in a chat; {given}"
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -104,9 +104,6 @@ def run_suite(
         ValueError: where the file is not of the suite, or not the one that was meant.
     """
     protocol = SUITES[asked.suite]
-    found = asked.source.sha256
-    if asked.sha256 is not None and found != asked.sha256.lower():
-        raise ValueError(f"{asked.source.name} has the sha256 {found}, not {asked.sha256}")
     items, shots = _dealt(protocol, asked)
     prompts = [protocol.prompt(item, shots(item)) for item in items]
     began = time.perf_counter()
@@ -128,14 +125,21 @@ def run_suite(
         *interval(first),
         first,
         protocol.shots if asked.shots is None else asked.shots,
-        _sha256(prompts),
-        found,
+        _shown_sha256(protocol, items, prompts),
+        asked.source.sha256,
         seconds,
     )
 
 
 def _dealt(protocol: Protocol, asked: Asked) -> tuple[list[Item], Callable[[Item], Sequence[Item]]]:
-    """Return the items that are asked, and the worked examples before each."""
+    """Return the items that are asked, and the worked examples before each.
+
+    Raises:
+        ValueError: where the file is not of the suite or not the one that was meant, or there are too few worked examples.
+    """
+    found = asked.source.sha256
+    if asked.sha256 is not None and found != asked.sha256.lower():
+        raise ValueError(f"{asked.source.name} has the sha256 {found}, not {asked.sha256}")
     count = protocol.shots if asked.shots is None else asked.shots
     items = read_items(asked.source, protocol.read)
     pool = read_items(Source(str(asked.examples)), protocol.read) if asked.examples else items
@@ -143,14 +147,17 @@ def _dealt(protocol: Protocol, asked: Asked) -> tuple[list[Item], Callable[[Item
     for item in pool:
         by.setdefault(_subject(protocol, item), []).append(item)
     examples = {subject: own[:count] for subject, own in by.items()}
-    if asked.examples is None and count:
-        taken = {id(item) for own in examples.values() for item in own}
-        items = [item for item in items if id(item) not in taken]
+    # Whoever is shown an answer is not asked for it.
+    taken = {item for own in examples.values() for item in own}
+    items = [item for item in items if item not in taken] if taken else items
     if not items:
         raise ValueError(
             f"{asked.source.name} has no items left besides the {count} worked examples: give others, or fewer shots"
         )
-    return items[: asked.limit], lambda item: examples.get(_subject(protocol, item), [])
+    items = items[: asked.limit]
+    if asked.examples is not None:
+        _check_examples(str(asked.examples), examples, {_subject(protocol, i) for i in items}, count)
+    return items, lambda item: examples.get(_subject(protocol, item), [])
 
 
 def shown_sha256(asked: Asked) -> str:
@@ -163,11 +170,24 @@ def shown_sha256(asked: Asked) -> str:
     """
     protocol = SUITES[asked.suite]
     items, shots = _dealt(protocol, asked)
-    return _sha256([protocol.prompt(item, shots(item)) for item in items])
+    return _shown_sha256(protocol, items, [protocol.prompt(item, shots(item)) for item in items])
 
 
-def _sha256(prompts: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+def _shown_sha256(protocol: Protocol, items: Sequence[Item], prompts: Sequence[str]) -> str:
+    ways = [text for texts in _ways(protocol, items) for text in texts] if protocol.options else []
+    return hashlib.sha256("\0".join([*prompts, *ways]).encode()).hexdigest()
+
+
+def _check_examples(
+    name: str, examples: Mapping[str, Sequence[Item]], subjects: Collection[str], count: int
+) -> None:
+    """Refuse worked examples that are fewer than asked for, of any subject there is."""
+    for subject in sorted(subjects):
+        if (there := len(examples.get(subject, ()))) < count:
+            of = f" of the subject {subject!r}" if subject else ""
+            raise ValueError(
+                f"{name} has {there} worked examples{of}, and {count} are asked for: give others, or fewer shots"
+            )
 
 
 def _subject(protocol: Protocol, item: Item) -> str:
@@ -304,7 +324,9 @@ def _as_trained(
     metrics = [
         metric
         for metric in answer_metrics(
-            replace(evaluation, metrics=protocol.metrics) if protocol.metrics else evaluation,
+            replace(evaluation, generate=True, metrics=protocol.metrics)
+            if protocol.metrics
+            else evaluation,
             written=True,
         )
         if metric.bounds == (0.0, 1.0)

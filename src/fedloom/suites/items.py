@@ -3,10 +3,11 @@
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedloom.data import readers
+from fedloom.data.cells import short
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.formats import Record, to_records
 from fedloom.suites.sources import Source
@@ -69,6 +70,8 @@ class Task:
         return "\n\n".join(f"{m.role}: {m.content}" for m in self.record.messages[:-1])
 
 
+LETTERS = "ABCDEFGHIJ"
+"""What options are called where they are lettered."""
 Item = Choice | Sum | Program | Passage | Task
 
 _NUMBERED = re.compile(
@@ -88,7 +91,7 @@ def read_items(source: Source, read: Callable[[Row], Item]) -> list[Item]:
     items = list[Item]()
     for row in source.rows:
         try:
-            items.append(read(row.values))
+            items.append(_placed(read(row.values), row.place))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             known = ", ".join(map(str, row.values))
@@ -96,6 +99,11 @@ def read_items(source: Source, read: Callable[[Row], Item]) -> list[Item]:
                 f"{row.place} is no item of this suite: {reason}; its columns are {known}"
             ) from error
     return items
+
+
+def _placed(item: Item, place: str) -> Item:
+    """Return an item that messages about it name by where its row is."""
+    return Task(replace(item.record, place=place), item.answers) if isinstance(item, Task) else item
 
 
 def choice(row: Row) -> Choice:
@@ -115,9 +123,15 @@ def choice(row: Row) -> Choice:
         right = str(answer).strip().lower() in ("true", "1", "yes")
         return Choice(f"{row['passage']}\nQuestion: {row['question']}?", ("no", "yes"), int(right))
     question = row["question_stem"] if "question_stem" in row else row["question"]
-    options, labels = _listed(row["choices"]), None
+    if isinstance(question, Mapping):  # as the authors of ARC and OpenBookQA write it
+        options, question = question["choices"], question["stem"]
+    else:
+        options = [row[at] for at in LETTERS if at in row] or _listed(row["choices"])
+    labels = None
     if isinstance(options, Mapping):
         labels, options = list(options["label"]), list(options["text"])
+    elif options and isinstance(options[0], Mapping):
+        labels, options = ([each[name] for each in options] for name in ("label", "text"))
     gold = row["answerKey"] if "answerKey" in row else row["answer"]
     return _choice(
         question, options, gold, labels, str(row.get("subject") or row.get("class") or "")
@@ -127,7 +141,7 @@ def choice(row: Row) -> Choice:
 def gsm8k(row: Row) -> Sum:
     """Return a sum whose answer ends in `#### number`."""
     answer = str(row["answer"])
-    if "####" not in answer:
+    if not re.search(r"#### -?[.,]*\d", answer):
         raise ValueError(f"its answer must end in `#### number`, got {answer[-40:]!r}")
     return Sum(str(row["question"]), answer)
 
@@ -204,8 +218,8 @@ def _choice(
     subject: str = "",
 ) -> Choice:
     texts = tuple(str(option).strip() for option in options)
-    if len(texts) < 2:
-        raise ValueError(f"it needs at least two options, got {len(texts)}")
+    if not 2 <= len(texts) <= len(LETTERS):
+        raise ValueError(f"it needs two to {len(LETTERS)} options, got {len(texts)}")
     known = [str(label) for label in labels] if labels else []
     said = str(gold).strip()
     if said in known:
@@ -224,7 +238,10 @@ def _choice(
 def _listed(value: Any) -> Any:
     """Return a list, of which a CSV has the text."""
     if isinstance(value, str):
-        value = ast.literal_eval(value)
+        try:
+            value = ast.literal_eval(value)
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            raise ValueError(f"its options are no list of texts: {short(value)}") from error
     return value
 
 

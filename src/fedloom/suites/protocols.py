@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedloom.evaluation.evaluation_settings import AnswerMetric
 from fedloom.suites.items import (
+    LETTERS,
     Choice,
     Item,
     Passage,
@@ -21,7 +22,6 @@ from fedloom.suites.items import (
 
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-LETTERS = "ABCDEFGHIJ"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fedloom.data.catalogue import CATALOGUE
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.readers import Row
 from fedloom.data.sources import take_rows
@@ -49,7 +50,8 @@ class Source:
 
     def _settings(self) -> DataSettings:
         if Path(self.name).expanduser().exists():
-            return DataSettings(source=self.name)
+            # A folder may be called as a data set is that is known by name, and is meant.
+            return DataSettings(source=f"./{self.name}" if self.name in CATALOGUE else self.name)
         found = _HUB.fullmatch(self.name)
         if found is None or re.search(r"\.(jsonl?|csv|tsv|parquet)(\.gz)?$", self.name):
             raise ValueError(f"the suite's file {self.name} does not exist")
