@@ -114,10 +114,22 @@ def test_a_choice_of_federatedscope_has_its_setting(old: str, new: str, path: st
     assert found == value
 
 
-def test_zeroth_order_has_no_dropout():
+def test_what_does_not_go_together_here_is_left_out_with_the_reason():
     imported = made(FEDSCOPE.replace("llmtrainer", "mezotrainer"))
     assert imported.tree["tune"]["lora"]["dropout"] == 0.0
     assert "without dropout, of which zeroth order has none" in " ".join(imported.text().split())
+    robust = f"{FEDSCOPE}aggregator: {{robust_rule: median}}\n"
+    imported = made(robust.replace("rate: 0.4", "rate: 0.8"))
+    assert imported.tree["algorithm"] == {"fedavg": {"combine": {"median": {}}}}
+    assert imported.tree["tune"]["lora"]["origin"] == "zero"
+    dora = FLOWERTUNE.replace(
+        "train.seq-length", "model.lora.peft-use-dora = true\ntrain.seq-length"
+    )
+    imported = made(dora)
+    assert "dora" not in imported.tree["tune"]["lora"]
+    (line,) = (line for line in imported.lines if line.key.endswith("use-dora"))
+    assert not line.settings
+    assert "whole weights" in line.remark
 
 
 def test_a_switch_that_is_off_leaves_what_it_switches_without_effect():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,15 @@ import pytest
 import torch
 
 from fedloom.suites.likelihood import rolling
-from fedloom.suites.lm_eval import generators_kept
+from fedloom.suites.lm_eval import generators_kept, harness
 
 TEXT = "the cat sat on the mat, and the dog did not; " * 3
+
+
+def test_without_the_harness_it_says_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ValueError, match=r"pip install 'fedloom\[eval\]'"):
+        harness(torch.nn.Identity(), None, ["arc_easy"], max_length=8)
 
 
 def test_a_text_is_measured_window_by_window(

@@ -124,11 +124,16 @@ def adapter(value: Any, values: Values) -> Becomes:
     if not truth(value):
         return Becomes({"tune": "full"})
     found = _peft(_adapter_args(values), _model(values))
-    lora_section = found.settings["tune"].get("lora", {})
+    lora_section, remarks = found.settings["tune"].get("lora"), [found.remark]
+    if lora_section is None:
+        return found
     if str(values.get("trainer.type", "")).lower() == "mezotrainer" and lora_section.get("dropout"):
         lora_section["dropout"] = 0.0
-        return Becomes(found.settings, "without dropout, of which zeroth order has none")
-    return found
+        remarks.append("without dropout, of which zeroth order has none")
+    if _robust_rule(values):
+        lora_section["origin"] = "zero"
+        remarks.append("the products of factors are compared, which count from zero (origin)")
+    return Becomes(found.settings, "; ".join(filter(None, remarks)))
 
 
 def _adapter_args(values: Values) -> dict[str, Any]:
@@ -268,12 +273,17 @@ def _fedavg(values: Values) -> dict[str, Any]:
         fedavg["server"] = {"sgd" if kind == "sgd" else "adamw": server[kind]}
     if truth(values.get("federate.ignore_weight", False)):
         fedavg["weighting"] = "uniform"
-    rule = str(values.get("aggregator.robust_rule", "fedavg")).lower()
-    if rule in _ROBUST:
+    if rule := _robust_rule(values):
         attackers = whole(values.get("aggregator.byzantine_node_num", 0))
         takes = {"attackers": attackers} if rule in ("krum", "bulyan") else {}
         fedavg["combine"] = {_ROBUST[rule]: takes}
     return fedavg
+
+
+def _robust_rule(values: Values) -> str:
+    """Return FederatedScope's name of the robust rule that uploads are combined by; empty for none."""
+    rule = str(values.get("aggregator.robust_rule", "fedavg")).lower()
+    return rule if rule in _ROBUST else ""
 
 
 def _alignment(values: Values) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fedloom.importing.counterparts import (
     Values,
     none,
     number,
+    read_by,
     to,
     truth,
     whole,
@@ -73,9 +74,13 @@ def _tune(value: Any, values: Values) -> Becomes:
         number(values.get("model.lora.peft-lora-dropout", 0.075)),
         targets or default_targets(str(values.get("model.name", ""))),
     )
-    if truth(values.get("model.lora.peft-use-dora", False)):
+    if truth(values.get("model.lora.peft-use-dora", False)) and not _in_few_bits(values):
         section["lora"]["dora"] = True
     return Becomes({"tune": section}, "dropout 0.075 where nothing is said")
+
+
+def _in_few_bits(values: Values) -> bool:
+    return whole(values.get("model.quantization") or 0) > 0
 
 
 def _bits(value: Any, _: Values) -> Becomes:
@@ -152,7 +157,12 @@ FLOWERTUNE = Framework(
         Counterpart("model.lora.peft-lora-alpha", "tune.lora.alpha", default=64),
         Counterpart("model.lora.peft-lora-dropout", "tune.lora.dropout"),
         Counterpart("model.lora.peft-target-modules", "tune.lora.targets"),
-        Counterpart("model.lora.peft-use-dora", "tune.lora.dora"),
+        read_by(
+            "model.lora.peft-use-dora",
+            "tune.lora.dora",
+            where=lambda values: not _in_few_bits(values),
+            else_="magnitudes of DoRA are those of whole weights: leave model.quantization out to have it",
+        ),
         none("model.*", "code of the app's own"),
         Counterpart("train.learning-rate-max", "local.lr, schedule", convert=_rate, default=5e-5),
         Counterpart(

@@ -141,11 +141,13 @@ class Probes:
         few_numbers = sum(t.numel() for t in work.start.values()) <= FEW
 
         def run(name: str, steps: int) -> list[Done]:
-            return self._run(self._names(name, self.lanes), _shortened(work, steps, directions))
+            few = _shortened(work, steps, directions, len(self._learnt[name]))
+            return self._run(self._names(name, self.lanes), few)
 
         def more() -> None:
             # On from where that has led, but in seed space, where every other place costs a rebuild.
-            longer = _shortened(replace(work, start=begun[-1]), 1 + MORE, directions)
+            moved = replace(work, start=begun[-1])
+            longer = _shortened(moved, 1 + MORE, directions, len(self._learnt[LARGE]))
             done[:] = self._run(self._names(LARGE, self.lanes), longer)
             if few_numbers and not work.seed_sequence:
                 begun.append(done[0].params)
@@ -336,7 +338,10 @@ def _two_sizes(rows: Sequence[Example], whole: int) -> dict[str, list[Example]]:
     return {SMALL: small or [min(rows, key=lambda row: row.num_tokens)], LARGE: large}
 
 
-def _shortened(work: Fit, steps: int, directions: int) -> Fit:
+def _shortened(work: Fit, steps: int, directions: int, rows: int) -> Fit:
+    """Return a few steps of a client's work, for one that has so many rows."""
+    if work.example_weights is not None:
+        work = replace(work, example_weights=torch.ones(rows))
     if work.seed_sequence is None:
         return replace(work, steps=steps)
     few = params_map(lambda t: t[: steps * directions], work.seed_sequence)

@@ -92,7 +92,12 @@ def harness(
         shots: Worked examples; as the tasks have it if None.
         limit: Of the items of each task, the first so many.
     """
-    import lm_eval
+    try:
+        import lm_eval
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"lm-evaluation-harness needs the package {error.name}: pip install 'fedloom[eval]'"
+        ) from error
 
     with generators_kept():
         found = lm_eval.simple_evaluate(
