@@ -296,6 +296,19 @@ def test_a_checkout_of_natural_instructions_and_files_of_tasks_are_read_by_name(
         assert shard.train[0].record.answer == answer
 
 
+def test_a_path_is_a_path_whatever_it_is_called(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    written("alpaca/a.json", [{"instruction": f"Do {i}.", "output": "y"} for i in range(4)])
+    assert federation(recipe("alpaca", "alpaca")).manifest.num_rows == 4
+    with pytest.raises(ValueError, match=r"data\.path squad does not exist"):
+        federation(recipe("alpaca", "squad"))
+    # A folder of one's own is a client a file, not splits.
+    with pytest.raises(ValueError, match=r"data\.split all takes the own splits of a data set known"):
+        federation(build_recipe({"name": "a", "data": {"source": "./alpaca", "split": "all"}}))
+
+
 def test_the_hub_is_asked_for_what_the_table_says(monkeypatch: pytest.MonkeyPatch):
     import datasets
 

@@ -79,6 +79,11 @@ def _files(settings: DataSettings) -> Iterator[Iterable[Row]]:
         yield from _named_set(settings)
         return
     path = Path(settings.source).expanduser()
+    if path.exists() and settings.split == ALL:
+        raise ValueError(
+            f"data.split all takes the own splits of a data set known by name, got data.source {settings.source}: leave it"
+            " out, as every client's rows are cut by data.fractions"
+        )
     if path.is_dir():
         lists = path / "splits" / "default"
         yield from _tasks(path, lists) if lists.is_dir() else _folder(path)
@@ -108,6 +113,8 @@ def _named_set(settings: DataSettings) -> Iterator[Iterable[Row]]:
             yield from (_of_split(shaped(rows, name), split) for rows in _hub(found, known_as=name))
         return
     path = Path(settings.path).expanduser()
+    if not path.exists():
+        raise ValueError(f"data.path {settings.path} does not exist")
     files = {file.name[: -len(kind_of(file))]: file for file in path.glob("*") if _is_read(file)}
     splits = named.local_splits(files)
     if settings.split == ALL and not splits:
@@ -115,7 +122,7 @@ def _named_set(settings: DataSettings) -> Iterator[Iterable[Row]]:
             f"data.split all takes a folder that holds train, validation or test files alone, got data.path {settings.path}"
         )
     if not splits:
-        of_path = replace(settings, source=settings.path, path=None)
+        of_path = replace(settings, source=as_path(settings.path), path=None)
         yield from (shaped(rows, name) for rows in _files(of_path))
         return
     if settings.split not in (ALL, *splits):
@@ -125,6 +132,11 @@ def _named_set(settings: DataSettings) -> Iterator[Iterable[Row]]:
     for split in splits if settings.split == ALL else [settings.split]:
         rows = shaped(read_file(files[splits[split]]), name)
         yield _of_split(rows, split if settings.split == ALL else "")
+
+
+def as_path(name: str) -> str:
+    """Return a path as a `data.source` that is one, though it is called as a data set known by name is."""
+    return f"./{name}" if name in CATALOGUE else name
 
 
 def _of_split(rows: Iterable[Row], split: str) -> Iterator[Row]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fedloom.data.catalogue import CATALOGUE
 from fedloom.data.data_settings import DataSettings
 from fedloom.data.readers import Row
-from fedloom.data.sources import take_rows
+from fedloom.data.sources import as_path, take_rows
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]*))?(?::([\w.-]+))?")
 
@@ -50,8 +49,7 @@ class Source:
 
     def _settings(self) -> DataSettings:
         if Path(self.name).expanduser().exists():
-            # A folder may be called as a data set is that is known by name, and is meant.
-            return DataSettings(source=f"./{self.name}" if self.name in CATALOGUE else self.name)
+            return DataSettings(source=as_path(self.name))
         found = _HUB.fullmatch(self.name)
         if found is None or re.search(r"\.(jsonl?|csv|tsv|parquet)(\.gz)?$", self.name):
             raise ValueError(f"the suite's file {self.name} does not exist")
