@@ -11,6 +11,17 @@ from fedloom.suites.sandbox import check_allowed, passes
 
 TESTS = "def check(f):\n    assert f(2) == 4\n\ncheck(double)\n"
 
+FORK_EXEC = """
+import _posixsubprocess, os
+r, w = os.pipe()
+words, none = [b"/bin/sh", b"-c", b"touch TARGET"], [-1] * 6
+child = _posixsubprocess.fork_exec(
+    words, words[:1], True, (w,), None, None, *none, r, w, False, False, -1, None, None, None, -1, None, False
+)
+os.waitpid(child, 0)
+"""
+"""A program that is started without subprocess, as Python 3.11 does."""
+
 
 def test_a_right_program_passes_and_a_wrong_one_says_why() -> None:
     good = "from typing import List\nimport math, re, collections, itertools, heapq\ndef double(x):\n    return 2 * x\n"
@@ -44,6 +55,12 @@ def test_a_right_program_passes_and_a_wrong_one_says_why() -> None:
         "import signal\nsignal.signal(signal.SIGALRM, print)\nimport time\ntime.sleep(60)",
         "import os\nassert os.environ.get('HOME') is not None",
         "import sys\nsys.addaudithook(print)\nopen('TARGET', 'w')",
+        # Of these Python tells no hook, or another event than of files.
+        "import sqlite3\nsqlite3.connect('TARGET').execute('create table t(x)')",
+        "import os\nos.mkfifo('TARGET')",
+        "import sys\ndel sys.modules['posix']\nimport posix\nposix.mknod('TARGET')",
+        "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0)",
+        FORK_EXEC,
     ],
 )
 def test_what_wants_out_does_not_pass_and_does_nothing(tmp_path: Path, escape: str) -> None:

@@ -33,14 +33,26 @@ for what, most in ((r.RLIMIT_CPU, {SECONDS}), (r.RLIMIT_AS, {MEMORY}), (r.RLIMIT
 """
 _FENCE = """
 import sys as _s
+import _posixsubprocess as _p, os as _o, posix as _x, signal as _g, _signal as _h
+def _refused(*_, **__):
+    raise PermissionError('a way out')
+# Of these the hook is not told.
+for _at, _names in (((_o, _x), ('mkfifo', 'mknod', 'utime', 'pidfd_open')), ((_g, _h), ('pidfd_send_signal',)), ((_p,), ('fork_exec',))):
+    for _each in _at:
+        for _name in _names:
+            if hasattr(_each, _name):
+                setattr(_each, _name, _refused)
+del _p, _o, _x, _g, _h, _at, _names, _each, _name
 def _guard(event, args, _no=(
     'socket.', 'subprocess.', 'os.fork', 'os.forkpty', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.system', 'os.kill',
     'os.killpg', 'pty.', 'ctypes.', 'signal.pthread_kill', 'syslog.', 'shutil.', 'os.chown', 'os.link', 'os.symlink',
     'os.remove', 'os.rename', 'os.rmdir', 'os.truncate', 'os.chmod', 'os.putenv', 'resource.setrlimit', 'resource.prlimit',
     'os.chdir', 'os.fchdir', 'os.mkdir', 'os.setxattr', 'gc.get_objects', 'gc.get_referrers',
-    'sys.setprofile', 'sys.settrace', 'code.__new__', 'mmap.')):
+    'sys.setprofile', 'sys.settrace', 'code.__new__', 'mmap.', 'sqlite3.')):
     if event.startswith(_no):
         raise PermissionError(event)
+    if event == 'import' and args[0] in ('readline', '_dbm', '_gdbm', '_posixsubprocess', 'posix', '_signal'):
+        raise PermissionError(f'import {args[0]}')
     # What imports read is Python's own.
     if event in ('os.listdir', 'os.scandir') and not (isinstance(args[0], (str, bytes)) and _here(args[0])):
         raise PermissionError(event)
