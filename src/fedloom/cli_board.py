@@ -12,7 +12,7 @@ import typer
 from fedloom.cli_console import console as _console
 
 TOKEN = "FEDLOOM_BOARD_TOKEN"
-"""The environment's variable that sets the token; a new one each time if it is not set."""
+"""The environment's variable that sets the token; if it is not set, a new one each time, or none on loopback."""
 
 
 def board(
@@ -37,9 +37,9 @@ def board(
     from fedloom.deploy.listening import address, check_free, is_loopback
 
     host, port = address(listen, local_only=not public, any_port=True)
-    token = None
+    token = os.environ.get(TOKEN) or None
     if not is_loopback(host):
-        token = os.environ.get(TOKEN) or secrets.token_urlsafe(32)
+        token = token or secrets.token_urlsafe(32)
     door, watched = Door(host, token), Board.of(folder)
     if port:
         check_free(host, port)

@@ -1,5 +1,7 @@
 """Who may ask: this machine's own names, pages of the board, and elsewhere whoever has the token."""
 
+from pathlib import Path
+
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -8,6 +10,7 @@ from starlette.routing import Route
 from tests.board.conftest import Asker
 
 from fedloom.board.guard import Door, Guard
+from fedloom.cli_board import board
 
 TOKEN = "a-token-of-some-length"
 JSON = {"content-type": "application/json"}
@@ -90,6 +93,20 @@ def test_a_board_that_others_reach_must_have_a_token_that_nobody_guesses() -> No
         Door("0.0.0.0")
     with pytest.raises(ValueError, match="a token must have at least 16 printable characters"):
         Door("0.0.0.0", "short")
+
+
+def test_a_token_of_ones_own_is_asked_for_on_loopback_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doors = list[Door]()
+    monkeypatch.setattr(
+        "fedloom.board.server.serve", lambda _, door, *__, **___: doors.append(door)
+    )
+    monkeypatch.delenv("FEDLOOM_BOARD_TOKEN", raising=False)
+    board(tmp_path, "127.0.0.1:0")
+    monkeypatch.setenv("FEDLOOM_BOARD_TOKEN", TOKEN)
+    board(tmp_path, "127.0.0.1:0")
+    assert [door.token for door in doors] == [None, TOKEN]
 
 
 def test_without_the_token_nothing_is_shown_and_with_it_it_leaves_the_address() -> None:

@@ -305,7 +305,9 @@ def test_a_path_is_a_path_whatever_it_is_called(
     with pytest.raises(ValueError, match=r"data\.path squad does not exist"):
         federation(recipe("alpaca", "squad"))
     # A folder of one's own is a client a file, not splits.
-    with pytest.raises(ValueError, match=r"data\.split all takes the own splits of a data set known"):
+    with pytest.raises(
+        ValueError, match=r"data\.split all takes the own splits of a data set known"
+    ):
         federation(build_recipe({"name": "a", "data": {"source": "./alpaca", "split": "all"}}))
 
 

@@ -190,7 +190,11 @@ def test_the_other_scripts_have_their_own_meaning():
     assert made(private).tree["cohort"] == {"poisson": {"q": 0.25}}
     alone = OPENFEDLLM.replace("fedyogi", "local0 --checkpoint_step 5 --local_data_dir a/one.json")
     data = made(alone.replace("tatsu-lab/alpaca", "FedChatbotPA_local")).tree["data"]
-    assert (data["source"], data["path"], data["partition"]) == ("fed_chatbot_pa", "a/one.json", "iid")
+    assert (data["source"], data["path"], data["partition"]) == (
+        "fed_chatbot_pa",
+        "a/one.json",
+        "iid",
+    )
 
 
 def test_an_app_of_flower_has_its_tables():

@@ -15,6 +15,8 @@ from fedloom import experiment
 from fedloom.data.formats import Message
 from fedloom.data.targets import posed
 from fedloom.data.tokens import tokenise
+from fedloom.reopen import Opened
+from fedloom.result import _one_model
 from fedloom.results.chat import Chat
 from fedloom.results.evaluate import evaluate
 from fedloom.results.export import deliverables, export_models
@@ -91,6 +93,8 @@ def test_personal_models_are_exported_by_client(opened: Callable[..., Session]) 
     with pytest.raises(ValueError, match=r"got 'nobody'"):
         Chat.open(session, "nobody")
     assert Chat.open(session, "client-002").name == "client-002"
+    with pytest.raises(ValueError, match="a public test asks one model, and auto chooses anew"):
+        _one_model(Opened(session, last_run(session)), "auto")
 
 
 def test_a_chat_remembers_what_was_said_until_it_is_too_long(

@@ -12,7 +12,14 @@ import fedloom
 from fedloom import cli
 from fedloom.evaluation.generation import Generation
 from fedloom.results import suites
-from fedloom.results.suite_results import SuiteResult, chance, interval, keep, read_results
+from fedloom.results.suite_results import (
+    SuiteResult,
+    chance,
+    compared,
+    interval,
+    keep,
+    read_results,
+)
 from fedloom.results.suites import Asked, run_suite, shown_sha256
 from fedloom.suites.likelihood import Continuation, Likelihood
 
@@ -224,6 +231,16 @@ def test_mcnemar_is_exact() -> None:
     # 2 of 12 or fewer, both ways: 2 (1 + 12 + 66) / 4096.
     assert chance(one, other) == pytest.approx(158 / 4096)
     assert chance(one, one) == 1.0
+
+
+def test_results_are_compared_where_questions_and_measure_are_the_same() -> None:
+    def result(measure: str, prompts: str = "a") -> SuiteResult:
+        how = (1, {measure: 1.0, "chrF": 0.5}, 0.2, 1.0, [1.0], 0, prompts, "f", 0.1)
+        return SuiteResult("own", "global", *how)
+
+    own = result("exact match")
+    assert len(compared([own], {"other": [result("exact match"), own]})) == 1
+    assert not compared([own], {"other": [result("ROUGE-L"), result("exact match", "b")]})
 
 
 def test_what_is_more_or_less_right_is_compared_by_a_paired_t_test() -> None:

@@ -140,7 +140,9 @@ def test_a_folder_called_as_a_known_data_set_is_that_folder(
     (tmp_path / "gsm8k").mkdir()
     rows = [{"question": "1 + 1?", "answer": "#### 2"}, {"question": "2?", "answer": "#### two"}]
     (tmp_path / "gsm8k" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=r"line 2 is no item .* end in `#### number`, got '#### two'"):
+    with pytest.raises(
+        ValueError, match=r"line 2 is no item .* end in `#### number`, got '#### two'"
+    ):
         read_items(Source("gsm8k"), gsm8k)
 
 

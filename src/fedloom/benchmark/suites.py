@@ -94,6 +94,9 @@ def by_chance(
     found: dict[str, dict[int, float]] = {}
     for seed in sorted(own.keys() & other.keys()):
         for name in own[seed].keys() & other[seed].keys():
-            p = chance(own[seed][name].values, other[seed][name].values)
+            one, beside = own[seed][name], other[seed][name]
+            if not one.is_like(beside):  # own rows, by the metrics of each row's recipe
+                continue
+            p = chance(one.values, beside.values)
             found.setdefault(name, {})[seed] = p
     return found

@@ -42,6 +42,13 @@ class SuiteResult:
         """Return the score that is compared."""
         return next(iter(self.scores.values()))
 
+    def is_like(self, other: "SuiteResult") -> bool:
+        """Return whether another one is of the same questions, and judged by the same measure."""
+        own, its = (
+            (each.suite, each.prompts_sha256, next(iter(each.scores))) for each in (self, other)
+        )
+        return own == its
+
 
 def keep(folder: Path, results: Sequence[SuiteResult]) -> Path:
     """Write results into a run's folder, in the place of those of the same questions and model."""
@@ -120,8 +127,7 @@ def compared(
     for result in results:
         for name, known in others.items():
             for other in known:
-                alike = (other.suite, other.prompts_sha256) == (result.suite, result.prompts_sha256)
-                if not alike or other is result:
+                if not result.is_like(other) or other is result:
                     continue
                 points = 100 * (result.score - other.score)
                 said.append(

@@ -156,7 +156,9 @@ def _dealt(protocol: Protocol, asked: Asked) -> tuple[list[Item], Callable[[Item
         )
     items = items[: asked.limit]
     if asked.examples is not None:
-        _check_examples(str(asked.examples), examples, {_subject(protocol, i) for i in items}, count)
+        _check_examples(
+            str(asked.examples), examples, {_subject(protocol, i) for i in items}, count
+        )
     return items, lambda item: examples.get(_subject(protocol, item), [])
 
 
