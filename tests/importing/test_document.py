@@ -232,6 +232,11 @@ def test_an_app_of_flower_has_its_tables():
         (FLOWERTUNE.replace("tool.flwr.app.config", "tool.flwr.app.other"), "no table"),
         (OPENFEDLLM.replace("lr=3e-5", ""), "the variable lr is used and not set"),
         (OPENFEDLLM.replace("lr=3e-5", "lr=$(cat lr)"), "the variable lr is used and not set"),
+        (OPENFEDLLM.replace("lr=3e-5", "lr=${1:-3e-5}"), "the variable lr is used and not set"),
+        (
+            OPENFEDLLM.replace("$dataset_name", "${SET:-tatsu-lab/alpaca}"),
+            r"'\$\{SET:-tatsu-lab/alpaca\}' is what only a shell can work out",
+        ),
         (OPENFEDLLM.replace(" 900", " 900 1000"), "'1000' belongs to no option"),
         (OPENFEDLLM.replace('"vicuna"', '"vicuna'), "no closing quotation"),
         (f"{FEDKSEED}\n{FEDKSEED}\n", "it holds 2 calls of a Python script"),

@@ -9,6 +9,8 @@ from pathlib import PurePath
 
 _ASSIGNMENT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_ONLY_SHELL = re.compile(r"`|\$\(|\$\{(?!\w+\})|\$[@*#?!$]")
+"""What is not simply a variable's value: output of commands, defaults, arguments of the script."""
 _PYTHON = re.compile(r"python[\d.]*")
 _CALL = re.compile(r"\b(python[\d.]*|accelerate|torchrun|deepspeed)\s.*\.py\b")
 _BETWEEN = ("&&", "||", "|", "|&", "&", ";")
@@ -92,7 +94,7 @@ def _script(words: list[str]) -> int | None:
 
 
 def _expanded(word: str, variables: Mapping[str, str]) -> str:
-    if "$(" in word or "`" in word:
+    if _ONLY_SHELL.search(word):
         raise ValueError(f"{word!r} is what only a shell can work out: write its value")
 
     def value(match: re.Match[str]) -> str:
