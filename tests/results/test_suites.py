@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import fedloom
 from fedloom import cli
+from fedloom.core.metrics import Metric
 from fedloom.evaluation.generation import Generation
 from fedloom.results import suites
 from fedloom.results.suite_results import (
@@ -188,13 +190,20 @@ def test_rows_of_ones_own_are_shown_as_clients_are_shown_theirs(
     # A run that generates nothing itself is asked all the same.
     evaluation = {"max_new_tokens": 3, **({"metrics": metrics} if metrics else {"generate": False})}
     recipe = small_recipe(data={"prompt": "alpaca"}, evaluation=evaluation)
+    if metrics:  # of one's own those that are from 0 to 1
+        own = (
+            Metric("sure", bounds=(0.0, 1.0), score=lambda *_: 1.0),
+            Metric("length", score=lambda answer, _: len(answer)),
+        )
+        named = replace(recipe.evaluation, metrics=(*metrics, *own))
+        recipe = replace(recipe, evaluation=named)
     model = tiny_llama(vocab=len(tiny_tokenizer))
     asked = Asked(suite, tmp_path / "rows.jsonl")
     found = run_suite(model, tiny_tokenizer, "m", asked, recipe=recipe)
     assert shown[0].endswith("### Input:\na\n\n### Response:\n")
     assert longest == [new]
     if metrics:
-        assert list(found.scores) == ["exact match", "chrF"]
+        assert list(found.scores) == ["exact match", "chrF", "sure"]
         assert found.values == [1.0, 0.0]
     else:
         assert list(found.scores) == ["ROUGE-L (rouge 1.0.1)", "exact match"]

@@ -15,6 +15,10 @@ from fedloom.suites.squad import squad_exact, squad_f1
         ("", ["the"], 1, 1),
         ("", ["dog"], 0, 0),
         ("dog dog", ["dog"], 0, 2 / 3),
+        # A sign is no punctuation, and parts no word.
+        ("\u00a330m", ["30m"], 0, 0),
+        ("28.5\u00b0E", ["285 e"], 0, 0),
+        ("Stra\u00dfe", ["strasse"], 0, 0),
         # Scripts without spaces by character, other scripts' punctuation left out.
         ("\u4e00\u4e8c\u3002", ["\u4e00\u4e8c"], 1, 1),
         ("\u4e00\u4e8c", ["\u4e8c\u4e09"], 0, 0.5),

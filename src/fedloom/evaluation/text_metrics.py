@@ -27,6 +27,11 @@ def _kind(char: str) -> str:
     return "single" if unicodedata.name(char, "").startswith(_UNSPACED) else "letter"
 
 
+def is_unspaced(char: str) -> bool:
+    """Return whether a character is of a script that is written without spaces."""
+    return _kind(char) == "single"
+
+
 def words(text: str) -> list[str]:
     """Split into lower-case words of letters, digits and marks; unspaced scripts by character.
 

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from fedloom.evaluation.text_metrics import words
+from fedloom.evaluation.text_metrics import is_unspaced, words
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -21,7 +21,11 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def squad_words(text: str) -> list[str]:
     """Return the words that are compared: in lower case, without punctuation and articles."""
     kept = "".join(c for c in text.lower() if not _is_punctuation(c))
-    return [word for piece in _ARTICLES.sub(" ", kept).split() for word in words(piece) or [piece]]
+    return [word for piece in _ARTICLES.sub(" ", kept).split() for word in _parted(piece)]
+
+
+def _parted(piece: str) -> list[str]:
+    return words(piece) if any(map(is_unspaced, piece)) else [piece]
 
 
 def squad_exact(answer: str, references: Sequence[str]) -> float:
