@@ -172,6 +172,13 @@ def test_tasks_are_rows_of_any_form_that_data_takes(tmp_path: Path) -> None:
     assert (alpaca.answers, alpaca.record.answer) == (("b",), "b")
     with pytest.raises(ValueError, match="no answer"):
         task({"prompt": "x", "completion": ""})
+    file.write_text(json.dumps([{"q": "x", "a": "y"}]))
+    with pytest.raises(
+        ValueError, match=r"row 1 is no item of this suite: its columns are of no known"
+    ) as no:
+        read_items(Source(str(file)), task)
+    # What a recipe says of its own data is no remedy here.
+    assert "data.columns" not in str(no.value)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from fedloom.data import readers
 from fedloom.data.cells import short
 from fedloom.data.data_settings import DataSettings
-from fedloom.data.formats import Record, to_records
+from fedloom.data.formats import FORMATS, Record, to_records
 from fedloom.suites.sources import Source
 
 Row = Mapping[str, Any]
@@ -74,6 +74,8 @@ LETTERS = "ABCDEFGHIJ"
 """What options are called where they are lettered."""
 Item = Choice | Sum | Program | Passage | Task
 
+_IT = "it"
+"""In place of where a row is, which is said around what is wrong with it."""
 _NUMBERED = re.compile(
     r"(?:Answer|Solution|Ending|Option)(\d):\s*(.*?)\s*(?=(?:Answer|Solution|Ending|Option)\d:|\n|$)",
     re.S,
@@ -94,6 +96,7 @@ def read_items(source: Source, read: Callable[[Row], Item]) -> list[Item]:
             items.append(_placed(read(row.values), row.place))
         except (KeyError, IndexError, TypeError, ValueError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            reason = reason.removeprefix(f"{_IT}: ")
             known = ", ".join(map(str, row.values))
             raise ValueError(
                 f"{row.place} is no item of this suite: {reason}; its columns are {known}"
@@ -164,7 +167,7 @@ def passage(row: Row) -> Passage:
 
 def task(row: Row) -> Task:
     """Return what is to be written, of any row that `data.source` takes; of Natural Instructions with all answers."""
-    found = to_records([readers.Row(row, "it")], DataSettings()).records
+    found = to_records([readers.Row(row, _IT)], DataSettings(), unknown=_no_task).records
     if not found:
         raise ValueError("it has no answer")
     outputs = row.get("output") if "definition" in row else None
@@ -172,6 +175,11 @@ def task(row: Row) -> Task:
     return Task(
         found[0], tuple(dict.fromkeys([found[0].answer, *(str(one).strip() for one in more)]))
     )
+
+
+def _no_task(_: readers.Row) -> str:
+    forms = "; ".join(f"{name} ({', '.join(needed)})" for name, (needed, _, _) in FORMATS.items())
+    return f"its columns are of no known format: call them in the file as one of these has them: {forms}"
 
 
 def _instructed(row: Row) -> Choice:
