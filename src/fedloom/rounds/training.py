@@ -146,8 +146,7 @@ class Training:
         due = recipe.measures_after(0)
         if due:
             bar.say("measuring the model before training")
-        kinds = ("validate", "test") if due else ()
-        recorder.record(self.run, recorder.evaluate(self.run, kinds=kinds))
+        recorder.record(self.run, recorder.evaluate(self.run) if due else {})
         if due and recipe.run.patience:
             recorder.history().check_measured(self.session.recipe.run.monitor)
         self.checkpoints.save(self.run, recorder.beside(self.run))
@@ -168,7 +167,7 @@ class Training:
     def _tell(self, reported: Metrics, recorder: "_Recorder", bar: RoundBar) -> FinishedRound:
         """Measure the model after a round, if that is due, and write down the round."""
         run, due = self.run, self.session.recipe.measures_after(self.run.number)
-        measured = recorder.evaluate(run, kinds=("validate", "test") if due else ())
+        measured = recorder.evaluate(run) if due else {}
         reported, costs = split_costs(reported)
         metrics, influence = split_influence(reported)
         if costs:
@@ -193,7 +192,7 @@ class Training:
         if recorder.quiet or any(name.startswith(MEASURED_SPLITS) for name in line):
             return
         recorder.last -= line["time/round_seconds"]
-        measured = recorder.evaluate(self.run, kinds=("validate", "test"))
+        measured = recorder.evaluate(self.run)
         # The round's line is written anew: a process that is killed in between tells of it as of any other.
         log.truncate_after(self.run.number - 1)
         recorder.lines["metrics.jsonl"] -= 1
@@ -265,9 +264,6 @@ def _round(
     return run, {**seed_metrics(session, run), **metrics, **timed, **spent, **costs}
 
 
-_SPLITS: Mapping[str, Split | Literal["unseen"]] = {"validate": "validation", "test": "test"}
-
-
 class _Recorder:
     """Measures the model and writes down what came of each round."""
 
@@ -299,29 +295,29 @@ class _Recorder:
         due = [line for line in history.lines if recipe.measures_after(int(line["round"]))]
         return replace(history, lines=due).should_stop(recipe.run.monitor, recipe.run.patience)
 
-    def evaluate(self, run: Run[Any], *, kinds: Sequence[str]) -> Metrics:
+    def evaluate(self, run: Run[Any]) -> Metrics:
         """Measure the judging clients, or those of them that are drawn; return the means over them, by split.
 
         Where the server measures on text of its own, what it finds is with it.
         """
         began = time.perf_counter()
         with phase_memory("evaluate") as memory:
-            out = self._measured(run, kinds)
-            if kinds and self.stage is not None:
+            out = self._measured(run)
+            if self.stage is not None:
                 out |= self.stage.measured(run)
         if not out:
             return {}
         return {**out, **memory, "time/evaluation_seconds": time.perf_counter() - began}
 
-    def _measured(self, run: Run[Any], kinds: Sequence[str]) -> dict[str, float]:
+    def _measured(self, run: Run[Any]) -> dict[str, float]:
         out: dict[str, float] = {}
         counts = self.session.counts
-        asked = [_SPLITS[kind] for kind in kinds]
-        if "test" in asked and self.session.unseen:
-            asked.append("unseen")
-        for split in asked:
-            if split == "validation" and not self.session.recipe.evaluation.validation:
-                continue
+        splits: list[Split | Literal["unseen"]] = ["test"]
+        if self.session.recipe.evaluation.validation:
+            splits.insert(0, "validation")
+        if self.session.unseen:
+            splits.append("unseen")
+        for split in splits:
             held_out = {
                 c: n.validation if split == "validation" else n.test for c, n in counts.items()
             }
