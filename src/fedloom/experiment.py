@@ -16,6 +16,7 @@ from fedloom.core.description import check, describe
 from fedloom.core.files import file_name, folder_at, write_atomic
 from fedloom.core.metrics import Metric
 from fedloom.core.protocols import Split
+from fedloom.core.together import groups_of
 from fedloom.deploy.connect import connect
 from fedloom.deploy.listening import Listening
 from fedloom.models.build import Base, ModelSettings
@@ -269,11 +270,10 @@ def _bound(session: Session) -> Mapping[str, Any]:
 def _check_data(session: Session) -> None:
     check_label(session)
     check(session.recipe.algorithm, session.recipe, num_clients=len(session.learners))
-    draw(
-        begin(session.recipe.algorithm, session.space.start(), 0),
-        session.learners,
-        session.sampler,
-    )
+    begun = begin(session.recipe.algorithm, session.space.start(), 0)
+    round = draw(begun, session.learners, session.sampler)
+    # What an algorithm asks of clients' profiles is missing before round 1, not after it.
+    groups_of(session.recipe.algorithm, begun.state, round)
 
 
 def _set_up(

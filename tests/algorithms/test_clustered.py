@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedloom import experiment
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.fedavg import FedAvg
@@ -450,6 +452,39 @@ def test_more_clusters_than_clients_are_refused() -> None:
         ValueError, match=r"clustered\.label must be in clients' profiles \(.*\), got 'tongue'"
     ):
         village(Clustered(FedAvg(), label="tongue"), tongues(2, 2)).play(None)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"mode": {"auto": {"num_clusters": 5}}}, r"auto\.num_clusters must be at most the 4 clients"),
+        ({"mode": {"random": {"num_clusters": 5}}}, r"random\.num_clusters must be at most the 4"),
+        ({"mode": {"paper": {"num_clusters": 5}}}, r"paper\.num_clusters must be at most the 4"),
+        ({"label": "dialect"}, r"clustered\.label must be in .*language.*got 'dialect'"),
+        ({"mode": {"given": {"by": "dialect"}}}, r"by must be in .*language.*got 'dialect'"),
+        ({"share": {"names": ["lora_C"]}}, r"share\.names must be parts of .* got 'lora_C'"),
+        ({"share": {"names": ["lora"]}}, r"share\.names must leave a tensor .* got \['lora'\]"),
+    ],
+)
+def test_what_clients_and_tensors_do_not_allow_is_refused_before_anything_is_written(
+    sections: dict[str, Any], said: str, small_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = {"num_examples": 120, "partition": {"clusters": {"by": "language"}}}
+    with pytest.raises(ValueError, match=said):
+        recipe = small_recipe(algorithm=[{"clustered": sections}, "fedavg"], data=data)
+        experiment.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_in_which_nobody_could_be_grouped_is_refused(
+    small_recipe: Callable[..., Any],
+) -> None:
+    for mode in ({"auto": {"at_round": 4}}, {"paper": {"num_clusters": 2, "at_round": 4}}):
+        with pytest.raises(ValueError, match=r"at_round must be at most run\.rounds, which is 3"):
+            small_recipe(algorithm=[{"clustered": {"mode": mode}}, "fedavg"], run={"rounds": 3})
+    for names in (["alternate", "clustered", "fedavg"], ["clustered", "alternate", "fedavg"]):
+        with pytest.raises(ValueError, match="in which alternate moves different tensors"):
+            small_recipe(algorithm=names)
 
 
 def test_products_are_refused_where_coordinates_count_from_the_start() -> None:

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from fedloom.algorithms.clustered import Clustered
+from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedem import FedEM, responsibilities
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.scaffold import Scaffold
+from fedloom.clustering.given import Random
 from fedloom.core.description import check, describe
-from fedloom.core.protocols import Evaluate, Fit, Losses, Task
+from fedloom.core.protocols import Evaluate, Fit, Losses, Reply, Round, Task
 from fedloom.core.rehearsal import client_half, rehearse
 from fedloom.core.sparsity import Density
 from fedloom.recipe import load_recipe
@@ -112,6 +114,24 @@ def test_what_is_measured_is_the_mixture_and_what_is_deployed_its_largest_part(
     assert torch.equal(algorithm.deployed(download, {})["w"], download["params"]["1.w"])
 
 
+def test_a_metric_is_a_mean_of_the_components_that_tell_it() -> None:
+    class Telling(FedAvg):
+        def server_update(self, state: Any, round: Any, replies: Any) -> Any:
+            state, told = FedAvg.server_update(self, state, round, replies)
+            start = float(state.params["w"].sum())
+            return state, {**told, "all": start, **({"some": 7.0} if start > 1 else {})}
+
+    algorithm = FedEM(Telling())
+    state = algorithm.init({"w": torch.ones(1)}, 0)
+    delta = {f"{at}.w": torch.full((1,), float(at) - 1) for at in (1, 2)}
+    reply = Reply("a", {"delta": delta})
+    after, told = algorithm.server_update(state, Round(1, 0, {"a": {}}, ("a",), 1.0), [reply])
+    ends = [float(each.params["w"]) for each in after.components]
+    assert ends[0] <= 1 < ends[1]
+    assert told["all"] == pytest.approx(sum(ends) / 2)
+    assert told["some"] == 7.0
+
+
 @pytest.mark.parametrize(
     "around",
     [lambda a: Private(a, clip=1.0, noise_multiplier=1.0), lambda a: Flasc(a, Density(0.5))],
@@ -164,6 +184,10 @@ def test_what_it_cannot_wrap_or_be_in_is_refused() -> None:
         FedEM(Private(FedAvg(), clip=1.0, noise_multiplier=1.0))
     with pytest.raises(ValueError, match="fedem cannot be in itself"):
         FedEM(FedEM(FedAvg()))
+    with pytest.raises(ValueError, match=r"set clustered\.mode given or random, or leave"):
+        FedEM(Ditto(Clustered(FedAvg())))
+    assert FedEM(Clustered(FedAvg(), Random(2))).components == 2
+    assert FedEM(Clustered(FedAvg()), 1).components == 1
     recipe = load_recipe("fedem")
     for outer in (Freeze, Clustered):
         name = outer.__name__.lower()

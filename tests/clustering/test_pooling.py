@@ -428,7 +428,10 @@ def test_clusters_are_pooled_where_the_uploads_tell_how_far(
     algorithm: Clustered[Any], pools: bool
 ) -> None:
     assert algorithm.pools == pools
-    state = algorithm.init({COEFFICIENTS: torch.zeros(4, dtype=torch.float64)}, 0)
+    params = {COEFFICIENTS: torch.zeros(4, dtype=torch.float64)}
+    if algorithm.share.names:
+        params["x.lora_A"] = torch.zeros(4, dtype=torch.float64)
+    state = algorithm.init(params, 0)
     assert (state.variances is not None) == pools
     assert algorithm.with_grouping(Random(3)).pools == (
         pools and not isinstance(algorithm.mode, Paper)

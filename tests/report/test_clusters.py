@@ -68,6 +68,17 @@ def test_many_clients_are_named_by_their_cluster(fabricate: Make) -> None:
     assert part.count(">cluster-3<") >= 2
 
 
+def test_clusters_of_another_package_have_names_of_its_own(fabricate: Make) -> None:
+    record = told(12, 3)
+    names = {"cluster-0": "north", "cluster-1": "south-west", "cluster-2": "group-10"}
+    record["assignment"] = {c: names[k] for c, k in record["assignment"].items()}
+    record["changes"] = {"3": record["assignment"]}
+    part = section(page(fabricate(clients=12), clusters=record), "clusters")
+    assert [part.index(f"{name} (4)") for name in ("north", "south-west", "group-10")] == sorted(
+        part.index(f"{name} (4)") for name in names.values()
+    )
+
+
 def test_clusters_by_a_label_have_neither_similarity_nor_tree(fabricate: Make) -> None:
     from fedloom.algorithms.clustered import Clustered
     from fedloom.algorithms.fedavg import FedAvg

@@ -51,7 +51,8 @@ class Alternate(Wrapper[State]):
 
     def describe(self, state: State | None) -> Description:
         # Another mean in the place of all would have to leave out the same names.
-        return Wrapper.describe(self, state).current_only("tensors take turns by the round")
+        inner = Wrapper.describe(self, state).current_only("tensors take turns by the round")
+        return replace(inner, takes_turns=True)
 
     def init(self, params: Params, seed: int) -> State:
         for part in self.names:

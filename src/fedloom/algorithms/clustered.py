@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from fedloom.clustering.balanced import Balanced
-from fedloom.clustering.given import Given, Random
+from fedloom.clustering.given import Given, Random, entries
 from fedloom.clustering.groups import adjusted_rand
 from fedloom.clustering.members import Grouping, cluster_name, clusters_of
 from fedloom.clustering.modes import Auto, Mode, Paper
@@ -103,6 +103,7 @@ class Clustered(Wrapper[State]):
         return "mean of each cluster" if known and self.inner.server_sees == "mean" else "each"
 
     def groups(self, state: ClusteredState[State], round: Round) -> Mapping[ClientId, str]:
+        self._labels(round)  # what profiles lack is refused before anybody trains
         if not isinstance(self.mode, Given | Random):
             return {}
         assigned = self.mode.assigned(state.grouping, round)
@@ -128,6 +129,7 @@ class Clustered(Wrapper[State]):
 
     def init(self, params: Params, seed: int) -> ClusteredState[State]:
         self.mode.begin(params)
+        self.share.begin(params)
         variances = Variances() if self.pools else None
         return ClusteredState(self.inner.init(params, seed), {}, params, Grouping(), {}, variances)
 
@@ -151,16 +153,24 @@ class Clustered(Wrapper[State]):
             "confidence": found.groups.confidence,
             "moved": float(sum(c in state.grouping.assignment for c in changes)),
         }
-        if self.label:
-            known = [c for c, profile in round.population.items() if self.label in profile]
-            if not known:
-                given = ", ".join(sorted({n for p in round.population.values() for n in p}))
-                raise ValueError(
-                    f"clustered.label must be in clients' profiles ({given}), got {self.label!r}; "
-                    "name one of them, or none with algorithm.clustered.label='\"\"'"
-                )
-            labels = [round.population[c][self.label] for c in known]
+        if labels := self._labels(round):
             cluster_metrics["adjusted_rand"] = adjusted_rand(
-                labels, [found.assignment.get(c) for c in known]
+                [*labels.values()], [found.assignment.get(c) for c in labels]
             )
         return after, {**metrics, **cluster_metrics}
+
+    def _labels(self, round: Round) -> Mapping[ClientId, str]:
+        """Return what clusters are compared with, of whoever has it.
+
+        Raises:
+            ValueError: where nobody has it.
+        """
+        if not self.label:
+            return {}
+        found = {c: p[self.label] for c, p in round.population.items() if self.label in p}
+        if not found:
+            raise ValueError(
+                f"clustered.label must be in clients' profiles ({entries(round)}), got {self.label!r}; "
+                "name one of them, or none with algorithm.clustered.label='\"\"'"
+            )
+        return found

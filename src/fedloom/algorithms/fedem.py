@@ -15,11 +15,14 @@ loss is the mixture's.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Generic
 
 import torch
 from torch import Tensor
 
+from fedloom.clustering.given import Given, Random
+from fedloom.clustering.modes import Regroups
 from fedloom.core.description import Description, Mixture, deployed_of, describe
 from fedloom.core.numbered import joined, separated
 from fedloom.core.params import axpy, params_map
@@ -40,7 +43,7 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.randomness import derive, generator
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Wrapper, layers
 
 MOST = 8
 
@@ -81,6 +84,12 @@ class FedEM(Wrapper[State]):
             )
         if describe(self.inner).components > 1:
             raise ValueError("fedem cannot be in itself: give one of them all components")
+        found = [each for each in layers(self.inner) if isinstance(each, Regroups)]
+        if self.components > 1 and any(not isinstance(each.mode, Given | Random) for each in found):
+            raise ValueError(
+                "fedem around clustered needs clusters that are the same in every component: set clustered.mode given or"
+                " random, or leave one of both out"
+            )
 
     def inner_state(self, state: FedEMState[State]) -> State:
         return state.components[0]
@@ -155,7 +164,8 @@ class FedEM(Wrapper[State]):
             after, metrics = self.inner.server_update(component, round, own)
             states.append(after)
             told.append(metrics)
-        means = {n: sum(each[n] for each in told) / len(told) for n in told[0]}
+        names = dict.fromkeys(name for each in told for name in each)
+        means = {n: fmean(each[n] for each in told if n in each) for n in names}
         return FedEMState(tuple(states)), means
 
     def _shares(self, client_state: Payload) -> Tensor:

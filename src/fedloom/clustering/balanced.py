@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.clustering.given import Silent, reassigned
+from fedloom.clustering.given import Silent, check_possible, reassigned
 from fedloom.clustering.members import GLOBAL_MODEL
 from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
 from fedloom.clustering.tree import Matrix
@@ -85,10 +85,7 @@ class Balanced(Silent):
                 f"{path} sends all models in one message, which layers around it would not know: put clustered first, got"
                 f" {whole}"
             )
-        if num_clients is not None and self.num_clusters > num_clients:
-            raise ValueError(
-                f"{path}.num_clusters must be at most the {num_clients} clients there are, got {self.num_clusters}"
-            )
+        check_possible("balanced", self.num_clusters, num_clients)
         if not recipe.data.fractions[1]:
             raise ValueError(
                 f"{path} groups clients by their validation loss, but data.fractions leaves no validation data: give the"

@@ -188,7 +188,7 @@ class Given(_Known):
         known = {c: p[self.by] for c, p in round.population.items() if self.by in p}
         if not known:
             raise ValueError(
-                f"clustered.mode.given.by must be in clients' profiles, got {self.by!r}"
+                f"clustered.mode.given.by must be in clients' profiles ({entries(round)}), got {self.by!r}"
             )
         return _numbered(grouping, known)
 
@@ -209,6 +209,14 @@ class Random(_Known):
                 f"clustered.mode.random.num_clusters must be at least 1, got {self.num_clusters}"
             )
 
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> None:
+        """Refuse more clusters than there are clients.
+
+        Raises:
+            ValueError: with the setting to change.
+        """
+        check_possible("random", self.num_clusters, num_clients)
+
     def assigned(self, grouping: Grouping, round: Round) -> Mapping[ClientId, int]:
         """Return everybody's number: what it was, or the next in turn."""
         old = grouping.assignment
@@ -217,6 +225,23 @@ class Random(_Known):
         new.sort(key=lambda client: derive(self.seed, "random cluster", client))
         turns = {c: (len(old) + at) % self.num_clusters for at, c in enumerate(new)}
         return {**old, **turns}
+
+
+def entries(round: Round) -> str:
+    """Return what clients' profiles say, by name."""
+    return ", ".join(sorted({name for profile in round.population.values() for name in profile}))
+
+
+def check_possible(mode: str, num_clusters: int | None, num_clients: int | None) -> None:
+    """Refuse more clusters than there are clients, as far as both numbers are known.
+
+    Raises:
+        ValueError: with the setting to change.
+    """
+    if num_clusters is not None and num_clients is not None and num_clusters > num_clients:
+        raise ValueError(
+            f"clustered.mode.{mode}.num_clusters must be at most the {num_clients} clients there are, got {num_clusters}"
+        )
 
 
 def _numbered(grouping: Grouping, values: Mapping[ClientId, str]) -> dict[ClientId, int]:

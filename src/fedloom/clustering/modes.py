@@ -7,11 +7,12 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import torch
 
 from fedloom.clustering.balanced import Balanced
-from fedloom.clustering.given import BesideGlobal, Given, Random, Silent
+from fedloom.clustering.given import BesideGlobal, Given, Random, Silent, check_possible
 from fedloom.clustering.groups import Groups, cosines, ward_cut
 from fedloom.clustering.members import Grouping, regrouped, renamed, with_rows
 from fedloom.clustering.rows import Compare, check_product, row_of, whole_row
 from fedloom.clustering.sharing import ClusteredState, Sharing, narrowed, update_clusters
+from fedloom.core.description import RecipeView, describe
 from fedloom.core.params import equal, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -80,6 +81,20 @@ class Auto(BesideGlobal):
         """Refuse a space that cannot be compared so."""
         if self.compare == "BA":
             check_product(params)
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> None:
+        """Refuse a recipe in which nobody could be grouped, or whose updates cannot be compared.
+
+        Raises:
+            ValueError: with the setting to change.
+        """
+        check_possible("auto", self.num_clusters, num_clients)
+        _check_reached("auto", self.at_round, recipe)
+        if describe(recipe.algorithm).takes_turns:
+            raise ValueError(
+                "clustered.mode auto compares clients' updates of different rounds, in which alternate moves different"
+                " tensors: leave alternate out, or take another mode"
+            )
 
     def due(self, state: ClusteredState[State], round: Round) -> list[ClientId]:
         """Return whom of the cohort to probe."""
@@ -168,11 +183,7 @@ class Auto(BesideGlobal):
     def _has_heard_enough(self, num_heard: int, round: Round) -> bool:
         if self.num_clusters == 1 or round.number < self.at_round:
             return False
-        if self.num_clusters is not None and self.num_clusters > len(round.population):
-            raise ValueError(
-                f"clustered.mode.auto.num_clusters must be at most the {len(round.population)}"
-                f" clients there are, got {self.num_clusters}"
-            )
+        check_possible("auto", self.num_clusters, len(round.population))
         enough = max(self.enough * len(round.population), self.num_clusters or 2)
         return num_heard >= enough
 
@@ -195,6 +206,15 @@ class Paper(Silent):
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         _check("paper", self.num_clusters, self.at_round, self.compare, ("last_B", "B", "all"))
+
+    def check(self, recipe: RecipeView, *, num_clients: int | None) -> None:
+        """Refuse a recipe in which nobody could be grouped.
+
+        Raises:
+            ValueError: with the setting to change.
+        """
+        check_possible("paper", self.num_clusters, num_clients)
+        _check_reached("paper", self.at_round, recipe)
 
     def turnout(self, state: ClusteredState[State], round: Round) -> Round:
         """Return the round with everybody in it where it is to group them."""
@@ -266,6 +286,13 @@ def _check(
     if compare not in known:
         raise ValueError(
             f"clustered.mode.{mode}.compare must be one of {', '.join(known)}, got {compare!r}"
+        )
+
+
+def _check_reached(mode: str, at_round: int, recipe: RecipeView) -> None:
+    if at_round > recipe.run.rounds:
+        raise ValueError(
+            f"clustered.mode.{mode}.at_round must be at most run.rounds, which is {recipe.run.rounds}, got {at_round}"
         )
 
 

@@ -86,6 +86,22 @@ class Sharing:
         said = {"names": self.names, "mix": self.mix, "temperature": self.temperature}
         return [name for name, value in said.items() if value]
 
+    def begin(self, params: Params) -> None:
+        """Refuse names that no tuned tensor has, or that leave clusters nothing of their own.
+
+        Raises:
+            ValueError: with a name that there is.
+        """
+        unknown = [part for part in self.names if not any(part in name for name in params)]
+        if unknown:
+            raise ValueError(
+                f"clustered.share.names must be parts of tuned tensors' names, such as {next(iter(params))}, got {unknown[0]!r}"
+            )
+        if self.names and all(_any(name, self.names) for name in params):
+            raise ValueError(
+                f"clustered.share.names must leave a tensor that is not shared, got {list(self.names)!r}"
+            )
+
     def memberships(self, grouping: Grouping) -> Weights:
         """Return which clusters each client that has one trains, and by how much."""
         if not self.temperature or not grouping.assignment:

@@ -109,6 +109,8 @@ class Description:
     """Whether clients may be sent, and send, some columns of the tuned tensors in the place of all."""
     prunes_columns: bool = False
     """Whether clients look at columns of their factors to give some up."""
+    takes_turns: bool = False
+    """Whether clients move some of the tuned tensors in one round and others in the next."""
     local: Mapping[str, int] = field(default_factory=dict)
     """Tuned tensors that stay at clients, and how many numbers each has; known of a state only."""
     steps: str = ""

@@ -82,8 +82,10 @@ def _colors(record: Mapping[str, Any]) -> dict[str, int]:
     return {**{cluster: at for at, cluster in enumerate([*now, *past])}, "global": _ALONE}
 
 
-def _number(cluster: str) -> int:
-    return int(cluster.rpartition("-")[2])
+def _number(cluster: str) -> tuple[int, str]:
+    """Return what clusters are ordered by: ours by number, after names that have none."""
+    number = cluster.rpartition("-")[2]
+    return (int(number), cluster) if number.isdecimal() else (-1, cluster)
 
 
 def _order(record: Mapping[str, Any]) -> list[str]:
@@ -91,10 +93,11 @@ def _order(record: Mapping[str, Any]) -> list[str]:
     leaves = _leaves(record["merges"], len(record["clients"]))
     spots = {record["clients"][leaf]: spot for spot, leaf in enumerate(leaves)}
     clients = sorted({*record["clients"], *record["assignment"]})
-    numbers = {client: _number(cluster) for client, cluster in record["assignment"].items()}
+    ordered = sorted({*record["assignment"].values()}, key=_number)
+    numbers = {c: ordered.index(cluster) for c, cluster in record["assignment"].items()}
 
     def key(client: str) -> tuple[int, int]:
-        return numbers.get(client, len(clients)), spots.get(client, len(spots))
+        return numbers.get(client, len(ordered)), spots.get(client, len(spots))
 
     return sorted(clients, key=key)
 

@@ -26,8 +26,8 @@ from fedloom.spaces.scaling_vectors import VeRA
 def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
     """Return every distinct model by name, and who uses it.
 
-    `global` where all use one; otherwise the cluster's name for the one of a cluster, `tier-NAME` for the one of a tier,
-    and the client's id for a personal one.
+    `global` where all use one, and for the one of clients that never train; otherwise the cluster's name for the one of a
+    cluster, the client's id for a personal one, and `tier-NAME` for the one of a tier.
     """
     found = describe(session.recipe.algorithm, run.state).clusters or Clusters()
     groups: dict[int, tuple[Params, list[ClientId]]] = {}
@@ -43,10 +43,14 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
     ]
     people = session.engine.population()
     tiers = [{people[client].get("tier") for client in clients} for _, clients in groups.values()]
+    unseen = set(session.unseen)
+    strangers = [clients for _, clients in groups.values() if unseen.issuperset(clients)]
     named: dict[str, tuple[Params, list[ClientId]]] = {}
     for (params, clients), theirs, tier in zip(groups.values(), clusters, tiers, strict=True):
         if found.assignment and len(theirs) == 1 and clusters.count(theirs) == 1:
             (name,) = theirs
+        elif strangers == [clients]:
+            name = GLOBAL
         elif len(clients) == 1:
             (name,) = clients
         elif len(tier) == 1 and None not in tier and tiers.count(tier) == 1:

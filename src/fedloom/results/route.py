@@ -158,7 +158,9 @@ class Router:
         """Return what follows from the evidence of each example, by model."""
         sums = {name: math.fsum(each) for name, each in found.items()}
         evidence = {n: total if math.isfinite(total) else -math.inf for n, total in sums.items()}
-        sizes = {name: len(clients) for name, (_, clients) in self.models.items()}
+        # Who never trains was in no cluster because nobody asked, which says nothing of the next who comes.
+        unseen = set(self.session.unseen)
+        sizes = {name: len({*clients} - unseen) for name, (_, clients) in self.models.items()}
         tokens = sum(one.num_targets for one in examples) if answered else len(examples)
         return Route(evidence, sizes, len(examples), tokens, answered)
 
