@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -273,7 +274,15 @@ def _check_data(session: Session) -> None:
     begun = begin(session.recipe.algorithm, session.space.start(), 0)
     round = draw(begun, session.learners, session.sampler)
     # What an algorithm asks of clients' profiles is missing before round 1, not after it.
-    groups_of(session.recipe.algorithm, begun.state, round)
+    groups = groups_of(session.recipe.algorithm, begun.state, round)
+    secure, sizes = session.recipe.secure, Counter(groups.values())
+    for name in sorted(sizes):
+        # Sites may join a cluster later.
+        if secure and not session.recipe.elsewhere and sizes[name] < secure.threshold:
+            raise ValueError(
+                f"secure.threshold must be at most the clients of each cluster, whose sum nobody would be told otherwise, got"
+                f" {secure.threshold}, and {name} has {sizes[name]}"
+            )
 
 
 def _set_up(

@@ -457,7 +457,10 @@ def test_more_clusters_than_clients_are_refused() -> None:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"mode": {"auto": {"num_clusters": 5}}}, r"auto\.num_clusters must be at most the 4 clients"),
+        (
+            {"mode": {"auto": {"num_clusters": 5}}},
+            r"auto\.num_clusters must be at most the 4 clients",
+        ),
         ({"mode": {"random": {"num_clusters": 5}}}, r"random\.num_clusters must be at most the 4"),
         ({"mode": {"paper": {"num_clusters": 5}}}, r"paper\.num_clusters must be at most the 4"),
         ({"label": "dialect"}, r"clustered\.label must be in .*language.*got 'dialect'"),
@@ -472,6 +475,23 @@ def test_what_clients_and_tensors_do_not_allow_is_refused_before_anything_is_wri
     data = {"num_examples": 120, "partition": {"clusters": {"by": "language"}}}
     with pytest.raises(ValueError, match=said):
         recipe = small_recipe(algorithm=[{"clustered": sections}, "fedavg"], data=data)
+        experiment.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_of_fewer_clients_than_a_secure_sum_needs_is_refused(
+    small_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    data = {
+        "num_examples": 120,
+        "where": {"language": ["de", "en"]},
+        "partition": {"clusters": {"by": "language"}},
+    }
+    given = {"mode": {"given": {"by": "group"}}, "share": {"pool": "off"}}
+    recipe = small_recipe(
+        algorithm=[{"clustered": given}, "fedavg"], data=data, secure={"threshold": 3}
+    )
+    with pytest.raises(ValueError, match="whose sum nobody would be told otherwise, got 3, and"):
         experiment.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

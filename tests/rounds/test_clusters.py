@@ -175,6 +175,20 @@ def test_a_label_that_the_data_lacks_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_clients_that_never_train_use_the_model_for_all_and_are_no_hypothesis_of_a_route(
+    opened: Callable[..., Session],
+) -> None:
+    sections: dict[str, Any] = {"data": {"unseen": 0.5}, "run": {"rounds": 1, "samples": 0}}
+    session = opened(algorithm=["ditto", "fedavg"], **sections)
+    strangers = list(session.unseen)
+    models = deliverables(session, last_run(session))
+    assert len(strangers) == 2
+    assert models["global"][1] == strangers
+    assert sorted(models) == sorted({*session.learners, "global"})
+    route = Router(session, models).route(["Was ist das Gegenteil von klein?"])
+    assert route.sizes == {**dict.fromkeys(session.learners, 1), "global": 0}
+
+
 # --- a chat --------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,10 @@ def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None)
             return model
     known = ", ".join(c for _, clients in models.values() for c in clients)
     given = f"got {name!r}" if name else "got none"
+    if len(models) == 1:
+        raise ValueError(
+            f"--client must be one of {known}, or --cluster {next(iter(models))}, or neither, since all use one model; {given}"
+        )
     raise ValueError(
         f"--client must be one of {known}, whose model it is, or a model's own name: {', '.join(models)}, or"
         f" {AUTO}, which lets what is asked choose, in a chat; {given}"

@@ -72,4 +72,7 @@ def _newcomers(users: Mapping[str, Sequence[ClientId]], *, quiet: bool) -> dict[
     if quiet:
         return {"model": None, "why": f"nothing is told of how many use each; {ask}"}
     largest = max(users, key=lambda name: len(users[name]))
-    return {"model": largest, "why": f"no other is used by more clients, and no model for all is here; {ask}"}
+    return {
+        "model": largest,
+        "why": f"no other is used by more clients, and no model for all is here; {ask}",
+    }
