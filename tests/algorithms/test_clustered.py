@@ -473,9 +473,13 @@ def test_what_clients_and_tensors_do_not_allow_is_refused_before_anything_is_wri
     sections: dict[str, Any], said: str, small_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     data = {"num_examples": 120, "partition": {"clusters": {"by": "language"}}}
-    with pytest.raises(ValueError, match=said):
+
+    def run() -> None:
         recipe = small_recipe(algorithm=[{"clustered": sections}, "fedavg"], data=data)
         experiment.run(recipe, tmp_path / "run")
+
+    with pytest.raises(ValueError, match=said):
+        run()
     assert not (tmp_path / "run").exists()
 
 
