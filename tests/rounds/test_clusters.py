@@ -189,6 +189,30 @@ def test_clients_that_never_train_use_the_model_for_all_and_are_no_hypothesis_of
     assert route.sizes == {**dict.fromkeys(session.learners, 1), "global": 0}
 
 
+def test_clients_that_are_called_as_another_model_is_have_folders_of_their_own(
+    small_recipe: Make, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"{at} plus {at % 3}", "completion": f"{at + at % 3}", "who": who}
+        for at in range(24)
+        for who in ("Global", "cluster-0", "anna")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": str(tmp_path / "rows.jsonl"), "partition": {"natural": {"by": "who"}}}
+    given = {"clustered": {"mode": {"random": {"num_clusters": 1}}}}
+    recipe = small_recipe(
+        algorithm=["ditto", given, "fedavg"],
+        data={"num_examples": None, "num_clients": None, "where": {}, **data},
+        evaluation={"generate": False},
+        run={"rounds": 1, "samples": 0},
+    )
+    result = experiment.run(recipe, tmp_path / "run")
+    routing = read(tmp_path / "run" / "adapters" / "routing.json")
+    own = {"anna": "anna", "Global": "Global-own", "cluster-0": "cluster-0-own"}
+    assert routing["clients"] == own
+    assert set(result.export(tmp_path / "out")) == {*own.values(), "global"}
+
+
 # --- a chat --------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """What a run delivers, as folders and files that other programs load."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
     """Return every distinct model by name, and who uses it.
 
     `global` where all use one, and for the one of clients that never train; otherwise the cluster's name for the one of a
-    cluster, the client's id for a personal one, and `tier-NAME` for the one of a tier.
+    cluster, the client's id for a personal one, and `tier-NAME` for the one of a tier. Whose id is the name of another
+    model has `-own` behind it.
     """
     found = describe(session.recipe.algorithm, run.state).clusters or Clusters()
     groups: dict[int, tuple[Params, list[ClientId]]] = {}
@@ -45,6 +46,10 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
     tiers = [{people[client].get("tier") for client in clients} for _, clients in groups.values()]
     unseen = set(session.unseen)
     strangers = [clients for _, clients in groups.values() if unseen.issuperset(clients)]
+    taken, ids = (
+        {each.casefold() for each in (GLOBAL, *found.names)},
+        {c.casefold() for c in people},
+    )
     named: dict[str, tuple[Params, list[ClientId]]] = {}
     for (params, clients), theirs, tier in zip(groups.values(), clusters, tiers, strict=True):
         if found.assignment and len(theirs) == 1 and clusters.count(theirs) == 1:
@@ -53,12 +58,22 @@ def deliverables(session: Session, run: Run[Any]) -> dict[str, tuple[Params, lis
             name = GLOBAL
         elif len(clients) == 1:
             (name,) = clients
+            if name.casefold() in taken:
+                name = _apart(name, taken | ids)
         elif len(tier) == 1 and None not in tier and tiers.count(tier) == 1:
-            name = file_name(f"tier-{next(iter(tier))}")
+            name = _apart(file_name(f"tier-{next(iter(tier))}"), taken | ids)
         else:
-            name = f"group-{len(named)}"
+            name = _apart(f"group-{len(named)}", taken | ids)
         named[name] = (params, clients)
+        taken.add(name.casefold())
     return named
+
+
+def _apart(name: str, taken: Collection[str]) -> str:
+    """Return a name that is not taken, on a disk that knows no capitals either."""
+    while name.casefold() in taken:
+        name += "-own"
+    return name
 
 
 def routable(session: Session, run: Run[Any]) -> dict[str, tuple[Params, list[ClientId]]]:
