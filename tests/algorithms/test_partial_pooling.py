@@ -14,12 +14,14 @@ from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.flasc import Flasc
+from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
 from fedloom.algorithms.partial_pooling import PartialPooling, PartialPoolingState
 from fedloom.algorithms.private import Private
 from fedloom.algorithms.scaffold import Scaffold
 from fedloom.clustering.given import Given
 from fedloom.clustering.modes import Paper
+from fedloom.clustering.personal import with_update
 from fedloom.clustering.pooling import Variances, pool_clients
 from fedloom.clustering.sharing import Sharing
 from fedloom.core.params import equal
@@ -244,6 +246,21 @@ def test_without_a_spread_everybody_uses_the_inner_algorithms_model_to_the_bit(
     for client in ("c0", "c3"):
         # Measured with what it was sent in its last round, as the state was before.
         assert equal(place.deployed(client), place.downloads[client]["params"])
+
+
+def test_frozen_tensors_are_no_part_of_a_clients_own_way(world: Any) -> None:
+    start = {"w": torch.zeros(2, dtype=torch.float64), "frozen": torch.ones(1, dtype=torch.float64)}
+    algorithm = Freeze(PartialPooling(FedAvg()), ("frozen",))
+    place = world(algorithm, [], start)
+    told = Round(1, 0, {"a": {}, "b": {}}, ("a", "b"), 1.0)
+    download = algorithm.broadcast(place.state, told)["a"]
+    assert algorithm.deployed(download, {}) is download["params"]
+    update = {"w": torch.full((2,), 3.0, dtype=torch.float64)}
+    memory = with_update(download, download["params"], update)
+    variances = Variances({"w": 0.0}, {"w": 1.0})
+    state = replace(place.state, inner=replace(place.state.inner, moves=1, variances=variances))
+    own = algorithm.deployed(algorithm.broadcast(state, told)["a"], memory)
+    assert (own["w"].tolist(), own["frozen"].tolist()) == ([3.0, 3.0], [1.0])
 
 
 def test_without_noise_everybody_trains_alone(world: Any, parabola: Any) -> None:

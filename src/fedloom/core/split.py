@@ -92,7 +92,7 @@ class Frozen(Split[State]):
 
     def deployed(self, download: Payload, client_state: Payload) -> Params:
         """Return what the inner algorithm's client would use, with the other tensors as they were sent."""
-        params = self.inner.deployed(download, client_state)
-        missing = {n: t for n, t in download["params"].items() if n not in params}
+        moving, frozen = self.split(download["params"])
+        params = self.inner.deployed({**download, "params": moving}, client_state)
         # The same object where clients share it, so that it is measured once.
-        return {**params, **missing} if missing else params
+        return download["params"] if params is moving else {**params, **frozen}
