@@ -122,7 +122,13 @@ class Clustered(Wrapper[State]):
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         self.mode.check(recipe, num_clients=num_clients)
-        return Wrapper.check(self, recipe, num_clients=num_clients)
+        found = Wrapper.check(self, recipe, num_clients=num_clients)
+        if describe(recipe.algorithm).components > 1 and not isinstance(self.mode, Given | Random):
+            raise ValueError(
+                "clustered.mode must be given or random inside fedem, each component of which would have clusters of its own"
+                f" otherwise, got {type(self.mode).__name__.lower()}"
+            )
+        return found
 
     def with_grouping(self, mode: Mode) -> Self:
         return replace(self, mode=mode, share=Sharing(pool="auto" if self.pools else "off"))

@@ -15,17 +15,15 @@ loss is the mixture's.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 from typing import Generic
 
 import torch
 from torch import Tensor
 
-from fedloom.clustering.given import Given, Random
-from fedloom.clustering.modes import Regroups
 from fedloom.core.description import Description, Mixture, deployed_of, describe
 from fedloom.core.numbered import joined, separated
 from fedloom.core.params import axpy, params_map
+from fedloom.core.payloads import mean_metrics
 from fedloom.core.protocols import (
     Algorithm,
     ClientError,
@@ -43,7 +41,7 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.randomness import derive, generator
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Wrapper, layers
+from fedloom.core.wrapper import Wrapper
 
 MOST = 8
 
@@ -84,12 +82,6 @@ class FedEM(Wrapper[State]):
             )
         if describe(self.inner).components > 1:
             raise ValueError("fedem cannot be in itself: give one of them all components")
-        found = [each for each in layers(self.inner) if isinstance(each, Regroups)]
-        if self.components > 1 and any(not isinstance(each.mode, Given | Random) for each in found):
-            raise ValueError(
-                "fedem around clustered needs clusters that are the same in every component: set clustered.mode given or"
-                " random, or leave one of both out"
-            )
 
     def inner_state(self, state: FedEMState[State]) -> State:
         return state.components[0]
@@ -164,9 +156,7 @@ class FedEM(Wrapper[State]):
             after, metrics = self.inner.server_update(component, round, own)
             states.append(after)
             told.append(metrics)
-        names = dict.fromkeys(name for each in told for name in each)
-        means = {n: fmean(each[n] for each in told if n in each) for n in names}
-        return FedEMState(tuple(states)), means
+        return FedEMState(tuple(states)), mean_metrics(told)
 
     def _shares(self, client_state: Payload) -> Tensor:
         """Return (components,) float64, alike for a client that has trained nothing yet."""

@@ -1,6 +1,5 @@
 """What the clients of clusters share: whose model each is sent, and which one its updates go into."""
 
-import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, get_args
@@ -10,7 +9,7 @@ import torch
 from fedloom.clustering.members import GLOBAL_MODEL, Grouping
 from fedloom.clustering.pooling import Variances
 from fedloom.core.params import axpy, scale
-from fedloom.core.payloads import NoReplies
+from fedloom.core.payloads import NoReplies, mean_metrics
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -177,11 +176,7 @@ def update_clusters(
                 after[k] = fallback
         except NoReplies:
             continue
-    names = dict.fromkeys(name for reported in metrics for name in reported)
-    means = {
-        n: statistics.fmean(reported[n] for reported in metrics if n in reported) for n in names
-    }
-    return after, {**means, **({"num_too_small": float(small)} if small else {})}
+    return after, {**mean_metrics(metrics), **({"num_too_small": float(small)} if small else {})}
 
 
 def downloads(

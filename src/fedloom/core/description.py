@@ -49,10 +49,9 @@ class Clusters:
 
     def __post_init__(self) -> None:
         """Refuse names that no folder can have."""
-        for name in {*self.assignment.values()}:
-            if name.isprintable() and name.strip() not in ("", ".", "..") and "/" not in name:
-                continue
-            raise ValueError(f"a cluster's name must be one that a folder can have, got {name!r}")
+        for n in {*self.assignment.values()}:
+            if not n.isprintable() or n.strip() in ("", ".", "..") or "/" in n:
+                raise ValueError(f"a cluster's name must be one that a folder can have, got {n!r}")
 
     @property
     def names(self) -> Sequence[str]:
@@ -394,9 +393,8 @@ def check_accounts(algorithm: Algorithm[Any]) -> None:
     """
     if algorithm.server_sees != "noisy mean":
         return
-    for needed in (Describes, Checks, Accounts):
-        if not isinstance(algorithm, needed):
-            raise ValueError(
-                f"{type(algorithm).__name__}, whose server sees a noisy mean, must hand on what was released: derive it"
-                " from fedloom.core.wrapper.Wrapper, or give it describe, check, released and charge"
-            )
+    if not all(isinstance(algorithm, needed) for needed in (Describes, Checks, Accounts)):
+        raise ValueError(
+            f"{type(algorithm).__name__}, whose server sees a noisy mean, must hand on what was released: derive it"
+            " from fedloom.core.wrapper.Wrapper, or give it describe, check, released and charge"
+        )

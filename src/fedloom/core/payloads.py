@@ -1,11 +1,12 @@
 """What messages hold, for many clients at once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from fedloom.core.protocols import ClientId, Payload, Reply, Round
+from fedloom.core.protocols import ClientId, Metrics, Payload, Reply, Round
 
 
 class NoReplies(ValueError):
@@ -61,3 +62,9 @@ def mean_upload(replies: Iterable[Reply]) -> Payload:
         for tensor in tensors.values():
             tensor.mul_(1 / weights)
     return total
+
+
+def mean_metrics(told: Sequence[Metrics]) -> dict[str, float]:
+    """Return what several models told of a round as one: of each metric the mean of those that told it."""
+    names = dict.fromkeys(name for metrics in told for name in metrics)
+    return {name: fmean(metrics[name] for metrics in told if name in metrics) for name in names}
