@@ -236,7 +236,12 @@ def test_a_chat_takes_a_cluster_by_name_or_lets_all_that_was_asked_choose(
 
 
 def test_of_one_model_there_is_nothing_to_choose(opened: Callable[..., Session]) -> None:
-    assert Chat.open(opened(algorithm="fedavg"), AUTO).name == "global"
+    session = opened(algorithm="fedavg")
+    assert Chat.open(session, AUTO).name == "global"
+    with pytest.raises(
+        ValueError, match=r"or --cluster global, .* all use one model; got 'nobody'"
+    ):
+        Chat.open(session, "nobody")
 
 
 # --- baselines -----------------------------------------------------------------------------------
