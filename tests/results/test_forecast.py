@@ -247,15 +247,6 @@ def test_what_is_measured_on_the_way_to_what_is_trained_is_counted(
     assert found.peak_memory_bytes >= 1e9 * max(max(each, default=0) for each in seen)
 
 
-def test_training_in_which_examples_count_by_weights_is_probed(
-    small_recipe: Make, tmp_path: Path
-) -> None:
-    session = build(small_recipe(algorithm=["fedem", "fedavg"]), tmp_path / "plan")
-    shards = session.federation.shards
-    assert isinstance(shards, dict)
-    assert forecast(session, shards).train_seconds > 0
-
-
 def test_pieces_that_only_some_rounds_ask_for_are_counted_where_they_are(
     small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
