@@ -17,6 +17,7 @@ from runs import MODELS, Line, Lines, Tree, beside, first, grid, last, main
 from intervals import interval
 
 BASE = "one model (FedAvg)"
+ALONE = "each client alone"
 LANGUAGES = {
     "four": ("ar", "de", "ru", "zh"),
     "eight": ("ar", "de", "en", "es", "ro", "ru", "tr", "zh"),
@@ -25,7 +26,7 @@ DTYPES = {"four": "float32", "eight": "bfloat16"}
 METRICS = ("exact_match", "rouge1", "chrf")
 
 
-def arm(source: str, model: str, languages: str, algorithm: Any, *, alone: bool) -> Tree:
+def arm(source: str, model: str, languages: str, algorithm: Any, *, base: bool) -> Tree:
     """Return a recipe; the model before training is one for all, so that one arm measures it."""
     many = len(LANGUAGES[languages])
     run = {"rounds": 8, "samples": 0, "keep_checkpoints": 1}
@@ -47,13 +48,13 @@ def arm(source: str, model: str, languages: str, algorithm: Any, *, alone: bool)
         "local": {"optimizer": "adamw", "lr": 1e-3, "steps": 4, "batch_size": 1},
         "evaluation": {
             "every": 0,
-            "before": alone,
+            "before": base,
             "validation": False,
             "max_examples": 160 // (2 * many),
             "max_new_tokens": 16,
             "metrics": list(METRICS),
         },
-        "run": {**run, "baselines": ["local"]} if alone else run,
+        "run": run,
     }
 
 
@@ -74,10 +75,11 @@ def arms(source: str, model: str) -> Mapping[str, Tree]:
             "by language, apart": clustered("off", mode=told),
             "by chance, pooled": clustered("on", mode=chance),
             "by chance, apart": clustered("off", mode=chance),
+            ALONE: "local",
         }
         for name, algorithm in of.items():
             made[f"{languages}, {name}"] = arm(
-                source, model, languages, algorithm, alone=name == BASE
+                source, model, languages, algorithm, base=name == BASE
             )
     return made
 
@@ -118,12 +120,12 @@ def table(lines: Lines) -> str:
                 shares(ended),
             )
         )
-    if base:
-        alone = {seed: line["baselines"]["local"] for seed, line in base.items()}
+    alone = {s: line["baselines"]["local"] for s, line in base.items() if line["baselines"]}
+    if alone and ALONE not in lines:
         apart = [100 * (found["test/loss"] / last(base[seed]) - 1) for seed, found in alone.items()]
         rows.append(
             (
-                "each client alone",
+                ALONE,
                 str(len(alone)),
                 interval([found["test/loss"] for found in alone.values()]),
                 f"{interval(apart, 1)} %",
