@@ -230,7 +230,7 @@ def test_a_chat_takes_a_cluster_by_name_or_lets_all_that_was_asked_choose(
     asked = ["Was ist das Gegenteil von klein?", "And now?"]
     assert talk.route == Router.of(session, last_run(session)).route(asked)
     assert talk.name == talk.route.model
-    message = r"one of cluster-0, cluster-1, global, or auto, which lets what is asked choose"
+    message = r"own name: cluster-0, cluster-1, global, or auto, which lets what is asked choose"
     with pytest.raises(ValueError, match=message):
         Chat.open(session, None)
 
