@@ -118,7 +118,7 @@ def digest(file: Path) -> str:
 def page(folder: Path, rows: Sequence[Sequence[str]], told: str) -> str:
     """Return the table and what was killed when."""
     columns = ("file", "at one go", "killed twice")
-    table = (folder / "table.md").read_text()
+    table = (folder / "table.md").read_text().partition("\n")[2]
     return f"{table.strip()}\n\n## Killed twice\n\n{told}\n\n{grid(columns, rows)}"
 
 
