@@ -36,6 +36,7 @@ from timing import write_page
 SETTINGS = ("conflict", "turnout", "adam", "own", "mixed", "iid")
 MODES = ("fedavg", "apart", "fixed", "oracle", "pooled", "pooled oracle")
 METRICS = ("loss", "exact_match")
+ESTIMATES = {"server/lambda": "lambda", "server/lasting": "rho", "server/gain": "gain"}
 LABELS = {"mixed": "group", "iid": ""}
 """What clients are told apart by, where not by language."""
 
@@ -114,7 +115,19 @@ def table(ends: Mapping[str, Any], seeds: int, settings: Sequence[str]) -> str:
                 lines.append(f"| {mode} | {len(results)} | {' | '.join(cells)} |")
         if len(lines) > 2:
             parts.append(f"## {setting}\n\n" + "\n".join(lines))
+            parts += _estimates(found["pooled"])
     return "\n\n".join(parts)
+
+
+def _estimates(pooled: Mapping[int, Any]) -> list[str]:
+    """Return what pooling estimated in the last round, over the seeds."""
+    told = [result["server"] for result in pooled.values() if "server" in result]
+    shown = []
+    for name, title in ESTIMATES.items():
+        values = [each[name] for each in told if name in each]
+        if values:
+            shown.append(f"{title} {min(values):.3f} to {max(values):.3f}")
+    return [f"Pooled, in the last round of {len(told)} seeds: {', '.join(shown)}."] if shown else []
 
 
 def _cells(results: Mapping[int, Any], pooled: Mapping[int, Any], metric: str) -> list[str]:
@@ -135,6 +148,10 @@ def ended(folder: Path) -> dict[str, Any]:
             metric: [sum(each) / len(each), max(each, key=TABLE.of(metric).cost)]
             for metric, each in values.items()
         }
+        *_, last = (file.parent / "metrics.jsonl").read_text().splitlines()
+        server = {name: value for name, value in json.loads(last).items() if name in ESTIMATES}
+        if server:
+            found["/".join(file.parts[-4:-1])]["server"] = server
     return found
 
 

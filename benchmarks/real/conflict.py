@@ -133,7 +133,7 @@ def page(lines: Lines) -> str:
             )
         )
     columns = (
-        *("arm", "seeds", "loss", "beside one model, paired"),
+        *("arm", "seeds", "loss after", "beside one model, paired"),
         *("exact match", "F1 of words", "chrF", "adjusted Rand", "lambda, last"),
     )
     untrained = interval([first(line) for line in base.values()]) if base else "not measured"

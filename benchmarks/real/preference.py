@@ -182,13 +182,19 @@ def tastes(lines: Lines) -> str:
         least = [min(both) for both in zip(*found, strict=True)]
         grouped = [line["server"][-1].get("server/adjusted_rand") for line in told]
         rand = "" if None in grouped else interval(grouped)
-        rows.append((name.partition(", ")[2], *cells([*found, least]), rand))
+        shares = [
+            [x["server/lambda"] for x in line["server"][1:] if "server/lambda" in x]
+            for line in told
+        ]
+        grew = [" to ".join(f"{each[at]:.2f}" for at in (1, -1)) for each in shares if each]
+        rows.append((name.partition(", ")[2], *cells([*found, least]), rand, "; ".join(grew)))
     columns = (
         "preferred rightly",
         "brief",
         "thorough",
         "the worse of the two",
         "adjusted Rand index",
+        "lambda, second round to last, by seed",
     )
     return grid(columns, rows)
 
