@@ -125,9 +125,14 @@ def test_a_plan_that_is_no_yaml_or_no_file_is_one_sentence(tmp_path: Path, plan:
 
 def test_runs_of_another_task_do_not_pair(plan: Any) -> None:
     tiers = {"local.steps": 3, "data.tiers": {"weak": 0.5, "strong": 0.5}}
-    made = plan(methods={"a": None, "b": {"data.num_examples": 400}, "c": tiers})
+    when = {"evaluation.every": 0, "evaluation.before": False}
+    more = {"evaluation.max_examples": 3}
+    methods = {"a": None, "b": {"data.num_examples": 400}, "c": tiers, "d": when, "e": more}
+    made = plan(methods=methods)
     assert made.unlike("b", "a") == ["data"]
     assert made.unlike("c", "a") == []
+    assert made.unlike("d", "a") == []
+    assert made.unlike("e", "a") == ["evaluation"]
     # A baseline is of the first method's task.
     assert made.unlike("b", "local") == made.unlike("local", "b") == ["data"]
     assert made.unlike("c", "local") == []

@@ -195,8 +195,7 @@ class BenchPlan:
         """
         rows = self.rows()
         methods = (name if name in rows else next(iter(rows)) for name in (row, other))
-        # Tiers say what clients are sent, not what they have.
-        own, its = (_without_tiers(self.recipe_of(name, self.seeds[0])) for name in methods)
+        own, its = (_task(self.recipe_of(name, self.seeds[0])) for name in methods)
         return [name for name in _SHARED if getattr(own, name) != getattr(its, name)]
 
 
@@ -208,8 +207,13 @@ _FIXED = {
 }
 
 
-def _without_tiers(recipe: Recipe) -> Recipe:
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, tiers={}))
+def _task(recipe: Recipe) -> Recipe:
+    """Return a recipe without what leaves the task as it is: tiers, by which clients are sent something, and when is measured."""
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(recipe.data, tiers={}),
+        evaluation=dataclasses.replace(recipe.evaluation, every=1, before=True),
+    )
 
 
 def _then(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
