@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fedloom.data.formats import Message, Record
@@ -17,6 +18,7 @@ from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.measure import Evaluator
 from fedloom.models.build import ModelSettings, load_base, write_model
 from fedloom.models.generation import write_greedily
+from fedloom.models.prefix import read_prefix, shared_beginning
 from fedloom.objectives.classification import Classification
 from fedloom.spaces.lora import LoRA
 
@@ -333,6 +335,45 @@ def test_rows_that_have_ended_leave_and_the_others_are_as_generate_has_them(fami
     assert sound.eq(2**62).all()
     assert (widths[-1] < rows) != (family in WAITING)
     assert len(widths) == found.shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_what_all_prompts_begin_with_is_read_once_and_answers_stay(family: str) -> None:
+    model = small_model(family)
+    draw = torch.Generator().manual_seed(4)
+    start = torch.randint(3, 103, (23,), generator=draw)
+    lengths = (1, 4, 9, 4, 30)  # the shortest is padded by more than the beginning has
+    tails = [torch.randint(3, 103, (n,), generator=draw) for n in lengths]
+    tails[1][0], tails[2][0] = (tails[0][0] + n for n in (1, 2))
+    prompts = [torch.cat([start, tail]) for tail in tails]
+    padded = nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_side="left")
+    mask = nn.utils.rnn.pad_sequence(
+        [torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left"
+    )
+    how: dict[str, Any] = {"max_new_tokens": 12, "fill": 0}
+    free, _ = write_greedily(model, padded, mask, ends=[], **how)
+    ends = [int(free[1, 3]), int(free[3, 5])]
+    shared = shared_beginning(prompts)
+    assert torch.equal(shared, start)
+    read = read_prefix(model, shared)
+    assert (read is None) == (family in WAITING)
+    if read is None:
+        return
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _module, given, _made: seen.append(given[0].numel())
+    )
+    wanted, _ = write_greedily(model, padded, mask, ends=ends, **how)
+    whole, before = sum(seen), len(seen)
+    found, sound = write_greedily(model, padded, mask, ends=ends, begin=read, **how)
+    assert torch.equal(found, wanted)
+    assert sound.eq(2**62).all()
+    assert whole - (sum(seen) - whole) == len(prompts) * len(start)
+    assert len(seen) == 2 * before
+    # And a second time, one row alone.
+    one, _ = write_greedily(model, prompts[4][None], mask[4:], ends=[], begin=read, **how)
+    assert torch.equal(one[0], free[4])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from fedloom.core.randomness import derive
 from fedloom.data.tokens import Example
 from fedloom.models.generation import write_greedily, write_sampled
 from fedloom.models.positions import positions_of
+from fedloom.models.prefix import LEAST, Prefix, read_prefix, shared_beginning
 from fedloom.models.probe import keeps_padding_out
 
 
@@ -64,6 +65,8 @@ class Generation:
     """Texts that end an answer: it is cut before the first of them, and a greedy one goes on no farther."""
     strip: bool = True
     """Whether white space around an answer is left out; otherwise it stands as it does behind the prompt."""
+    share: bool = True
+    """Whether what all prompts begin with is read once."""
 
     def answers(
         self, model: nn.Module, prompts: Sequence[Tensor], ends: Collection[int] = ()
@@ -78,8 +81,11 @@ class Generation:
         answers: dict[int, str] = {}
         alike = len({len(prompt) for prompt in prompts}) == 1
         padded = alike or keeps_padding_out(model)
+        begin = self._begin(model, prompts)
         for chosen in batches([len(p) for p in prompts], self.batch_size, padded=padded):
-            written, sound = self._write([prompts[at] for at in chosen], model, stops, chosen[0])
+            written, sound = self._write(
+                [prompts[at] for at in chosen], model, stops, begin, chosen[0]
+            )
             for at, ids, numbered in zip(chosen, written, sound, strict=True):
                 length = next((n for n, token in enumerate(ids) if token in stops), len(ids))
                 if numbered < min(length + 1, len(ids)):
@@ -88,8 +94,20 @@ class Generation:
                 answers[at] = cut(self._text(ids[:length], prompts[at]), self.stops)
         return [answers[at] for at in range(len(prompts))]
 
+    def _begin(self, model: nn.Module, prompts: Sequence[Tensor]) -> Prefix | None:
+        """Return what all prompts begin with, read, if that saves anything."""
+        if not self.share or len(prompts) < 2:
+            return None
+        shared = shared_beginning(prompts)
+        return read_prefix(model, shared) if len(shared) >= LEAST else None
+
     def _write(
-        self, prompts: Sequence[Tensor], model: nn.Module, stops: list[int], first: int
+        self,
+        prompts: Sequence[Tensor],
+        model: nn.Module,
+        stops: list[int],
+        begin: Prefix | None,
+        first: int,
     ) -> tuple[list[list[int]], list[int]]:
         device = next(model.parameters()).device
         pad = self.tokenizer.pad_token_id
@@ -100,6 +118,7 @@ class Generation:
             "max_new_tokens": self.max_new_tokens,
             "ends": stops,
             "fill": fill,
+            "begin": begin,
         }
         if self.sampling is None:
             told = None if self.told is None else partial(self._tell, stops)

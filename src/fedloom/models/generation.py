@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fedloom.core.randomness import seeded
-from fedloom.models.probe import virtual_tokens
+from fedloom.models.cache import cache_name, row_cache
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
+
+    from fedloom.models.prefix import Prefix
 
 FILE = "generation_config.json"
 PLAIN = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
@@ -73,6 +74,7 @@ def write_greedily(
     max_new_tokens: int,
     ends: list[int],
     fill: int,
+    begin: "Prefix | None" = None,
     told: Callable[[Tensor], object] | None = None,
     over: Callable[[Sequence[int]], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -88,6 +90,7 @@ def write_greedily(
         max_new_tokens: Longest answer.
         ends: The tokens that end an answer.
         fill: The token behind an answer that has ended.
+        begin: What all prompts begin with, where the model has read that already; each has more.
         told: Called before every further token with what was written so far, (1, tokens) int64, if there is one prompt;
             what it raises ends the writing.
         over: Whether an answer has ended with what was written of it; asked before every further token.
@@ -99,7 +102,8 @@ def write_greedily(
     Raises:
         ValueError: where the model cannot generate.
     """
-    return _alone(model, prompts, mask, _settings(max_new_tokens, ends, fill), told, over)
+    settings = _settings(max_new_tokens, ends, fill)
+    return _alone(model, prompts, mask, settings, begin, told, over)
 
 
 def write_sampled(
@@ -112,13 +116,14 @@ def write_sampled(
     fill: int,
     temperature: float,
     seed: int,
+    begin: "Prefix | None" = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what the model writes if each token is drawn from all of its distribution at a temperature; else as above."""
     settings = _settings(max_new_tokens, ends, fill)
     settings.do_sample, settings.temperature, settings.top_k = True, temperature, 0
     # transformers draws from torch's global generator.
     with seeded(seed):
-        return _alone(model, prompts, mask, settings)
+        return _alone(model, prompts, mask, settings, begin)
 
 
 def _alone(
@@ -126,6 +131,7 @@ def _alone(
     prompts: Tensor,
     mask: Tensor,
     settings: "GenerationConfig",
+    begin: "Prefix | None",
     told: Callable[[Tensor], object] | None = None,
     over: Callable[[Sequence[int]], bool] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -137,7 +143,7 @@ def _alone(
     own = model.generation_config
     model.generation_config = fresh()
     try:
-        return _written(model, prompts, mask, settings, told, over)
+        return _written(model, prompts, mask, settings, begin, told, over)
     finally:
         model.generation_config = own
 
@@ -155,6 +161,7 @@ def _written(
     ids: Tensor,
     mask: Tensor,
     settings: "GenerationConfig",
+    begin: "Prefix | None",
     told: Callable[[Tensor], object] | None,
     over: Callable[[Sequence[int]], bool] | None,
 ) -> tuple[Tensor, Tensor]:
@@ -166,7 +173,12 @@ def _written(
     # More than anything that is written.
     sound = torch.full((len(ids),), 2**62, device=ids.device)
     rows = torch.arange(len(ids), device=ids.device)
-    cache = row_cache(model, most) if len(ids) > 1 else None
+    cache = None
+    if begin is not None:
+        cache = row_cache(model, start - len(begin) + most)
+        begin.fill_(cache, (mask == 0).sum(1))
+    elif len(ids) > 1:
+        cache = row_cache(model, most)
     kept = {} if cache is None else {cache_name(): cache}
     while True:
         watch = _Watch(start, len(ids), told if len(rows) == len(answers) == 1 else None)
@@ -247,79 +259,6 @@ class _Leave:
 
 _LEAVING = 1 / 8
 """Share of the rows that have to end before they are dropped."""
-
-
-def row_cache(model: Any, room: int) -> Any:
-    """Return an empty cache with room for so many tokens behind the prompts, from which rows can be dropped.
-
-    Returns:
-        None where the model makes a cache of its own, or one that holds more than keys and values.
-    """
-    if virtual_tokens(model):  # a cache is longer then than what was read and written
-        return None
-    from transformers import DynamicCache, GenerationMixin
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-
-    plain = getattr(type(model), _PREPARE, None) is getattr(GenerationMixin, _PREPARE, None)
-    if not plain or not model._supports_default_dynamic_cache():
-        return None
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    kinds = {type(layer) for layer in cache.layers}
-    if not kinds or not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-        return None
-    roomy = _roomy()
-    cache.layers = [roomy(room) if type(at) is DynamicLayer else at for at in cache.layers]
-    return cache
-
-
-_PREPARE = "_prepare_cache_for_generation"
-
-
-@lru_cache(maxsize=1)
-def _roomy() -> Any:
-    from transformers.cache_utils import DynamicLayer
-
-    class Roomy(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-        """Keys and values of a layer with room behind them: a token adds its own and copies no others."""
-
-        def __init__(self, room: int) -> None:
-            super().__init__()
-            self._room = room
-
-        def update(
-            self, key_states: Tensor, value_states: Tensor, *_args: Any, **_: Any
-        ) -> tuple[Tensor, Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                rows, heads, length, _width = key_states.shape
-                self._whole = [
-                    one.new_empty((rows, heads, length + self._room, one.shape[-1]))
-                    for one in (key_states, value_states)
-                ]
-                self.keys, self.values = (whole[:, :, :0] for whole in self._whole)
-            end = self.keys.shape[2] + key_states.shape[2]
-            for whole, new in zip(self._whole, (key_states, value_states), strict=True):
-                whole[:, :, end - new.shape[2] : end] = new
-            self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            if not self.is_initialized:  # its model takes another layer's
-                return
-            end = self.keys.shape[2]
-            self._whole = [whole[indices] for whole in self._whole]
-            self.keys, self.values = (whole[:, :, :end] for whole in self._whole)
-
-    return Roomy
-
-
-@lru_cache(maxsize=1)
-def cache_name() -> str:
-    """Return what this version of transformers calls the cache that `generate` takes."""
-    from transformers.generation import GenerateDecoderOnlyOutput
-
-    fields = GenerateDecoderOnlyOutput.__dataclass_fields__
-    return "cache" if "cache" in fields else "past_key_values"
 
 
 def _ends(model: "PreTrainedModel", value: object) -> list[int]:

@@ -16,8 +16,8 @@ from torch.func import functional_call
 from fedloom.core.randomness import derive, generator, seeded
 from fedloom.models.adapters import Adapter, widen_, write_folder
 from fedloom.models.build import Base
+from fedloom.models.cache import cache_name
 from fedloom.models.found import found
-from fedloom.models.generation import cache_name
 from fedloom.models.introspection import forgets_activations
 from fedloom.models.positions import positions_of
 from fedloom.models.reach import without_gradient

@@ -112,9 +112,9 @@ def run_suite(
     elif protocol.as_trained:
         if recipe is None:
             raise ValueError(f"{protocol.title} is shown in the template of a run: give its recipe")
-        scores = _as_trained(model, tokenizer, protocol, items, recipe)
+        scores = _as_trained(model, tokenizer, protocol, items, recipe, share=share)
     else:
-        scores = _written(model, tokenizer, protocol, items, prompts)
+        scores = _written(model, tokenizer, protocol, items, prompts, share=share)
     seconds = time.perf_counter() - began
     first = next(iter(scores.values()))
     return SuiteResult(
@@ -260,6 +260,8 @@ def _written(
     protocol: Protocol,
     items: Sequence[Item],
     prompts: Sequence[str],
+    *,
+    share: bool,
 ) -> Scores:
     """Return by item what the text is worth that the model writes behind a prompt."""
     positions = most_tokens(model)
@@ -268,7 +270,7 @@ def _written(
     encoded = [_encoded(tokenizer, prompt)[most - positions :] for prompt in prompts]
     # A program stands or falls with the white space that its lines begin with.
     strip = not protocol.runs_code
-    writing = Generation(tokenizer, most, _BATCH, stops=protocol.stops, strip=strip)
+    writing = Generation(tokenizer, most, _BATCH, stops=protocol.stops, strip=strip, share=share)
     answers = writing.answers(model, encoded)
     found: Scores = {}
     for item, text in zip(items, answers, strict=True):
@@ -295,7 +297,13 @@ def _worth(item: Item, text: str) -> dict[str, float]:
 
 
 def _as_trained(
-    model: nn.Module, tokenizer: Any, protocol: Protocol, items: Sequence[Item], recipe: Recipe
+    model: nn.Module,
+    tokenizer: Any,
+    protocol: Protocol,
+    items: Sequence[Item],
+    recipe: Recipe,
+    *,
+    share: bool,
 ) -> Scores:
     """Return by item what is written in the template that the run's clients have theirs in, by the metrics of their answers."""
     data, evaluation = recipe.data, recipe.evaluation
@@ -334,7 +342,7 @@ def _as_trained(
         if metric.bounds == (0.0, 1.0)
     ] or answer_metrics(EvaluationSettings(), written=True)
     prompts = [example.ids[: example.prompt_length][most - positions :] for example in examples]
-    writing = Generation(tokenizer, most, _BATCH)
+    writing = Generation(tokenizer, most, _BATCH, share=share)
     answers = writing.answers(model, prompts, turn_ends(tokenizer, examples))
     scores: Scores = {metric.title or metric.name: [] for metric in metrics}
     for item, text in zip(asked, answers, strict=True):

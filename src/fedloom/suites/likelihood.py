@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from fedloom.data.tokens import IGNORED, Example
 from fedloom.evaluation.scoring import evaluating
-from fedloom.models.prefix import Prefix, read_prefix
+from fedloom.models.prefix import LEAST, Prefix, read_prefix
 from fedloom.objectives.batch import Batch, collate
 from fedloom.objectives.forward import Forward
-
-_LEAST = 16
-"""Tokens that two rows must begin with alike for those to be read once."""
 
 
 class Encoder(Protocol):
@@ -160,7 +157,7 @@ def _groups(rows: Sequence[_Row], *, share: bool) -> Iterator[tuple[tuple[int, .
         saved = [
             (at * length, length)
             for at, length in enumerate(itertools.accumulate(lengths, min), 1)
-            if length >= _LEAST
+            if length >= LEAST
         ]
         if not saved:
             alone.append(left.pop(0))
