@@ -15,7 +15,7 @@ finished run is not repeated, nor one that `kept/pooling.json` has; `--part i/n`
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,10 @@ def recipe_of(mode: str, setting: str, seed: int, arguments: argparse.Namespace)
     )
 
 
-def table(ends: Mapping[str, Any], seeds: int, settings: Sequence[str]) -> str:
-    """Return the tables of all finished runs in Markdown, a row a mode."""
+def table(ends: Mapping[str, Any], seeds: int) -> str:
+    """Return the tables of all finished runs in Markdown, also those of earlier calls, a row a mode."""
     parts = []
-    for setting in settings:
+    for setting in SETTINGS:
         found = {
             mode: {
                 seed: ends[key]
@@ -177,7 +177,7 @@ def main() -> None:
         recipe = recipe_of(mode, setting, seed, arguments)
         run(recipe, LABELS.get(setting, "language"), folder / setting / mode / str(seed))
     known = ended(folder)
-    text = table(known, arguments.seeds, settings)
+    text = table(known, arguments.seeds)
     print(text)
     if share.writes:
         record("pooling", known)

@@ -18,7 +18,8 @@ class FineTune:
 
     steps: int = 0
     """Local steps of a client on its own training rows, as the section `local` says, at its learning rate without a
-    schedule, before its test rows are measured a second time: `test/finetuned/*`. 0: none."""
+    schedule, before its test rows are measured a second time: `test/finetuned/*`. 0: none. Adapters of a smaller rank
+    take these steps at the scale of the widest."""
     only: str = ""
     """A regular expression of whole components of a name: what learns then, such as `lora_B`. Empty: all that is tuned."""
 
