@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn, tensor
 
 from fedloom.data.data_settings import DataSettings
-from fedloom.data.tokens import tokenise
+from fedloom.data.tokens import Example, tokenise
 from fedloom.evaluation.evaluation_settings import EvaluationSettings
 from fedloom.evaluation.generation import Generation, turn_ends
 from fedloom.evaluation.metrics import answer_metrics
@@ -306,31 +306,10 @@ def _as_trained(
     share: bool,
 ) -> Scores:
     """Return by item what is written in the template that the run's clients have theirs in, by the metrics of their answers."""
-    data, evaluation = recipe.data, recipe.evaluation
-    positions = most_tokens(model)
+    evaluation, positions = recipe.evaluation, most_tokens(model)
     most = min(protocol.max_new_tokens or evaluation.max_new_tokens, positions // 2)
     asked = [item for item in items if isinstance(item, Task)]
-    shown = DataSettings(
-        prompt=data.prompt,
-        system=data.system,
-        system_role=data.system_role,
-        tool_calls=data.tool_calls,
-        max_length=positions,
-        truncate="prompt",
-    )
-    records = [item.record for item in asked]
-    examples = [
-        example
-        for record, found in zip(records, tokenise(records, shown, tokenizer).examples, strict=True)
-        for example in found[-1:]
-        # Of several answers an earlier one may be left where the last has no room.
-        if example.record and example.record.messages[-1] is record.messages[-1]
-    ]
-    if len(examples) < len(records):
-        raise ValueError(
-            f"{len(records) - len(examples)} items of {protocol.title} have no room in the model's {positions} positions,"
-            " however much is cut from their questions: leave them out"
-        )
+    examples = _examples(asked, tokenizer, recipe.data, positions, protocol.title)
     metrics = [
         metric
         for metric in answer_metrics(
@@ -350,6 +329,34 @@ def _as_trained(
             assert metric.score is not None
             scores[metric.title or metric.name].append(float(metric.score(text, item.answers)))
     return scores
+
+
+def _examples(
+    asked: Sequence[Task], tokenizer: Any, data: DataSettings, positions: int, title: str
+) -> list[Example]:
+    """Return questions with their last answer in a run's template, in a model's positions."""
+    shown = DataSettings(
+        prompt=data.prompt,
+        system=data.system,
+        system_role=data.system_role,
+        tool_calls=data.tool_calls,
+        max_length=positions,
+        truncate="prompt",
+    )
+    records = [item.record for item in asked]
+    examples = [
+        example
+        for record, found in zip(records, tokenise(records, shown, tokenizer).examples, strict=True)
+        for example in found[-1:]
+        # Of several answers an earlier one may be left where the last has no room.
+        if example.record and example.record.messages[-1] is record.messages[-1]
+    ]
+    if len(examples) < len(records):
+        raise ValueError(
+            f"{len(records) - len(examples)} items of {title} have no room in the model's {positions} positions,"
+            " however much is cut from their questions: leave them out"
+        )
+    return examples
 
 
 def _passes(item: Program, text: str) -> bool:
