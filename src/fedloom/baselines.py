@@ -64,6 +64,15 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
     return dataclasses.replace(shared, algorithm=make[kind](), tune=_of_one_rank(recipe, kind))
 
 
+def check_baseline(recipe: Recipe, kind: Baseline) -> None:
+    """Refuse a baseline that cannot be made of a recipe, before there is a run of it.
+
+    Raises:
+        ValueError: as `baseline_of`.
+    """
+    baseline_of(recipe, kind, summary={"num_clients": 1, "num_clusters": 1})
+
+
 def _centralised(recipe: Recipe, num_clients: int) -> Recipe:
     mode = recipe.run.mode
     if isinstance(mode, Buffered):

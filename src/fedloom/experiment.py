@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from fedloom.baselines import baseline_of
+from fedloom.baselines import baseline_of, check_baseline
 from fedloom.client.fast.kernels import choose_kernels, slow_type
 from fedloom.core.description import check, describe
 from fedloom.core.files import file_name, folder_at, write_atomic
@@ -214,7 +214,7 @@ def _with_baselines_checked(recipe: Recipe, console: Console) -> Recipe:
         console.print("no baselines: the data is at the sites")
         return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, baselines=()))
     for kind in recipe.run.baselines:
-        baseline_of(recipe, kind, summary={"num_clients": 1, "num_clusters": 1})
+        check_baseline(recipe, kind)
     return recipe
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fedloom.baselines import check_baseline
 from fedloom.core.files import file_name
 from fedloom.recipe import (
     RecipeError,
@@ -187,6 +188,12 @@ class BenchPlan:
                 raise RecipeError(
                     f"row {row!r}: its clients are at sites that join, and a plan is run on one machine: set engine.flower.nodes"
                 )
+        first = next(iter(self.rows()))
+        for kind in self.baselines:
+            try:
+                check_baseline(self.recipe_of(first, self.seeds[0]), kind)
+            except ValueError as error:
+                raise RecipeError(f"baselines: {kind} of {first!r}: {error}") from error
 
     def unlike(self, row: str, other: str) -> Sequence[str]:
         """Return the sections in which a row's data or model are not those of another, so that runs do not pair.

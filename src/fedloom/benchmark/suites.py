@@ -51,10 +51,8 @@ def ask(
 
 
 def is_asked(plan: BenchPlan, folder: Path, *, base: bool) -> bool:
-    """Return whether a run has answered all of a plan's suites; of several models none is asked."""
-    if not is_shared(folder):
-        return True
-    kinds = (True, False) if base else (False,)
+    """Return whether a run has answered all of a plan's suites; of several models none is asked but the one before training."""
+    kinds = [*([True] if base else []), *([False] if is_shared(folder) else [])]
     return all(_result(folder, asked, base=kind) for asked in plan.asked() for kind in kinds)
 
 

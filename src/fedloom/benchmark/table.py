@@ -3,17 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fedloom.benchmark.plan import BEFORE, BenchPlan
 from fedloom.benchmark.runs import Outcomes
 from fedloom.benchmark.suites import by_chance, columns_of, results_of
-from fedloom.core.metrics import METRICS, Metric, MetricTable
+from fedloom.core.metrics import Metric, MetricTable
 from fedloom.report.run_folder import Results, read_results
 from fedloom.results.statistics import Estimate, mean_of, of_share, paired
 from fedloom.results.suite_results import SuiteResult
 from fedloom.rounds.reading import metrics_of
 from fedloom.tracking.metric_format import measures
 
+When = Literal["before", "final"]
+"""Which end of a run's course."""
 _BESIDES_LOSS = ("exact_match", "preference_accuracy", "accuracy")
 
 
@@ -49,6 +52,8 @@ class Row:
     """Sections in which it is another task than the compared row, so that nothing is paired."""
     is_method: bool = False
     """Whether it is among those of which the best is marked."""
+    is_quiet: bool = False
+    """Whether its runs tell nothing of what clients measured."""
 
     @property
     def seeds(self) -> int:
@@ -99,11 +104,11 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
     # Nothing is known of it where evaluation.before is false.
     rows = [row for row in untrained if row.estimates]
     base = _values(reference, metrics, "final", suites[plan.reference])
-    spent = _bytes(plan.reference, reference)
+    spent = _bytes(plan, plan.reference, reference)
     for name, by_seed in runs.items():
         answered = suites[name]
         values = _values(by_seed, metrics, "final", answered)
-        total = _bytes(name, by_seed)
+        total = _bytes(plan, name, by_seed)
         unlike = plan.unlike(name, plan.reference)
         pairs = name != plan.reference and not unlike
         beside = _beside(values, base) if pairs else {}
@@ -111,7 +116,7 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
             Row(
                 name,
                 values,
-                _estimates(by_seed, values, metrics, answered),
+                _estimates(by_seed, values, metrics, answered, "final"),
                 beside,
                 bytes=total,
                 fewer=spent / total if spent and total else None,
@@ -127,6 +132,7 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
                 absent={seed: found for seed, run in by_seed.items() if (found := _absent(run))},
                 unlike=unlike,
                 is_method=name in plan.rows(),
+                is_quiet=any(not run.summary["final"] for run in by_seed.values()),
             )
         )
     return BenchTable(plan, metrics, rows)
@@ -137,11 +143,12 @@ def _metrics(
     runs: Mapping[str, Mapping[int, Results]],
     outcomes: Mapping[str, Outcomes],
 ) -> Sequence[Metric]:
-    tables: list[MetricTable] = [
-        metrics_of(folder) for found in outcomes.values() for folder in found.folders.values()
-    ]
-    table = next(iter(tables), METRICS)
-    measured = [set(run.summary["final"]) for row in runs.values() for run in row.values()]
+    folders = [folder for found in outcomes.values() for folder in found.folders.values()]
+    # Each row may have metrics of its own.
+    table = MetricTable({n: m for each in folders for n, m in metrics_of(each).own.items()})
+    # A run with private.quiet tells of none, and has no say in what others are compared by.
+    told = (set(run.summary["final"]) for row in runs.values() for run in row.values())
+    measured = list(filter(None, told))
     there = set.union(*measured) if measured else set()
     shared = set.intersection(*measured) if measured else set()
     if plan.metrics:
@@ -173,7 +180,7 @@ def _beside(
 
 
 def _values(
-    runs: Mapping[int, Results], metrics: Sequence[Metric], when: str, answered: Answered
+    runs: Mapping[int, Results], metrics: Sequence[Metric], when: When, answered: Answered
 ) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, float]] = {}
     for metric in metrics:
@@ -190,6 +197,7 @@ def _estimates(
     values: Mapping[str, Mapping[int, float]],
     metrics: Sequence[Metric],
     answered: Answered,
+    when: When,
 ) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for metric in metrics:
@@ -200,7 +208,8 @@ def _estimates(
         if len(by_seed) == 1 and metric.is_share and metric.reduce == "examples":
             (seed,) = by_seed
             asked = answered.get(seed, {}).get(metric.name)
-            num = runs[seed].history.ends("test/num_examples")[1]
+            split = metric.name.partition("/")[0]
+            num = runs[seed].history.ends(f"{split}/num_examples")[when == "final"]
             if asked:
                 found[metric.name] = _of_items(asked)
             elif num and math.isfinite(by_seed[seed]):
@@ -215,20 +224,15 @@ def _absent(run: Results) -> tuple[int, int] | None:
 
 def _before(runs: Mapping[int, Results], metrics: Sequence[Metric], answered: Answered) -> Row:
     values = _values(runs, metrics, "before", answered)
-    measured = {m.name: mean_of(list(v.values())) for m in metrics if (v := values[m.name])}
-    for results in answered.values():
-        # One model for the whole table.
-        for name, result in results.items():
-            measured[name] = _of_items(result)
-    return Row(BEFORE, values, measured)
+    return Row(BEFORE, values, _estimates(runs, values, metrics, answered, "before"))
 
 
 def _of_items(result: SuiteResult) -> Estimate:
     return Estimate(result.score, result.low, result.high, 1)
 
 
-def _bytes(row: str, runs: Mapping[int, Results]) -> float | None:
-    if row in ("local", "centralised"):
+def _bytes(plan: BenchPlan, row: str, runs: Mapping[int, Results]) -> float | None:
+    if row in plan.baselines and row in ("local", "centralised"):
         # Messages of these are of nobody to nobody.
         return None
     told = [
@@ -240,9 +244,10 @@ def _bytes(row: str, runs: Mapping[int, Results]) -> float | None:
 
 
 def _seconds(runs: Mapping[int, Results]) -> dict[str, float]:
-    if not runs:
+    told = [run.summary for run in runs.values() if "train_seconds" in run.summary]
+    if not told:
         return {}
     return {
-        kind: sum(run.summary[f"{kind}_seconds"] for run in runs.values()) / len(runs)
+        kind: sum(summary[f"{kind}_seconds"] for summary in told) / len(told)
         for kind in ("train", "evaluation")
     }

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ _TEX = {c: rf"\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    # At the beginning of a row these would belong to the \\ before it.
+    "[": "{[}",
+    "*": "{*}",
     "±": r"$\pm$",
     MINUS: "$-$",
 }
@@ -169,6 +176,10 @@ def notes_of(table: BenchTable) -> list[str]:
                 f"{', '.join(apart)}: clients have models of their own, of which none is asked public tests."
             )
     for row in table.rows:
+        if row.is_quiet:
+            notes.append(
+                f"{row.name}: what its clients measure is kept out of its runs' folders (private.quiet)."
+            )
         for seed, reason in sorted(row.failed.items()):
             notes.append(f"{row.name}, seed {seed}, failed: {reason}")
         for seed, (missing, asked) in sorted(row.absent.items()):
@@ -220,13 +231,13 @@ def markdown(
     """Return a table with its title, what it is about and the notes under it."""
 
     def escaped(text: str) -> str:
-        return text.replace("\\", "\\\\").replace("|", "\\|")
+        return re.sub(r"([\\|<*`])", r"\\\1", text)
 
     lines = [f"| {' | '.join(map(escaped, head))} |", f"|---|{'---:|' * (len(head) - 1)}"]
     for row in rows:
         told = [f"**{escaped(text)}**" if best and text else escaped(text) for text, best in row]
         lines.append(f"| {' | '.join(told)} |")
-    parts = [f"# {title}", about, "\n".join(lines), "\n".join(f"- {note}" for note in notes)]
+    parts = [f"# {title}", about, "\n".join(lines), "\n".join(f"- {escaped(note)}" for note in notes)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -241,6 +252,7 @@ def _latex(
     def line(cells: Sequence[str]) -> str:
         return f"    {' & '.join(cells)} \\\\"
 
+    said = [text if text.endswith(".") else f"{text}." for text in (title, *notes)]
     told = [
         line([rf"\textbf{{{escaped(text)}}}" if best else escaped(text) for text, best in row])
         for row in rows
@@ -257,7 +269,7 @@ def _latex(
             *told,
             r"    \bottomrule",
             r"  \end{tabular}",
-            rf"  \caption{{{escaped(' '.join([f'{title}.', *notes]))}}}",
+            rf"  \caption{{{escaped(' '.join(said))}}}",
             r"\end{table}",
             "",
         ]
