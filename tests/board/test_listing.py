@@ -12,6 +12,8 @@ from fedloom.board.folder import Folder
 from fedloom.board.listing import Line, Listing
 from fedloom.rounds.failure import failure_kept, read_failure
 from fedloom.rounds.lock import held
+from fedloom.search.space import read_search
+from fedloom.search.study import opened
 
 
 def lines(folder: Path) -> dict[str, Line]:
@@ -51,6 +53,16 @@ def test_a_lock_that_a_killed_process_left_is_nobodys(runs: Path) -> None:
         f'{{"pid": {2**22 - 1}, "host": "{here}", "since": "2026-01-01T00:00:00+00:00"}}'
     )
     assert lines(runs)["cut"].state == "stopped"
+
+
+def test_a_search_under_way_is_no_run_and_its_trials_are(runs: Path, fabricate: Make) -> None:
+    pytest.importorskip("optuna")
+    search = runs / "search"
+    fabricate("0000", folder=search / "trials" / "0000")
+    with held(search), opened(search, read_search({"space": {"local.steps": [1, 2]}})):
+        assert "search/trials/0000" in lines(runs)
+        assert "search" not in lines(runs)
+        assert list(lines(search)) == ["trials/0000"]
 
 
 def test_a_run_that_failed_says_why_until_it_gets_farther(runs: Path) -> None:

@@ -13,6 +13,8 @@ from fedloom.tracking.metric_format import human_bytes
 
 _MARKS = {"metrics.jsonl", "environment.json", "listen.json", FAILED, LOCK}
 """A folder with one of these files is a run's, or becomes one."""
+_SEARCH = "search.db"
+"""A folder with this file is a search's, which holds a lock as a run does; its trials are runs."""
 _DEPTH = 6
 _VISITED = 20_000
 """Folders that are looked into."""
@@ -126,7 +128,7 @@ class Folder:
             folder, depth = waiting.pop()
             visited += 1
             files, below = _listed(folder)
-            if files & _MARKS:
+            if files & _MARKS and _SEARCH not in files:
                 # A name is bytes, and what of them is no UTF-8 has no place on a page.
                 name = os.fsencode(folder.relative_to(self.root))
                 yield name.decode(errors="backslashreplace"), folder
