@@ -11,7 +11,7 @@ from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.private import Private
-from fedloom.baselines import baseline_of
+from fedloom.baselines import baseline_of, check_baseline
 from fedloom.core.sparsity import Density
 from fedloom.data.partition import Dirichlet
 from fedloom.recipe import RecipeError, build_recipe, load_recipe, shipped
@@ -266,6 +266,26 @@ PRIVATE = {
     "cohort": {"poisson": {"q": 0.1}},
     "run": {"rounds": 7},
 }
+
+
+@pytest.mark.parametrize(
+    "cohort",
+    [
+        {"uniform": {"size": 10}},
+        {"weighted": {"size": 10}},
+        {"fixed": {"clients": ["a", "b"]}},
+        {"poisson": {"q": 0.2}},
+        "full",
+    ],
+)
+def test_baselines_are_looked_at_before_it_is_known_how_many_clients_there_are(
+    cohort: object,
+) -> None:
+    recipe = build_recipe({"name": "r", "algorithm": "fedavg", "cohort": cohort})
+    for kind in ("local", "centralised", "fedavg"):
+        check_baseline(recipe, kind)
+    with pytest.raises(ValueError, match="takes oracle and random where the algorithm has"):
+        check_baseline(recipe, "random")
 
 
 def private(**sections: object) -> Recipe:

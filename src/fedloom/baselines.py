@@ -70,7 +70,9 @@ def check_baseline(recipe: Recipe, kind: Baseline) -> None:
     Raises:
         ValueError: as `baseline_of`.
     """
-    baseline_of(recipe, kind, summary={"num_clients": 1, "num_clusters": 1})
+    # How many clients there are is not known yet: as many as a cohort needs.
+    enough = recipe.cohort.largest(None) or 1
+    baseline_of(recipe, kind, summary={"num_clients": enough, "num_clusters": 1})
 
 
 def _centralised(recipe: Recipe, num_clients: int) -> Recipe:

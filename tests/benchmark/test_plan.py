@@ -101,6 +101,8 @@ def test_values_are_those_of_a_recipe_whatever_their_kind(plan: Any) -> None:
         ({"methods": {"a": None}, "suites": {"boolq": "x.jsonl"}}, "suites.boolq: the suite's file x.jsonl does not exist"),
         ({"methods": {"a": None}, "suites": {"boolq": {"file": "x", "limits": 1}}}, "unknown key 'limits' in `suites.boolq`"),
         ({"methods": {"a": {"engine": {"flower": {"nodes": 0}}}}}, "its clients are at sites that join"),
+        ({"methods": {"a": None}, "baselines": ["random"]}, "baselines: random of 'a': run.baselines takes oracle and random where"),
+        ({"methods": {"a": None}, "baselines": ["synchronous"]}, "baselines: synchronous of 'a': run.baselines takes synchronous with"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_plan_is_one_sentence(plan: Any, keys: Any, said: str) -> None:

@@ -87,7 +87,9 @@ def test_a_run_that_tells_nothing_takes_no_column_from_others(tmp_path: Path) ->
 
 def test_each_rows_own_metrics_are_known_and_a_method_called_local_sends(tmp_path: Path) -> None:
     names = ["test/accuracy", "test/mine"]
-    plan = BenchPlan("t", methods={"a": None, "local": None}, seeds=[0], baselines=[], metrics=names)
+    plan = BenchPlan(
+        "t", methods={"a": None, "local": None}, seeds=[0], baselines=[], metrics=names
+    )
     final = {"test/accuracy": 0.4, "test/mine": 0.7}
     local = _run(tmp_path / "local", final, metrics=["exact_match", _MINE])
     made, rows = _table(plan, a=_run(tmp_path / "a", {"test/accuracy": 0.3}), local=local)
@@ -122,7 +124,11 @@ def test_the_model_before_training_is_asked_though_clients_have_models_of_their_
     assert is_asked(plan, tmp_path, base=False)
     # A plan that was stopped right after the run goes on to ask it.
     assert not is_asked(plan, tmp_path, base=True)
-    sha = shown_sha256(plan.asked()[0])
-    keep(tmp_path, [SuiteResult("boolq", BASE, 1, {"a": 1.0}, 0.2, 1.0, [1.0], 0, sha, "", 0.0)])
+    sha, file = shown_sha256(plan.asked()[0]), plan.asked()[0].source.sha256
+    keep(tmp_path, [SuiteResult("boolq", BASE, 1, {"a": 1.0}, 0.2, 1.0, [1.0], 0, sha, file, 0.0)])
     assert is_asked(plan, tmp_path, base=True)
     assert [*results_of(plan, tmp_path, base=True)] == ["suite/boolq"]
+    # What is right has changed: it is asked again, though it reads the same.
+    questions.write_text(questions.read_text().replace("true", "false"))
+    assert shown_sha256(plan.asked()[0]) == sha
+    assert not is_asked(plan, tmp_path, base=True)

@@ -72,10 +72,11 @@ def results_of(plan: BenchPlan, folder: Path, *, base: bool = False) -> dict[str
 
 
 def _result(folder: Path, asked: Asked, *, base: bool) -> SuiteResult | None:
-    wanted = shown_sha256(asked)
+    # Of the file too: right answers are shown to nobody.
+    wanted = asked.suite, shown_sha256(asked), asked.source.sha256, base
     for result in read_results(folder):
-        known = result.suite, result.prompts_sha256, result.model == BASE
-        if known == (asked.suite, wanted, base):
+        shown, file = result.prompts_sha256, result.file_sha256
+        if (result.suite, shown, file, result.model == BASE) == wanted:
             return result
     return None
 

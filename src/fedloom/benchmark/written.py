@@ -237,7 +237,12 @@ def markdown(
     for row in rows:
         told = [f"**{escaped(text)}**" if best and text else escaped(text) for text, best in row]
         lines.append(f"| {' | '.join(told)} |")
-    parts = [f"# {title}", about, "\n".join(lines), "\n".join(f"- {escaped(note)}" for note in notes)]
+    parts = [
+        f"# {title}",
+        about,
+        "\n".join(lines),
+        "\n".join(f"- {escaped(note)}" for note in notes),
+    ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
