@@ -56,9 +56,9 @@ def baseline_of(recipe: Recipe, kind: Baseline, *, summary: Mapping[str, Any]) -
         "fedavg": lambda: next(
             (part for part in layers(recipe.algorithm) if isinstance(part, FedAvg)), FedAvg()
         ),
-        "oracle": lambda: _regrouped(recipe.algorithm, Given(_label(recipe))),
+        "oracle": lambda: _regrouped(recipe.algorithm, lambda: Given(_label(recipe))),
         "random": lambda: _regrouped(
-            recipe.algorithm, Random(summary["num_clusters"], recipe.run.seed)
+            recipe.algorithm, lambda: Random(summary["num_clusters"], recipe.run.seed)
         ),
     }
     return dataclasses.replace(shared, algorithm=make[kind](), tune=_of_one_rank(recipe, kind))
@@ -132,7 +132,7 @@ def _of_one_rank(recipe: Recipe, kind: Baseline) -> Tune:
     return dataclasses.replace(tune, ranks={}, side=0)
 
 
-def _regrouped(algorithm: Algorithm[Any], mode: Mode) -> Algorithm[Any]:
+def _regrouped(algorithm: Algorithm[Any], mode: Callable[[], Mode]) -> Algorithm[Any]:
     """Return the algorithm with its clusters made in another way."""
     parts = list(layers(algorithm))
     at = next((at for at, part in enumerate(parts) if isinstance(part, Regroups)), None)
@@ -142,7 +142,7 @@ def _regrouped(algorithm: Algorithm[Any], mode: Mode) -> Algorithm[Any]:
         )
     part = parts[at]
     assert isinstance(part, Regroups)
-    return stacked([*parts[:at], part.with_grouping(mode), *parts[at + 1 :]])
+    return stacked([*parts[:at], part.with_grouping(mode()), *parts[at + 1 :]])
 
 
 def _label(recipe: Recipe) -> str:
