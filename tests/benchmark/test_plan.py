@@ -129,11 +129,16 @@ def test_runs_of_another_task_do_not_pair(plan: Any) -> None:
     tiers = {"local.steps": 3, "data.tiers": {"weak": 0.5, "strong": 0.5}}
     when = {"evaluation.every": 0, "evaluation.before": False}
     more = {"evaluation.max_examples": 3}
+    slow = {**tiers, "clock": {"tiers": {"weak": 10}}}
+    ranks = {**tiers, "algorithm": "fedlora", "tune.lora.ranks": {"weak": 4}}
     methods = {"a": None, "b": {"data.num_examples": 400}, "c": tiers, "d": when, "e": more}
+    methods |= {"f": slow, "g": ranks}
     made = plan(methods=methods)
     assert made.unlike("b", "a") == ["data"]
     assert made.unlike("c", "a") == []
     assert made.unlike("d", "a") == []
+    # Other sections may name tiers.
+    assert made.unlike("f", "a") == made.unlike("g", "a") == []
     assert made.unlike("e", "a") == ["evaluation"]
     # A baseline is of the first method's task.
     assert made.unlike("b", "local") == made.unlike("local", "b") == ["data"]

@@ -85,6 +85,12 @@ def test_a_run_that_tells_nothing_takes_no_column_from_others(tmp_path: Path) ->
     assert "- a:" not in files["table.md"].read_text()
 
 
+def test_without_test_rows_the_validation_loss_is_compared(tmp_path: Path) -> None:
+    plan = BenchPlan("t", methods={"a": None}, seeds=[0], baselines=[])
+    a = _run(tmp_path / "a", {"validation/loss": 2.0, "validation/token_accuracy": 0.5})
+    assert [metric.name for metric in _table(plan, a=a)[0].metrics] == ["validation/loss"]
+
+
 def test_each_rows_own_metrics_are_known_and_a_method_called_local_sends(tmp_path: Path) -> None:
     names = ["test/accuracy", "test/mine"]
     plan = BenchPlan(

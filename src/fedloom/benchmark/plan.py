@@ -203,7 +203,7 @@ class BenchPlan:
         rows = self.rows()
         methods = (name if name in rows else next(iter(rows)) for name in (row, other))
         own, its = (_task(self.recipe_of(name, self.seeds[0])) for name in methods)
-        return [name for name in _SHARED if getattr(own, name) != getattr(its, name)]
+        return [name for name in _SHARED if own[name] != its[name]]
 
 
 _FIXED = {
@@ -214,13 +214,15 @@ _FIXED = {
 }
 
 
-def _task(recipe: Recipe) -> Recipe:
-    """Return a recipe without what leaves the task as it is: tiers, by which clients are sent something, and when is measured."""
-    return dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(recipe.data, tiers={}),
-        evaluation=dataclasses.replace(recipe.evaluation, every=1, before=True),
-    )
+def _task(recipe: Recipe) -> Mapping[str, Any]:
+    """Return the sections of a task, without what leaves it as it is: tiers, by which clients are sent something, and when is measured."""
+    sections = {name: getattr(recipe, name) for name in _SHARED}
+    # Each alone: of a whole recipe, other sections may name its tiers.
+    return {
+        **sections,
+        "data": dataclasses.replace(recipe.data, tiers={}),
+        "evaluation": dataclasses.replace(recipe.evaluation, every=1, before=True),
+    }
 
 
 def _then(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
                 absent={seed: found for seed, run in by_seed.items() if (found := _absent(run))},
                 unlike=unlike,
                 is_method=name in plan.rows(),
-                is_quiet=any(not run.summary["final"] for run in by_seed.values()),
+                is_quiet=any("upload_bytes" not in run.summary for run in by_seed.values()),
             )
         )
     return BenchTable(plan, metrics, rows)
@@ -158,8 +158,8 @@ def _metrics(
                     f"metrics must be among what the runs measured ({', '.join(sorted(there))}), got {name!r}"
                 )
         return [table.of(name) for name in plan.metrics]
-    names = [n for n in measures(shared, table) if n.startswith("test/")]
-    chosen = [n for n in names if n.removeprefix("test/") in (*_BESIDES_LOSS, "loss")]
+    names = measures(shared, table)
+    chosen = [n for n in names if n in {f"test/{known}" for known in (*_BESIDES_LOSS, "loss")}]
     return [table.of(name) for name in chosen or names[:1]]
 
 
