@@ -85,6 +85,22 @@ def test_a_run_that_tells_nothing_takes_no_column_from_others(tmp_path: Path) ->
     assert "- a:" not in files["table.md"].read_text()
 
 
+def test_what_is_measured_around_an_emulator_is_told_from_the_whole_model(tmp_path: Path) -> None:
+    plan = BenchPlan("t", methods={"a": None, "b": None}, seeds=[0], baselines=[])
+    both = {"test/loss": 2.0, "test/plugin/loss": 3.0}
+    a, b = _run(tmp_path / "a", {"test/loss": 2.5}), _run(tmp_path / "b", both)
+    made, rows = _table(plan, a=a, b=b)
+    assert [rows[name].emulated for name in "ab"] == [[], ["Test loss"]]
+    assert (
+        "b: Test loss with the emulator"
+        in write_all(made, tmp_path, _MACHINE)["table.md"].read_text()
+    )
+    whole = BenchPlan(
+        "t", methods={"b": None}, seeds=[0], baselines=[], metrics=["test/plugin/loss"]
+    )
+    assert _table(whole, b=b)[1]["b"].emulated == []
+
+
 def test_without_test_rows_the_validation_loss_is_compared(tmp_path: Path) -> None:
     plan = BenchPlan("t", methods={"a": None}, seeds=[0], baselines=[])
     a = _run(tmp_path / "a", {"validation/loss": 2.0, "validation/token_accuracy": 0.5})

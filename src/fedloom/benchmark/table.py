@@ -1,14 +1,14 @@
 """The table of a plan: what came of every row, as numbers; a pure function of the run folders."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fedloom.benchmark.plan import BEFORE, BenchPlan
 from fedloom.benchmark.runs import Outcomes
 from fedloom.benchmark.suites import by_chance, columns_of, results_of
-from fedloom.core.metrics import Metric, MetricTable
+from fedloom.core.metrics import PLUGIN, Metric, MetricTable
 from fedloom.report.run_folder import Results, read_results
 from fedloom.results.statistics import Estimate, mean_of, of_share, paired
 from fedloom.results.suite_results import SuiteResult
@@ -52,6 +52,8 @@ class Row:
     """Sections in which it is another task than the compared row, so that nothing is paired."""
     is_method: bool = False
     """Whether it is among those of which the best is marked."""
+    emulated: Sequence[str] = ()
+    """Metrics, by title, that are of an emulator, beside which the whole model's were measured."""
     is_quiet: bool = False
     """Whether its runs tell nothing of what clients measured."""
 
@@ -132,6 +134,7 @@ def table_of(plan: BenchPlan, outcomes: Mapping[str, Outcomes]) -> BenchTable:
                 absent={seed: found for seed, run in by_seed.items() if (found := _absent(run))},
                 unlike=unlike,
                 is_method=name in plan.rows(),
+                emulated=[m.title for m in metrics if _is_emulated(m, by_seed.values())],
                 is_quiet=any("upload_bytes" not in run.summary for run in by_seed.values()),
             )
         )
@@ -215,6 +218,11 @@ def _estimates(
             elif num and math.isfinite(by_seed[seed]):
                 found[metric.name] = of_share(by_seed[seed], round(num))
     return found
+
+
+def _is_emulated(metric: Metric, runs: Iterable[Results]) -> bool:
+    split, _, base = metric.name.rpartition("/")
+    return any(f"{split}/{PLUGIN}{base}" in run.summary["final"] for run in runs)
 
 
 def _absent(run: Results) -> tuple[int, int] | None:

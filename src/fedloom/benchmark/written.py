@@ -180,6 +180,11 @@ def notes_of(table: BenchTable) -> list[str]:
             notes.append(
                 f"{row.name}: what its clients measure is kept out of its runs' folders (private.quiet)."
             )
+        if row.emulated:
+            notes.append(
+                f"{row.name}: {' and '.join(row.emulated)} with the emulator that clients have; test/plugin/loss and its like are with"
+                " the whole model."
+            )
         for seed, reason in sorted(row.failed.items()):
             notes.append(f"{row.name}, seed {seed}, failed: {reason}")
         for seed, (missing, asked) in sorted(row.absent.items()):
