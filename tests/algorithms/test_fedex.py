@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.fedavg import FedAvg
 from fedloom.algorithms.fedex import FedEx
 from fedloom.algorithms.private import Private
@@ -234,6 +235,10 @@ def test_no_arm_that_is_none_and_no_weight_beyond_what_was_declared() -> None:
         (
             lambda: FedEx(Private(FedAvg(), 1.0, noise_multiplier=1.0), (Arm(), Arm(2.0))),
             "fedex cannot wrap a private algorithm",
+        ),
+        (
+            lambda: FedEx(Clustered(FedEx(FedAvg(), (Arm(), Arm(2.0)))), (Arm(), Arm(3.0))),
+            "fedex cannot be in itself: give one of them all arms",
         ),
         (
             lambda: Private(FedEx(FedAvg(), (Arm(), Arm(2.0))), 1.0, noise_multiplier=1.0),

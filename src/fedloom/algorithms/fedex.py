@@ -38,7 +38,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Enclosing, Wrapper
+from fedloom.core.wrapper import Enclosing, Wrapper, layers
 
 MOST_ARMS = 16
 _GROUP = "fedex"
@@ -86,6 +86,8 @@ class FedEx(Enclosing[State]):
             raise ValueError(
                 "fedex cannot wrap a private algorithm: clients' scores are numbers that no noise covers"
             )
+        if any(isinstance(layer, FedEx) for layer in layers(self.inner)):
+            raise ValueError("fedex cannot be in itself: give one of them all arms")
 
     @property
     def server_sees(self) -> Sees:
