@@ -18,7 +18,7 @@ from fedloom.data.tokens import tokenise
 from fedloom.reopen import Opened
 from fedloom.result import _one_model
 from fedloom.results.chat import Chat
-from fedloom.results.evaluate import evaluate
+from fedloom.results.evaluate import Evaluation, evaluate
 from fedloom.results.export import deliverables, export_models
 from fedloom.rounds.recipe_settings import Recipe
 from fedloom.rounds.restore import last_run
@@ -52,6 +52,21 @@ def test_measuring_again_gives_the_summarys_numbers(opened: Callable[..., Sessio
     loss = float(summary.split('"final": {')[1].split('"test/loss": ')[1].split(",")[0])
     assert f"{loss:.4f}" in said
     assert "client-000" in said
+
+
+def test_a_terminal_of_80_columns_tells_every_client_and_every_number() -> None:
+    names = ["loss", "perplexity", "token_accuracy", "exact_match", "rouge1", "rougeL", "chrf"]
+    names += [f"finetuned/{name}" for name in names]
+    values = {name: at + 0.1234 for at, name in enumerate(names, 1)}
+    counts = {"num_examples": 5.0, "num_tokens": 9.0}
+    metrics = {**values, **counts}
+    clients = {f"hospital-{at:03d}": metrics for at in range(2)}
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(Evaluation("small", 3, "test", metrics, clients).table())
+    said = console.export_text()
+    assert "\u2026" not in said
+    for word in (*clients, *(f"{value:.4f}" for value in values.values())):
+        assert word in said
 
 
 def test_an_exported_adapter_gives_the_deployed_models_logits(

@@ -29,15 +29,18 @@ class Evaluation:
     """Over those of clients that never train; None where there are none."""
 
     def table(self) -> Table:
-        """Return a row per client and one over all."""
-        names = [n for n in self.metrics if n not in WEIGHTS]
+        """Return a row per client and one over all, with what fits a terminal of 80 columns; the other metrics, over all, below."""
+        measured = [n for n in self.metrics if n not in WEIGHTS]
+        names = [n for n in measured if n.rpartition("/")[2] in _SHOWN] or measured[:1]
         table = Table(
             title=Text(f"{self.name} after round {self.round}, {self.split} data"),
             title_justify="left",
         )
-        table.add_column("client")
+        table.add_column("client", overflow="fold")
         for name in ("num_examples", *names):
-            table.add_column(name.replace("_", " "), justify="right")
+            # A head may be broken behind a slash.
+            head = _spaced(name).replace("/", "/ ")
+            table.add_column(head, justify="right", min_width=_WIDTH, overflow="fold")
         last = list(self.clients)[-1]
         rows = {**self.clients, "all": self.metrics}
         if self.unseen is not None:
@@ -46,7 +49,18 @@ class Evaluation:
             cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
             count = f"{metrics['num_examples']:.0f}"
             table.add_row(Text(client), count, *cells, end_section=client == last)
+        if others := [f"{_spaced(n)} {self.metrics[n]:.4f}" for n in measured if n not in names]:
+            table.caption, table.caption_justify = Text(f"all: {', '.join(others)}"), "left"
         return table
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+_SHOWN = ("exact_match", "preference_accuracy", "accuracy", "loss")
+_WIDTH = 7
+"""Of a loss with four decimals."""
 
 
 def evaluate(session: Session, run: Run[Any], split: Split = "test") -> Evaluation:
