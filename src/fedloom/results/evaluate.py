@@ -36,7 +36,8 @@ class Evaluation:
             title=Text(f"{self.name} after round {self.round}, {self.split} data"),
             title_justify="left",
         )
-        table.add_column("client", overflow="fold")
+        longest = max(map(len, self.clients))
+        table.add_column("client", min_width=min(longest, _NAME), overflow="fold")
         for name in ("num_examples", *names):
             # A head may be broken behind a slash.
             head = _spaced(name).replace("/", "/ ")
@@ -61,6 +62,8 @@ def _spaced(name: str) -> str:
 _SHOWN = ("exact_match", "preference_accuracy", "accuracy", "loss")
 _WIDTH = 7
 """Of a loss with four decimals."""
+_NAME = 24
+"""Of a client's name that stands on one line."""
 
 
 def evaluate(session: Session, run: Run[Any], split: Split = "test") -> Evaluation:
