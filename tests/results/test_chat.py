@@ -56,13 +56,13 @@ def test_measuring_again_gives_the_summarys_numbers(opened: Callable[..., Sessio
 
 def test_a_terminal_of_80_columns_tells_every_client_and_every_number() -> None:
     names = ["loss", "perplexity", "token_accuracy", "exact_match", "rouge1", "rougeL", "chrf"]
-    names += [f"finetuned/{name}" for name in names]
+    names += [f"{prefix}{name}" for prefix in ("finetuned/", "plugin/") for name in names]
     values = {name: at + 0.1234 for at, name in enumerate(names, 1)}
     counts = {"num_examples": 5.0, "num_tokens": 9.0}
     metrics = {**values, **counts}
-    clients = {f"hospital-{at:03d}": metrics for at in range(2)}
+    clients = {f"hospital-no-{at:04d}": metrics for at in range(2)}
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(Evaluation("small", 3, "test", metrics, clients).table())
+    console.print(Evaluation("small", 3, "test", metrics, clients, metrics).table())
     said = console.export_text()
     assert "\u2026" not in said
     for word in (*clients, *(f"{value:.4f}" for value in values.values())):

@@ -31,7 +31,8 @@ class Evaluation:
     def table(self) -> Table:
         """Return a row per client and one over all, with what fits a terminal of 80 columns; the other metrics, over all, below."""
         measured = [n for n in self.metrics if n not in WEIGHTS]
-        names = [n for n in measured if n.rpartition("/")[2] in _SHOWN] or measured[:1]
+        shown = [n for n in measured if n.rpartition("/")[2] in _SHOWN]
+        names = shown[:_MOST] or measured[:1]
         table = Table(
             title=Text(f"{self.name} after round {self.round}, {self.split} data"),
             title_justify="left",
@@ -39,9 +40,9 @@ class Evaluation:
         longest = max(map(len, self.clients))
         table.add_column("client", min_width=min(longest, _NAME), overflow="fold")
         for name in ("num_examples", *names):
-            # A head may be broken behind a slash.
-            head = _spaced(name).replace("/", "/ ")
-            table.add_column(head, justify="right", min_width=_WIDTH, overflow="fold")
+            # A word a line, so that a column is no wider than its numbers need.
+            head = name.replace("/", "/\n").replace("_", "\n")
+            table.add_column(head, justify="right", min_width=_WIDTH)
         last = list(self.clients)[-1]
         rows = {**self.clients, "all": self.metrics}
         if self.unseen is not None:
@@ -50,19 +51,21 @@ class Evaluation:
             cells = (f"{metrics[n]:.4f}" if n in metrics else "" for n in names)
             count = f"{metrics['num_examples']:.0f}"
             table.add_row(Text(client), count, *cells, end_section=client == last)
-        if others := [f"{_spaced(n)} {self.metrics[n]:.4f}" for n in measured if n not in names]:
+        if others := [
+            f"{name.replace('_', ' ')} {self.metrics[name]:.4f}"
+            for name in measured
+            if name not in names
+        ]:
             table.caption, table.caption_justify = Text(f"all: {', '.join(others)}"), "left"
         return table
 
 
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
-
-
 _SHOWN = ("exact_match", "preference_accuracy", "accuracy", "loss")
+_MOST = 4
+"""Of these, those of a second model that is measured among them."""
 _WIDTH = 7
 """Of a loss with four decimals."""
-_NAME = 24
+_NAME = 16
 """Of a client's name that stands on one line."""
 
 
