@@ -18,7 +18,7 @@ from fedloom.recipe import RecipeError, build_recipe, load_recipe, shipped
 from fedloom.recipe_text import to_tree, to_yaml
 from fedloom.recipe_yaml import read_yaml
 from fedloom.reopen import flatten
-from fedloom.rounds.recipe_settings import Recipe
+from fedloom.rounds.recipe_settings import Baseline, Recipe
 from fedloom.server.optimizers import Adam
 from fedloom.server.samplers import Full, Uniform
 
@@ -282,9 +282,11 @@ def test_baselines_are_looked_at_before_it_is_known_how_many_clients_there_are(
     cohort: object,
 ) -> None:
     recipe = build_recipe({"name": "r", "algorithm": "fedavg", "cohort": cohort})
-    for kind in ("local", "centralised", "fedavg"):
+    made: tuple[Baseline, ...] = ("local", "centralised", "fedavg")
+    for kind in made:
         check_baseline(recipe, kind)
-    for kind in ("oracle", "random"):
+    refused: tuple[Baseline, ...] = ("oracle", "random")
+    for kind in refused:
         with pytest.raises(ValueError, match="takes oracle and random where the algorithm has"):
             check_baseline(recipe, kind)
 
