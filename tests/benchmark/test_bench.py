@@ -254,7 +254,7 @@ def test_each_form_says_the_same(done: tuple[Path, fedloom.Bench]) -> None:
     _, made = done
     texts = {name: file.read_text() for name, file in made.files.items()}
     assert "| FedProx \\| 50 % & more | 2 |" in texts["table.md"]
-    assert r"FedProx | 50 \% \& more & 2 &" in texts["table.tex"]
+    assert r"FedProx \textbar{} 50 \% \& more & 2 &" in texts["table.tex"]
     assert r"$\pm$" in texts["table.tex"]
     assert '<td class="">FedProx | 50 % &amp; more</td>' in texts["table.html"]
     assert "<svg" in texts["table.html"]
