@@ -87,6 +87,7 @@ def test_values_are_those_of_a_recipe_whatever_their_kind(plan: Any) -> None:
         ({"methods": {"a": None}, "beside": "b"}, "beside must be one of a, local, centralised"),
         ({"methods": {"local": None}}, "two rows are called 'local': rename the method"),
         ({"methods": {"a/b": None, "a-b": None}}, "the folder of two rows would be 'a-b'"),
+        ({"methods": {"baselines": None}}, "a run keeps its baselines in a folder of the name 'baselines': rename the row"),
         ({"methods": {"a": "quikstart"}}, "row 'a': no shipped recipe is called 'quikstart'"),
         ({"methods": {"a": {"run.rouds": 1}}}, "row 'a': unknown key 'rouds' in `run`"),
         ({"methods": {"a": {"run.seed": 1}}}, "run.seed is set by the plan's key `seeds`"),

@@ -86,6 +86,10 @@ class BenchPlan:
                 raise ValueError(f"two rows are called {taken!r}: rename the method")
         folders = [file_name(name) for name in names]
         for folder, name in zip(folders, names, strict=True):
+            if folder == "baselines":
+                raise ValueError(
+                    f"a run keeps its baselines in a folder of the name {folder!r}: rename the row {name!r}"
+                )
             if folders.count(folder) > 1:
                 raise ValueError(f"the folder of two rows would be {folder!r}: rename {name!r}")
         if self.beside and self.beside not in names:
