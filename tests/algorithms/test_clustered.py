@@ -511,6 +511,16 @@ def test_a_recipe_in_which_nobody_could_be_grouped_is_refused(
             small_recipe(algorithm=names)
 
 
+def test_tensors_that_rest_are_pooled_with_nobody(small_recipe: Callable[..., Any]) -> None:
+    given = {"mode": {"given": {"by": "language"}}}
+    recipe = small_recipe(algorithm=["alternate", {"clustered": given}, "fedavg"])
+    assert not recipe.algorithm.inner.pools
+    with pytest.raises(ValueError, match="share.pool compares updates of different rounds"):
+        small_recipe(
+            algorithm=["alternate", {"clustered": {**given, "share": {"pool": "on"}}}, "fedavg"]
+        )
+
+
 def test_products_are_refused_where_coordinates_count_from_the_start() -> None:
     with pytest.raises(ValueError, match=r"tune\.lora\.origin zero"):
         village(Clustered(FedAvg(), Auto(compare="BA")), tongues(2, 2))

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from fedloom import experiment
+from fedloom.algorithms.alternate import Alternate
 from fedloom.algorithms.clustered import Clustered
 from fedloom.algorithms.decomfl import DeComFL
 from fedloom.algorithms.ditto import Ditto
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedex import FedEx
+from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.algorithms.freeze import Freeze
 from fedloom.algorithms.local import LocalOnly
@@ -24,8 +27,11 @@ from fedloom.clustering.modes import Paper
 from fedloom.clustering.personal import with_update
 from fedloom.clustering.pooling import Variances, pool_clients
 from fedloom.clustering.sharing import Sharing
+from fedloom.core.arms import Arm
 from fedloom.core.params import equal
 from fedloom.core.protocols import Done, Reply, Round
+from fedloom.core.seed_sequences import COEFFICIENTS
+from fedloom.core.sparsity import Density
 from fedloom.recipe import build_recipe
 from fedloom.result import Result
 from fedloom.server.combine.chosen import Krum
@@ -210,6 +216,15 @@ def test_a_client_that_is_asked_trains_again_and_sends_a_number_a_tensor(
     assert kept["pooling_update"]["w"].tolist() == [2.0, 2.0]
 
 
+def test_a_second_walk_is_along_other_directions_too(task: Any, drive: Callable[..., Any]) -> None:
+    algorithm = PartialPooling(FedKSeed(uploads="delta", steps=8), 1.0)
+    state = algorithm.init({COEFFICIENTS: torch.zeros(64, dtype=torch.float64)}, 0)
+    download = algorithm.broadcast(state, Round(1, 3, {"c": {}}, ["c"], 1.0))["c"]
+    half = algorithm.client_update(replace(task(params=[0.0]), download=download), {})
+    _, _, (one, two) = drive(half, lambda fit: Done(fit.start, 1))
+    assert one.seed_sequence[COEFFICIENTS].tolist() != two.seed_sequence[COEFFICIENTS].tolist()
+
+
 def test_a_share_of_the_cohort_is_asked_another_each_round() -> None:
     algorithm = PartialPooling(FedAvg(), 0.3)
     state = algorithm.init({"w": torch.zeros(1)}, 0)
@@ -358,6 +373,29 @@ def test_private_algorithms_are_refused_on_either_side() -> None:
         PartialPooling(private)
     with pytest.raises(ValueError, match="private"):
         Private(PartialPooling(FedAvg()), 1.0, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        (Clustered, "write partial_pooling before clustered"),
+        (Flasc, "write partial_pooling before flasc"),
+        (lambda inner: Flasc(inner, upload_on="download"), "write partial_pooling before flasc"),
+        (Alternate, "lets tensors rest, whose noise"),
+        (lambda inner: FedEx(inner, (Arm(0.5), Arm(1.0))), "train by different settings"),
+    ],
+)
+def test_what_changes_uploads_whose_noise_was_measured_is_refused(
+    around: Callable[[Any], Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        around(Ditto(PartialPooling(FedAvg())))
+
+
+def test_what_leaves_whole_uploads_as_they_are_goes_around_it() -> None:
+    dense = Density(1)
+    for around in (Flasc(PartialPooling(FedAvg()), upload=dense), Ditto(PartialPooling(FedAvg()))):
+        assert around.describe(None).measures_noise
 
 
 @pytest.mark.parametrize("share", [0.0, 1.5, float("nan")])

@@ -103,7 +103,7 @@ def test_clusters_of_one_take_the_noise_of_rounds_before() -> None:
     replies = sent({"a": 2.0, "c": -2.0})
     unknown = pool(replies, PAIRS, Variances())
     learnt = unknown.variances
-    assert (learnt.noise, learnt.spread, learnt.alike) == ({}, {}, 1), (
+    assert (learnt.noise, learnt.spread, learnt.alike) == ({}, {}, 0), (
         "of one client a cluster nothing is learnt"
     )
     assert lambdas(unknown) == [0, 0]
@@ -330,6 +330,21 @@ def test_where_clients_of_a_cluster_agree_it_is_a_model_of_its_own_to_the_bit(in
     assert told["lambda"] == told["cluster-0/lambda"] == told["cluster-1/lambda"] == 1
     for k in (0, 1):
         assert equal(states[1].cluster_states[k].params, states[0].cluster_states[k].params)
+
+
+@pytest.mark.parametrize(
+    ("inner", "told"), [(FedAvg(), {"lasting", "gain"}), (FedAvg(Adam(0.1)), set())]
+)
+def test_what_was_not_estimated_is_not_told(inner: Any, told: set[str]) -> None:
+    state, algorithm = play(pooled(inner), [ALIKE, ALIKE], people="abcd"), pooled(inner)
+    population = {client: {"language": TONGUES[client]} for client in "abcd"}
+    replies = [
+        Reply(c, {"delta": {n: torch.full_like(t, value) for n, t in state.start.items()}}, 1.0)
+        for c, value in ALIKE.items()
+    ]
+    round = Round(3, 0, population, tuple("abcd"), 1.0)
+    _, metrics = algorithm.server_update(state, round, iter(replies))
+    assert {"lasting", "gain"} & metrics.keys() == told
 
 
 def test_a_new_cluster_begins_where_the_model_for_all_was_and_counts_the_round_once() -> None:

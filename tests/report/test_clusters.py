@@ -147,6 +147,10 @@ def test_pooled_clusters_that_are_alike_say_so(fabricate: Make) -> None:
         part = section(page(folder, clusters=each), "clusters")
         assert "For 12 rounds in a row it was less than 1 %" in part
         assert ("more rarely clients are probed" in part) == rarer
+    folder = with_lambdas(fabricate("unknown", clients=12), 0.0, 0.0, 0.0)
+    part = section(page(folder, clusters=record), "clusters")
+    assert "is not known yet" in part
+    assert "alike enough" not in part
     assert by_layer({"w": {"noise": 0.0, "spread": 0.0}, "a.b": {"noise": 1.0, "spread": 3.0}}) == {
         "a": 0.75,
         "w": 0.0,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedloom.core.description import Description
+from fedloom.core.description import Description, describe
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -47,6 +47,12 @@ class Alternate(Wrapper[State]):
         if len(set(self.names)) < 2 or not all(self.names):
             raise ValueError(
                 f"alternate.names must be two or more different parts of names, got {list(self.names)!r}"
+            )
+
+        if describe(self.inner).measures_noise:
+            raise ValueError(
+                "alternate lets tensors rest, whose noise partial_pooling inside it would measure as none: leave one of both"
+                " out"
             )
 
     def describe(self, state: State | None) -> Description:

@@ -61,6 +61,11 @@ class Clustered(Wrapper[State]):
     def __post_init__(self) -> None:
         if self.inner.server_sees == "noisy mean":
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
+        if describe(self.inner).measures_noise:
+            raise ValueError(
+                "clustered around partial_pooling would move clients between models whose rounds it counts apart: write"
+                " partial_pooling before clustered in the list"
+            )
         if self.share.pool == "on" and (obstacle := self._obstacle()):
             raise ValueError(f"clustered.share.pool {obstacle}: leave it out")
         if isinstance(self.mode, Paper) and describe(self.inner).slices:
@@ -123,6 +128,13 @@ class Clustered(Wrapper[State]):
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:
         self.mode.check(recipe, num_clients=num_clients)
         found = Wrapper.check(self, recipe, num_clients=num_clients)
+        if self.pools and describe(recipe.algorithm).takes_turns:
+            if self.share.pool == "on":
+                raise ValueError(
+                    "clustered.share.pool compares updates of different rounds, in which alternate moves different tensors:"
+                    " leave it out, or alternate"
+                )
+            found = replace(found, share=replace(self.share, pool="off"))
         if describe(recipe.algorithm).components > 1 and not isinstance(self.mode, Given | Random):
             raise ValueError(
                 "clustered.mode must be given or random inside fedem, each component of which would have clusters of its own"

@@ -88,6 +88,11 @@ class FedEx(Enclosing[State]):
             )
         if any(isinstance(layer, FedEx) for layer in layers(self.inner)):
             raise ValueError("fedex cannot be in itself: give one of them all arms")
+        if describe(self.inner).measures_noise:
+            raise ValueError(
+                "fedex lets clients of a round train by different settings, which partial_pooling inside it would take for what"
+                " they want themselves: leave one of both out"
+            )
 
     @property
     def server_sees(self) -> Sees:

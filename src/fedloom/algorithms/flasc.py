@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
-from fedloom.core.description import Mixture, RecipeView, mixture_of
+from fedloom.core.description import Mixture, RecipeView, describe, mixture_of
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -74,7 +74,13 @@ class Flasc(Wrapper[State]):
             raise ValueError("flasc.upload has no effect with upload_on: download: leave it out")
         if self.scope not in get_args(Scope):
             raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
-        apart = self.upload.thins if self.upload_on == "own" else bool(self.download.tiers)
+        own = self.upload_on == "own"
+        if (self.upload if own else self.download).thins and describe(self.inner).measures_noise:
+            raise ValueError(
+                "flasc thins uploads whose noise partial_pooling inside it has measured whole: write partial_pooling before"
+                " flasc in the list"
+            )
+        apart = self.upload.thins if own else bool(self.download.tiers)
         check_comparable(self.inner, "flasc.upload", apart=apart)
 
     def check(self, recipe: RecipeView, *, num_clients: int | None) -> Self:

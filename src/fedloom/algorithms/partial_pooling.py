@@ -106,9 +106,8 @@ class PartialPooling(Enclosing[State]):
         return "each in full" if self.inner.server_sees == "each in full" else "each"
 
     def describe(self, state: PartialPoolingState[State] | None) -> Description:
-        return Enclosing.describe(self, state).current_only(
-            "how much clients share is estimated from updates that begin at one model"
-        )
+        why = "how much clients share is estimated from updates that begin at one model"
+        return replace(Enclosing.describe(self, state).current_only(why), measures_noise=True)
 
     def init(self, params: Params, seed: int) -> PartialPoolingState[State]:
         return PartialPoolingState(self.inner.init(params, seed), 0, Variances())
@@ -139,7 +138,9 @@ class PartialPooling(Enclosing[State]):
         reply, new_state = yield from self.inner.client_update(asked, client_state)
         update = reply.upload["delta"]
         if "replicate" in task.download["pooling"]:
-            again, _ = yield from self.inner.client_update(asked, client_state)
+            # Of another seed: what the inner algorithm draws by itself, such as directions, is noise as well.
+            other = replace(asked, seed=derive(task.seed, "replicate"))
+            again, _ = yield from self.inner.client_update(other, client_state)
             noise = {"squared": noise_of(update, again.upload["delta"])}
             reply = replace(reply, upload={**reply.upload, "noise": noise})
         return reply, {**new_state, **with_update(task.download, own, update)}

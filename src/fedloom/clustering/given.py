@@ -145,12 +145,11 @@ def _pooled(
         return after, metrics
     told = {f"{cluster_name(k)}/lambda": value for k, value in pooled.lambdas.items()}
     known = pooled.variances
-    all_of_them = {
-        "lambda": pooled.mean_lambda,
-        "rounds_alike": float(known.alike),
-        "lasting": known.memory.lasting,
-        "gain": known.pace.gain,
-    }
+    all_of_them = {"lambda": pooled.mean_lambda, "rounds_alike": float(known.alike)}
+    if known.memory.is_compared:
+        all_of_them["lasting"] = known.memory.lasting
+    if not by_itself:
+        all_of_them["gain"] = known.pace.gain
     return after, {**metrics, **all_of_them, **told}
 
 

@@ -53,9 +53,14 @@ class Memory:
     """How often the noise is in those."""
 
     @property
+    def is_compared(self) -> bool:
+        """Return whether two rounds could be compared."""
+        return self.pairs >= _NOTHING and self.squared > 0
+
+    @property
     def lasting(self) -> float:
         """Return the part of the noise that comes back, [0, 1]; 1 until two rounds can be compared."""
-        if self.pairs < _NOTHING or self.squared <= 0:
+        if not self.is_compared:
             return 1.0
         return min(max(self.products / self.pairs / (self.squared / self.singles), 0.0), 1.0)
 

@@ -51,7 +51,7 @@ class Variances:
     spread: Mapping[str, float] = field(default_factory=dict)
     """Of a cluster's mean from everybody's, recent rounds counting most; negative where noise explains more than all."""
     alike: int = 0
-    """Rounds in a row in which clusters went nearly all the way with everybody."""
+    """Rounds in a row in which clusters went nearly all the way with everybody, as their spread says."""
     memory: Memory = field(default_factory=Memory)
     """How much of the noise averages out over rounds."""
     pace: Pace = field(default_factory=Pace)
@@ -235,7 +235,8 @@ def pool(
     if not means:
         return found
     went = found.mean_lambda
-    alike = known.alike + 1 if went < ALIKE else 0
+    # Before anything is known of the spread, clusters go with everybody for want of it.
+    alike = known.alike + 1 if spread and went < ALIKE else 0
     pace = replace(pace, went=went)
     return replace(found, variances=replace(found.variances, alike=alike, pace=pace))
 

@@ -110,6 +110,8 @@ class Description:
     """Whether clients look at columns of their factors to give some up."""
     takes_turns: bool = False
     """Whether clients move some of the tuned tensors in one round and others in the next."""
+    measures_noise: bool = False
+    """Whether clients measure how noisy their uploads are, which holds for uploads that nothing further out changes."""
     local: Mapping[str, int] = field(default_factory=dict)
     """Tuned tensors that stay at clients, and how many numbers each has; known of a state only."""
     steps: str = ""

@@ -49,6 +49,12 @@ def pooled_sentences(own: Results) -> list[str]:
         return []
     low, high = min(last.values()), max(last.values())
     many = f"{len(last)} clusters" if len(last) > 1 else "the one cluster"
+    alike = own.history.of("server/rounds_alike")
+    if high < ALIKE and alike and not alike[-1][1]:
+        return [
+            f"How much {many} should share is not known yet, so all clients were taught alike: only rounds tell in which"
+            " several clusters reply, one with two clients or more, and nobody changes clusters."
+        ]
     if high < _ALIKE:
         said = f"{many}, alike enough to share nearly all: each last went {figures.per_cent(round(high, 3))} of its own"
         lines = [f"{said[:1].upper()}{said[1:]} way or less (lambda), and else with all clients."]
@@ -57,7 +63,6 @@ def pooled_sentences(own: Results) -> list[str]:
         lines = [
             f"How much is shared is estimated: {many} last went {span} of their own way (lambda), and else with all clients."
         ]
-    alike = own.history.of("server/rounds_alike")
     if alike and alike[-1][1] > 1:
         rarer = (
             ", and the longer it lasts the more rarely clients are probed"
