@@ -120,6 +120,8 @@ def test_a_probe_is_read_from_a_file_like_the_data_or_from_lines_of_prompts(
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty\.txt holds no example to find a model by"):
         read_probe(session, tmp_path / "empty.txt", 16)
+    with pytest.raises(ValueError, match=r"in a file that ends in \.txt, .* got prompts\.md"):
+        read_probe(session, Path("prompts.md"), 16)
 
 
 def test_a_model_without_numbers_is_never_chosen(router: tuple[Session, Router]) -> None:

@@ -24,7 +24,7 @@ from fedloom.core.randomness import derive
 from fedloom.data.formats import Message, Record
 from fedloom.data.partition import Iid
 from fedloom.data.preparation import question
-from fedloom.data.readers import read_file, text_lines
+from fedloom.data.readers import READERS, kind_of, read_file, text_lines
 from fedloom.data.sharding import shuffled
 from fedloom.data.tokens import Example
 from fedloom.evaluation.scoring import answer_entropies, evaluating
@@ -191,9 +191,18 @@ class Router:
 
 
 def read_probe(session: Session, file: Path, num_examples: int) -> Probe:
-    """Read a file like `data.source`, or prompts from a .txt file, one a line; return at most `num_examples` of it."""
+    """Read a file like `data.source`, or prompts from a .txt file, one a line; return at most `num_examples` of it.
+
+    Raises:
+        ValueError: where it is neither, or holds nothing.
+    """
     if file.suffix == ".txt":
         found: Probe = text_lines(file)
+    elif not kind_of(file):
+        raise ValueError(
+            f"PROBE must be prompts, one a line, in a file that ends in .txt, or rows with answers in one that ends in"
+            f" {', '.join(sorted(READERS))}, got {file}"
+        )
     else:
         # Whoever asks need not know the labels that the run was dealt out by.
         settings = dataclasses.replace(session.recipe.data, partition=Iid(), labels=())
