@@ -247,18 +247,27 @@ def test_what_is_measured_on_the_way_to_what_is_trained_is_counted(
     assert found.peak_memory_bytes >= 1e9 * max(max(each, default=0) for each in seen)
 
 
-def test_pieces_that_only_some_rounds_ask_for_are_counted_where_they_are(
-    small_recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("layers", "few", "more"), [([], True, 0), (["partial_pooling"], False, 4)]
+)
+def test_pieces_that_only_some_ask_for_are_counted_where_they_are(
+    layers: list[str],
+    few: bool,
+    more: int,
+    small_recipe: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    session = build(
-        small_recipe(algorithm=["clustered", "fedavg"], run={"rounds": 4}), tmp_path / "plan"
-    )
+    recipe = small_recipe(algorithm=[*layers, "clustered", "fedavg"], run={"rounds": 4})
+    session = build(recipe, tmp_path / "plan")
+    if not few:
+        monkeypatch.setattr(played, "FEW", 0)
     shards = session.federation.shards
     assert isinstance(shards, dict)
     second = Cost(1.0, Line(0.0, 0.0), Line(0.0, 0.0))
     monkeypatch.setattr(Probes, "training", lambda self, work: second)
-    # Two probes of each of four clients: the first is its training, the second a piece more.
-    assert forecast(session, shards).train_seconds == pytest.approx(4 * 4 + 4)
+    # Two probes of each of four clients: the first is its training, the second a piece more. One of four trains twice.
+    assert forecast(session, shards).train_seconds == pytest.approx(4 * 4 + 4 + more)
 
 
 @pytest.mark.parametrize("few", [True, False])

@@ -27,7 +27,7 @@ from typing import Generic
 import torch
 
 from fedloom.clustering.balanced import Balanced
-from fedloom.clustering.modes import Paper, Regroups
+from fedloom.clustering.modes import START, Paper, Regroups
 from fedloom.clustering.personal import in_order, noise_of, own_model, with_update
 from fedloom.clustering.pooling import Variances, pool_clients
 from fedloom.core.description import Description, describe
@@ -139,7 +139,8 @@ class PartialPooling(Enclosing[State]):
         update = reply.upload["delta"]
         if "replicate" in task.download["pooling"]:
             # Of another seed: what the inner algorithm draws by itself, such as directions, is noise as well.
-            other = replace(asked, seed=derive(task.seed, "replicate"))
+            plain = {name: group for name, group in asked.download.items() if name != START}
+            other = replace(asked, download=plain, seed=derive(task.seed, "replicate"))
             again, _ = yield from self.inner.client_update(other, client_state)
             noise = {"squared": noise_of(update, again.upload["delta"])}
             reply = replace(reply, upload={**reply.upload, "noise": noise})

@@ -30,6 +30,8 @@ from fedloom.core.protocols import (
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
 
+START = "start"
+"""The group of a download that asks for a probe: the model it begins at."""
 _WALK = 64
 """Steps of a probe in seed space."""
 _RAREST = 6
@@ -118,7 +120,7 @@ class Auto(BesideGlobal):
         sent = BesideGlobal.broadcast(self, inner, state, round, share)
         due = set(self.due(state, round))
         # Who is to be probed sees it from its download, as it must: replies are checked against what a download asks for.
-        start = {"start": state.start}
+        start = {START: state.start}
         return once_each(
             sent,
             lambda client: float(client in due),
@@ -130,9 +132,9 @@ class Auto(BesideGlobal):
     ) -> ClientUpdate:
         """Train what was sent; where asked, add a row to be compared by, if need be of a training more."""
         reply, new_state = yield from inner.client_update(task, client_state)
-        if "start" not in task.download:
+        if START not in task.download:
             return reply, new_state
-        start, delta = task.download["start"], reply.upload.get("delta", {})
+        start, delta = task.download[START], reply.upload.get("delta", {})
         params = task.download["params"]
         if (
             COEFFICIENTS in start

@@ -156,7 +156,7 @@ def _next(
     sent = tasks("train", round, downloads, groups=groups)
     played, halves = dict[str, _Half](), list[_Half]()
     for task in sent:
-        kind = task.client if each else f"{_tier(round, task)} {sorted(task.download)}"
+        kind = task.client if each else f"{_tier(round, task)} {_asked(task)}"
         if kind not in played:
             played[kind] = _played(session, task, trained)
         halves.append(played[kind])
@@ -195,6 +195,11 @@ def _summed(session: Session, sent: Sequence[Task]) -> tuple[int, int]:
         return 0, 0
     codec = MessageCodec(recipe.algorithm, recipe.wire, recipe.metrics)
     return forecast(sums_of(sent, codec.bodies(sent), codec, recipe.secure, RUN))
+
+
+def _asked(task: Task) -> list[tuple[str, list[str]]]:
+    """Return the names of all that a download holds, by which a client knows what it is to do."""
+    return sorted((group, sorted(tensors)) for group, tensors in task.download.items())
 
 
 def _tier(round: Round, task: Task) -> str:
