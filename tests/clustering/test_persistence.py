@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedloom.algorithms.fedavg import FedAvg
+from fedloom.algorithms.fedkseed import FedKSeed
 from fedloom.algorithms.flasc import Flasc
 from fedloom.clustering.pace import Pace, paced
 from fedloom.clustering.persistence import SAMPLE, Heard, Memory, remembered, sample_of
@@ -214,6 +215,7 @@ def test_where_the_server_makes_another_step_of_it_nothing_is_learnt_of_how_far_
     assert gains == {False: pytest.approx(4), True: 1}
     assert known.memory == Memory(), "and each round is judged by itself"
     assert describe(FedAvg(server=Adam(0.01))).rescales
+    assert describe(FedKSeed(server=Adam(0.01), uploads="delta")).rescales
     assert not describe(Flasc(FedAvg(server=Momentum()))).rescales
 
 

@@ -37,7 +37,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.server.combine import Combine, Mean, check_quorum
-from fedloom.server.optimizers import SGD, Moments, Momentum, ServerOptimizer
+from fedloom.server.optimizers import SGD, Moments, ServerOptimizer, rescales
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class FedAvg:
         return Description(
             min_replies=self.combine.least,
             averages_deltas=averages,
-            rescales=not isinstance(self.server, SGD | Momentum),
+            rescales=rescales(self.server),
             current=why,
         )
 

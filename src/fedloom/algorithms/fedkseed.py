@@ -39,7 +39,7 @@ from fedloom.core.randomness import derive, generator
 from fedloom.core.seed_sequences import COEFFICIENTS as NAME
 from fedloom.core.seed_sequences import landed, pace, uniform_seeds, widened
 from fedloom.server.importance import Alike, SeedSampling
-from fedloom.server.optimizers import SGD, Moments, ServerOptimizer
+from fedloom.server.optimizers import SGD, Moments, ServerOptimizer, rescales
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class FedKSeed:
             seeds=seeds,
             steps="fedkseed.steps",
             averages_deltas=self.uploads == "delta",
+            rescales=rescales(self.server),
             replays=alike,
             current="" if alike else "its clients draw seeds by chances that every step changes",
         )

@@ -230,6 +230,11 @@ SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
 }
 
 
+def rescales(optimizer: ServerOptimizer) -> bool:
+    """Return whether steps are others than mean deltas, of this round and of earlier ones, times numbers."""
+    return not isinstance(optimizer, SGD | Momentum)
+
+
 def _full_like(params: Params, value: float) -> Params:
     """Return `value` everywhere, in at least float32: half precision loses small squares."""
 
