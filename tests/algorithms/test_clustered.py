@@ -430,6 +430,7 @@ def test_private_refuses_what_reads_every_upload_and_clusters_refuse_what_is_pri
             r"nothing else of the uploads, got fedavg: leave it out",
         ),
         (lambda: Clustered(DeComFL(), share=Sharing(pool="on")), "got decomfl: leave it out"),
+        (lambda: Clustered(Flasc(Clustered(FedAvg()))), "clustered cannot be in itself"),
         (lambda: Clustered(FedKSeed(), share=Sharing(pool="on")), "got fedkseed: leave it out"),
         (
             lambda: Clustered(Prune(FedAvg()), share=Sharing(pool="on")),

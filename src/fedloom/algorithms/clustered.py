@@ -42,7 +42,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.wrapper import Wrapper, spelled
+from fedloom.core.wrapper import Wrapper, layers, spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,10 @@ class Clustered(Wrapper[State]):
     def __post_init__(self) -> None:
         if self.inner.server_sees == "noisy mean":
             raise ValueError("clustered reads every upload, so it cannot wrap a private algorithm")
+        if any(isinstance(part, Clustered) for part in layers(self.inner)):
+            raise ValueError(
+                "clustered cannot be in itself, as both would ask for probes under one name: leave one of them out"
+            )
         if describe(self.inner).measures_noise:
             raise ValueError(
                 "clustered around partial_pooling would move clients between models whose rounds it counts apart: write"
