@@ -516,7 +516,7 @@ def test_tensors_that_rest_are_pooled_with_nobody(small_recipe: Callable[..., An
     given = {"mode": {"given": {"by": "language"}}}
     recipe = small_recipe(algorithm=["alternate", {"clustered": given}, "fedavg"])
     assert not recipe.algorithm.inner.pools
-    with pytest.raises(ValueError, match="share.pool compares updates of different rounds"):
+    with pytest.raises(ValueError, match=r"share\.pool compares updates of different rounds"):
         small_recipe(
             algorithm=["alternate", {"clustered": {**given, "share": {"pool": "on"}}}, "fedavg"]
         )

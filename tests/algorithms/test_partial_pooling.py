@@ -381,7 +381,7 @@ def test_private_algorithms_are_refused_on_either_side() -> None:
         (Clustered, "write partial_pooling before clustered"),
         (Flasc, "write partial_pooling before flasc"),
         (lambda inner: Flasc(inner, upload_on="download"), "write partial_pooling before flasc"),
-        (Alternate, "lets tensors rest, whose noise"),
+        (Alternate, "lets tensors rest, which partial_pooling inside"),
         (lambda inner: FedEx(inner, (Arm(0.5), Arm(1.0))), "train by different settings"),
     ],
 )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fedloom.core.description import Description, describe
+from fedloom.core.description import Description
 from fedloom.core.protocols import (
     Algorithm,
     ClientId,
@@ -31,7 +31,7 @@ from fedloom.core.protocols import (
     Task,
     Work,
 )
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Wrapper, check_unmeasured
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,7 @@ class Alternate(Wrapper[State]):
                 f"alternate.names must be two or more different parts of names, got {list(self.names)!r}"
             )
 
-        if describe(self.inner).measures_noise:
-            raise ValueError(
-                "alternate lets tensors rest, whose noise partial_pooling inside it would measure as none: leave one of both"
-                " out"
-            )
+        check_unmeasured(self.inner, "alternate lets tensors rest")
 
     def describe(self, state: State | None) -> Description:
         # Another mean in the place of all would have to leave out the same names.

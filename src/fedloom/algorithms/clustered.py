@@ -42,7 +42,7 @@ from fedloom.core.protocols import (
     State,
     Task,
 )
-from fedloom.core.wrapper import Wrapper, layers, spelled
+from fedloom.core.wrapper import Wrapper, check_unmeasured, layers, spelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Clustered(Wrapper[State]):
             raise ValueError(
                 "clustered cannot be in itself, as both would ask for probes under one name: leave one of them out"
             )
-        if describe(self.inner).measures_noise:
-            raise ValueError(
-                "clustered around partial_pooling would move clients between models whose rounds it counts apart: write"
-                " partial_pooling before clustered in the list"
-            )
+        check_unmeasured(
+            self.inner,
+            "clustered moves clients between models",
+            "write partial_pooling before clustered in the list",
+        )
         if self.share.pool == "on" and (obstacle := self._obstacle()):
             raise ValueError(f"clustered.share.pool {obstacle}: leave it out")
         if isinstance(self.mode, Paper) and describe(self.inner).slices:

@@ -38,7 +38,7 @@ from fedloom.core.protocols import (
     Task,
 )
 from fedloom.core.seed_sequences import COEFFICIENTS
-from fedloom.core.wrapper import Enclosing, Wrapper, layers
+from fedloom.core.wrapper import Enclosing, Wrapper, check_unmeasured, layers
 
 MOST_ARMS = 16
 _GROUP = "fedex"
@@ -83,16 +83,10 @@ class FedEx(Enclosing[State]):
                 f" {self.rule.settled}"
             )
         if self.inner.server_sees == "noisy mean":
-            raise ValueError(
-                "fedex cannot wrap a private algorithm: clients' scores are numbers that no noise covers"
-            )
+            raise ValueError("fedex cannot wrap a private algorithm: no noise covers scores")
         if any(isinstance(layer, FedEx) for layer in layers(self.inner)):
             raise ValueError("fedex cannot be in itself: give one of them all arms")
-        if describe(self.inner).measures_noise:
-            raise ValueError(
-                "fedex lets clients of a round train by different settings, which partial_pooling inside it would take for what"
-                " they want themselves: leave one of both out"
-            )
+        check_unmeasured(self.inner, "fedex lets clients of a round train by different settings")
 
     @property
     def server_sees(self) -> Sees:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Self, get_args
 
-from fedloom.core.description import Mixture, RecipeView, describe, mixture_of
+from fedloom.core.description import Mixture, RecipeView, mixture_of
 from fedloom.core.params import add, sub
 from fedloom.core.payloads import once_each
 from fedloom.core.protocols import (
@@ -45,7 +45,7 @@ from fedloom.core.sparsity import (
     restrict,
     support,
 )
-from fedloom.core.wrapper import Wrapper
+from fedloom.core.wrapper import Wrapper, check_unmeasured
 
 _On = Literal["own", "download"]
 
@@ -75,10 +75,9 @@ class Flasc(Wrapper[State]):
         if self.scope not in get_args(Scope):
             raise ValueError(f"flasc.scope must be global or tensor, got {self.scope!r}")
         own = self.upload_on == "own"
-        if (self.upload if own else self.download).thins and describe(self.inner).measures_noise:
-            raise ValueError(
-                "flasc thins uploads whose noise partial_pooling inside it has measured whole: write partial_pooling before"
-                " flasc in the list"
+        if (self.upload if own else self.download).thins:
+            check_unmeasured(
+                self.inner, "flasc thins uploads", "write partial_pooling before flasc in the list"
             )
         apart = self.upload.thins if own else bool(self.download.tiers)
         check_comparable(self.inner, "flasc.upload", apart=apart)

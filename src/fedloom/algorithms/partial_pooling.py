@@ -11,8 +11,8 @@ cluster, as that is one inside all, and the rule is that of `clustered.share.poo
 judged by itself. With D_c the mean update of its cluster (of all clients where there are none) and u_i its own, its model
 moves by D_c + mu (u_i - D_c), mu = spread / (spread + noise): spread is the variance of clients' true updates about their
 cluster's, noise that of one update about the client's true one. Updates tell the sum of both only, so some of the cohort
-train a second time from the same start on other batches: |u - u'|^2 / 2 estimates the noise without bias, and is sent as a
-number a tensor. Halves of one training would cost nothing and say another thing: drift from the first to the second looks
+train a second time from the same start on other batches, in seed space along other directions, too: |u - u'|^2 / 2 estimates
+the noise without bias, and is sent as a number a tensor. It is that of what is sent, so nothing further out may change uploads. Halves of one training would cost nothing and say another thing: drift from the first to the second looks
 like noise, and AdamW's momentum makes them alike (over ten steps, they have a third of the noise).
 
 A client trains from its own model: the shared one and a deviation that it keeps, so that the server has no state of it. D_c is

@@ -143,12 +143,7 @@ class Describes(Protocol):
 
 
 def describe(algorithm: Algorithm[Any], state: Any = None) -> Description:
-    """Return what an algorithm tells of itself: nothing where it has no `describe`.
-
-    Args:
-        algorithm: Any.
-        state: The server's; None where there is none yet.
-    """
+    """Return what an algorithm tells of itself: nothing where it has no `describe`; without a state, what settings say."""
     return algorithm.describe(state) if isinstance(algorithm, Describes) else Description()
 
 

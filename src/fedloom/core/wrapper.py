@@ -150,6 +150,20 @@ def without(replies: Iterable[Reply], names: Set[str]) -> Iterator[Reply]:
         yield replace(reply, upload=upload)
 
 
+def check_unmeasured(
+    inner: Algorithm[Any], does: str, remedy: str = "leave one of both out"
+) -> None:
+    """Refuse a wrapper around an algorithm whose clients measure the noise of uploads, which the wrapper changes.
+
+    Raises:
+        ValueError: what it does, as in `flasc thins uploads`, and the remedy.
+    """
+    if describe(inner).measures_noise:
+        raise ValueError(
+            f"{does}, which partial_pooling inside it does not see where it compares updates: {remedy}"
+        )
+
+
 @runtime_checkable
 class Wraps(Protocol):
     """Anything with an algorithm inside, derived from `Wrapper` or not."""

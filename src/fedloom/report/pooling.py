@@ -51,9 +51,11 @@ def pooled_sentences(own: Results) -> list[str]:
     many = f"{len(last)} clusters" if len(last) > 1 else "the one cluster"
     alike = own.history.of("server/rounds_alike")
     if high < ALIKE and alike and not alike[-1][1]:
+        unknown = (
+            f"How much {many} should share is not known yet, so all clients were taught alike:"
+        )
         return [
-            f"How much {many} should share is not known yet, so all clients were taught alike: only rounds tell in which"
-            " several clusters reply, one with two clients or more, and nobody changes clusters."
+            f"{unknown} only rounds tell in which several clusters reply, one with two clients or more, and nobody changes clusters."
         ]
     if high < _ALIKE:
         said = f"{many}, alike enough to share nearly all: each last went {figures.per_cent(round(high, 3))} of its own"
