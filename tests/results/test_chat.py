@@ -106,7 +106,7 @@ def test_personal_models_are_exported_by_client(opened: Callable[..., Session]) 
     ):
         Chat.open(session, None)
     with pytest.raises(ValueError, match=r"got 'nobody'"):
-        Chat.open(session, "nobody")
+        Chat.open(talk.session, "nobody")
     assert Chat.open(session, "client-002").name == "client-002"
     with pytest.raises(ValueError, match="a public test asks one model, and auto chooses anew"):
         _one_model(Opened(session, last_run(session)), "auto")
@@ -120,6 +120,8 @@ def test_a_chat_remembers_what_was_said_until_it_is_too_long(
     talk.answer("And now?")
     assert [message.role for message in talk.messages] == ["user", "assistant"] * 2
     assert talk.messages[2].content == "And now?"
+    with pytest.raises(ValueError, match="or global, the one model that all use, or be left out"):
+        Chat.open(talk.session, "nobody")
     with pytest.raises(ValueError, match=r"longer than data\.max_length \(192 tokens\)"):
         talk.answer("x" * 400)
 

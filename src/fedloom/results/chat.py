@@ -105,7 +105,7 @@ def _pick(models: Mapping[str, tuple[Params, list[ClientId]]], name: str | None)
     given = f"got {name!r}" if name else "got none"
     if len(models) == 1:
         raise ValueError(
-            f"--client must be one of {known}, or --cluster {next(iter(models))}, or neither, since all use one model; {given}"
+            f"--client must be one of {known}, or {next(iter(models))}, the one model that all use, or be left out; {given}"
         )
     raise ValueError(
         f"--client must be one of {known}, whose model it is, or a model's own name: {', '.join(models)}, or"
