@@ -106,7 +106,7 @@ def test_personal_models_are_exported_by_client(opened: Callable[..., Session]) 
     ):
         Chat.open(session, None)
     with pytest.raises(ValueError, match=r"got 'nobody'"):
-        Chat.open(talk.session, "nobody")
+        Chat.open(session, "nobody")
     assert Chat.open(session, "client-002").name == "client-002"
     with pytest.raises(ValueError, match="a public test asks one model, and auto chooses anew"):
         _one_model(Opened(session, last_run(session)), "auto")
