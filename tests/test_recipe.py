@@ -106,6 +106,10 @@ def test_a_density_may_be_written_as_one_number() -> None:
             r"algorithm: unknown name 'fedavgg' \(did you mean 'fedavg'\?\)",
         ),
         ({"algorithm": ["ditto"]}, r"ditto wraps another algorithm"),
+        (
+            {"algorithm": ["ditto", "flasc", {"ditto": {"strength": 1.0}}, "fedavg"]},
+            r"ditto cannot be in itself, got \[ditto, flasc, ditto, fedavg\]: write it once",
+        ),
         ({"algorithm": ["fedavg", "scaffold"]}, r"fedavg wraps nothing"),
         ({"algorithm": [{"fedavg": {"mu": -1}}]}, r"fedavg\.mu must be >= 0, got -1"),
         (
@@ -334,7 +338,7 @@ def test_a_budget_is_for_the_rounds_of_the_run_unless_it_says_for_how_many() -> 
         ),
         (
             {"algorithm": ["ditto", {"private": {"clip": 1, "epsilon": 1}}, "private", "fedavg"]},
-            r"algorithm\.private needs clip",
+            r"private cannot be in itself",
         ),
     ],
 )

@@ -176,6 +176,11 @@ def build_recipe(tree: Mapping[str, Any], *, algorithm: Algorithm[Any] | None = 
 
 
 def _algorithms(layers: Sequence[Mapping[str, Any]]) -> Any:
+    names = [str(name) for layer in layers for name in layer]
+    if twice := [name for name in names if names.count(name) > 1 and name in ALGORITHMS]:
+        raise RecipeError(
+            f"algorithm: {twice[0]} cannot be in itself, got [{', '.join(names)}]: write it once"
+        )
     algorithm: Any = None
     for layer in reversed(layers):
         ((name, fields),) = layer.items()
