@@ -107,6 +107,8 @@ def table(lines: Lines) -> str:
     base = lines.get(BASE, {})
     rows = []
     for name, runs in lines.items():
+        if name == ALONE:
+            continue
         ended = list(runs.values())
         rands = [line["server"][-1].get("server/adjusted_rand") for line in ended]
         rows.append(
@@ -120,16 +122,19 @@ def table(lines: Lines) -> str:
                 shares(ended),
             )
         )
-    alone = {s: line["baselines"]["local"] for s, line in base.items() if line["baselines"]}
-    if alone and ALONE not in lines:
-        apart = [100 * (found["test/loss"] / last(base[seed]) - 1) for seed, found in alone.items()]
+    if alone := apart(lines):
+        worse = [
+            100 * (found["loss"] / last(base[seed]) - 1)
+            for seed, found in alone.items()
+            if seed in base
+        ]
         rows.append(
             (
                 ALONE,
                 str(len(alone)),
-                interval([found["test/loss"] for found in alone.values()]),
-                f"{interval(apart, 1)} %",
-                *(interval([found[f"test/{m}"] for found in alone.values()]) for m in METRICS),
+                interval([found["loss"] for found in alone.values()]),
+                f"{interval(worse, 1)} %" if worse else "",
+                *(interval([found[metric] for found in alone.values()]) for metric in METRICS),
                 "",
                 "",
             )
@@ -139,6 +144,18 @@ def table(lines: Lines) -> str:
         *("exact match", "F1 of words", "chrF", "adjusted Rand", "lambda, mean of rounds"),
     )
     return grid(columns, rows)
+
+
+def apart(lines: Lines) -> dict[int, dict[str, float]]:
+    """Return how clients alone ended by seed: runs of their own, or the baseline of one model's run."""
+    names = ("loss", *METRICS)
+    found = {
+        seed: {name: line["baselines"]["local"][f"test/{name}"] for name in names}
+        for seed, line in lines.get(BASE, {}).items()
+        if line["baselines"]
+    }
+    own = lines.get(ALONE, {})
+    return found | {seed: {n: last(line, n) for n in names} for seed, line in own.items()}
 
 
 def shares(lines: list[Line]) -> str:
