@@ -4,7 +4,7 @@
 
 FOLDER holds `commonsense/ARC-Easy/test.json`, `mmlu/test_1444.jsonl`, `gsm8k/train.jsonl` and `humaneval/HumanEval.jsonl.gz`.
 Needs `pip install fedloom[eval]`. Both judge the same texts; MMLU has five worked examples of the subject. `--plain` items are
-also judged with every prompt read whole, and 16 problems of GSM8K answered so. The run is of eight clients with problems of GSM8K; of the file's last 105 rows, which
+also judged with every prompt read whole. The run is of eight clients with problems of GSM8K; of the file's last 105 rows, which
 no client has, five are worked examples and a hundred are asked. HumanEval's programs are run, behind the fence.
 """
 
@@ -24,7 +24,7 @@ import fedloom
 from fedloom.models.build import ModelSettings, load_base
 from fedloom.recipe import build_recipe
 from fedloom.results.suite_results import SuiteResult, chance
-from fedloom.results.suites import continuations, run_suite
+from fedloom.results.suites import continuations
 from fedloom.suites.likelihood import Continuation, Likelihood, likelihoods
 from timing import write_page
 
@@ -35,8 +35,6 @@ SUITES = {
 MOST = 2048
 ASKED = 105
 """Of GSM8K's rows, the last: five worked examples, and what is asked."""
-TIMED = 16
-"""Of what is asked, how many answers are also timed with every prompt read whole."""
 
 
 # --- beside the harness -----------------------------------------------------------------------------
@@ -106,25 +104,18 @@ def beside_harness(data: Path, model: str, items: int, plain: int) -> str:
 # --- before and after a run -------------------------------------------------------------------------
 
 
-def split(data: Path, folder: Path) -> dict[str, Path]:
-    """Return the files of what clients learn and of what is asked later, written side by side."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = (data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    files = {name: folder / f"{name}.jsonl" for name in ("learnt", "asked")}
-    for name, part in (("learnt", lines[:-ASKED]), ("asked", lines[-ASKED:])):
-        files[name].write_text("\n".join(part), encoding="utf-8")
-    return files
-
-
 def trained(data: Path, model: str, folder: Path) -> fedloom.Result:
     """Return a run on problems of GSM8K; what is asked of it later is beside it."""
-    learnt = split(data, folder)["learnt"]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (data / "gsm8k" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    for name, part in (("learnt", lines[:-ASKED]), ("asked", lines[-ASKED:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(part), encoding="utf-8")
     recipe = {
         "name": "gsm8k",
         "model": {"name": model},
         "algorithm": "fedavg",
         "data": {
-            "source": str(learnt),
+            "source": str(folder / "learnt.jsonl"),
             "shorter": {"answer": 200, "question": 200},
             "num_clients": 8,
             "num_examples": 480,
@@ -170,22 +161,6 @@ def before_and_after(data: Path, model: str, folder: Path) -> str:
     )
 
 
-def writing(data: Path, model: str, folder: Path) -> str:
-    """Return what it saves that worked examples are read once where the model writes."""
-    base = load_base(ModelSettings(name=model))
-    asked = fedloom.Asked("gsm8k", split(data, folder)["asked"], limit=TIMED)
-    seconds, found = {}, {}
-    for once in (True, False):
-        began = time.process_time()
-        found[once] = run_suite(base.model, base.tokenizer, "base", asked, share=once)
-        seconds[once] = time.process_time() - began
-    same = sum(a == b for a, b in zip(found[True].values, found[False].values, strict=True))
-    return (
-        f"Five worked examples of GSM8K, before training, {TIMED} answers: {seconds[True]:.0f} CPU seconds,"
-        f" {seconds[False] / seconds[True]:.1f}x with every prompt read whole; {same} of {TIMED} are judged alike."
-    )
-
-
 def share(result: SuiteResult) -> str:
     """Return what was right, in per cent, with its interval."""
     return f"{100 * result.score:.1f} % [{100 * result.low:.1f}, {100 * result.high:.1f}]"
@@ -204,7 +179,6 @@ def main() -> None:
     parts = (
         "## Beside lm-evaluation-harness",
         beside_harness(said.data, said.model, said.items, said.plain),
-        writing(said.data, said.model, said.runs / "suites"),
         "## Before and after a federated run",
         before_and_after(said.data, said.model, said.runs / "suites"),
     )
