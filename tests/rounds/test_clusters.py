@@ -239,7 +239,7 @@ def test_of_one_model_there_is_nothing_to_choose(opened: Callable[..., Session])
     session = opened(algorithm="fedavg")
     assert Chat.open(session, AUTO).name == "global"
     with pytest.raises(
-        ValueError, match=r"or --cluster global, .* all use one model; got 'nobody'"
+        ValueError, match=r"or global, the one model that all use, or be left out; got 'nobody'"
     ):
         Chat.open(session, "nobody")
 
