@@ -122,7 +122,7 @@ def table(lines: Lines) -> str:
                 shares(ended),
             )
         )
-    if alone := apart(lines):
+    if alone := ends_alone(lines):
         worse = [
             100 * (found["loss"] / last(base[seed]) - 1)
             for seed, found in alone.items()
@@ -146,7 +146,7 @@ def table(lines: Lines) -> str:
     return grid(columns, rows)
 
 
-def apart(lines: Lines) -> dict[int, dict[str, float]]:
+def ends_alone(lines: Lines) -> dict[int, dict[str, float]]:
     """Return how clients alone ended by seed: runs of their own, or the baseline of one model's run."""
     names = ("loss", *METRICS)
     found = {
